@@ -1,0 +1,63 @@
+# make demo: synthetic data, training on two ranks (or all GPUs), evaluation, plots
+# make test: lint, types, tests
+# make lint: lint and types alone
+# make clean: forget the demo and the build; the environment in .venv stays
+#
+# PYTHON=...       the interpreter to make .venv with; otherwise the first of the list below that works
+# TORCH_INDEX=...  a further package index to take torch from, for example one of builds without CUDA
+
+.DEFAULT_GOAL := test
+.DELETE_ON_ERROR:
+.PHONY: demo test lint clean
+
+# Each is run, not only looked for: version managers put commands on the path that fail when called.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
+TORCH_INDEX ?=
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv found: install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed-train: $(BIN)/python $(BUILD_INPUTS)
+	@echo "Installing slap-fast and what training needs into .venv (minutes the first time)"
+	$(PIP_INSTALL) -e ".[train]"
+	@touch $@
+
+.venv/.installed-test: $(BIN)/python $(BUILD_INPUTS)
+	@echo "Installing slap-fast and what its tests need into .venv (minutes the first time)"
+	$(PIP_INSTALL) -e ".[train,test,dali]"
+	@touch .venv/.installed-train $@
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q $(if $(GPU),,-m "not gpu")
+
+# The launcher finds the GPUs by itself; without any, two ranks on the CPU. A free port, so that two runs never meet.
+demo: .venv/.installed-train
+	$(BIN)/slap-fast prepare --synthetic --out demo/data
+	port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') && \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) \
+	$(BIN)/deepspeed --master_port $$port $(if $(GPU),,--num_accelerators 2) slap_fast/train.py recipe=quickstart \
+		data.train=demo/data/train data.validation=demo/data/validation training.output=demo/run
+	$(BIN)/slap-fast evaluate demo/run/model demo/data/validation --out demo/evaluation --log demo/run/log.jsonl
+	@echo
+	@echo "model             demo/run/model"
+	@echo "logs              demo/run/log.jsonl, demo/run/tensorboard"
+	@echo "scores and plots  demo/evaluation"
+	@ls demo/evaluation | sed 's/^/                  /'
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -f .venv/.installed-train .venv/.installed-test

@@ -1,0 +1,101 @@
+#include "isa.h"
+
+#include <atomic>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace slap_fast {
+namespace {
+
+constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+
+#if defined(__x86_64__)
+// By cpuid: not every supported compiler knows this feature's name.
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 5));
+}
+#endif
+
+Isa default_isa() {
+  Isa best = Isa::baseline;
+  for (Isa isa : compiled_isas())
+    if (isa <= detected_isa()) best = isa;
+  return best;
+}
+
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> isa{default_isa()};
+  return isa;
+}
+
+std::string names(const std::vector<Isa>& isas) {
+  std::string joined;
+  for (Isa isa : isas) joined += (joined.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return joined;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    default:
+      return "baseline";
+  }
+}
+
+Isa detected_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return has_avx512_bf16() ? Isa::avx512_bf16 : Isa::avx512;
+  if (avx2) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+std::vector<Isa> compiled_isas() {
+  return {
+      Isa::baseline,
+#if defined(SLAP_FAST_HAS_AVX2)
+      Isa::avx2,
+#endif
+#if defined(SLAP_FAST_HAS_AVX512)
+      Isa::avx512,
+#endif
+#if defined(SLAP_FAST_HAS_AVX512_BF16)
+      Isa::avx512_bf16,
+#endif
+  };
+}
+
+Isa chosen_isa() { return chosen().load(std::memory_order_relaxed); }
+
+void force_isa(const std::string& name) {
+  for (Isa isa : kAll) {
+    if (name != isa_name(isa)) continue;
+    if (isa > detected_isa())
+      throw std::invalid_argument("this machine lacks " + name + "; the highest it runs is " + isa_name(detected_isa()));
+    for (Isa compiled : compiled_isas()) {
+      if (isa != compiled) continue;
+      chosen().store(isa, std::memory_order_relaxed);
+      return;
+    }
+    throw std::invalid_argument("this build has no " + name + " code; it has " + names(compiled_isas()));
+  }
+  throw std::invalid_argument("unknown instruction set '" + name + "'; choose one of " +
+                              names({std::begin(kAll), std::end(kAll)}));
+}
+
+}  // namespace slap_fast

@@ -1,0 +1,92 @@
+#include "waveform_stats.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "parallel.h"
+#include "waveform_stats_kernel.h"
+
+namespace slap_fast {
+namespace {
+
+using Kernel = BlockStats (*)(const float*, std::int64_t);
+
+Kernel kernel_for(Isa isa) {
+#if defined(SLAP_FAST_HAS_AVX512)
+  if (isa >= Isa::avx512) return avx512::waveform_stats_block;
+#endif
+#if defined(SLAP_FAST_HAS_AVX2)
+  if (isa >= Isa::avx2) return avx2::waveform_stats_block;
+#endif
+  (void)isa;
+  return baseline::waveform_stats_block;
+}
+
+void check(const std::int64_t* cu_seqlens, std::int64_t clips, std::int64_t total) {
+  if (clips < 0 || total < 0)
+    throw std::invalid_argument("sizes are " + std::to_string(clips) + " clips and " + std::to_string(total) +
+                                " samples; they cannot be negative");
+  if (cu_seqlens[0] != 0)
+    throw std::invalid_argument("cu_seqlens[0] is " + std::to_string(cu_seqlens[0]) + "; it must be 0");
+  for (std::int64_t i = 0; i < clips; ++i)
+    if (cu_seqlens[i + 1] < cu_seqlens[i])
+      throw std::invalid_argument("cu_seqlens[" + std::to_string(i + 1) + "] is " + std::to_string(cu_seqlens[i + 1]) +
+                                  ", below cu_seqlens[" + std::to_string(i) + "] = " + std::to_string(cu_seqlens[i]) +
+                                  "; it must not fall");
+  if (cu_seqlens[clips] != total)
+    throw std::invalid_argument("cu_seqlens ends at " + std::to_string(cu_seqlens[clips]) + ", but the waveform has " +
+                                std::to_string(total) + " samples");
+}
+
+struct Block {
+  std::int64_t begin;
+  std::int64_t count;
+};
+
+// Below this many samples a thread costs more than it saves.
+constexpr std::int64_t kSamplesPerThread = 1 << 18;
+
+}  // namespace
+
+void waveform_stats(const float* waveform, std::int64_t total, const std::int64_t* cu_seqlens, std::int64_t clips,
+                    float* peak, double* mean_square, std::int64_t* nonfinite, int threads) {
+  check(cu_seqlens, clips, total);
+
+  std::vector<Block> blocks;
+  blocks.reserve(static_cast<std::size_t>(clips + total / kStatsBlock));
+  for (std::int64_t clip = 0; clip < clips; ++clip)
+    for (std::int64_t begin = cu_seqlens[clip]; begin < cu_seqlens[clip + 1]; begin += kStatsBlock)
+      blocks.push_back({begin, std::min(kStatsBlock, cu_seqlens[clip + 1] - begin)});
+
+  const Kernel kernel = kernel_for(chosen_isa());
+  const int useful = static_cast<int>(std::min<std::int64_t>(threads, total / kSamplesPerThread + 1));
+  std::vector<BlockStats> stats(blocks.size());
+  // A task is as many blocks as make a fair share of work: clips of a few samples are many blocks.
+  const std::int64_t count = static_cast<std::int64_t>(blocks.size());
+  const std::int64_t per_task = std::max<std::int64_t>(1, count / (std::int64_t{8} * std::max(useful, 1)));
+  parallel_for((count + per_task - 1) / per_task, useful, [&](std::int64_t task) {
+    const std::int64_t end = std::min(count, (task + 1) * per_task);
+    for (std::int64_t i = task * per_task; i < end; ++i) stats[i] = kernel(waveform + blocks[i].begin, blocks[i].count);
+  });
+
+  std::int64_t block = 0;
+  for (std::int64_t clip = 0; clip < clips; ++clip) {
+    const std::int64_t samples = cu_seqlens[clip + 1] - cu_seqlens[clip];
+    double sum = 0.0;
+    float largest = 0.0f;
+    std::int64_t bad = 0;
+    for (std::int64_t done = 0; done < samples; done += kStatsBlock, ++block) {
+      sum += stats[block].sum_of_squares;
+      largest = std::max(largest, stats[block].peak);
+      bad += stats[block].nonfinite;
+    }
+    peak[clip] = largest;
+    mean_square[clip] = samples > bad ? sum / static_cast<double>(samples - bad) : 0.0;
+    nonfinite[clip] = bad;
+  }
+}
+
+}  // namespace slap_fast

@@ -1,0 +1,122 @@
+"""Builds the native module with CMake; without a C++ compiler, installs all the rest and records why."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+REASON_FILE = "_C.unavailable.txt"  # read by slap_fast/native.py
+
+
+class NativeBuildError(Exception):
+    """Why there is no native module."""
+
+
+class CMakeBuild(build_ext):
+    """Writes `slap_fast/_C.*.so`, or `slap_fast/_C.unavailable.txt` in its place."""
+
+    def build_extension(self, ext: Extension) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        reason_file = module.with_name(REASON_FILE)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        for stale in (module, reason_file):
+            stale.unlink(missing_ok=True)
+        try:
+            self._run_cmake(module)
+        except NativeBuildError as error:
+            reason_file.write_text(f"{error}\n", encoding="utf-8")
+            print(
+                f"WARNING: slap-fast is built without its native module: {error}\n"
+                "WARNING: the PyTorch backend serves; install a C++ compiler and reinstall for full speed.",
+                file=sys.stderr,
+            )
+
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: exactly one of module and reason stands beside the sources."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            source = ROOT.joinpath(*ext.name.split(".")).parent
+            module = Path(self.build_lib, self.get_ext_filename(ext.name))
+            reason = module.with_name(REASON_FILE)
+            if reason.exists():
+                (source / module.name).unlink(missing_ok=True)
+                shutil.copy(reason, source / REASON_FILE)
+            else:
+                (source / REASON_FILE).unlink(missing_ok=True)
+
+    def _run_cmake(self, module: Path) -> None:
+        # Tools installed beside this interpreter are found even when its environment is not activated.
+        scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), *scripts])
+        cmake = shutil.which("cmake", path=path)
+        if cmake is None:
+            raise NativeBuildError("cmake was not found")
+        requested = shlex.split(os.environ.get("CXX", ""))
+        compilers = requested[:1] or ["c++", "g++", "clang++"]
+        if not any(shutil.which(compiler, path=path) for compiler in compilers):
+            raise NativeBuildError(f"no C++ compiler was found (looked for {', '.join(compilers)})")
+        try:
+            import pybind11
+        except ImportError as error:
+            raise NativeBuildError("pybind11 is not installed") from error
+
+        build = Path(self.build_temp, "cmake").resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            cmake,
+            f"-S{ROOT}",
+            f"-B{build}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DSLAP_FAST_VERSION={self.distribution.get_version()}",
+        ]
+        if not (build / "CMakeCache.txt").exists() and shutil.which("ninja", path=path):
+            configure.append("-GNinja")
+        environment = {**os.environ, "PATH": path}
+        self._run(configure, environment)
+        self._run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], environment)
+        if not module.exists():
+            raise NativeBuildError(f"cmake built no {module.name}")
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> None:
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            )
+        except OSError as error:
+            raise NativeBuildError(f"{command[0]}: {error.strerror}") from error
+        print(done.stdout)
+        if done.returncode:
+            raise NativeBuildError(f"cmake failed with exit code {done.returncode}: {_first_error(done.stdout)}")
+
+
+def _first_error(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for index, line in enumerate(lines):
+        if "CMake Error" in line:
+            return " ".join(lines[index : index + 3])  # the message follows the place
+        if re.search(r"[\s:]error:", line):
+            return line
+    return lines[-1] if lines else "no message"
+
+
+setup(
+    packages=[*find_packages(include=["slap_fast", "slap_fast.*"]), "slap_fast.kernels"],
+    # A top-level package named `kernels` would shadow another library's.
+    package_dir={"slap_fast.kernels": "kernels"},
+    package_data={"slap_fast": ["recipes/*.yaml"]},
+    ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,20 @@
+"""SLAP, Scalable Language-Audio Pretraining: the model, its training, and its ops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slap_fast.models.slap import SLAP as SLAP
+
+__version__ = "0.1.0"
+__all__ = ["SLAP", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # The model needs transformers, which takes seconds to import: only for those who ask for it.
+    if name == "SLAP":
+        from slap_fast.models.slap import SLAP
+
+        return SLAP
+    raise AttributeError(f"module 'slap_fast' has no attribute {name!r}")

@@ -1,0 +1,115 @@
+"""What `slap-fast info` and `python -m slap_fast` print: versions, devices, and which backend serves each op."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import platform
+import warnings
+from importlib import metadata
+
+import slap_fast
+
+# Distribution name -> the extra that brings it; "" for what every installation has.
+PACKAGES = {
+    "torch": "",
+    "numpy": "",
+    "transformers": "",
+    "tokenizers": "",
+    "safetensors": "",
+    "soundfile": "",
+    "soxr": "",
+    "deepspeed": "train",
+    "tensorboard": "train",
+    "matplotlib": "train",
+    "pyarrow": "train",
+    "nvidia-dali-cuda130": "dali",
+    "triton": "gpu",
+    "flash-attn": "gpu",
+    "xformers": "gpu",
+}
+
+
+def versions() -> dict[str, str]:
+    """Version of each package, or how to get it. Imports none of them."""
+    found = {"slap-fast": slap_fast.__version__, "python": platform.python_version()}
+    for name, extra in PACKAGES.items():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing = f'pip install "slap-fast[{extra}]"' if extra else "reinstall slap-fast"
+            found[name] = f"not installed ({missing})"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """The processors that torch sees."""
+    try:
+        import torch
+    except Exception as error:  # a torch that cannot load is what this page is read for
+        return {"torch": f"does not load: {error}"}
+    found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    if not torch.cuda.is_available():
+        built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        found["cuda"] = f"none (torch is built for {built_for})"
+        return found
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = (
+            f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        )
+    return found
+
+
+def native_module() -> dict[str, str]:
+    """The instruction sets of the native module: compiled, run by this machine, and in use."""
+    from slap_fast import native
+
+    try:
+        reason = native.unavailable()
+        module = None if reason else native.load()
+    except ValueError as error:
+        reason, module = str(error), None
+    if module is None:
+        return {"slap_fast._C": f"no: {reason}"}
+    return {
+        "compiled": ", ".join(module.compiled_isas()),
+        "machine": module.detected_isa(),
+        "in use": module.chosen_isa(),
+    }
+
+
+def backends() -> dict[str, str]:
+    """Every op's backends in order of preference, each with why it does not serve here."""
+    from slap_fast.ops import dispatch
+
+    found = {}
+    for module in pkgutil.iter_modules(importlib.import_module("slap_fast.ops").__path__, "slap_fast.ops."):
+        try:
+            importlib.import_module(module.name)
+        except Exception as error:
+            found[module.name] = f"does not load: {error}"
+    for op, served in dispatch.report().items():
+        found[op] = "; ".join(name if reason is None else f"{name} (no: {reason})" for name, reason in served)
+    return found
+
+
+def report() -> str:
+    """The whole page as text."""
+    sections = {
+        "versions": versions,
+        "devices": devices,
+        "native module": native_module,
+        "backends, in order of preference": backends,
+    }
+    lines = []
+    for title, collect in sections.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the page itself says what is missing
+                rows = collect()
+        except Exception as error:
+            rows = {"failed": f"{type(error).__name__}: {error}"}
+        width = max(map(len, rows), default=0)
+        lines += [title, *(f"  {name:<{width}}  {value}" for name, value in rows.items()), ""]
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,100 @@
+"""Which backend serves an op: one table per op, asked at every call and printed by `slap-fast info`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+def _available() -> str | None:
+    return None
+
+
+def _accepts(**_traits: object) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    Attributes:
+        name: what users pass as `backend=`.
+        unavailable: why it cannot serve on this machine at all, None if it can; asked once per process.
+        rejects: given the call's traits by keyword (device, dtype, ...), why it cannot serve this call, None if it can.
+            Runs at every call and under `torch.compile`: plain comparisons only.
+    """
+
+    name: str
+    unavailable: Callable[[], str | None] = _available
+    rejects: Callable[..., str | None] = _accepts
+
+
+_backends: dict[str, tuple[Backend, ...]] = {}
+_reasons: dict[str, tuple[str | None, ...]] = {}
+
+
+def register(op: str, backends: Sequence[Backend]) -> None:
+    """Set the backends of `op`, in order of preference; a second call replaces the first.
+
+    Raises:
+        ValueError: no backend, or two of one name, or one named "auto".
+    """
+    names = [backend.name for backend in backends]
+    if not names or len(set(names)) < len(names) or "auto" in names:
+        raise ValueError(f"{op}: the backends {names} must be at least one, of distinct names, none of them 'auto'")
+    _backends[op] = tuple(backends)
+    _reasons.pop(op, None)
+
+
+def _unavailable(op: str) -> tuple[str | None, ...]:
+    """Why each backend of `op` cannot serve here."""
+    if op not in _reasons:
+        _reasons[op] = tuple(backend.unavailable() for backend in _backends[op])
+    return _reasons[op]
+
+
+# The compiler cannot trace the probes, and takes their answer for a constant. This is all that
+# torch.compiler.assume_constant_result does, but for its import of the whole compiler, which takes seconds.
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def select(op: str, requested: str, **traits: object) -> str:
+    """Name the backend that serves a call of `op` with `traits`.
+
+    Args:
+        op: a registered op.
+        requested: a backend's name, or "auto" for the first that serves.
+
+    Raises:
+        ValueError: unknown op or backend, or the one asked for (with "auto": any) cannot serve; says why.
+    """
+    if op not in _backends:
+        raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
+    backends = _backends[op]
+    unavailable = _unavailable(op)
+    refusals = []
+    for backend, reason in zip(backends, unavailable, strict=True):
+        if requested not in ("auto", backend.name):
+            continue
+        if reason is None:
+            reason = backend.rejects(**traits)
+        if reason is None:
+            return backend.name
+        refusals.append(f"{backend.name}: {reason}")
+    if not refusals:
+        names = ", ".join(["auto", *(backend.name for backend in backends)])
+        raise ValueError(f"{op} has no backend {requested!r}; choose one of {names}")
+    raise ValueError(f"{op}: backend {requested!r} cannot serve this call ({'; '.join(refusals)})")
+
+
+def report() -> dict[str, list[tuple[str, str | None]]]:
+    """For every registered op its backends in order of preference, each with why it cannot serve here or None."""
+    return {op: [(backend.name, _probe(backend)) for backend in backends] for op, backends in sorted(_backends.items())}
+
+
+def _probe(backend: Backend) -> str | None:
+    try:
+        return backend.unavailable()
+    except Exception as error:  # a report of what is broken must not break
+        return f"{type(error).__name__}: {error}"

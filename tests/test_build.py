@@ -1,0 +1,166 @@
+"""An sdist made from the checkout, a wheel made from that sdist, and what they do far from either."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import slap_fast
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = sysconfig.get_path("purelib")
+EXTENSION_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+LOCATE = """
+import slap_fast, slap_fast.kernels
+from slap_fast import native
+print(slap_fast.__file__, slap_fast.kernels.__file__, native.isa(), sep="\\n")
+"""
+MEASURE = """
+import torch
+from slap_fast.ops.waveform_stats import waveform_stats
+print(waveform_stats(torch.tensor([0.5, -1.0]), torch.tensor([0, 2])).peak.item())
+"""
+
+
+def _run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _call_backend(source: Path, hook: str, out: Path, **environment: str) -> tuple[Path, str]:
+    """Build as pip does, without its isolation; returns the file and all that was printed."""
+    code = f"import sys; from setuptools import build_meta; print('built', build_meta.{hook}(sys.argv[1]))"
+    done = _run([sys.executable, "-c", code, str(out)], source, **environment)
+    return out / done.stdout.split()[-1], done.stdout + done.stderr
+
+
+def _install(wheel: Path, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile"]
+    _run([*command, "--target", str(folder), str(wheel)], folder.parent)
+    return folder
+
+
+def _use(site: Path, code: str) -> tuple[list[str], str]:
+    """What `code` prints where slap-fast is installed in `site` alone, and its warnings."""
+    # -S leaves out the .pth files of the environment, and with them the checkout; addsitedir reads those in `site`.
+    path = f"import site, sys; sys.path.append({ENVIRONMENT!r}); site.addsitedir({str(site)!r})\n"
+    done = _run([sys.executable, "-S", "-c", path + code], site)
+    return done.stdout.splitlines(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the build reads, without anything that an earlier build left."""
+    copy = tmp_path_factory.mktemp("source") / "slap-fast"
+    built = shutil.ignore_patterns("*.so", "__pycache__", "_C.unavailable.txt", "*.egg-info")
+    for name in ("slap_fast", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, copy / name, ignore=built)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _call_backend(source, "build_sdist", tmp_path_factory.mktemp("sdist"))[0]
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder)
+    return folder / sdist.name.removesuffix(".tar.gz")
+
+
+def test_version_is_the_installed_one() -> None:
+    assert metadata.version("slap-fast") == slap_fast.__version__
+
+
+def test_sdist_holds_all_that_a_build_reads(unpacked: Path) -> None:
+    for name in ("CMakeLists.txt", "constraints.txt", "setup.py", "pyproject.toml", "LICENSE", "kernels/__init__.py"):
+        assert (unpacked / name).is_file(), name
+    for folder in ("csrc", "slap_fast"):
+        expected = {
+            str(path.relative_to(ROOT))
+            for pattern in ("*.cpp", "*.h", "*.cu", "*.py", "*.yaml")
+            for path in (ROOT / folder).rglob(pattern)
+        }
+        assert expected <= {str(path.relative_to(unpacked)) for path in unpacked.rglob("*")}
+
+
+def test_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_path: Path) -> None:
+    wheel, _ = _call_backend(unpacked, "build_wheel", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for recipe in (ROOT / "slap_fast" / "recipes").glob("*.yaml"):
+        assert f"slap_fast/recipes/{recipe.name}" in names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
+
+    site = _install(wheel, tmp_path / "site")
+    (package, kernels, isa, peak), _ = _use(site, LOCATE + MEASURE)
+    assert Path(package) == site / "slap_fast" / "__init__.py"
+    assert Path(kernels) == site / "slap_fast" / "kernels" / "__init__.py"
+    assert peak == "1.0"
+    if _has_compiler():
+        assert isa in ("baseline", "avx2", "avx512", "avx512_bf16")
+
+
+def test_without_a_compiler_it_installs_runs_and_says_what_is_missing(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "source")
+    wheel, printed = _call_backend(copy, "build_wheel", tmp_path, CXX="/nonexistent/c++")
+    missing = "no C++ compiler was found (looked for /nonexistent/c++)"
+    assert printed.count(missing) == 1
+    (*_, isa, peak), warned = _use(_install(wheel, tmp_path / "site"), LOCATE + MEASURE)
+    assert (isa, peak) == ("None", "1.0")
+    assert warned.count(f"built without the native module: {missing}; install a C++ compiler") == 1
+
+
+def test_an_editable_build_without_a_compiler_leaves_no_stale_module(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "source")
+    stale = copy / "slap_fast" / f"_C{EXTENSION_SUFFIX}"
+    stale.write_bytes(b"of other sources")
+    _call_backend(copy, "build_editable", tmp_path, CXX="/nonexistent/c++")
+    assert not stale.exists()
+    assert "/nonexistent/c++" in (copy / "slap_fast" / "_C.unavailable.txt").read_text(encoding="utf-8")
+
+
+def test_a_compiler_error_is_told_in_one_line(source: Path, tmp_path: Path) -> None:
+    if not _has_compiler():
+        pytest.skip("no C++ compiler")
+    copy = shutil.copytree(source, tmp_path / "source")
+    (copy / "csrc" / "cpu" / "isa.h").write_text("#error sources are broken\n", encoding="utf-8")
+    _, printed = _call_backend(copy, "build_wheel", tmp_path)
+    warning = next(line for line in printed.splitlines() if line.startswith("WARNING"))
+    assert "sources are broken" in warning
+
+
+def test_an_editable_build_puts_the_module_beside_the_sources(source: Path, tmp_path: Path) -> None:
+    if not _has_compiler():
+        pytest.skip("no C++ compiler")
+    copy = shutil.copytree(source, tmp_path / "source")
+    (copy / "slap_fast" / "_C.unavailable.txt").write_text("of an earlier build", encoding="utf-8")
+    wheel, _ = _call_backend(copy, "build_editable", tmp_path)
+    (package, kernels, isa), _ = _use(_install(wheel, tmp_path / "site"), LOCATE)
+    assert Path(package) == copy / "slap_fast" / "__init__.py"
+    assert Path(kernels) == copy / "kernels" / "__init__.py"
+    assert isa != "None"
+    assert not (copy / "slap_fast" / "_C.unavailable.txt").exists()
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import slap_fast
+from slap_fast import info, native
+from slap_fast.ops import dispatch
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_report_names_versions_devices_and_every_op() -> None:
+    page = info.report()
+    for expected in (slap_fast.__version__, torch.__version__, "flash-attn", "cpu", "waveform_stats"):
+        assert expected in page
+    for op in dispatch.report():
+        assert op in page
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "PACKAGES", {"no-such-package-here": "gpu"})
+    assert info.versions()["no-such-package-here"] == 'not installed (pip install "slap-fast[gpu]")'
+
+
+def test_a_backend_that_does_not_serve_is_shown_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_backends", {"op": (dispatch.Backend("gpu", unavailable=lambda: "no GPU"),)})
+    assert info.backends()["op"] == "gpu (no: no GPU)"
+
+
+def test_a_wrong_instruction_set_is_shown_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str | None:
+        raise ValueError("SLAP_FAST_ISA=sse9: unknown instruction set")
+
+    monkeypatch.setattr(native, "unavailable", refuse)
+    assert "SLAP_FAST_ISA=sse9" in info.report()
+
+
+def test_a_torch_that_does_not_load_is_shown_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "does not load" in info.report()
+
+
+def test_python_m_slap_fast_prints_the_report_without_heavy_imports() -> None:
+    code = (
+        "import runpy, sys; runpy.run_module('slap_fast', run_name='__main__'); "
+        "print('heavy:', {'transformers', 'deepspeed', 'matplotlib', 'pyarrow', 'nvidia.dali'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "backends, in order of preference" in done.stdout
+    assert "heavy: set()" in done.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import slap_fast, sys; print(slap_fast.__version__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [slap_fast.__version__, "False"]
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'SLIP'"):
+        slap_fast.SLIP  # noqa: B018

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import slap_fast
+from slap_fast import native
+
+ROOT = Path(__file__).parents[1]
+COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """As in a new process: nothing loaded, nothing warned of."""
+    native._load.cache_clear()
+    native._warn_once.cache_clear()
+    yield
+    native._load.cache_clear()
+    native._warn_once.cache_clear()
+
+
+def _chosen_isa(forced: str | None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != native.ISA_VARIABLE}
+    if forced is not None:
+        environment[native.ISA_VARIABLE] = forced
+    code = "from slap_fast import native; print(native.isa())"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@needs_compiler
+def test_the_module_is_there_wherever_there_is_a_compiler() -> None:
+    assert native.unavailable() is None
+    module = native.load()
+    assert module is not None
+    assert module.__version__ == slap_fast.__version__
+
+
+@needs_compiler
+def test_the_best_instruction_set_is_chosen_and_each_compiled_one_can_be_forced() -> None:
+    module = native.load()
+    assert module is not None
+    names = ["baseline", "avx2", "avx512", "avx512_bf16"]
+    runs = names[: names.index(module.detected_isa()) + 1]
+    served = [name for name in module.compiled_isas() if name in runs]
+    assert _chosen_isa(None).stdout.strip() == served[-1]
+    for name in names:
+        done = _chosen_isa(name)
+        if name in served:
+            assert done.stdout.strip() == name
+        else:
+            assert done.returncode != 0
+            assert f"SLAP_FAST_ISA={name}: this " in done.stderr  # machine lacks it, or build has none
+
+
+@needs_compiler
+def test_an_unknown_instruction_set_is_an_error_that_names_the_known_ones() -> None:
+    done = _chosen_isa("sse9")
+    assert done.returncode != 0
+    assert "unknown instruction set 'sse9'; choose one of baseline, avx2, avx512, avx512_bf16" in done.stderr
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_build_without_compiler_says_so_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reason = tmp_path / "reason.txt"
+    reason.write_text("no C++ compiler was found\n", encoding="utf-8")
+    monkeypatch.setattr(native, "_REASON_FILE", reason)
+    monkeypatch.setitem(sys.modules, "slap_fast._C", None)
+    with pytest.warns(RuntimeWarning, match=r"built without the native module: no C\+\+ compiler was found"):
+        assert native.load() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.load() is None
+        assert native.isa() is None
+        assert "install a C++ compiler" in str(native.unavailable())
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'slap_fast._C'"), "not built for this Python"),
+        (ImportError("libstdc++.so.6: version `GLIBCXX_9' not found"), "GLIBCXX_9' not found"),
+    ],
+)
+def test_other_reasons_for_a_missing_module_are_told_apart(
+    error: ImportError, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(native, "_REASON_FILE", tmp_path / "absent.txt")
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.warns(RuntimeWarning, match="PyTorch backend serves"):
+        assert message in str(native.unavailable())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="0.0.1"))
+    with pytest.warns(RuntimeWarning, match="of version 0.0.1"):
+        assert native.load() is None
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_cpp_code_is_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])}
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g"
+    configure = ["cmake", f"-S{ROOT}", f"-B{tmp_path}", "-DSLAP_FAST_NATIVE_TEST=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
+    for command in (configure, ["cmake", "--build", str(tmp_path), "--parallel", "2"], [str(tmp_path / "native_test")]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    module = native.load()
+    assert module is not None
+    assert "baseline ok" in done.stdout
+    assert f"{native.isa()} ok" in done.stdout
