@@ -1,0 +1,25 @@
+"""The public ops: importable into any other model, packed, differentiable, on CPU and GPU."""
+
+from slap_fast.ops.contrastive_loss import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
+from slap_fast.ops.log_mel import log_mel
+from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.rotary import apply_rotary
+from slap_fast.ops.varlen_attention import varlen_attention
+from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
+
+__all__ = [
+    "ContrastiveOutput",
+    "MelConfig",
+    "PackedLayout",
+    "WaveformStats",
+    "apply_rotary",
+    "contrastive_loss",
+    "linear_cross_entropy",
+    "log_mel",
+    "prototype_cross_entropy",
+    "varlen_attention",
+    "waveform_stats",
+]

@@ -1,0 +1,131 @@
+"""What the losses exchange between ranks, and the gradient of that exchange.
+
+One convention everywhere: the gradients below are those of the losses of all ranks summed, so a rank that multiplies
+its share of a global mean by `world_size(group)` gets the global gradient once gradients are averaged over ranks.
+`group=None` is this process alone. Every rank of the group must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size(group: dist.ProcessGroup | None) -> int:
+    """The number of ranks in `group`.
+
+    Raises:
+        ValueError: this process is not in `group`.
+    """
+    size = 1 if group is None else dist.get_world_size(group)
+    if size < 1:
+        raise ValueError("group does not contain this rank; pass a group that it belongs to")
+    return size
+
+
+def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum of `values` over ranks, detached, in their dtype."""
+    return _all_reduce(values.detach(), dist.ReduceOp.SUM, group)
+
+
+def max_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The elementwise maximum of `values` over ranks, detached."""
+    return _all_reduce(values.detach(), dist.ReduceOp.MAX, group)
+
+
+def logsumexp_over_ranks(largest: Tensor, log_sum: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Combine log-sum-exps over parts of a set, one part a rank, into those over the whole set.
+
+    A log-sum-exp is held as `largest + log_sum`, apart: at a logit scale of 100 their float32 sum has lost digits that
+    its exponential needs. Differentiable in `log_sum`; `largest` is a constant.
+
+    Args:
+        largest: float32 or float64, of one shape on all ranks; -inf where a rank has no part.
+        log_sum: the same.
+    """
+    if world_size(group) == 1:
+        return largest.detach(), log_sum
+    largest = largest.detach()
+    whole = max_over_ranks(largest, group)
+    # Where no rank has a part, -inf - -inf would be NaN.
+    shift = largest - whole.masked_fill(whole.isneginf(), 0.0)
+    return whole, _LogSumExp.apply(log_sum, shift, group)
+
+
+def gather_sizes(size: int, device: torch.device, group: dist.ProcessGroup | None) -> list[int]:
+    """`size` of every rank, in rank order, on the host.
+
+    Travels between the hosts where the group has gloo beside NCCL (`init_process_group()` with no backend named);
+    else it costs one device synchronisation.
+    """
+    if world_size(group) == 1:
+        return [size]
+    if "gloo" in dist.get_backend_config(group):
+        device = torch.device("cpu")
+    sizes = torch.empty(world_size(group), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([size], dtype=torch.int64, device=device), group=group)
+    return sizes.tolist()
+
+
+def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """Concatenate `[sizes[rank], ...]` of all ranks along the first dimension; differentiable.
+
+    The gradient is summed over ranks, in float32 at least.
+    """
+    if world_size(group) == 1:
+        return rows
+    return _GatherRows.apply(rows, tuple(sizes), group)
+
+
+def _all_reduce(values: Tensor, operation: Any, group: dist.ProcessGroup | None) -> Tensor:
+    if world_size(group) == 1:
+        return values
+    reduced = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(reduced, operation, group=group)
+    return reduced
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_sum: Tensor, shift: Tensor, group: dist.ProcessGroup) -> Tensor:
+        part = (shift + log_sum).exp()
+        whole = _all_reduce(part, dist.ReduceOp.SUM, group)
+        ctx.save_for_backward(part, whole)
+        ctx.group = group
+        return whole.log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        part, whole = ctx.saved_tensors
+        share = part / whole.masked_fill(whole == 0.0, 1.0)
+        return _all_reduce(grad, dist.ReduceOp.SUM, ctx.group) * share, None, None
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: tuple[int, ...], group: dist.ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: rows.shape[0]] = rows
+        gathered = rows.new_empty(len(sizes) * max(sizes), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded, group=group)
+        if min(sizes) == max(sizes):
+            return gathered
+        return torch.cat([part[:size] for part, size in zip(gathered.chunk(len(sizes)), sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        sizes, rank = ctx.sizes, dist.get_rank(ctx.group)
+        precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        nccl = grad.is_cuda and "nccl" in dist.get_backend_config(ctx.group)
+        if nccl and min(sizes) == max(sizes):
+            own = precise.new_empty(sizes[rank], *grad.shape[1:])
+            dist.reduce_scatter_tensor(own, precise.contiguous(), group=ctx.group)
+        else:
+            offset = sum(sizes[:rank])
+            own = _all_reduce(precise, dist.ReduceOp.SUM, ctx.group)[offset : offset + sizes[rank]]
+        return own.to(grad.dtype), None, None

@@ -1,0 +1,69 @@
+"""Where the items of a packed batch begin and end, known on the host and on the device alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """N variable-length items laid end to end along the first dimension of a tensor.
+
+    The lengths stay on the host, so `total` and `max_seqlen` never cost a device synchronisation.
+
+    Attributes:
+        lengths: N non-negative lengths.
+        cu_seqlens: `[N + 1]` cumulative lengths from 0 to `total`; int32 for frames and tokens, int64 for samples.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+
+    @classmethod
+    def from_lengths(
+        cls,
+        lengths: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.int32,
+    ) -> PackedLayout:
+        """Lay out items of `lengths`.
+
+        Raises:
+            ValueError: a length is negative, or the total does not fit `dtype`.
+        """
+        host_lengths = tuple(int(length) for length in lengths)
+        for item, length in enumerate(host_lengths):
+            if length < 0:
+                raise ValueError(f"lengths[{item}] is {length}; a length cannot be negative")
+        offsets = [0, *accumulate(host_lengths)]
+        if offsets[-1] > torch.iinfo(dtype).max:
+            raise ValueError(f"the total length {offsets[-1]} does not fit {dtype}; pass dtype=torch.int64")
+        # Built on the host first: a list goes to the device in one copy.
+        cu_seqlens = torch.tensor(offsets, dtype=dtype)
+        return cls(host_lengths, cu_seqlens.to(device, non_blocking=True))
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        return max(self.lengths, default=0)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedLayout:
+        return PackedLayout(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
+
+    def segment_ids(self) -> Tensor:
+        """`[total]` int64: the item that each position belongs to."""
+        counts = self.cu_seqlens.diff().long()
+        items = torch.arange(len(self), device=self.cu_seqlens.device)
+        return torch.repeat_interleave(items, counts, output_size=self.total)

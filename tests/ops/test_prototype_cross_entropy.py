@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
+from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
+
+# The package exports the function under the name of its module.
+module = importlib.import_module("slap_fast.ops.prototype_cross_entropy")
+
+TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
+LENGTHS = [3, 0, 1, 5, 4]
+
+
+def _inputs(tokens=13, prototypes=6, width=4, dtype=torch.float64):
+    shapes = [(tokens, width), (tokens, width), (prototypes, width), (prototypes, width)]
+    return tuple(unit_rows(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes))
+
+
+def _offsets(lengths, dtype=torch.int32):
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Five tokens of six prototypes at a time, so that chunks end inside clips and the last one is a part."""
+    monkeypatch.setattr(module, "_MAX_SCORES", 5 * 6)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sinkhorn_iterations": 1},
+        {"sinkhorn_iterations": 3},
+        {"sinkhorn_iterations": 10},
+        {"centering": "softmax"},
+        {"centering": "center", "center": torch.linspace(-0.4, 0.5, 6, dtype=torch.float64)},
+    ],
+)
+def test_loss_and_gradients_equal_the_oracle(lengths, options):
+    tensors = _inputs()
+    cu_seqlens = None if lengths is None else _offsets(lengths)
+    actual = prototype_cross_entropy(*tensors, cu_seqlens=cu_seqlens, **TEMPERATURES, **options)
+    expected = oracle(*tensors, lengths=lengths, **TEMPERATURES, **options)
+    assert actual.shape == ()
+    torch.testing.assert_close(actual, expected)
+    students = tensors[0], tensors[2]
+    torch.testing.assert_close(
+        torch.autograd.grad(actual * 3, students, retain_graph=True), torch.autograd.grad(expected * 3, students)
+    )
+    teachers = tensors[1], tensors[3]
+    assert torch.autograd.grad(actual, teachers, allow_unused=True) == (None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher_temperature", [0.04, 0.07])
+def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeypatch, dtype, teacher_temperature):
+    monkeypatch.setattr(module, "_MAX_SCORES", 32 * 50)
+    student, teacher, student_prototypes, teacher_prototypes = _inputs(100, 50, 32, dtype=dtype)
+    lengths = [40, 25, 0, 35]
+    temperatures = {"student_temperature": 0.1, "teacher_temperature": teacher_temperature}
+
+    def actual(student, student_prototypes):
+        return prototype_cross_entropy(
+            student, teacher, student_prototypes, teacher_prototypes, cu_seqlens=_offsets(lengths), **temperatures
+        )
+
+    def plain(student, student_prototypes):
+        teachers = (x.to(student.dtype) for x in (teacher, teacher_prototypes))
+        features, prototypes = teachers
+        return oracle(student, features, student_prototypes, prototypes, lengths=lengths, **temperatures)
+
+    assert_as_accurate_as_plain(actual, plain, (student, student_prototypes))
+
+
+def test_a_sharp_teacher_that_overflows_exp_stays_finite():
+    tensors = _inputs(dtype=torch.float32)
+    loss = prototype_cross_entropy(*tensors, student_temperature=0.1, teacher_temperature=1e-3)
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (tensors[0], tensors[2])))
+
+
+def test_identical_tokens_are_spread_evenly_over_prototypes():
+    student, teacher, student_prototypes, teacher_prototypes = _inputs()
+    teacher = teacher[:1].detach().expand(13, 4)
+    loss = prototype_cross_entropy(student, teacher, student_prototypes, teacher_prototypes, **TEMPERATURES)
+    uniform = -(student @ student_prototypes.T / 0.1).log_softmax(1).mean(1).mean()
+    torch.testing.assert_close(loss, uniform)
+
+
+@pytest.mark.parametrize("tokens", [1, 0])
+@pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_token_and_none(tokens, centering, packed):
+    tensors = _inputs(tokens)
+    cu_seqlens = _offsets([tokens, 0], torch.int64) if packed else None
+    loss = prototype_cross_entropy(*tensors, cu_seqlens=cu_seqlens, centering=centering, **TEMPERATURES)
+    gradients = torch.autograd.grad(loss, (tensors[0], tensors[2]))
+    if tokens == 0:
+        assert loss == 0
+        assert not any(gradient.any() for gradient in gradients)
+        return
+    expected = oracle(*tensors, lengths=[1, 0] if packed else None, centering=centering, **TEMPERATURES)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (tensors[0], tensors[2])))
+
+
+def test_strided_inputs():
+    tensors = [x.detach().T.contiguous().T.requires_grad_() for x in _inputs()]
+    torch.testing.assert_close(prototype_cross_entropy(*tensors, **TEMPERATURES), oracle(*tensors, **TEMPERATURES))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_gradcheck(lengths):
+    student, teacher, student_prototypes, teacher_prototypes = _inputs()
+    cu_seqlens = None if lengths is None else _offsets(lengths)
+
+    def loss(student, student_prototypes):
+        return prototype_cross_entropy(
+            student, teacher, student_prototypes, teacher_prototypes, cu_seqlens=cu_seqlens, **TEMPERATURES
+        )
+
+    assert torch.autograd.gradcheck(loss, (student, student_prototypes))
+
+
+@pytest.mark.parametrize("with_potential", [False, True])
+def test_opcheck(with_potential):
+    student, teacher, student_prototypes, teacher_prototypes = _inputs(dtype=torch.float32)
+    teacher, teacher_prototypes = teacher.detach(), teacher_prototypes.detach()
+    potential = torch.linspace(-1, 1, 6) if with_potential else None
+    temperatures = torch.tensor(0.1), torch.tensor(0.05)
+    torch.library.opcheck(
+        torch.ops.slap_fast.sinkhorn_sweep, (teacher, teacher_prototypes, temperatures[1], potential, "torch")
+    )
+    torch.library.opcheck(
+        torch.ops.slap_fast.prototype_cross_entropy,
+        (
+            student,
+            teacher,
+            student_prototypes,
+            teacher_prototypes,
+            potential,
+            torch.full((13,), 1 / 13),
+            *temperatures,
+            "torch",
+        ),
+    )
+
+
+def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def eager(tensors, cu_seqlens, teacher_temperature):
+        return prototype_cross_entropy(
+            *tensors, cu_seqlens=cu_seqlens, student_temperature=0.1, teacher_temperature=teacher_temperature
+        )
+
+    compiled = torch.compile(eager, fullgraph=True, backend=counter)
+    for step, tokens in enumerate((6, 9, 4, 30)):
+        tensors, cu_seqlens = _inputs(tokens, dtype=torch.float32), _offsets([2, tokens - 2])
+        actual = compiled(tensors, cu_seqlens, 0.04 + 0.001 * step)
+        expected = eager(tensors, cu_seqlens, 0.04 + 0.001 * step)
+        torch.testing.assert_close(actual, expected)
+        students = tensors[0], tensors[2]
+        torch.testing.assert_close(torch.autograd.grad(actual, students), torch.autograd.grad(expected, students))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": torch.zeros(12, 4)}, r"\(12, 4\)"),
+        ({"teacher_prototypes": torch.zeros(5, 4)}, r"\(5, 4\)"),
+        ({"student_prototypes": torch.zeros(6, 3), "teacher_prototypes": torch.zeros(6, 3)}, r"\[K, 4\]"),
+        ({"teacher": torch.zeros(13, 4, dtype=torch.float64)}, "float64"),
+        ({"teacher": torch.zeros(13, 4, device="meta")}, "meta"),
+        ({"student_temperature": 0.0}, "student_temperature is 0.0"),
+        ({"teacher_temperature": float("nan")}, "teacher_temperature is nan"),
+        ({"cu_seqlens": torch.tensor([0, 12])}, r"\[0, 12\]"),
+        ({"cu_seqlens": torch.tensor([0, 14, 13])}, r"\[0, 14, 13\]"),
+        ({"cu_seqlens": torch.tensor([0.0, 13.0])}, "float32"),
+        ({"centering": "mean"}, "'mean'"),
+        ({"centering": "center"}, "center absent"),
+        ({"center": torch.zeros(6)}, "'sinkhorn' with center given"),
+        ({"centering": "center", "center": torch.zeros(5)}, r"\(5,\)"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations is 0"),
+        ({"backend": "triton"}, "'triton'"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    names = ("student", "teacher", "student_prototypes", "teacher_prototypes")
+    arguments = dict(zip(names, _inputs(dtype=torch.float32), strict=True)) | TEMPERATURES | change
+    with pytest.raises(ValueError, match=message):
+        prototype_cross_entropy(**arguments)
