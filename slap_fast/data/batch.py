@@ -1,0 +1,60 @@
+"""One rank's share of one training step, packed: what the loader hands to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slap_fast.ops.packing import PackedLayout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N clips with one caption each. Every random choice in it depends only on (seed, step, clip), never on the rank.
+
+    Attributes:
+        waveform: `[samples.total]` float32 in [-1, 1], clips end to end.
+        samples: layout of `waveform` (int64 offsets).
+        frames: layout of the log-mel frames.
+        tokens: layout of the audio encoder's tokens.
+        time_masked: `[frames.total]` bool, True where SpecAugment blanks a frame.
+        mel_masked: `[N, n_mels]` bool, True where SpecAugment blanks a mel bin of a clip.
+        masked_tokens: `[M]` int64, ascending positions into the packed tokens that the student does not see.
+        masked: layout of `masked_tokens` by clip.
+        input_ids: `[text.total]` int64, captions end to end, each with its start and end token.
+        text: layout of `input_ids`.
+        clip_ids: `[N]` int64, equal for equal clips.
+    """
+
+    waveform: Tensor
+    samples: PackedLayout
+    frames: PackedLayout
+    tokens: PackedLayout
+    time_masked: Tensor
+    mel_masked: Tensor
+    masked_tokens: Tensor
+    masked: PackedLayout
+    input_ids: Tensor
+    text: PackedLayout
+    clip_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        moved: dict[str, Any] = {
+            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+            for field in dataclasses.fields(self)
+        }
+        return Batch(**moved)
+
+    def pin_memory(self) -> Batch:
+        pinned: dict[str, Any] = {
+            field.name: value.pin_memory() if isinstance(value := getattr(self, field.name), Tensor) else value
+            for field in dataclasses.fields(self)
+        }
+        return Batch(**pinned)

@@ -1,0 +1,76 @@
+"""The audio tower: a ViT over packed log-mel patches of clips of any duration (SLAP, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from slap_fast.models.config import ModelConfig
+from slap_fast.models.layers import EncoderBlock, SelfAttention, initialize_weights
+from slap_fast.models.patches import patchify
+from slap_fast.ops.packing import PackedLayout
+
+
+class AudioEncoder(nn.Module):
+    """Two local sliding-window layers, then a global one, repeated; 2-D rotary positions; no padding token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        audio = config.audio
+        self.config = config
+        self.gradient_checkpointing = False
+        self.patch_embedding = nn.Linear(audio.patch_frames * audio.patch_mels, audio.width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(audio.width))
+        half_window = audio.window_columns // 2 * config.tokens_per_column
+        self.blocks = nn.ModuleList()
+        for layer in range(audio.layers):
+            is_global = (layer + 1) % audio.global_every == 0
+            attention = SelfAttention(
+                audio.width,
+                audio.heads,
+                window=(-1, -1) if is_global else (half_window, half_window),
+                tokens_per_frame=config.tokens_per_column,
+                theta=(audio.rope_theta_time, audio.rope_theta_frequency),
+            )
+            self.blocks.append(EncoderBlock(attention, audio.width, audio.mlp_width, audio.norm_eps))
+        self.norm = nn.RMSNorm(audio.width, eps=audio.norm_eps)
+        self.apply(initialize_weights)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        frames: Tensor,
+        frame_layout: PackedLayout,
+        token_layout: PackedLayout,
+        masked_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Encode packed frames.
+
+        Args:
+            frames: `[F, n_mels]` normalised log-mel.
+            frame_layout: the clips in `frames`.
+            token_layout: the clips in the result, `ModelConfig.num_tokens` each.
+            masked_tokens: `[M]` int64 positions in the packed tokens to hide behind the mask token.
+
+        Returns:
+            `[T, width]` features, before pooling.
+        """
+        audio = self.config.audio
+        patches = patchify(
+            frames,
+            frame_layout,
+            token_layout,
+            patch_frames=audio.patch_frames,
+            patch_mels=audio.patch_mels,
+            padding=self.config.mel.normalized_floor,
+        )
+        x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
+        if masked_tokens is not None:
+            x = x.index_copy(0, masked_tokens, self.mask_token.to(x.dtype).expand(masked_tokens.shape[0], -1))
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, token_layout, use_reentrant=False)
+            else:
+                x = block(x, token_layout)
+        return self.norm(x)

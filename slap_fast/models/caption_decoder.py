@@ -1,0 +1,68 @@
+"""The caption decoder: a small causal transformer that reads the dense audio features (SLAP, section 3; LocCa)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from slap_fast.models.config import CaptionDecoderConfig
+from slap_fast.models.layers import CrossAttention, DecoderBlock, SelfAttention, initialize_weights
+from slap_fast.ops.packing import PackedLayout
+
+
+class CaptionDecoder(nn.Module):
+    """Causal self-attention over the caption, cross-attention over its clip; input and output embeddings are tied."""
+
+    def __init__(self, config: CaptionDecoderConfig, *, vocab_size: int, feature_width: int) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.token_embedding = nn.Embedding(vocab_size, config.width)
+        self.feature_norm = nn.RMSNorm(feature_width, eps=config.norm_eps)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(
+                SelfAttention(
+                    config.width, config.heads, window=(-1, 0), tokens_per_frame=None, theta=config.rope_theta
+                ),
+                CrossAttention(config.width, feature_width, config.heads),
+                config.width,
+                config.mlp_width,
+                config.norm_eps,
+            )
+            for _ in range(config.layers)
+        )
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.apply(initialize_weights)
+        nn.init.trunc_normal_(self.token_embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        layout: PackedLayout,
+        features: Tensor,
+        feature_layout: PackedLayout,
+        readout: Callable[[Tensor, Tensor], Tensor] = F.linear,
+    ) -> Tensor:
+        """Decode packed captions, each against the clip of its own position.
+
+        Args:
+            input_ids: `[L]` int64, captions end to end.
+            layout: the captions in `input_ids`.
+            features: `[T, feature_width]` packed audio features.
+            feature_layout: the clips in `features`, one a caption.
+            readout: what to make of the hidden states `[L, width]` and the tied vocabulary matrix `[V, width]`. It is
+                passed in because under ZeRO-3 the matrix is whole only inside this call.
+
+        Returns:
+            What `readout` returns; by default the logits `[L, V]`.
+        """
+        x = self.token_embedding(input_ids)
+        features = self.feature_norm(features)
+        for block in self.blocks:
+            if self.gradient_checkpointing and x.requires_grad:
+                x = checkpoint(block, x, layout, features, feature_layout, use_reentrant=False)
+            else:
+                x = block(x, layout, features, feature_layout)
+        return readout(self.norm(x), self.token_embedding.weight)

@@ -1,0 +1,31 @@
+"""The self-distillation head: a patch's features to a bottleneck that is compared with prototypes (DINOv2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slap_fast.models.config import PrototypeHeadConfig
+from slap_fast.models.layers import initialize_weights
+
+
+class PrototypeHead(nn.Module):
+    """A three-layer GELU MLP; its output and the prototypes are L2-normalised, so scores are cosines."""
+
+    def __init__(self, config: PrototypeHeadConfig, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
+        self.apply(initialize_weights)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`[M, width]` features to `[M, bottleneck]` and the prototypes `[K, bottleneck]`, all of unit length."""
+        return F.normalize(self.mlp(features), dim=-1), F.normalize(self.prototypes, dim=-1)

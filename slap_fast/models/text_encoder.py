@@ -1,0 +1,99 @@
+"""The text tower: a Hugging Face encoder, run packed through `varlen_attention`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slap_fast.models import attention_interface
+from slap_fast.models.config import TextEncoderConfig
+from slap_fast.ops.packing import PackedLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TextEncoder(nn.Module):
+    """Wraps a transformers encoder that takes `input_ids`, `position_ids` and the packed-sequence keywords."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.width: int = model.config.hidden_size
+        self.vocab_size: int = model.config.vocab_size
+
+    def forward(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+        """`[L]` int64 token ids of packed captions to `[L, width]`."""
+        offsets = layout.cu_seqlens.long()
+        positions = torch.arange(layout.total, device=input_ids.device) - offsets[layout.segment_ids()]
+        output = self.model(
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            cu_seq_lens_q=layout.cu_seqlens,
+            cu_seq_lens_k=layout.cu_seqlens,
+            max_length_q=layout.max_seqlen,
+            max_length_k=layout.max_seqlen,
+        )
+        return output.last_hidden_state[0]
+
+
+def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_config: Any = None) -> PreTrainedModel:
+    """The transformers model behind the text tower.
+
+    Args:
+        config: names the pretrained model, or gives the dimensions of a ModernBERT from scratch.
+        load_pretrained: read the weights of `config.pretrained`; False builds the architecture alone.
+        hf_config: a transformers configuration to build instead, as a saved model carries it.
+
+    Raises:
+        ValueError: the pretrained model cannot be had, or its width is not `config.width`.
+    """
+    from transformers import AutoConfig, AutoModel, ModernBertConfig
+
+    implementation = attention_interface.register()
+    if hf_config is None and config.pretrained is not None and load_pretrained:
+        try:
+            hf_config = AutoConfig.from_pretrained(config.pretrained)
+            model = AutoModel.from_pretrained(
+                config.pretrained, attn_implementation=implementation, dtype=torch.float32, **_no_dropout(hf_config)
+            )
+        except OSError as error:
+            raise ValueError(
+                f"model.text.pretrained is {config.pretrained!r}, which is neither a local folder nor a model that the "
+                f"hub gave ({error}); download it first and name the folder, or set model.text.pretrained=null to "
+                "train the text encoder from scratch"
+            ) from error
+        if model.config.hidden_size != config.width:
+            raise ValueError(
+                f"model.text.width is {config.width}, but {config.pretrained!r} has width {model.config.hidden_size}"
+            )
+        return model
+    if hf_config is None:
+        hf_config = ModernBertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.mlp_width,
+            # The defaults are ids of ModernBERT's own tokenizer; an embedding's padding row must exist.
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+            cls_token_id=None,
+            sep_token_id=None,
+        )
+    return AutoModel.from_config(hf_config, attn_implementation=implementation, dtype=torch.float32)
+
+
+def _no_dropout(hf_config: Any) -> dict[str, float]:
+    """Contrastive towers train without dropout, and packed attention has none."""
+    names = (
+        "attention_probs_dropout_prob",
+        "hidden_dropout_prob",
+        "attention_dropout",
+        "mlp_dropout",
+        "embedding_dropout",
+    )
+    return {name: 0.0 for name in names if hasattr(hf_config, name)}

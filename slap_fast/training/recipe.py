@@ -1,0 +1,148 @@
+"""What a run is: typed sections, read from YAML, changed by `key=value`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from slap_fast.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """Weights and temperatures of the three objectives."""
+
+    contrastive_weight: float = 1.0  # paper
+    self_distillation_weight: float = 1.0  # paper
+    caption_weight: float = 0.5  # paper
+    contrastive_kind: Literal["infonce", "sigmoid"] = "infonce"  # paper
+    student_temperature: float = 0.1  # DINOv2
+    teacher_temperature: float = 0.07  # DINOv2
+    teacher_temperature_start: float = 0.04  # DINOv2
+    teacher_temperature_steps: int = 10_000  # DINOv2
+    sinkhorn_iterations: int = 3  # DINOv2
+    shared_pass: bool = False  # SigLIP 2: contrastive and caption losses see an unmasked pass of their own
+
+    def __post_init__(self) -> None:
+        for name in ("contrastive_weight", "self_distillation_weight", "caption_weight"):
+            _require(self, **{name: getattr(self, name) >= 0})
+        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            _require(self, **{name: getattr(self, name) > 0})
+        _require(self, teacher_temperature_steps=self.teacher_temperature_steps >= 0)
+        _require(self, sinkhorn_iterations=self.sinkhorn_iterations >= 1)
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """SpecAugment on the student's frames, and the student's token mask."""
+
+    time_masks: int = 2  # SpecAugment
+    time_mask_frames: int = 48  # ours
+    time_mask_fraction: float = 0.2  # SpecAugment: no mask is wider than this share of its clip
+    mel_masks: int = 2  # SpecAugment
+    mel_mask_bins: int = 12  # ours
+    masked_fraction: float = 0.5  # paper
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-4  # paper
+    betas: tuple[float, float] = (0.9, 0.95)  # CAPI
+    eps: float = 1e-8  # PyTorch
+    weight_decay: float = 0.1  # CAPI
+    gradient_clipping: float = 1.0  # CAPI
+
+    def __post_init__(self) -> None:
+        _require(self, learning_rate=self.learning_rate > 0, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
+        _require(self, betas=all(0 <= beta < 1 for beta in self.betas), gradient_clipping=self.gradient_clipping >= 0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    steps: int = 106_446  # paper: 2 epochs of 109 M pairs at batch 2048
+    warmup_steps: int = 2000  # paper
+    batch_size: int = 2048  # paper; over all ranks
+    ema_momentum: float = 0.994  # paper
+    ema_final_momentum: float = 1.0  # paper
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self, steps=self.steps >= 1, warmup_steps=0 <= self.warmup_steps <= self.steps)
+        _require(self, batch_size=self.batch_size >= 1, seed=0 <= self.seed < 2**31)
+        _require(self, ema_momentum=0 <= self.ema_momentum <= 1, ema_final_momentum=0 <= self.ema_final_momentum <= 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = ""
+    """Folder that `slap-fast prepare` wrote."""
+    validation: str | None = None
+    tokenizer: str | None = None
+    """Folder or hub name; None: the pretrained text encoder's own, else the one beside the training shards."""
+    max_duration: float = 30.0  # paper; seconds, longer clips are left out and counted
+
+    def __post_init__(self) -> None:
+        _require(self, max_duration=self.max_duration > 0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    output: str = "runs/slap"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on a GPU and on a CPU with bf16 dot products, else fp32."""
+    activation_checkpointing: bool = False
+    save_every: int = 1000
+    keep_checkpoints: int = 2
+    resume: bool = True
+    """Continue from the newest whole checkpoint in `output`."""
+    log_every: int = 10
+    stop_after: int | None = None
+    """Save and stop after this step, without changing the schedule."""
+    timeout: float = 600.0
+    """Seconds after which a rank that does not answer ends the run."""
+
+    def __post_init__(self) -> None:
+        _require(self, save_every=self.save_every >= 1, keep_checkpoints=self.keep_checkpoints >= 1)
+        _require(self, log_every=self.log_every >= 1, stop_after=self.stop_after is None or self.stop_after >= 1)
+        _require(self, timeout=self.timeout > 0)
+
+
+@dataclass(frozen=True)
+class LoadingConfig:
+    decoder: Literal["auto", "dali", "soundfile"] = "auto"
+    threads: int = 2
+    prefetch: int = 2
+    max_consecutive_failures: int = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What changes results."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What must not change results."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    recipe: Recipe = field(default_factory=Recipe)
+    efficiency: Efficiency = field(default_factory=Efficiency)
+
+
+def _require(section: object, **in_range: bool) -> None:
+    for name, holds in in_range.items():
+        if not holds:
+            raise ValueError(f"{name} is {getattr(section, name)!r}, which is out of range")
