@@ -1,0 +1,293 @@
+"""Audio of any kind in, 16 kHz mono out: decoded by soundfile, mixed down by the mean, resampled once by soxr (HQ).
+
+Everything streams in blocks, so that the memory of a three-hour clip is that of a short one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+_BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
+_IN_MEMORY_BYTES = 16 << 20  # longer FLAC streams go through a temporary file
+_MAX_FLAC_BYTES = (1 << 32) - 1  # the index stores sizes in 32 bits
+_UNKNOWN_FRAMES = 1 << 60  # libsndfile claims 2^63 - 1 for streams that do not say
+_SHORTFALL = 0.05  # MP3 headers estimate; a file that lacks more than this is cut off
+
+AUDIO_EXTENSIONS = frozenset(
+    {".wav", ".wave", ".flac", ".mp3", ".mp2", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd"}
+    | {".caf", ".w64", ".rf64", ".voc"}
+)
+
+
+class AudioError(ValueError):
+    """A clip that cannot be used.
+
+    Attributes:
+        reason: one of `missing_file`, `empty_file`, `unreadable`, `truncated`, `no_samples`, `not_finite`,
+            `too_short`, `too_long`: what a report counts by.
+        detail: what was found, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Flac:
+    """A clip as the shards store it: 16-bit mono FLAC.
+
+    Attributes:
+        audio: the FLAC file's bytes, or the path of a temporary file that holds them where they are many.
+        size: their number.
+        samples: length in samples.
+        silent: every sample is zero.
+    """
+
+    audio: bytes | Path
+    size: int
+    samples: int
+    silent: bool
+
+
+def load_audio(file: str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase, sample_rate: int = 16_000) -> np.ndarray:
+    """A clip as `[S]` float32 mono at `sample_rate` Hz.
+
+    Channels are mixed by their mean; resampling is soxr's HQ. The values are the decoder's (within [-1, 1] for integer
+    formats) and are not clipped.
+
+    Raises:
+        AudioError: the file is missing, empty, not audio, cut off, without samples, or holds NaN or infinity.
+    """
+    with open_audio(file) as sound:
+        blocks = list(mono_blocks(sound, sample_rate))
+    if not blocks:
+        raise AudioError("no_samples", f"{_describe(file)} holds no samples")
+    return np.concatenate(blocks)
+
+
+def open_audio(file: str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase) -> soundfile.SoundFile:
+    """Opens a path, a file's bytes, or a seekable stream, to be read once; see `load_audio` for the errors."""
+    if isinstance(file, (str, os.PathLike)):
+        _check_file(Path(file))
+    elif isinstance(file, bytes):
+        if not file:
+            raise AudioError("empty_file", "0 bytes")
+        file = io.BytesIO(file)
+    try:
+        return _SequentialFile(file)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        raise AudioError("unreadable", f"not audio that libsndfile reads ({_last_words(error)})") from error
+
+
+def mono_blocks(sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
+    """Yields non-empty `[n]` float32 blocks of an open file, mixed down and resampled to `sample_rate` Hz."""
+    if sound.samplerate == sample_rate:
+        yield from _mono(sound)
+        return
+    try:
+        resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+    except (ValueError, RuntimeError) as error:
+        raise AudioError("unreadable", f"cannot resample from {sound.samplerate} Hz ({error})") from error
+    for block in _mono(sound):
+        if len(resampled := resampler.resample_chunk(block)):
+            yield resampled
+    if len(resampled := resampler.resample_chunk(np.zeros(0, np.float32), last=True)):
+        yield resampled
+
+
+def declared_seconds(sound: soundfile.SoundFile) -> float | None:
+    """What the header promises, or None where it does not say."""
+    return sound.frames / sound.samplerate if 0 <= sound.frames < _UNKNOWN_FRAMES else None
+
+
+def encode_flac(
+    blocks: Iterable[np.ndarray],
+    spill: Path,
+    *,
+    sample_rate: int = 16_000,
+    min_seconds: float = 0.0,
+    max_seconds: float | None = None,
+) -> Flac:
+    """Encodes `[n]` float blocks as 16-bit mono FLAC; samples beyond [-1, 1) are clipped, never wrapped; no dither.
+
+    Args:
+        blocks: waveform at `sample_rate` Hz in [-1, 1], in pieces.
+        spill: path of the file to use where the result does not fit in memory.
+        sample_rate: Hz.
+        min_seconds: shorter clips are refused.
+        max_seconds: longer clips are refused as soon as they are seen to be.
+
+    Raises:
+        AudioError: `not_finite`, `no_samples`, `too_short`, `too_long`.
+        OSError: `spill` cannot be written.
+    """
+    limit = float("inf") if max_seconds is None else max_seconds * sample_rate
+    samples, silent = 0, True
+    with _Spool(spill) as spool:
+        with soundfile.SoundFile(spool, "w", sample_rate, 1, "PCM_16", format="FLAC") as flac:
+            for block in blocks:
+                for start in range(0, len(block), _BLOCK_VALUES):
+                    pcm = _to_pcm16(block[start : start + _BLOCK_VALUES])
+                    samples += len(pcm)
+                    silent = silent and not pcm.any()
+                    if samples > limit:
+                        raise AudioError("too_long", f"more than {max_seconds} s")
+                    if spool.size > _MAX_FLAC_BYTES:
+                        raise AudioError("too_long", "more than 4 GiB as FLAC")
+                    spool.guard(flac.write, pcm)
+            spool.guard(flac.close)
+        if samples == 0:
+            raise AudioError("no_samples", "0 samples")
+        if samples < min_seconds * sample_rate:
+            raise AudioError("too_short", f"{samples / sample_rate:.3f} s, less than {min_seconds} s")
+        audio = spool.take()
+    return Flac(audio, spool.size, samples, silent)
+
+
+def _to_pcm16(block: np.ndarray) -> np.ndarray:
+    # Times 32768, as decoders divide: 16-bit sources at the target rate come back bit for bit.
+    scaled = np.rint(np.asarray(block, np.float32) * np.float32(32768))
+    if not np.isfinite(scaled).all():
+        raise AudioError("not_finite", "NaN or infinite samples")
+    return np.clip(scaled, -32768, 32767).astype(np.int16)
+
+
+def _mono(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    frames = max(1024, _BLOCK_VALUES // sound.channels)
+    read = 0
+    while True:
+        try:
+            block = sound.read(frames, dtype="float32", always_2d=True)  # [n, channels]
+        except soundfile.SoundFileError as error:
+            where = f"after {read / sound.samplerate:.1f} s"
+            raise AudioError("unreadable", f"damaged or cut off {where} ({_last_words(error)})") from error
+        if not len(block):
+            break
+        read += len(block)
+        mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise AudioError("not_finite", f"NaN or infinite samples before {read / sound.samplerate:.1f} s")
+        yield mono
+    declared = declared_seconds(sound)
+    if declared and read / sound.samplerate < declared * (1 - _SHORTFALL):
+        raise AudioError(
+            "truncated", f"the header promises {declared:.1f} s, {read / sound.samplerate:.1f} s can be decoded"
+        )
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AudioError("missing_file", str(path)) from error
+    except (OSError, ValueError) as error:
+        raise AudioError("unreadable", f"{path} ({error})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("unreadable", f"{path} is not a regular file")
+    if status.st_size == 0:
+        raise AudioError("empty_file", "0 bytes")
+    if not os.access(path, os.R_OK):
+        raise AudioError("unreadable", f"{path}: permission denied")
+
+
+def _last_words(error: BaseException) -> str:
+    return str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
+
+
+def _describe(file: object) -> str:
+    return str(file) if isinstance(file, (str, os.PathLike)) else "the stream"
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """Read from start to end: soundfile's seek after every block fails in FLAC streams that do not say their length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Spool:
+    """A binary file that lives in memory until it is large, and remembers write errors that libsndfile swallows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = io.BytesIO()
+        self._spilled = False
+        self._taken = False
+        self._error: OSError | None = None
+        self.size = 0
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if self._spilled and not self._taken:
+            self._path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> int:
+        # libsndfile calls this from C, through which no exception travels.
+        try:
+            written = self._file.write(data)
+            self.size = max(self.size, self._file.tell())
+            if not self._spilled and self.size > _IN_MEMORY_BYTES:
+                self._spill()
+            return written
+        except OSError as error:
+            self._error = error
+            return 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def guard(self, function, *arguments: object) -> None:  # type: ignore[no-untyped-def]
+        """Calls a soundfile function, and raises the OSError behind its failure, if there is one."""
+        try:
+            function(*arguments)
+        except (soundfile.SoundFileError, AssertionError):
+            # soundfile asserts that all samples were written.
+            if self._error is None:
+                raise
+        if self._error is not None:
+            raise self._error
+
+    def take(self) -> bytes | Path:
+        """The content: bytes, or the path of a file that is now the caller's to delete."""
+        if not self._spilled:
+            assert isinstance(self._file, io.BytesIO)
+            return self._file.getvalue()
+        self._file.close()
+        self._taken = True
+        return self._path
+
+    def _spill(self) -> None:
+        assert isinstance(self._file, io.BytesIO)
+        position = self._file.tell()
+        file = open(self._path, "w+b", buffering=0)  # noqa: SIM115 (closed in __exit__)
+        self._spilled = True
+        file.write(self._file.getbuffer())
+        file.seek(position)
+        self._file = file

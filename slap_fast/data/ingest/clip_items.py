@@ -1,0 +1,190 @@
+"""What a source of captioned audio yields, and how each kind of audio becomes FLAC."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import soundfile
+
+from slap_fast.audio_files import AudioError, Flac, declared_seconds, encode_flac, mono_blocks, open_audio
+from slap_fast.data.captions import MAX_CAPTIONS
+from slap_fast.data.dataset_files import SAMPLE_RATE, writing
+
+
+class Clip(Protocol):
+    """A clip that is made, not read: light and picklable until `render` is called, which a worker process does."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+    def render(self) -> np.ndarray:
+        """`[S]` float32 waveform at 16 kHz."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileAudio:
+    path: Path
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[soundfile.SoundFile]:
+        with open_audio(self.path) as sound:
+            yield sound
+
+
+@dataclass(frozen=True)
+class BytesAudio:
+    data: bytes = field(repr=False)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[soundfile.SoundFile]:
+        with open_audio(self.data) as sound:
+            yield sound
+
+
+@dataclass(frozen=True)
+class TarAudio:
+    """A member of a tar, read in place."""
+
+    path: Path
+    offset: int
+    size: int
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[soundfile.SoundFile]:
+        if self.size == 0:
+            raise AudioError("empty_file", "0 bytes")
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed by _Slice)
+        except OSError as error:
+            raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
+        with _Slice(file, self.offset, self.size) as part, open_audio(part) as sound:
+            yield sound
+
+
+@dataclass(frozen=True)
+class RenderedAudio:
+    clip: Clip
+
+
+@dataclass(frozen=True)
+class ClipItem:
+    """One clip of a source.
+
+    Attributes:
+        name: the source's name for it, from which its key in the tar is made.
+        captions: clean, none empty.
+        audio: where the audio comes from.
+        origin: file, row or member, for the report and the clip's JSON.
+        metadata: JSON values that travel with the clip.
+    """
+
+    name: str
+    captions: Sequence[str]
+    audio: FileAudio | BytesAudio | TarAudio | RenderedAudio
+    origin: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A clip, row or file of a source that does not go into the dataset, and why."""
+
+    origin: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    flac: Flac
+    source_sample_rate: int
+    source_channels: int
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """Turns a clip into 16 kHz mono FLAC, or says why it cannot be: what a worker process runs.
+
+    Attributes:
+        folder: where FLAC streams too large for memory go.
+        min_duration: seconds.
+        max_duration: seconds; None keeps any length.
+    """
+
+    folder: Path
+    min_duration: float
+    max_duration: float | None
+
+    def __call__(self, item: ClipItem | Rejection) -> EncodedClip | Rejection:
+        if isinstance(item, Rejection):
+            return item
+        if not item.captions:
+            return Rejection(item.origin, "no_captions", "no caption, or only empty ones")
+        if len(item.captions) > MAX_CAPTIONS:
+            return Rejection(item.origin, "too_many_captions", f"{len(item.captions)}, more than {MAX_CAPTIONS}")
+        try:
+            if isinstance(item.audio, RenderedAudio):
+                waveform = np.asarray(item.audio.clip.render(), np.float32)
+                return EncodedClip(self._encode(iter([waveform])), SAMPLE_RATE, 1)
+            with item.audio.open() as sound:
+                seconds = declared_seconds(sound)
+                if self.max_duration is not None and seconds is not None and seconds > self.max_duration + 1:
+                    raise AudioError("too_long", f"{seconds:.1f} s, more than {self.max_duration} s")
+                flac = self._encode(mono_blocks(sound, SAMPLE_RATE))
+                return EncodedClip(flac, sound.samplerate, sound.channels)
+        except AudioError as error:
+            return Rejection(item.origin, error.reason, error.detail)
+
+    def _encode(self, blocks: Iterator[np.ndarray]) -> Flac:
+        spill = self.folder / f"{uuid.uuid4().hex}.flac"
+        with writing(spill):
+            return encode_flac(
+                blocks, spill, sample_rate=SAMPLE_RATE, min_seconds=self.min_duration, max_seconds=self.max_duration
+            )
+
+
+class _Slice(io.RawIOBase):
+    """`size` bytes of a binary file from `offset`, as a file of their own."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._offset + self._position)
+        data = self._file.read(wanted)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,121 @@
+"""The text tower's tokenizer: a pretrained one by name or folder, or a byte-level BPE trained on one's own captions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MIN_VOCAB = 256 + len(SPECIAL_TOKENS)  # every byte, so that no text is unknown
+_TRAINED_AT_ONCE = 1024
+
+
+def train_tokenizer(
+    captions: Iterable[str], vocab_size: int, out: str | os.PathLike[str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE: NFC, case kept, no unknown text, `[CLS] ... [SEP]` around it. Deterministic.
+
+    Args:
+        captions: text to learn from, streamed.
+        vocab_size: at most this many tokens, the 256 bytes and 5 special ones included; fewer where text is scarce.
+        out: folder to save to, for `load_tokenizer`.
+
+    Raises:
+        ValueError: `vocab_size` is below 261, or there is no text.
+        OSError: `out` cannot be written.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < _MIN_VOCAB:
+        raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and 5 special tokens need at least {_MIN_VOCAB}")
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    counted = _Counted(captions)
+    tokenizer.train_from_iterator(counted, trainer=trainer)
+    if not counted.any:
+        raise ValueError("there is no caption to train a tokenizer on")
+    start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    if out is not None:
+        try:
+            wrapped.save_pretrained(os.fspath(out))
+        except Exception as error:
+            # The Rust library raises a bare Exception where a disk is full.
+            raise OSError(f"cannot save the tokenizer ({error})") from error
+    return wrapped
+
+
+def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder (`tokenizer/` in a dataset, a saved model) or from the Hugging Face hub by name.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or it lacks a padding, start or end token.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.fspath(name_or_folder)
+    if Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists() and not any(Path(name).glob("vocab*")):
+        raise ValueError(f"{name}: holds no tokenizer (no tokenizer.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise ValueError(
+            f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {str(error).splitlines()[0]}): give a "
+            "folder with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
+        ) from error
+    for role in ("pad", "cls", "sep"):
+        if getattr(tokenizer, f"{role}_token_id") is None:
+            raise ValueError(f"the tokenizer {name!r} has no {role} token, which SLAP needs")
+    return tokenizer
+
+
+def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each caption, unpadded, cut to `max_length` with the start and end tokens kept."""
+    if max_length < 3:
+        raise ValueError(f"max_length is {max_length}; a start token, a word and an end token need at least 3")
+    return tokenizer(list(captions), truncation=True, max_length=max_length, padding=False)["input_ids"]
+
+
+class _Counted:
+    """Passes batches of captions on and remembers whether there was any text."""
+
+    def __init__(self, captions: Iterable[str]) -> None:
+        self._captions = captions
+        self.any = False
+
+    def __iter__(self) -> Iterator[list[str]]:
+        batch: list[str] = []
+        for caption in self._captions:
+            self.any = self.any or bool(caption.strip())
+            batch.append(caption)
+            if len(batch) == _TRAINED_AT_ONCE:
+                yield batch
+                batch = []
+        yield batch
