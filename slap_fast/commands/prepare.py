@@ -1,0 +1,170 @@
+"""`slap-fast prepare`: captioned audio to a dataset folder of WebDataset tars with an index."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slap_fast.commands.shared import CommandError, add_quiet, positive, show_progress
+
+if TYPE_CHECKING:
+    from slap_fast.data.ingest import PrepareReport
+    from slap_fast.data.ingest.sources import ClipSource, Source
+
+HELP = "turn captioned audio into a dataset, or make a synthetic one"
+EPILOG = """\
+SOURCE is a .csv, .tsv, .json, .jsonl or .parquet with audio paths and captions; a folder of audio with .txt or .json
+files beside it; or WebDataset tars. A run that was stopped goes on when the same command is given again. Clips that
+cannot be used are left out and named in DIR/report.jsonl.
+
+  slap-fast prepare captions.csv --audio-dir audio --out data/mine
+  slap-fast prepare AudioCaps/train.csv --layout audiocaps --audio-dir AudioCaps/train --out data/audiocaps
+  slap-fast prepare --synthetic --out data/synthetic      (writes data/synthetic/train and data/synthetic/validation)
+"""
+LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="SOURCE", nargs="*", help="one source, or several .tar files")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="dataset folder to write")
+    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="what SOURCE is (default: found out)")
+    parser.add_argument("--audio-dir", type=Path, help="where the audio lies (default: beside the manifest)")
+    parser.add_argument("--audio-column", help="column of audio paths in a manifest (default: found by name)")
+    parser.add_argument(
+        "--caption-columns", nargs="+", help="columns of captions in a manifest (default: found by name)"
+    )
+    parser.add_argument("--name", help="name of the dataset (default: the source's)")
+    parser.add_argument("--min-duration", type=float, default=0.0, metavar="SECONDS", help="leave out shorter clips")
+    parser.add_argument(
+        "--max-duration", type=float, metavar="SECONDS", help="leave out longer clips (default: keep all)"
+    )
+    parser.add_argument("--shard-megabytes", type=positive, default=1000, help="size of a tar (default 1000)")
+    parser.add_argument("--workers", type=int, help="processes; 0 does all in this one (default: one a CPU)")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=8192,
+        help="train a tokenizer of at most this many tokens on the captions; 0: none (default 8192)",
+    )
+    parser.add_argument(
+        "--reindex",
+        action="store_true",
+        help="write the index of SOURCE, a folder of WebDataset tars of 16 kHz mono FLAC, which stay as they are",
+    )
+    parser.add_argument("--synthetic", action="store_true", help="make captioned sounds in place of reading a SOURCE")
+    parser.add_argument("--train-clips", type=positive, default=2000, help="of --synthetic (default 2000)")
+    parser.add_argument("--validation-clips", type=positive, default=240, help="of --synthetic (default 240)")
+    parser.add_argument("--seed", type=int, default=0, help="of --synthetic (default 0)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a dataset")
+    add_quiet(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    for report in _reports(arguments):
+        if arguments.json:
+            print(json.dumps(asdict(report) | {"folder": str(report.folder)}, ensure_ascii=False))
+        else:
+            print(report, flush=True)
+    return 0
+
+
+def _reports(arguments: argparse.Namespace) -> Iterator[PrepareReport]:
+    if arguments.reindex:
+        from slap_fast.data.ingest.reindex import reindex
+
+        yield reindex(
+            arguments.source[0],
+            name=arguments.name,
+            vocab_size=arguments.vocab_size or None,
+            progress=show_progress(arguments),
+        )
+        return
+    for source, out, vocab_size in _synthetic(arguments) if arguments.synthetic else _given(arguments):
+        yield _prepare(source, out, vocab_size, arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.reindex and (len(arguments.source) != 1 or arguments.out or arguments.synthetic):
+        raise CommandError("--reindex takes one SOURCE, the folder with the tars, and no --out or --synthetic")
+    if not arguments.reindex and arguments.out is None:
+        raise CommandError("give --out DIR, the dataset folder to write")
+    if arguments.synthetic and arguments.source:
+        raise CommandError("--synthetic makes its own clips; leave out SOURCE")
+    if not arguments.synthetic and not arguments.source:
+        raise CommandError("give a SOURCE, or --synthetic")
+    if len(arguments.source) > 1 and not all(source.endswith(".tar") for source in arguments.source):
+        raise CommandError(
+            "several sources can only be .tar files; prepare others one by one, each into its own folder"
+        )
+    longest = arguments.max_duration
+    if arguments.min_duration < 0 or (longest is not None and longest <= arguments.min_duration):
+        raise CommandError(
+            f"--min-duration {arguments.min_duration:g} and --max-duration {longest} leave no clip; "
+            "choose 0 <= min < max"
+        )
+    for name in ("workers", "vocab_size", "seed"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise CommandError(f"--{name.replace('_', '-')} is {value}; it cannot be negative")
+
+
+def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None]]:
+    from slap_fast.data.ingest.sources import open_source
+
+    sources = arguments.source
+    source = open_source(
+        sources if len(sources) > 1 else sources[0],
+        layout=arguments.layout,
+        audio_root=arguments.audio_dir,
+        audio_column=arguments.audio_column,
+        caption_columns=arguments.caption_columns,
+    )
+    return [(source, arguments.out, arguments.vocab_size or None)]
+
+
+def _synthetic(arguments: argparse.Namespace) -> list[tuple[ClipSource, Path, int | None]]:
+    from functools import partial
+
+    from slap_fast.data.ingest.sources import ClipSource
+    from slap_fast.data.synthesis import iter_synthetic
+
+    splits: list[tuple[Any, int, int | None]] = [
+        ("train", arguments.train_clips, arguments.vocab_size or None),
+        ("validation", arguments.validation_clips, None),
+    ]
+    return [
+        (
+            ClipSource(
+                partial(iter_synthetic, split, clips, arguments.seed),
+                f"synthetic-{split}",
+                {"split": split, "clips": clips, "seed": arguments.seed},
+                clips,
+            ),
+            arguments.out / split,
+            vocab_size,
+        )
+        for split, clips, vocab_size in splits
+    ]
+
+
+def _prepare(source: Source, out: Path, vocab_size: int | None, arguments: argparse.Namespace) -> PrepareReport:
+    from slap_fast.data.ingest import prepare
+
+    return prepare(
+        source,
+        out,
+        name=arguments.name,
+        workers=arguments.workers,
+        max_shard_bytes=arguments.shard_megabytes * 1_000_000,
+        min_duration=arguments.min_duration,
+        max_duration=arguments.max_duration,
+        vocab_size=vocab_size,
+        progress=show_progress(arguments),
+    )

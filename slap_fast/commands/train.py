@@ -1,0 +1,23 @@
+"""`slap-fast train`: `slap_fast/train.py` in this process."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "train a model in this process; for several, run: deepspeed slap_fast/train.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="recipe=quickstart, data.train=FOLDER, training.output=FOLDER, or any other value of a recipe",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from slap_fast.train import main
+
+    main(arguments.overrides)
+    return 0

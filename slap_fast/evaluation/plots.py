@@ -1,0 +1,255 @@
+"""Plots of a run and of a model, drawn without a display and written as PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slap_fast.evaluation.localisation import EventSpan, Localisation
+from slap_fast.ops.mel_config import MelConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+
+# Key of log.jsonl, title, unit.
+_PANELS = (
+    ("loss", "Total loss", "weighted sum (nats)"),
+    ("contrastive", "Contrastive", "cross-entropy (nats)"),
+    ("self_distillation", "Self-distillation", "cross-entropy (nats)"),
+    ("caption", "Captioning", "cross-entropy (nats/token)"),
+    ("learning_rate", "Learning rate", "learning rate"),
+    ("clips_per_second", "Throughput", "clips/s"),
+)
+_SMOOTHED = ("loss", "contrastive", "self_distillation", "caption", "clips_per_second")
+
+
+def read_log(log_jsonl: str | Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, ascending; of a step that was logged twice (a resumed run), the later entry.
+
+    A line that is cut short, as a killed run leaves, is passed over.
+
+    Raises:
+        ValueError: no logged step.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for line in Path(log_jsonl).read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            steps[entry["step"]] = entry
+    if not steps:
+        raise ValueError(f"{log_jsonl}: no logged step in it")
+    return [steps[step] for step in sorted(steps)]
+
+
+def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
+    """Each loss, the learning rate and the throughput over the steps of a run, as logged and smoothed.
+
+    Raises:
+        ValueError: no logged step, or none of the known values.
+    """
+    log = read_log(log_jsonl)
+    panels = [panel for panel in _PANELS if any(_is_number(entry.get(panel[0])) for entry in log)]
+    if not panels:
+        raise ValueError(f"{log_jsonl}: none of {', '.join(panel[0] for panel in _PANELS)} in it")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(4.2 * columns, 2.9 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, (key, title, unit) in zip(axes, panels, strict=False):
+        steps, values = _series(log, key)
+        if key in _SMOOTHED and len(values) > 10:
+            axis.plot(steps, values, color="C0", alpha=0.3, linewidth=0.8, label="logged")
+            axis.plot(steps, _smoothed(values), color="C0", linewidth=1.8, label="smoothed")
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            axis.plot(steps, values, color="C0", linewidth=1.8)
+        if key == "learning_rate":
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axis.set_title(title, fontsize=11)
+        axis.set_ylabel(unit)
+        axis.set_xlabel("step")
+        axis.tick_params(labelbottom=True)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle("Training")
+    _save(figure, png)
+
+
+def plot_similarity(
+    similarity: np.ndarray, captions: Sequence[str], png: str | Path, *, title: str = "Held-out clips against captions"
+) -> None:
+    """A similarity matrix of clips (rows) and their own captions (columns); the diagonal holds the pairs.
+
+    Args:
+        similarity: `[N, N]` cosine of clip i and caption j.
+        captions: N; with at most 40, each row is labelled with its own.
+
+    Raises:
+        ValueError: the matrix is empty, not square, or has not N captions.
+    """
+    n = len(captions)
+    if not n or similarity.shape != (n, n):
+        raise ValueError(
+            f"similarity has shape {similarity.shape} and there are {n} captions; it must be [N, N], N > 0"
+        )
+    labelled = n <= 40
+    figure = _figure(9.5 if labelled else 7.5, 6.5)
+    axis = figure.subplots()
+    image = axis.imshow(similarity, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.9)
+    best = similarity.argmax(0)
+    hits = int((best == np.arange(n)).sum())
+    axis.plot(
+        np.arange(n),
+        best,
+        linestyle="none",
+        marker="o",
+        markersize=max(2.0, 150 / n) if n > 25 else 6,
+        markerfacecolor="none",
+        markeredgecolor="red",
+        label="most similar clip of each caption",
+    )
+    axis.set_title(
+        f"{title}\n{hits} of {n} captions find their own clip among these (red on the diagonal)", fontsize=11
+    )
+    axis.set_xlabel("caption, in the order of the clips")
+    if labelled:
+        axis.set_yticks(range(n), [_shortened(caption, 48) for caption in captions], fontsize=7)
+        axis.set_ylabel("clip, named by its first caption")
+    else:
+        axis.set_ylabel("clip")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
+    _save(figure, png)
+
+
+def plot_localisation(
+    mel: np.ndarray,
+    curves: Sequence[Localisation],
+    png: str | Path,
+    *,
+    mel_config: MelConfig,
+    title: str = "",
+    events: Sequence[EventSpan] = (),
+) -> None:
+    """A log-mel spectrogram with the similarity of text queries under it, on one time axis.
+
+    Args:
+        mel: `[F, n_mels]` normalised log-mel frames, as `log_mel` gives them with `mel_config`.
+        curves: one line each.
+        title: above all, such as the clip's caption.
+        events: what is known to sound, shaded behind the curves.
+
+    Raises:
+        ValueError: no frames, no curve, or another number of mel bins than `mel_config` says.
+    """
+    if mel.ndim != 2 or not len(mel) or mel.shape[1] != mel_config.n_mels:
+        raise ValueError(f"mel has shape {mel.shape}; it must be [F, {mel_config.n_mels}] with F > 0")
+    if not curves:
+        raise ValueError("no curve; localise at least one query")
+    figure = _figure(10, 6)
+    axes = figure.subplots(2, 2, width_ratios=(60, 1), height_ratios=(1.4, 1), sharex="col")
+    spectrogram, below = axes[0, 0], axes[1, 0]
+    axes[1, 1].remove()
+
+    seconds = len(mel) * mel_config.hop_length / mel_config.sample_rate
+    decibels = (mel * mel_config.std + mel_config.mean) * (20 / mel_config.power) / math.log(10)
+    image = spectrogram.imshow(
+        decibels.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        interpolation="nearest",
+        extent=(0, seconds, -0.5, mel_config.n_mels - 0.5),
+        vmin=decibels.max() - 80,
+    )
+    figure.colorbar(image, cax=axes[0, 1], label="energy (dB)")
+    ticks = _mel_ticks(mel_config)
+    spectrogram.set_yticks([bin_number for _, bin_number in ticks], [f"{hertz:g}" for hertz, _ in ticks])
+    spectrogram.set_ylim(-0.5, mel_config.n_mels - 0.5)
+    spectrogram.set_ylabel("frequency (Hz, mel scale)")
+    if title:
+        spectrogram.set_title("\n".join(textwrap.wrap(_literal(title), 100)), fontsize=11)
+
+    _shade_events(below, events)
+    for curve in curves:
+        label = _shortened(curve.query, 60)
+        below.plot(curve.times, curve.similarity, marker="." if len(curve.times) < 60 else None, label=f"“{label}”")
+    below.set_xlim(0, seconds)
+    below.set_xlabel("time (s)")
+    below.set_ylabel("cosine similarity")
+    below.grid(alpha=0.3)
+    below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=9, ncols=2)
+    _save(figure, png)
+
+
+def _shade_events(axis: Axes, events: Sequence[EventSpan]) -> None:
+    names = list(dict.fromkeys(name for name, _, _ in events))
+    for position, name in enumerate(names):
+        for index, (_, start, end) in enumerate(event for event in events if event[0] == name):
+            label = f"{_literal(name)} (ground truth)" if not index else None
+            axis.axvspan(start, end, color=f"C{position}", alpha=0.15, linewidth=0, label=label)
+
+
+def _shortened(text: str, width: int) -> str:
+    return _literal(textwrap.shorten(text, width, placeholder="…"))
+
+
+def _literal(text: str) -> str:
+    # Between dollar signs matplotlib reads mathematics.
+    return text.replace("$", r"\$")
+
+
+def _mel_ticks(config: MelConfig) -> list[tuple[float, float]]:
+    """Round frequencies in Hz, and the (fractional) mel bins whose centres they are."""
+    top = config.f_max or config.sample_rate / 2
+    low, high = (1127 * math.log1p(hertz / 700) for hertz in (config.f_min, top))
+    step = (high - low) / (config.n_mels + 1)
+    candidates = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+    bins = [(hertz, (1127 * math.log1p(hertz / 700) - low) / step - 1) for hertz in candidates]
+    return [(hertz, bin_number) for hertz, bin_number in bins if -0.5 <= bin_number <= config.n_mels - 0.5]
+
+
+def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(entry["step"], entry[key]) for entry in log if _is_number(entry.get(key))]
+    steps, values = zip(*points, strict=True)
+    return np.array(steps), np.array(values, dtype=np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a tenth of the points: it does not lag. At both ends the window is cut off."""
+    half = max(1, len(values) // 20)
+    sums = np.concatenate([[0.0], values.cumsum()])
+    centre = np.arange(len(values))
+    start, end = np.maximum(centre - half, 0), np.minimum(centre + half + 1, len(values))
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # A bare Figure draws with Agg and leaves pyplot's backend and global state alone.
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _save(figure: Figure, png: str | Path) -> None:
+    Path(png).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png, format="png")

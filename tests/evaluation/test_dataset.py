@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slap_fast.audio_files import AudioError
+from slap_fast.evaluation.captioning import generate_captions
+from slap_fast.evaluation.dataset import (
+    AudioInput,
+    EvaluationError,
+    Skipped,
+    batches_of_seconds,
+    embed_inputs,
+    embed_texts,
+    read_ahead,
+)
+from tests.evaluation.fakes import LoudnessModel
+
+
+def constant(value: float, samples: int = 1600) -> AudioInput:
+    return AudioInput(f"constant-{value}", lambda rate: np.full(samples * rate // 16_000, value, np.float32))
+
+
+def broken(name: str) -> AudioInput:
+    def read(rate: int) -> np.ndarray:
+        raise AudioError("unreadable", "it is torn")
+
+    return AudioInput(name, read)
+
+
+def test_clips_come_in_order_and_unreadable_ones_are_named() -> None:
+    inputs = [constant(value / 100) for value in range(40)]
+    inputs.insert(0, broken("first"))
+    inputs.insert(17, broken("middle"))
+    inputs.append(broken("last"))
+    skipped: list[Skipped] = []
+    names = [clip.name for clip, _ in read_ahead(inputs, 16_000, skipped, threads=3)]
+    assert names == [f"constant-{value / 100}" for value in range(40)]
+    assert [clip.name for clip in skipped] == ["first", "middle", "last"]
+    assert all("it is torn" in clip.reason for clip in skipped)
+
+
+def test_a_fault_of_the_program_is_not_taken_for_bad_audio() -> None:
+    def read(rate: int) -> np.ndarray:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        list(read_ahead([AudioInput("clip", read)], 16_000, []))
+
+
+def test_batches_hold_no_more_seconds_than_asked_for_but_never_nothing() -> None:
+    lengths = [3, 3, 3, 12, 1, 1]
+    clips = [(constant(0.1), np.zeros(length, np.float32)) for length in lengths]
+    sizes = [[len(waveform) for _, waveform in batch] for batch in batches_of_seconds(clips, 1, seconds=6.0)]
+    assert sizes == [[3, 3], [3], [12], [1, 1]]
+
+
+def test_embeddings_belong_to_the_clips_that_could_be_read() -> None:
+    model = LoudnessModel()
+    audio = embed_inputs(model, [constant(0.2), broken("torn"), constant(0.7)])
+    assert [clip.name for clip in audio.inputs] == ["constant-0.2", "constant-0.7"]
+    assert [clip.name for clip in audio.skipped] == ["torn"]
+    torch.testing.assert_close(audio.embeddings, embed_texts(model, ["0.2", "0.7"]))
+
+
+def test_nothing_readable_is_an_error_that_says_why() -> None:
+    with pytest.raises(EvaluationError, match="none of 2 clips could be read; the first is a: unreadable: it is torn"):
+        embed_inputs(LoudnessModel(), [broken("a"), broken("b")])
+    with pytest.raises(EvaluationError, match="no clips"):
+        embed_inputs(LoudnessModel(), [])
+
+
+def test_captions_stand_beside_their_references() -> None:
+    referenced = AudioInput("clip", constant(0.25).read, lambda: {"captions": ["quiet", "not loud"]})
+    skipped: list[Skipped] = []
+    generated = list(generate_captions(LoudnessModel(), [referenced, broken("torn"), constant(0.5)], skipped))
+    assert [(entry.name, entry.caption, entry.references) for entry in generated] == [
+        ("clip", "loudness 0.25", ("quiet", "not loud")),
+        ("constant-0.5", "loudness 0.50", ()),
+    ]
+    assert [clip.name for clip in skipped] == ["torn"]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slap_fast import SLAP, cli
+from slap_fast.commands.embedding_files import read_embeddings
+from slap_fast.data.index import ClipIndex
+from slap_fast.data.tokenizer import load_tokenizer
+from slap_fast.evaluation.localisation import events_of
+from slap_fast.training.config_io import load_run_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic dataset in `data/` and an untrained model of the quickstart recipe in `run/model`."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--train-clips", "4", "--validation-clips", "4", "--vocab-size", "400", "--workers", "0", "--quiet"]
+    assert cli.main(["prepare", "--synthetic", *options, "--out", str(folder / "data")]) == 0
+    tokenizer = load_tokenizer(folder / "data" / "train" / "tokenizer")
+    config = load_run_config("quickstart").recipe.model
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=len(tokenizer)))
+    torch.manual_seed(0)
+    model = SLAP(config)
+    model.tokenizer = tokenizer
+    model.save_pretrained(folder / "run" / "model")
+    return folder
+
+
+def test_events_of_synthetic_clips_are_known(folder: Path) -> None:
+    index = ClipIndex.open(folder / "data" / "validation")
+    for clip in range(len(index)):
+        events = events_of(index.read_metadata(clip))
+        assert events
+        assert all(0 <= event.start < event.end <= index.durations[clip] + 0.01 for event in events)
+        assert all("_" not in event.text for event in events)
+
+
+def test_a_model_serves_every_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, validation = str(folder / "run" / "model"), str(folder / "data" / "validation")
+
+    assert cli.main(["evaluate", model, validation, "--localise", "1", "--quiet"]) == 0
+    assert "text to audio" in capsys.readouterr().out
+    metrics = json.loads((folder / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics["retrieval"]["clips"] == 4
+    assert 0 <= metrics["retrieval"]["t2a_r1"] <= 1
+    assert (folder / "run" / "evaluation" / "localisation.png").stat().st_size > 10_000
+
+    stored = folder / "validation.npz"
+    assert cli.main(["embed", model, validation, "--out", str(stored), "--quiet"]) == 0
+    names, embeddings = read_embeddings(stored)
+    assert len(names) == 4
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
+
+    capsys.readouterr()
+    assert cli.main(["search", model, "a dog barks", "--embeddings", str(stored), "--top", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+    assert cli.main(["caption", model, validation, "--json", "--quiet"]) == 0
+    captions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["name"] for entry in captions] == names
+    assert all(isinstance(entry["caption"], str) and len(entry["references"]) >= 3 for entry in captions)

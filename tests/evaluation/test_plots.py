@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from slap_fast.evaluation.localisation import EventSpan, Localisation
+from slap_fast.evaluation.plots import plot_localisation, plot_losses, plot_similarity, read_log
+from slap_fast.ops.mel_config import MelConfig
+
+
+def picture(png: Path) -> np.ndarray:
+    return imread(png)
+
+
+def write_log(path: Path, steps: range) -> None:
+    with path.open("a") as file:
+        for step in steps:
+            losses = {"loss": 3.0 / step, "contrastive": 2.0 / step, "self_distillation": 1.0, "caption": 0.5}
+            file.write(json.dumps({"step": step, **losses, "learning_rate": 1e-4, "clips_per_second": 9.0}) + "\n")
+
+
+def test_a_resumed_and_killed_run_has_each_step_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    write_log(log, range(1, 11))
+    with log.open("a") as file:
+        file.write('{"step": 6, "loss": 42.0}\n{"event": "resumed"}\n{"step": 12, "lo')
+    entries = read_log(log)
+    assert [entry["step"] for entry in entries] == list(range(1, 11))
+    assert entries[5]["loss"] == 42.0
+
+
+@pytest.mark.parametrize("steps", [1, 3, 60])
+def test_losses_are_drawn_however_short_the_run(tmp_path: Path, steps: int) -> None:
+    write_log(tmp_path / "log.jsonl", range(1, steps + 1))
+    plot_losses(tmp_path / "log.jsonl", tmp_path / "plots" / "losses.png")
+    image = picture(tmp_path / "plots" / "losses.png")
+    assert image.shape[0] > 600
+    assert image.shape[1] > 1200
+    assert image.std() > 0.05
+
+
+def test_values_that_are_not_finite_or_absent_leave_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": null}\n'
+    )
+    plot_losses(tmp_path / "log.jsonl", tmp_path / "losses.png")
+    assert picture(tmp_path / "losses.png").std() > 0.01
+
+
+@pytest.mark.parametrize("content", ["", "no json\n", '{"event": "started"}\n', '{"step": 1, "other": 3}\n'])
+def test_a_log_without_losses_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"log\.jsonl"):
+        plot_losses(tmp_path / "log.jsonl", tmp_path / "losses.png")
+
+
+@pytest.mark.parametrize("clips", [1, 12, 60])
+def test_a_similarity_matrix_of_any_size_is_drawn(tmp_path: Path, clips: int) -> None:
+    similarity = np.random.default_rng(0).normal(size=(clips, clips)).astype(np.float32)
+    plot_similarity(similarity, ["a long caption that is cut " * 5] * clips, tmp_path / "similarity.png")
+    assert picture(tmp_path / "similarity.png").std() > 0.05
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (3, 2), (2, 3), (4, 4)])
+def test_a_matrix_that_does_not_fit_its_captions_is_an_error(tmp_path: Path, shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"\[N, N\]"):
+        plot_similarity(np.zeros(shape), ["a"] * (3 if shape[0] else 0), tmp_path / "similarity.png")
+
+
+def test_curves_share_the_spectrograms_time_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slap_fast.evaluation import plots
+
+    figures: list[Figure] = []
+    make = plots._figure
+
+    def remember(width: float, height: float) -> Figure:
+        figures.append(make(width, height))
+        return figures[-1]
+
+    monkeypatch.setattr(plots, "_figure", remember)
+    config = MelConfig()
+    times = np.arange(0.08, 5, 0.16)
+    curves = [
+        Localisation(query, times, np.sin(times).astype(np.float32)) for query in ("a dog barks", "rain $falls^ for $5")
+    ]
+    frames = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    events = [EventSpan("dog", 1.0, 2.0), EventSpan("dog", 3.0, 4.0)]
+    png = tmp_path / "localisation.png"
+    plot_localisation(frames, curves, png, mel_config=config, title="a dog barks in $the^ rain_$", events=events)
+    assert picture(png).std() > 0.1
+    spectrogram, below = (axis for axis in figures[0].axes if axis.get_title() or axis.get_xlabel())
+    assert spectrogram.get_xlim() == below.get_xlim() == (0.0, 5.0)
+    assert spectrogram.get_position().x0 == pytest.approx(below.get_position().x0)
+    assert spectrogram.get_position().x1 == pytest.approx(below.get_position().x1)
+
+
+def test_frames_of_another_filterbank_are_an_error(tmp_path: Path) -> None:
+    curve = Localisation("rain", np.zeros(1), np.zeros(1))
+    with pytest.raises(ValueError, match=r"\[F, 64\]"):
+        plot_localisation(np.zeros((9, 80)), [curve], tmp_path / "x.png", mel_config=MelConfig())
+    with pytest.raises(ValueError, match="no curve"):
+        plot_localisation(np.zeros((9, 64)), [], tmp_path / "x.png", mel_config=MelConfig())
+
+
+def test_importing_plots_does_not_import_matplotlib() -> None:
+    code = "import sys, slap_fast.evaluation.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
