@@ -1,0 +1,117 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.case import Settings, benchmark_names, load_benchmark
+from benchmarks.harness.measure import ERROR, FAILED, measure_case
+from benchmarks.harness.plot import plot_result
+from benchmarks.harness.report import render, render_readme
+from benchmarks.harness.results import build_result, load_result, save_result
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: done; 1: a peer failed its check or raised, or the README is stale; 2: the command cannot be carried out."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"plot": _plot, "readme": _readme}
+    try:
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+        return _run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Check, time and weigh peers side by side. Also: `plot` and `readme`, which draw from the results.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(benchmark_names())}; all, where none is named"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, three rounds: shows that all works")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: as many as --seconds allows, 5 to 100)")
+    parser.add_argument(
+        "--seconds", type=float, default=Settings.seconds, help="for a case's rounds (default: %(default)s)"
+    )
+    parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory and its child processes")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the JSON results (default: benchmarks/results)"
+    )
+    options = parser.parse_args(argv)
+    for name in ("threads", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here")
+
+    torch.set_num_threads(options.threads)
+    settings = Settings(
+        device=options.device,
+        threads=options.threads,
+        quick=options.quick,
+        rounds=options.rounds or (3 if options.quick else None),
+        seconds=options.seconds,
+        cold_cache=options.cold_cache,
+    )
+    benchmarks = [(name, load_benchmark(name)) for name in options.names or benchmark_names()]
+    right = True
+    for name, module in benchmarks:
+        measured = []
+        for case in module.cases(settings):
+            print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
+            measured.append(measure_case(name, case, settings, memory=not options.no_memory))
+        result = build_result(name, module.TITLE, measured, settings)
+        path = save_result(result, options.out)
+        print(f"\n{module.TITLE}\n\n{render(load_result(path))}\n-> {path}")
+        right &= all(peer["status"] not in (FAILED, ERROR) for case in measured for peer in case["peers"])
+    return 0 if right else 1
+
+
+def _plot(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks plot", description="Draw each result beside its JSON file."
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
+    folder = parser.parse_args(argv).out
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder} has no results to plot; run a benchmark first")
+    for path in paths:
+        plot_result(load_result(path), path.with_suffix(".png"))
+        print(path.with_suffix(".png"))
+    return 0
+
+
+def _readme(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description="Rewrite the README's tables.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
+    options = parser.parse_args(argv)
+    text = options.readme.read_text(encoding="utf-8")
+    fresh = render_readme(text, options.out)
+    if fresh == text:
+        return 0
+    if options.check:
+        print(f"{options.readme} is stale; run `python -m benchmarks readme`", file=sys.stderr)
+        return 1
+    options.readme.write_text(fresh, encoding="utf-8")
+    return 0

@@ -1,0 +1,98 @@
+"""On what a result was measured: without it a time means nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = (
+    "torch",
+    "slap-fast",
+    "transformers",
+    "numpy",
+    "triton",
+    "flash-attn",
+    "xformers",
+    "torchaudio",
+    "deepspeed",
+)
+ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve", "bf16")
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    cpu_info = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
+    machine: dict[str, Any] = {
+        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "isa": cpu_isa(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "load_average": os.getloadavg()[0],  # what else was running when the measurement began
+        "system": platform.platform(),
+        "gpu": None,
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        machine["gpu"] = {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+def cpu_isa() -> list[str]:
+    """The vector extensions of this CPU that a kernel here may use."""
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    return [flag for flag in ISA_FLAGS if flag in present]
+
+
+def has_bf16_units(device: str) -> bool:
+    """Whether bfloat16 products run in hardware, so that timing them means something."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_isa())
+
+
+def describe_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = None
+    versions["commit"] = _commit()
+    return versions
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked where files differ from it; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        # The results themselves change with every run.
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+changes" if changed.strip() else head
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

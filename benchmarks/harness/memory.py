@@ -1,0 +1,108 @@
+"""Peak memory of one peer's step, in a process of its own.
+
+On the CPU this is the growth of the resident set. A sampler would miss a peak between two samples, and in a process
+that has run another peer the allocator still holds what that one freed. A fresh child has no such past, and the kernel
+keeps its high-water mark exactly; writing 5 to /proc/self/clear_refs forgets the peak of set-up. The child's allocator
+gives every block of 64 KiB or more back when it is freed, so that the resident set follows the live tensors rather
+than the heap's holes. What a first step loads once (thread pools, code pages) is counted: a few MiB, alike for all.
+
+On CUDA it is the caching allocator's own high-water mark of allocated (not reserved) bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.case import Run, Settings, load_benchmark
+
+STEPS = 2
+
+Memory = dict[str, int | str]
+
+
+def measure_in_child(benchmark: str, case: str, peer: str, settings: Settings) -> Memory:
+    """Memory of `peer`: `setup_bytes` that set-up left behind, `step_bytes` the most that a step held on top of that,
+    and the `method`; or only the `reason` why it could not be measured.
+    """
+    request = json.dumps({"benchmark": benchmark, "case": case, "peer": peer, "settings": asdict(settings)})
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.harness.memory", request],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"reason": f"the measuring process ended with status {child.returncode}: {last_line}"}
+    return json.loads(child.stdout)
+
+
+def measure_here(benchmark: str, case: str, peer: str, settings: Settings) -> Memory:
+    """What the child runs; see `measure_in_child`."""
+    torch.set_num_threads(settings.threads)
+    found = next(c for c in load_benchmark(benchmark).cases(settings) if c.name == case)
+    setup = next(p for p in found.peers if p.name == peer).setup
+    return _measure_cuda(setup) if settings.device == "cuda" else _measure_cpu(setup)
+
+
+def _measure_cuda(setup: Callable[[], Run]) -> Memory:
+    run = setup()
+    gc.collect()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(STEPS):
+        run.step()
+    torch.cuda.synchronize()
+    step_bytes = torch.cuda.max_memory_allocated() - held
+    return {"setup_bytes": held, "step_bytes": step_bytes, "method": "torch.cuda.max_memory_allocated"}
+
+
+def _measure_cpu(setup: Callable[[], Run]) -> Memory:
+    if not Path("/proc/self/clear_refs").exists():
+        return {"reason": "peak resident memory is read from /proc, which this system does not have"}
+    before = _status_bytes("VmRSS")
+    run = setup()
+    gc.collect()
+    held = _status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(STEPS):
+        run.step()
+    step_bytes = _status_bytes("VmHWM") - held
+    return {"setup_bytes": held - before, "step_bytes": step_bytes, "method": "peak RSS of a fresh process"}
+
+
+def _status_bytes(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {key}")
+    return int(found[1]) * 1024
+
+
+def _main() -> None:
+    request = json.loads(sys.argv[1])
+    settings = Settings(**request.pop("settings"))
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer alone, whatever a peer prints
+        memory = measure_here(**request, settings=settings)
+    print(json.dumps(memory))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,138 @@
+"""A result as Markdown: printed at the end of a run, and put into the README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.measure import OK
+from benchmarks.harness.results import load_result
+
+MARKED = re.compile(
+    r"(?P<open><!-- benchmarks:(?P<name>[\w.-]+) -->\n).*?(?P<close><!-- /benchmarks:(?P=name) -->)", re.DOTALL
+)
+
+
+def render(result: dict[str, Any]) -> str:
+    """Table, facts and circumstances of a result; every peer has a row, the slower and the failed ones too."""
+    cases = result["cases"]
+    units = list(dict.fromkeys(unit for case in cases for unit in case["work"]))
+    rates = [f"{unit}/s" for unit in units]
+    header = ["case", "peer", "time a step (quartiles)", "times as fast (quartiles)", *rates, "peak memory of a step"]
+    rows = [[case["name"], *_cells(peer, case, units)] for case in cases for peer in case["peers"]]
+    reasons = [
+        f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}"
+        for case in cases
+        for peer in case["peers"]
+        if peer["status"] != OK
+    ]
+    parts = [_markdown_table([header, *rows]), "\n".join(reasons), _facts(cases), _circumstances(result)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def render_readme(text: str, results: Path) -> str:
+    """`text` with what stands between each pair of markers `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`
+    drawn anew from `results/NAME.json`.
+
+    Raises:
+        ValueError: a marker has no partner, or its result does not exist.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.json"
+        if not path.is_file():
+            raise ValueError(f"the marker benchmarks:{match['name']} has no result {path}; run the benchmark first")
+        return f"{match['open']}{render(load_result(path))}{match['close']}"
+
+    unmatched = re.search(r"<!-- /?benchmarks:[^>]*-->", MARKED.sub("", text))
+    if unmatched:
+        raise ValueError(f"the marker {unmatched[0]} has no partner")
+    return MARKED.sub(fill, text)
+
+
+def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str]) -> list[str]:
+    if peer["status"] != OK:
+        return [peer["name"], peer["status"], *[""] * (len(units) + 2)]
+    time, memory = peer["time"], peer.get("memory", {})
+    ratio = peer.get("ratio")
+    return [
+        peer["name"],
+        f"{format_seconds(time['median'])} ({format_seconds(time['q1'])} to {format_seconds(time['q3'])})",
+        _ratio(ratio, peer["name"] == case["baseline"]),
+        *[format_amount(peer["rate"][unit]) if unit in peer["rate"] else "" for unit in units],
+        format_bytes(memory["step_bytes"]) if "step_bytes" in memory else memory.get("reason", ""),
+    ]
+
+
+def _facts(cases: list[dict[str, Any]]) -> str:
+    """One line for all the cases that share their facts."""
+    described: dict[str, list[str]] = {}
+    for case in cases:
+        if case["facts"]:
+            line = ", ".join(f"{name} {_fact(value)}" for name, value in case["facts"].items())
+            described.setdefault(line, []).append(case["name"])
+    return "\n".join(f"- {'; '.join(names)}: {line}" for line, names in described.items())
+
+
+def _ratio(ratio: dict[str, float] | None, is_baseline: bool) -> str:
+    if ratio is None:
+        return "no baseline"
+    if is_baseline:
+        return "1 (baseline)"
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    machine, versions, settings = result["machine"], result["versions"], result["settings"]
+    rounds = {len(peer["seconds"]) for case in result["cases"] for peer in case["peers"] if peer["status"] == OK}
+    parts = [
+        machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({', '.join(machine['isa'])})",
+        f"{settings['threads']} of {machine['cores']} cores",
+        f"PyTorch {versions['torch']}",
+        f"{' or '.join(map(str, sorted(rounds)))} interleaved rounds" if rounds else "",
+        "cold cache" if settings["cold_cache"] else "",
+        "quick run: sizes too small to compare speeds" if settings["quick"] else "",
+        result["date"][:10],
+        f"commit {versions['commit'][:12]}{'+changes' * versions['commit'].endswith('+changes')}"
+        if versions["commit"]
+        else "",
+    ]
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _fact(value: float | str) -> str:
+    return value if isinstance(value, str) else format_amount(value)
+
+
+def format_seconds(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return f"{_three_digits(seconds / 1e-9)} ns"
+
+
+def format_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{_three_digits(count)} {unit}"
+        count /= 1024
+    return f"{_three_digits(count)} GiB"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 99.5 else f"{value:.3g}"
+
+
+def format_amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"

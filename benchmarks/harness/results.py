@@ -1,0 +1,76 @@
+"""Results on disk: one JSON file a benchmark and device, from which tables and plots are drawn.
+
+    {"format": 1, "benchmark", "title", "date", "settings": {...}, "machine": {...}, "versions": {...},
+     "cases": [{"name", "baseline", "tolerance", "work": {unit: amount}, "facts": {...},
+                "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
+                           "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
+                           "rate": {unit: amount a second},
+                           "memory": {"setup_bytes", "step_bytes", "method"} or {"reason"}}]}]}
+
+Times are in seconds; `ratio` is the baseline's time over the peer's, above 1 where the peer is faster. A peer whose
+status is not "ok" has a reason and none of what follows `errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.case import Settings
+from benchmarks.harness.machine import describe_machine, describe_versions
+
+FORMAT = 1
+
+
+def build_result(benchmark: str, title: str, cases: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "benchmark": benchmark.rpartition(".")[2],
+        "title": title,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": asdict(settings),
+        "machine": describe_machine(settings.device),
+        "versions": describe_versions(),
+        "cases": cases,
+    }
+
+
+def result_name(result: dict[str, Any]) -> str:
+    """File name without its suffix, which is also the table's name in the README. Quick runs have their own."""
+    settings = result["settings"]
+    quick = "-quick" if settings["quick"] else ""
+    cold = "-cold" if settings["cold_cache"] else ""
+    return f"{result['benchmark']}-{settings['device']}{cold}{quick}"
+
+
+def save_result(result: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result_name(result)}.json"
+    path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def load_result(path: Path) -> dict[str, Any]:
+    """Raises ValueError for a file that is not a result of this format."""
+    try:
+        result = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the benchmark again") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a benchmark result of format {FORMAT}; run the benchmark again")
+    return result
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: an error that is infinite is stored as the string "inf"."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

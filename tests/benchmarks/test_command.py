@@ -1,0 +1,145 @@
+"""`python -m benchmarks`: exit codes, the JSON, and the README and plots made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.cli import main
+from benchmarks.harness.report import format_bytes, format_seconds, render_readme
+from benchmarks.harness.results import load_result
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    assert main(["tests.benchmarks.toy", "--quick", "--threads", "1", "--no-memory", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(results: Path) -> dict[str, Any]:
+    return load_result(results / "toy-cpu-quick.json")
+
+
+def test_the_result_says_where_when_and_how_it_was_measured(result: dict[str, Any]) -> None:
+    assert {"cpu", "cores", "isa", "memory_bytes", "gpu"} <= set(result["machine"])
+    assert {"python", "torch", "slap-fast", "commit"} <= set(result["versions"])
+    assert result["settings"]["quick"] is True
+    assert result["settings"]["threads"] == 1
+    assert result["date"].endswith("+00:00")
+
+
+def test_the_result_keeps_every_sample(result: dict[str, Any]) -> None:
+    (case,) = result["cases"]
+    assert [peer["name"] for peer in case["peers"]] == ["small", "large", "absent"]
+    assert [len(peer.get("seconds", [])) for peer in case["peers"]] == [3, 3, 0]
+    assert case["peers"][1]["ratio"]["median"] == 1.0
+
+
+def test_a_failed_check_exits_with_1_and_is_printed_without_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tests.benchmarks.broken_toy", "--quick", "--no-memory", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if "| wrong " in line]
+    assert row.split("|")[3].strip() == "failed check"
+    assert "- broken, wrong: failed check: sum is off by 1.00e-03" in printed
+    assert (tmp_path / "broken_toy-cpu-quick.json").is_file()
+
+
+def test_the_slower_peer_is_printed_as_any_other(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tests.benchmarks.toy", "--quick", "--no-memory", "--out", str(results)])
+    printed = capsys.readouterr().out
+    assert all(f"| right | {name} " in printed for name in ("small", "large", "absent"))
+    assert "not available: libsum is not installed" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "no benchmark 'nothing'"),
+        (["--threads", "0"], "--threads is 0"),
+        (["plot", "--out", "nowhere"], "no results to plot"),
+        (["readme", "--readme", "nowhere.md"], "nowhere.md"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_2_and_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+README = """# Title
+<!-- benchmarks:toy-cpu-quick -->
+<!-- /benchmarks:toy-cpu-quick -->
+between
+<!-- benchmarks:toy-cpu-quick -->
+stale
+<!-- /benchmarks:toy-cpu-quick -->
+end
+"""
+
+
+def test_the_readme_is_filled_once_and_then_stays(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    command = ["readme", "--readme", str(readme), "--out", str(results)]
+    assert main([*command, "--check"]) == 1
+    assert readme.read_text() == README
+    assert main(command) == 0
+    filled = readme.read_text()
+    assert filled.count("| right | small ") == 2
+    assert "stale" not in filled
+    assert filled.startswith("# Title\n<!-- benchmarks")
+    assert filled.endswith("-->\nend\n")
+    assert main([*command, "--check"]) == 0
+    assert main(command) == 0
+    assert readme.read_text() == filled
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- benchmarks:toy-cpu-quick -->\n", "has no partner"),
+        ("<!-- benchmarks:other-cpu -->\n<!-- /benchmarks:other-cpu -->\n", "has no result"),
+    ],
+)
+def test_a_marker_that_cannot_be_filled_is_named(results: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        render_readme(text, results)
+
+
+def test_plots_are_drawn_from_the_json_alone(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "copy.json").write_text((results / "toy-cpu-quick.json").read_text())
+    assert main(["plot", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "copy.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 0})])
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"bad\.json"):
+        load_result(path)
+
+
+def test_quantities_have_three_digits_and_a_fitting_unit() -> None:
+    assert [format_seconds(value) for value in (61.23, 0.9999, 1.234e-3, 5.678e-5, 2e-9)] == [
+        "61.2 s",
+        "1000 ms",
+        "1.23 ms",
+        "56.8 µs",
+        "2 ns",
+    ]
+    assert [format_bytes(value) for value in (512, 1_536, 3 * 2**20, 5 * 2**30)] == [
+        "512 B",
+        "1.5 KiB",
+        "3 MiB",
+        "5 GiB",
+    ]

@@ -1,0 +1,110 @@
+"""Correctness first: what is wrong, absent or broken has a row and no time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.harness import memory
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, benchmark_names, load_benchmark, relative_errors
+from benchmarks.harness.measure import measure_case
+from tests.benchmarks import toy
+
+QUICK = Settings(quick=True, rounds=3)
+
+
+def test_a_wrong_peer_is_never_timed() -> None:
+    calls = []
+
+    def setup() -> Run:
+        return Run(step=lambda: calls.append("step"), outputs=lambda: {"sum": torch.tensor(1001.0)})
+
+    case = replace(toy.broken_case(), peers=(Peer("right", setup),))
+    row = measure_case("toy", case, QUICK, memory=False)["peers"][0]
+    assert row["status"] == "failed check"
+    assert "sum is off by 1.00e-03" in row["reason"]
+    assert row["errors"]["sum"] == pytest.approx(1e-3)
+    assert calls == []
+    assert "time" not in row
+
+
+def test_others_are_timed_beside_a_wrong_and_a_raising_peer() -> None:
+    rows = {row["name"]: row for row in measure_case("toy", toy.broken_case(), QUICK, memory=False)["peers"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "right": "ok",
+        "wrong": "failed check",
+        "raising": "error",
+    }
+    assert rows["raising"]["reason"] == "RuntimeError: no such kernel"
+    assert len(rows["right"]["seconds"]) == 3
+
+
+def test_without_its_baseline_a_peer_has_a_time_and_no_ratio() -> None:
+    rows = measure_case("toy", replace(toy.broken_case(), baseline="wrong"), QUICK, memory=False)["peers"]
+    assert "time" in rows[0]
+    assert "ratio" not in rows[0]
+
+
+def test_an_absent_peer_is_listed_with_the_reason_and_not_set_up() -> None:
+    (case,) = toy.cases(QUICK)
+    rows = {row["name"]: row for row in measure_case("toy", case, QUICK, memory=False)["peers"]}
+    assert rows["absent"] == {"name": "absent", "status": "not available", "reason": "libsum is not installed"}
+    assert rows["small"]["rate"]["numbers"] == pytest.approx(1000 / rows["small"]["time"]["median"])
+
+
+def test_out_of_memory_is_a_result_of_its_own() -> None:
+    def setup() -> Run:
+        raise torch.OutOfMemoryError("tried to allocate 900 GiB\nand more lines")
+
+    case = replace(toy.broken_case(), peers=(Peer("right", setup),))
+    row = measure_case("toy", case, QUICK, memory=False)["peers"][0]
+    assert (row["status"], row["reason"]) == ("out of memory", "tried to allocate 900 GiB")
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([1.0, math.nan]), torch.ones(3)], ids=["nan", "shape"])
+def test_a_value_that_is_not_finite_or_of_another_shape_is_infinitely_wrong(wrong: torch.Tensor) -> None:
+    right = torch.ones(2)
+    assert relative_errors({"x": wrong}, {"x": right}) == {"x": math.inf}
+    assert relative_errors({"x": right}, {"x": wrong}) == {"x": math.inf}
+
+
+@pytest.mark.parametrize("outputs", [{}, {"y": torch.ones(1)}, {"x": torch.ones(1), "y": torch.ones(1)}])
+def test_outputs_that_the_reference_does_not_have_are_not_passed_over(outputs: Outputs) -> None:
+    with pytest.raises(ValueError, match="not those of the reference"):
+        relative_errors(outputs, {"x": torch.ones(1)})
+
+
+def test_a_case_names_its_peers_once_and_its_baseline_among_them() -> None:
+    peer = Peer("a", lambda: Run(lambda: None, dict))
+    with pytest.raises(ValueError, match="twice"):
+        Case("case", (peer, peer), "a", dict, 0.0)
+    with pytest.raises(ValueError, match="baseline 'b'"):
+        Case("case", (peer,), "b", dict, 0.0)
+
+
+def test_benchmarks_are_found_by_their_file_and_helpers_are_not() -> None:
+    names = benchmark_names()
+    assert "training_step" in names
+    assert not {"harness", "padded_model", "padded_layers", "step_flops", "__main__"} & set(names)
+
+
+def test_an_unknown_benchmark_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no benchmark 'training_stop'.*training_step"):
+        load_benchmark("training_stop")
+
+
+def test_peak_memory_counts_what_a_step_frees_again() -> None:
+    large = memory.measure_in_child("tests.benchmarks.toy", "right", "large", QUICK)
+    assert large["method"] == "peak RSS of a fresh process"
+    step_bytes = large["step_bytes"]
+    assert isinstance(step_bytes, int)
+    assert 64 * toy.MEBIBYTE <= step_bytes < 80 * toy.MEBIBYTE
+
+
+def test_a_child_that_dies_leaves_the_reason() -> None:
+    answer = memory.measure_in_child("tests.benchmarks.toy", "right", "absent", QUICK)
+    assert list(answer) == ["reason"]
+    assert "no such kernel" in str(answer["reason"])

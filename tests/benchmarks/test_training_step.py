@@ -1,0 +1,106 @@
+"""The padded peer is the same model: otherwise its time would compare nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import training_step
+from benchmarks.harness.case import Settings, relative_errors
+from benchmarks.harness.cli import main
+from benchmarks.padded_model import PaddedBatch
+from benchmarks.step_flops import step_flops
+from benchmarks.training_step import CPU_MODEL, PAPER_MODEL, QUICK_MODEL, Workload, mixed_durations
+from slap_fast.models.pretraining import PretrainingModel
+
+
+@pytest.mark.parametrize("durations", [(0.4, 2.1, 1.3), (0.05, 0.02, 3.0), (1.7,) * 3], ids=["mixed", "tiny", "equal"])
+def test_packed_and_padded_agree_in_float64(durations: tuple[float, ...]) -> None:
+    workload = Workload(durations, QUICK_MODEL, torch.float64, "cpu")
+    padded = training_step._losses_and_gradients(*training_step._padded_forward(workload, torch.float64))
+    packed = training_step._losses_and_gradients(*training_step._packed_forward(workload, torch.float64))
+    errors = relative_errors(packed, padded)
+    assert max(errors.values()) < 1e-12, errors
+    assert all(float(value.abs().max()) > 0 for value in padded.values())
+
+
+def test_the_padded_batch_holds_the_packed_one() -> None:
+    batch = Workload((0.9, 2.3, 0.3), QUICK_MODEL, torch.float32, "cpu").batch()
+    padded = PaddedBatch.from_packed(batch, QUICK_MODEL)
+    assert torch.equal(padded.input_ids[padded.text_valid], batch.input_ids)
+    assert torch.equal(padded.frame_valid.sum(1), batch.frames.cu_seqlens.diff())
+    assert torch.equal(padded.token_masked[padded.token_valid].flatten().nonzero().flatten(), batch.masked_tokens)
+    assert int((padded.targets != -100).sum()) == batch.text.total - len(batch)
+
+
+def test_the_quick_run_is_right_for_every_peer(tmp_path: Path) -> None:
+    assert main(["training_step", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "training_step-cpu-quick.json").read_text())
+    rows = [(case, peer) for case in result["cases"] for peer in case["peers"]]
+    assert {peer["name"] for _, peer in rows} == {"padded, SDPA", "packed"}
+    assert {peer["status"] for _, peer in rows} == {"ok"}
+    assert {case["name"] for case, _ in rows} >= {"mixed durations, fp32", "equal durations, fp32"}
+
+
+def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
+    workload = Workload((0.5, 0.3), QUICK_MODEL, torch.bfloat16, "cpu")
+    models: list[PretrainingModel] = []
+
+    def build(workload: Workload, dtype: torch.dtype) -> tuple[PretrainingModel, training_step.Forward]:
+        model, forward = training_step._packed_forward(workload, dtype)
+        models.append(model)
+        return model, forward
+
+    run = training_step._set_up(workload, build)
+    before = {name: value.clone() for name, value in models[0].state_dict().items()}
+    run.outputs()
+    assert all(torch.equal(value, before[name]) for name, value in models[0].state_dict().items())
+    run.step()
+    after = models[0].state_dict()
+    for name in ("student.audio_encoder.patch_embedding.weight", "student_head.prototypes"):
+        assert not torch.equal(after[name], before[name])
+
+
+@pytest.mark.parametrize("clips", [4, 8, 64])
+def test_the_mix_spans_its_sources_and_pads_about_half(clips: int) -> None:
+    durations = mixed_durations(clips)
+    assert len(durations) == clips
+    assert min(durations) >= 1.0
+    assert max(durations) <= 30.0
+    assert 0.4 < 1 - sum(durations) / (clips * max(durations)) < 0.6
+
+
+def test_flops_follow_the_tokens_where_projections_dominate() -> None:
+    """By hand: 12 layers of 4 w^2 + 3 w m and the patches, seven forward passes, two FLOP a weight."""
+    config = replace(
+        PAPER_MODEL,
+        text=replace(PAPER_MODEL.text, layers=0),
+        caption=replace(PAPER_MODEL.caption, layers=0),
+    )
+    short, long = (step_flops([tokens], [1], config, padded=False) for tokens in (4, 8))
+    layers = 12 * (4 * 768**2 + 3 * 768 * 3072) + 256 * 768
+    head = 768 * 2048 + 2048**2 + 2048 * 256 + 32_768 * 256
+    pairs = 12 * (8**2 - 4**2)
+    expected = 7 * 2 * 4 * layers + 8 * 4 * 768 * pairs + 3 * 2 * 2 * 768**2 * 4 + 4 * 2 * head * 2
+    assert long - short == pytest.approx(expected)
+
+
+def test_padding_and_full_windows_cost_flops() -> None:
+    lengths, captions = [40, 400], [5, 9]
+    packed = step_flops(lengths, captions, CPU_MODEL, padded=False)
+    assert step_flops(lengths, captions, CPU_MODEL, padded=True) > 1.5 * packed
+    one_layer = replace(CPU_MODEL, audio=replace(CPU_MODEL.audio, global_every=1))
+    equal = [step_flops([400, 400], [7, 7], one_layer, padded=padded) for padded in (False, True)]
+    assert equal[0] == equal[1]
+
+
+def test_the_paper_s_size_is_what_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_step, "has_bf16_units", lambda device: True)
+    cases = training_step.cases(Settings(device="cuda"))
+    assert len(cases) == 4
+    assert cases[0].facts["clips"] == 64
+    assert cases[0].facts["longest (s)"] == max(mixed_durations(64))
