@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from slap_fast.data.audio_files import load_audio
+from slap_fast.audio_files import load_audio
+from slap_fast.models.errors import ModelError
 from slap_fast.ops.packing import PackedLayout
+from slap_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ def encode_audio(
 ) -> Tensor | list[Tensor]:
     """See `SLAP.encode_audio`."""
     embeddings: list[Tensor] = []
-    with tqdm(total=len(audio), desc="embedding audio", unit="clip", disable=not progress) as bar:
+    with progress_bar(total=len(audio), desc="embedding audio", unit="clip", disable=not progress) as bar:
         for pack in _packs(model, audio, batch_seconds):
             features, tokens = _features(model, pack)
             if dense:
@@ -101,7 +102,7 @@ def encode_audio(
 
 def _tokenizer(model: SLAP) -> PreTrainedTokenizerBase:
     if model.tokenizer is None:
-        raise ValueError("the model carries no tokenizer; set model.tokenizer, or load a folder that has tokenizer/")
+        raise ModelError("the model carries no tokenizer; set model.tokenizer, or load a folder that has tokenizer/")
     return model.tokenizer
 
 
@@ -113,7 +114,7 @@ def encode_text(model: SLAP, texts: Sequence[str], *, batch_size: int, progress:
             raise ValueError(f"texts[{position}] is a {type(text).__name__}; pass a list of strings")
     tokenizer = _tokenizer(model)
     embeddings = []
-    with tqdm(total=len(texts), desc="embedding text", unit="text", disable=not progress) as bar:
+    with progress_bar(total=len(texts), desc="embedding text", unit="text", disable=not progress) as bar:
         for begin in range(0, len(texts), batch_size):
             chunk = list(texts[begin : begin + batch_size])
             ids = tokenizer(chunk, truncation=True, max_length=model.config.text.max_length)["input_ids"]
@@ -129,7 +130,7 @@ def _boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if start is None or end is None:
-        raise ValueError("captioning needs a tokenizer with a start token (cls or bos) and an end token (sep or eos)")
+        raise ModelError("captioning needs a tokenizer with a start token (cls or bos) and an end token (sep or eos)")
     return int(start), int(end)
 
 
@@ -139,7 +140,7 @@ def caption(model: SLAP, audio: Sequence[Audio], *, max_length: int, progress: b
     tokenizer = _tokenizer(model)
     start, end = _boundary_tokens(tokenizer)
     captions = []
-    with tqdm(total=len(audio), desc="captioning", unit="clip", disable=not progress) as bar:
+    with progress_bar(total=len(audio), desc="captioning", unit="clip", disable=not progress) as bar:
         for position, clip in enumerate(audio):
             features, tokens = _features(model, [_waveform(model, clip, position)])
             ids = [start]

@@ -17,6 +17,7 @@ from slap_fast.models import inference
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.config import ModelConfig, model_config_from_dict
+from slap_fast.models.errors import ModelError
 from slap_fast.models.logit_scale import LogitScale
 from slap_fast.models.pooling import AttentionPooling
 from slap_fast.models.text_encoder import TextEncoder, build_text_model
@@ -148,7 +149,7 @@ class SLAP(nn.Module):
 
         Raises:
             FileNotFoundError: `folder` lacks one of the files.
-            ValueError: a file is malformed, or the weights are of another shape than the configuration says.
+            ModelError: a file is malformed, or the weights are of another shape than the configuration says.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -161,8 +162,8 @@ class SLAP(nn.Module):
         try:
             config = model_config_from_dict(json.loads((folder / "config.json").read_text()))
             weights = load_file(folder / "model.safetensors")
-        except (json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"a file of the model in {folder} is damaged ({error}); copy it again") from error
+        except (ValueError, SafetensorError) as error:
+            raise ModelError(f"a file of the model in {folder} is damaged ({error}); copy it again") from error
         model = cls(
             config,
             load_pretrained_text=False,
@@ -179,11 +180,11 @@ def _check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise ValueError(f"{path} lacks {name}; the weights do not belong to the config.json beside them")
+            raise ModelError(f"{path} lacks {name}; the weights do not belong to the config.json beside them")
         if name not in expected:
-            raise ValueError(f"{path} holds {name}, which the model of the config.json beside it does not have")
+            raise ModelError(f"{path} holds {name}, which the model of the config.json beside it does not have")
         if weights[name].shape != expected[name].shape:
-            raise ValueError(
+            raise ModelError(
                 f"{name} has shape {tuple(weights[name].shape)} in {path}, but {tuple(expected[name].shape)} by the "
                 "config.json beside it"
             )

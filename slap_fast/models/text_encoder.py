@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slap_fast.models import attention_interface
 from slap_fast.models.config import TextEncoderConfig
+from slap_fast.models.errors import ModelError
 from slap_fast.ops.packing import PackedLayout
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
         hf_config: a transformers configuration to build instead, as a saved model carries it.
 
     Raises:
-        ValueError: the pretrained model cannot be had, or its width is not `config.width`.
+        ModelError: the pretrained model cannot be had, or its width is not `config.width`.
     """
     from transformers import AutoConfig, AutoModel, ModernBertConfig
 
@@ -60,13 +61,13 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
                 config.pretrained, attn_implementation=implementation, dtype=torch.float32, **_no_dropout(hf_config)
             )
         except OSError as error:
-            raise ValueError(
+            raise ModelError(
                 f"model.text.pretrained is {config.pretrained!r}, which is neither a local folder nor a model that the "
                 f"hub gave ({error}); download it first and name the folder, or set model.text.pretrained=null to "
                 "train the text encoder from scratch"
             ) from error
         if model.config.hidden_size != config.width:
-            raise ValueError(
+            raise ModelError(
                 f"model.text.width is {config.width}, but {config.pretrained!r} has width {model.config.hidden_size}"
             )
         return model

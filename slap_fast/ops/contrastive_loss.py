@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from slap_fast.ops import collectives, dispatch
 
+# Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
+_MAX_LOGITS = 1 << 22
+
 
 class ContrastiveOutput(NamedTuple):
     """Scalars, float32 (float64 for float64 inputs); all but `loss` are detached and concern this rank's own clips.
@@ -53,7 +56,8 @@ def _contrastive_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over this rank's logits `logit_scale * audio @ text.T + logit_bias`, of R rows and C columns.
 
-    Row i's positive is column `offset + i`, or with ids every column of its id.
+    Row i's positive is column `offset + i`, or with ids every column of its id. A `chunk_size` of 0 leaves the
+    choice to the backend.
 
     Returns:
         row_loss: `[R]` log-sum-exp of each row less its largest logit (infonce), or its summed pair losses (sigmoid).
@@ -189,6 +193,7 @@ def _tiles(
     if audio_ids is None or text_ids is None:
         audio_ids = torch.arange(offset, offset + audio.shape[0], device=audio.device)
         text_ids = torch.arange(text.shape[0], device=audio.device)
+    chunk_size = chunk_size or max(1, _MAX_LOGITS // max(1, text.shape[0]))
     for begin in range(0, audio.shape[0], chunk_size):
         rows = slice(begin, begin + chunk_size)
         chunk = audio[rows].to(text.dtype)
@@ -235,7 +240,7 @@ def _sums_torch(
             column_sum *= (previous - column_largest).exp_()
             column_sum += (tile.logits - column_largest).exp_().sum(0)
         else:
-            row_loss[tile.rows] = F.softplus(torch.where(tile.positive, -tile.logits, tile.logits)).sum(1)
+            row_loss[tile.rows] = -F.logsigmoid(torch.where(tile.positive, tile.logits, -tile.logits)).sum(1)
         negatives = (columns - tile.positives).clamp_min(1)
         row_facts[0, tile.rows] = tile.similarity.masked_fill(~tile.positive, 0.0).sum(1) / tile.positives
         row_facts[1, tile.rows] = tile.similarity.masked_fill(tile.positive, 0.0).sum(1) / negatives
@@ -345,7 +350,7 @@ def contrastive_loss(
             target that is uniform over them. None: every clip is its own.
         group: the ranks that share the batch, each with its own B clips, which may differ and may be 0; None: this
             process alone. See `collectives` for the gradient convention.
-        chunk_size: rows whose logits are held at once; None: all B.
+        chunk_size: rows whose logits are held at once; None: as many as a fixed amount of memory holds.
         backend: "auto" or the name of one that `slap-fast info` lists.
 
     Returns:
@@ -373,7 +378,7 @@ def contrastive_loss(
         all_ids,
         offset,
         kind,
-        max(clips, 1) if chunk_size is None else chunk_size,
+        chunk_size or 0,
         chosen,
     )
     own = slice(offset, offset + clips)
@@ -423,4 +428,4 @@ def _validate(
             f"{audio.device}"
         )
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None for all rows")
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None")

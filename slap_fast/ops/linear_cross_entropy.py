@@ -14,8 +14,8 @@ from torch import Tensor
 
 from slap_fast.ops import dispatch
 
-# Elements of the logits held at once: 64 MiB in float32.
-_MAX_LOGITS = 1 << 24
+# Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
+_MAX_LOGITS = 1 << 22
 
 
 @torch.library.custom_op("slap_fast::linear_cross_entropy", mutates_args=())

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from slap_fast.ops import collectives, dispatch
 
-# Elements of the scores held at once: 32 MiB in float32, for student and teacher each.
-_MAX_SCORES = 1 << 23
+# Elements of the student's and of the teacher's scores held at once: 16 MiB in float32, small enough for the allocator
+# to reuse between chunks.
+_MAX_SCORES = 1 << 22
 
 
 @torch.library.custom_op("slap_fast::sinkhorn_sweep", mutates_args=())

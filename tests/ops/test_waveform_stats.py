@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from slap_fast import native
 from slap_fast.ops.packing import PackedLayout
@@ -167,7 +168,7 @@ def test_custom_op_passes_opcheck(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_whole_and_once_for_all_lengths(backend: str) -> None:
-    compilations = torch._dynamo.testing.CompileCounter()
+    compilations = CompileCounter()
 
     @torch.compile(fullgraph=True, dynamic=True, backend=compilations)
     def level(waveform: Tensor, cu_seqlens: Tensor) -> Tensor:
