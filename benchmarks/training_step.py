@@ -45,9 +45,9 @@ from slap_fast.models.config import (
     PrototypeHeadConfig,
     TextEncoderConfig,
 )
-from slap_fast.models.pretraining import PretrainingModel
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_optimizer
+from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import AugmentationConfig, ObjectivesConfig, OptimizerConfig
 
 TITLE = "One training step, packed against padded with SDPA and masks"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 _LOG_SECONDS = 10.0
 
 
-def progress_bar(*args: Any, **options: Any) -> tqdm:
+def progress_bar(iterable: Any = None, **options: Any) -> Any:
     """`tqdm` on stderr, redrawn every tenth of a second on a terminal and every ten seconds in a file."""
     terminal = sys.stderr.isatty()
-    return tqdm(*args, dynamic_ncols=terminal, mininterval=0.1 if terminal else _LOG_SECONDS, **options)
+    return tqdm(iterable, dynamic_ncols=terminal, mininterval=0.1 if terminal else _LOG_SECONDS, **options)

@@ -156,9 +156,7 @@ class _Handle:
             os.close(self.descriptor)
 
 
-_REINDEX = (
-    "if the tars are good, `slap-fast prepare --reindex` on the folder rebuilds the index; else prepare it again"
-)
+_REINDEX = "if the tars are good, `slap-fast prepare --reindex` on the folder rebuilds the index; else prepare it again"
 
 
 def parse_metadata(data: bytes, where: str) -> dict[str, Any]:

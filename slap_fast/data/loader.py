@@ -25,7 +25,7 @@ from slap_fast.data.plan import ClipRef, Plan
 from slap_fast.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Loader:
         plan: Plan,
         model_config: ModelConfig,
         augmentation: AugmentationSettings,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
         decoder: Decoder,
         *,
         seed: int,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from slap_fast.models import attention_interface
 from slap_fast.models.config import TextEncoderConfig
 from slap_fast.models.errors import ModelError
+from slap_fast.models.layers import initial_std
 from slap_fast.ops.packing import PackedLayout
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             intermediate_size=config.mlp_width,
+            initializer_range=initial_std(config.width),
             # The defaults are ids of ModernBERT's own tokenizer; an embedding's padding row must exist.
             pad_token_id=0,
             bos_token_id=None,

@@ -67,7 +67,7 @@ class ScheduleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self, steps=self.steps >= 1, warmup_steps=0 <= self.warmup_steps <= self.steps)
+        _require(self, steps=self.steps >= 1, warmup_steps=self.warmup_steps >= 0)
         _require(self, batch_size=self.batch_size >= 1, seed=0 <= self.seed < 2**31)
         _require(self, ema_momentum=0 <= self.ema_momentum <= 1, ema_final_momentum=0 <= self.ema_final_momentum <= 1)
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from slap_fast.models.pretraining import PretrainingModel
 from slap_fast.training.config_io import load_run_config
+from slap_fast.training.pretraining import PretrainingModel
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def reindex(
         rows: list[dict[str, Any]] = []
         parts = [
             _index_tar(tar, number, rows)
-            for number, tar in enumerate(progress_bar(tars, "reindex", disable=not progress))
+            for number, tar in enumerate(progress_bar(tars, desc="reindex", disable=not progress))
         ]
         write_atomically(folder / REPORT_NAME, (_line(row) for row in rows))
         rejected = Counter(row["reason"] for row in rows)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from slap_fast.data.batch import Batch
-from slap_fast.models.pretraining import PretrainingModel
 from slap_fast.ops.packing import PackedLayout
+from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import ObjectivesConfig
 from tests.models.builders import TINY, audio_layouts, random_clips
 
@@ -109,7 +109,7 @@ def test_a_shared_pass_feeds_masked_features_to_all_objectives(model):
 
 
 def test_captions_shift_by_one_token():
-    from slap_fast.models.pretraining import _shift_captions
+    from slap_fast.training.pretraining import _shift_captions
 
     batch = dataclasses.replace(
         _batch([0.2, 0.2]), input_ids=torch.tensor([1, 10, 2, 1, 20, 21, 2]), text=PackedLayout.from_lengths([3, 4])

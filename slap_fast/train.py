@@ -1,0 +1,138 @@
+"""Train a model: `deepspeed slap_fast/train.py recipe=quickstart data.train=FOLDER training.output=FOLDER`.
+
+Works as plain `python slap_fast/train.py ...` too, on one process. Any key of the recipe can be given as
+`section.key=value`. The output folder holds config.yaml, log.jsonl, tensorboard/, checkpoints/ and, once the run is
+complete, model/. The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script's own folder comes first on the path; modules of this package would shadow libraries there.
+    _HERE = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
+    if find_spec("slap_fast") is None:
+        sys.path.insert(0, str(_HERE.parent))
+
+import torch
+
+from slap_fast.data.decoding import make_decoder
+from slap_fast.data.index import ClipIndex
+from slap_fast.data.loader import Loader
+from slap_fast.data.plan import Plan
+from slap_fast.training import schedule
+from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
+from slap_fast.training.checkpoint import Checkpoints
+from slap_fast.training.config_io import config_from_arguments
+from slap_fast.training.distributed import Ranks, StopSignal, started, together
+from slap_fast.training.ema import TeacherAverage
+from slap_fast.training.engine import build_engine
+from slap_fast.training.export import save_student
+from slap_fast.training.logs import RunLog
+from slap_fast.training.recipe import RunConfig
+from slap_fast.training.step import take_step
+from slap_fast.training.watch import FiniteWatch, Speed, suspects
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or say that there is nothing left to train."""
+    config = config_from_arguments(sys.argv[1:] if arguments is None else arguments)
+    model_folder = Path(config.efficiency.training.output) / "model"
+    if model_folder.exists():
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{model_folder} is complete; choose another training.output to train again")
+        return
+    with started(config.efficiency.training.timeout) as ranks:
+        train(config, ranks)
+
+
+def train(config: RunConfig, ranks: Ranks) -> None:
+    """Train on this rank until the schedule, `training.stop_after` or a signal ends it."""
+    recipe, training, loading = config.recipe, config.efficiency.training, config.efficiency.loading
+    output, steps, seed = Path(training.output), recipe.schedule.steps, recipe.schedule.seed
+
+    with together(ranks.device):
+        index = ClipIndex.open(recipe.data.train)
+        plan = Plan(index, batch_size=recipe.schedule.batch_size, seed=seed, max_duration=recipe.data.max_duration)
+        tokenizer = build_tokenizer(recipe.data, recipe.model)
+        model_config = complete_model_config(recipe.model, index, tokenizer)
+        model = build_model(config, model_config, tokenizer)
+    engine = build_engine(model, config, ranks)
+    average = TeacherAverage(engine.module.teacher_pairs())
+    checkpoints = Checkpoints(output / "checkpoints", engine, average, config)
+    resumed = checkpoints.resume(allowed=training.resume)
+
+    completed = saved = resumed.step
+    last_step = max(completed, min(steps, training.stop_after or steps))
+    loader = Loader(
+        index,
+        plan,
+        model_config,
+        recipe.augmentation,
+        tokenizer,
+        make_decoder(loading.decoder, loading.threads, sample_rate=model_config.mel.sample_rate),
+        seed=seed,
+        start_step=completed,
+        stop_step=last_step,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        prefetch=loading.prefetch,
+        max_consecutive_failures=loading.max_consecutive_failures,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    # Not before: until here a signal has nothing to save, and shall end the process at once.
+    stop = StopSignal()
+    watch, speed = FiniteWatch(resumed.skipped_steps), Speed()
+    with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
+        log.say(*resumed.notes, *(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
+        for step, batch in loader:
+            torch.manual_seed((seed * 1_000_003 + step) * 65_537 + ranks.rank)
+            settings = schedule.settings(step, recipe)
+            batch = batch.to(ranks.device, non_blocking=True)
+            audio_seconds = batch.samples.total / model_config.mel.sample_rate
+            report = take_step(engine, average, batch, settings, stop=stop.requested, audio_seconds=audio_seconds)
+            completed = step + 1
+            speed.add(recipe.schedule.batch_size, report.audio_seconds)
+            if report.nonfinite:
+                keys = [index.key(clip) for clip in suspects(batch)]
+                log.skipped(watch.skipped(completed, report.nonfinite, keys))
+            else:
+                watch.clean()
+                if completed % training.log_every == 0 or completed == last_step:
+                    log.step(completed, report, settings, speed.read(), watch.skipped_steps)
+            log.advance()
+            if report.stop:
+                break
+            if completed % training.save_every == 0:
+                checkpoints.save(completed, watch.skipped_steps)
+                saved = completed
+        if completed > saved:
+            checkpoints.save(completed, watch.skipped_steps)
+        if completed < steps:
+            log.say(f"stopped after step {completed} of {steps}, saved; the same command continues")
+            return
+    save_student(engine, output / "model")
+
+
+def _describe(error: Exception) -> str:
+    """One line for what the user can mend, the traceback for a fault of the program."""
+    if isinstance(error, OSError) or type(error).__module__.startswith("slap_fast."):
+        return f"{type(error).__name__}: {error}\n"
+    return traceback.format_exc()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        sys.stderr.write(f"rank {os.environ.get('RANK', '0')}: {_describe(error)}")
+        sys.stderr.flush()
+        # Not sys.exit: the other ranks wait for this one, and it must not wait for them on its way out.
+        os._exit(1)

@@ -1,0 +1,64 @@
+"""From a configuration and a dataset to the model that the engine trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from slap_fast.models.config import ModelConfig
+from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.recipe import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from slap_fast.data.index import ClipIndex
+
+
+def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
+    """`data.tokenizer`; else the pretrained text encoder's own; else the one beside the training shards.
+
+    Raises:
+        FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
+    """
+    from slap_fast.data.tokenizer import load_tokenizer
+
+    beside = Path(data.train) / "tokenizer"
+    if data.tokenizer is None and model.text.pretrained is None and not beside.is_dir():
+        raise FileNotFoundError(
+            f"{beside} is missing: a text encoder from scratch needs a tokenizer. Run `slap-fast prepare` again, or "
+            "set data.tokenizer to a folder"
+        )
+    return load_tokenizer(data.tokenizer or model.text.pretrained or beside)
+
+
+def complete_model_config(model: ModelConfig, index: ClipIndex, tokenizer: Any) -> ModelConfig:
+    """Fill in what the dataset decides: the vocabulary from scratch, and mel statistics left at 0 and 1."""
+    if model.text.pretrained is None:
+        model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=len(tokenizer)))
+    if (model.mel.mean, model.mel.std) == (0.0, 1.0):
+        mel = dataclasses.replace(model.mel, mean=float(index.info["mel_mean"]), std=float(index.info["mel_std"]))
+        model = dataclasses.replace(model, mel=mel)
+    return model
+
+
+def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:
+    """The same initial weights on every rank and at every ZeRO stage."""
+    torch.manual_seed(config.recipe.schedule.seed)
+    model = PretrainingModel(model_config, config.recipe.objectives)
+    model.student.tokenizer = tokenizer
+    if config.efficiency.training.activation_checkpointing:
+        _checkpoint_activations(model)
+    return model.train()
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing_enable"):
+            module.gradient_checkpointing_enable()  # type: ignore[operator]
+        elif hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True  # type: ignore[assignment]

@@ -1,0 +1,107 @@
+"""Files of a checkpoint: written so that a crash at any moment leaves either a whole checkpoint or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds. Written last: a folder without it is not a checkpoint.
+
+    Attributes:
+        step: steps completed.
+        world_size: ranks that saved.
+        zero_stage: DeepSpeed's ZeRO stage.
+        precision: `bf16` or `fp32`.
+        parameters: shape by name.
+        files: `{name: {"size": bytes, "sha256": hex}}`.
+        config: the run's configuration as YAML.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    precision: str
+    parameters: dict[str, list[int]]
+    files: dict[str, dict[str, Any]]
+    config: str
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def folders(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders, whole or torn, newest first."""
+    return sorted((path for path in checkpoints.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and hash of a file, forced to the disk first."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return {"size": path.stat().st_size, "sha256": sha256.hexdigest()}
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file as one event: readers see the old content or the new, and so does a machine after a crash."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    sync_folder(folder)
+    write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1))
+    write_durably(folder.parent / "latest", folder.name)
+
+
+def read_manifest(folder: Path) -> Manifest | str:
+    """The manifest, or why there is none."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            return f"{MANIFEST} has another format than {FORMAT}"
+        return Manifest(**content)
+    except FileNotFoundError:
+        return f"no {MANIFEST}: the save did not finish"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+
+
+def fault(folder: Path, manifest: Manifest, share: int = 0, of: int = 1) -> str | None:
+    """The first file that is not as the manifest says; `share` of `of` looks at every `of`-th file only."""
+    for name, expected in sorted(manifest.files.items())[share::of]:
+        path = folder / name
+        try:
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if digest(path) != expected:
+                return f"{name} has changed since it was saved"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
+    return None

@@ -1,0 +1,69 @@
+"""The finished model: the student in float32, with its tokenizer, from any ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slap_fast.models.slap import SLAP
+
+
+def save_student(engine: Any, folder: Path) -> None:
+    """`SLAP.save_pretrained` into `folder`, which appears whole or not at all. A collective call.
+
+    Raises:
+        OSError: on rank 0, if the files cannot be written.
+    """
+    student = engine.module.student
+    weights = full_weights(engine, student)
+    if dist.get_rank() == 0:
+        model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
+        model.load_state_dict(weights)
+        model.tokenizer = student.tokenizer
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        os.replace(partial, folder)
+    dist.barrier()
+
+
+@torch.no_grad()
+def full_weights(engine: Any, module: nn.Module) -> dict[str, Tensor]:
+    """On rank 0, the state of a module inside an engine: whole, on the CPU, from the float32 masters if there are any.
+
+    A collective call.
+    """
+    weights = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        full = _full_parameter(engine, value) if isinstance(value, nn.Parameter) else value
+        if dist.get_rank() == 0:
+            weights[name] = full.detach().to("cpu", copy=True)
+    return weights
+
+
+def _full_parameter(engine: Any, parameter: nn.Parameter) -> Tensor:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad and (full := safe_get_full_fp32_param(parameter)) is not None:
+        return full
+    if (master := _unpartitioned_masters(engine).get(parameter)) is not None:
+        return master
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().float()
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().float().clone()
+
+
+def _unpartitioned_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """The float32 masters of ZeRO stage 0 in bf16, which DeepSpeed's own lookup does not know."""
+    groups = zip(
+        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False
+    )
+    return {parameter: master for group in groups for parameter, master in zip(*group, strict=True)}

@@ -1,0 +1,114 @@
+"""What a run says: JSON lines, TensorBoard and a progress bar, from the first rank only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slap_fast.training.checkpoint_files import write_durably
+from slap_fast.training.config_io import to_yaml
+from slap_fast.training.recipe import RunConfig
+from slap_fast.training.schedule import StepSettings
+from slap_fast.training.step import LOSSES, Report
+
+
+class RunLog:
+    """Writes `config.yaml`, `log.jsonl` and `tensorboard/` in `output` and a progress bar; silent if not `enabled`.
+
+    Records later than `start_step` are dropped from an existing log: the run takes these steps again.
+    """
+
+    def __init__(self, output: Path, config: RunConfig, *, start_step: int, enabled: bool) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        from tqdm import tqdm
+
+        output.mkdir(parents=True, exist_ok=True)
+        write_durably(output / "config.yaml", to_yaml(config))
+        path = output / "log.jsonl"
+        _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._tensorboard = _tensorboard_writer(output / "tensorboard", start_step)
+        self._bar = tqdm(
+            total=config.recipe.schedule.steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    def advance(self) -> None:
+        if self._enabled:
+            self._bar.update()
+
+    def step(
+        self, step: int, report: Report, settings: StepSettings, speed: dict[str, float], skipped_steps: int
+    ) -> None:
+        """Record a step that was applied."""
+        if not self._enabled:
+            return
+        values = {
+            "step": step,
+            **report.values,
+            **dataclasses.asdict(settings),
+            "grad_norm": report.grad_norm,
+            **speed,
+            "skipped_steps": skipped_steps,
+        }
+        self._write(values)
+        if self._tensorboard is not None:
+            for key in values.keys() - {"step"}:
+                self._tensorboard.add_scalar(key, values[key], step)
+        losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
+        clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
+        self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
+
+    def skipped(self, record: dict[str, Any]) -> None:
+        """Record a step that `FiniteWatch` counted."""
+        if self._enabled:
+            self._write(record)
+            names, clips = ", ".join(record["nonfinite"]), record["clips"]
+            more = f" and {len(clips) - 8} more" if len(clips) > 8 else ""
+            self.say(f"step {record['step']} skipped: {names} not finite; clips {', '.join(clips[:8])}{more}")
+
+    def say(self, *messages: str) -> None:
+        if self._enabled:
+            for message in messages:
+                self._bar.write(message, file=sys.stderr)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        # A line that a crash cut short.
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_durably(path, "".join(kept))
+
+
+def _tensorboard_writer(folder: Path, start_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(f"tensorboard is not installed; {folder} is not written", file=sys.stderr)
+        return None
+    return SummaryWriter(str(folder), purge_step=start_step + 1, flush_secs=30)

@@ -1,0 +1,85 @@
+"""Keeps an eye on a run: how fast it goes, and whether its losses stay finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from slap_fast.data.batch import Batch
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+
+class FiniteWatch:
+    """Counts steps that were skipped, and stops a run that skips `MAX_SKIPPED_IN_A_ROW` together."""
+
+    def __init__(self, skipped_steps: int = 0) -> None:
+        self.skipped_steps = skipped_steps
+        self._in_a_row = 0
+
+    def clean(self) -> None:
+        """A step went well."""
+        self._in_a_row = 0
+
+    def skipped(self, step: int, nonfinite: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+        """A step was skipped; its record for the log. A collective call.
+
+        Args:
+            nonfinite: what was not finite.
+            keys: names of the clips of this rank to suspect.
+
+        Raises:
+            Diverged: on every rank.
+        """
+        self.skipped_steps += 1
+        self._in_a_row += 1
+        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, list(keys))
+        clips = [key for part in gathered for key in part]
+        if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise Diverged(
+                f"{self._in_a_row} steps in a row up to step {step} were not finite (last: {', '.join(nonfinite)}; "
+                f"clips {', '.join(clips[:8])}). Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or "
+                "look at these clips; the last checkpoint is from before"
+            )
+        return {"step": step, "skipped": True, "nonfinite": list(nonfinite), "clips": clips}
+
+
+def suspects(batch: Batch) -> list[int]:
+    """Clip ids with samples that are not finite; all clips of the batch if there are none."""
+    bad = torch.zeros(len(batch), dtype=torch.bool, device=batch.waveform.device)
+    bad.index_put_((batch.samples.segment_ids(),), ~batch.waveform.isfinite(), accumulate=True)
+    return (batch.clip_ids[bad] if bool(bad.any()) else batch.clip_ids).tolist()
+
+
+class Speed:
+    """Clips and audio seconds a second since the last reading."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def add(self, clips: int, audio_seconds: float) -> None:
+        self._clips += clips
+        self._audio_seconds += audio_seconds
+
+    def read(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._since
+        speed = {
+            "clips_per_second": self._clips / elapsed,
+            "audio_seconds_per_second": self._audio_seconds / elapsed,
+        }
+        self._restart()
+        return speed
+
+    def _restart(self) -> None:
+        self._since = time.perf_counter()
+        self._clips = 0
+        self._audio_seconds = 0.0

@@ -1,0 +1,124 @@
+"""Training on two ranks at every ZeRO stage: gradients, teacher, checkpoints, and what must not happen to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from slap_fast.training.config_io import ConfigError
+from slap_fast.training.engine import deepspeed_config, parameter_groups
+from tests.training import tiny
+from tests.training.ranks import run_worker
+
+STAGES = range(4)
+LIVES = [f"fp32, stage {stage}" for stage in STAGES] + [f"bf16, stage {stage}" for stage in (0, 1, 3)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    # Starting two ranks costs more than what they do, so they start once.
+    return run_worker(tmp_path_factory.mktemp("ranks"), "gradients", "lifecycle", "refusals", "diverging")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_give_the_gradients_of_one_process_with_the_whole_batch(results: dict[str, Any], stage: int) -> None:
+    first = results["gradients"][f"stage {stage}, step 0"]
+    assert len(first) > 50
+    assert max(first.values()) < 5e-6, max(first.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_first_step_leaves_nothing_behind_in_the_gradients_of_the_second(results: dict[str, Any], stage: int) -> None:
+    # The parameters differ by rounding by now, which the loss amplifies.
+    assert max(results["gradients"][f"stage {stage}, step 1"].values()) < 1e-4
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(results: dict[str, Any], life: str) -> None:
+    seen = results["lifecycle"][life]
+    assert seen["resumed"] == [2, 1]
+    assert seen["resumed_losses"] == seen["losses"][2:]
+    assert seen["losses"][2] != seen["losses"][3]
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_the_teacher_is_the_average_of_the_student(results: dict[str, Any], life: str) -> None:
+    # In bf16 the teacher that runs is the average, rounded; the average itself is tested in test_ema.py.
+    assert results["lifecycle"][life]["teacher_error"] < (1e-5 if life.startswith("fp32") else 0.2)
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(results: dict[str, Any], life: str) -> None:
+    seen = results["lifecycle"][life]
+    assert "loss" in seen["nonfinite"]
+    assert seen["unchanged"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_stage_takes_the_same_path(results: dict[str, Any], precision: str) -> None:
+    lives = {life: seen["losses"] for life, seen in results["lifecycle"].items() if life.startswith(precision)}
+    reference = torch.tensor([step["loss"] for step in lives[f"{precision}, stage 1"]])
+    for losses in lives.values():
+        own = torch.tensor([step["loss"] for step in losses])
+        torch.testing.assert_close(own, reference, rtol=1e-5 if precision == "fp32" else 3e-3, atol=0.0)
+
+
+def test_a_full_disk_on_one_rank_stops_all_and_keeps_the_previous_checkpoint(results: dict[str, Any]) -> None:
+    message = results["refusals"]["full disk"]
+    assert "cannot save the checkpoint of step 2" in message
+    assert "step-00000002" in message
+    assert "GB" in message
+    assert results["refusals"]["after full disk"] == "latest, step-00000001"
+
+
+def test_torn_and_damaged_checkpoints_are_passed_over(results: dict[str, Any]) -> None:
+    message = results["refusals"]["torn and changed"]
+    assert message.startswith("step 1: ")
+    assert "step-00000003: no MANIFEST.json" in message
+    assert "slap_fast-rank-00001.pt has changed since it was saved" in message
+
+
+def test_a_checkpoint_of_another_shape_names_the_parameter_and_both_shapes(results: dict[str, Any]) -> None:
+    message = results["refusals"]["another shape"]
+    assert "tok_embeddings.weight is [37, 16] there and [37, 24] in this recipe" in message
+
+
+def test_a_checkpoint_of_another_stage_says_how_to_resume(results: dict[str, Any]) -> None:
+    message = results["refusals"]["another stage"]
+    assert "saved by 2 ranks at zero_stage=2 in fp32" in message
+    assert "training.zero_stage=2" in message
+
+
+def test_a_run_that_must_not_resume_refuses_a_folder_with_checkpoints(results: dict[str, Any]) -> None:
+    assert "choose another training.output" in results["refusals"]["not allowed"]
+
+
+def test_a_run_that_is_not_finite_for_long_stops_and_names_the_clips(results: dict[str, Any]) -> None:
+    seen = results["diverging"]
+    assert seen["record"] == {"step": 18, "skipped": True, "nonfinite": ["caption"], "clips": ["clip-0", "clip-1"]}
+    assert "20 steps in a row" in seen["error"]
+    assert "clip-0, clip-1" in seen["error"]
+    assert seen["skipped"] == 39
+
+
+def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
+    model = tiny.build(tiny.run_config())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decay, no_decay = ({names[p] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    expected = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and ("norm" in name or name.endswith((".bias", ".probe", ".mask_token", "logit_scale.delta")))
+    }
+    assert no_decay == expected
+    assert {"student.audio_pooling.probe", "student.audio_encoder.mask_token", "student.logit_scale.delta"} < no_decay
+    assert decay | no_decay == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size \(6\) does not divide among 4 ranks; use schedule.batch_size=4"):
+        deepspeed_config(tiny.run_config(), 4, "fp32")

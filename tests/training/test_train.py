@@ -1,0 +1,134 @@
+"""`slap_fast/train.py` as users run it: launched, stopped, continued, finished, and gone wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from slap_fast import cli
+from slap_fast.models.slap import SLAP
+from tests.training import tiny
+from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
+
+STEPS = 8
+SCRIPT = [sys.executable, str(ROOT / "slap_fast" / "train.py")]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dataset") / "train"
+    generator = np.random.default_rng(3)
+    for clip in range(12):
+        waveform = 0.3 * generator.standard_normal(int(generator.integers(5000, 12_000)))
+        soundfile.write(source / f"clip{clip}.wav", waveform, 16_000)
+        (source / f"clip{clip}.txt").write_text(f"noise number {clip} of a short kind")
+    assert (
+        cli.main(["prepare", str(source), "--out", str(out), "--vocab-size", "300", "--workers", "0", "--quiet"]) == 0
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = {
+        "audio": {"width": 16, "layers": 3, "heads": 2, "mlp_width": 24, "pooling_heads": 2},
+        "text": {"pretrained": None, "width": 16, "layers": 2, "heads": 2, "mlp_width": 24, "pooling_heads": 2},
+        "caption": {"width": 16, "layers": 1, "heads": 2, "mlp_width": 24},
+        "prototype": {"prototypes": 20, "hidden": 24, "bottleneck": 8},
+    }
+    schedule = {"steps": STEPS, "warmup_steps": 2, "batch_size": tiny.BATCH_SIZE}
+    training = {"zero_stage": 2, "log_every": 1, "timeout": 60.0}
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    content = {"recipe": {"model": model, "schedule": schedule}, "efficiency": {"training": training}}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    flags = ["-q", "--num_accelerators", "2", "--master_port", str(free_port())]
+    return start([launcher, *flags, SCRIPT[1], *arguments], log)
+
+
+def losses(output: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == sorted({record["step"] for record in records})
+    return {record["step"]: record["loss"] for record in records}
+
+
+def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
+    dataset: Path, recipe: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.txt"
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    arguments = [f"recipe={recipe}", f"data.train={dataset}"]
+    assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
+
+    processes = start_ranks([[*SCRIPT, *arguments, f"training.output={stopped}"]] * 2, log)
+    deadline = time.monotonic() + 90
+    while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline, tail(log)
+        time.sleep(0.02)
+    # One rank is told; both must stop after the same step.
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert finish(processes, log, 60) == [0, 0], tail(log)
+    assert "the same command continues" in tail(log)
+    assert not (stopped / "model").exists()
+    before = losses(stopped)
+    assert 2 <= len(before) < STEPS
+
+    assert finish([launch([*arguments, f"training.output={stopped}"], log)], log, 120) == [0], tail(log)
+    assert f"continuing after step {len(before)}" in log.read_text()
+    assert losses(stopped) == losses(straight)
+    assert sorted(losses(stopped)) == list(range(1, STEPS + 1))
+
+    model = SLAP.from_pretrained(stopped / "model")
+    embeddings = model.encode_text(["noise number 3", "a dog"])
+    assert embeddings.shape == (2, 16)
+    other = SLAP.from_pretrained(straight / "model").state_dict()
+    assert all((other[name] == value).all() for name, value in model.state_dict().items())
+
+    # Finished: started again, it says so and does nothing.
+    again = subprocess.run(
+        [*SCRIPT, *arguments, f"training.output={stopped}"], capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 0
+    assert "is complete" in again.stdout
+
+
+@pytest.mark.parametrize(("file", "error"), [("dataset.json", "DatasetError"), ("shard-000000.tar", "TooManyBadClips")])
+def test_an_error_on_one_rank_ends_all(dataset: Path, recipe: Path, tmp_path: Path, file: str, error: str) -> None:
+    log, damaged = tmp_path / "log.txt", tmp_path / "damaged"
+    shutil.copytree(dataset, damaged)
+    content = (damaged / file).read_bytes()
+    (damaged / file).write_bytes(content[:128] + bytes(len(content) - 128))
+    arguments = [f"recipe={recipe}", f"training.output={tmp_path / 'run'}", "loading.max_consecutive_failures=3"]
+    began = time.monotonic()
+    processes = start_ranks([[*SCRIPT, *arguments, f"data.train={folder}"] for folder in (dataset, damaged)], log)
+    assert finish(processes, log, 90) == [1, 1]
+    # At once, and not after the timeout of a collective call.
+    assert time.monotonic() - began < 55.0
+    assert f"rank 1: {error}: " in log.read_text()
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_mistyped_key_is_one_line_on_the_screen(recipe: Path) -> None:
+    result = subprocess.run(
+        [*SCRIPT, f"recipe={recipe}", "training.zero_stge=2"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "rank 0: ConfigError: argument 'training.zero_stge=2': unknown key 'training.zero_stge'; "
+        "did you mean 'training.zero_stage'?"
+    )

@@ -1,0 +1,102 @@
+"""A model and batches of the real kind, as small as they can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slap_fast.data.augmentation import MaskSampler
+from slap_fast.data.batch import Batch
+from slap_fast.data.collate import LoadedClip, collate
+from slap_fast.models.config import (
+    AudioEncoderConfig,
+    CaptionDecoderConfig,
+    ModelConfig,
+    PrototypeHeadConfig,
+    TextEncoderConfig,
+)
+from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.recipe import (
+    Efficiency,
+    LoadingConfig,
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+
+VOCABULARY = 37
+BATCH_SIZE = 6
+
+
+def model_config(width: int = 16) -> ModelConfig:
+    return ModelConfig(
+        audio=AudioEncoderConfig(width=width, layers=3, heads=2, mlp_width=24, window_columns=2, pooling_heads=2),
+        text=TextEncoderConfig(
+            pretrained=None,
+            vocab_size=VOCABULARY,
+            width=width,
+            layers=2,
+            heads=2,
+            mlp_width=24,
+            max_length=16,
+            pooling_heads=2,
+        ),
+        caption=CaptionDecoderConfig(width=width, layers=1, heads=2, mlp_width=24),
+        prototype=PrototypeHeadConfig(prototypes=20, hidden=24, bottleneck=8),
+    )
+
+
+def run_config(
+    output: Path | str = "",
+    *,
+    zero_stage: Any = 0,
+    precision: Any = "fp32",
+    width: int = 16,
+    clipping: float = 1.0,
+) -> RunConfig:
+    return RunConfig(
+        recipe=Recipe(
+            model=model_config(width),
+            optimizer=OptimizerConfig(learning_rate=3e-3, gradient_clipping=clipping),
+            schedule=ScheduleConfig(steps=20, warmup_steps=2, batch_size=BATCH_SIZE, ema_momentum=0.9),
+        ),
+        efficiency=Efficiency(
+            training=TrainingConfig(output=str(output), zero_stage=zero_stage, precision=precision, timeout=60.0),
+            loading=LoadingConfig(),
+        ),
+    )
+
+
+def build(config: RunConfig, seed: int = 0) -> PretrainingModel:
+    torch.manual_seed(seed)
+    return PretrainingModel(config.recipe.model, config.recipe.objectives)
+
+
+def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+    """Every `world_size`-th clip of the step's global batch."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    masks = MaskSampler(config.recipe.augmentation, seed=0)
+    clips = []
+    for position in range(config.recipe.schedule.batch_size):
+        samples = int(torch.randint(4000, 12_000, (), generator=generator))
+        words = int(torch.randint(3, 9, (), generator=generator))
+        clips.append(
+            LoadedClip(
+                clip=100 * step + position,
+                waveform=torch.rand(samples, generator=generator) - 0.5,
+                input_ids=torch.randint(5, VOCABULARY, (words,), generator=generator).tolist(),
+            )
+        )
+    return collate(clips[rank::world_size], config.recipe.model, masks, step)
+
+
+def poisoned(batch: Batch) -> Batch:
+    """With a NaN in the first clip."""
+    waveform = batch.waveform.clone()
+    waveform[10] = float("nan")
+    return dataclasses.replace(batch, waveform=waveform)

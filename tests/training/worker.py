@@ -1,0 +1,219 @@
+"""What the ranks do in the tests that need several: `python -m tests.training.worker FOLDER FUNCTION ...`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slap_fast.training import engine as engine_module
+from slap_fast.training.checkpoint import CheckpointError, Checkpoints
+from slap_fast.training.distributed import Ranks, started
+from slap_fast.training.ema import TeacherAverage
+from slap_fast.training.engine import build_engine
+from slap_fast.training.export import full_weights
+from slap_fast.training.recipe import RunConfig
+from slap_fast.training.schedule import settings
+from slap_fast.training.step import Report, discard_stale_gradients, take_step
+from slap_fast.training.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
+from tests.training import tiny
+
+TEMPERATURE = 0.05
+
+
+def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """At each ZeRO stage, the relative error of each parameter's gradient against one process with the whole batch."""
+    from deepspeed.utils import safe_get_full_grad
+
+    errors: dict[str, dict[str, float]] = {}
+    for stage in range(4):
+        config = tiny.run_config(zero_stage=stage, clipping=0.0)
+        alone = tiny.build(config)
+        model = tiny.build(config)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        engine = build_engine(model, config, ranks, optimizer)
+        # Twice, with an update between, so that what a first step leaves behind shows in the second.
+        for step in range(2):
+            alone.zero_grad()
+            outputs = alone(tiny.batch(config, step), TEMPERATURE)
+            outputs["loss"].backward()
+            discard_stale_gradients(engine)
+            own = engine(tiny.batch(config, step, ranks.rank, ranks.world_size), TEMPERATURE, dist.group.WORLD)
+            engine.backward(own["loss"])
+            worst = {}
+            for (name, parameter), expected in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
+                if parameter.requires_grad:
+                    assert expected.grad is not None, name
+                    worst[name] = relative_error(safe_get_full_grad(parameter), expected.grad)
+            engine.step()
+            with torch.no_grad():
+                for parameter in alone.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(1e-2 * parameter.grad)
+            errors[f"stage {stage}, step {step}"] = worst
+    return errors
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def start_run(config: RunConfig, ranks: Ranks, folder: Path, seed: int = 0) -> tuple[Any, TeacherAverage, Checkpoints]:
+    engine = build_engine(tiny.build(config, seed), config, ranks)
+    average = TeacherAverage(engine.module.teacher_pairs())
+    return engine, average, Checkpoints(folder, engine, average, config)
+
+
+def step_on(
+    engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks, step: int, *, poison: bool = False
+) -> Report:
+    batch = tiny.batch(config, step, ranks.rank, ranks.world_size)
+    if poison:
+        batch = tiny.poisoned(batch)
+    return take_step(engine, average, batch, settings(step, config.recipe), stop=False, audio_seconds=1.0)
+
+
+def lifecycle(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """At each stage and precision: train, save in between, resume elsewhere, and meet a NaN."""
+    seen = {}
+    for precision, stage in product(("fp32", "bf16"), range(4)):
+        # The code of stages 1 and 2 differs in how gradients are reduced, which float32 shows best.
+        if (precision, stage) != ("bf16", 2):
+            config = tiny.run_config(zero_stage=stage, precision=precision)
+            seen[f"{precision}, stage {stage}"] = _one_life(config, ranks, folder / f"{precision}-{stage}")
+    return seen
+
+
+def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    engine, average, checkpoints = start_run(config, ranks, folder)
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    followed = {name: names[student] for name, _, student in engine.module.teacher_pairs()}
+    start = full_weights(engine, engine.module)
+    expected = {name: start[name].double() for name in followed if ranks.is_first}
+    losses = []
+    for step in range(4):
+        if step == 2:
+            checkpoints.save(2, skipped_steps=1)
+        losses.append(step_on(engine, average, config, ranks, step).values)
+        current = full_weights(engine, engine.module)
+        for name, value in expected.items():
+            value.lerp_(current[followed[name]].double(), 1.0 - settings(step, config.recipe).ema_momentum)
+    drift = 0.0
+    if ranks.is_first:
+        moved = sum(float((expected[name] - start[name]).square().sum()) for name in expected)
+        error = sum(float((expected[name] - current[name]).square().sum()) for name in expected)
+        drift = (error / moved) ** 0.5
+
+    engine, average, checkpoints = start_run(config, ranks, folder, seed=1)
+    resumed = checkpoints.resume()
+    again = [step_on(engine, average, config, ranks, 2).values]
+    before = full_weights(engine, engine.module)
+    bad = step_on(engine, average, config, ranks, 9, poison=ranks.rank == ranks.world_size - 1)
+    after = full_weights(engine, engine.module)
+    # The good step after the bad one goes as if that had never been.
+    again.append(step_on(engine, average, config, ranks, 3).values)
+    return {
+        "losses": losses,
+        "resumed": [resumed.step, resumed.skipped_steps],
+        "resumed_losses": again,
+        "teacher_error": drift,
+        "nonfinite": bad.nonfinite,
+        "unchanged": all(torch.equal(before[name], after[name]) for name in before),
+    }
+
+
+def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Bad steps in a row, and what the watch says of them."""
+    watch = FiniteWatch()
+    record: dict[str, Any] = {}
+    for step in range(MAX_SKIPPED_IN_A_ROW - 1):
+        record = watch.skipped(step, ["caption"], [f"clip-{ranks.rank}"])
+    watch.clean()
+    try:
+        for step in range(MAX_SKIPPED_IN_A_ROW):
+            watch.skipped(step, ["caption"], [f"clip-{ranks.rank}"])
+    except Diverged as error:
+        return {"record": record, "error": str(error), "skipped": watch.skipped_steps}
+    return {"error": "none"}
+
+
+def refusals(ranks: Ranks, folder: Path) -> dict[str, str]:
+    """Messages of the checkpoints that cannot be resumed from or written, all at ZeRO stage 2."""
+    messages = {}
+    config = tiny.run_config(zero_stage=2)
+    engine, average, checkpoints = start_run(config, ranks, folder / "run")
+    step_on(engine, average, config, ranks, 0)
+    checkpoints.save(1, 0)
+    step_on(engine, average, config, ranks, 1)
+
+    if ranks.rank == ranks.world_size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    messages["full disk"] = _message(lambda: checkpoints.save(2, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    messages["after full disk"] = ", ".join(sorted(path.name for path in (folder / "run").iterdir()))
+
+    checkpoints.save(2, 0)
+    dist.barrier()
+    if ranks.is_first:
+        # Torn as a crash leaves it: some files, no manifest.
+        torn = folder / "run" / "step-00000003"
+        shutil.copytree(folder / "run" / "step-00000002", torn)
+        (torn / "MANIFEST.json").unlink()
+        # And one whose bits have changed since.
+        changed = folder / "run" / "step-00000002" / "slap_fast-rank-00001.pt"
+        content = bytearray(changed.read_bytes())
+        content[len(content) // 2] ^= 1
+        changed.write_bytes(content)
+    dist.barrier()
+    engine, average, checkpoints = start_run(config, ranks, folder / "run")
+    resumed = checkpoints.resume()
+    messages["torn and changed"] = f"step {resumed.step}: {'; '.join(resumed.notes)}"
+
+    for name, other in (
+        ("another shape", tiny.run_config(zero_stage=2, width=24)),
+        ("another stage", tiny.run_config(zero_stage=1)),
+    ):
+        _, _, checkpoints = start_run(other, ranks, folder / "run")
+        messages[name] = _message(checkpoints.resume)
+    messages["not allowed"] = _message(lambda: checkpoints.resume(allowed=False))
+    return messages
+
+
+def _message(action: Any) -> str:
+    try:
+        action()
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def _deepspeed_config(*arguments: Any) -> dict[str, Any]:
+    """At stage 3 some of the tiny parameters stay gathered between steps and some do not, as in a large model."""
+    config = _ORIGINAL_CONFIG(*arguments)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    return config
+
+
+_ORIGINAL_CONFIG = engine_module.deepspeed_config
+
+
+def main() -> None:
+    folder, *names = sys.argv[1:]
+    setattr(engine_module, "deepspeed_config", _deepspeed_config)  # noqa: B010 - its type is wider
+    with started(60.0) as ranks:
+        for name in names:
+            result = globals()[name](ranks, Path(folder))
+            if ranks.is_first:
+                (Path(folder) / f"{name}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
