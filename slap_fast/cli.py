@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from slap_fast import __version__
+from slap_fast import __version__, cpu_runtime
 from slap_fast.commands import caption, embed, evaluate, info, prepare, search, train
 from slap_fast.commands.shared import one_line
 
@@ -28,6 +28,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    cpu_runtime.settle()
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:

@@ -20,6 +20,9 @@ if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
     if find_spec("slap_fast") is None:
         sys.path.insert(0, str(_HERE.parent))
+    from slap_fast import cpu_runtime
+
+    cpu_runtime.settle()
 
 import torch
 
@@ -31,7 +34,7 @@ from slap_fast.training import schedule
 from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
 from slap_fast.training.checkpoint import Checkpoints
 from slap_fast.training.config_io import config_from_arguments
-from slap_fast.training.distributed import Ranks, StopSignal, started, together
+from slap_fast.training.distributed import Ranks, StopSignal, started, sum_over_ranks, together
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine
 from slap_fast.training.export import save_student
@@ -106,7 +109,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             else:
                 watch.clean()
                 if completed % training.log_every == 0 or completed == last_step:
-                    log.step(completed, report, settings, speed.read(), watch.skipped_steps)
+                    own = {"data_wait_seconds": loader.waited_seconds, "dropped_clips": len(loader.dropped)}
+                    log.step(completed, report, settings, speed.read() | own, watch.skipped_steps)
             log.advance()
             if report.stop:
                 break
@@ -115,6 +119,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 saved = completed
         if completed > saved:
             checkpoints.save(completed, watch.skipped_steps)
+        if dropped := sum_over_ranks(len(loader.dropped), ranks.device):
+            log.say(f"{dropped} unusable clips were replaced by others; the warnings above name each")
         if completed < steps:
             log.say(f"stopped after step {completed} of {steps}, saved; the same command continues")
             return

@@ -6,7 +6,12 @@ import os
 
 import hypothesis
 import pytest
-import torch
+
+from slap_fast import cpu_runtime
+
+cpu_runtime.settle()
+
+import torch  # noqa: E402 - it reads what was just settled
 
 # Before any test imports a library that reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import tokenize
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
@@ -205,7 +206,8 @@ def map_records(path: Path, clips: int) -> np.ndarray:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: missing; {_REINDEX}") from error
-    except (OSError, ValueError, EOFError) as error:
+    # A header cut short fails as Python source does.
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise DatasetError(f"{path}: truncated or not an array ({error}); {_REINDEX}") from error
     if not isinstance(records, np.ndarray) or records.dtype != INDEX_DTYPE or records.ndim != 1:
         found = getattr(records, "dtype", type(records).__name__)

@@ -113,7 +113,7 @@ class Checkpoints:
             dist.barrier()
             raise CheckpointError(self._no_room(step, failure))
         if rank == 0:
-            _prune(self._folder, self._keep)
+            prune(self._folder, self._keep)
 
     def resume(self, *, allowed: bool = True) -> Resumed:
         """Restore model, optimizer and teacher from the newest whole checkpoint; without any, start at step 0.
@@ -229,7 +229,8 @@ def _on_first_rank(action: Callable[[], None]) -> str | None:
     return failure[0]
 
 
-def _prune(checkpoints: Path, keep: int) -> None:
+def prune(checkpoints: Path, keep: int) -> None:
+    """Delete all checkpoints, torn ones too, but the newest `keep` that have a manifest."""
     whole = [path for path in files.folders(checkpoints) if isinstance(files.read_manifest(path), Manifest)]
     for path in files.folders(checkpoints):
         if path not in whole[:keep]:

@@ -106,6 +106,13 @@ def together(device: torch.device) -> Iterator[None]:
         raise OtherRankFailed("another rank failed; its own message says why")
 
 
+def sum_over_ranks(count: int, device: torch.device | str = "cpu") -> int:
+    """The sum of every rank's `count`, on every rank. A collective call."""
+    total = torch.tensor([count], device=device)
+    dist.all_reduce(total)
+    return int(total.item())
+
+
 class StopSignal:
     """Remembers SIGTERM and SIGINT until the ranks can agree to stop, at the end of a step.
 

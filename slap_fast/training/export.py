@@ -28,8 +28,11 @@ def save_student(engine: Any, folder: Path) -> None:
         model.tokenizer = student.tokenizer
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        os.replace(partial, folder)
+        try:
+            model.save_pretrained(partial)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from slap_fast.progress import progress_bar
 from slap_fast.training.checkpoint_files import write_durably
 from slap_fast.training.config_io import to_yaml
 from slap_fast.training.recipe import RunConfig
@@ -26,17 +27,13 @@ class RunLog:
         self._enabled = enabled
         if not enabled:
             return
-        from tqdm import tqdm
-
         output.mkdir(parents=True, exist_ok=True)
         write_durably(output / "config.yaml", to_yaml(config))
         path = output / "log.jsonl"
         _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = _tensorboard_writer(output / "tensorboard", start_step)
-        self._bar = tqdm(
-            total=config.recipe.schedule.steps, initial=start_step, desc="train", unit="step", dynamic_ncols=True
-        )
+        self._bar = progress_bar(total=config.recipe.schedule.steps, initial=start_step, desc="train", unit="step")
 
     def __enter__(self) -> RunLog:
         return self

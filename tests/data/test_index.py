@@ -124,6 +124,7 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         (lambda folder: (folder / "index.npy").unlink(), r"index\.npy: missing"),
         (_cut("index.npy", 300), r"index\.npy: truncated"),
         (_cut("index.npy", 20), r"index\.npy: truncated"),
+        (_cut("index.npy", 128), r"index\.npy: truncated"),
         (_cut("index.npy", 0), r"index\.npy: truncated"),
         (lambda folder: (folder / "index.npy").write_text("text" * 100), r"index\.npy: truncated or not an array"),
         (lambda folder: np.save(folder / "index.npy", np.zeros(12)), r"index\.npy: holds float64"),

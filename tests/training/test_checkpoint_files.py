@@ -1,0 +1,69 @@
+"""Whole, torn and damaged checkpoints are told apart, and only old whole ones are deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slap_fast.training import checkpoint_files as files
+from slap_fast.training.checkpoint import prune
+from slap_fast.training.checkpoint_files import Manifest
+
+
+def write(checkpoints: Path, step: int) -> Path:
+    folder = files.folder_of(checkpoints, step)
+    folder.mkdir(parents=True)
+    for name in ("a.pt", "b.pt"):
+        (folder / name).write_bytes(bytes(range(100)) * step)
+    manifest = Manifest(
+        step=step,
+        world_size=2,
+        zero_stage=1,
+        precision="fp32",
+        parameters={"weight": [3, 4]},
+        files={name: files.digest(folder / name) for name in ("a.pt", "b.pt")},
+        config="recipe: {}\n",
+    )
+    files.write_manifest(folder, manifest)
+    assert files.read_manifest(folder) == manifest
+    return folder
+
+
+def fault(folder: Path, share: int = 0, of: int = 1) -> str | None:
+    manifest = files.read_manifest(folder)
+    assert isinstance(manifest, Manifest)
+    return files.fault(folder, manifest, share, of)
+
+
+def test_a_whole_checkpoint_has_no_fault_and_is_the_latest(tmp_path: Path) -> None:
+    assert fault(write(tmp_path, 3)) is None
+    assert (tmp_path / "latest").read_text() == "step-00000003"
+
+
+def test_every_kind_of_damage_is_found_by_the_rank_that_looks_there(tmp_path: Path) -> None:
+    folder = write(tmp_path, 3)
+    path = folder / "b.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert fault(folder) == "b.pt has 299 bytes instead of 300"
+    path.write_bytes(content[:-1] + b"x")
+    assert fault(folder) == "b.pt has changed since it was saved"
+    assert [fault(folder, share, of=2) is None for share in range(2)] == [True, False]
+    path.unlink()
+    assert "b.pt cannot be read" in str(fault(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2, "step": 3}'])
+def test_a_manifest_that_cannot_be_read_is_no_manifest(text: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, 3)
+    (folder / files.MANIFEST).write_text(text)
+    assert isinstance(files.read_manifest(folder), str)
+
+
+def test_the_newest_whole_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        write(tmp_path, step)
+    files.folder_of(tmp_path, 11).mkdir()
+    prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000010"]
