@@ -40,7 +40,7 @@ def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> lis
     """
     from slap_fast.audio_files import AUDIO_EXTENSIONS
     from slap_fast.data.index import ClipIndex
-    from slap_fast.data.ingest.sources import list_audio
+    from slap_fast.data.ingest.folders import list_audio
     from slap_fast.evaluation.dataset import dataset_inputs
 
     inputs: list[AudioInput] = []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding import DecodeFailure, SoundfileDecoder
+from slap_fast.data.decoding_soundfile import DecodeFailure, SoundfileDecoder
 
 logger = logging.getLogger(__name__)
 

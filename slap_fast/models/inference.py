@@ -6,25 +6,27 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast.audio_files import load_audio
 from slap_fast.models.errors import ModelError
+from slap_fast.models.network import SLAPNetwork
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slap_fast.models.slap import SLAP, Audio
+Audio = np.ndarray | Tensor | str | os.PathLike
 
 # Columns to each side that a dense embedding pools with its own: 0.8 s in all for the paper's patches.
 _DENSE_CONTEXT = 2
 
 
-def _waveform(model: SLAP, audio: Audio, position: int) -> Tensor:
+def _waveform(model: SLAPNetwork, audio: Audio, position: int) -> Tensor:
     """One clip as 1-D float32 on the CPU."""
     if isinstance(audio, str | os.PathLike):
         audio = load_audio(audio, model.config.mel.sample_rate)
@@ -43,7 +45,7 @@ def _waveform(model: SLAP, audio: Audio, position: int) -> Tensor:
     return waveform.contiguous()
 
 
-def _packs(model: SLAP, audio: Sequence[Audio], batch_seconds: float) -> Iterator[list[Tensor]]:
+def _packs(model: SLAPNetwork, audio: Sequence[Audio], batch_seconds: float) -> Iterator[list[Tensor]]:
     """Clips in the groups that run together: alone on a CPU, up to `batch_seconds` on a GPU."""
     budget = 0 if model.device.type == "cpu" else int(batch_seconds * model.config.mel.sample_rate)
     pack: list[Tensor] = []
@@ -57,7 +59,7 @@ def _packs(model: SLAP, audio: Sequence[Audio], batch_seconds: float) -> Iterato
         yield pack
 
 
-def _features(model: SLAP, pack: list[Tensor]) -> tuple[Tensor, PackedLayout]:
+def _features(model: SLAPNetwork, pack: list[Tensor]) -> tuple[Tensor, PackedLayout]:
     """`[T, width]` features of a pack of waveforms, and the clips in them."""
     config, device = model.config, model.device
     lengths = [len(waveform) for waveform in pack]
@@ -72,7 +74,7 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1).cpu()
 
 
-def _pool_columns(model: SLAP, features: Tensor) -> Tensor:
+def _pool_columns(model: SLAPNetwork, features: Tensor) -> Tensor:
     """One clip's `[T, width]` features to `[columns, width]`: each column pooled with its neighbours."""
     rows = model.config.tokens_per_column
     columns = features.shape[0] // rows
@@ -82,32 +84,37 @@ def _pool_columns(model: SLAP, features: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_audio(
-    model: SLAP, audio: Sequence[Audio], *, dense: bool, batch_seconds: float, progress: bool
-) -> Tensor | list[Tensor]:
-    """See `SLAP.encode_audio`."""
+def encode_clips(model: SLAPNetwork, audio: Sequence[Audio], *, batch_seconds: float, progress: bool) -> Tensor:
+    """`SLAP.encode_audio`: one embedding a clip."""
+    embeddings = [torch.empty(0, model.embedding_dim)]
+    with progress_bar(total=len(audio), desc="embedding audio", unit="clip", disable=not progress) as bar:
+        for pack in _packs(model, audio, batch_seconds):
+            features, tokens = _features(model, pack)
+            embeddings.append(_unit(model.audio_pooling(features, tokens)))
+            bar.update(len(pack))
+    return torch.cat(embeddings)
+
+
+@torch.inference_mode()
+def encode_columns(model: SLAPNetwork, audio: Sequence[Audio], *, batch_seconds: float, progress: bool) -> list[Tensor]:
+    """`SLAP.encode_audio(dense=True)`: one embedding a column of patches."""
     embeddings: list[Tensor] = []
     with progress_bar(total=len(audio), desc="embedding audio", unit="clip", disable=not progress) as bar:
         for pack in _packs(model, audio, batch_seconds):
             features, tokens = _features(model, pack)
-            if dense:
-                embeddings.extend(_unit(_pool_columns(model, clip)) for clip in features.split(list(tokens.lengths)))
-            else:
-                embeddings.append(_unit(model.audio_pooling(features, tokens)))
+            embeddings.extend(_unit(_pool_columns(model, clip)) for clip in features.split(list(tokens.lengths)))
             bar.update(len(pack))
-    if dense:
-        return embeddings
-    return torch.cat(embeddings) if embeddings else torch.empty(0, model.embedding_dim)
+    return embeddings
 
 
-def _tokenizer(model: SLAP) -> PreTrainedTokenizerBase:
+def _tokenizer(model: SLAPNetwork) -> PreTrainedTokenizerBase:
     if model.tokenizer is None:
         raise ModelError("the model carries no tokenizer; set model.tokenizer, or load a folder that has tokenizer/")
     return model.tokenizer
 
 
 @torch.inference_mode()
-def encode_text(model: SLAP, texts: Sequence[str], *, batch_size: int, progress: bool) -> Tensor:
+def encode_text(model: SLAPNetwork, texts: Sequence[str], *, batch_size: int, progress: bool) -> Tensor:
     """See `SLAP.encode_text`."""
     for position, text in enumerate(texts):
         if not isinstance(text, str):
@@ -135,7 +142,7 @@ def _boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def caption(model: SLAP, audio: Sequence[Audio], *, max_length: int, progress: bool) -> list[str]:
+def caption(model: SLAPNetwork, audio: Sequence[Audio], *, max_length: int, progress: bool) -> list[str]:
     """See `SLAP.caption`."""
     tokenizer = _tokenizer(model)
     start, end = _boundary_tokens(tokenizer)

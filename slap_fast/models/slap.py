@@ -1,4 +1,4 @@
-"""SLAP: two towers in one embedding space and a caption decoder, for audio of any duration (arXiv 2601.12594)."""
+"""SLAP in use: embeddings, captions, and how a model is saved and loaded."""
 
 from __future__ import annotations
 
@@ -7,73 +7,35 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slap_fast.models import inference
-from slap_fast.models.audio_encoder import AudioEncoder
-from slap_fast.models.caption_decoder import CaptionDecoder
-from slap_fast.models.config import ModelConfig, model_config_from_dict
+from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
-from slap_fast.models.logit_scale import LogitScale
-from slap_fast.models.pooling import AttentionPooling
-from slap_fast.models.text_encoder import TextEncoder, build_text_model
-from slap_fast.ops.log_mel import log_mel
-from slap_fast.ops.packing import PackedLayout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Audio = np.ndarray | Tensor | str | os.PathLike
+from slap_fast.models.inference import Audio
+from slap_fast.models.network import SLAPNetwork
 
 
-class SLAP(nn.Module):
-    """The model that is trained, saved and used.
+class SLAP(SLAPNetwork):
+    """The model that is trained, saved and used: audio of any duration and text in one embedding space."""
 
-    Args:
-        config: every dimension.
-        load_pretrained_text: read the weights of `config.text.pretrained`; False builds the tower's architecture only.
-        text_hf_config: a transformers configuration for the text tower, as a saved model carries it.
+    @overload
+    def encode_audio(
+        self,
+        audio: Sequence[Audio],
+        *,
+        dense: Literal[False] = False,
+        batch_seconds: float = 600.0,
+        progress: bool = False,
+    ) -> Tensor: ...
 
-    Raises:
-        ValueError: the towers' widths differ (an embedding is the pooled output itself, no projection follows), or the
-            pretrained text encoder cannot be had.
-    """
-
-    def __init__(self, config: ModelConfig, *, load_pretrained_text: bool = True, text_hf_config: Any = None) -> None:
-        super().__init__()
-        text_model = build_text_model(config.text, load_pretrained=load_pretrained_text, hf_config=text_hf_config)
-        self.text_encoder = TextEncoder(text_model)
-        if self.text_encoder.width != config.audio.width:
-            raise ValueError(
-                f"the text tower is {self.text_encoder.width} wide, the audio tower {config.audio.width}; embeddings "
-                "are compared without a projection, so model.text.width and model.audio.width must be equal"
-            )
-        self.config = config
-        self.audio_encoder = AudioEncoder(config)
-        audio, text = config.audio, config.text
-        self.audio_pooling = AttentionPooling(audio.width, audio.pooling_heads, audio.pooling_mlp_ratio)
-        self.text_pooling = AttentionPooling(audio.width, text.pooling_heads, text.pooling_mlp_ratio)
-        self.caption_decoder = CaptionDecoder(
-            config.caption, vocab_size=self.text_encoder.vocab_size, feature_width=audio.width
-        )
-        self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.audio_encoder.mask_token.device
-
-    @property
-    def embedding_dim(self) -> int:
-        return self.config.audio.width
-
-    def frontend(self, waveform: Tensor, samples: PackedLayout, frames: PackedLayout) -> Tensor:
-        """`[S]` packed float32 samples to `[F, n_mels]` normalised log-mel frames."""
-        return log_mel(waveform, samples.cu_seqlens, self.config.mel, total_frames=frames.total)
+    @overload
+    def encode_audio(
+        self, audio: Sequence[Audio], *, dense: Literal[True], batch_seconds: float = 600.0, progress: bool = False
+    ) -> list[Tensor]: ...
 
     def encode_audio(
         self, audio: Sequence[Audio], *, dense: bool = False, batch_seconds: float = 600.0, progress: bool = False
@@ -98,7 +60,8 @@ class SLAP(nn.Module):
             ValueError: a waveform that is empty, not 1-D, or not finite, by its index.
             AudioError: a file that cannot be read, by its path.
         """
-        return inference.encode_audio(self, audio, dense=dense, batch_seconds=batch_seconds, progress=progress)
+        embed = inference.encode_columns if dense else inference.encode_clips
+        return embed(self, audio, batch_seconds=batch_seconds, progress=progress)
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """`[N, D]` float32 embeddings of unit length on the CPU.
@@ -114,7 +77,7 @@ class SLAP(nn.Module):
 
     def similarity_over_time(self, audio: Audio, text: str) -> tuple[Tensor, Tensor]:
         """Where in a clip a text fits: `[columns]` times in seconds (centres) and `[columns]` cosine similarities."""
-        (columns,) = inference.encode_audio(self, [audio], dense=True, batch_seconds=600.0, progress=False)
+        (columns,) = self.encode_audio([audio], dense=True)
         mel = self.config.mel
         seconds = self.config.audio.patch_frames * mel.hop_length / mel.sample_rate
         times = (torch.arange(columns.shape[0]) + 0.5) * seconds

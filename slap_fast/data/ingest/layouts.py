@@ -13,8 +13,8 @@ from slap_fast.audio_files import AUDIO_EXTENSIONS
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
+from slap_fast.data.ingest.folders import list_audio
 from slap_fast.data.ingest.manifests import Manifest, RowSource, audio_column, file_digest, read_rows
-from slap_fast.data.ingest.sources import list_audio
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _YOUTUBE_ID = 11  # characters

@@ -12,7 +12,7 @@ from slap_fast.audio_files import AUDIO_EXTENSIONS
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, Rejection, TarAudio
-from slap_fast.data.ingest.sources import parse_sidecar
+from slap_fast.data.ingest.folders import parse_sidecar
 from slap_fast.data.tar_members import Member, TarError, iterate_members, split_key
 
 _MAX_METADATA_BYTES = 64 << 20

@@ -1,0 +1,106 @@
+"""Encoded clips to waveforms: what a decoder promises, and the one that soundfile serves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import soundfile
+import torch
+from torch import Tensor
+
+from slap_fast.ops.waveform_stats import waveform_stats
+
+PREPARE = "run `slap-fast prepare` on the source"
+# libsndfile's claim for a file whose header does not say.
+_UNKNOWN_LENGTH = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class DecodeFailure:
+    """Why a clip has no waveform."""
+
+    reason: str
+
+
+class Decoder(Protocol):
+    """Decodes mono clips of one sample rate. All decoders give the same bits, and drop the same clips."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
+        """Decode whole audio files.
+
+        Args:
+            blobs: N files; FLAC at best, and whatever else soundfile reads.
+            samples: what each must decode to. It bounds the memory that a file with a lying header can claim.
+
+        Returns:
+            For each clip a `[samples]` float32 tensor in [-1, 1], or why there is none: not audio, damaged, empty, not
+            finite, or of another rate, channel count or length. No content raises. Clips that succeed lie end to end
+            in memory where that is free: `pack_waveforms` then copies nothing.
+        """
+        ...
+
+
+class SoundfileDecoder:
+    """libsndfile on a pool of threads; it releases the GIL."""
+
+    def __init__(self, threads: int = 2, *, sample_rate: int = 16_000) -> None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        self.threads = threads
+        self.sample_rate = sample_rate
+
+    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
+        """See `Decoder.decode`."""
+        if not blobs:
+            return []
+        packed = torch.empty(sum(samples), dtype=torch.float32)
+        waveforms = packed.split(list(samples))
+        # A pool per batch costs far less than a batch, and leaves no thread behind.
+        with ThreadPoolExecutor(min(self.threads, len(blobs)), thread_name_prefix="decode") as pool:
+            reasons = list(pool.map(self._read, blobs, waveforms))
+        return [
+            waveform if reason is None else DecodeFailure(reason)
+            for waveform, reason in zip(waveforms, reasons, strict=True)
+        ]
+
+    def _read(self, blob: bytes, waveform: Tensor) -> str | None:
+        """Fill `waveform` with the clip, or say why not."""
+        samples = len(waveform)
+        if not blob:
+            return "the audio is empty: 0 bytes"
+        if not samples:
+            return "the clip has no samples"
+        try:
+            with soundfile.SoundFile(io.BytesIO(blob)) as file:
+                if (reason := self._mismatch(file, samples)) is not None:
+                    return reason
+                count = len(file.read(out=waveform.numpy()))
+                # FLAC holds integers, which are always finite.
+                may_be_nonfinite = file.format != "FLAC"
+        except soundfile.LibsndfileError as error:
+            return f"the audio is not readable: {error.error_string}"
+        except (RuntimeError, ValueError) as error:
+            return f"the audio is not readable: {error}"
+        if count != samples:
+            return f"the audio ends after {count} samples, the index says {samples}"
+        if may_be_nonfinite and (bad := int(waveform_stats(waveform, torch.tensor([0, samples])).nonfinite)):
+            return f"{bad} of {samples} samples are NaN or infinite"
+        return None
+
+    def _mismatch(self, file: soundfile.SoundFile, samples: int) -> str | None:
+        if file.samplerate != self.sample_rate:
+            return f"the audio is at {file.samplerate} Hz, not {self.sample_rate} Hz; {PREPARE}"
+        if file.channels != 1:
+            return f"the audio has {file.channels} channels, not one; {PREPARE}"
+        if file.frames == _UNKNOWN_LENGTH:
+            return f"the audio's header does not say its length; {PREPARE}"
+        if file.frames != samples:
+            return f"the audio has {file.frames} samples, the index says {samples}; {PREPARE}"
+        return None
