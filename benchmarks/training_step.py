@@ -134,7 +134,7 @@ def cases(settings: Settings) -> list[Case]:
     if settings.quick:
         model, clips = QUICK_MODEL, 4
     elif settings.device == "cpu":
-        model, clips = CPU_MODEL, 4
+        model, clips = CPU_MODEL, 8
     else:
         model, clips = PAPER_MODEL, 64
     dtypes = [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
