@@ -50,7 +50,7 @@ demo: .venv/.installed-train
 	port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') && \
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) \
 	$(BIN)/deepspeed -q --master_port $$port $(if $(GPU),,--num_accelerators 2) slap_fast/train.py recipe=quickstart \
-		data.train=demo/data/train data.validation=demo/data/validation training.output=demo/run
+		data.train=demo/data/train training.output=demo/run
 	$(BIN)/slap-fast evaluate demo/run/model demo/data/validation --out demo/evaluation --log demo/run/log.jsonl
 	@echo
 	@echo "model             demo/run/model"

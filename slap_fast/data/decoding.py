@@ -7,6 +7,7 @@ from typing import Literal
 
 from slap_fast.data.decoding_dali import DaliDecoder
 from slap_fast.data.decoding_soundfile import PREPARE, DecodeFailure, Decoder, SoundfileDecoder
+from slap_fast.extras import MissingExtraError
 
 __all__ = ["PREPARE", "DaliDecoder", "DecodeFailure", "Decoder", "SoundfileDecoder", "make_decoder"]
 
@@ -28,14 +29,14 @@ def make_decoder(
 
     Raises:
         ValueError: no decoder has that name, or a count is not positive.
-        ImportError: DALI is asked for by name and cannot be imported.
+        MissingExtraError: DALI is asked for by name and cannot be imported.
     """
     if kind not in ("auto", "dali", "soundfile"):
         raise ValueError(f"decoder is {kind!r}; choose 'auto', 'dali' or 'soundfile'")
     if kind != "soundfile":
         try:
             return DaliDecoder(threads, max_batch_size, sample_rate=sample_rate)
-        except ImportError as error:
+        except MissingExtraError as error:
             if kind == "dali":
                 raise
             logger.info("decoding with soundfile: %s", error)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding_soundfile import DecodeFailure, SoundfileDecoder
+from slap_fast.extras import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class DaliDecoder:
         """
         Raises:
             ValueError: `threads` or `max_batch_size` is not positive.
-            ImportError: DALI cannot be imported.
+            MissingExtraError: DALI cannot be imported.
         """
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size is {max_batch_size}; it must be at least 1")
@@ -77,7 +78,7 @@ def _build_pipeline(threads: int, max_batch_size: int) -> Any:
     try:
         from nvidia.dali import Pipeline, fn, types
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"the DALI decoder needs NVIDIA DALI ({error}); pip install 'slap-fast[dali]', "
             "or choose loading.decoder=soundfile"
         ) from error

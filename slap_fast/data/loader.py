@@ -22,6 +22,7 @@ from slap_fast.data.collate import LoadedClip, collate
 from slap_fast.data.decoding import PREPARE, DecodeFailure, Decoder
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.data.plan import ClipRef, Plan
+from slap_fast.data.tokenizer import TokenizerError, encode_captions
 from slap_fast.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Loader:
                 "pass sample_rate=model_config.mel.sample_rate to make_decoder"
             )
         if tokenizer.num_special_tokens_to_add() < 2:
-            raise ValueError(
+            raise TokenizerError(
                 "the tokenizer does not put a start and an end token around a caption, which the caption decoder "
                 "needs; use one that does, such as the one that `slap-fast prepare` trains"
             )
@@ -198,15 +199,8 @@ class Loader:
 
     def _build(self, step: int) -> Batch:
         clips = self._gather(step)
-        token_ids = self._tokenizer(
-            [clip.caption for clip in clips],
-            add_special_tokens=True,
-            truncation=True,
-            max_length=self._model_config.text.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        captions = [clip.caption for clip in clips]
+        token_ids = encode_captions(self._tokenizer, captions, self._model_config.text.max_length)
         loaded = [LoadedClip(clip.row, clip.waveform, ids) for clip, ids in zip(clips, token_ids, strict=True)]
         batch = collate(loaded, self._model_config, self._masks, step)
         return batch.pin_memory() if self._pin_memory else batch

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from slap_fast.data.index import ClipIndex
 
 
+class PlanError(ValueError):
+    """A dataset, a batch size and a number of ranks that do not go together."""
+
+
 class ClipRef(NamedTuple):
     """A clip by its row in the index, and which of its captions."""
 
@@ -59,7 +63,8 @@ class Plan:
             seed: in [0, 2^64); keys the shuffling, the captions and the spares.
 
         Raises:
-            ValueError: an argument is out of range, or fewer clips are usable than one batch takes.
+            ValueError: an argument is out of range.
+            PlanError: fewer clips are usable than one batch takes.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -73,7 +78,7 @@ class Plan:
         if self.clips_per_epoch < batch_size:
             # Otherwise one batch would hold a clip twice by necessity: a false negative in every contrastive loss.
             left_out = "".join(f"; {skip.count} left out: {skip.reason}" for skip in self.skipped)
-            raise ValueError(
+            raise PlanError(
                 f"{self.clips_per_epoch} usable clips are fewer than the global batch of {batch_size}{left_out}. "
                 "Lower schedule.batch_size, add clips, or raise data.max_duration"
             )
@@ -94,7 +99,7 @@ class Plan:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in [0, {world_size})")
         if self.batch_size % world_size:
-            raise ValueError(
+            raise PlanError(
                 f"a global batch of {self.batch_size} clips cannot be shared equally by {world_size} ranks; "
                 f"set schedule.batch_size to a multiple of {world_size}"
             )

@@ -15,6 +15,10 @@ _MIN_VOCAB = 256 + len(SPECIAL_TOKENS)  # every byte, so that no text is unknown
 _TRAINED_AT_ONCE = 1024
 
 
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be trained, read or used."""
+
+
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int, out: str | os.PathLike[str] | None = None
 ) -> PreTrainedTokenizerFast:
@@ -26,7 +30,8 @@ def train_tokenizer(
         out: folder to save to, for `load_tokenizer`.
 
     Raises:
-        ValueError: `vocab_size` is below 261, or there is no text.
+        ValueError: `vocab_size` is below 261.
+        TokenizerError: there is no text.
         OSError: `out` cannot be written.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -48,7 +53,7 @@ def train_tokenizer(
     counted = _Counted(captions)
     tokenizer.train_from_iterator(counted, trainer=trainer)
     if not counted.any:
-        raise ValueError("there is no caption to train a tokenizer on")
+        raise TokenizerError("there is no caption to train a tokenizer on")
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
@@ -76,23 +81,23 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> PreTrainedTokenize
     """A tokenizer from a folder (`tokenizer/` in a dataset, a saved model) or from the Hugging Face hub by name.
 
     Raises:
-        ValueError: there is none, it cannot be read, or it lacks a padding, start or end token.
+        TokenizerError: there is none, it cannot be read, or it lacks a padding, start or end token.
     """
     from transformers import AutoTokenizer
 
     name = os.fspath(name_or_folder)
     if Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists() and not any(Path(name).glob("vocab*")):
-        raise ValueError(f"{name}: holds no tokenizer (no tokenizer.json)")
+        raise TokenizerError(f"{name}: holds no tokenizer (no tokenizer.json)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        raise ValueError(
+        raise TokenizerError(
             f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {str(error).splitlines()[0]}): give a "
             "folder with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
         ) from error
     for role in ("pad", "cls", "sep"):
         if getattr(tokenizer, f"{role}_token_id") is None:
-            raise ValueError(f"the tokenizer {name!r} has no {role} token, which SLAP needs")
+            raise TokenizerError(f"the tokenizer {name!r} has no {role} token, which SLAP needs")
     return tokenizer
 
 
@@ -100,7 +105,15 @@ def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str],
     """Token ids of each caption, unpadded, cut to `max_length` with the start and end tokens kept."""
     if max_length < 3:
         raise ValueError(f"max_length is {max_length}; a start token, a word and an end token need at least 3")
-    return tokenizer(list(captions), truncation=True, max_length=max_length, padding=False)["input_ids"]
+    encoded = tokenizer(
+        list(captions),
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return encoded["input_ids"]
 
 
 class _Counted:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slap_fast.evaluation.localisation import EventSpan, Localisation
+from slap_fast.extras import MissingExtraError
 from slap_fast.ops.mel_config import MelConfig
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+        raise MissingExtraError("plots need matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from slap_fast.extras import MissingExtraError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -63,7 +65,7 @@ def import_deepspeed() -> Any:
         import deepspeed
         from deepspeed.utils import logger
     except ImportError as error:
-        raise ImportError('training needs DeepSpeed: pip install "slap-fast[train]"') from error
+        raise MissingExtraError('training needs DeepSpeed: pip install "slap-fast[train]"') from error
     logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # Its shared-memory collectives are compiled on first use: half a minute, and for ever behind a stale lock.

@@ -76,7 +76,6 @@ class ScheduleConfig:
 class DataConfig:
     train: str = ""
     """Folder that `slap-fast prepare` wrote."""
-    validation: str | None = None
     tokenizer: str | None = None
     """Folder or hub name; None: the pretrained text encoder's own, else the one beside the training shards."""
     max_duration: float = 30.0  # paper; seconds, longer clips are left out and counted

@@ -29,7 +29,7 @@ def test_overrides_find_their_section_and_their_type() -> None:
             "model.text.pretrained=null",
             "model.audio.layers=2",
             "data.train=123",
-            "data.validation=456",
+            "data.tokenizer=456",
             "schedule.steps=1e3",
         ]
     )
@@ -39,7 +39,7 @@ def test_overrides_find_their_section_and_their_type() -> None:
     assert (recipe.optimizer.gradient_clipping, recipe.optimizer.betas) == (2.0, (0.8, 0.9))
     assert isinstance(recipe.optimizer.gradient_clipping, float)
     assert (recipe.model.text.pretrained, recipe.model.audio.layers) == (None, 2)
-    assert (recipe.data.train, recipe.data.validation, recipe.schedule.steps) == ("123", "456", 1000)
+    assert (recipe.data.train, recipe.data.tokenizer, recipe.schedule.steps) == ("123", "456", 1000)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "quickstart"])
