@@ -1,0 +1,171 @@
+"""A GPU does what the CPU does: every op, forward and backward, and a whole training step, without a host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from slap_fast.models.slap import SLAP
+from slap_fast.ops import (
+    MelConfig,
+    PackedLayout,
+    apply_rotary,
+    contrastive_loss,
+    linear_cross_entropy,
+    log_mel,
+    prototype_cross_entropy,
+    varlen_attention,
+    waveform_stats,
+)
+from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.recipe import ObjectivesConfig
+from tests.models.builders import TINY, random_clips
+from tests.training import tiny
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+LENGTHS = [1, 0, 97, 128, 260]
+SAMPLES = [0, 399, 400, 16_000, 5_000]
+UNIT = torch.nn.functional.normalize
+
+
+@contextmanager
+def _no_host_sync() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    layout = PackedLayout.from_lengths(LENGTHS, device=q.device)
+    return varlen_attention(q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=(48, 48))
+
+
+def _global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    layout = PackedLayout.from_lengths(LENGTHS, device=q.device)
+    return varlen_attention(q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen)
+
+
+def _rotary(q: Tensor, k: Tensor) -> Tensor:
+    layout = PackedLayout.from_lengths(LENGTHS, device=q.device)
+    return torch.cat(apply_rotary(q, k, layout.cu_seqlens, tokens_per_frame=4), dim=1)
+
+
+def _log_mel(waveform: Tensor) -> Tensor:
+    layout = PackedLayout.from_lengths(SAMPLES, device=waveform.device, dtype=torch.int64)
+    config = MelConfig()
+    frames = sum(config.num_frames(length) for length in SAMPLES)
+    return log_mel(waveform, layout.cu_seqlens, config, total_frames=frames)
+
+
+def _contrastive(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    return contrastive_loss(UNIT(audio, dim=-1), UNIT(text, dim=-1), scale).loss
+
+
+def _captions(hidden: Tensor, vocabulary: Tensor) -> Tensor:
+    targets = torch.arange(hidden.shape[0], device=hidden.device) % vocabulary.shape[0]
+    return linear_cross_entropy(hidden, vocabulary, targets)
+
+
+def _prototypes(student: Tensor, prototypes: Tensor) -> Tensor:
+    layout = PackedLayout.from_lengths([3, 0, 30, 7], device=student.device)
+    return prototype_cross_entropy(
+        UNIT(student, dim=-1),
+        UNIT(student.detach().flip(0), dim=-1),
+        UNIT(prototypes, dim=-1),
+        UNIT(prototypes.detach().flip(0), dim=-1),
+        student_temperature=0.1,
+        teacher_temperature=0.07,
+        cu_seqlens=layout.cu_seqlens,
+    )
+
+
+TOKENS = sum(LENGTHS)
+OPS: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+    (_attention, [_normal(TOKENS, 4, 32, seed=seed) for seed in range(3)]),
+    (_global_attention, [_normal(TOKENS, 4, 32, seed=seed) for seed in range(3)]),
+    (_rotary, [_normal(TOKENS, 4, 32), _normal(TOKENS, 2, 32)]),
+    (_log_mel, [0.1 * _normal(sum(SAMPLES))]),
+    (_contrastive, [_normal(33, 24), _normal(33, 24, seed=1), torch.tensor([20.0], dtype=torch.float64)]),
+    (_captions, [_normal(50, 24), _normal(300, 24)]),
+    (_prototypes, [_normal(40, 16), _normal(64, 16)]),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("op", "inputs"), OPS, ids=lambda value: getattr(value, "__name__", ""))
+def test_an_op_gives_the_values_and_gradients_of_the_cpu(
+    op: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
+) -> None:
+    exact = [x.clone().requires_grad_() for x in inputs]
+    expected = op(*exact)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    wanted = [expected, *torch.autograd.grad(expected, exact, grad)]
+
+    moved = [x.to(DEVICE, dtype).requires_grad_() for x in inputs]
+    moved_grad = grad.to(DEVICE, dtype)
+    op(*moved)  # a first call may load kernels and fill caches
+    with _no_host_sync():
+        actual = op(*moved)
+        gradients = torch.autograd.grad(actual, moved, moved_grad)
+    again = op(*moved)
+    assert torch.equal(again, actual)
+    for repeated, gradient in zip(torch.autograd.grad(again, moved, moved_grad), gradients, strict=True):
+        assert torch.equal(repeated, gradient)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    for value, reference in zip([actual, *gradients], wanted, strict=True):
+        assert value.device.type == DEVICE
+        error = (value.detach().double().cpu() - reference.detach()).norm() / reference.detach().norm()
+        assert error < tolerance
+
+
+def test_waveform_stats_equal_those_of_the_cpu() -> None:
+    waveform = _normal(sum(SAMPLES)).float()
+    waveform[500] = float("nan")
+    layout = PackedLayout.from_lengths(SAMPLES, dtype=torch.int64)
+    expected = waveform_stats(waveform, layout.cu_seqlens)
+    actual = waveform_stats(waveform.to(DEVICE), layout.cu_seqlens.to(DEVICE))
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value.cpu(), reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_training_step_gives_the_losses_and_gradients_of_the_cpu(dtype: torch.dtype) -> None:
+    config = tiny.run_config()
+    torch.manual_seed(0)
+    exact = PretrainingModel(config.recipe.model, ObjectivesConfig()).double()
+    batch = tiny.batch(config, step=0)
+    expected = exact(batch, 0.05)
+    expected["loss"].backward()
+
+    model = PretrainingModel(config.recipe.model, ObjectivesConfig()).to(DEVICE, dtype)
+    model.load_state_dict(exact.state_dict())
+    losses = model(batch.to(DEVICE), 0.05)
+    losses["loss"].backward()
+    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
+    for name in ("contrastive", "self_distillation", "caption"):
+        assert float(losses[name]) == pytest.approx(float(expected[name]), rel=tolerance), name
+    grads = torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
+    wanted = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
+    assert (grads - wanted).norm() / wanted.norm() < 10 * tolerance
+
+
+def test_packing_on_the_gpu_moves_an_embedding_by_rounding_only() -> None:
+    torch.manual_seed(0)
+    model = SLAP(TINY).to(DEVICE).eval()
+    clips = random_clips([1.0, 0.005, 2.7, 0.3])
+    together = model.encode_audio(clips)
+    alone = torch.cat([model.encode_audio([clip]) for clip in clips])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together, model.cpu().encode_audio(clips), rtol=0, atol=1e-4)
