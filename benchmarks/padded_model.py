@@ -124,7 +124,6 @@ class PaddedPretrainingModel(nn.Module):
             pool(student.text_pooling, text.last_hidden_state, key_mask(batch.text_valid, is_padded=True)),
             student.logit_scale(),
             batch.clip_ids,
-            kind=weights.contrastive_kind,
         )
 
         decoder = student.caption_decoder

@@ -75,7 +75,6 @@ class PretrainingModel(nn.Module):
             student.text_pooling(text_features, batch.text),
             logit_scale,
             batch.clip_ids,
-            kind=weights.contrastive_kind,
             group=group,
         )
 

@@ -15,7 +15,6 @@ class ObjectivesConfig:
     contrastive_weight: float = 1.0  # paper
     self_distillation_weight: float = 1.0  # paper
     caption_weight: float = 0.5  # paper
-    contrastive_kind: Literal["infonce", "sigmoid"] = "infonce"  # paper
     student_temperature: float = 0.1  # DINOv2
     teacher_temperature: float = 0.07  # DINOv2
     teacher_temperature_start: float = 0.04  # DINOv2
