@@ -63,14 +63,14 @@ def vowel(fundamental: float, formants: Sequence[tuple[float, float, float]], *,
     return wavetable(np.sum(gains, axis=0))
 
 
-def oscillate(frequency: Audio | float, n: int, table: Audio = SINE) -> Audio:
+def oscillate(frequency: np.ndarray | float, n: int, table: Audio = SINE) -> Audio:
     """Periodic signal of `n` samples that follows `frequency` (Hz, one value or `[n]`)."""
     step = np.asarray(frequency, dtype=np.float64) * (TABLE_SIZE / SAMPLE_RATE)
     phase = np.cumsum(step) if step.ndim else step * np.arange(n)
     return table[phase.astype(np.int64) & (TABLE_SIZE - 1)]
 
 
-def half_wave(frequency: Audio | float, n: int) -> Audio:
+def half_wave(frequency: np.ndarray | float, n: int) -> Audio:
     """Positive halves of a sine: a train of smooth pulses at `frequency` Hz."""
     return np.maximum(oscillate(frequency, n), np.float32(0.0))
 
