@@ -16,8 +16,9 @@ from torch import Tensor
 from slap_fast.ops import dispatch
 from slap_fast.ops.mel_config import MelConfig
 
-# Frames are windowed and transformed this many at a time: an hour-long clip never stands in memory as frames.
-_CHUNK_FRAMES = 16_384
+# Frames are windowed and transformed this many at a time: an hour-long clip never stands in memory as frames, and what
+# one step leaves is still in the cache for the next.
+_CHUNK_FRAMES = 1024
 
 
 @torch.library.custom_op("slap_fast::log_mel", mutates_args=())

@@ -53,9 +53,13 @@ def _rotation(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, axes: int) -> Tensor:
-    first, second = x.to(cos.dtype).unflatten(2, (axes, 2, -1)).unbind(3)  # [T, H, axes, channels / 2]
-    rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=3)
-    return rotated.flatten(2).to(x.dtype)
+    pairs = x.unflatten(2, (axes, 2, -1))  # [T, H, axes, 2, channels / 2]
+    first, second = (half.to(cos.dtype) for half in pairs.unbind(3))
+    rotated = x.new_empty(x.shape)
+    halves = rotated.unflatten(2, (axes, 2, -1))
+    halves[:, :, :, 0] = first * cos - second * sin
+    halves[:, :, :, 1] = second * cos + first * sin
+    return rotated
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
