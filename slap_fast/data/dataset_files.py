@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from slap_fast.durable_files import replace_file
+
 FORMAT_VERSION = 1
 SAMPLE_RATE = 16_000
 INDEX_NAME = "index.npy"
@@ -67,29 +69,10 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Writes `chunks` under a temporary name and renames: `path` is whole or absent, never half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """`replace_file`, whose failures say which file and why."""
     with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, chunks)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

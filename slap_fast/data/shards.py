@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from slap_fast.audio_files import Flac
-from slap_fast.data.dataset_files import INDEX_DTYPE, SAMPLE_RATE, sync_folder, writing
+from slap_fast.data.dataset_files import INDEX_DTYPE, SAMPLE_RATE, writing
 from slap_fast.data.tar_members import member_header, padding
+from slap_fast.durable_files import sync_folder
 
 _MAX_KEY = 90  # a ustar name holds 100 bytes; the extension needs a few
 _COPY_BYTES = 1 << 20

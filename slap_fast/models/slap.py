@@ -12,6 +12,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from slap_fast.durable_files import replace_file
 from slap_fast.models import inference
 from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
@@ -102,9 +103,8 @@ class SLAP(SLAPNetwork):
         self.text_encoder.model.config.save_pretrained(folder / "text_config")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder / "tokenizer")
-        temporary = folder / ".config.json.partial"
-        temporary.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-        os.replace(temporary, folder / "config.json")
+        config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
+        replace_file(folder / "config.json", [config.encode("utf-8")])
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, *, device: torch.device | str = "cpu") -> SLAP:

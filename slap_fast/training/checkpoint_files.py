@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slap_fast.durable_files import replace_file, sync_folder
+
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 
@@ -56,22 +58,7 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace a file as one event: readers see the old content or the new, and so does a machine after a crash."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, [text.encode("utf-8")])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
