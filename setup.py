@@ -32,7 +32,7 @@ class CMakeBuild(build_ext):
         for stale in (module, reason_file):
             stale.unlink(missing_ok=True)
         try:
-            self._run_cmake(module)
+            self._build(module)
         except NativeBuildError as error:
             reason_file.write_text(f"{error}\n", encoding="utf-8")
             print(
@@ -40,6 +40,21 @@ class CMakeBuild(build_ext):
                 "WARNING: the PyTorch backend serves; install a C++ compiler and reinstall for full speed.",
                 file=sys.stderr,
             )
+
+    def _build(self, module: Path) -> None:
+        """With CUDA where nvcc is found, unless SLAP_FAST_CUDA=0; an nvcc that fails costs the CUDA kernels only."""
+        cuda = os.environ.get("SLAP_FAST_CUDA", "1") != "0"
+        try:
+            self._run_cmake(module, cuda=cuda)
+        except NativeBuildError as error:
+            if not cuda or shutil.which("nvcc") is None:
+                raise
+            shutil.rmtree(self._cmake_folder(), ignore_errors=True)
+            self._run_cmake(module, cuda=False)
+            print(f"WARNING: slap-fast is built without its CUDA kernels: {error}", file=sys.stderr)
+
+    def _cmake_folder(self) -> Path:
+        return Path(self.build_temp, "cmake").resolve()
 
     def copy_extensions_to_source(self) -> None:
         """For editable installs: exactly one of module and reason stands beside the sources."""
@@ -54,7 +69,7 @@ class CMakeBuild(build_ext):
             else:
                 (source / REASON_FILE).unlink(missing_ok=True)
 
-    def _run_cmake(self, module: Path) -> None:
+    def _run_cmake(self, module: Path, *, cuda: bool) -> None:
         # Tools installed beside this interpreter are found even when its environment is not activated.
         scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), *scripts])
@@ -70,7 +85,7 @@ class CMakeBuild(build_ext):
         except ImportError as error:
             raise NativeBuildError("pybind11 is not installed") from error
 
-        build = Path(self.build_temp, "cmake").resolve()
+        build = self._cmake_folder()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             cmake,
@@ -81,6 +96,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSLAP_FAST_VERSION={self.distribution.get_version()}",
+            f"-DSLAP_FAST_CUDA={'ON' if cuda else 'OFF'}",
         ]
         if not (build / "CMakeCache.txt").exists() and shutil.which("ninja", path=path):
             configure.append("-GNinja")

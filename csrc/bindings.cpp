@@ -1,14 +1,21 @@
 // The only file that knows Python. Arrays come as addresses and sizes, so that no torch header is needed and one build
 // serves every torch; the callers in slap_fast/ops check types, devices and shapes before they hand an address over.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/log_mel.h"
+#include "cpu/mel_normalization.h"
 #include "cpu/waveform_stats.h"
+#if defined(SLAP_FAST_HAS_CUDA)
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
@@ -25,6 +32,101 @@ std::vector<std::string> compiled_names() {
   std::vector<std::string> names;
   for (slap_fast::Isa isa : slap_fast::compiled_isas()) names.emplace_back(slap_fast::isa_name(isa));
   return names;
+}
+
+slap_fast::Padding padding_of(const std::string& name) {
+  if (name == "zeros") return slap_fast::Padding::zeros;
+  if (name == "reflect") return slap_fast::Padding::reflect;
+  if (name == "kaldi") return slap_fast::Padding::kaldi;
+  throw std::invalid_argument("unknown padding '" + name + "'; choose zeros, reflect or kaldi");
+}
+
+using Table = py::array_t<float, py::array::c_style>;
+
+std::vector<float> values_of(const Table& table) { return {table.data(), table.data() + table.size()}; }
+
+slap_fast::LogMelSpec log_mel_spec(const py::kwargs& fields) {
+  slap_fast::LogMelSpec spec;
+  const auto read = [&](const char* name, auto& field) {
+    field = fields[name].cast<std::remove_reference_t<decltype(field)>>();
+  };
+  read("n_fft", spec.n_fft);
+  read("win_length", spec.win_length);
+  read("hop_length", spec.hop_length);
+  read("n_mels", spec.n_mels);
+  read("first_sample", spec.first_sample);
+  spec.padding = padding_of(fields["padding"].cast<std::string>());
+  read("input_scale", spec.input_scale);
+  read("remove_dc_offset", spec.remove_dc_offset);
+  read("preemphasis", spec.preemphasis);
+  read("preemphasis_over_clip", spec.preemphasis_over_clip);
+  read("magnitude", spec.magnitude);
+  read("power_guard", spec.power_guard);
+  read("log_floor", spec.log_floor);
+  read("log_guard", spec.log_guard);
+  read("logarithm", spec.logarithm);
+  read("log_scale", spec.log_scale);
+  read("log_shift", spec.log_shift);
+  spec.window = values_of(fields["window"].cast<Table>());
+  spec.filters = values_of(fields["filters"].cast<Table>());
+  return spec;
+}
+
+slap_fast::PackedWaveform packed_waveform(Address waveform, bool int16, std::int64_t samples, Address cu_seqlens,
+                                          Address cu_frames, std::int64_t clips, std::int64_t frames) {
+  slap_fast::PackedWaveform packed;
+  if (int16)
+    packed.int16s = at<const std::int16_t>(waveform);
+  else
+    packed.floats = at<const float>(waveform);
+  packed.samples = samples;
+  packed.cu_seqlens = at<const std::int64_t>(cu_seqlens);
+  packed.cu_frames = at<const std::int64_t>(cu_frames);
+  packed.clips = clips;
+  packed.frames = frames;
+  return packed;
+}
+
+void bind_log_mel(py::module_& module) {
+  using slap_fast::LogMel;
+  py::class_<LogMel>(module, "LogMel")
+      .def(py::init([](const py::kwargs& fields) { return std::make_unique<LogMel>(log_mel_spec(fields)); }))
+      .def(
+          "forward",
+          [](const LogMel& self, Address waveform, bool int16, std::int64_t samples, Address cu_seqlens,
+             Address cu_frames, std::int64_t clips, std::int64_t frames, Address mels, int threads) {
+            self.forward(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames),
+                         at<float>(mels), threads);
+          },
+          py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
+          py::arg("clips"), py::arg("frames"), py::arg("mels"), py::arg("threads"),
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "patches",
+          [](const LogMel& self, Address waveform, bool int16, std::int64_t samples, Address cu_seqlens,
+             Address cu_frames, std::int64_t clips, std::int64_t frames, std::int64_t patch_frames,
+             std::int64_t patch_mels, float padding, float mask_value, Address time_masked, Address mel_masked,
+             Address patches, std::int64_t tokens, int threads) {
+            const slap_fast::PatchForm form{patch_frames, patch_mels, padding, mask_value,
+                                            at<const std::uint8_t>(time_masked), at<const std::uint8_t>(mel_masked)};
+            self.patches(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames), form,
+                         at<float>(patches), tokens, threads);
+          },
+          py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
+          py::arg("clips"), py::arg("frames"), py::arg("patch_frames"), py::arg("patch_mels"), py::arg("padding"),
+          py::arg("mask_value"), py::arg("time_masked"), py::arg("mel_masked"), py::arg("patches"), py::arg("tokens"),
+          py::arg("threads"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "backward",
+          [](const LogMel& self, Address waveform, bool int16, std::int64_t samples, Address cu_seqlens,
+             Address cu_frames, std::int64_t clips, std::int64_t frames, Address grad_mels, Address grad_waveform,
+             int threads) {
+            self.backward(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames),
+                          at<const float>(grad_mels), at<float>(grad_waveform), threads);
+          },
+          py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
+          py::arg("clips"), py::arg("frames"), py::arg("grad_mels"), py::arg("grad_waveform"), py::arg("threads"),
+          py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -46,4 +148,24 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("waveform"), py::arg("total"), py::arg("cu_seqlens"), py::arg("clips"), py::arg("peak"),
       py::arg("mean_square"), py::arg("nonfinite"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+
+  bind_log_mel(module);
+
+  module.def(
+      "normalize_mels",
+      [](Address frames, std::int64_t total, std::int64_t n_mels, Address cu_frames, std::int64_t clips,
+         std::optional<float> dynamic_range, std::optional<float> deviation_guard, float mean, float deviation,
+         Address normalized, int threads) {
+        const slap_fast::MelNormalization how{dynamic_range.has_value(), dynamic_range.value_or(0.0f),
+                                              deviation_guard.has_value(), deviation_guard.value_or(0.0f), mean,
+                                              deviation};
+        slap_fast::normalize_mels(at<const float>(frames), total, n_mels, at<const std::int64_t>(cu_frames), clips, how,
+                                  at<float>(normalized), threads);
+      },
+      py::arg("frames"), py::arg("total"), py::arg("n_mels"), py::arg("cu_frames"), py::arg("clips"),
+      py::arg("dynamic_range"), py::arg("deviation_guard"), py::arg("mean"), py::arg("deviation"),
+      py::arg("normalized"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+#if defined(SLAP_FAST_HAS_CUDA)
+  slap_fast::cuda::add_bindings(module, &log_mel_spec);
+#endif
 }

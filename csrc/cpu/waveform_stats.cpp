@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "packed_offsets.h"
 #include "parallel.h"
 #include "waveform_stats_kernel.h"
 
@@ -25,22 +26,6 @@ Kernel kernel_for(Isa isa) {
   return baseline::waveform_stats_block;
 }
 
-void check(const std::int64_t* cu_seqlens, std::int64_t clips, std::int64_t total) {
-  if (clips < 0 || total < 0)
-    throw std::invalid_argument("sizes are " + std::to_string(clips) + " clips and " + std::to_string(total) +
-                                " samples; they cannot be negative");
-  if (cu_seqlens[0] != 0)
-    throw std::invalid_argument("cu_seqlens[0] is " + std::to_string(cu_seqlens[0]) + "; it must be 0");
-  for (std::int64_t i = 0; i < clips; ++i)
-    if (cu_seqlens[i + 1] < cu_seqlens[i])
-      throw std::invalid_argument("cu_seqlens[" + std::to_string(i + 1) + "] is " + std::to_string(cu_seqlens[i + 1]) +
-                                  ", below cu_seqlens[" + std::to_string(i) + "] = " + std::to_string(cu_seqlens[i]) +
-                                  "; it must not fall");
-  if (cu_seqlens[clips] != total)
-    throw std::invalid_argument("cu_seqlens ends at " + std::to_string(cu_seqlens[clips]) + ", but the waveform has " +
-                                std::to_string(total) + " samples");
-}
-
 struct Block {
   std::int64_t begin;
   std::int64_t count;
@@ -53,7 +38,7 @@ constexpr std::int64_t kSamplesPerThread = 1 << 18;
 
 void waveform_stats(const float* waveform, std::int64_t total, const std::int64_t* cu_seqlens, std::int64_t clips,
                     float* peak, double* mean_square, std::int64_t* nonfinite, int threads) {
-  check(cu_seqlens, clips, total);
+  check_offsets("cu_seqlens", cu_seqlens, clips, total, "samples");
 
   std::vector<Block> blocks;
   blocks.reserve(static_cast<std::size_t>(clips + total / kStatsBlock));
@@ -67,7 +52,7 @@ void waveform_stats(const float* waveform, std::int64_t total, const std::int64_
   // A task is as many blocks as make a fair share of work: clips of a few samples are many blocks.
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());
   const std::int64_t per_task = std::max<std::int64_t>(1, count / (std::int64_t{8} * std::max(useful, 1)));
-  parallel_for((count + per_task - 1) / per_task, useful, [&](std::int64_t task) {
+  parallel_for((count + per_task - 1) / per_task, useful, [&](std::int64_t task, int) {
     const std::int64_t end = std::min(count, (task + 1) * per_task);
     for (std::int64_t i = task * per_task; i < end; ++i) stats[i] = kernel(waveform + blocks[i].begin, blocks[i].count);
   });

@@ -1,0 +1,28 @@
+// A complex FFT of any size as a chain of butterflies in place, for fft_lanes.h.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "fft_plan_view.h"
+
+namespace slap_fast {
+
+class FftPlan {
+ public:
+  explicit FftPlan(std::int64_t size);
+  FftPlan(const FftPlan&) = delete;
+  FftPlan& operator=(const FftPlan&) = delete;
+  FftView view() const;
+
+ private:
+  std::int64_t block() const;
+
+  std::int64_t size_;
+  std::vector<std::vector<float>> tables_;
+  std::vector<FftStageView> stages_;
+  std::vector<std::int32_t> slots_;
+  std::int64_t largest_radix_ = 1;
+};
+
+}  // namespace slap_fast

@@ -1,0 +1,204 @@
+// One float of each of kLanes independent items side by side, in the instruction set that this translation unit is
+// compiled for. No lane ever meets another, so an item's bits do not depend on its neighbours. As in simd.h, everything
+// lives in a namespace of the instruction set, and standard headers stay out.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace slap_fast::SLAP_FAST_ISA {
+
+// kColumns consecutive floats of an item are loaded or stored together.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kColumns = 8;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kColumns = 4;
+#else
+constexpr int kLanes = 4, kColumns = 4;  // what compilers turn into SSE2 or NEON
+#endif
+
+typedef float Lanes __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t IntLanes __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedLanes __attribute__((vector_size(kLanes * 4), aligned(4)));
+
+#define SLAP_FAST_INLINE inline __attribute__((always_inline))
+
+SLAP_FAST_INLINE Lanes load(const float* in) { return *reinterpret_cast<const Lanes*>(in); }
+SLAP_FAST_INLINE Lanes load_unaligned(const float* in) { return *reinterpret_cast<const UnalignedLanes*>(in); }
+SLAP_FAST_INLINE void store(float* out, Lanes x) { *reinterpret_cast<Lanes*>(out) = x; }
+SLAP_FAST_INLINE void store_unaligned(float* out, Lanes x) { *reinterpret_cast<UnalignedLanes*>(out) = x; }
+SLAP_FAST_INLINE Lanes splat(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(x);
+#else
+  return Lanes{x, x, x, x};
+#endif
+}
+SLAP_FAST_INLINE Lanes select(IntLanes mask, Lanes x, Lanes y) { return mask ? x : y; }
+
+// a * b + c, c - a * b and a * b - c; fused where the instruction set can.
+SLAP_FAST_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+SLAP_FAST_INLINE Lanes fnma(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+  return _mm512_fnmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fnmadd_ps(a, b, c);
+#else
+  return c - a * b;
+#endif
+}
+SLAP_FAST_INLINE Lanes fms(Lanes a, Lanes b, Lanes c) {
+#if defined(__AVX512F__)
+  return _mm512_fmsub_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmsub_ps(a, b, c);
+#else
+  return a * b - c;
+#endif
+}
+
+// x, but at least `least`; NaN stays NaN.
+SLAP_FAST_INLINE Lanes at_least(Lanes x, Lanes least) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(least, x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(least, x);
+#else
+  return select(x < least, least, x);
+#endif
+}
+
+SLAP_FAST_INLINE Lanes square_root(Lanes x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN. The mantissa is brought into
+// [sqrt(1/2), sqrt(2)), where log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
+SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
+  const IntLanes bits = reinterpret_cast<IntLanes>(x);
+  const IntLanes exponent = (bits - 0x3f3504f3) >> 23;
+  const Lanes f = reinterpret_cast<Lanes>(bits - (exponent << 23)) - 1.0f;
+  const Lanes e = __builtin_convertvector(exponent, Lanes);
+  const Lanes square = f * f;
+  Lanes p = splat(7.0376836292e-2f);
+  p = fma(p, f, splat(-1.1514610310e-1f));
+  p = fma(p, f, splat(1.1676998740e-1f));
+  p = fma(p, f, splat(-1.2420140846e-1f));
+  p = fma(p, f, splat(1.4249322787e-1f));
+  p = fma(p, f, splat(-1.6668057665e-1f));
+  p = fma(p, f, splat(2.0000714765e-1f));
+  p = fma(p, f, splat(-2.4999993993e-1f));
+  p = fma(p, f, splat(3.3333331174e-1f));
+  // ln 2 in two parts, the first exact in few bits.
+  Lanes small = fma(p * f, square, e * -2.12194440e-4f);
+  small = fma(square, splat(-0.5f), small);
+  const Lanes result = fma(e, splat(0.693359375f), f + small);
+  return select(x < __builtin_inff(), result, x);
+}
+
+// Four rows of lanes, each block of 4 x 4 transposed.
+SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
+#if defined(__AVX512F__)
+  const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+  const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+  const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+  const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+  r[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+  r[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+  r[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+  r[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+#elif defined(__AVX2__)
+  const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+  const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  r[0] = _mm256_shuffle_ps(a, c, 0x44);
+  r[1] = _mm256_shuffle_ps(a, c, 0xee);
+  r[2] = _mm256_shuffle_ps(b, d, 0x44);
+  r[3] = _mm256_shuffle_ps(b, d, 0xee);
+#else
+  for (int i = 0; i < 4; ++i) {
+    for (int j = i + 1; j < 4; ++j) {
+      const float x = r[i][j];
+      r[i][j] = r[j][i];
+      r[j][i] = x;
+    }
+  }
+#endif
+}
+
+// kColumns consecutive floats of each lane's source to as many rows.
+SLAP_FAST_INLINE void load_columns(const float* const* sources, std::int64_t begin, Lanes (&rows)[kColumns]) {
+#if defined(__AVX512F__)
+  const auto half = [&](int lane) { return _mm256_loadu_ps(sources[lane] + begin); };
+  Lanes t[8];
+  for (int i = 0; i < 8; ++i) {
+    const int lane = i < 4 ? i : i + 4;
+    t[i] = _mm512_insertf32x8(_mm512_castps256_ps512(half(lane)), half(lane + 4), 1);
+  }
+  transpose_blocks(t);
+  transpose_blocks(t + 4);
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
+    rows[i + 4] = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+  }
+#elif defined(__AVX2__)
+  const auto half = [&](int lane) { return _mm_loadu_ps(sources[lane] + begin); };
+  for (int i = 0; i < 4; ++i) rows[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(half(i)), half(i + 4), 1);
+  transpose_blocks(rows);
+#else
+  for (int i = 0; i < 4; ++i) rows[i] = load_unaligned(sources[i] + begin);
+  transpose_blocks(rows);
+#endif
+}
+
+// The reverse: kColumns rows to consecutive floats of each lane's target.
+SLAP_FAST_INLINE void store_columns(const Lanes (&rows)[kColumns], float* const* targets, std::int64_t begin) {
+  Lanes t[kColumns];
+#if defined(__AVX512F__)
+  for (int i = 0; i < 4; ++i) {
+    const Lanes low = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44);
+    const Lanes high = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee);
+    t[i] = _mm512_shuffle_f32x4(low, low, 0xd8);
+    t[i + 4] = _mm512_shuffle_f32x4(high, high, 0xd8);
+  }
+  transpose_blocks(t);
+  transpose_blocks(t + 4);
+  for (int i = 0; i < 8; ++i) {
+    const int lane = i < 4 ? i : i + 4;
+    _mm256_storeu_ps(targets[lane] + begin, _mm512_castps512_ps256(t[i]));
+    _mm256_storeu_ps(targets[lane + 4] + begin, _mm512_extractf32x8_ps(t[i], 1));
+  }
+#else
+  for (int i = 0; i < 4; ++i) t[i] = rows[i];
+  transpose_blocks(t);
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX2__)
+    _mm_storeu_ps(targets[i] + begin, _mm256_castps256_ps128(t[i]));
+    _mm_storeu_ps(targets[i + 4] + begin, _mm256_extractf128_ps(t[i], 1));
+#else
+    store_unaligned(targets[i] + begin, t[i]);
+#endif
+  }
+#endif
+}
+
+}  // namespace slap_fast::SLAP_FAST_ISA

@@ -1,0 +1,366 @@
+// Compiled once for each instruction set: kLanes frames side by side, so that nothing but loading and storing ever moves
+// data between lanes.
+//
+// Floor, 16 frames of SLAP's convention (400 samples, n_fft 512, 64 mels) in AVX-512 instructions: transposing and
+// windowing 25 x 120, a complex FFT of 256 points 6,500, splitting it into the real one and powers 2,000, filters 800,
+// logarithms 1,300, storing 300: about 14,000, or 900 a frame.
+#include "log_mel_kernel.h"
+
+#include "fft_lanes.h"
+#include "lanes.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+namespace {
+
+struct Scratch {
+  float* points;  // [fft.slot_count, 2] rows
+  float* powers;  // [n_bins] rows
+  float* mels;    // [n_mels, then kColumns that are never stored] rows
+  float* legs;    // [largest_radix, 2] rows
+
+  Scratch(const LogMelView& view, float* memory)
+      : points(memory),
+        powers(points + 2 * view.fft.slot_count * kLanes),
+        mels(powers + view.n_bins * kLanes),
+        legs(mels + (view.n_mels + kColumns) * kLanes) {}
+};
+
+std::int64_t scratch_floats(const LogMelView& view) {
+  return (2 * view.fft.slot_count + view.n_bins + view.n_mels + kColumns + 2 * view.fft.largest_radix) * kLanes;
+}
+
+// kColumns floats from `begin` on of each source, of which `count` exist; zeros follow.
+SLAP_FAST_INLINE void load_rows(const float* const* sources, std::int64_t begin, std::int64_t count,
+                                Lanes (&rows)[kColumns]) {
+  if (count >= kColumns) return load_columns(sources, begin, rows);
+  for (int i = 0; i < kColumns; ++i) {
+    rows[i] = Lanes{};
+    if (i < count)
+      for (int lane = 0; lane < kLanes; ++lane) rows[i][lane] = sources[lane][begin + i];
+  }
+}
+
+// Points of the FFT that windows reach.
+std::int64_t points_of_windows(const LogMelView& view) {
+  return view.paired ? (view.win_length + 1) / 2 : view.win_length;
+}
+
+// Emphasised and windowed samples to rows of points; returns each frame's sum.
+Lanes load_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, float* points) {
+  const Lanes emphasis = splat(view.preemphasis);
+  const float* weights = view.window;
+  const std::int32_t* row_of = view.rows;
+  const auto put_row = [&](float* row, std::int64_t i, Lanes previous, Lanes x) {
+    store(row, fnma(emphasis, previous, x) * weights[i]);
+  };
+  const auto row = [&](std::int64_t i) { return points + row_of[i] * kLanes; };
+  Lanes rows[kColumns] = {}, sums[2] = {};
+  std::int64_t begin = 0, fetched = 0;
+  for (; begin + kColumns <= view.win_length; begin += kColumns) {
+    const Lanes previous = rows[kColumns - 1];
+    load_columns(windows, begin, rows);
+    float* first = row(begin);
+    put_row(first, begin, begin == 0 ? rows[0] : previous, rows[0]);
+    if (row_of[begin + kColumns - 1] == row_of[begin] + kColumns - 1)
+      for (int i = 1; i < kColumns; ++i) put_row(first + i * kLanes, begin + i, rows[i - 1], rows[i]);
+    else
+      for (int i = 1; i < kColumns; ++i) put_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
+    for (int i = 0; i < kColumns; i += 4) sums[i / 4 % 2] += (rows[i] + rows[i + 1]) + (rows[i + 2] + rows[i + 3]);
+    for (; fetched * view.win_length < begin * upcoming.count; fetched += 16)
+      __builtin_prefetch(upcoming.samples + fetched, 0, 2);
+  }
+  if (begin < view.win_length) {
+    const Lanes previous = rows[kColumns - 1];
+    load_rows(windows, begin, view.win_length - begin, rows);
+    put_row(row(begin), begin, begin == 0 ? rows[0] : previous, rows[0]);
+    for (std::int64_t i = 1; begin + i < view.win_length; ++i) put_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
+    for (int i = 0; i < kColumns; ++i) sums[0] += rows[i];
+  }
+  const std::int64_t read = points_read(view.fft, points_of_windows(view)) * (view.paired ? 2 : 1);
+  for (std::int64_t i = view.win_length; i < read; ++i) store(row(i), Lanes{});
+  if (!view.paired)
+    for (std::int64_t i = 0; i < read; ++i) store(row(i) + kLanes, Lanes{});
+  return sums[0] + sums[1];
+}
+
+// The first `stages` stages of the FFT of the windows.
+void transform_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, std::int64_t stages,
+                       const Scratch& scratch) {
+  const Lanes mean = load_windows(view, windows, upcoming, scratch.points) / static_cast<float>(view.win_length);
+  const std::int64_t points = points_of_windows(view);
+  if (!view.dc_weights) return fft_forward(scratch.points, view.fft, points, stages, scratch.legs, AsStored{});
+  // Emphasis and window are linear, so what the mean adds to each row is known beforehand: it goes with the first
+  // butterflies, whose additions leave the multipliers idle.
+  const float* weights = view.dc_weights;
+  fft_forward(scratch.points, view.fft, points, stages, scratch.legs, [mean, weights](Complex z, std::int64_t point) {
+    const float* w = weights + 2 * point;
+    return Complex{fnma(mean, splat(w[0]), z.re), fnma(mean, splat(w[1]), z.im)};
+  });
+}
+
+// Calls visit(k, point, other) for the pairs of paired-sample points that frequencies k and size - k come from.
+template <class Visit>
+SLAP_FAST_INLINE void for_each_pair(const LogMelView& view, Visit visit) {
+  const std::int64_t size = view.fft.size;
+  for (std::int64_t k = 1; 2 * k < size; ++k) visit(k, view.fft.slots[k], view.fft.slots[size - k]);
+}
+
+struct Pair {
+  Complex low, high;  // of the real signal: frequency k, and the conjugate of frequency size - k
+};
+
+SLAP_FAST_INLINE Pair split(Complex a, Complex b, const float* root) {
+  const Lanes re = splat(root[0]), im = splat(root[1]), two = splat(2.0f);
+  const Complex even{a.re + b.re, a.im - b.im}, odd{a.im + b.im, b.re - a.re};
+  const Complex low{fma(odd.re, re, fnma(odd.im, im, even.re)), fma(odd.re, im, fma(odd.im, re, even.im))};
+  return {low, {fms(two, even.re, low.re), fms(two, even.im, low.im)}};
+}
+
+SLAP_FAST_INLINE Lanes square(Complex z) { return fma(z.re, z.re, z.im * z.im); }
+
+SLAP_FAST_INLINE Lanes energy(const LogMelView& view, Lanes power) {
+  power += view.power_guard;
+  return view.magnitude ? square_root(power) : power;
+}
+
+void powers_of_spectrum(const LogMelView& view, const Scratch& scratch) {
+  const float* points = scratch.points;
+  float* powers = scratch.powers;
+  if (!view.paired) {
+    for (std::int64_t k = 0; k < view.n_bins; ++k)
+      store(powers + k * kLanes, energy(view, square(get(points, view.fft.slots[k]))));
+    return;
+  }
+  const std::int64_t size = view.fft.size;
+  const Complex zero = get(points, view.fft.slots[0]);
+  const Lanes first = 2.0f * (zero.re + zero.im), last = 2.0f * (zero.re - zero.im);
+  store(powers, energy(view, first * first));
+  store(powers + size * kLanes, energy(view, last * last));
+  if (size % 2 == 0 && size > 0)
+    store(powers + size / 2 * kLanes, energy(view, 4.0f * square(get(points, view.fft.slots[size / 2]))));
+  for_each_pair(view, [&](std::int64_t k, std::int64_t point, std::int64_t other) {
+    const Pair pair = split(get(points, point), get(points, other), view.split + 2 * k);
+    store(powers + k * kLanes, energy(view, square(pair.low)));
+    store(powers + (size - k) * kLanes, energy(view, square(pair.high)));
+  });
+}
+
+// Powers from the butterflies of the last stage, whose results are never stored. Butterfly f of m gives the frequencies
+// f + m q, which pair with those of butterfly m - f.
+template <int R>
+void powers_of_last_stage(const LogMelView& view, const Scratch& scratch) {
+  const std::int64_t size = view.fft.size, m = size / R;
+  const auto transformed = [&](std::int64_t f, Complex(&z)[R]) {
+    for (int q = 0; q < R; ++q) z[q] = get(scratch.points, view.fft.slots[f] + q);
+    butterfly(z);
+  };
+  const auto put_power = [&](std::int64_t k, Complex z) {
+    store(scratch.powers + k * kLanes, energy(view, square(z)));
+  };
+  const auto put_pair = [&](std::int64_t k, Complex a, Complex b) {
+    const Pair pair = split(a, b, view.split + 2 * k);
+    put_power(k, pair.low);
+    put_power(size - k, pair.high);
+  };
+  Complex z[R];
+  transformed(0, z);
+  put_power(0, {2.0f * (z[0].re + z[0].im), Lanes{}});
+  put_power(size, {2.0f * (z[0].re - z[0].im), Lanes{}});
+  for (int q = 1; 2 * q < R; ++q) put_pair(q * m, z[q], z[R - q]);
+  if (R % 2 == 0) put_power(size / 2, z[R / 2] + z[R / 2]);
+  if (m % 2 == 0) {
+    transformed(m / 2, z);
+    for (int q = 0; 2 * q < R - 1; ++q) put_pair(m / 2 + q * m, z[q], z[R - 1 - q]);
+    if (R % 2 == 1) put_power(size / 2, z[R / 2] + z[R / 2]);
+  }
+  for (std::int64_t f = 1; 2 * f < m; ++f) {
+    Complex other[R];
+    transformed(f, z);
+    transformed(m - f, other);
+    for (int q = 0; q < R; ++q) put_pair(f + q * m, z[q], other[R - 1 - q]);
+  }
+}
+
+// Windows to powers, the shortest way that the plan allows.
+void powers_of_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, const Scratch& scratch) {
+  const std::int64_t stages = view.fft.stages;
+  const std::int64_t last = view.paired && stages > 1 ? view.fft.stage[stages - 1].radix : 0;
+  const bool fused = last == 2 || last == 3 || last == 4 || last == 5 || last == 8;
+  transform_windows(view, windows, upcoming, fused ? stages - 1 : stages, scratch);
+  switch (fused ? last : 0) {
+    case 2:
+      return powers_of_last_stage<2>(view, scratch);
+    case 3:
+      return powers_of_last_stage<3>(view, scratch);
+    case 4:
+      return powers_of_last_stage<4>(view, scratch);
+    case 5:
+      return powers_of_last_stage<5>(view, scratch);
+    case 8:
+      return powers_of_last_stage<8>(view, scratch);
+    default:
+      return powers_of_spectrum(view, scratch);
+  }
+}
+
+SLAP_FAST_INLINE Lanes row_product(const RunsView& matrix, std::int64_t row, const float* columns) {
+  const std::int32_t begin = matrix.offset[row], end = matrix.offset[row + 1];
+  const float* column = columns + static_cast<std::int64_t>(matrix.first[row]) * kLanes;
+  Lanes even{}, odd{};
+  std::int32_t i = begin;
+  for (; i + 1 < end; i += 2, column += 2 * kLanes) {
+    even = fma(load(column), splat(matrix.weights[i]), even);
+    odd = fma(load(column + kLanes), splat(matrix.weights[i + 1]), odd);
+  }
+  if (i < end) even = fma(load(column), splat(matrix.weights[i]), even);
+  return even + odd;
+}
+
+// Rows begin .. begin + count to the first `frames` lanes' values.
+SLAP_FAST_INLINE void store_mels(const Lanes (&rows)[kColumns], float* const* mels, std::int64_t begin,
+                                 std::int64_t count, std::int64_t frames, MelBlocks blocks) {
+  const std::int64_t within = begin % blocks.block;
+  if (frames == kLanes && count == kColumns && within + kColumns <= blocks.block)
+    return store_columns(rows, mels, begin / blocks.block * blocks.block_stride + within);
+  for (std::int64_t i = 0; i < count; ++i)
+    for (std::int64_t lane = 0; lane < frames; ++lane)
+      mels[lane][(begin + i) / blocks.block * blocks.block_stride + (begin + i) % blocks.block] = rows[i][lane];
+}
+
+void forward(const LogMelView& view, const float* const* windows, float* const* mels, std::int64_t count,
+             MelBlocks blocks, Upcoming upcoming, float* memory) {
+  const Scratch scratch(view, memory);
+  powers_of_windows(view, windows, upcoming, scratch);
+  const Lanes floor = splat(view.log_floor), scale = splat(view.log_scale), shift = splat(view.log_shift);
+  for (std::int64_t mel = 0; mel < view.n_mels; ++mel)
+    store(scratch.mels + mel * kLanes, row_product(view.mel_of_bins, mel, scratch.powers));
+  // Several logarithms at a time hide each other's latency.
+  for (std::int64_t begin = 0; begin < view.n_mels; begin += kColumns) {
+    const std::int64_t filters = view.n_mels - begin < kColumns ? view.n_mels - begin : kColumns;
+    Lanes rows[kColumns];
+    for (int i = 0; i < kColumns; ++i)
+      rows[i] = at_least(load(scratch.mels + (begin + i) * kLanes), floor) + view.log_guard;
+    if (view.logarithm)
+      for (int i = 0; i < kColumns; ++i) rows[i] = logarithm(rows[i]);
+    for (int i = 0; i < kColumns; ++i) rows[i] = fma(rows[i], scale, shift);
+    store_mels(rows, mels, begin, filters, count, blocks);
+  }
+}
+
+// Gradients of the mel values, in place of the mel values themselves.
+void mel_gradients(const LogMelView& view, const float* const* grads, const Scratch& scratch) {
+  for (std::int64_t begin = 0; begin < view.n_mels; begin += kColumns) {
+    const std::int64_t filters = view.n_mels - begin < kColumns ? view.n_mels - begin : kColumns;
+    Lanes rows[kColumns];
+    load_rows(grads, begin, filters, rows);
+    for (std::int64_t i = 0; i < filters; ++i) {
+      const Lanes mel = row_product(view.mel_of_bins, begin + i, scratch.powers);
+      const Lanes slope = rows[i] * view.log_scale;
+      const Lanes grad = view.logarithm ? slope / (mel + view.log_guard) : slope;
+      store(scratch.mels + (begin + i) * kLanes, select(mel > view.log_floor, grad, Lanes{}));
+    }
+  }
+}
+
+// What a spectral value is multiplied by to become its own gradient.
+SLAP_FAST_INLINE Lanes slope(const LogMelView& view, const Scratch& scratch, std::int64_t k) {
+  const Lanes grad = row_product(view.bin_of_mels, k, scratch.mels);
+  if (!view.magnitude) return 2.0f * grad;
+  const Lanes root = load(scratch.powers + k * kLanes);
+  return select(root > 0.0f, grad / root, Lanes{});  // silence has no slope
+}
+
+SLAP_FAST_INLINE Complex scaled(Complex z, Lanes factor) { return {z.re * factor, z.im * factor}; }
+
+void spectrum_gradients(const LogMelView& view, const Scratch& scratch) {
+  float* points = scratch.points;
+  const std::int32_t* slots = view.fft.slots;
+  const std::int64_t size = view.fft.size;
+  if (!view.paired) {
+    for (std::int64_t k = 0; k < size; ++k)
+      put(points, slots[k],
+          k < view.n_bins ? scaled(get(points, slots[k]), slope(view, scratch, k)) : Complex{});
+    return;
+  }
+  const Complex zero = get(points, slots[0]);
+  const Lanes first = 4.0f * (zero.re + zero.im) * slope(view, scratch, 0);
+  const Lanes last = 4.0f * (zero.re - zero.im) * slope(view, scratch, size);
+  put(points, slots[0], {first + last, first - last});
+  if (size % 2 == 0 && size > 0)
+    put(points, slots[size / 2], scaled(get(points, slots[size / 2]), 4.0f * slope(view, scratch, size / 2)));
+  for_each_pair(view, [&](std::int64_t k, std::int64_t point, std::int64_t other) {
+    const float* root = view.split + 2 * k;
+    const Pair pair = split(get(points, point), get(points, other), root);
+    const Complex low = scaled(pair.low, slope(view, scratch, k));
+    const Complex high = scaled(pair.high, slope(view, scratch, size - k));
+    const Complex even = low + high, rotated = low - high;
+    // i times the conjugated root times `rotated`
+    const Lanes re = splat(root[0]), im = splat(root[1]);
+    const Complex odd{fms(rotated.re, im, rotated.im * re), fma(rotated.re, re, rotated.im * im)};
+    const Complex b = even - odd;
+    put(points, point, even + odd);
+    put(points, other, {b.re, -b.im});
+  });
+}
+
+// The transpose of load_windows, to one row of samples a frame.
+void unload_windows(const LogMelView& view, float* points, float* grad_windows) {
+  const auto row = [&](std::int64_t i) { return points + view.rows[i] * kLanes; };
+  Lanes sum{};
+  for (std::int64_t i = 0; i < view.win_length; ++i) {
+    const Lanes grad = load(row(i)) * view.window[i];
+    store(row(i), grad);
+    sum += grad;
+  }
+  const Lanes emphasis = splat(view.preemphasis);
+  const Lanes through_mean =
+      view.dc_weights ? sum * (-view.dc_factor / static_cast<float>(view.win_length)) : Lanes{};
+  const std::int64_t width = (view.win_length + 7) / 8 * 8;
+  float* targets[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) targets[lane] = grad_windows + lane * width;
+  for (std::int64_t begin = 0; begin < view.win_length; begin += kColumns) {
+    Lanes rows[kColumns] = {};
+    for (std::int64_t i = 0; i < kColumns && begin + i < view.win_length; ++i) {
+      const Lanes grad = load(row(begin + i));
+      const Lanes following = begin + i + 1 < view.win_length ? load(row(begin + i + 1)) : Lanes{};
+      rows[i] = fnma(emphasis, following, grad) + through_mean;
+      if (begin + i == 0) rows[i] = fnma(emphasis, grad, rows[i]);
+    }
+    store_columns(rows, targets, begin);
+  }
+}
+
+void backward(const LogMelView& view, const float* const* windows, const float* const* grads, float* grad_windows,
+              float* memory) {
+  const Scratch scratch(view, memory);
+  transform_windows(view, windows, {nullptr, 0}, view.fft.stages, scratch);
+  powers_of_spectrum(view, scratch);
+  mel_gradients(view, grads, scratch);
+  spectrum_gradients(view, scratch);
+  fft_backward(scratch.points, view.fft, points_of_windows(view), scratch.legs);
+  unload_windows(view, scratch.points, grad_windows);
+}
+
+void scale_float(const float* in, std::int64_t count, float scale, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = in[i] * scale;
+}
+
+void scale_int16(const std::int16_t* in, std::int64_t count, float scale, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(in[i]) * scale;
+}
+
+void emphasize(const float* in, std::int64_t count, float coefficient, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = in[i] - coefficient * in[i - 1];
+}
+
+void add(const float* in, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] += in[i];
+}
+
+}  // namespace
+
+LogMelKernel log_mel_kernel() {
+  return {kLanes, scratch_floats, forward, backward, scale_float, scale_int16, emphasize, add};
+}
+
+}  // namespace slap_fast::SLAP_FAST_ISA

@@ -1,0 +1,28 @@
+// Offsets of packed items: checked before anything is read through them.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace slap_fast {
+
+// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total.
+inline void check_offsets(const std::string& name, const std::int64_t* offsets, std::int64_t items, std::int64_t total,
+                          const std::string& unit) {
+  if (items < 0 || total < 0)
+    throw std::invalid_argument("sizes are " + std::to_string(items) + " clips and " + std::to_string(total) + " " +
+                                unit + "; they cannot be negative");
+  if (offsets[0] != 0)
+    throw std::invalid_argument(name + "[0] is " + std::to_string(offsets[0]) + "; it must be 0");
+  for (std::int64_t i = 0; i < items; ++i)
+    if (offsets[i + 1] < offsets[i])
+      throw std::invalid_argument(name + "[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
+                                  ", below " + name + "[" + std::to_string(i) + "] = " + std::to_string(offsets[i]) +
+                                  "; it must not fall");
+  if (offsets[items] != total)
+    throw std::invalid_argument(name + " ends at " + std::to_string(offsets[items]) + ", but the waveform has " +
+                                std::to_string(total) + " " + unit);
+}
+
+}  // namespace slap_fast

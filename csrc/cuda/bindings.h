@@ -1,0 +1,14 @@
+// What csrc/bindings.cpp adds to the module where it is built with CUDA.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "log_mel_spec.h"
+
+namespace slap_fast::cuda {
+
+using SpecReader = LogMelSpec (*)(const pybind11::kwargs& fields);
+
+void add_bindings(pybind11::module_& module, SpecReader spec_of);
+
+}  // namespace slap_fast::cuda

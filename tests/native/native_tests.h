@@ -1,0 +1,9 @@
+// One function for each op of csrc/cpu; each exits with a message at the first failure.
+#pragma once
+
+namespace testing {
+
+void test_waveform_stats();
+void test_log_mel();
+
+}  // namespace testing
