@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 from slap_fast.models.config import ModelConfig
 from slap_fast.models.layers import EncoderBlock, SelfAttention, initialize_weights
-from slap_fast.models.patches import patchify
 from slap_fast.ops.packing import PackedLayout
 
 
@@ -40,31 +39,20 @@ class AudioEncoder(nn.Module):
 
     def forward(
         self,
-        frames: Tensor,
-        frame_layout: PackedLayout,
+        patches: Tensor,
         token_layout: PackedLayout,
         masked_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Encode packed frames.
+        """Encode packed patches.
 
         Args:
-            frames: `[F, n_mels]` normalised log-mel.
-            frame_layout: the clips in `frames`.
-            token_layout: the clips in the result, `ModelConfig.num_tokens` each.
+            patches: `[T, patch_frames * patch_mels]` normalised log-mel values, as `log_mel_patches` orders them.
+            token_layout: the clips in them, `ModelConfig.num_tokens` each.
             masked_tokens: `[M]` int64 positions in the packed tokens to hide behind the mask token.
 
         Returns:
             `[T, width]` features, before pooling.
         """
-        audio = self.config.audio
-        patches = patchify(
-            frames,
-            frame_layout,
-            token_layout,
-            patch_frames=audio.patch_frames,
-            patch_mels=audio.patch_mels,
-            padding=self.config.mel.normalized_floor,
-        )
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         if masked_tokens is not None:
             x = x.index_copy(0, masked_tokens, self.mask_token.to(x.dtype).expand(masked_tokens.shape[0], -1))

@@ -66,8 +66,8 @@ def _features(model: SLAPNetwork, pack: list[Tensor]) -> tuple[Tensor, PackedLay
     samples = PackedLayout.from_lengths(lengths, device=device, dtype=torch.int64)
     frames = PackedLayout.from_lengths([config.mel.num_frames(length) for length in lengths], device=device)
     tokens = PackedLayout.from_lengths([config.num_tokens(length) for length in lengths], device=device)
-    log_mel = model.frontend(torch.cat(pack).to(device), samples, frames)
-    return model.audio_encoder(log_mel, frames, tokens), tokens
+    patches = model.frontend(torch.cat(pack).to(device), samples, frames, tokens)
+    return model.audio_encoder(patches, tokens), tokens
 
 
 def _unit(x: Tensor) -> Tensor:

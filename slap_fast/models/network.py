@@ -14,7 +14,7 @@ from slap_fast.models.errors import ModelError
 from slap_fast.models.logit_scale import LogitScale
 from slap_fast.models.pooling import AttentionPooling
 from slap_fast.models.text_encoder import TextEncoder, build_text_model
-from slap_fast.ops.log_mel import log_mel
+from slap_fast.ops.log_mel_patches import log_mel_patches
 from slap_fast.ops.packing import PackedLayout
 
 if TYPE_CHECKING:
@@ -62,6 +62,28 @@ class SLAPNetwork(nn.Module):
     def embedding_dim(self) -> int:
         return self.config.audio.width
 
-    def frontend(self, waveform: Tensor, samples: PackedLayout, frames: PackedLayout) -> Tensor:
-        """`[S]` packed float32 samples to `[F, n_mels]` normalised log-mel frames."""
-        return log_mel(waveform, samples.cu_seqlens, self.config.mel, total_frames=frames.total)
+    def frontend(
+        self,
+        waveform: Tensor,
+        samples: PackedLayout,
+        frames: PackedLayout,
+        tokens: PackedLayout,
+        *,
+        time_masked: Tensor | None = None,
+        mel_masked: Tensor | None = None,
+    ) -> Tensor:
+        """`[S]` packed samples to the `[T, patch_frames * patch_mels]` patches that the audio encoder reads.
+
+        Where `time_masked` `[F]` or `mel_masked` `[N, n_mels]` is True, a value is blanked to the normalised mean, 0.
+        """
+        return log_mel_patches(
+            waveform,
+            samples.cu_seqlens,
+            self.config.mel,
+            patch_frames=self.config.audio.patch_frames,
+            patch_mels=self.config.audio.patch_mels,
+            time_masked=time_masked,
+            mel_masked=mel_masked,
+            total_frames=frames.total,
+            total_tokens=tokens.total,
+        )

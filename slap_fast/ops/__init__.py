@@ -3,6 +3,7 @@
 from slap_fast.ops.contrastive_loss import ContrastiveOutput, contrastive_loss
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.log_mel import log_mel
+from slap_fast.ops.log_mel_patches import log_mel_patches
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
@@ -19,6 +20,7 @@ __all__ = [
     "contrastive_loss",
     "linear_cross_entropy",
     "log_mel",
+    "log_mel_patches",
     "prototype_cross_entropy",
     "varlen_attention",
     "waveform_stats",

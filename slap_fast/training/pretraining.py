@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +59,13 @@ class PretrainingModel(nn.Module):
             `negative_similarity`, `logit_scale`.
         """
         student, weights = self.student, self.objectives
+        frontend = partial(student.frontend, batch.waveform, batch.samples, batch.frames, batch.tokens)
         with torch.no_grad():
-            frames = student.frontend(batch.waveform, batch.samples, batch.frames)
-        augmented = _spec_augment(frames, batch)
+            patches = frontend()
+            augmented = frontend(time_masked=batch.time_masked, mel_masked=batch.mel_masked)
 
-        masked_features = student.audio_encoder(augmented, batch.frames, batch.tokens, batch.masked_tokens)
-        if weights.shared_pass:
-            features = masked_features
-        else:
-            features = student.audio_encoder(augmented, batch.frames, batch.tokens)
+        masked_features = student.audio_encoder(augmented, batch.tokens, batch.masked_tokens)
+        features = masked_features if weights.shared_pass else student.audio_encoder(augmented, batch.tokens)
 
         text_features = student.text_encoder(batch.input_ids, batch.text)
         logit_scale = student.logit_scale()
@@ -89,7 +88,7 @@ class PretrainingModel(nn.Module):
 
         student_bottleneck, student_prototypes = self.student_head(masked_features[batch.masked_tokens])
         with torch.no_grad():
-            teacher_features = self.teacher_encoder(frames, batch.frames, batch.tokens)
+            teacher_features = self.teacher_encoder(patches, batch.tokens)
             teacher_bottleneck, teacher_prototypes = self.teacher_head(teacher_features[batch.masked_tokens])
         distillation = self_distillation(
             student_bottleneck,
@@ -118,12 +117,6 @@ class PretrainingModel(nn.Module):
             "negative_similarity": contrast.negative_similarity.detach(),
             "logit_scale": logit_scale.detach().squeeze(),
         }
-
-
-def _spec_augment(frames: Tensor, batch: Batch) -> Tensor:
-    """Blank masked frames and mel bins to the normalised mean, 0 (SpecAugment, arXiv 1904.08779)."""
-    hidden = batch.time_masked[:, None] | batch.mel_masked[batch.frames.segment_ids()]
-    return frames.masked_fill(hidden, 0.0)
 
 
 def _shift_captions(batch: Batch) -> tuple[Tensor, Tensor, PackedLayout]:

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from slap_fast.models.audio_encoder import AudioEncoder
-from slap_fast.models.patches import patchify
-from slap_fast.ops.log_mel import log_mel
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.log_mel_patches import log_mel_patches
 from tests.models.builders import TINY, audio_layouts, random_clips
 
 SECONDS = [0.01, 3.1, 0.16, 1.0]
@@ -25,25 +23,9 @@ def encoder():
 
 
 def _encode(encoder, clips, masked=None):
-    samples, frames, tokens = audio_layouts(clips)
-    log_mels = log_mel(torch.cat(clips).double(), samples.cu_seqlens, TINY.mel)
-    return encoder(log_mels, frames, tokens, masked), tokens
-
-
-def test_patches_run_over_time_then_frequency_and_the_last_is_padded():
-    frames = torch.arange(20 * 64, dtype=torch.float32).reshape(20, 64)
-    layout = PackedLayout.from_lengths([3, 17])
-    tokens = PackedLayout.from_lengths([4, 8])
-    patches = patchify(frames, layout, tokens, patch_frames=16, patch_mels=16, padding=-7.0)
-    assert patches.shape == (12, 256)
-    for clip, begin, column, token in ((0, 0, 0, 0), (1, 3, 0, 4), (1, 3, 1, 8)):
-        last = layout.cu_seqlens[clip + 1]
-        for row in range(4):
-            patch = patches[token + row].reshape(16, 16)
-            for frame in range(16):
-                source = begin + column * 16 + frame
-                expected = frames[source, row * 16 : row * 16 + 16] if source < last else torch.full((16,), -7.0)
-                assert torch.equal(patch[frame], expected)
+    samples, _, tokens = audio_layouts(clips)
+    patches = log_mel_patches(torch.cat(clips).double(), samples.cu_seqlens, TINY.mel)
+    return encoder(patches, tokens, masked), tokens
 
 
 def test_a_clip_has_25_tokens_a_second_and_never_none():

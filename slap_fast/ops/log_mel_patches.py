@@ -1,0 +1,193 @@
+"""Packed waveforms to log-mel patches in token order, with SpecAugment's masks: what an audio encoder reads.
+
+    patches = log_mel_patches(waveform, cu_seqlens, MelConfig())    # [S] -> [T, 16 * 16]
+
+The same values as `log_mel`, blanked where masks say so and cut into patches. On a CPU, native code writes the patches
+straight from the samples, in the same pass as the frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import torch
+from torch import Tensor
+
+from slap_fast import native
+from slap_fast.ops import dispatch
+from slap_fast.ops.backends import log_mel_native
+from slap_fast.ops.log_mel import frame_offsets, log_mel
+from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.patchify import PatchGrid, patchify, unpatchify
+
+
+@torch.library.custom_op("slap_fast::log_mel_patches", mutates_args=())
+def _log_mel_patches(
+    waveform: Tensor,
+    cu_seqlens: Tensor,
+    cu_frames: Tensor,
+    time_masked: Tensor | None,
+    mel_masked: Tensor | None,
+    config: str,
+    total_frames: int,
+    columns: int,
+    patch_frames: int,
+    patch_mels: int,
+    mask_value: float,
+) -> Tensor:
+    grid = PatchGrid(cu_frames, total_frames, columns, patch_frames, patch_mels)
+    return log_mel_native.patches(waveform, cu_seqlens, grid, time_masked, mel_masked, _parse(config), mask_value)
+
+
+@_log_mel_patches.register_fake
+def _(
+    waveform: Tensor,
+    cu_seqlens: Tensor,
+    cu_frames: Tensor,
+    time_masked: Tensor | None,
+    mel_masked: Tensor | None,
+    config: str,
+    total_frames: int,
+    columns: int,
+    patch_frames: int,
+    patch_mels: int,
+    mask_value: float,
+) -> Tensor:
+    tokens = columns * (_parse(config).n_mels // patch_mels)
+    return waveform.new_empty(tokens, patch_frames * patch_mels, dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(config: str) -> MelConfig:
+    return MelConfig(**json.loads(config))
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    waveform, cu_seqlens, cu_frames, time_masked, mel_masked, ctx.config, *ctx.grid, _ = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(waveform, cu_seqlens, cu_frames, time_masked, mel_masked)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    waveform, cu_seqlens, cu_frames, time_masked, mel_masked = ctx.saved_tensors  # type: ignore[attr-defined]
+    grid = PatchGrid(cu_frames, *ctx.grid)  # type: ignore[attr-defined]
+    frames = _blank(unpatchify(grad, grid), cu_frames, time_masked, mel_masked, 0.0).contiguous()
+    grad = torch.ops.slap_fast.log_mel_backward(frames, waveform, cu_seqlens, cu_frames, ctx.config, "native")  # type: ignore[attr-defined]
+    return grad, *(None,) * 10
+
+
+_log_mel_patches.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:
+    if not config.is_local:
+        return "the convention normalises by clip, after all of its frames"
+    return log_mel_native.rejects(device=device, dtype=dtype, config=config)
+
+
+dispatch.register(
+    "log_mel_patches",
+    [
+        dispatch.Backend("native", unavailable=native.unavailable, rejects=_rejects),
+        dispatch.Backend("torch"),  # log_mel by the backend that serves it, then PyTorch
+    ],
+)
+
+
+def log_mel_patches(
+    waveform: Tensor,
+    cu_seqlens: Tensor,
+    config: MelConfig,
+    *,
+    patch_frames: int = 16,
+    patch_mels: int = 16,
+    time_masked: Tensor | None = None,
+    mel_masked: Tensor | None = None,
+    mask_value: float = 0.0,
+    total_frames: int | None = None,
+    total_tokens: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Log-mel patches of packed clips, differentiable with respect to the waveform.
+
+    Args:
+        waveform: `[S]` float32 or float64 samples in [-1, 1], or int16, of packed clips.
+        cu_seqlens: `[N + 1]` int64 offsets of the clips on the same device, from 0 to S.
+        config: the convention.
+        patch_frames: frames of a patch.
+        patch_mels: mel bins of a patch; divides `config.n_mels`.
+        time_masked: `[F]` bool, True where a frame is blanked (SpecAugment, arXiv 1904.08779).
+        mel_masked: `[N, n_mels]` bool, True where a mel bin of a clip is blanked.
+        mask_value: what blanked values become; 0 is the mean of normalised frames.
+        total_frames: the sum of `config.num_frames(length)`; see `log_mel`.
+        total_tokens: the length of the result. Like `total_frames` it spares a GPU call a wait, and
+            `torch.compile(fullgraph=True)` needs both.
+        backend: "auto" or the name of one that `slap-fast info` lists.
+
+    Returns:
+        `[T, patch_frames * patch_mels]`: `ceil(frames / patch_frames) * n_mels / patch_mels` tokens of each clip. Those
+        of one column in time stand together, lowest frequency first; a token's values run over time, then over mel
+        bins. Frames that fill a clip's last column hold `config.normalized_floor`.
+
+    Raises:
+        ValueError: as `log_mel`; or masks of another shape or dtype, a patch that does not divide `n_mels`, or a
+            `total_tokens` that does not fit.
+    """
+    if waveform.dim() != 1:
+        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; pass [S] samples of packed clips")
+    if patch_frames < 1 or patch_mels < 1 or config.n_mels % patch_mels:
+        raise ValueError(
+            f"a patch of {patch_frames} frames x {patch_mels} mel bins does not divide {config.n_mels} mel bins"
+        )
+    cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
+    for name, mask, shape in (
+        ("time_masked", time_masked, (total_frames,)),
+        ("mel_masked", mel_masked, (cu_seqlens.shape[0] - 1, config.n_mels)),
+    ):
+        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
+            raise ValueError(f"{name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {shape}")
+    columns = _total_columns(cu_frames, config.n_mels // patch_mels, patch_frames, total_tokens)
+    grid = PatchGrid(cu_frames, total_frames, columns, patch_frames, patch_mels)
+    chosen = dispatch.select("log_mel_patches", backend, device=waveform.device, dtype=waveform.dtype, config=config)
+    if chosen == "torch":
+        frames = log_mel(waveform, cu_seqlens, config, total_frames=total_frames)
+        frames = _blank(frames, cu_frames, time_masked, mel_masked, mask_value)
+        return patchify(frames, grid, padding=config.normalized_floor)
+    return _log_mel_patches(
+        waveform.contiguous(),
+        cu_seqlens.contiguous(),
+        cu_frames,
+        None if time_masked is None else time_masked.contiguous(),
+        None if mel_masked is None else mel_masked.contiguous(),
+        config.serialized,
+        total_frames,
+        columns,
+        patch_frames,
+        patch_mels,
+        mask_value,
+    )
+
+
+def _total_columns(cu_frames: Tensor, rows: int, patch_frames: int, total_tokens: int | None) -> int:
+    compiling = torch.compiler.is_compiling()
+    if compiling and total_tokens is None:
+        raise ValueError("log_mel_patches needs total_tokens under torch.compile")
+    if not compiling and (total_tokens is None or cu_frames.device.type == "cpu"):
+        expected = int(((cu_frames.diff() + patch_frames - 1) // patch_frames).sum()) * rows
+        if total_tokens is not None and total_tokens != expected:
+            raise ValueError(f"total_tokens is {total_tokens}, but the clips have {expected} tokens")
+        total_tokens = expected
+    assert total_tokens is not None
+    return total_tokens // rows
+
+
+def _blank(
+    frames: Tensor, cu_frames: Tensor, time_masked: Tensor | None, mel_masked: Tensor | None, value: float
+) -> Tensor:
+    """`[F, n_mels]` frames with `value` where a mask says so."""
+    if time_masked is not None:
+        frames = frames.masked_fill(time_masked[:, None], value)
+    if mel_masked is not None:
+        clip = torch.repeat_interleave(cu_frames.diff(), output_size=frames.shape[0])
+        frames = frames.masked_fill(mel_masked[clip], value)
+    return frames
