@@ -13,6 +13,8 @@ from torch import Tensor
 
 Outputs = Mapping[str, Tensor]
 
+AUDIO_SECONDS = "audio seconds"  # a unit of work that is reported as "x real time"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,7 +42,7 @@ class Run:
     """A peer, set up: the speed and the memory measurement both call `step`, the check calls `outputs` first.
 
     Attributes:
-        step: what is timed.
+        step: what is timed. What it returns is a result, and no working memory.
         outputs: named tensors to hold against the reference; leaves the state that `step` starts from untouched.
     """
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.case import AUDIO_SECONDS
 from benchmarks.harness.measure import OK
 from benchmarks.harness.results import load_result
 
@@ -18,9 +19,12 @@ def render(result: dict[str, Any]) -> str:
     """Table, facts and circumstances of a result; every peer has a row, the slower and the failed ones too."""
     cases = result["cases"]
     units = list(dict.fromkeys(unit for case in cases for unit in case["work"]))
-    rates = [f"{unit}/s" for unit in units]
+    rates = ["x real time" if unit == AUDIO_SECONDS else f"{unit}/s" for unit in units]
+    peers = [peer for case in cases for peer in case["peers"]]
+    working = any("working_bytes" in peer.get("memory", {}) for peer in peers)  # older results have none
     header = ["case", "peer", "time a step (quartiles)", "times as fast (quartiles)", *rates, "peak memory of a step"]
-    rows = [[case["name"], *_cells(peer, case, units)] for case in cases for peer in case["peers"]]
+    header += ["of it beyond its result"] * working
+    rows = [[case["name"], *_cells(peer, case, units, working)] for case in cases for peer in case["peers"]]
     reasons = [
         f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}"
         for case in cases
@@ -51,9 +55,9 @@ def render_readme(text: str, results: Path) -> str:
     return MARKED.sub(fill, text)
 
 
-def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str]) -> list[str]:
+def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool) -> list[str]:
     if peer["status"] != OK:
-        return [peer["name"], peer["status"], *[""] * (len(units) + 2)]
+        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working)]
     time, memory = peer["time"], peer.get("memory", {})
     ratio = peer.get("ratio")
     return [
@@ -62,6 +66,7 @@ def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str]) -> list
         _ratio(ratio, peer["name"] == case["baseline"]),
         *[format_amount(peer["rate"][unit]) if unit in peer["rate"] else "" for unit in units],
         format_bytes(memory["step_bytes"]) if "step_bytes" in memory else memory.get("reason", ""),
+        *([format_bytes(memory["working_bytes"]) if "working_bytes" in memory else ""] * working),
     ]
 
 

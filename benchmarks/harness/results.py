@@ -5,7 +5,8 @@
                 "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
                            "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
                            "rate": {unit: amount a second},
-                           "memory": {"setup_bytes", "step_bytes", "method"} or {"reason"}}]}]}
+                           "memory": {"setup_bytes", "step_bytes", "kept_bytes", "working_bytes", "method"}
+                                     or {"reason"}}]}]}
 
 Times are in seconds; `ratio` is the baseline's time over the peer's, above 1 where the peer is faster. A peer whose
 status is not "ok" has a reason and none of what follows `errors`.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.report import format_bytes, format_seconds, render_readme
+from benchmarks.harness.report import format_bytes, format_seconds, render, render_readme
 from benchmarks.harness.results import load_result
 
 
@@ -56,6 +56,24 @@ def test_the_slower_peer_is_printed_as_any_other(results: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert all(f"| right | {name} " in printed for name in ("small", "large", "absent"))
     assert "not available: libsum is not installed" in printed
+
+
+def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = "tests.benchmarks.returning_toy"
+    assert main([benchmark, "--quick", "--no-memory", "--out", str(tmp_path)]) == 0
+    without_memory = capsys.readouterr().out
+    assert "| x real time |" in without_memory
+    assert "beyond its result" not in without_memory
+    result = load_result(tmp_path / "returning_toy-cpu-quick.json")
+    lean, _ = result["cases"][0]["peers"]
+    lean["memory"] = {"step_bytes": 2**25, "working_bytes": 2**19}
+    table = render(result).splitlines()
+    assert table[0].endswith("| peak memory of a step | of it beyond its result |")
+    assert table[2].endswith("| 32 MiB                | 512 KiB                 |")
+    assert table[3].split("|")[-3:-1] == [" " * 23, " " * 25]
+    assert lean["rate"]["audio seconds"] == pytest.approx(60.0 / lean["time"]["median"])
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,19 @@ def test_peak_memory_counts_what_a_step_frees_again() -> None:
     assert 64 * toy.MEBIBYTE <= step_bytes < 80 * toy.MEBIBYTE
 
 
+@pytest.mark.parametrize(("peer", "working", "kept"), [("lean", 0, 0), ("wasteful", 24, 16)])
+def test_working_memory_is_what_a_step_holds_beyond_its_result_and_what_it_keeps(
+    peer: str, working: int, kept: int
+) -> None:
+    answer = memory.measure_in_child("tests.benchmarks.returning_toy", "returning", peer, QUICK)
+    measured_working, measured_kept = answer["working_bytes"], answer["kept_bytes"]
+    assert isinstance(measured_working, int)
+    assert isinstance(measured_kept, int)
+    # Resident pages are counted to about a quarter of a MiB.
+    assert abs(measured_working - working * toy.MEBIBYTE) < toy.MEBIBYTE / 2
+    assert 0 <= measured_kept - kept * toy.MEBIBYTE < 8 * toy.MEBIBYTE  # and a library's pages, once
+
+
 def test_a_child_that_dies_leaves_the_reason() -> None:
     answer = memory.measure_in_child("tests.benchmarks.toy", "right", "absent", QUICK)
     assert list(answer) == ["reason"]
