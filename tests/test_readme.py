@@ -14,7 +14,9 @@ from slap_fast.cli import build_parser
 from slap_fast.training.config_io import load_run_config
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-OP_EXAMPLES = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "slap_fast.ops" in block]
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+OP_EXAMPLES = [block for block in EXAMPLES if block.startswith("from slap_fast.ops")]
+FRONTEND_EXAMPLES = [block for block in EXAMPLES if block.startswith("from slap_fast.frontends")]
 COMMANDS = [
     line.split(" #")[0]
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -48,7 +50,11 @@ def _names() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("example", OP_EXAMPLES, ids=lambda example: example.split("import ")[1].split()[0].rstrip(","))
+def _first_import(example: str) -> str:
+    return example.split("import ")[1].split()[0].rstrip(",")
+
+
+@pytest.mark.parametrize("example", OP_EXAMPLES, ids=_first_import)
 def test_an_op_example_runs(example: str) -> None:
     names = _names()
     if "log_mel" in example:
@@ -59,7 +65,13 @@ def test_an_op_example_runs(example: str) -> None:
         assert sum(names["counts"]) == len(names["frames"])
 
 
+@pytest.mark.parametrize("example", FRONTEND_EXAMPLES, ids=_first_import)
+def test_a_frontend_example_runs(example: str) -> None:
+    exec(example, {"torch": torch})
+
+
 def test_every_op_has_an_example() -> None:
+    assert len(FRONTEND_EXAMPLES) == 3
     assert len(OP_EXAMPLES) == 6
 
 
