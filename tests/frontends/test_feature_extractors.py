@@ -107,7 +107,9 @@ def test_whisper_dither_is_small_and_random():
     silence = torch.zeros(1000)
     first, second = (extractor(silence, sampling_rate=16_000).input_features for _ in range(2))
     assert not torch.equal(first, second)
-    assert (first > -1.5).all()
+    # Without dither each value is the floor, -1.5. Of noise a filter catches so little now and then, but not often.
+    assert (first > -1.5).float().mean() > 0.99
+    assert first.max() < 0.0
 
 
 def test_whisper_names_clips_that_stay_of_different_lengths():
