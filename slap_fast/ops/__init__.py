@@ -7,7 +7,7 @@ from slap_fast.ops.log_mel_patches import log_mel_patches
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
-from slap_fast.ops.rotary import apply_rotary
+from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
 from slap_fast.ops.varlen_attention import varlen_attention
 from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
 
@@ -17,6 +17,7 @@ __all__ = [
     "PackedLayout",
     "WaveformStats",
     "apply_rotary",
+    "apply_rotary_qkv",
     "contrastive_loss",
     "linear_cross_entropy",
     "log_mel",

@@ -3,24 +3,36 @@
 Positions follow from `cu_seqlens`; no table of the whole length is ever made. Channels pair as in GPT-NeoX: the first
 half of an axis' channels with its second half (RoFormer, arXiv 2104.09864, equation 15; axial as in RoPE-ViT,
 arXiv 2403.13298, section 3.2).
+
+    q, k = apply_rotary(q, k, cu_seqlens)                           # [T, H, D] and [T, Hk, D]
+    q, k, v = apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=4)  # [T, 3, H, D], one projection's output
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
+from slap_fast.ops.backends import rotary_torch
+
+# Each writes the rotated q and k to out_q and out_k, which may be q and k themselves:
+# (q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k).
+_ROTATE: dict[str, Callable[[Tensor, Tensor, Tensor, int, list[float], bool, Tensor, Tensor], None]] = {
+    "torch": rotary_torch.rotate,
+}
+dispatch.register("apply_rotary", [dispatch.Backend("torch")])
 
 
 @torch.library.custom_op("slap_fast::apply_rotary", mutates_args=())
 def _apply_rotary(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], inverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    cos, sin = _rotation(cu_seqlens, q.shape[0], q.shape[2], tokens_per_frame, thetas, q.dtype)
-    if inverse:
-        sin = -sin
-    return _rotate(q, cos, sin, len(thetas)), _rotate(k, cos, sin, len(thetas))
+    out_q, out_k = q.new_empty(q.shape), k.new_empty(k.shape)
+    _ROTATE[backend](q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k)
+    return out_q, out_k
 
 
 @_apply_rotary.register_fake
@@ -30,51 +42,89 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-dispatch.register("apply_rotary", [dispatch.Backend(name="torch")])
+@torch.library.custom_op("slap_fast::apply_rotary_", mutates_args=("q", "k"))
+def _apply_rotary_(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], backend: str
+) -> None:
+    _ROTATE[backend](q, k, cu_seqlens, tokens_per_frame, thetas, False, q, k)
 
 
-def _rotation(
-    cu_seqlens: Tensor, total: int, head_dim: int, tokens_per_frame: int, thetas: list[float], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of `[T, 1, axes, head_dim / axes / 2]` angles, in float32 (float64 for float64)."""
-    precise = torch.float64 if dtype == torch.float64 else torch.float32
-    offsets = cu_seqlens.long()
-    clip = torch.repeat_interleave(offsets.diff(), output_size=total)
-    position = torch.arange(total, device=cu_seqlens.device) - offsets[clip]
-    positions = [position] if len(thetas) == 1 else [position // tokens_per_frame, position % tokens_per_frame]
-    channels = head_dim // len(thetas)
-    exponent = torch.arange(0, channels, 2, device=cu_seqlens.device, dtype=torch.float64) / channels
-    angles = [
-        axis[:, None].to(precise) * (theta**-exponent).to(precise)
-        for axis, theta in zip(positions, thetas, strict=True)
-    ]
-    angle = torch.stack(angles, dim=1).unsqueeze(1)
-    return angle.cos(), angle.sin()
+@torch.library.custom_op("slap_fast::rotary_unpack", mutates_args=())
+def _unpack(
+    qkv: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], inverse: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (qkv.new_empty(part.shape) for part in qkv.unbind(1))
+    _ROTATE[backend](qkv[:, 0], qkv[:, 1], cu_seqlens, tokens_per_frame, thetas, inverse, q, k)
+    return q, k, v.copy_(qkv[:, 2])
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, axes: int) -> Tensor:
-    pairs = x.unflatten(2, (axes, 2, -1))  # [T, H, axes, 2, channels / 2]
-    first, second = (half.to(cos.dtype) for half in pairs.unbind(3))
-    rotated = x.new_empty(x.shape)
-    halves = rotated.unflatten(2, (axes, 2, -1))
-    halves[:, :, :, 0] = first * cos - second * sin
-    halves[:, :, :, 1] = second * cos + first * sin
-    return rotated
+@_unpack.register_fake
+def _(
+    qkv: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], inverse: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (qkv.new_empty(part.shape) for part in qkv.unbind(1))
+    return q, k, v
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    _, _, cu_seqlens, *ctx.settings, ctx.inverse, ctx.backend = inputs  # type: ignore[attr-defined]
+@torch.library.custom_op("slap_fast::rotary_pack", mutates_args=())
+def _pack(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    tokens_per_frame: int,
+    thetas: list[float],
+    inverse: bool,
+    backend: str,
+) -> Tensor:
+    qkv = q.new_empty(q.shape[0], 3, *q.shape[1:])
+    _ROTATE[backend](q, k, cu_seqlens, tokens_per_frame, thetas, inverse, qkv[:, 0], qkv[:, 1])
+    qkv[:, 2] = v
+    return qkv
+
+
+@_pack.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    tokens_per_frame: int,
+    thetas: list[float],
+    inverse: bool,
+    backend: str,
+) -> Tensor:
+    return q.new_empty(q.shape[0], 3, *q.shape[1:])
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: object) -> None:
+    *_, cu_seqlens, ctx.tokens_per_frame, ctx.thetas, ctx.inverse, ctx.backend = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(cu_seqlens)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
-    # A rotation's transpose is its inverse.
+def _transposed(ctx: torch.autograd.function.FunctionCtx) -> tuple[Tensor, int, list[float], bool, str]:
+    """A rotation's transpose is its inverse."""
     (cu_seqlens,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    grads = _apply_rotary(grad_q, grad_k, cu_seqlens, *ctx.settings, not ctx.inverse, ctx.backend)  # type: ignore[attr-defined]
-    return *grads, *[None] * 5
+    return cu_seqlens, ctx.tokens_per_frame, ctx.thetas, not ctx.inverse, ctx.backend  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+    return *_apply_rotary(grad_q, grad_k, *_transposed(ctx)), *[None] * 5
+
+
+def _unpack_backward(
+    ctx: torch.autograd.function.FunctionCtx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> tuple[Tensor | None, ...]:
+    return _pack(grad_q, grad_k, grad_v, *_transposed(ctx)), *[None] * 5
+
+
+def _pack_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_unpack(grad, *_transposed(ctx)), *[None] * 5
 
 
 _apply_rotary.register_autograd(_backward, setup_context=_setup_context)
+_unpack.register_autograd(_unpack_backward, setup_context=_setup_context)
+_pack.register_autograd(_pack_backward, setup_context=_setup_context)
 
 
 def apply_rotary(
@@ -84,6 +134,7 @@ def apply_rotary(
     *,
     tokens_per_frame: int | None = None,
     theta: float | tuple[float, float] = 10_000.0,
+    inplace: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by the position of each token in its own sequence.
@@ -91,19 +142,78 @@ def apply_rotary(
     Args:
         q: `[T, H, D]` floating point, any strides.
         k: `[T, Hk, D]`, dtype and device of `q`.
-        cu_seqlens: `[N + 1]` int32 offsets from 0 to T, on the device of `q`.
+        cu_seqlens: `[N + 1]` int32 offsets rising from 0 to T, on the device of `q`.
         tokens_per_frame: None for one axis, the position in the sequence. Else two axes: the first half of the
             channels turns with the frame, `position // tokens_per_frame`, the second half with the row in it,
             `position % tokens_per_frame`.
         theta: base of the geometric series of wavelengths; with two axes a pair `(time, frequency)`, or one for both.
+        inplace: overwrite `q` and `k` and return them. Only where no gradient is recorded: PyTorch gives the gradient
+            of a view that was changed in place by copying the gradient of all it views, once for `q` and once for
+            `k`, which costs more than it saves. For training there is `apply_rotary_qkv`.
         backend: "auto" or the name of one that `slap-fast info` lists.
 
     Returns:
-        The rotated queries and keys, new tensors of the same shapes and dtype.
+        The rotated queries and keys, contiguous tensors of the same shapes and dtype, or with `inplace` `q` and `k`.
+        The mathematics is float32 (float64 for float64), rounded once.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or a head dimension that does not split into pairs.
+        ValueError: shapes, dtypes or devices that do not fit, a head dimension that does not split into pairs, offsets
+            on the CPU that do not end at T, or `inplace` where a gradient is recorded or memory overlaps itself.
     """
+    thetas = _check(q, k, cu_seqlens, tokens_per_frame, theta)
+    chosen = dispatch.select("apply_rotary", backend, device=q.device, dtype=q.dtype, head_dim=q.shape[2])
+    if not inplace:
+        return _apply_rotary(q, k, cu_seqlens, tokens_per_frame or 1, thetas, False, chosen)
+    _check_inplace(q, k)
+    _apply_rotary_(q, k, cu_seqlens, tokens_per_frame or 1, thetas, chosen)
+    return q, k
+
+
+def apply_rotary_qkv(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    tokens_per_frame: int | None = None,
+    theta: float | tuple[float, float] = 10_000.0,
+    inplace: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the output of one projection to queries, keys and values, the first two rotated as by `apply_rotary`.
+
+    One pass forward, and one backward that writes the gradient of `qkv` as a whole: `apply_rotary` on its views would
+    rotate to new tensors and then stack these with the gradient of the values, twice as much to read and write. The
+    values are copied, so that nothing keeps `qkv` alive for the backward pass.
+
+    Args:
+        qkv: `[T, 3, H, D]` floating point, any strides.
+        cu_seqlens: as for `apply_rotary`.
+        tokens_per_frame: as for `apply_rotary`.
+        theta: as for `apply_rotary`.
+        inplace: rotate within `qkv` and return views of it. Only where no gradient is recorded.
+        backend: "auto" or the name of one that `slap-fast info` lists.
+
+    Returns:
+        Rotated queries, rotated keys and values, each `[T, H, D]`: contiguous, or with `inplace` views of `qkv`.
+
+    Raises:
+        ValueError: as for `apply_rotary`.
+    """
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"qkv has shape {tuple(qkv.shape)}; pass [T, 3, H, D]")
+    q, k, v = qkv.unbind(1)
+    thetas = _check(q, k, cu_seqlens, tokens_per_frame, theta)
+    chosen = dispatch.select("apply_rotary", backend, device=q.device, dtype=q.dtype, head_dim=q.shape[2])
+    if not inplace:
+        return _unpack(qkv, cu_seqlens, tokens_per_frame or 1, thetas, False, chosen)
+    _check_inplace(q, k)
+    _apply_rotary_(q, k, cu_seqlens, tokens_per_frame or 1, thetas, chosen)
+    return q, k, v
+
+
+def _check(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int | None, theta: float | tuple[float, float]
+) -> list[float]:
+    """The base of each axis; raises what the ops promise to raise."""
     axes = 1 if tokens_per_frame is None else 2
     if q.dim() != 3 or k.dim() != 3 or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
         raise ValueError(f"q, k have shapes {tuple(q.shape)}, {tuple(k.shape)}; pass [T, H, D] and [T, Hk, D]")
@@ -119,10 +229,22 @@ def apply_rotary(
         raise ValueError(f"tokens_per_frame is {tokens_per_frame}; it must be at least 1")
     if axes == 1 and isinstance(theta, tuple):
         raise ValueError(f"theta is {theta}, a pair; one axis takes one base (or pass tokens_per_frame)")
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32:
+    thetas = [*theta] if isinstance(theta, tuple) else [theta] * axes
+    if len(thetas) != axes or min(thetas) <= 0:
+        raise ValueError(f"theta is {theta}; pass a positive base, or one for each of the {axes} axes")
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; pass [N + 1] int32")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling() and int(cu_seqlens[-1]) != q.shape[0]:
         raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}; it must end at the {q.shape[0]} tokens")
-    thetas = [*theta] if isinstance(theta, tuple) else [theta] * axes
-    chosen = dispatch.select("apply_rotary", backend, device=q.device, dtype=q.dtype, head_dim=q.shape[2])
-    return _apply_rotary(q, k, cu_seqlens, tokens_per_frame or 1, thetas, False, chosen)
+    return thetas
+
+
+def _check_inplace(q: Tensor, k: Tensor) -> None:
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        raise ValueError(
+            "inplace=True, but q or k requires a gradient; leave it out, call under torch.no_grad(), or pass the "
+            "packed projection to apply_rotary_qkv"
+        )
+    for name, x in (("q", q), ("k", k)):
+        if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+            raise ValueError(f"inplace=True, but {name} of strides {x.stride()} overlaps itself; pass a copy of it")
