@@ -7,11 +7,14 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/log_mel.h"
 #include "cpu/mel_normalization.h"
+#include "cpu/rotary.h"
 #include "cpu/waveform_stats.h"
 #if defined(SLAP_FAST_HAS_CUDA)
 #include "cuda/bindings.h"
@@ -39,6 +42,13 @@ slap_fast::Padding padding_of(const std::string& name) {
   if (name == "reflect") return slap_fast::Padding::reflect;
   if (name == "kaldi") return slap_fast::Padding::kaldi;
   throw std::invalid_argument("unknown padding '" + name + "'; choose zeros, reflect or kaldi");
+}
+
+slap_fast::Storage storage_of(const std::string& name) {
+  if (name == "float32") return slap_fast::Storage::float32;
+  if (name == "bfloat16") return slap_fast::Storage::bfloat16;
+  if (name == "float16") return slap_fast::Storage::float16;
+  throw std::invalid_argument("unknown storage '" + name + "'; choose float32, bfloat16 or float16");
 }
 
 using Table = py::array_t<float, py::array::c_style>;
@@ -129,6 +139,27 @@ void bind_log_mel(py::module_& module) {
           py::call_guard<py::gil_scoped_release>());
 }
 
+// in, out, heads, token and head stride of in, the same of out
+using RotaryPart =
+    std::tuple<Address, Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+void bind_rotary(py::module_& module) {
+  module.def(
+      "rotate",
+      [](const std::vector<RotaryPart>& parts, const std::string& storage, std::int64_t head_dim,
+         std::int64_t tokens_per_frame, std::vector<double> thetas, bool inverse, Address cu_seqlens,
+         std::int64_t sequences, std::int64_t total, int threads) {
+        std::vector<slap_fast::RotaryTokens> tokens;
+        for (const auto& [in, out, heads, in_token, in_head, out_token, out_head] : parts)
+          tokens.push_back({at<const void>(in), at<void>(out), heads, in_token, in_head, out_token, out_head});
+        slap_fast::rotate({head_dim, tokens_per_frame, std::move(thetas), inverse}, at<const std::int64_t>(cu_seqlens),
+                          sequences, total, storage_of(storage), tokens, threads);
+      },
+      py::arg("parts"), py::arg("storage"), py::arg("head_dim"), py::arg("tokens_per_frame"), py::arg("thetas"),
+      py::arg("inverse"), py::arg("cu_seqlens"), py::arg("sequences"), py::arg("total"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -150,6 +181,7 @@ PYBIND11_MODULE(_C, module) {
       py::arg("mean_square"), py::arg("nonfinite"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 
   bind_log_mel(module);
+  bind_rotary(module);
 
   module.def(
       "normalize_mels",

@@ -7,9 +7,9 @@
 
 namespace slap_fast {
 
-// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total.
+// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total, the `unit` that `owner` has.
 inline void check_offsets(const std::string& name, const std::int64_t* offsets, std::int64_t items, std::int64_t total,
-                          const std::string& unit) {
+                          const std::string& unit, const std::string& owner = "the waveform") {
   if (items < 0 || total < 0)
     throw std::invalid_argument("sizes are " + std::to_string(items) + " clips and " + std::to_string(total) + " " +
                                 unit + "; they cannot be negative");
@@ -21,7 +21,7 @@ inline void check_offsets(const std::string& name, const std::int64_t* offsets, 
                                   ", below " + name + "[" + std::to_string(i) + "] = " + std::to_string(offsets[i]) +
                                   "; it must not fall");
   if (offsets[items] != total)
-    throw std::invalid_argument(name + " ends at " + std::to_string(offsets[items]) + ", but the waveform has " +
+    throw std::invalid_argument(name + " ends at " + std::to_string(offsets[items]) + ", but " + owner + " has " +
                                 std::to_string(total) + " " + unit);
 }
 

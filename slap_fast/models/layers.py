@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast.ops.packing import PackedLayout
-from slap_fast.ops.rotary import apply_rotary
+from slap_fast.ops.rotary import apply_rotary_qkv
 from slap_fast.ops.varlen_attention import varlen_attention
 
 
@@ -50,8 +50,14 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # [T, H, D]
-        q, k = apply_rotary(q, k, layout.cu_seqlens, tokens_per_frame=self.tokens_per_frame, theta=self.theta)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [T, 3, H, D]
+        q, k, v = apply_rotary_qkv(
+            qkv,
+            layout.cu_seqlens,
+            tokens_per_frame=self.tokens_per_frame,
+            theta=self.theta,
+            inplace=not qkv.requires_grad,
+        )
         attended = varlen_attention(q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=self.window)
         return self.out(attended.flatten(1))
 

@@ -15,15 +15,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import rotary_torch
+from slap_fast.ops.backends import rotary_native, rotary_torch
 
 # Each writes the rotated q and k to out_q and out_k, which may be q and k themselves:
 # (q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k).
 _ROTATE: dict[str, Callable[[Tensor, Tensor, Tensor, int, list[float], bool, Tensor, Tensor], None]] = {
+    "native": rotary_native.rotate,
     "torch": rotary_torch.rotate,
 }
-dispatch.register("apply_rotary", [dispatch.Backend("torch")])
+dispatch.register(
+    "apply_rotary",
+    [
+        dispatch.Backend("native", unavailable=native.unavailable, rejects=rotary_native.rejects),
+        dispatch.Backend("torch"),
+    ],
+)
 
 
 @torch.library.custom_op("slap_fast::apply_rotary", mutates_args=())

@@ -5,5 +5,6 @@ namespace testing {
 
 void test_waveform_stats();
 void test_log_mel();
+void test_rotary();
 
 }  // namespace testing

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from slap_fast.ops.packing import PackedLayout
-from slap_fast.ops.rotary import apply_rotary
+from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
+from tests.ops._native import BACKENDS
 from tests.oracles.rotary import apply_rotary as oracle
 
 LENGTHS = [4, 0, 1, 13]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
 AXES = [(None, 10_000.0, (10_000.0,)), (4, (500.0, 100.0), (500.0, 100.0)), (3, 50.0, (50.0, 50.0))]
 
 
@@ -26,10 +28,11 @@ def test_rotation_equals_the_oracle(tokens_per_frame, theta, thetas):
         torch.testing.assert_close(actual, oracle(source, LENGTHS, tokens_per_frame, thetas))
 
 
+@each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_input_is_rounded_once(dtype):
+def test_low_precision_input_is_rounded_once(dtype, backend):
     q, k, cu_seqlens = _inputs(dtype)
-    rotated, _ = apply_rotary(q, k, cu_seqlens, tokens_per_frame=4, theta=(500.0, 100.0))
+    rotated, _ = apply_rotary(q, k, cu_seqlens, tokens_per_frame=4, theta=(500.0, 100.0), backend=backend)
     assert rotated.dtype == dtype
     expected = oracle(q.double(), LENGTHS, 4, (500.0, 100.0))
     assert (rotated.double() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
@@ -60,29 +63,129 @@ def test_gradcheck(tokens_per_frame, theta, thetas):
     )
 
 
-def test_opcheck_also_for_strided_views():
-    qkv = torch.randn(18, 3, 2, 16)
+def _packed(dtype=torch.float64, *, head_dim=8, lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(sum(lengths), 3, 2, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _compilable(backend):
+    """The types that a backend rotates, the most exact first."""
+    return torch.float32 if backend == "native" else torch.float64
+
+
+@pytest.mark.parametrize(("tokens_per_frame", "theta", "thetas"), AXES)
+def test_a_packed_projection_splits_into_what_its_views_give(tokens_per_frame, theta, thetas):
+    qkv, cu_seqlens = _packed(head_dim=16), PackedLayout.from_lengths(LENGTHS).cu_seqlens
+    q, k, v = apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=tokens_per_frame, theta=theta)
+    torch.testing.assert_close(q, oracle(qkv[:, 0], LENGTHS, tokens_per_frame, thetas))
+    torch.testing.assert_close(k, oracle(qkv[:, 1], LENGTHS, tokens_per_frame, thetas))
+    assert torch.equal(v, qkv[:, 2])
+    assert all(part.is_contiguous() for part in (q, k, v))
+
+
+@pytest.mark.parametrize("tokens_per_frame", [None, 4])
+def test_gradcheck_of_a_packed_projection(tokens_per_frame):
+    cu_seqlens = PackedLayout.from_lengths([2, 3]).cu_seqlens
+    qkv = _packed(lengths=[2, 3]).requires_grad_()
+
+    def rotate(qkv):
+        return apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=tokens_per_frame)
+
+    assert torch.autograd.gradcheck(rotate, qkv)
+    assert torch.autograd.gradgradcheck(rotate, qkv)
+
+
+@each_backend
+@pytest.mark.parametrize("unused", [0, 1, 2])
+def test_a_gradient_goes_missing_for_what_is_not_used(unused, backend):
     cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
-    q, k, _ = qkv.unbind(1)
-    torch.library.opcheck(
-        torch.ops.slap_fast.apply_rotary,
-        (q.requires_grad_(), k.requires_grad_(), cu_seqlens, 4, [10.0, 20.0], False, "torch"),
-    )
+    qkv = _packed(_compilable(backend)).requires_grad_()
+    parts = list(apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=4, backend=backend))
+    del parts[unused]
+    (grad,) = torch.autograd.grad(sum(part.square().sum() for part in parts), qkv)
+    expected = 2 * qkv.detach()  # a rotation leaves the square
+    expected[:, unused] = 0
+    torch.testing.assert_close(grad, expected)
 
 
-def test_compiles_whole_and_once_for_changing_lengths():
+@each_backend
+def test_in_place_gives_the_same_bits_in_the_same_memory(backend):
+    cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
+    qkv = _packed(_compilable(backend))
+    expected = apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=4, backend=backend)
+    for call in (
+        lambda x: apply_rotary_qkv(x, cu_seqlens, tokens_per_frame=4, inplace=True, backend=backend),
+        lambda x: apply_rotary(x[:, 0], x[:, 1], cu_seqlens, tokens_per_frame=4, inplace=True, backend=backend),
+    ):
+        changed = qkv.clone()
+        version = changed._version
+        returned = call(changed)
+        assert torch.equal(changed, torch.stack(expected, dim=1))
+        assert changed._version > version, "autograd would not see the change"
+        assert [part.data_ptr() for part in returned] == [changed[:, i].data_ptr() for i in range(len(returned))]
+
+
+@each_backend
+def test_in_place_what_is_no_row_of_memory(backend):
+    cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
+    q = _packed(_compilable(backend))[:, 0].transpose(1, 2).contiguous().transpose(1, 2)  # [T, H, D]
+    k = q[:, :1].flip(0)
+    expected = apply_rotary(q.contiguous(), k.contiguous(), cu_seqlens, backend=backend)
+    apply_rotary(q, k, cu_seqlens, inplace=True, backend=backend)
+    torch.testing.assert_close((q, k), expected, rtol=0, atol=0)
+
+
+def test_in_place_is_refused_where_a_gradient_is_recorded_or_memory_overlaps():
+    cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
+    qkv = _packed().requires_grad_()
+    with pytest.raises(ValueError, match=r"requires a gradient.*apply_rotary_qkv"):
+        apply_rotary(qkv[:, 0], qkv[:, 1], cu_seqlens, inplace=True)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        apply_rotary_qkv(qkv, cu_seqlens, inplace=True)
+    with pytest.raises(ValueError, match=r"q of strides .* overlaps itself"):
+        apply_rotary(torch.zeros(18, 1, 8).expand(18, 2, 8), torch.zeros(18, 1, 8), cu_seqlens, inplace=True)
+    with torch.no_grad():
+        apply_rotary_qkv(qkv.detach().clone(), cu_seqlens, inplace=True)
+
+
+@each_backend
+def test_opcheck_also_for_strided_views(backend):
+    dtype = _compilable(backend)
+    settings = (PackedLayout.from_lengths(LENGTHS).cu_seqlens, 4, [10.0, 20.0])
+    q, k, v = _packed(dtype).unbind(1)
+    ops = torch.ops.slap_fast
+    torch.library.opcheck(ops.apply_rotary, (q.requires_grad_(), k.requires_grad_(), *settings, False, backend))
+    torch.library.opcheck(ops.apply_rotary_, (q.detach().clone(), k.detach().clone(), *settings, backend))
+    torch.library.opcheck(ops.rotary_unpack, (_packed(dtype).requires_grad_(), *settings, False, backend))
+    torch.library.opcheck(ops.rotary_pack, (q, k, v.requires_grad_(), *settings, True, backend))
+
+
+@each_backend
+def test_compiles_whole_and_once_for_changing_lengths(backend):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    rotate = torch.compile(
-        lambda q, k, c: apply_rotary(q, k, c, tokens_per_frame=4), fullgraph=True, backend=counter, dynamic=True
-    )
-    compiled = set()
+
+    def rotate(qkv, cu_seqlens):
+        q, k, v = apply_rotary_qkv(qkv * 2, cu_seqlens, tokens_per_frame=4, backend=backend)
+        q, k = apply_rotary(q, k, cu_seqlens, backend=backend)
+        with torch.no_grad():
+            inplace = apply_rotary_qkv(qkv.detach() + 1, cu_seqlens, inplace=True, backend=backend)
+        return q, k, v, *inplace
+
+    compiled = torch.compile(rotate, fullgraph=True, backend=counter, dynamic=True)
+    counts = set()
     # Sizes that differ from the number of heads: the compiler would take equal ones for the same dimension.
     for lengths in ([3, 8, 1, 1], [5, 2, 11, 2, 2], [4, 4, 9, 6, 1, 1]):
-        q, k, cu_seqlens = _inputs(lengths=lengths)
-        torch.testing.assert_close(rotate(q, k, cu_seqlens), apply_rotary(q, k, cu_seqlens, tokens_per_frame=4))
-        compiled.add(counter.frame_count)
-    assert len(compiled) == 1, "changing lengths recompiled"
+        cu_seqlens = PackedLayout.from_lengths(lengths).cu_seqlens
+        results = []
+        for call in (rotate, compiled):
+            qkv = _packed(_compilable(backend), lengths=lengths).requires_grad_()
+            parts = call(qkv, cu_seqlens)
+            sum((i + 1) * part.cos().sum() for i, part in enumerate(parts[:3])).backward()
+            results.append([*(part.detach() for part in parts), qkv.grad])
+        torch.testing.assert_close(results[1], results[0])
+        counts.add(counter.frame_count)
+    assert len(counts) == 1, "changing lengths recompiled"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +195,7 @@ def test_compiles_whole_and_once_for_changing_lengths():
         ({"k": torch.zeros(18, 1, 16)}, "dtype"),
         ({"theta": (1.0, 2.0), "tokens_per_frame": None}, "pair"),
         ({"tokens_per_frame": 0}, "at least 1"),
+        ({"theta": -1.0}, "positive base"),
         ({"cu_seqlens": torch.tensor([0, 17], dtype=torch.int32)}, "18 tokens"),
     ],
 )
@@ -106,3 +210,8 @@ def test_a_head_that_does_not_split_into_axes_is_refused():
     q = torch.zeros(18, 2, 6)
     with pytest.raises(ValueError, match="head dimension 6"):
         apply_rotary(q, q, PackedLayout.from_lengths(LENGTHS).cu_seqlens, tokens_per_frame=4)
+
+
+def test_a_projection_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"qkv has shape \(18, 2, 2, 8\)"):
+        apply_rotary_qkv(torch.zeros(18, 2, 2, 8), PackedLayout.from_lengths(LENGTHS).cu_seqlens)

@@ -1,0 +1,166 @@
+#include "rotary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "isa.h"
+#include "packed_offsets.h"
+#include "parallel.h"
+#include "rotary_kernel.h"
+
+namespace slap_fast {
+namespace {
+
+constexpr std::int64_t kTokensPerBlock = 128;
+// Below this many channels a thread costs more than it saves.
+constexpr std::int64_t kChannelsPerThread = 1 << 17;
+// A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a table.
+constexpr std::int64_t kNear = 64;
+
+RotaryKernels chosen_kernels() {
+  const Isa isa = chosen_isa();
+#if defined(SLAP_FAST_HAS_AVX512)
+  if (isa >= Isa::avx512) return avx512::rotary_kernels();
+#endif
+#if defined(SLAP_FAST_HAS_AVX2)
+  if (isa >= Isa::avx2) return avx2::rotary_kernels();
+#endif
+  (void)isa;
+  return baseline::rotary_kernels();
+}
+
+// The frequencies of an axis, and what its first positions turn by.
+struct Axis {
+  std::int64_t half;
+  std::vector<double> frequency;              // [half], negative to turn back
+  std::vector<double> near_cos, near_sin;     // [kNear, half]
+  std::vector<float> single_cos, single_sin;  // the same, rounded
+
+  Axis(double theta, std::int64_t half_, bool inverse)
+      : half(half_), near_cos(kNear * half_), near_sin(near_cos), single_cos(near_cos.size()), single_sin(single_cos) {
+    for (std::int64_t i = 0; i < half; ++i) {
+      const double exponent = -static_cast<double>(i) / static_cast<double>(half);
+      frequency.push_back((inverse ? -1.0 : 1.0) * std::pow(theta, exponent));
+      // In double, 63 turns one after another lose a few units in the last place.
+      const double cos_step = std::cos(frequency.back()), sin_step = std::sin(frequency.back());
+      double cos = 1.0, sin = 0.0;
+      for (std::int64_t at = i; at < kNear * half; at += half) {
+        near_cos[at] = cos;
+        near_sin[at] = sin;
+        cos = near_cos[at] * cos_step - near_sin[at] * sin_step;
+        sin = near_sin[at] * cos_step + near_cos[at] * sin_step;
+      }
+    }
+    std::copy(near_cos.begin(), near_cos.end(), single_cos.begin());
+    std::copy(near_sin.begin(), near_sin.end(), single_sin.begin());
+  }
+};
+
+// Cosines and sines of one axis at one position after another; the same bits in whichever order.
+class Angles {
+ public:
+  Angles(const Axis& axis, const RotaryKernels& kernels)
+      : axis_(axis),
+        kernels_(kernels),
+        anchor_cos_(axis.frequency.size()),
+        anchor_sin_(anchor_cos_.size()),
+        cos_(anchor_cos_.size()),
+        sin_(anchor_cos_.size()) {}
+
+  void point_to(std::int64_t position, const float*& cos, const float*& sin) {
+    const std::int64_t rest = position % kNear * axis_.half;
+    if (position < kNear) {
+      cos = axis_.single_cos.data() + rest;
+      sin = axis_.single_sin.data() + rest;
+      return;
+    }
+    if (position != position_) {
+      set_anchor(position - position % kNear);
+      kernels_.add_angles(axis_.half, anchor_cos_.data(), anchor_sin_.data(), axis_.near_cos.data() + rest,
+                          axis_.near_sin.data() + rest, cos_.data(), sin_.data());
+      position_ = position;
+    }
+    cos = cos_.data();
+    sin = sin_.data();
+  }
+
+ private:
+  void set_anchor(std::int64_t anchor) {
+    if (anchor == anchor_) return;
+    for (std::size_t i = 0; i < anchor_cos_.size(); ++i) {
+      const double angle = static_cast<double>(anchor) * axis_.frequency[i];
+      anchor_cos_[i] = std::cos(angle);
+      anchor_sin_[i] = std::sin(angle);
+    }
+    anchor_ = anchor;
+  }
+
+  const Axis& axis_;
+  const RotaryKernels& kernels_;
+  std::vector<double> anchor_cos_, anchor_sin_;
+  std::vector<float> cos_, sin_;
+  std::int64_t position_ = -1, anchor_ = -1;
+};
+
+void check(const RotarySpec& spec, const std::vector<RotaryTokens>& parts) {
+  const std::int64_t axes = static_cast<std::int64_t>(spec.thetas.size());
+  if (axes != 1 && axes != 2)
+    throw std::invalid_argument("there are " + std::to_string(axes) + " bases theta; pass one for each of 1 or 2 axes");
+  for (double theta : spec.thetas)
+    if (!(theta > 0.0 && std::isfinite(theta)))
+      throw std::invalid_argument("theta is " + std::to_string(theta) + "; it must be positive and finite");
+  if (spec.head_dim < 0 || spec.head_dim % (2 * axes) != 0)
+    throw std::invalid_argument("the head dimension " + std::to_string(spec.head_dim) + " is not a multiple of " +
+                                std::to_string(2 * axes));
+  if (spec.tokens_per_frame < 1)
+    throw std::invalid_argument("tokens_per_frame is " + std::to_string(spec.tokens_per_frame) +
+                                "; it must be at least 1");
+  for (const RotaryTokens& part : parts)
+    if (part.heads < 0)
+      throw std::invalid_argument("there are " + std::to_string(part.heads) + " heads; that cannot be negative");
+}
+
+std::int64_t bytes_of(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
+
+}  // namespace
+
+void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t sequences, std::int64_t total,
+            Storage storage, const std::vector<RotaryTokens>& parts, int threads) {
+  check(spec, parts);
+  check_offsets("cu_seqlens", cu_seqlens, sequences, total, "tokens", "the batch");
+  const RotaryKernels kernels = chosen_kernels();
+  const std::int64_t half = spec.head_dim / (2 * static_cast<std::int64_t>(spec.thetas.size()));
+  const std::int64_t bytes = bytes_of(storage);
+  const bool axial = spec.thetas.size() == 2;
+  std::vector<Axis> axes;
+  for (double theta : spec.thetas) axes.emplace_back(theta, half, spec.inverse);
+
+  const auto rotate_block = [&](std::int64_t begin, std::int64_t end) {
+    std::vector<Angles> angles;
+    for (const Axis& axis : axes) angles.emplace_back(axis, kernels);
+    Turn turn{static_cast<std::int64_t>(axes.size()), half, {}, {}};
+    const std::int64_t* next = std::upper_bound(cu_seqlens, cu_seqlens + sequences, begin);
+    for (std::int64_t token = begin; token < end; ++token) {
+      while (*next <= token) ++next;
+      const std::int64_t position = token - next[-1];
+      angles[0].point_to(axial ? position / spec.tokens_per_frame : position, turn.cos[0], turn.sin[0]);
+      if (axial) angles[1].point_to(position % spec.tokens_per_frame, turn.cos[1], turn.sin[1]);
+      for (const RotaryTokens& part : parts)
+        kernels.rotate(storage, static_cast<const char*>(part.in) + bytes * token * part.in_token_stride,
+                       static_cast<char*>(part.out) + bytes * token * part.out_token_stride, part.heads,
+                       part.in_head_stride, part.out_head_stride, turn);
+    }
+  };
+
+  std::int64_t heads = 0;
+  for (const RotaryTokens& part : parts) heads += part.heads;
+  const std::int64_t useful = total * heads * spec.head_dim / kChannelsPerThread;
+  threads = static_cast<int>(std::clamp<std::int64_t>(useful, 1, std::max(threads, 1)));
+  parallel_for((total + kTokensPerBlock - 1) / kTokensPerBlock, threads, [&](std::int64_t block, int) {
+    rotate_block(block * kTokensPerBlock, std::min(total, (block + 1) * kTokensPerBlock));
+  });
+}
+
+}  // namespace slap_fast

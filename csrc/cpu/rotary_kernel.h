@@ -1,0 +1,35 @@
+// The loops of a rotation, by instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "storage.h"
+
+namespace slap_fast {
+
+// Turns by cos and sin [half] of each axis.
+struct Turn {
+  std::int64_t axes, half;
+  const float *cos[2], *sin[2];
+};
+
+struct RotaryKernels {
+  // cos and sin of the sums of `count` pairs of angles, given those of both.
+  void (*add_angles)(std::int64_t count, const double* cos_a, const double* sin_a, const double* cos_b,
+                     const double* sin_b, float* cos, float* sin);
+  // One token: `heads` heads of axes x 2 x half channels.
+  void (*rotate)(Storage storage, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
+                 std::int64_t out_stride, const Turn& turn);
+};
+
+namespace baseline {
+RotaryKernels rotary_kernels();
+}
+namespace avx2 {
+RotaryKernels rotary_kernels();
+}
+namespace avx512 {
+RotaryKernels rotary_kernels();
+}
+
+}  // namespace slap_fast

@@ -1,0 +1,105 @@
+// Floats in memory as float32, bfloat16 or float16, read to and written from lanes of float32: widening is exact,
+// narrowing rounds once, to nearest even. As in simd.h, everything lives in a namespace of the instruction set.
+#pragma once
+
+#include "lanes.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+
+typedef std::uint32_t WordLanes __attribute__((vector_size(kLanes * 4)));
+
+SLAP_FAST_INLINE WordLanes words(Lanes x) { return reinterpret_cast<WordLanes>(x); }
+SLAP_FAST_INLINE Lanes floats(WordLanes x) { return reinterpret_cast<Lanes>(x); }
+SLAP_FAST_INLINE WordLanes select(IntLanes mask, WordLanes x, WordLanes y) { return mask ? x : y; }
+
+// kLanes 16-bit values as words, and back; what a word has above them must be zero.
+SLAP_FAST_INLINE WordLanes load_halves(const std::uint16_t* in) {
+#if defined(__AVX512F__)
+  return (WordLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
+#elif defined(__AVX2__)
+  return (WordLanes)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
+#else
+  return WordLanes{in[0], in[1], in[2], in[3]};
+#endif
+}
+SLAP_FAST_INLINE void store_halves(std::uint16_t* out, WordLanes x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16((__m512i)x));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x8)));
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = static_cast<std::uint16_t>(x[i]);
+#endif
+}
+
+struct Float32 {
+  using Stored = float;
+  static SLAP_FAST_INLINE Lanes load(const float* in) { return load_unaligned(in); }
+  static SLAP_FAST_INLINE void store(float* out, Lanes x) { store_unaligned(out, x); }
+};
+
+struct BFloat16 {
+  using Stored = std::uint16_t;
+  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
+    return floats(load_halves(in) << 16);
+  }
+  static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
+    const WordLanes bits = words(x);
+    const WordLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const WordLanes quiet = (bits >> 16) | 0x40u;  // a NaN must not round to infinity
+    store_halves(out, select(x == x, rounded, quiet));
+  }
+};
+
+struct Float16 {
+  using Stored = std::uint16_t;
+#if defined(__AVX512F__)
+  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
+  }
+  static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  // By arithmetic: a machine with AVX2 need not have F16C.
+  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
+    const WordLanes bits = load_halves(in);
+    const WordLanes magnitude = bits & 0x7fffu;
+    // The exponent's bias differs by 112. Subnormals are exact as multiples of 2^-24, infinity and NaN keep their bits.
+    const WordLanes normal = (magnitude << 13) + (112u << 23);
+    const WordLanes subnormal = words(__builtin_convertvector(reinterpret_cast<IntLanes>(magnitude), Lanes) * 0x1p-24f);
+    const WordLanes special = (magnitude << 13) | 0x7f800000u;
+    WordLanes wide = select(magnitude < 0x400u, subnormal, normal);
+    wide = select(magnitude >= 0x7c00u, special, wide);
+    return floats(wide | ((bits & 0x8000u) << 16));
+  }
+  static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
+    const WordLanes bits = words(x);
+    const WordLanes magnitude = bits & 0x7fffffffu;
+    const WordLanes normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // One half has the last bit 2^-24, as subnormals have: adding it rounds them.
+    const WordLanes subnormal = words(floats(magnitude) + 0.5f) - words(splat(0.5f));
+    WordLanes half = select(magnitude < (113u << 23), subnormal, normal);
+    half = select(magnitude >= 0x477ff000u, WordLanes{} + 0x7c00u, half);  // from 65520 on: infinity
+    half = select(magnitude > 0x7f800000u, ((magnitude >> 13) & 0x3ffu) | 0x7e00u, half);
+    store_halves(out, half | ((bits >> 16) & 0x8000u));
+  }
+#endif
+};
+
+// The same of the first `count` lanes only; the others are zero and nothing else is touched.
+template <class Format>
+SLAP_FAST_INLINE Lanes load_some(const typename Format::Stored* in, std::int64_t count) {
+  typename Format::Stored some[kLanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) some[i] = in[i];
+  return Format::load(some);
+}
+template <class Format>
+SLAP_FAST_INLINE void store_some(typename Format::Stored* out, Lanes x, std::int64_t count) {
+  typename Format::Stored some[kLanes];
+  Format::store(some, x);
+  for (std::int64_t i = 0; i < count; ++i) out[i] = some[i];
+}
+
+}  // namespace slap_fast::SLAP_FAST_ISA
