@@ -3,17 +3,21 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import slap_fast
 from slap_fast import native
+from tests.ops._native import needs_native
 
 ROOT = Path(__file__).parents[1]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -110,6 +114,43 @@ def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="0.0.1"))
     with pytest.warns(RuntimeWarning, match="of version 0.0.1"):
         assert native.load() is None
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_works_on_threads_of_its_own() -> None:
+    waveform, offsets = np.ones(1 << 20, np.float32), np.array([0, 1 << 20])
+    peak, mean_square, nonfinite = np.zeros(1, np.float32), np.zeros(1), np.zeros(1, np.int64)
+    arrays = {
+        "waveform": waveform,
+        "cu_seqlens": offsets,
+        "peak": peak,
+        "mean_square": mean_square,
+        "nonfinite": nonfinite,
+    }
+    module = native.load()
+    assert module is not None
+
+    def measure() -> None:
+        addresses = {name: array.ctypes.data for name, array in arrays.items()}
+        module.waveform_stats(total=len(waveform), clips=1, threads=4, **addresses)
+
+    measure()  # leaves PyTorch's threads waiting, which the child will not have
+    child = os.fork()
+    if child == 0:
+        peak[0] = 0.0
+        measure()
+        os._exit(0 if peak[0] == 1.0 else 1)
+    deadline = time.monotonic() + 30.0
+    done, status = 0, -1
+    while not done and time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done, "the child waits for threads that it does not have"
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @needs_compiler
