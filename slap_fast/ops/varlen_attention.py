@@ -6,134 +6,76 @@ where a clip has unequal query and key lengths the last query is aligned with th
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import varlen_attention_torch as reference
+from slap_fast.ops.backends import varlen_attention_torch, varlen_attention_torch_padded
+from slap_fast.ops.backends.varlen_attention_dense import accumulator
+from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
+from slap_fast.ops.varlen_validation import validate
+
+# In order of preference.
+_BACKENDS: dict[str, VarlenAttentionBackend] = {
+    "torch": varlen_attention_torch,
+    "torch_padded": varlen_attention_torch_padded,
+}
+dispatch.register(
+    "varlen_attention",
+    [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in _BACKENDS.items()],
+)
+
+_SETTINGS = (
+    "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, SymInt left, SymInt right, "
+    "float scale, str backend"
+)
 
 
-@torch.library.custom_op("slap_fast::varlen_attention", mutates_args=())
-def _varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    forward = reference.forward_per_clip if backend == "torch" else reference.forward_padded
-    return forward(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, scale)
+@torch.library.custom_op(
+    "slap_fast::varlen_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)",
+)
+def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    *arguments, backend = settings
+    return _BACKENDS[backend].forward(q, k, v, *arguments)
 
 
 @_varlen_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=reference.accumulator(q.dtype))
+def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=accumulator(q.dtype))
 
 
-@torch.library.custom_op("slap_fast::varlen_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "slap_fast::varlen_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+)
 def _varlen_attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-    backend: str,
+    grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backward = reference.backward_per_clip if backend == "torch" else reference.backward_padded
-    delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1).t() - grad_lse  # [H, T]
-    return backward(
-        grad_out, delta, q, k, v, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, scale
-    )
+    *arguments, backend = settings
+    return _BACKENDS[backend].backward(grad_out, grad_lse, q, k, v, out, lse, *arguments)
 
 
 @_varlen_attention_backward.register_fake
 def _(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-    backend: str,
+    grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _host_only(*, device: torch.device, **_traits: object) -> str | None:
-    return None if device.type == "cpu" else f"it reads the lengths on the host, and the tensors are on {device}"
-
-
-dispatch.register(
-    "varlen_attention",
-    [
-        dispatch.Backend(name="torch", rejects=_host_only),
-        # No host synchronisation, at the price of padding: what serves on a GPU.
-        dispatch.Backend(name="torch_padded"),
-    ],
-)
-
-
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, cu_seqlens_q, cu_seqlens_k, *settings = inputs
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, *ctx.settings = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
-    ctx.settings = settings  # type: ignore[attr-defined]
 
 
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, grad_out: Tensor, grad_lse: Tensor
-) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors  # type: ignore[attr-defined]
-    grads = _varlen_attention_backward(
-        grad_out,
-        grad_lse,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        *ctx.settings,  # type: ignore[attr-defined]
-    )
-    return *grads, *[None] * 8
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _varlen_attention_backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.settings)
+    return *grads, *[None] * (2 + len(ctx.settings))
 
 
 _varlen_attention.register_autograd(_backward, setup_context=_setup_context)
@@ -215,17 +157,22 @@ def varlen_attention(
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
     if max_seqlen_k is None:
         raise ValueError("max_seqlen_k is None; pass the longest key sequence along with cu_seqlens_k")
-    _validate_tensors(q, k, v)
+    validate(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window)
     left, right = window
-    if left < -1 or right < -1:
-        raise ValueError(f"window is {window}; each side is a count of tokens, or -1 for unlimited")
-    _validate_offsets("q", cu_seqlens_q, max_seqlen_q, q)
-    _validate_offsets("k", cu_seqlens_k, max_seqlen_k, k)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"cu_seqlens_q names {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
-        )
-    chosen = dispatch.select("varlen_attention", backend, device=q.device, dtype=q.dtype, head_dim=q.shape[2])
+    chosen = dispatch.select(
+        "varlen_attention",
+        backend,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=q.shape[2],
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        left=left,
+        right=right,
+        cross=cu_seqlens_k is not cu_seqlens_q,
+        return_lse=return_lse,
+        needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+    )
     out, lse = _varlen_attention(
         q,
         k,
@@ -240,42 +187,3 @@ def varlen_attention(
         chosen,
     )
     return (out, lse) if return_lse else out
-
-
-def _validate_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2]:
-        raise ValueError(
-            f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}; "
-            "pass [Tq, H, D], [Tk, Hk, D], [Tk, Hk, D]"
-        )
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} heads, which is not a multiple of the {k.shape[1]} key heads")
-    if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
-        raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; pass one floating-point dtype")
-    if not q.device == k.device == v.device:
-        raise ValueError(f"q, k, v are on {q.device}, {k.device}, {v.device}; move them to one device")
-
-
-def _validate_offsets(name: str, cu_seqlens: Tensor, max_seqlen: int, tokens: Tensor) -> None:
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] < 1:
-        raise ValueError(
-            f"cu_seqlens_{name} is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; pass [N + 1] int32 offsets"
-        )
-    if cu_seqlens.device != tokens.device:
-        raise ValueError(
-            f"cu_seqlens_{name} is on {cu_seqlens.device}, {name} on {tokens.device}; move one to the other"
-        )
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != tokens.shape[0]:
-        raise ValueError(
-            f"cu_seqlens_{name} runs from {offsets[0]} to {offsets[-1]}; it must run from 0 to the "
-            f"{tokens.shape[0]} tokens of {name}"
-        )
-    for item, (begin, end) in enumerate(pairwise(offsets)):
-        if not 0 <= end - begin <= max_seqlen:
-            raise ValueError(
-                f"sequence {item} of cu_seqlens_{name} has length {end - begin}; it must lie between 0 and "
-                f"max_seqlen_{name} ({max_seqlen})"
-            )
