@@ -12,14 +12,29 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import varlen_attention_torch, varlen_attention_torch_padded
+from slap_fast.ops.backends import (
+    varlen_attention_flash2,
+    varlen_attention_flash3,
+    varlen_attention_flash4,
+    varlen_attention_sdpa,
+    varlen_attention_torch,
+    varlen_attention_torch_efficient,
+    varlen_attention_torch_padded,
+    varlen_attention_torch_varlen,
+)
 from slap_fast.ops.backends.varlen_attention_dense import accumulator
 from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
 from slap_fast.ops.varlen_validation import validate
 
-# In order of preference.
+# In the order of preference where none was measured.
 _BACKENDS: dict[str, VarlenAttentionBackend] = {
     "torch": varlen_attention_torch,
+    "sdpa_per_clip": varlen_attention_sdpa,
+    "flash_attn_4": varlen_attention_flash4,
+    "flash_attn_3": varlen_attention_flash3,
+    "flash_attn_2": varlen_attention_flash2,
+    "torch_varlen": varlen_attention_torch_varlen,
+    "torch_efficient": varlen_attention_torch_efficient,
     "torch_padded": varlen_attention_torch_padded,
 }
 dispatch.register(

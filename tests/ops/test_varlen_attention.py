@@ -12,6 +12,7 @@ from slap_fast.ops.varlen_attention import varlen_attention
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
 BACKENDS = ["torch", "torch_padded"]
+ALL_BACKENDS = [*BACKENDS, "sdpa_per_clip"]  # the last has no gradient of the log-sum-exp
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1)]
 # One token, an empty sequence, and lengths around the 128-row tiles and the 97-token window.
 LENGTHS = [1, 0, 5, 96, 97, 98, 127, 128, 129, 260]
@@ -57,7 +58,25 @@ def test_output_lse_and_gradients_equal_the_oracle(backend, window):
         torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_sdpa_per_clip_equals_the_oracle_where_the_lse_has_no_gradient(window):
+    tensors, layouts = _inputs(LENGTHS)
+    out = _run(tensors, layouts, "sdpa_per_clip", window=window)
+    expected, expected_lse = oracle(*tensors, LENGTHS, LENGTHS, window, 16**-0.5)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    for actual, wanted in zip(
+        torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted)
+    with pytest.raises(ValueError, match="no gradient of the log-sum-exp"):
+        _run(tensors, layouts, "sdpa_per_clip", window=window, return_lse=True)
+    with torch.no_grad():
+        _, lse = _run(tensors, layouts, "sdpa_per_clip", window=window, return_lse=True)
+    torch.testing.assert_close(lse, expected_lse)
+
+
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 1)])
 def test_cross_attention_aligns_the_last_query_with_the_last_key(backend, window):
     lengths_q, lengths_k = [3, 1, 7, 0, 2], [9, 4, 2, 3, 0]
@@ -74,7 +93,7 @@ def test_cross_attention_aligns_the_last_query_with_the_last_key(backend, window
             torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_query_heads_share_key_heads_in_consecutive_groups(backend):
     tensors, layouts = _inputs([5, 30], heads=6, kv_heads=2)
     out = _run(tensors, layouts, backend, window=(4, 4))
@@ -87,7 +106,7 @@ def test_query_heads_share_key_heads_in_consecutive_groups(backend):
         torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [16, 64, 256])
 def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(backend, dtype, head_dim):
@@ -120,7 +139,7 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(backend, dtype, h
         assert error(actual, wanted) <= 2 * error(same_dtype, wanted) + torch.finfo(dtype).eps / 8
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("window", [(-1, -1), (2, 2)])
 def test_nothing_leaks_across_a_border(backend, window):
     lengths = [4, 1, 9, 3]
@@ -136,7 +155,7 @@ def test_nothing_leaks_across_a_border(backend, window):
         torch.testing.assert_close(after[untouched], before[untouched], rtol=0, atol=0, msg=f"clip {clip} leaks")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_strided_views_of_packed_qkv_and_a_scale(backend):
     lengths = [7, 20]
     layout = PackedLayout.from_lengths(lengths)
@@ -149,7 +168,7 @@ def test_strided_views_of_packed_qkv_and_a_scale(backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_five_thousand_short_clips(backend):
     lengths = torch.randint(0, 5, (5000,), generator=torch.Generator().manual_seed(1)).tolist()
     tensors, layouts = _inputs(lengths, heads=1, dtype=torch.float32)
@@ -167,7 +186,7 @@ def test_an_hour_of_audio_stays_within_its_windows():
         torch.testing.assert_close(out[begin:end].double(), part[begin - first : end - first], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
 def test_an_empty_batch_gives_an_empty_result(backend, lengths):
     tensors, layouts = _inputs(lengths)
@@ -257,7 +276,7 @@ def test_bad_input_is_named(change, message):
 def test_a_query_without_keys_gives_zero_and_minus_infinity():
     q, k = torch.randn(2, 1, 16), torch.randn(0, 1, 16)
     queries, keys = PackedLayout.from_lengths([2]), PackedLayout.from_lengths([0])
-    for backend in BACKENDS:
+    for backend in ALL_BACKENDS:
         out, lse = _run((q, k, k), (queries, keys), backend, return_lse=True)
         assert torch.equal(out, torch.zeros_like(out))
         assert (lse == -math.inf).all()

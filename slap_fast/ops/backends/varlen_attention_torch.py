@@ -27,16 +27,19 @@ def rejects(*, device: torch.device, **_traits: object) -> str | None:
     return None if device.type == "cpu" else f"it reads the lengths on the host, and the tensors are on {device}"
 
 
-def _tiles(
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, heads: int, left: int, right: int
+def tiles(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, left: int, right: int, max_pairs: int = _MAX_SCORES
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """The blocks of queries with the keys they can see: nothing outside the window or the clip is touched."""
+    """The blocks of queries with the keys they can see: nothing outside the window or the clip is touched.
+
+    Without a window on both sides a block has at most about `max_pairs` pairs.
+    """
     offsets_q, offsets_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for clip in range(len(offsets_q) - 1):
         begin_q, end_q = offsets_q[clip], offsets_q[clip + 1]
         begin_k, end_k = offsets_k[clip], offsets_k[clip + 1]
         shift = (end_k - begin_k) - (end_q - begin_q)
-        rows = max(1, _MAX_SCORES // (heads * max(1, end_k - begin_k)))
+        rows = max(1, max_pairs // max(1, end_k - begin_k))
         if left >= 0 and right >= 0:
             rows = max(_WINDOWED_ROWS, left + right + 1)
         for first in range(0, end_q - begin_q, rows):
@@ -65,7 +68,7 @@ def forward(
     heads, kv_heads, dtype = q.shape[1], k.shape[1], accumulator(q.dtype)
     out, lse = q.new_empty(q.shape), q.new_empty(heads, q.shape[0], dtype=dtype)
     grouped = (kv_heads, heads // kv_heads)
-    for rows, columns, hidden in _tiles(cu_seqlens_q, cu_seqlens_k, heads, left, right):
+    for rows, columns, hidden in tiles(cu_seqlens_q, cu_seqlens_k, left, right, _MAX_SCORES // heads):
         tile_q = q[rows].to(dtype).transpose(0, 1).unflatten(0, grouped)  # [Hk, G, M, D]
         tile_k = k[columns].to(dtype).transpose(0, 1).unsqueeze(1)  # [Hk, 1, N, D]
         tile_v = v[columns].to(dtype).transpose(0, 1).unsqueeze(1)
@@ -97,7 +100,7 @@ def backward(
     # Neighbouring tiles share keys, so their sums are kept at accumulator precision.
     grad_k, grad_v = k.new_zeros(k.shape, dtype=dtype), v.new_zeros(v.shape, dtype=dtype)
     grouped = (kv_heads, heads // kv_heads)
-    for rows, columns, hidden in _tiles(cu_seqlens_q, cu_seqlens_k, heads, left, right):
+    for rows, columns, hidden in tiles(cu_seqlens_q, cu_seqlens_k, left, right, _MAX_SCORES // heads):
         tile_grads = attend_backward(
             grad_out[rows].to(dtype).transpose(0, 1).unflatten(0, grouped),
             delta[:, rows].unflatten(0, grouped),

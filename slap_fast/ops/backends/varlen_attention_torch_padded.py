@@ -22,7 +22,7 @@ def rejects(**_traits: object) -> str | None:
     return None
 
 
-class _Padding:
+class Padding:
     """How packed positions map to `[N, max_seqlen]` slots and back, without asking the device for a length."""
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int, total: int) -> None:
@@ -45,7 +45,7 @@ class _Padding:
         return x.transpose(1, 2)[self.clip, self.index]
 
 
-def _padded_hidden(queries: _Padding, keys: _Padding, left: int, right: int) -> Tensor:
+def _padded_hidden(queries: Padding, keys: Padding, left: int, right: int) -> Tensor:
     """`[N, 1, 1, max_seqlen_q, max_seqlen_k]`, True where a key is absent or outside the window."""
     hidden = ~keys.valid[:, None, :]
     shift = (keys.lengths - queries.lengths)[:, None, None]
@@ -71,8 +71,8 @@ def forward(
     if q.shape[0] == 0 or k.shape[0] == 0:
         return torch.zeros_like(q), q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=dtype)
     grouped = (k.shape[1], q.shape[1] // k.shape[1])
-    queries = _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
-    keys = _Padding(cu_seqlens_k, max_seqlen_k, k.shape[0])
+    queries = Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
+    keys = Padding(cu_seqlens_k, max_seqlen_k, k.shape[0])
     out, lse = attend(
         queries.pad(q, dtype).unflatten(1, grouped),
         keys.pad(k, dtype).unsqueeze(2),
@@ -102,8 +102,8 @@ def backward(
     if q.shape[0] == 0 or k.shape[0] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     grouped = (k.shape[1], q.shape[1] // k.shape[1])
-    queries = _Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
-    keys = _Padding(cu_seqlens_k, max_seqlen_k, k.shape[0])
+    queries = Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
+    keys = Padding(cu_seqlens_k, max_seqlen_k, k.shape[0])
     delta = softmax_delta(grad_out, grad_lse, out)
     grad_q, grad_k, grad_v = attend_backward(
         queries.pad(grad_out, lse.dtype).unflatten(1, grouped),
