@@ -77,6 +77,8 @@ class Case:
         tolerance: largest relative RMS error, `|output - reference| / |reference|` in the 2-norm, of every output.
         work: what one step gets done, by unit: `{"tokens": 5000}` is reported as tokens/s.
         facts: what a reader must know of the workload.
+        peak: the case of the same benchmark whose fastest peer is what the machine can do of the first unit of work;
+            rates are reported as shares of it too.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Case:
     tolerance: float
     work: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float | str] = field(default_factory=dict)
+    peak: str | None = None
 
     def __post_init__(self) -> None:
         names = [peer.name for peer in self.peers]

@@ -63,6 +63,7 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
         "tolerance": case.tolerance,
         "work": dict(case.work),
         "facts": dict(case.facts),
+        "peak": case.peak,
         "peers": list(rows.values()),
     }
 

@@ -24,7 +24,10 @@ def render(result: dict[str, Any]) -> str:
     working = any("working_bytes" in peer.get("memory", {}) for peer in peers)  # older results have none
     header = ["case", "peer", "time a step (quartiles)", "times as fast (quartiles)", *rates, "peak memory of a step"]
     header += ["of it beyond its result"] * working
-    rows = [[case["name"], *_cells(peer, case, units, working)] for case in cases for peer in case["peers"]]
+    peaks = _peak_rates(cases)
+    if peaks:
+        header.insert(4 + len(units), "share of measured peak")
+    rows = [[case["name"], *_cells(peer, case, units, working, peaks)] for case in cases for peer in case["peers"]]
     reasons = [
         f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}"
         for case in cases
@@ -55,9 +58,23 @@ def render_readme(text: str, results: Path) -> str:
     return MARKED.sub(fill, text)
 
 
-def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool) -> list[str]:
+def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
+    """By the name of each case that others take for a peak: its highest rate of the first unit of work."""
+    wanted = {case["peak"] for case in cases if case.get("peak")}  # older results have none
+    return {
+        case["name"]: max(peer["rate"][next(iter(case["work"]))] for peer in case["peers"] if peer["status"] == OK)
+        for case in cases
+        if case["name"] in wanted and any(peer["status"] == OK for peer in case["peers"])
+    }
+
+
+def _cells(
+    peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool, peaks: dict[str, float]
+) -> list[str]:
     if peer["status"] != OK:
-        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working)]
+        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working + bool(peaks))]
+    peak = peaks.get(case.get("peak", ""))
+    share = f"{peer['rate'][next(iter(case['work']))] / peak:.0%}" if peak else ""
     time, memory = peer["time"], peer.get("memory", {})
     ratio = peer.get("ratio")
     return [
@@ -65,6 +82,7 @@ def _cells(peer: dict[str, Any], case: dict[str, Any], units: list[str], working
         f"{format_seconds(time['median'])} ({format_seconds(time['q1'])} to {format_seconds(time['q3'])})",
         _ratio(ratio, peer["name"] == case["baseline"]),
         *[format_amount(peer["rate"][unit]) if unit in peer["rate"] else "" for unit in units],
+        *([share] * bool(peaks)),
         format_bytes(memory["step_bytes"]) if "step_bytes" in memory else memory.get("reason", ""),
         *([format_bytes(memory["working_bytes"]) if "working_bytes" in memory else ""] * working),
     ]

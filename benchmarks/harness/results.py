@@ -1,7 +1,7 @@
 """Results on disk: one JSON file a benchmark and device, from which tables and plots are drawn.
 
     {"format": 1, "benchmark", "title", "date", "settings": {...}, "machine": {...}, "versions": {...},
-     "cases": [{"name", "baseline", "tolerance", "work": {unit: amount}, "facts": {...},
+     "cases": [{"name", "baseline", "tolerance", "work": {unit: amount}, "facts": {...}, "peak": case or null,
                 "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
                            "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
                            "rate": {unit: amount a second},

@@ -27,7 +27,7 @@ from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBac
 from slap_fast.ops.varlen_validation import validate
 
 # In the order of preference where none was measured.
-_BACKENDS: dict[str, VarlenAttentionBackend] = {
+BACKENDS: dict[str, VarlenAttentionBackend] = {
     "torch": varlen_attention_torch,
     "sdpa_per_clip": varlen_attention_sdpa,
     "flash_attn_4": varlen_attention_flash4,
@@ -39,7 +39,7 @@ _BACKENDS: dict[str, VarlenAttentionBackend] = {
 }
 dispatch.register(
     "varlen_attention",
-    [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in _BACKENDS.items()],
+    [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],
 )
 
 _SETTINGS = (
@@ -55,7 +55,7 @@ _SETTINGS = (
 )
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     *arguments, backend = settings
-    return _BACKENDS[backend].forward(q, k, v, *arguments)
+    return BACKENDS[backend].forward(q, k, v, *arguments)
 
 
 @_varlen_attention.register_fake
@@ -73,7 +73,7 @@ def _varlen_attention_backward(
     grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *arguments, backend = settings
-    return _BACKENDS[backend].backward(grad_out, grad_lse, q, k, v, out, lse, *arguments)
+    return BACKENDS[backend].backward(grad_out, grad_lse, q, k, v, out, lse, *arguments)
 
 
 @_varlen_attention_backward.register_fake

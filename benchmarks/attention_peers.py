@@ -1,0 +1,211 @@
+"""Packed attention as it is written in PyTorch, and our backends, set up for the attention benchmark.
+
+Every peer gets its inputs in the layout that suits it and returns its results there: what a model would pay to pack and
+unpack is not timed. Masks are made beforehand, in the form that the peer's kernel reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.attention_workload import Workload
+from benchmarks.harness.case import Outputs, Run
+from slap_fast.ops import varlen_attention
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Split = Callable[[Tensor], list[Tensor]]
+Pack = Callable[[Sequence[Tensor]], Tensor]
+
+FLEX_BLOCK = 128
+HALO_BLOCK = 96
+
+
+def backend(workload: Workload, name: str) -> Run:
+    layout = workload.layout()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen_attention(
+            q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=workload.window, backend=name
+        )
+
+    return _run(workload, [attend], lambda x: [x], lambda parts: parts[0])
+
+
+def sdpa_by_clip(workload: Workload) -> Run:
+    """One call a clip, `[1, H, L, D]`."""
+    return _run(workload, [_sdpa(mask) for mask in _clip_masks(workload)], *_by_clip(workload))
+
+
+def products_by_clip(workload: Workload) -> Run:
+    """Batched products and a softmax a clip: the scores are stored, and at these lengths stay in the cache."""
+    scale = workload.head_dim**-0.5
+
+    def attend_with(mask: Tensor | None) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            scores = torch.matmul(q * scale, k.transpose(-1, -2))
+            return torch.matmul((scores if mask is None else scores + mask).softmax(-1), v)
+
+        return attend
+
+    return _run(workload, [attend_with(mask) for mask in _clip_masks(workload)], *_by_clip(workload))
+
+
+def sdpa_padded(workload: Workload) -> Run:
+    """One call, `[N, H, longest, D]`, with a mask where clips differ or there is a window."""
+    lengths = torch.tensor(workload.lengths, device=workload.device)
+    slot = torch.arange(workload.longest, device=workload.device)
+    valid = slot < lengths[:, None]  # [N, longest]
+    mask = None
+    if workload.is_local or min(workload.lengths) < workload.longest:
+        # A query that is padding sees itself: without any key its softmax would be NaN.
+        visible = valid[:, None, :] | (slot[:, None] == slot)
+        if workload.is_local:
+            visible &= _band(slot[:, None], slot, workload.window)
+        mask = _additive(visible[:, None], workload.dtype)
+
+    def split(x: Tensor) -> list[Tensor]:
+        padded = x.new_zeros(len(workload.lengths), workload.longest, *x.shape[1:])
+        padded[valid] = x
+        return [padded.transpose(1, 2).contiguous()]
+
+    return _run(workload, [_sdpa(mask)], split, lambda parts: parts[0].transpose(1, 2)[valid])
+
+
+def sdpa_in_blocks(workload: Workload) -> Run:
+    """One call over blocks of queries as a batch, each with its keys and their halo: one long clip and a window."""
+    left, right = workload.window
+    tokens, width = workload.tokens, HALO_BLOCK + left + right
+    blocks = -(-tokens // HALO_BLOCK)
+    missing = blocks * HALO_BLOCK - tokens
+    first = torch.arange(blocks, device=workload.device)[:, None] * HALO_BLOCK
+    query = first + torch.arange(HALO_BLOCK, device=workload.device)
+    key = first - left + torch.arange(width, device=workload.device)
+    visible = _band(query[:, :, None], key[:, None, :], workload.window)
+    visible &= ((key >= 0) & (key < tokens))[:, None, :] | (query >= tokens)[:, :, None]
+    sdpa = _sdpa(_additive(visible[:, None], workload.dtype))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(0, (blocks, HALO_BLOCK)).transpose(1, 2)
+        # [blocks, H, D, width], a view
+        keys, values = (F.pad(x, (0, 0, 0, 0, left, right + missing)).unfold(0, width, HALO_BLOCK) for x in (k, v))
+        return sdpa(queries, keys.transpose(2, 3), values.transpose(2, 3)).transpose(1, 2).flatten(0, 1)[:tokens]
+
+    return _run(workload, [attend], lambda x: [x], lambda parts: parts[0])
+
+
+def flex(workload: Workload) -> Run:
+    """`flex_attention`, compiled, over the packed sequence `[1, H, T, D]` with a document mask and the window."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    mask = _flex_mask(workload)
+    torch._dynamo.reset()  # each workload is compiled for itself, none for all shapes
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return _run(
+        workload,
+        [lambda q, k, v: compiled(q, k, v, block_mask=mask)],
+        lambda x: [x.transpose(0, 1)[None].contiguous()],
+        lambda parts: parts[0][0].transpose(0, 1),
+    )
+
+
+def xformers(workload: Workload) -> Run:
+    """xformers over `[1, T, H, D]` with its block-diagonal mask, which knows no window on both sides."""
+    from xformers.ops import fmha
+
+    mask = fmha.BlockDiagonalMask.from_seqlens(workload.lengths, device=torch.device(workload.device))
+    return _run(
+        workload,
+        [lambda q, k, v: fmha.memory_efficient_attention(q, k, v, attn_bias=mask)],
+        lambda x: [x[None]],
+        lambda parts: parts[0][0],
+    )
+
+
+def _run(workload: Workload, attends: Sequence[Attend], split: Split, pack: Pack) -> Run:
+    """Each of `attends` runs over one part of the inputs."""
+    q, k, v = ([part.detach().requires_grad_(workload.backward) for part in split(x)] for x in workload.tensors())
+    gradients = split(workload.gradient()) if workload.backward else []
+
+    def forward() -> list[Tensor]:
+        return [attend(*parts) for attend, *parts in zip(attends, q, k, v, strict=True)]
+
+    def step() -> list[Tensor]:
+        if workload.backward:
+            out = forward()
+            return [*out, *torch.autograd.grad(out, [*q, *k, *v], gradients)]
+        with torch.no_grad():
+            return forward()
+
+    def outputs() -> Outputs:
+        results, count = step(), len(attends)
+        names = ("out", "dq", "dk", "dv")[: len(results) // count]
+        return {
+            name: pack([part.detach() for part in results[index * count : (index + 1) * count]])
+            for index, name in enumerate(names)
+        }
+
+    return Run(step=step, outputs=outputs)
+
+
+def _sdpa(mask: Tensor | None) -> Attend:
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _by_clip(workload: Workload) -> tuple[Split, Pack]:
+    return (
+        lambda x: [clip.transpose(0, 1)[None].contiguous() for clip in x.split(workload.lengths)],
+        lambda clips: torch.cat([clip[0].transpose(0, 1) for clip in clips]),
+    )
+
+
+def _clip_masks(workload: Workload) -> list[Tensor | None]:
+    if not workload.is_local:
+        return [None] * len(workload.lengths)
+    positions = [torch.arange(length, device=workload.device) for length in workload.lengths]
+    return [_additive(_band(x[:, None], x, workload.window), workload.dtype) for x in positions]
+
+
+def _band(query: Tensor, key: Tensor, window: tuple[int, int]) -> Tensor:
+    return (key >= query - window[0]) & (key <= query + window[1])
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -math.inf)
+
+
+def _flex_mask(workload: Workload) -> Any:
+    """A block mask from the clips' borders: to ask for every pair of an hour would take 8 GB."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    layout, device = workload.layout(), workload.device
+    clip = layout.segment_ids()
+    position = torch.arange(workload.tokens, device=device)
+    left, right = (workload.longest if side < 0 else side for side in workload.window)
+    offsets = layout.cu_seqlens.long()
+    first_key = torch.maximum(offsets[clip], position - left)
+    last_key = torch.minimum(offsets[clip + 1] - 1, position + right)
+
+    blocks = -(-workload.tokens // FLEX_BLOCK)
+    starts = position[::FLEX_BLOCK]
+    ends = (starts + FLEX_BLOCK - 1).clamp_max(workload.tokens - 1)
+    # Neighbouring queries see neighbouring keys: what a block sees is one stretch.
+    first_block, last_block = first_key[starts] // FLEX_BLOCK, last_key[ends] // FLEX_BLOCK
+    counts = (last_block - first_block + 1).to(torch.int32)
+    indices = (first_block[:, None] + torch.arange(blocks, device=device)).clamp_max(blocks - 1).to(torch.int32)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= first_key[query]) & (key <= last_key[query])
+
+    return BlockMask.from_kv_blocks(
+        counts[None, None],
+        indices[None, None],
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=visible,
+        seq_lengths=(workload.tokens, workload.tokens),
+    )
