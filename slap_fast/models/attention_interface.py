@@ -1,7 +1,8 @@
 """`attn_implementation="slap_varlen"`: Hugging Face transformers models run packed through `varlen_attention`.
 
 The convention is transformers' own for packed input: `input_ids` and `position_ids` of shape `[1, T]`, and the keyword
-arguments `cu_seq_lens_q` and `max_length_q` (`cu_seq_lens_k`, `max_length_k` for cross-attention).
+arguments `cu_seq_lens_q` and `max_length_q` (`cu_seq_lens_k`, `max_length_k` for cross-attention). Every layer gets the
+same ones, an encoder's like a decoder's: run the encoder by itself, and hand its output to the decoder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from slap_fast.ops.varlen_attention import varlen_attention
 
 NAME = "slap_varlen"
+
+# Arguments by which models change the scores: without them the result would be wrong.
+_CHANGES_SCORES = ("position_bias", "s_aux", "softcap")
 
 
 def _attention(
@@ -30,9 +34,12 @@ def _attention(
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """`[1, H, T, D]` queries, keys and values to `[1, T, H, D]`."""
+    for name in _CHANGES_SCORES:
+        if others.get(name) is not None:
+            raise ValueError(f"attn_implementation={NAME!r} has no {name}, which {type(module).__name__} asks for")
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
         raise ValueError(
             f"attn_implementation={NAME!r} takes one packed row: pass input_ids and position_ids of shape [1, T] with "
@@ -44,6 +51,9 @@ def _attention(
     if dropout > 0.0:
         raise ValueError(f"attn_implementation={NAME!r} has no attention dropout; set it to 0 (it is {dropout})")
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    if causal and key.shape[2] == query.shape[2]:
+        # Self-attention. In a decoder that also has cross-attention, the keys' arguments are those of the encoder.
+        cu_seq_lens_k, max_length_k = None, None
     # transformers counts a token itself in its window; ours is flash-attn's, what lies to each side.
     side = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
