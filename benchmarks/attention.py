@@ -38,6 +38,7 @@ from benchmarks.attention_workload import Workload
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
 from benchmarks.harness.machine import has_bf16_units
 from slap_fast.ops import dispatch
+from slap_fast.ops.backends.varlen_attention_preference import LONGEST_CLIP
 from slap_fast.ops.varlen_attention import BACKENDS
 
 TITLE = "Packed attention, forward and backward"
@@ -50,7 +51,6 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 USEFUL = "useful GFLOP"
 HOUR = "one hour"
 BACKEND_PREFIX = "slap-fast, "
-LONGEST_PADDED = 8192
 TOO_LARGE = "its mask of all pairs would take 16 GB and more"
 
 
@@ -80,7 +80,7 @@ def cases(settings: Settings) -> list[Case]:
 
 def _case(name: str, workload: Workload, kind: str, direction: str, settings: Settings) -> Case:
     is_long = len(workload.lengths) == 1
-    too_large = TOO_LARGE if workload.longest > LONGEST_PADDED else None
+    too_large = TOO_LARGE if workload.longest > LONGEST_CLIP else None
     found = [
         Peer("SDPA, clip by clip", partial(peers.sdpa_by_clip, workload), too_large),
         Peer("products, clip by clip", partial(peers.products_by_clip, workload), too_large),
@@ -126,6 +126,7 @@ def _backends(workload: Workload) -> list[Peer]:
         "left": -1,
         "right": -1,
         "cross": False,
+        "is_long": workload.longest > LONGEST_CLIP,
         "return_lse": False,
         "needs_grad": False,
     }
@@ -148,7 +149,7 @@ def _backends(workload: Workload) -> list[Peer]:
 
 
 def _too_padded(name: str, workload: Workload) -> str | None:
-    return TOO_LARGE if name == "torch_padded" and workload.longest > LONGEST_PADDED else None
+    return TOO_LARGE if name == "torch_padded" and workload.longest > LONGEST_CLIP else None
 
 
 def _no_flex(workload: Workload, settings: Settings) -> str | None:

@@ -80,7 +80,7 @@ def native_module() -> dict[str, str]:
 
 
 def backends() -> dict[str, str]:
-    """Every op's backends in order of preference, each with why it does not serve here."""
+    """Every op's backends, each with why it does not serve here, in order of preference where none was measured."""
     from slap_fast.ops import dispatch
 
     found = {}
@@ -91,6 +91,8 @@ def backends() -> dict[str, str]:
             found[module.name] = f"does not load: {error}"
     for op, served in dispatch.report().items():
         found[op] = "; ".join(name if reason is None else f"{name} (no: {reason})" for name, reason in served)
+    for op, note in dispatch.notes().items():
+        found[op] += f" [{note}]"
     return found
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from slap_fast import native
+
 LIBRARIES = (
     "torch",
     "slap-fast",
@@ -33,6 +35,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "isa": cpu_isa(),
+        "native_isa": native.isa() or "without native code",
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load_average": os.getloadavg()[0],  # what else was running when the measurement began
         "system": platform.platform(),

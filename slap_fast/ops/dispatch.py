@@ -30,12 +30,27 @@ class Backend:
     rejects: Callable[..., str | None] = _accepts
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Which backends `backend="auto"` tries first.
+
+    Attributes:
+        order: given the call's traits by keyword, names of backends, the fastest first; those that it leaves out follow
+            in the order of registration. Runs at every call and under `torch.compile`, as `Backend.rejects` does.
+        describe: what `slap-fast info` says of it.
+    """
+
+    order: Callable[..., Sequence[str]]
+    describe: Callable[[], str]
+
+
 _backends: dict[str, tuple[Backend, ...]] = {}
+_preferences: dict[str, Preference] = {}
 _reasons: dict[str, tuple[str | None, ...]] = {}
 
 
-def register(op: str, backends: Sequence[Backend]) -> None:
-    """Set the backends of `op`, in order of preference; a second call replaces the first.
+def register(op: str, backends: Sequence[Backend], preference: Preference | None = None) -> None:
+    """Set the backends of `op`, in order where `preference` knows no better; a second call replaces the first.
 
     Raises:
         ValueError: no backend, or two of one name, or one named "auto".
@@ -45,6 +60,9 @@ def register(op: str, backends: Sequence[Backend]) -> None:
         raise ValueError(f"{op}: the backends {names} must be at least one, of distinct names, none of them 'auto'")
     _backends[op] = tuple(backends)
     _reasons.pop(op, None)
+    _preferences.pop(op, None)
+    if preference is not None:
+        _preferences[op] = preference
 
 
 def _unavailable(op: str) -> tuple[str | None, ...]:
@@ -64,7 +82,7 @@ def select(op: str, requested: str, **traits: object) -> str:
 
     Args:
         op: a registered op.
-        requested: a backend's name, or "auto" for the first that serves.
+        requested: a backend's name, or "auto" for the first that serves, the fastest by measurement first.
 
     Raises:
         ValueError: unknown op or backend, or the one asked for (with "auto": any) cannot serve; says why.
@@ -72,9 +90,15 @@ def select(op: str, requested: str, **traits: object) -> str:
     if op not in _backends:
         raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
     backends = _backends[op]
-    unavailable = _unavailable(op)
+    candidates = list(zip(backends, _unavailable(op), strict=True))
+    if requested == "auto" and op in _preferences:
+        first = _preferences[op].order(**traits)
+        candidates = [
+            *(candidate for name in first for candidate in candidates if candidate[0].name == name),
+            *(candidate for candidate in candidates if candidate[0].name not in first),
+        ]
     refusals = []
-    for backend, reason in zip(backends, unavailable, strict=True):
+    for backend, reason in candidates:
         if requested not in ("auto", backend.name):
             continue
         if reason is None:
@@ -91,6 +115,11 @@ def select(op: str, requested: str, **traits: object) -> str:
 def report() -> dict[str, list[tuple[str, str | None]]]:
     """For every registered op its backends in order of preference, each with why it cannot serve here or None."""
     return {op: [(backend.name, _probe(backend)) for backend in backends] for op, backends in sorted(_backends.items())}
+
+
+def notes() -> dict[str, str]:
+    """What is known of the order of an op's backends, for ops where it depends on the call."""
+    return {op: _preferences[op].describe() for op in sorted(_backends) if op in _preferences}
 
 
 def _probe(backend: Backend) -> str | None:

@@ -22,6 +22,7 @@ from slap_fast.ops.backends import (
     varlen_attention_torch_padded,
     varlen_attention_torch_varlen,
 )
+from slap_fast.ops.backends import varlen_attention_preference as preference
 from slap_fast.ops.backends.varlen_attention_dense import accumulator
 from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
 from slap_fast.ops.varlen_validation import validate
@@ -40,6 +41,7 @@ BACKENDS: dict[str, VarlenAttentionBackend] = {
 dispatch.register(
     "varlen_attention",
     [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],
+    dispatch.Preference(preference.order, preference.describe),
 )
 
 _SETTINGS = (
@@ -186,6 +188,7 @@ def varlen_attention(
         right=right,
         cross=cu_seqlens_k is not cu_seqlens_q,
         return_lse=return_lse,
+        is_long=max_seqlen_q > preference.LONGEST_CLIP,
         needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
     )
     out, lse = _varlen_attention(

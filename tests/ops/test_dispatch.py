@@ -19,6 +19,7 @@ def _not_here() -> str | None:
 def op(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(dispatch, "_backends", {})
     monkeypatch.setattr(dispatch, "_reasons", {})
+    monkeypatch.setattr(dispatch, "_preferences", {})
     dispatch.register(
         "op", [Backend("absent", unavailable=_not_here), Backend("small", rejects=_small_only), Backend("torch")]
     )
@@ -46,6 +47,24 @@ def test_auto_with_nothing_that_serves_names_every_reason(op: str) -> None:
     dispatch.register(op, [Backend("absent", unavailable=_not_here), Backend("small", rejects=_small_only)])
     with pytest.raises(ValueError, match=r"absent: no such hardware; small: size 9 is over 4"):
         dispatch.select(op, "auto", size=9)
+
+
+def test_auto_tries_what_the_preference_names_before_the_rest(op: str) -> None:
+    def order(*, size: int) -> tuple[str, ...]:
+        return ("torch", "gone") if size == 3 else ("absent", "small")
+
+    backends = [Backend("absent", unavailable=_not_here), Backend("small", rejects=_small_only), Backend("torch")]
+    dispatch.register(op, backends, dispatch.Preference(order, lambda: "by size"))
+    assert [dispatch.select(op, "auto", size=size) for size in (3, 4, 5)] == ["torch", "small", "torch"]
+    assert dispatch.select(op, "small", size=3) == "small"
+    assert dispatch.notes() == {"op": "by size"}
+    compiled = torch.compile(
+        lambda x: x * len(dispatch.select("op", "auto", size=x.shape[0])), fullgraph=True, backend="eager"
+    )
+    assert [int(compiled(torch.ones(size))[0]) for size in (3, 4, 5)] == [len("torch"), len("small"), len("torch")]
+    dispatch.register(op, backends)
+    assert dispatch.notes() == {}
+    assert dispatch.select(op, "auto", size=3) == "small"
 
 
 def test_an_unknown_op_names_those_that_exist(op: str) -> None:

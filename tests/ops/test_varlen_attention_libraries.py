@@ -41,6 +41,7 @@ TRAITS: dict[str, Any] = {
     "left": -1,
     "right": -1,
     "cross": False,
+    "is_long": False,
     "return_lse": False,
     "needs_grad": True,
 }

@@ -29,12 +29,14 @@ class VarlenAttentionBackend(Protocol):
         left: int,
         right: int,
         cross: bool,
+        is_long: bool,
         return_lse: bool,
         needs_grad: bool,
     ) -> str | None:
         """Why it cannot serve such a call, None if it can. Traced by the compiler: plain comparisons only.
 
-        `cross` says that keys have offsets of their own, `needs_grad` that a backward may follow.
+        `cross` says that keys have offsets of their own, `is_long` that a query sequence may have over 8192 tokens,
+        `needs_grad` that a backward may follow.
         """
 
     def forward(

@@ -47,6 +47,7 @@ def rejects(
     cross: bool,
     return_lse: bool,
     needs_grad: bool,
+    **_traits: object,
 ) -> str | None:
     """Why the kernels cannot serve such a call, None if they can."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
