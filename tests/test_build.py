@@ -99,7 +99,7 @@ def test_sdist_holds_all_that_a_build_reads(unpacked: Path) -> None:
     for folder in ("csrc", "slap_fast"):
         expected = {
             str(path.relative_to(ROOT))
-            for pattern in ("*.cpp", "*.h", "*.cu", "*.py", "*.yaml")
+            for pattern in ("*.cpp", "*.h", "*.cu", "*.py", "*.yaml", "*.json")
             for path in (ROOT / folder).rglob(pattern)
         }
         assert expected <= {str(path.relative_to(unpacked)) for path in unpacked.rglob("*")}
@@ -111,6 +111,7 @@ def test_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_pat
         names = archive.namelist()
     for recipe in (ROOT / "slap_fast" / "recipes").glob("*.yaml"):
         assert f"slap_fast/recipes/{recipe.name}" in names
+    assert "slap_fast/ops/backends/varlen_attention_preference.json" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
 
     site = _install(wheel, tmp_path / "site")

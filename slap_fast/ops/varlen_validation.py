@@ -62,9 +62,11 @@ def _validate_offsets(name: str, cu_seqlens: Tensor, max_seqlen: int, tokens: Te
         )
     # In 64 bits: a difference that wraps around could pass for a length.
     lengths = cu_seqlens.long().diff()
-    wrong = (lengths < 0) | (lengths > max_seqlen)
-    if bool(wrong.any()):
-        item = int(wrong.nonzero()[0])
+    if lengths.numel() == 0:
+        return
+    shortest, longest = lengths.aminmax()
+    if int(shortest) < 0 or int(longest) > max_seqlen:
+        item = int(((lengths < 0) | (lengths > max_seqlen)).nonzero()[0])
         raise ValueError(
             f"sequence {item} of cu_seqlens_{name} has length {int(lengths[item])}; it must lie between 0 and "
             f"max_seqlen_{name} ({max_seqlen})"
