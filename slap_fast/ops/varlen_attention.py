@@ -21,6 +21,7 @@ from slap_fast.ops.backends import (
     varlen_attention_torch_efficient,
     varlen_attention_torch_padded,
     varlen_attention_torch_varlen,
+    varlen_attention_triton,
 )
 from slap_fast.ops.backends import varlen_attention_preference as preference
 from slap_fast.ops.backends.varlen_attention_dense import accumulator
@@ -36,6 +37,7 @@ BACKENDS: dict[str, VarlenAttentionBackend] = {
     "flash_attn_2": varlen_attention_flash2,
     "torch_varlen": varlen_attention_torch_varlen,
     "torch_efficient": varlen_attention_torch_efficient,
+    "triton": varlen_attention_triton,
     "torch_padded": varlen_attention_torch_padded,
 }
 dispatch.register(

@@ -1,0 +1,137 @@
+"""Forward kernel of packed attention: one program a tile of queries and a head, an online softmax over its keys."""
+
+import triton
+import triton.language as tl
+
+from slap_fast.kernels.packing import clip_extent, find_clip, load_rows, store_rows
+
+
+@triton.jit
+def key_range(
+    first: tl.tensor,
+    last: tl.tensor,
+    length: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Bounds of the columns that rows `first..last` see: some row those in `begin..end`, every row `inner..outer`.
+
+    Rows are positions among the columns, `last` included; `end` and `outer` are not. Either range may be empty.
+    """
+    begin = 0
+    inner = 0
+    end = length
+    outer = length
+    if HAS_LEFT:
+        begin = tl.minimum(tl.maximum(first - left, 0), length)
+        inner = last - left
+    if HAS_RIGHT:
+        end = tl.maximum(tl.minimum(last + right + 1, length), begin)
+        outer = tl.minimum(first + right + 1, length)
+    return begin, inner, outer, end
+
+
+@triton.jit
+def hide(
+    scores: tl.tensor,
+    distance: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr,
+) -> tl.tensor:
+    """-inf where the key lies outside the window; `distance` is its position minus that of the query."""
+    if HAS_LEFT:
+        scores = tl.where(distance >= -left, scores, float("-inf"))
+    if HAS_RIGHT:
+        scores = tl.where(distance <= right, scores, float("-inf"))
+    return scores
+
+
+@triton.jit(do_not_specialize=["stride_lh", "clips", "total_q", "total_k", "left", "right"])
+def forward_kernel(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    cu_seqlens_q: tl.tensor,
+    cu_seqlens_k: tl.tensor,
+    stride_qt: tl.tensor,
+    stride_qh: tl.tensor,
+    stride_kt: tl.tensor,
+    stride_kh: tl.tensor,
+    stride_vt: tl.tensor,
+    stride_vh: tl.tensor,
+    stride_ot: tl.tensor,
+    stride_oh: tl.tensor,
+    stride_lh: tl.tensor,
+    clips: tl.tensor,
+    total_q: tl.tensor,
+    total_k: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    scale: tl.tensor,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr,
+    BRANCH: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0)
+    head = tl.cast(tl.program_id(1), tl.int64)
+    clip = find_clip(cu_seqlens_q, clips, tile, BLOCK_Q)
+    begin_q, length_q = clip_extent(cu_seqlens_q, clip, total_q)
+    begin_k, length_k = clip_extent(cu_seqlens_k, clip, total_k)
+    first = (tile - (begin_q // BLOCK_Q + clip)) * BLOCK_Q
+    if (first < 0) | (first >= length_q):
+        return
+    begin_q += first
+    present = tl.minimum(length_q - first, BLOCK_Q)
+    first += length_k - length_q  # from here on, queries are named by where they stand among the keys
+    rows = tl.arange(0, BLOCK_Q)
+    positions = first + rows
+    scale *= 1.4426950408889634  # log2(e): the hardware has no exp, but exp2
+    lowest, inner, outer, highest = key_range(first, first + present - 1, length_k, left, right, HAS_LEFT, HAS_RIGHT)
+
+    q += tl.cast(begin_q, tl.int64) * stride_qt + head * stride_qh
+    k += tl.cast(begin_k, tl.int64) * stride_kt + head // GROUP * stride_kh
+    v += tl.cast(begin_k, tl.int64) * stride_vt + head // GROUP * stride_vh
+    q_tile = load_rows(q, stride_qt, present, HEAD_DIM, BLOCK_D, BLOCK_Q)
+    accumulator = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_Q], tl.float32)
+    columns = tl.arange(0, BLOCK_K)
+    k += tl.cast(lowest, tl.int64) * stride_kt
+    v += tl.cast(lowest, tl.int64) * stride_vt
+    for start in range(lowest, highest, BLOCK_K):
+        k_tile = load_rows(k, stride_kt, length_k - start, HEAD_DIM, BLOCK_D, BLOCK_K)
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale  # [BLOCK_Q, BLOCK_K]
+        if not BRANCH or (start < inner) | (start + BLOCK_K > outer):
+            keys = start + columns
+            scores = tl.where((keys < length_k)[None, :], scores, float("-inf"))
+            scores = hide(scores, keys[None, :] - positions[:, None], left, right, HAS_LEFT, HAS_RIGHT)
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        # A row that has seen no key yet: -inf minus -inf would be NaN.
+        reference = tl.where(new_max == float("-inf"), 0.0, new_max)
+        weights = tl.exp2(scores - reference[:, None])
+        decay = tl.exp2(row_max - reference)
+        row_sum = row_sum * decay + tl.sum(weights, 1)
+        row_max = new_max
+        v_tile = load_rows(v, stride_vt, length_k - start, HEAD_DIM, BLOCK_D, BLOCK_K)
+        weights = weights.to(v_tile.dtype)
+        accumulator = tl.dot(weights, v_tile, accumulator * decay[:, None], input_precision=PRECISION)
+        k += BLOCK_K * stride_kt
+        v += BLOCK_K * stride_vt
+
+    accumulator /= tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    out += tl.cast(begin_q, tl.int64) * stride_ot + head * stride_oh
+    store_rows(out, stride_ot, present, accumulator, HEAD_DIM, BLOCK_D, BLOCK_Q)
+    lse += head * stride_lh + begin_q
+    tl.store(lse + rows, (row_max + tl.log2(row_sum)) * 0.6931471805599453, mask=rows < present)

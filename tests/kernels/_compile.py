@@ -1,0 +1,111 @@
+"""Launches turned into cross-compilation: what ptxas makes of a kernel for a GPU that is not here.
+
+Inside `cross_compile(capability)` a launcher runs on CPU tensors as it stands. Each of its launches compiles, with the
+arguments' own types, strides and alignments, and runs nothing. Triton caches what it compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from slap_fast.kernels import launch
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCAL:(?P<local>\d+)")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as it would run.
+
+    Attributes:
+        name: of the kernel function.
+        registers: of a thread.
+        local: bytes of a thread in local memory, spills and stack alike.
+        shared: bytes of a block in shared memory.
+        threads: of a block.
+        ptx: its text.
+        hash: of all that the compiler was given.
+    """
+
+    name: str
+    registers: int
+    local: int
+    shared: int
+    threads: int
+    ptx: str = field(repr=False)
+    hash: str = field(repr=False)
+
+
+class _AbsentGPU:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self._target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._target.arch  # each architecture has a cache of its own
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+@contextmanager
+def cross_compile(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
+    """The list that is given grows by one entry a launch, whether it compiled anew or not."""
+    launched: list[Compiled] = []
+    run = JITFunction.run
+
+    def compile_only(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
+        launched.append(_measure(compiled))
+        return compiled
+
+    def capability_of(_device: torch.device) -> tuple[int, int]:
+        return capability
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", compile_only)
+        patch.setattr(launch, "capability", capability_of)
+        active = triton.runtime.driver._active
+        triton.runtime.driver.set_active(_AbsentGPU(capability))
+        try:
+            yield launched
+        finally:
+            triton.runtime.driver._active = active
+
+
+def _measure(kernel: Any) -> Compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(kernel.asm["cubin"])
+        command = [os.fspath(_CUOBJDUMP), "-res-usage", os.fspath(cubin)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = _USAGE.search(report)
+    assert usage is not None, report
+    return Compiled(
+        name=kernel.metadata.name,
+        registers=int(usage["registers"]),
+        local=int(usage["stack"]) + int(usage["local"]),
+        shared=kernel.metadata.shared,
+        threads=32 * kernel.metadata.num_warps,
+        ptx=kernel.asm["ptx"],
+        hash=kernel.hash,
+    )

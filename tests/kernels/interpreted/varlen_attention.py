@@ -1,0 +1,216 @@
+"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from slap_fast.kernels import varlen_attention as kernels
+from slap_fast.kernels.packing import find_clip, tile_count
+from slap_fast.ops import PackedLayout, varlen_attention
+from tests.oracles.varlen_attention import varlen_attention as oracle
+
+# The interpreter multiplies bfloat16 wrongly.
+DTYPES = [torch.float32, torch.float16]
+WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (200, 90)]
+# One token, an empty clip, and the edges of tiles of 16, 32 and 64.
+LENGTHS = [1, 0, 15, 17, 63, 64, 65, 129, 190]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel leaves unwritten is NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(math.nan))
+
+
+class Case:
+    def __init__(
+        self,
+        lengths_q: list[int],
+        lengths_k: list[int] | None = None,
+        *,
+        heads: int = 2,
+        kv_heads: int = 2,
+        head_dim: int = 16,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.lengths_q, self.lengths_k = lengths_q, lengths_q if lengths_k is None else lengths_k
+        queries, keys = PackedLayout.from_lengths(self.lengths_q), PackedLayout.from_lengths(self.lengths_k)
+        shapes = [(queries.total, heads, head_dim), *[(keys.total, kv_heads, head_dim)] * 2]
+        self.tensors = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+        self.grad = torch.randn(shapes[0], generator=generator).to(dtype)
+        self.grad_lse = torch.randn(heads, queries.total, generator=generator)
+        self.layouts = queries, keys
+
+    def run(self, tensors: list[Tensor], window: tuple[int, int] = (-1, -1)) -> list[Tensor]:
+        """Output, lse and the gradients of q, k, v."""
+        queries, keys = self.layouts
+        q, k, v = tensors
+        out, lse = varlen_attention(
+            q,
+            k,
+            v,
+            queries.cu_seqlens,
+            keys.cu_seqlens,
+            max_seqlen_q=queries.max_seqlen,
+            max_seqlen_k=keys.max_seqlen,
+            window=window,
+            return_lse=True,
+            backend="triton",
+        )
+        return [out, lse, *torch.autograd.grad((out, lse), tensors, (self.grad, self.grad_lse))]
+
+    def expected(self, window: tuple[int, int], scale: float) -> list[Tensor]:
+        """The same by the oracle in float64; a query without keys has no gradient."""
+        q, k, v = exact = [x.detach().double().requires_grad_() for x in self.tensors]
+        out, lse = oracle(q, k, v, self.lengths_q, self.lengths_k, window, scale)
+        weighted = (out * self.grad.double()).sum() + (lse * self.grad_lse)[lse.isfinite()].sum()
+        return [out, lse, *(torch.nan_to_num(g) for g in torch.autograd.grad(weighted, exact))]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    for name, value, wanted in zip(("out", "lse", "grad_q", "grad_k", "grad_v"), actual, expected, strict=True):
+        visible = wanted.isfinite()
+        assert torch.equal(value[~visible].double(), wanted[~visible]), name
+        error = (value[visible].double() - wanted[visible]).norm() / wanted[visible].norm().clamp_min(1e-9)
+        assert error <= 4 * torch.finfo(dtype).eps, (name, float(error))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_output_lse_and_gradients_equal_the_oracle(window: tuple[int, int]) -> None:
+    case = Case(LENGTHS)
+    assert_close(case.run(case.tensors, window), case.expected(window, 0.25), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), [([3, 1, 7, 0, 70], [9, 4, 2, 3, 150]), ([90, 5, 2], [10, 0, 70])])
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 1)])
+def test_cross_attention_with_shared_key_heads_and_a_head_dimension_that_is_padded(
+    window: tuple[int, int], lengths_q: list[int], lengths_k: list[int], dtype: torch.dtype
+) -> None:
+    case = Case(lengths_q, lengths_k, heads=3, kv_heads=1, head_dim=24, dtype=dtype)
+    assert_close(case.run(case.tensors, window), case.expected(window, 24**-0.5), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
+def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(window: tuple[int, int], dtype: torch.dtype) -> None:
+    lengths = [33, 140]
+    case = Case(lengths, heads=1, kv_heads=1, head_dim=64, dtype=dtype)
+    case.grad_lse.zero_()
+    peers = [x.detach().clone().requires_grad_() for x in case.tensors]
+    outputs = []
+    for clip in zip(*(x.split(lengths) for x in peers), strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in clip)
+        position = torch.arange(clip[0].shape[0])
+        distance = position - position[:, None]
+        mask = None if window == (-1, -1) else (distance >= -window[0]) & (distance <= window[1])
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        outputs.append(attended[0].transpose(0, 1))
+    peer = torch.cat(outputs)
+    same_dtype = [peer, *torch.autograd.grad(peer, peers, case.grad)]
+    out, _, *grads = case.run(case.tensors, window)
+    wanted_out, _, *wanted_grads = case.expected(window, 0.125)
+    for actual, other, wanted in zip([out, *grads], same_dtype, [wanted_out, *wanted_grads], strict=True):
+        assert actual.dtype == dtype
+        assert (actual.double() - wanted).norm() <= 2 * (other.double() - wanted).norm()
+
+
+def test_strided_views_a_scale_of_any_sign_and_an_expanded_gradient() -> None:
+    lengths = [7, 70]
+    layout = PackedLayout.from_lengths(lengths)
+    qkv = torch.randn(77, 3, 2, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    every_other = torch.randn(77, 2, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    for q, source in ((qkv[:, 0], qkv), (every_other[..., ::2], every_other)):
+        for scale in (0.5, -0.5, 0.0):
+            k, v = qkv[:, 1], qkv[:, 2]
+            out = varlen_attention(q, k, v, layout.cu_seqlens, max_seqlen_q=70, scale=scale, backend="triton")
+            expected, _ = oracle(q.double(), k.double(), v.double(), lengths, lengths, (-1, -1), scale)
+            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+            wanted = torch.autograd.grad(expected.sum(), source)
+            torch.testing.assert_close(torch.autograd.grad(out.sum(), source), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
+def test_a_clip_has_the_same_bits_alone_and_in_any_company(window: tuple[int, int]) -> None:
+    lengths = [66, 1, 130, 3]
+    together = Case(lengths, heads=2, kv_heads=1)
+    results = together.run(together.tensors, window)
+    for clip, (begin, end) in enumerate(pairwise(together.layouts[0].cu_seqlens.tolist())):
+        alone = Case([lengths[clip]], heads=2, kv_heads=1)
+        alone.grad, alone.grad_lse = together.grad[begin:end], together.grad_lse[:, begin:end]
+        own = [x.detach()[begin:end].clone().requires_grad_() for x in together.tensors]
+        for name, value, packed in zip(("out", "lse", "q", "k", "v"), alone.run(own, window), results, strict=True):
+            expected = packed[:, begin:end] if name == "lse" else packed[begin:end]
+            assert torch.equal(value, expected), (clip, name)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (2, 2)])
+def test_nothing_leaks_across_a_border(window: tuple[int, int]) -> None:
+    case = Case([4, 1, 70, 3])
+    before = case.run(case.tensors, window)
+    for clip, (begin, end) in enumerate(pairwise(case.layouts[0].cu_seqlens.tolist())):
+        changed = [x.detach().clone() for x in case.tensors]
+        for x in changed:
+            x[begin:end] = math.nan
+        after = case.run([x.requires_grad_() for x in changed], window)
+        untouched = torch.ones(78, dtype=torch.bool)
+        untouched[begin:end] = False
+        for name, value, reference in zip(("out", "lse", "q", "k", "v"), after, before, strict=True):
+            index = (slice(None), untouched) if name == "lse" else untouched
+            assert torch.equal(value[index], reference[index]), (clip, name)
+
+
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), [([], []), ([0, 0], [0, 0]), ([2, 70], [0, 0]), ([0], [3])])
+def test_without_queries_or_without_keys(lengths_q: list[int], lengths_k: list[int]) -> None:
+    case = Case(lengths_q, lengths_k)
+    out, lse, *grads = case.run(case.tensors)
+    assert (lse == -math.inf).all()
+    for value, like in zip([out, *grads], [case.tensors[0], *case.tensors], strict=True):
+        assert torch.equal(value, torch.zeros_like(like))
+
+
+def test_many_short_clips() -> None:
+    lengths = torch.randint(0, 5, (80,), generator=torch.Generator().manual_seed(1)).tolist()
+    case = Case(lengths, heads=1, kv_heads=1)
+    assert_close(case.run(case.tensors), case.expected((-1, -1), 0.25), torch.float32)
+
+
+@triton.jit
+def _owners(cu_seqlens: tl.tensor, clips: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr) -> None:
+    tile = tl.program_id(0) * 97
+    tl.store(owners + tl.program_id(0), find_clip(cu_seqlens, clips, tile, BLOCK))
+
+
+@pytest.mark.parametrize("clips", [1, 2, 63, 64, 65, 5000])
+def test_every_clip_owns_tiles_for_all_its_tokens_and_the_search_finds_them(clips: int) -> None:
+    lengths = torch.randint(0, 300, (clips,), generator=torch.Generator().manual_seed(clips)).tolist()
+    offsets = [0, *accumulate(lengths)]
+    firsts = [offset // 64 + clip for clip, offset in enumerate(offsets)]
+    assert firsts[-1] == tile_count(offsets[-1], clips, 64)
+    assert all(end - begin >= -(-length // 64) for (begin, end), length in zip(pairwise(firsts), lengths, strict=True))
+    expected = [clip for clip, (begin, end) in enumerate(pairwise(firsts)) for _ in range(begin, end)][::97]
+    owners = torch.zeros(len(expected), dtype=torch.int32)
+    _owners[(len(expected),)](torch.tensor(offsets, dtype=torch.int32), clips, owners, BLOCK=64)
+    assert owners.tolist() == expected
+
+
+def test_malformed_offsets_touch_nothing_that_is_not_theirs() -> None:
+    far = 2**31 - 1
+    q, k, v = (torch.randn(70, 1, 16) for _ in range(3))
+    good = torch.tensor([0, 30, 70], dtype=torch.int32)
+    for bad in ([0, far, 70], [0, 69, 20], [-far, -1, far], [70, 0, 0], [5, 5, 5]):
+        offsets = torch.tensor(bad, dtype=torch.int32)
+        for pair in ((offsets, good), (good, offsets), (offsets, offsets)):
+            out, lse = kernels.forward(q, k, v, *pair, -1, 0, 1.0)
+            kernels.backward(out, lse, q, k, v, out, lse, *pair, -1, 0, 1.0)

@@ -1,0 +1,32 @@
+"""Kernels against the oracles on a machine without a GPU: the modules of interpreted/, each in a process of its own.
+
+Triton decides when a kernel is defined whether it is compiled or interpreted, so this process cannot do both.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(path for path in Path(__file__).with_name("interpreted").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_kernels_in_the_interpreter(module: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", os.fspath(module)],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

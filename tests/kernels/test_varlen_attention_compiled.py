@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from slap_fast.kernels import varlen_attention as kernels
+from slap_fast.ops import PackedLayout
+from slap_fast.ops.backends import varlen_attention_triton as backend
+from tests.kernels._compile import Compiled, cross_compile
+
+NARROW, WIDE, GLOBAL, CAUSAL = (48, 48), (300, 300), (-1, -1), (-1, 0)
+
+
+def _compile(
+    capability: tuple[int, int],
+    lengths: list[int],
+    *,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    window: tuple[int, int] = NARROW,
+    group: int = 1,
+) -> list[Compiled]:
+    """The kernels of forward and backward, in the order of their launches."""
+    layout = PackedLayout.from_lengths(lengths)
+    qkv = torch.empty(layout.total, 3, 2 * group, head_dim, dtype=dtype)
+    q, k, v = qkv[:, 0], qkv[:, 1, :2], qkv[:, 2, :2]
+    out, lse = torch.empty(q.shape, dtype=dtype), torch.empty(2 * group, layout.total)
+    offsets = layout.cu_seqlens, layout.cu_seqlens
+    with cross_compile(capability) as launched:
+        kernels.forward(q, k, v, *offsets, *window, 0.125)
+        kernels.backward(out, lse, q, k, v, out, lse, *offsets, *window, 0.125)
+    return launched
+
+
+class Ceiling(NamedTuple):
+    """Registers of a thread and KiB of shared memory of a block, for forward, dQ, dK and dV."""
+
+    registers: tuple[int, int, int]
+    shared: tuple[int, int, int]
+
+
+# 65,536 registers a multiprocessor: with 128 threads 168 registers let three blocks run on one, 128 four.
+CASES = {
+    ((9, 0), NARROW, 64, torch.bfloat16, 1): Ceiling((136, 168, 168), (40, 48, 34)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "window", "head_dim", "dtype", "group"), CASES)
+def test_nothing_spills_and_blocks_share_a_multiprocessor(
+    capability: tuple[int, int], window: tuple[int, int], head_dim: int, dtype: torch.dtype, group: int
+) -> None:
+    ceiling = CASES[capability, window, head_dim, dtype, group]
+    compiled = _compile(capability, [100, 28], head_dim=head_dim, dtype=dtype, window=window, group=group)
+    assert [kernel.name for kernel in compiled] == ["forward_kernel", "grad_q_kernel", "grad_kv_kernel"]
+    for kernel, registers, shared in zip(compiled, *ceiling, strict=True):
+        assert kernel.local == 0, kernel
+        assert kernel.registers <= registers, kernel
+        assert kernel.shared <= 1024 * shared, kernel
+        products = "wgmma.mma_async" if capability == (9, 0) and dtype == torch.bfloat16 else "mma.sync"
+        if head_dim <= 128 or kernel.name != "grad_kv_kernel":
+            assert products in kernel.ptx, kernel
+
+
+@pytest.mark.slow
+def test_other_lengths_and_counts_of_clips_compile_nothing_anew() -> None:
+    first = _compile((9, 0), [100, 28])
+    for lengths in ([1], [16] * 16, [3, 0, 5], [750] * 9):
+        again = _compile((9, 0), lengths)
+        assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
+
+
+def test_what_the_kernels_cannot_serve_is_named() -> None:
+    def reason(dtype: torch.dtype, head_dim: int, device: str = "cuda") -> str:
+        return backend.rejects(device=torch.device(device), dtype=dtype, head_dim=head_dim) or ""
+
+    assert reason(torch.bfloat16, 256) == reason(torch.float32, 128) == ""
+    assert "float64" in reason(torch.float64, 64)
+    assert "dimension is 257" in reason(torch.float16, 257)
+    assert "up to 128" in reason(torch.float32, 129)
+    assert "on cpu" in reason(torch.float32, 64, "cpu")
