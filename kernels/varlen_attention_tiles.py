@@ -53,14 +53,14 @@ _LARGE: _Tables = {
     ("grad_kv", 2): {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     ("forward", 4): {64: Tile(64, 32, 4, 2), 128: Tile(16, 32, 4, 1)},
     ("grad_q", 4): {64: Tile(64, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
-    ("grad_kv", 4): {64: Tile(16, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
+    ("grad_kv", 4): {64: Tile(16, 32, 4, 2), 128: Tile(16, 16, 4, 1, branch=False)},
 }
 
 # Up to 99 KiB of shared memory a block, so that sm_86, sm_89 and sm_120 are served as sm_80 is.
 _SMALL: _Tables = {
     ("forward", 2): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("grad_q", 2): {
-        64: Tile(64, 64, 4, 2, branch=False),
+        64: Tile(64, 32, 4, 2, branch=False),
         128: Tile(64, 64, 8, 2, branch=False),
         256: Tile(32, 32, 8, 2, branch=False),
     },

@@ -17,19 +17,22 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import rotary_native, rotary_torch
+from slap_fast.ops.backends import rotary_native, rotary_torch, rotary_triton
 
 # Each writes the rotated q and k to out_q and out_k, which may be q and k themselves:
 # (q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k).
 _ROTATE: dict[str, Callable[[Tensor, Tensor, Tensor, int, list[float], bool, Tensor, Tensor], None]] = {
     "native": rotary_native.rotate,
     "torch": rotary_torch.rotate,
+    "triton": rotary_triton.rotate,
 }
 dispatch.register(
     "apply_rotary",
     [
         dispatch.Backend("native", unavailable=native.unavailable, rejects=rotary_native.rejects),
         dispatch.Backend("torch"),
+        # Last, so only by name, until a GPU has measured it.
+        dispatch.Backend("triton", unavailable=rotary_triton.unavailable, rejects=rotary_triton.rejects),
     ],
 )
 
