@@ -21,9 +21,11 @@ from slap_fast.ops import (
     varlen_attention,
     waveform_stats,
 )
+from slap_fast.ops.backends import triton_support
 from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import ObjectivesConfig
 from tests.models.builders import TINY, random_clips
+from tests.oracles.varlen_attention import varlen_attention as attention_oracle
 from tests.training import tiny
 
 pytestmark = pytest.mark.gpu
@@ -128,6 +130,109 @@ def test_an_op_gives_the_values_and_gradients_of_the_cpu(
         assert value.device.type == DEVICE
         error = (value.detach().double().cpu() - reference.detach()).norm() / reference.detach().norm()
         assert error < tolerance
+
+
+needs_triton = pytest.mark.skipif(triton_support.unavailable() is not None, reason=str(triton_support.unavailable()))
+
+
+class _Packed:
+    """Views of a packed projection on the GPU, four query heads on two of keys, with gradients of output and lse."""
+
+    def __init__(self, lengths: list[int], dtype: torch.dtype, seed: int = 0) -> None:
+        self.layout = PackedLayout.from_lengths(lengths, device=DEVICE)
+        self.qkv = _normal(sum(lengths), 8, 64, seed=seed).to(DEVICE, dtype)
+        self.grad = _normal(sum(lengths), 4, 64, seed=seed + 1).to(DEVICE, dtype)
+        self.grad_lse = _normal(4, sum(lengths), seed=seed + 2).to(DEVICE, torch.float32)
+
+    def views(self) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (part.detach().requires_grad_() for part in self.qkv.split([4, 2, 2], dim=1))
+        return q, k, v
+
+    def attend(self, window: tuple[int, int]) -> list[Tensor]:
+        q, k, v = self.views()
+        out, lse = varlen_attention(
+            q,
+            k,
+            v,
+            self.layout.cu_seqlens,
+            max_seqlen_q=max(LENGTHS),
+            window=window,
+            return_lse=True,
+            backend="triton",
+        )
+        return [out, lse, *torch.autograd.grad((out, lse), (q, k, v), (self.grad, self.grad_lse))]
+
+    def expected(self, window: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+        """By the oracle, in `dtype` on the CPU."""
+        q, k, v = (x.detach().cpu().to(dtype).requires_grad_() for x in self.views())
+        lengths = list(self.layout.lengths)
+        out, lse = attention_oracle(q, k, v, lengths, lengths, window, 0.125)
+        grads = self.grad.cpu().to(dtype), self.grad_lse.cpu().to(lse.dtype)
+        return [out, lse, *torch.autograd.grad((out, lse), (q, k, v), grads)]
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (0, 1), (48, 48), (300, 100)])
+def test_triton_attention_errs_at_most_twice_as_much_as_pytorch(window: tuple[int, int], dtype: torch.dtype) -> None:
+    packed = _Packed(LENGTHS, dtype)
+    packed.attend(window)
+    with _no_host_sync():
+        actual = packed.attend(window)
+    exact, same_dtype = (packed.expected(window, precision) for precision in (torch.float64, dtype))
+    for ours, theirs, wanted, again in zip(actual, same_dtype, exact, packed.attend(window), strict=True):
+        assert torch.equal(ours, again)
+        error = (ours.double().cpu() - wanted).norm()
+        assert error <= 2 * (theirs.double() - wanted).norm() + torch.finfo(dtype).eps / 8 * wanted.norm()
+
+
+@needs_triton
+def test_triton_kernels_are_replayed_by_a_cuda_graph_on_new_tensors_and_lengths() -> None:
+    def step(packed: _Packed) -> list[Tensor]:
+        q, k, _ = packed.qkv.split([4, 2, 2], dim=1)
+        rotated = apply_rotary(q, k, packed.layout.cu_seqlens, tokens_per_frame=4, backend="triton")
+        return [*packed.attend((48, 48)), *rotated]
+
+    first, second = _Packed(LENGTHS, torch.bfloat16), _Packed(LENGTHS[::-1], torch.bfloat16, seed=5)
+    expected = step(second)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(first)
+    for held, new in ((first.qkv, second.qkv), (first.grad, second.grad), (first.grad_lse, second.grad_lse)):
+        held.copy_(new)
+    first.layout.cu_seqlens.copy_(second.layout.cu_seqlens)
+    graph.replay()
+    torch.cuda.synchronize()
+    for value, wanted in zip(captured, expected, strict=True):
+        assert torch.equal(value, wanted)
+
+
+@needs_triton
+def test_triton_kernels_are_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    compiled: list[str] = []
+    _Packed(LENGTHS, torch.bfloat16).attend((48, 48))
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **seen: compiled.append(seen["repr"]))
+    for lengths in ([1], [16] * 16, [3, 0, 5], [260] * 9):
+        _Packed(lengths, torch.bfloat16).attend((48, 48))
+    assert not compiled
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens_per_frame", [None, 4])
+def test_triton_rotates_as_pytorch_does(tokens_per_frame: int | None, dtype: torch.dtype) -> None:
+    packed = _Packed(LENGTHS, dtype)
+    q, k, _ = packed.qkv.split([4, 2, 2], dim=1)
+    cu_seqlens = packed.layout.cu_seqlens
+    exact = apply_rotary(q.double(), k.double(), cu_seqlens, tokens_per_frame=tokens_per_frame, backend="torch")
+    theirs = apply_rotary(q, k, cu_seqlens, tokens_per_frame=tokens_per_frame, backend="torch")
+    for inplace in (False, True):
+        ours = apply_rotary(q, k, cu_seqlens, tokens_per_frame=tokens_per_frame, inplace=inplace, backend="triton")
+        for value, other, wanted in zip(ours, theirs, exact, strict=True):
+            limit = max(2 * float((other - wanted).abs().amax()), torch.finfo(dtype).eps / 2)
+            assert float((value - wanted).abs().amax()) <= limit
 
 
 def test_waveform_stats_equal_those_of_the_cpu() -> None:
