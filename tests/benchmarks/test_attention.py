@@ -81,7 +81,7 @@ def test_a_peer_masks_what_the_workload_hides(peer: Any, window: tuple[int, int]
         assert max(errors.values()) < 1e-6
 
 
-@pytest.mark.parametrize("tokens", [96, 97, 500])
+@pytest.mark.parametrize("tokens", [64, 65, 500])
 def test_blocks_with_a_halo_are_one_long_clip(tokens: int) -> None:
     workload = replace(SMALL, lengths=(tokens,), window=(48, 20))
     errors = relative_errors(attention_peers.sdpa_in_blocks(workload).outputs(), workload.reference())

@@ -204,7 +204,14 @@ def test_gradcheck(backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_of_sdpa_per_clip():
+    tensors, layouts = _inputs([3, 1, 4], heads=2, kv_heads=1, head_dim=4)
+    assert torch.autograd.gradcheck(
+        lambda *x: _run(x, layouts, "sdpa_per_clip", window=(1, 2)), tensors, fast_mode=False
+    )
+
+
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_opcheck(backend):
     tensors, (queries, keys) = _inputs([3, 0, 4], dtype=torch.float32)
     torch.library.opcheck(
