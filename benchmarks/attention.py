@@ -23,6 +23,8 @@ and two cores half of it. Exponentials come on top: one a visible pair and head,
 kernel must also visit pairs at the edges of its tiles: with tiles of 64 by 64, 97 of some 192 keys are useful. A masked
 dense kernel visits all pairs of the clip: 4 times the local ones of the mix. Padding makes that 23 times, and 5.6 times
 the global ones. PyTorch's own products reach less than the peak of the hardware, so that shares above 1 are possible.
+
+`python -m benchmarks.attention_preference RESULT.json` makes of a result the table by which `backend="auto"` chooses.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ def varlen_attention(
             `(-1, 0)` is causal. With unequal lengths the last query stands on the last key.
         scale: multiplies the scores; None: D ** -0.5.
         return_lse: return the log-sum-exp of the scaled scores too.
-        backend: "auto" or the name of one that `slap-fast info` lists.
+        backend: the name of one that `slap-fast info` lists, or "auto": the fastest for such a call that serves, by the
+            benchmark on such a device, or where that never ran, the first.
 
     Returns:
         `[Tq, H, D]` in the dtype of `q`; with `return_lse` also `[H, Tq]` float32 (float64 for float64). A query that
