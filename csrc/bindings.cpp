@@ -15,6 +15,7 @@
 #include "cpu/log_mel.h"
 #include "cpu/mel_normalization.h"
 #include "cpu/rotary.h"
+#include "cpu/varlen_attention.h"
 #include "cpu/waveform_stats.h"
 #if defined(SLAP_FAST_HAS_CUDA)
 #include "cuda/bindings.h"
@@ -160,6 +161,41 @@ void bind_rotary(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+// An address and the strides of tokens and heads.
+using Heads = std::tuple<Address, std::int64_t, std::int64_t>;
+
+slap_fast::HeadsView heads_view(const Heads& heads) {
+  return {at<const void>(std::get<0>(heads)), std::get<1>(heads), std::get<2>(heads)};
+}
+
+void bind_varlen_attention(py::module_& module) {
+  using slap_fast::AttentionBatch;
+  using slap_fast::AttentionInputs;
+  py::class_<AttentionInputs>(module, "AttentionInputs")
+      .def(py::init([](const std::string& element, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
+                       std::int64_t left, std::int64_t right, float scale, const Heads& q, const Heads& k,
+                       const Heads& v) {
+             return AttentionInputs{storage_of(element), heads,         kv_heads,      head_dim,      left, right,
+                                    scale,               heads_view(q), heads_view(k), heads_view(v)};
+           }),
+           py::arg("element"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("left"),
+           py::arg("right"), py::arg("scale"), py::arg("q"), py::arg("k"), py::arg("v"));
+  py::class_<AttentionBatch>(module, "AttentionBatch")
+      .def(py::init([](Address cu_seqlens_q, Address cu_seqlens_k, std::int64_t clips, std::int64_t total_q,
+                       std::int64_t total_k) {
+             return AttentionBatch{at<const std::int32_t>(cu_seqlens_q), at<const std::int32_t>(cu_seqlens_k), clips,
+                                   total_q, total_k};
+           }),
+           py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("clips"), py::arg("total_q"), py::arg("total_k"));
+  module.def(
+      "varlen_attention",
+      [](const AttentionInputs& inputs, const AttentionBatch& batch, Address out, Address lse, int threads) {
+        slap_fast::varlen_attention(inputs, batch, {at<void>(out), at<float>(lse)}, threads);
+      },
+      py::arg("inputs"), py::arg("batch"), py::arg("out"), py::arg("lse"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -182,6 +218,7 @@ PYBIND11_MODULE(_C, module) {
 
   bind_log_mel(module);
   bind_rotary(module);
+  bind_varlen_attention(module);
 
   module.def(
       "normalize_mels",

@@ -116,6 +116,34 @@ SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
   return select(x < __builtin_inff(), result, x);
 }
 
+// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN. x must lie below 127. With x = n + f,
+// 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
+SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
+#if defined(__AVX512F__)
+  const Lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 for an infinity
+  Lanes p = splat(1.8671300741e-3f);
+  p = fma(p, f, splat(9.0170303107e-3f));
+  p = fma(p, f, splat(5.5799913115e-2f));
+  p = fma(p, f, splat(2.4016445015e-1f));
+  p = fma(p, f, splat(6.9315131181e-1f));
+  p = fma(p, f, splat(1.0f));
+  return _mm512_scalef_ps(p, x);
+#else
+  const Lanes clamped = at_least(x, splat(-127.0f));
+  // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
+  const Lanes shifted = clamped + 12582912.0f;
+  const Lanes f = clamped - (shifted - 12582912.0f);
+  Lanes p = splat(1.3264727124e-3f);
+  p = fma(p, f, splat(9.6715126448e-3f));
+  p = fma(p, f, splat(5.5507337435e-2f));
+  p = fma(p, f, splat(2.4022242085e-1f));
+  p = fma(p, f, splat(6.9314697760e-1f));
+  p = fma(p, f, splat(1.0f));
+  const IntLanes bits = reinterpret_cast<IntLanes>(p) + (reinterpret_cast<IntLanes>(shifted) << 23);
+  return select(x < -126.0f, Lanes{}, reinterpret_cast<Lanes>(bits));
+#endif
+}
+
 // Four rows of lanes, each block of 4 x 4 transposed.
 SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
 #if defined(__AVX512F__)
@@ -143,6 +171,28 @@ SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
     }
   }
 #endif
+}
+
+// Row i of kLanes rows reduced to lane i by combine(), which takes two vectors.
+template <class Combine>
+SLAP_FAST_INLINE Lanes reduce_rows(const Lanes (&rows)[kLanes], Combine combine) {
+  Lanes t[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+    const Lanes low = combine(_mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44),
+                              _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee));
+    const Lanes high = combine(_mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x44),
+                               _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xee));
+    t[i] = combine(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+#elif defined(__AVX2__)
+    t[i] = combine(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20),
+                   _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+#else
+    t[i] = rows[i];
+#endif
+  }
+  transpose_blocks(t);
+  return combine(combine(t[0], t[1]), combine(t[2], t[3]));
 }
 
 // kColumns consecutive floats of each lane's source to as many rows.

@@ -7,9 +7,10 @@
 
 namespace slap_fast {
 
-// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total, the `unit` that `owner` has.
-inline void check_offsets(const std::string& name, const std::int64_t* offsets, std::int64_t items, std::int64_t total,
-                          const std::string& unit, const std::string& owner = "the waveform") {
+// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total, the units of `owner`.
+template <class Offset>
+void check_offsets(const std::string& name, const Offset* offsets, std::int64_t items, std::int64_t total,
+                   const std::string& unit, const std::string& owner = "the waveform") {
   if (items < 0 || total < 0)
     throw std::invalid_argument("sizes are " + std::to_string(items) + " clips and " + std::to_string(total) + " " +
                                 unit + "; they cannot be negative");

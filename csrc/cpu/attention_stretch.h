@@ -1,0 +1,80 @@
+// How a stretch of a clip is cut into what fits in cache, and what of it a query can see. See lanes.h for the namespace.
+#pragma once
+
+#include <cstdint>
+
+#include "attention_packing.h"
+#include "varlen_attention_kernel.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// What a score counts in powers of two; queries carry the sign. Never 0, as the -infinity of a hidden key would be lost.
+SLAP_FAST_INLINE float exponent_unit(float scale) {
+  const float magnitude = scale < 0.0f ? -scale : scale;
+  return (magnitude < 1.17549435e-38f ? 1.17549435e-38f : magnitude) * kLog2E;
+}
+
+// Keys begin .. end.
+struct Range {
+  std::int64_t begin, end;
+  bool empty() const { return begin >= end; }
+  std::int64_t size() const { return end - begin; }
+};
+
+SLAP_FAST_INLINE Range common(Range a, Range b) { return {most(a.begin, b.begin), least(a.end, b.end)}; }
+
+// What the queries at positions begin .. end see together; neither end of it ever falls from one query to the next.
+SLAP_FAST_INLINE Range seen(const AttentionView& view, const AttentionStretch& stretch, std::int64_t begin,
+                            std::int64_t end) {
+  const std::int64_t first = most(0, begin - view.left);
+  return {first, most(first, least(stretch.keys, end + view.right))};
+}
+
+// The last place at or before `key` where a panel may begin. Where the window has a left end, panels begin with what a
+// query at `position` sees, so that groups of queries a multiple of kLanes behind it see as few panels as can be.
+SLAP_FAST_INLINE std::int64_t panel_start(const AttentionView& view, std::int64_t position, std::int64_t key) {
+  const std::int64_t origin = view.left < kUnlimited ? position - view.left : 0;
+  const std::int64_t ahead = (key - origin) % kLanes;
+  return key - (ahead < 0 ? ahead + kLanes : ahead);
+}
+
+// head_dim as operands have it.
+SLAP_FAST_INLINE std::int64_t padded_width(const AttentionView& view) { return round_up(view.head_dim, kLanes); }
+
+template <class In>
+Source<In> source_of(const HeadsView& heads, std::int64_t head_dim, std::int64_t begin, std::int64_t length,
+                     std::int64_t head) {
+  const auto* data = static_cast<const typename In::Storage*>(heads.data);
+  return {data + begin * heads.token_stride + head * heads.head_stride, heads.token_stride, head_dim, 0, length};
+}
+
+// Consecutive arrays, each aligned to 64 bytes; counts bytes where `memory` is null.
+class Arena {
+ public:
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <class T>
+  T* take(std::int64_t count) {
+    const std::int64_t begin = used_;
+    used_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), 64);
+    return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+  }
+  std::int64_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  std::int64_t used_ = 0;
+};
+
+// -infinity where lane i, which stands for key first + i, lies outside `range`.
+SLAP_FAST_INLINE Lanes hide_outside(Lanes x, std::int64_t first, Range range) {
+  IntLanes index;
+  SLAP_FAST_UNROLL
+  for (int i = 0; i < kLanes; ++i) index[i] = i;
+  const int begin = static_cast<int>(range.begin - first), end = static_cast<int>(range.end - first);
+  return select((index >= begin) & (index < end), x, splat(-kInfinity));
+}
+
+}  // namespace slap_fast::SLAP_FAST_ISA

@@ -1,0 +1,88 @@
+"""Packed attention by the native module: float32 and 16-bit floats in CPU memory, on all of torch's threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slap_fast import native
+
+_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_MAX_HEAD_DIM = 256
+
+
+def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why native code cannot serve heads of `head_dim` `dtype` numbers on `device`, None if it can."""
+    if device.type != "cpu":
+        return f"the tensors are on {device}; native code reads CPU memory"
+    if dtype not in _ELEMENTS:
+        return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
+    if not 1 <= head_dim <= _MAX_HEAD_DIM:
+        return f"the head dimension is {head_dim}; native code takes 1 to {_MAX_HEAD_DIM}"
+    return None
+
+
+def _module() -> Any:
+    module = native.load()
+    assert module is not None, "selected although unavailable"
+    return module
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _heads(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float) -> Any:
+    return _module().AttentionInputs(
+        element=_ELEMENTS[q.dtype],
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        head_dim=q.shape[2],
+        left=left,
+        right=right,
+        scale=scale,
+        q=_heads(q),
+        k=_heads(k),
+        v=_heads(v),
+    )
+
+
+def _batch(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Any:
+    return _module().AttentionBatch(
+        cu_seqlens_q=cu_seqlens_q.data_ptr(),
+        cu_seqlens_k=cu_seqlens_k.data_ptr(),
+        clips=cu_seqlens_q.numel() - 1,
+        total_q=q.shape[0],
+        total_k=k.shape[0],
+    )
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    left: int,
+    right: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`[Tq, H, D]` output in the dtype of `q` and `[H, Tq]` float32 log-sum-exp."""
+    q, k, v = (_readable(x) for x in (q, k, v))
+    cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[1], q.shape[0])
+    _module().varlen_attention(
+        inputs=_inputs(q, k, v, left, right, scale),
+        batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
+        out=out.data_ptr(),
+        lse=lse.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out, lse
