@@ -107,6 +107,8 @@ struct FloatOperand {
   static SLAP_FAST_INLINE Vector load(const Value* in) { return slap_fast::SLAP_FAST_ISA::load(in); }
   static SLAP_FAST_INLINE Vector broadcast(const Value* in) { return splat(*in); }
   static SLAP_FAST_INLINE void store(Value* out, Lanes x) { slap_fast::SLAP_FAST_ISA::store(out, x); }
+  // kDepth rows as a step of a sum over rows.
+  static SLAP_FAST_INLINE void store_step(Value* out, const Lanes (&rows)[kDepth]) { store(out, rows[0]); }
   static SLAP_FAST_INLINE Lanes multiply_add(Vector a, Vector b, Lanes c) { return fma(a, b, c); }
 };
 
@@ -124,8 +126,20 @@ struct BFloat16Operand {
   static SLAP_FAST_INLINE void store(Value* out, Lanes x) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
   }
+  static SLAP_FAST_INLINE void store_step(Value* out, const Lanes (&rows)[kDepth]) {
+    const __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rows[0]));
+    const __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rows[1]));
+    _mm512_store_si512(out, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+  }
   static SLAP_FAST_INLINE Lanes multiply_add(Vector a, Vector b, Lanes c) { return _mm512_dpbf16_ps(c, a, b); }
 };
+#endif
+
+// The operand for bfloat16 where there is an instruction for its products: other elements have AVX-512's code then.
+#if defined(__AVX512BF16__)
+using BestOperand = BFloat16Operand;
+#else
+using BestOperand = FloatOperand;
 #endif
 
 // Rows and vectors of a micro-kernel's tile of accumulators.
@@ -149,7 +163,15 @@ struct Tile {
     }
   }
 
-  // Rows `stride` apart, each times its factor.
+  SLAP_FAST_INLINE void load(const float* in, std::int64_t stride) {
+    SLAP_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      SLAP_FAST_UNROLL
+      for (int v = 0; v < kVectors; ++v) at[r][v] = slap_fast::SLAP_FAST_ISA::load(in + r * stride + v * kLanes);
+    }
+  }
+
+  // Each row times its factor.
   SLAP_FAST_INLINE void load_scaled(const float* in, std::int64_t stride, const float* factors) {
     SLAP_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {

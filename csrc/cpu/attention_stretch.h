@@ -68,13 +68,24 @@ class Arena {
   std::int64_t used_ = 0;
 };
 
-// -infinity where lane i, which stands for key first + i, lies outside `range`.
-SLAP_FAST_INLINE Lanes hide_outside(Lanes x, std::int64_t first, Range range) {
+// `otherwise` where lane i, which stands for key first + i, lies outside `range`.
+SLAP_FAST_INLINE Lanes keep_inside(Lanes x, std::int64_t first, Range range, Lanes otherwise) {
   IntLanes index;
   SLAP_FAST_UNROLL
   for (int i = 0; i < kLanes; ++i) index[i] = i;
   const int begin = static_cast<int>(range.begin - first), end = static_cast<int>(range.end - first);
-  return select((index >= begin) & (index < end), x, splat(-kInfinity));
+  return select((index >= begin) & (index < end), x, otherwise);
+}
+
+// Calls visit() with an object of the class that reads and writes `element`.
+template <class Visit>
+void with_element(Storage element, Visit visit) {
+#if !defined(__AVX512BF16__)
+  if (element == Storage::float32) return visit(Float32{});
+  if (element == Storage::float16) return visit(Float16{});
+#endif
+  (void)element;
+  visit(BFloat16{});
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

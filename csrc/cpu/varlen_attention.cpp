@@ -16,23 +16,26 @@ namespace {
 
 // Queries of one clip and head that make a task: enough that packing the keys around them is a small part of the work.
 constexpr std::int64_t kForwardRows = 512;
+// Positions that make a task of the backward pass: all of a clip of up to 30 seconds at head_dim 64.
+std::int64_t backward_rows(std::int64_t head_dim) {
+  return std::clamp<std::int64_t>(49152 / head_dim / kStretchUnit * kStretchUnit, 4 * kStretchUnit, 1024);
+}
 // Below this many multiplications a thread costs more than it saves.
 constexpr double kWorkPerThread = 4e6;
 
-AttentionKernel chosen_kernel(Element element) {
+AttentionKernel chosen_kernel(Storage element) {
   const Isa isa = chosen_isa();
 #if defined(SLAP_FAST_HAS_AVX512_BF16)
-  if (isa >= Isa::avx512_bf16 && element == Element::bfloat16)
-    return {avx512_bf16::attention_forward_bytes, avx512_bf16::attention_forward};
+  if (isa >= Isa::avx512_bf16 && element == Storage::bfloat16) return avx512_bf16::attention_kernel;
 #endif
 #if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return {avx512::attention_forward_bytes, avx512::attention_forward};
+  if (isa >= Isa::avx512) return avx512::attention_kernel;
 #endif
 #if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return {avx2::attention_forward_bytes, avx2::attention_forward};
+  if (isa >= Isa::avx2) return avx2::attention_kernel;
 #endif
   (void)isa, (void)element;
-  return {baseline::attention_forward_bytes, baseline::attention_forward};
+  return baseline::attention_kernel;
 }
 
 void require(bool holds, const std::string& message) {
@@ -65,25 +68,42 @@ struct Work {
 };
 
 // Keys that the queries at positions first .. last see together.
-std::int64_t keys_seen(const AttentionView& view, std::int64_t keys, std::int64_t first, std::int64_t last) {
-  const std::int64_t begin = std::max<std::int64_t>(0, first - view.left);
-  return std::max<std::int64_t>(0, std::min(keys, last + view.right) - begin);
+std::int64_t keys_seen(const AttentionView& view, const AttentionStretch& stretch) {
+  const std::int64_t begin = std::max<std::int64_t>(0, stretch.first - view.left);
+  return std::max<std::int64_t>(0, std::min(stretch.keys, stretch.last + view.right) - begin);
 }
 
-// The longest stretches first, so that threads finish together.
-std::vector<Work> forward_work(const AttentionView& view, const AttentionBatch& batch) {
+// Clips cut into stretches of `rows` positions, from their first query or, with `all`, from the first of either.
+// The longest come first, so that threads finish together.
+std::vector<Work> stretches(const AttentionView& view, const AttentionBatch& batch, std::int64_t rows, bool all) {
   std::vector<Work> work;
   for (std::int64_t clip = 0; clip < batch.clips; ++clip) {
     const std::int64_t begin_q = batch.cu_seqlens_q[clip], queries = batch.cu_seqlens_q[clip + 1] - begin_q;
     const std::int64_t begin_k = batch.cu_seqlens_k[clip], keys = batch.cu_seqlens_k[clip + 1] - begin_k;
-    for (std::int64_t first = keys - queries; first < keys; first += kForwardRows) {
-      const std::int64_t last = std::min(first + kForwardRows, keys);
-      const double seen = static_cast<double>(std::min(keys_seen(view, keys, first, last), view.left + view.right + 1));
-      work.push_back({{begin_q, queries, begin_k, keys, first, last}, static_cast<double>(last - first) * (seen + 16)});
+    const std::int64_t start = all ? std::min<std::int64_t>(0, keys - queries) : keys - queries;
+    for (std::int64_t first = start; first < keys; first += rows) {
+      const AttentionStretch stretch{begin_q, queries, begin_k, keys, first, std::min(first + rows, keys)};
+      const std::int64_t seen = std::min(keys_seen(view, stretch), view.left + view.right + 1);
+      // What comes on top of the products is about as much as some more keys.
+      work.push_back({stretch, static_cast<double>(stretch.last - first) * static_cast<double>(seen + 16)});
     }
   }
   std::stable_sort(work.begin(), work.end(), [](const Work& a, const Work& b) { return a.cost > b.cost; });
   return work;
+}
+
+// Calls task(stretch, head, scratch) for each stretch and head, on as many threads as are worth it.
+template <class Task>
+void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes, int threads,
+              const Task& task) {
+  double total = 0.0;
+  for (const Work& item : work) total += item.cost * cost_unit * static_cast<double>(heads);
+  const int useful = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
+  std::vector<std::unique_ptr<AlignedMemory>> scratch;
+  for (int thread = 0; thread < useful; ++thread) scratch.push_back(std::make_unique<AlignedMemory>(scratch_bytes));
+  parallel_for(static_cast<std::int64_t>(work.size()) * heads, useful, [&](std::int64_t i, int thread) {
+    task(work[static_cast<std::size_t>(i / heads)].stretch, i % heads, scratch[static_cast<std::size_t>(thread)]->get());
+  });
 }
 
 }  // namespace
@@ -92,24 +112,33 @@ void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch
                       int threads) {
   const AttentionView view = checked_view(inputs, batch);
   const AttentionKernel kernel = chosen_kernel(view.element);
-  const std::vector<Work> work = forward_work(view, batch);
-
-  double total = 0.0;
+  const std::vector<Work> work = stretches(view, batch, kForwardRows, false);
   std::int64_t rows = 0, keys = 0;
   for (const Work& item : work) {
-    const AttentionStretch& stretch = item.stretch;
-    total += item.cost * static_cast<double>(2 * view.heads * view.head_dim);
-    rows = std::max(rows, stretch.last - stretch.first);
-    keys = std::max(keys, keys_seen(view, stretch.keys, stretch.first, stretch.last));
+    rows = std::max(rows, item.stretch.last - item.stretch.first);
+    keys = std::max(keys, keys_seen(view, item.stretch));
   }
-  const int useful = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
-  std::vector<std::unique_ptr<AlignedMemory>> scratch;
-  for (int thread = 0; thread < useful; ++thread)
-    scratch.push_back(std::make_unique<AlignedMemory>(kernel.forward_bytes(view, rows, keys)));
-  parallel_for(static_cast<std::int64_t>(work.size()) * view.heads, useful, [&](std::int64_t task, int thread) {
-    kernel.forward(view, work[static_cast<std::size_t>(task / view.heads)].stretch, task % view.heads, outputs,
-                   scratch[static_cast<std::size_t>(thread)]->get());
-  });
+  for_each(work, view.heads, static_cast<double>(2 * view.head_dim), kernel.forward_bytes(view, rows, keys), threads,
+           [&](const AttentionStretch& stretch, std::int64_t head, void* scratch) {
+             kernel.forward(view, stretch, head, outputs, scratch);
+           });
+}
+
+void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBatch& batch,
+                               const AttentionGradients& gradients, int threads) {
+  const AttentionView view = checked_view(inputs, batch);
+  const AttentionKernel kernel = chosen_kernel(view.element);
+  const std::vector<Work> work = stretches(view, batch, backward_rows(view.head_dim), true);
+  std::int64_t rows = 0, keys = 0;
+  for (const Work& item : work) {
+    rows = std::max(rows, item.stretch.last - item.stretch.first);
+    keys = std::max(keys, item.stretch.keys);
+  }
+  const std::int64_t group = view.heads / view.kv_heads;
+  for_each(work, view.kv_heads, static_cast<double>(5 * group * view.head_dim), kernel.backward_bytes(view, rows, keys),
+           threads, [&](const AttentionStretch& stretch, std::int64_t kv_head, void* scratch) {
+             kernel.backward(view, stretch, kv_head, gradients, scratch);
+           });
 }
 
 }  // namespace slap_fast

@@ -16,7 +16,7 @@ struct AttentionBatch {
 };
 
 struct AttentionInputs {
-  Element element;
+  Storage element;
   std::int64_t heads, kv_heads, head_dim;  // heads is a multiple of kv_heads
   std::int64_t left, right;                // keys visible on either side, both inclusive; -1 is unlimited
   float scale;
@@ -28,5 +28,9 @@ struct AttentionInputs {
 // Throws std::invalid_argument for offsets that do not rise from 0 to the totals and for sizes that do not fit.
 void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch, const AttentionOutputs& outputs,
                       int threads);
+
+// Gradients of all that the above reads, from those of all that it writes; the same holds for their bits.
+void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBatch& batch,
+                               const AttentionGradients& gradients, int threads);
 
 }  // namespace slap_fast

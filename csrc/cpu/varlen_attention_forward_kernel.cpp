@@ -157,8 +157,8 @@ class Forward {
     if (range.empty()) return splat(-kInfinity);
     float* scores = work_.scores + row * kScoreStride;
     const std::int64_t begin = range.begin / kLanes * kLanes, tail = (range.end - 1) / kLanes * kLanes;
-    store(scores + begin, hide_outside(load(scores + begin), begin, range));
-    store(scores + tail, hide_outside(load(scores + tail), tail, range));
+    store(scores + begin, keep_inside(load(scores + begin), begin, range, splat(-kInfinity)));
+    store(scores + tail, keep_inside(load(scores + tail), tail, range, splat(-kInfinity)));
     Lanes highest = load(scores + begin);
     for (std::int64_t i = begin + kLanes; i <= tail; i += kLanes) highest = at_least(load(scores + i), highest);
     return highest;
@@ -231,26 +231,17 @@ class Forward {
   float* lse_;
 };
 
-#if defined(__AVX512BF16__)
-// Other elements gain nothing from this instruction set: they have AVX-512's code.
-using Operands = BFloat16Operand;
-#else
-using Operands = FloatOperand;
-#endif
-
 }  // namespace
 
 std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys) {
-  return Workspace<Operands>(view, rows, keys, nullptr).bytes;
+  return Workspace<BestOperand>(view, rows, keys, nullptr).bytes;
 }
 
 void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
                        const AttentionOutputs& outputs, void* scratch) {
-#if !defined(__AVX512BF16__)
-  if (view.element == Element::float32) return Forward<Float32, Operands>(view, stretch, head, outputs, scratch).run();
-  if (view.element == Element::float16) return Forward<Float16, Operands>(view, stretch, head, outputs, scratch).run();
-#endif
-  Forward<BFloat16, Operands>(view, stretch, head, outputs, scratch).run();
+  with_element(view.element, [&](auto element) {
+    Forward<decltype(element), BestOperand>(view, stretch, head, outputs, scratch).run();
+  });
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace slap_fast {
+#include "storage.h"
 
-enum class Element : std::uint8_t { float32, bfloat16, float16 };
+namespace slap_fast {
 
 // [tokens, heads, head_dim] with a unit last stride; strides in elements.
 struct HeadsView {
@@ -14,7 +14,7 @@ struct HeadsView {
 };
 
 struct AttentionView {
-  Element element;
+  Storage element;
   std::int64_t heads, kv_heads, head_dim, total_q;
   std::int64_t left, right;  // keys visible on either side of a query, kUnlimited at most
   float scale;
@@ -35,24 +35,42 @@ struct AttentionOutputs {
   float* lse;  // [H, Tq]
 };
 
-struct AttentionKernel {
-  // Bytes of scratch, aligned to 64, for stretches of at most `rows` queries that see at most `keys` keys.
-  std::int64_t (*forward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
-  // The outputs of the queries that the stretch owns; it owns one at least.
-  void (*forward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
-                  const AttentionOutputs& outputs, void* scratch);
+struct AttentionGradients {
+  HeadsView grad_out, out;
+  const float *lse, *grad_lse;    // [H, Tq]
+  void *grad_q, *grad_k, *grad_v;  // [Tq, H, D], [Tk, Hk, D], [Tk, Hk, D], contiguous
 };
 
-#define SLAP_FAST_ATTENTION_KERNEL(isa)                                                                       \
+struct AttentionKernel {
+  // Bytes of scratch, aligned to 64, for stretches of at most `rows` positions that see at most `keys` keys.
+  std::int64_t (*forward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
+  std::int64_t (*backward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
+  // The outputs of the queries that the stretch owns, which are one at least.
+  void (*forward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
+                  const AttentionOutputs& outputs, void* scratch);
+  // The gradients of the queries and keys that the stretch owns. Stretches are kStretchUnit positions times a whole
+  // number, but for a clip's last.
+  void (*backward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,
+                   const AttentionGradients& gradients, void* scratch);
+};
+
+constexpr std::int64_t kStretchUnit = 32;
+
+#define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                      \
   namespace isa {                                                                                             \
   std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);       \
+  std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);      \
   void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,       \
                          const AttentionOutputs& outputs, void* scratch);                                     \
+  void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,   \
+                          const AttentionGradients& gradients, void* scratch);                                \
+  constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,               \
+                                             attention_forward, attention_backward};                          \
   }
 
-SLAP_FAST_ATTENTION_KERNEL(baseline)
-SLAP_FAST_ATTENTION_KERNEL(avx2)
-SLAP_FAST_ATTENTION_KERNEL(avx512)
-SLAP_FAST_ATTENTION_KERNEL(avx512_bf16)
+SLAP_FAST_ATTENTION_KERNELS(baseline)
+SLAP_FAST_ATTENTION_KERNELS(avx2)
+SLAP_FAST_ATTENTION_KERNELS(avx512)
+SLAP_FAST_ATTENTION_KERNELS(avx512_bf16)
 
 }  // namespace slap_fast

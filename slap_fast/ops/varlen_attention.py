@@ -16,6 +16,7 @@ from slap_fast.ops.backends import (
     varlen_attention_flash2,
     varlen_attention_flash3,
     varlen_attention_flash4,
+    varlen_attention_native,
     varlen_attention_sdpa,
     varlen_attention_torch,
     varlen_attention_torch_efficient,
@@ -30,6 +31,7 @@ from slap_fast.ops.varlen_validation import validate
 
 # In the order of preference where none was measured.
 BACKENDS: dict[str, VarlenAttentionBackend] = {
+    "native": varlen_attention_native,
     "torch": varlen_attention_torch,
     "sdpa_per_clip": varlen_attention_sdpa,
     "flash_attn_4": varlen_attention_flash4,

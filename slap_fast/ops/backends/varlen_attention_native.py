@@ -13,7 +13,10 @@ _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16
 _MAX_HEAD_DIM = 256
 
 
-def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+unavailable = native.unavailable
+
+
+def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int, **_traits: object) -> str | None:
     """Why native code cannot serve heads of `head_dim` `dtype` numbers on `device`, None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
@@ -69,6 +72,8 @@ def forward(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     left: int,
     right: int,
     scale: float,
@@ -86,3 +91,39 @@ def forward(
         threads=torch.get_num_threads(),
     )
     return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    left: int,
+    right: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `q`, `k` and `v`, in their dtype."""
+    grad_out, q, k, v, out = (_readable(x) for x in (grad_out, q, k, v, out))
+    cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    _module().varlen_attention_backward(
+        inputs=_inputs(q, k, v, left, right, scale),
+        batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
+        grad_out=_heads(grad_out),
+        out=_heads(out),
+        lse=lse.data_ptr(),
+        grad_lse=grad_lse.data_ptr(),
+        grad_q=grads[0].data_ptr(),
+        grad_k=grads[1].data_ptr(),
+        grad_v=grads[2].data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return grads
