@@ -21,7 +21,8 @@ struct Source {
   SLAP_FAST_INLINE void prefetch(std::int64_t row) const {
     if (row < first || row >= last) return;
     const char* in = reinterpret_cast<const char*>(data + row * stride);
-    for (std::int64_t i = 0; i < width * static_cast<std::int64_t>(sizeof *data); i += 64) __builtin_prefetch(in + i);
+    for (std::int64_t i = 0; i < width * static_cast<std::int64_t>(sizeof *data); i += 64)
+      __builtin_prefetch(in + i, 0, 2);
   }
 
   // The vector from column `column` on of a row.
@@ -32,8 +33,6 @@ struct Source {
   }
 };
 
-constexpr std::int64_t kRowsAhead = 16;
-
 template <class In, class Operand>
 struct Packing;
 
@@ -43,7 +42,6 @@ struct Packing<In, FloatOperand> {
   static void row_major(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded, float sign,
                         float* out) {
     for (std::int64_t row = begin; row < begin + count; ++row) {
-      source.prefetch(row + kRowsAhead);
       for (std::int64_t column = 0; column < padded; column += kLanes, out += kLanes)
         store(out, source.load(row, column) * splat(sign));
     }
@@ -57,7 +55,6 @@ struct Packing<In, FloatOperand> {
   // The same, transposed: panels of kLanes rows, [count / kLanes, padded, kLanes].
   static void panels(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded, float* out) {
     for (std::int64_t row = begin; row < begin + count; row += kLanes) {
-      for (int i = 0; i < kLanes; ++i) source.prefetch(row + kLanes + i);
       for (std::int64_t column = 0; column < padded; column += kLanes) {
         alignas(64) float block[kLanes][kLanes];
         const float* lines[kLanes];
@@ -91,7 +88,6 @@ struct Packing<BFloat16, BFloat16Operand> {
                         float sign, Value* out) {
     const __m256i flip = _mm256_set1_epi16(sign < 0.0f ? static_cast<short>(0x8000) : 0);
     for (std::int64_t row = begin; row < begin + count; ++row) {
-      source.prefetch(row + kRowsAhead);
       for (std::int64_t column = 0; column < padded; column += 16, out += 16)
         _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm256_xor_si256(load(source, row, column), flip));
     }
@@ -101,8 +97,6 @@ struct Packing<BFloat16, BFloat16Operand> {
   static void steps(const Source<BFloat16>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                     Value* out) {
     for (std::int64_t row = begin; row < begin + count; row += 2) {
-      source.prefetch(row + kRowsAhead);
-      source.prefetch(row + kRowsAhead + 1);
       for (std::int64_t column = 0; column < padded; column += 16, out += 32) {
         const __m512i even = _mm512_cvtepu16_epi32(load(source, row, column));
         const __m512i odd = _mm512_cvtepu16_epi32(load(source, row + 1, column));
@@ -115,7 +109,6 @@ struct Packing<BFloat16, BFloat16Operand> {
   static void panels(const Source<BFloat16>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                      Value* out) {
     for (std::int64_t row = begin; row < begin + count; row += kLanes) {
-      for (int i = 0; i < kLanes; ++i) source.prefetch(row + kLanes + i);
       for (std::int64_t column = 0; column < padded; column += 16) {
         alignas(64) float block[kLanes][8];
         const float* lines[kLanes];

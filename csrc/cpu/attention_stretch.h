@@ -51,6 +51,18 @@ Source<In> source_of(const HeadsView& heads, std::int64_t head_dim, std::int64_t
   return {data + begin * heads.token_stride + head * heads.head_stride, heads.token_stride, head_dim, 0, length};
 }
 
+// The same rows of the head behind.
+template <class In>
+Source<In> next_head(Source<In> source, const HeadsView& heads) {
+  source.data += heads.head_stride;
+  return source;
+}
+
+// The part `index` of `count` of a range.
+SLAP_FAST_INLINE Range part_of(Range range, std::int64_t index, std::int64_t count) {
+  return {range.begin + range.size() * index / count, range.begin + range.size() * (index + 1) / count};
+}
+
 // Consecutive arrays, each aligned to 64 bytes; counts bytes where `memory` is null.
 class Arena {
  public:

@@ -22,6 +22,7 @@ std::int64_t backward_rows(std::int64_t head_dim) {
 }
 // Below this many multiplications a thread costs more than it saves.
 constexpr double kWorkPerThread = 4e6;
+constexpr std::int64_t kTasksPerThread = 16;
 
 AttentionKernel chosen_kernel(Storage element) {
   const Isa isa = chosen_isa();
@@ -92,17 +93,24 @@ std::vector<Work> stretches(const AttentionView& view, const AttentionBatch& bat
   return work;
 }
 
-// Calls task(stretch, head, scratch) for each stretch and head, on as many threads as are worth it.
+// Calls task(stretch, first_head, last_head, scratch) until each stretch has had each head, on as many threads as are
+// worth it. Heads of a token lie side by side: a few of them go together where there are tasks enough without.
 template <class Task>
 void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes, int threads,
               const Task& task) {
   double total = 0.0;
   for (const Work& item : work) total += item.cost * cost_unit * static_cast<double>(heads);
   const int useful = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
+  const std::int64_t count = static_cast<std::int64_t>(work.size());
+  const std::int64_t together =
+      std::clamp<std::int64_t>(count * heads / (useful * kTasksPerThread), 1, std::max<std::int64_t>(1, heads));
+  const std::int64_t runs = (heads + together - 1) / together;
   std::vector<std::unique_ptr<AlignedMemory>> scratch;
   for (int thread = 0; thread < useful; ++thread) scratch.push_back(std::make_unique<AlignedMemory>(scratch_bytes));
-  parallel_for(static_cast<std::int64_t>(work.size()) * heads, useful, [&](std::int64_t i, int thread) {
-    task(work[static_cast<std::size_t>(i / heads)].stretch, i % heads, scratch[static_cast<std::size_t>(thread)]->get());
+  parallel_for(count * runs, useful, [&](std::int64_t i, int thread) {
+    const std::int64_t first = i % runs * together;
+    task(work[static_cast<std::size_t>(i / runs)].stretch, first, std::min(first + together, heads),
+         scratch[static_cast<std::size_t>(thread)]->get());
   });
 }
 
@@ -119,8 +127,8 @@ void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch
     keys = std::max(keys, keys_seen(view, item.stretch));
   }
   for_each(work, view.heads, static_cast<double>(2 * view.head_dim), kernel.forward_bytes(view, rows, keys), threads,
-           [&](const AttentionStretch& stretch, std::int64_t head, void* scratch) {
-             kernel.forward(view, stretch, head, outputs, scratch);
+           [&](const AttentionStretch& stretch, std::int64_t first_head, std::int64_t last_head, void* scratch) {
+             kernel.forward(view, stretch, first_head, last_head, outputs, scratch);
            });
 }
 
@@ -136,8 +144,9 @@ void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBat
   }
   const std::int64_t group = view.heads / view.kv_heads;
   for_each(work, view.kv_heads, static_cast<double>(5 * group * view.head_dim), kernel.backward_bytes(view, rows, keys),
-           threads, [&](const AttentionStretch& stretch, std::int64_t kv_head, void* scratch) {
-             kernel.backward(view, stretch, kv_head, gradients, scratch);
+           threads,
+           [&](const AttentionStretch& stretch, std::int64_t first_head, std::int64_t last_head, void* scratch) {
+             kernel.backward(view, stretch, first_head, last_head, gradients, scratch);
            });
 }
 

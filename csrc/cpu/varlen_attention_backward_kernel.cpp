@@ -99,7 +99,8 @@ class Backward {
         k_(source_of<In>(view.k, view.head_dim, stretch.begin_k, stretch.keys, kv_head)),
         v_(source_of<In>(view.v, view.head_dim, stretch.begin_k, stretch.keys, kv_head)) {}
 
-  void run() {
+  // With `prefetching`, fetches what the next head will read while it computes.
+  void run(bool prefetching) {
     const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
     const std::int64_t group = view_.heads / view_.kv_heads;
     const Range queries = around(owned_queries_, that_see_owned());
@@ -117,6 +118,8 @@ class Backward {
       for (std::int64_t i = 0; i < group; ++i) {
         const std::int64_t head = kv_head_ * group + i;
         for (std::int64_t first = stretch_.first - before; first < queries.end; first += kGroup) {
+          if (prefetching && begin == start && i + 1 == group && first >= stretch_.first && first < stretch_.last)
+            prefetch_next(head, first);
           const std::int64_t kept = whole ? 0 : i * round_up(stretch_.last - stretch_.first, kGroup) + first - stretch_.first;
           visit_group(head, first, kept, begin == start, begin + part >= keys_.end);
         }
@@ -147,6 +150,28 @@ class Backward {
   }
   Range that_see_owned() const { return owned_keys_.empty() ? Range{0, 0} : that_see(owned_keys_); }
 
+  // Of the next key head: its keys, and what goes with its first query head.
+  void prefetch_next(std::int64_t head, std::int64_t first) const {
+    const auto prefetch = [&](const HeadsView& heads) {
+      const Source<In> next = query_source(heads, head + 1);
+      for (std::int64_t i = 0; i < kGroup; ++i) next.prefetch(first - shift_ + i);
+    };
+    prefetch(view_.q);
+    prefetch(gradients_.grad_out);
+    prefetch(gradients_.out);
+    const Source<In> k = next_head(k_, view_.k), v = next_head(v_, view_.v);
+    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
+    const Range keys = part_of(packed_, (first - stretch_.first) / kGroup, groups);
+    for (std::int64_t key = keys.begin; key < keys.end; ++key) {
+      k.prefetch(key);
+      v.prefetch(key);
+    }
+  }
+
+  Source<In> query_source(const HeadsView& heads, std::int64_t head) const {
+    return source_of<In>(heads, view_.head_dim, stretch_.begin_q, stretch_.queries, head);
+  }
+
   // The queries at first .. first + kGroup, as far as there are such.
   void visit_group(std::int64_t head, std::int64_t first, std::int64_t kept, bool first_part, bool last_part) {
     const bool owned = first >= stretch_.first && first < stretch_.last;
@@ -173,12 +198,9 @@ class Backward {
   }
 
   void pack_group(std::int64_t head, std::int64_t first) {
-    const auto source = [&](const HeadsView& heads) {
-      return source_of<In>(heads, view_.head_dim, stretch_.begin_q, stretch_.queries, head);
-    };
-    const Source<In> grad = source(gradients_.grad_out), out = source(gradients_.out);
+    const Source<In> grad = query_source(gradients_.grad_out, head), out = query_source(gradients_.out, head);
     const std::int64_t query = first - shift_;
-    Packing<In, Operand>::row_major(source(view_.q), query, kGroup, padded_, view_.scale < 0.0f ? -1.0f : 1.0f,
+    Packing<In, Operand>::row_major(query_source(view_.q, head), query, kGroup, padded_, view_.scale < 0.0f ? -1.0f : 1.0f,
                                     work_.queries);
     Packing<In, Operand>::row_major(grad, query, kGroup, padded_, 1.0f, work_.grads);
     if constexpr (Operand::kDepth > 1) {
@@ -343,10 +365,12 @@ std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t ro
   return Workspace<BestOperand>(view, rows, keys, nullptr).bytes;
 }
 
-void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,
-                        const AttentionGradients& gradients, void* scratch) {
+void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head,
+                        std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch) {
   with_element(view.element, [&](auto element) {
-    Backward<decltype(element), BestOperand>(view, stretch, kv_head, gradients, scratch).run();
+    for (std::int64_t kv_head = first_kv_head; kv_head < last_kv_head; ++kv_head)
+      Backward<decltype(element), BestOperand>(view, stretch, kv_head, gradients, scratch)
+          .run(kv_head + 1 < last_kv_head);
   });
 }
 

@@ -9,9 +9,9 @@
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-constexpr std::int64_t kGroup = 16;
+constexpr std::int64_t kGroup = 32;
 // Scores of a group at once: 16 KiB, half of a usual L1.
-constexpr std::int64_t kBlock = 256, kScoreStride = kBlock + 16;
+constexpr std::int64_t kBlock = 128, kScoreStride = kBlock + 16;
 
 // Keys packed at once: 256 KiB each for scores and sums in float32, together half of a usual L2.
 std::int64_t packed_keys(std::int64_t padded) { return most(kBlock, 65536 / padded / kBlock * kBlock); }
@@ -58,7 +58,8 @@ class Forward {
         out_(static_cast<typename In::Storage*>(outputs.out) + (stretch.begin_q * view.heads + head) * view.head_dim),
         lse_(outputs.lse + head * view.total_q + stretch.begin_q) {}
 
-  void run() {
+  // With `prefetching`, fetches what the next head will read while it computes.
+  void run(bool prefetching) {
     const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
     const bool whole = keys_.end - start <= part;
     std::int64_t begin = start;
@@ -67,14 +68,27 @@ class Forward {
       const std::int64_t count = round_up(most(packed.size(), 0), kLanes);
       Packing<In, Operand>::panels(k_, begin, count, padded_, work_.panels);
       Packing<In, Operand>::steps(v_, begin, count, padded_, work_.steps);
-      for (std::int64_t first = stretch_.first; first < stretch_.last; first += kGroup)
+      for (std::int64_t first = stretch_.first; first < stretch_.last; first += kGroup) {
+        if (prefetching && begin == start) prefetch_next(first, packed);
         visit_group(first, least(first + kGroup, stretch_.last), packed, whole ? 0 : first - stretch_.first);
+      }
       begin += part;
     } while (begin < keys_.end);
   }
 
  private:
   using Value = typename Operand::Value;
+
+  void prefetch_next(std::int64_t first, Range packed) const {
+    const Source<In> q = next_head(q_, view_.q), k = next_head(k_, view_.k), v = next_head(v_, view_.v);
+    for (std::int64_t i = 0; i < kGroup; ++i) q.prefetch(first - shift_ + i);
+    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
+    const Range keys = part_of(packed, (first - stretch_.first) / kGroup, groups);
+    for (std::int64_t key = keys.begin; key < keys.end; ++key) {
+      k.prefetch(key);
+      v.prefetch(key);
+    }
+  }
 
   // Queries at positions first .. last with the packed keys; their sums are kept from row `kept` on.
   void visit_group(std::int64_t first, std::int64_t last, Range packed, std::int64_t kept) {
@@ -88,17 +102,13 @@ class Forward {
         store(totals + i, Lanes{});
       }
     }
-    for (std::int64_t query = first - shift_; query < last - shift_; ++query)
-      for (std::int64_t i = 0; i < view_.head_dim * static_cast<std::int64_t>(sizeof *out_); i += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(out_ + query * view_.heads * view_.head_dim) + i, 1);
     if (!keys.empty()) {
       Packing<In, Operand>::row_major(q_, first - shift_, kGroup, padded_, view_.scale < 0.0f ? -1.0f : 1.0f,
                                       work_.queries);
       std::int64_t begin = panel_start(view_, stretch_.first, keys.begin);
       for (; begin < keys.end; begin += kBlock, fresh = false) {
         const Range block{begin, least(begin + kBlock, keys.end)};
-        const std::int64_t panel = (begin - packed.begin) / kLanes;
-        score(last - first, panel, round_up(block.size(), kLanes) / kLanes);
+        score(first, last, block, (begin - packed.begin) / kLanes);
         alignas(64) float factors[kGroup];
         weigh(first, last, block, maxima, totals, factors);
         accumulate(first, last, block, begin - packed.begin, fresh ? nullptr : factors, sums);
@@ -107,24 +117,31 @@ class Forward {
     if (keys.end == all.end || all.empty()) finish(first, last, maxima, totals, sums);
   }
 
-  void score(std::int64_t rows, std::int64_t panel, std::int64_t panels) {
-    const std::int64_t panel_size = padded_ * kLanes;
-    visit_vectors(panels, [&](auto tile, std::int64_t first) SLAP_FAST_LAMBDA {
-      for (std::int64_t row = 0; row < rows; row += kRows) {
-        tile.clear();
-        multiply<Operand>(work_.queries + row * padded_, padded_, Operand::kDepth,
-                          work_.panels + (panel + first) * panel_size, panel_size, kLanes * Operand::kDepth,
-                          padded_ / Operand::kDepth, tile);
-        tile.store(work_.scores + row * kScoreStride + first * kLanes, kScoreStride);
+  // A few panels stay in L1 for all rows of the group.
+  void score(std::int64_t first, std::int64_t last, Range block, std::int64_t begin_panel) {
+    const std::int64_t panel_size = padded_ * kLanes, panels = round_up(block.size(), kLanes) / kLanes;
+    for (std::int64_t few = 0; few < panels; few += kMostVectors) {
+      for (std::int64_t row = 0; row < last - first; row += kRows) {
+        const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
+        const Range seen{most(few, keys.begin / kLanes),
+                         least(few + kMostVectors, round_up(keys.end, kLanes) / kLanes)};
+        visit_vectors(seen.size(), [&](auto tile, std::int64_t panel) SLAP_FAST_LAMBDA {
+          panel += seen.begin;
+          tile.clear();
+          multiply<Operand>(work_.queries + row * padded_, padded_, Operand::kDepth,
+                            work_.panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth,
+                            padded_ / Operand::kDepth, tile);
+          tile.store(work_.scores + row * kScoreStride + panel * kLanes, kScoreStride);
+        });
       }
-    });
+    }
   }
 
-  // The block's keys that the query at `position` sees, counted from the block's first.
-  Range seen_in(Range block, std::int64_t position) const {
-    const Range keys = common(seen(view_, stretch_, position, position + 1), block);
-    const std::int64_t begin = least(keys.begin, block.end) - block.begin;
-    return {begin, most(begin, keys.end - block.begin)};
+  // The block's keys that the queries at positions first .. last see, counted from the block's first.
+  Range seen_in(Range block, std::int64_t first, std::int64_t last) const {
+    const Range keys = common(seen(view_, stretch_, first, last), block);
+    if (keys.empty()) return {0, 0};
+    return {keys.begin - block.begin, keys.end - block.begin};
   }
 
   // Scores to weights relative to the largest score so far; `factors` brings what was summed before to it.
@@ -135,8 +152,8 @@ class Forward {
       Range ranges[kLanes];
       Lanes rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        ranges[i] = first + begin + i < last ? seen_in(block, first + begin + i) : Range{0, 0};
-        if (ranges[i].empty()) ranges[i] = {0, 0};
+        const std::int64_t position = first + begin + i;
+        ranges[i] = position < last ? seen_in(block, position, position + 1) : Range{0, 0};
         rows[i] = hide_and_raise(begin + i, ranges[i]);
       }
       const Lanes highest = reduce_rows(rows, [](Lanes a, Lanes b) SLAP_FAST_LAMBDA { return at_least(a, b); });
@@ -185,9 +202,9 @@ class Forward {
                   float* sums) {
     visit_vectors(padded_ / kLanes, [&](auto tile, std::int64_t vector) SLAP_FAST_LAMBDA {
       for (std::int64_t row = 0; row < last - first; row += kRows) {
-        const std::int64_t tail = least(first + row + kRows, last) - 1;
-        const std::int64_t begin = seen_in(block, first + row).begin / Operand::kDepth * Operand::kDepth;
-        const std::int64_t steps = (seen_in(block, tail).end - begin + Operand::kDepth - 1) / Operand::kDepth;
+        const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
+        const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
+        const std::int64_t steps = (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth;
         float* target = sums + row * padded_ + vector * kLanes;
         tile.clear();
         if (factors) tile.load_scaled(target, padded_, factors + row);
@@ -237,10 +254,11 @@ std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t row
   return Workspace<BestOperand>(view, rows, keys, nullptr).bytes;
 }
 
-void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
-                       const AttentionOutputs& outputs, void* scratch) {
+void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,
+                       std::int64_t last_head, const AttentionOutputs& outputs, void* scratch) {
   with_element(view.element, [&](auto element) {
-    Forward<decltype(element), BestOperand>(view, stretch, head, outputs, scratch).run();
+    for (std::int64_t head = first_head; head < last_head; ++head)
+      Forward<decltype(element), BestOperand>(view, stretch, head, outputs, scratch).run(head + 1 < last_head);
   });
 }
 

@@ -45,27 +45,28 @@ struct AttentionKernel {
   // Bytes of scratch, aligned to 64, for stretches of at most `rows` positions that see at most `keys` keys.
   std::int64_t (*forward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
   std::int64_t (*backward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
-  // The outputs of the queries that the stretch owns, which are one at least.
-  void (*forward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
-                  const AttentionOutputs& outputs, void* scratch);
+  // The outputs of the queries that the stretch owns, which are one at least, for the heads first_head .. last_head.
+  void (*forward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,
+                  std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);
   // The gradients of the queries and keys that the stretch owns. Stretches are kStretchUnit positions times a whole
   // number, but for a clip's last.
-  void (*backward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,
-                   const AttentionGradients& gradients, void* scratch);
+  void (*backward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head,
+                   std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch);
 };
 
 constexpr std::int64_t kStretchUnit = 32;
 
-#define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                      \
-  namespace isa {                                                                                             \
-  std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);       \
-  std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);      \
-  void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,       \
-                         const AttentionOutputs& outputs, void* scratch);                                     \
-  void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,   \
-                          const AttentionGradients& gradients, void* scratch);                                \
-  constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,               \
-                                             attention_forward, attention_backward};                          \
+#define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                       \
+  namespace isa {                                                                                              \
+  std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);        \
+  std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);       \
+  void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,  \
+                         std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);              \
+  void attention_backward(const AttentionView& view, const AttentionStretch& stretch,                          \
+                          std::int64_t first_kv_head, std::int64_t last_kv_head,                               \
+                          const AttentionGradients& gradients, void* scratch);                                 \
+  constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,                \
+                                             attention_forward, attention_backward};                           \
   }
 
 SLAP_FAST_ATTENTION_KERNELS(baseline)
