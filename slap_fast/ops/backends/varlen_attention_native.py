@@ -113,7 +113,7 @@ def backward(
     grad_out, q, k, v, out = (_readable(x) for x in (grad_out, q, k, v, out))
     cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
     lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     _module().varlen_attention_backward(
         inputs=_inputs(q, k, v, left, right, scale),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
@@ -121,9 +121,9 @@ def backward(
         out=_heads(out),
         lse=lse.data_ptr(),
         grad_lse=grad_lse.data_ptr(),
-        grad_q=grads[0].data_ptr(),
-        grad_k=grads[1].data_ptr(),
-        grad_v=grads[2].data_ptr(),
+        grad_q=grad_q.data_ptr(),
+        grad_k=grad_k.data_ptr(),
+        grad_v=grad_v.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return grads
+    return grad_q, grad_k, grad_v
