@@ -5,7 +5,6 @@ namespace testing {
 
 void test_waveform_stats();
 void test_log_mel();
-void test_varlen_attention();
 void test_rotary();
 
 }  // namespace testing
