@@ -151,84 +151,82 @@ constexpr int kRows = 4, kMostVectors = 3;
 constexpr int kRows = 4, kMostVectors = 2;
 #endif
 
-template <int kVectors>
-struct Tile {
-  Lanes at[kRows][kVectors];
-
-  SLAP_FAST_INLINE void clear() {
-    SLAP_FAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) at[r][v] = Lanes{};
-    }
-  }
-
-  SLAP_FAST_INLINE void load(const float* in, std::int64_t stride) {
-    SLAP_FAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) at[r][v] = slap_fast::SLAP_FAST_ISA::load(in + r * stride + v * kLanes);
-    }
-  }
-
-  // Each row times its factor.
-  SLAP_FAST_INLINE void load_scaled(const float* in, std::int64_t stride, const float* factors) {
-    SLAP_FAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v)
-        at[r][v] = slap_fast::SLAP_FAST_ISA::load(in + r * stride + v * kLanes) * splat(factors[r]);
-    }
-  }
-
-  SLAP_FAST_INLINE void store(float* out, std::int64_t stride) const {
-    SLAP_FAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) slap_fast::SLAP_FAST_ISA::store(out + r * stride + v * kLanes, at[r][v]);
-    }
-  }
+// A matrix as the left side of a product: each of its rows and steps in its place.
+template <class Operand>
+struct Left {
+  const typename Operand::Value* data;
+  std::int64_t row, step;  // how far apart
 };
 
-// tile[r][v] += sum over steps of a[r] times b[v]. In `a`, rows and steps are a_row and a_step apart; in `b`, vectors and
-// steps b_vector and b_step.
+// The right side: vectors of kLanes columns, and steps.
+template <class Operand>
+struct Right {
+  const typename Operand::Value* data;
+  std::int64_t vector, step;
+};
+
+// kRows rows of results, and what is added to: nothing, what they hold, or that times a factor for each row.
+struct Results {
+  float* data;
+  std::int64_t row;
+  bool add;
+  const float* factors;
+};
+
+// results[r][v] = sum over steps of left[r] times right[v], in registers. One function for all that multiplies: inlined
+// where they are used, its copies would make most of the code.
 template <class Operand, int kVectors>
-SLAP_FAST_INLINE void multiply(const typename Operand::Value* a, std::int64_t a_row, std::int64_t a_step,
-                               const typename Operand::Value* b, std::int64_t b_vector, std::int64_t b_step,
-                               std::int64_t steps, Tile<kVectors>& tile) {
+__attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> right, std::int64_t steps,
+                                             Results results) {
+  Lanes tile[kRows][kVectors];
+  SLAP_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SLAP_FAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) tile[r][v] = Lanes{};
+  }
+  if (results.add) {
+    SLAP_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Lanes factor = splat(results.factors ? results.factors[r] : 1.0f);
+      SLAP_FAST_UNROLL
+      for (int v = 0; v < kVectors; ++v) tile[r][v] = load(results.data + r * results.row + v * kLanes) * factor;
+    }
+  }
   for (std::int64_t step = 0; step < steps; ++step) {
     typename Operand::Vector columns[kVectors];
     SLAP_FAST_UNROLL
-    for (int v = 0; v < kVectors; ++v) columns[v] = Operand::load(b + v * b_vector);
+    for (int v = 0; v < kVectors; ++v) columns[v] = Operand::load(right.data + v * right.vector);
     SLAP_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const typename Operand::Vector row = Operand::broadcast(a + r * a_row);
+      const typename Operand::Vector row = Operand::broadcast(left.data + r * left.row);
       SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) tile.at[r][v] = Operand::multiply_add(row, columns[v], tile.at[r][v]);
+      for (int v = 0; v < kVectors; ++v) tile[r][v] = Operand::multiply_add(row, columns[v], tile[r][v]);
     }
-    a += a_step;
-    b += b_step;
+    left.data += left.step;
+    right.data += right.step;
+  }
+  SLAP_FAST_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SLAP_FAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) store(results.data + r * results.row + v * kLanes, tile[r][v]);
   }
 }
 
-// Calls visit(tile, first) with tiles that together cover `count` vectors.
+// The same for `vectors` vectors, kMostVectors at most.
+template <class Operand>
+void multiply(std::int64_t vectors, Left<Operand> left, Right<Operand> right, std::int64_t steps, Results results) {
+  if (vectors == 1) return multiply_tile<Operand, 1>(left, right, steps, results);
+  if (vectors == 2) return multiply_tile<Operand, 2>(left, right, steps, results);
+  if constexpr (kMostVectors == 3)
+    if (vectors == 3) return multiply_tile<Operand, 3>(left, right, steps, results);
+}
+
+// How many of `left` vectors to take at once.
+SLAP_FAST_INLINE std::int64_t some_vectors(std::int64_t left) {
+  if (left == 4) return 2;
+  return left < kMostVectors ? left : kMostVectors;
+}
+
 #define SLAP_FAST_LAMBDA __attribute__((always_inline))
-
-template <class Visit>
-SLAP_FAST_INLINE void visit_vectors(std::int64_t count, Visit visit) {
-  for (std::int64_t first = 0; first < count;) {
-    const std::int64_t left = count - first;
-    if (kMostVectors >= 3 && left >= 3 && left != 4) {
-      visit(Tile<3>{}, first);
-      first += 3;
-    } else if (left >= 2) {
-      visit(Tile<2>{}, first);
-      first += 2;
-    } else {
-      visit(Tile<1>{}, first);
-      first += 1;
-    }
-  }
-}
 
 }  // namespace slap_fast::SLAP_FAST_ISA

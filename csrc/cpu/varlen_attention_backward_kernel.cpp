@@ -240,15 +240,14 @@ class Backward {
     for (std::int64_t row = 0; row < kGroup; row += kRows) {
       const Range keys = seen_in(block, first, row, row + kRows);
       const std::int64_t begin = keys.begin / kLanes, end = round_up(keys.end, kLanes) / kLanes;
-      const auto product = [&](const Value* rows, const Value* panels, float* results) SLAP_FAST_LAMBDA {
-        visit_vectors(end - begin, [&](auto tile, std::int64_t panel) SLAP_FAST_LAMBDA {
-          panel += begin;
-          tile.clear();
-          multiply<Operand>(rows + row * padded_, padded_, Operand::kDepth,
-                            panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth,
-                            padded_ / Operand::kDepth, tile);
-          tile.store(results + row * kStride + panel * kLanes, kStride);
-        });
+      const auto product = [&](const Value* rows, const Value* panels, float* results) {
+        for (std::int64_t panel = begin, some; panel < end; panel += some) {
+          some = some_vectors(end - panel);
+          multiply<Operand>(some, {rows + row * padded_, padded_, Operand::kDepth},
+                            {panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth},
+                            padded_ / Operand::kDepth,
+                            {results + row * kStride + panel * kLanes, kStride, false, nullptr});
+        }
       };
       product(work_.queries, work_.key_panels, work_.scores);
       product(work_.grads, work_.value_panels, work_.grad_weights);
@@ -287,38 +286,39 @@ class Backward {
 
   void add_to_queries(std::int64_t first, Range block, float* sums) {
     const std::int64_t key = block.begin - packed_.begin;
-    visit_vectors(padded_ / kLanes, [&](auto tile, std::int64_t vector) SLAP_FAST_LAMBDA {
+    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
+      some = some_vectors(padded_ / kLanes - vector);
       for (std::int64_t row = 0; row < kGroup; row += kRows) {
         const Range keys = seen_in(block, first, row, row + kRows);
+        if (keys.empty()) continue;
         const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
-        float* target = sums + row * padded_ + vector * kLanes;
-        tile.load(target, padded_);
-        multiply<Operand>(work_.grad_scores_by_key + row * kStride + begin, kStride, Operand::kDepth,
-                          work_.key_steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
-                          kLanes * Operand::kDepth, padded_ * Operand::kDepth,
-                          (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth, tile);
-        tile.store(target, padded_);
+        multiply<Operand>(some, {work_.grad_scores_by_key + row * kStride + begin, kStride, Operand::kDepth},
+                          {work_.key_steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
+                           kLanes * Operand::kDepth, padded_ * Operand::kDepth},
+                          (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
+                          {sums + row * padded_ + vector * kLanes, padded_, true, nullptr});
       }
-    });
+    }
   }
 
   // For the keys of `mine`: the sum over the group's queries of `factors` times `steps`.
   void add_to_keys(std::int64_t first, Range block, Range mine, const Value* factors, const Value* steps, float* sums) {
     const std::int64_t begin_key = (mine.begin - block.begin) / kRows * kRows;
-    visit_vectors(padded_ / kLanes, [&](auto tile, std::int64_t vector) SLAP_FAST_LAMBDA {
+    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
+      some = some_vectors(padded_ / kLanes - vector);
       for (std::int64_t key = begin_key; key < mine.end - block.begin; key += kRows) {
         const Range queries = that_see({block.begin + key, block.begin + key + kRows});
         const Range rows = common({queries.begin - first, queries.end - first}, rows_);
         if (rows.empty()) continue;
         const std::int64_t begin = rows.begin / Operand::kDepth * Operand::kDepth;
-        float* target = sums + (block.begin - packed_.begin + key) * padded_ + vector * kLanes;
-        tile.load(target, padded_);
-        multiply<Operand>(factors + begin * kStride + key * Operand::kDepth, Operand::kDepth, kStride * Operand::kDepth,
-                          steps + begin * padded_ + vector * kLanes * Operand::kDepth, kLanes * Operand::kDepth,
-                          padded_ * Operand::kDepth, (rows.end - begin + Operand::kDepth - 1) / Operand::kDepth, tile);
-        tile.store(target, padded_);
+        multiply<Operand>(
+            some, {factors + begin * kStride + key * Operand::kDepth, Operand::kDepth, kStride * Operand::kDepth},
+            {steps + begin * padded_ + vector * kLanes * Operand::kDepth, kLanes * Operand::kDepth,
+             padded_ * Operand::kDepth},
+            (rows.end - begin + Operand::kDepth - 1) / Operand::kDepth,
+            {sums + (block.begin - packed_.begin + key) * padded_ + vector * kLanes, padded_, true, nullptr});
       }
-    });
+    }
   }
 
   void write_row(Storage* out, const float* sums, float factor) const {

@@ -123,16 +123,12 @@ class Forward {
     for (std::int64_t few = 0; few < panels; few += kMostVectors) {
       for (std::int64_t row = 0; row < last - first; row += kRows) {
         const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
-        const Range seen{most(few, keys.begin / kLanes),
-                         least(few + kMostVectors, round_up(keys.end, kLanes) / kLanes)};
-        visit_vectors(seen.size(), [&](auto tile, std::int64_t panel) SLAP_FAST_LAMBDA {
-          panel += seen.begin;
-          tile.clear();
-          multiply<Operand>(work_.queries + row * padded_, padded_, Operand::kDepth,
-                            work_.panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth,
-                            padded_ / Operand::kDepth, tile);
-          tile.store(work_.scores + row * kScoreStride + panel * kLanes, kScoreStride);
-        });
+        const std::int64_t begin = most(few, keys.begin / kLanes);
+        const std::int64_t end = least(few + kMostVectors, round_up(keys.end, kLanes) / kLanes);
+        multiply<Operand>(end - begin, {work_.queries + row * padded_, padded_, Operand::kDepth},
+                          {work_.panels + (begin_panel + begin) * panel_size, panel_size, kLanes * Operand::kDepth},
+                          padded_ / Operand::kDepth,
+                          {work_.scores + row * kScoreStride + begin * kLanes, kScoreStride, false, nullptr});
       }
     }
   }
@@ -200,20 +196,18 @@ class Forward {
 
   void accumulate(std::int64_t first, std::int64_t last, Range block, std::int64_t key, const float* factors,
                   float* sums) {
-    visit_vectors(padded_ / kLanes, [&](auto tile, std::int64_t vector) SLAP_FAST_LAMBDA {
+    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
+      some = some_vectors(padded_ / kLanes - vector);
       for (std::int64_t row = 0; row < last - first; row += kRows) {
         const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
         const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
-        const std::int64_t steps = (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth;
-        float* target = sums + row * padded_ + vector * kLanes;
-        tile.clear();
-        if (factors) tile.load_scaled(target, padded_, factors + row);
-        multiply<Operand>(work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth,
-                          work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
-                          kLanes * Operand::kDepth, padded_ * Operand::kDepth, steps, tile);
-        tile.store(target, padded_);
+        multiply<Operand>(some, {work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth},
+                          {work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
+                           kLanes * Operand::kDepth, padded_ * Operand::kDepth},
+                          (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
+                          {sums + row * padded_ + vector * kLanes, padded_, factors != nullptr, factors ? factors + row : nullptr});
       }
-    });
+    }
   }
 
   void finish(std::int64_t first, std::int64_t last, const float* maxima, const float* totals, const float* sums) {

@@ -6,5 +6,6 @@ namespace testing {
 void test_waveform_stats();
 void test_log_mel();
 void test_rotary();
+void test_varlen_attention();
 
 }  // namespace testing
