@@ -22,7 +22,7 @@ struct Source {
     if (row < first || row >= last) return;
     const char* in = reinterpret_cast<const char*>(data + row * stride);
     for (std::int64_t i = 0; i < width * static_cast<std::int64_t>(sizeof *data); i += 64)
-      __builtin_prefetch(in + i, 0, 2);
+      __builtin_prefetch(in + i, 0, 3);
   }
 
   // The vector from column `column` on of a row.

@@ -63,6 +63,33 @@ SLAP_FAST_INLINE Range part_of(Range range, std::int64_t index, std::int64_t cou
   return {range.begin + range.size() * index / count, range.begin + range.size() * (index + 1) / count};
 }
 
+// Fetches rows into cache a few at a time, between products: all at once they would hold up the core as much as reading
+// them does, since no more than some tens of lines can be under way.
+template <class In>
+class Prefetcher {
+ public:
+  void clear() { count_ = 0; }
+  void add(const Source<In>& source, Range rows) {
+    if (count_ < kMost && !rows.empty()) queue_[count_++] = {source, rows};
+  }
+  SLAP_FAST_INLINE void step() {
+    for (int row = 0; row < kRowsPerStep && count_ > 0; ++row) {
+      Entry& entry = queue_[count_ - 1];
+      entry.source.prefetch(entry.rows.begin++);
+      count_ -= entry.rows.empty();
+    }
+  }
+
+ private:
+  struct Entry {
+    Source<In> source;
+    Range rows;
+  };
+  static constexpr int kMost = 6, kRowsPerStep = 12;
+  Entry queue_[kMost];
+  int count_ = 0;
+};
+
 // Consecutive arrays, each aligned to 64 bytes; counts bytes where `memory` is null.
 class Arena {
  public:

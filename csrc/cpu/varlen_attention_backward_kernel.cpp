@@ -99,8 +99,8 @@ class Backward {
         k_(source_of<In>(view.k, view.head_dim, stretch.begin_k, stretch.keys, kv_head)),
         v_(source_of<In>(view.v, view.head_dim, stretch.begin_k, stretch.keys, kv_head)) {}
 
-  // With `prefetching`, fetches what the next head will read while it computes.
-  void run(bool prefetching) {
+  // With `followed`, the same scratch will serve the next key head: what that reads is fetched along the way.
+  void run(bool followed) {
     const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
     const std::int64_t group = view_.heads / view_.kv_heads;
     const Range queries = around(owned_queries_, that_see_owned());
@@ -118,8 +118,7 @@ class Backward {
       for (std::int64_t i = 0; i < group; ++i) {
         const std::int64_t head = kv_head_ * group + i;
         for (std::int64_t first = stretch_.first - before; first < queries.end; first += kGroup) {
-          if (prefetching && begin == start && i + 1 == group && first >= stretch_.first && first < stretch_.last)
-            prefetch_next(head, first);
+          plan_prefetch(head, first, first + kGroup < queries.end, followed && begin == start && i + 1 == group);
           const std::int64_t kept = whole ? 0 : i * round_up(stretch_.last - stretch_.first, kGroup) + first - stretch_.first;
           visit_group(head, first, kept, begin == start, begin + part >= keys_.end);
         }
@@ -150,22 +149,21 @@ class Backward {
   }
   Range that_see_owned() const { return owned_keys_.empty() ? Range{0, 0} : that_see(owned_keys_); }
 
-  // Of the next key head: its keys, and what goes with its first query head.
-  void prefetch_next(std::int64_t head, std::int64_t first) const {
-    const auto prefetch = [&](const HeadsView& heads) {
-      const Source<In> next = query_source(heads, head + 1);
-      for (std::int64_t i = 0; i < kGroup; ++i) next.prefetch(first - shift_ + i);
-    };
-    prefetch(view_.q);
-    prefetch(gradients_.grad_out);
-    prefetch(gradients_.out);
-    const Source<In> k = next_head(k_, view_.k), v = next_head(v_, view_.v);
-    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
-    const Range keys = part_of(packed_, (first - stretch_.first) / kGroup, groups);
-    for (std::int64_t key = keys.begin; key < keys.end; ++key) {
-      k.prefetch(key);
-      v.prefetch(key);
+  // What the group behind this one reads, and a part of the next key head's keys.
+  void plan_prefetch(std::int64_t head, std::int64_t first, bool more, bool followed) {
+    prefetcher_.clear();
+    const bool owned = first >= stretch_.first && first < stretch_.last;
+    if (followed && owned) {
+      const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
+      const Range keys = part_of(packed_, (first - stretch_.first) / kGroup, groups);
+      prefetcher_.add(next_head(k_, view_.k), keys);
+      prefetcher_.add(next_head(v_, view_.v), keys);
     }
+    if (!more) return;
+    const Range queries{first + kGroup - shift_, first + 2 * kGroup - shift_};
+    prefetcher_.add(query_source(gradients_.out, head), queries);
+    prefetcher_.add(query_source(gradients_.grad_out, head), queries);
+    prefetcher_.add(query_source(view_.q, head), queries);
   }
 
   Source<In> query_source(const HeadsView& heads, std::int64_t head) const {
@@ -247,6 +245,7 @@ class Backward {
                             {panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth},
                             padded_ / Operand::kDepth,
                             {results + row * kStride + panel * kLanes, kStride, false, nullptr});
+          prefetcher_.step();
         }
       };
       product(work_.queries, work_.key_panels, work_.scores);
@@ -297,6 +296,7 @@ class Backward {
                            kLanes * Operand::kDepth, padded_ * Operand::kDepth},
                           (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
                           {sums + row * padded_ + vector * kLanes, padded_, true, nullptr});
+        prefetcher_.step();
       }
     }
   }
@@ -355,6 +355,7 @@ class Backward {
   Range owned_keys_, owned_queries_, keys_;
   Workspace<Operand> work_;
   Source<In> k_, v_;
+  Prefetcher<In> prefetcher_;
   Range packed_{0, 0}, rows_{0, 0};
   alignas(64) float deltas_[kGroup], bases_[kGroup];
 };

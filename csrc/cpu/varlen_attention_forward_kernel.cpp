@@ -58,19 +58,19 @@ class Forward {
         out_(static_cast<typename In::Storage*>(outputs.out) + (stretch.begin_q * view.heads + head) * view.head_dim),
         lse_(outputs.lse + head * view.total_q + stretch.begin_q) {}
 
-  // With `prefetching`, fetches what the next head will read while it computes.
-  void run(bool prefetching) {
+  // With `followed`, the same scratch will serve the next head: what that reads first is fetched along the way.
+  void run(bool followed) {
     const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
     const bool whole = keys_.end - start <= part;
     std::int64_t begin = start;
     do {
-      const Range packed{begin, least(begin + part, keys_.end)};
-      const std::int64_t count = round_up(most(packed.size(), 0), kLanes);
-      Packing<In, Operand>::panels(k_, begin, count, padded_, work_.panels);
-      Packing<In, Operand>::steps(v_, begin, count, padded_, work_.steps);
+      const Range keys{begin, least(begin + part, keys_.end)};
+      filled_ = begin;
       for (std::int64_t first = stretch_.first; first < stretch_.last; first += kGroup) {
-        if (prefetching && begin == start) prefetch_next(first, packed);
-        visit_group(first, least(first + kGroup, stretch_.last), packed, whole ? 0 : first - stretch_.first);
+        const std::int64_t last = least(first + kGroup, stretch_.last);
+        fill(keys, common(seen(view_, stretch_, first, last), keys).end);
+        plan_prefetch(first, keys, followed && begin == start);
+        visit_group(first, last, keys, whole ? 0 : first - stretch_.first);
       }
       begin += part;
     } while (begin < keys_.end);
@@ -79,15 +79,37 @@ class Forward {
  private:
   using Value = typename Operand::Value;
 
-  void prefetch_next(std::int64_t first, Range packed) const {
-    const Source<In> q = next_head(q_, view_.q), k = next_head(k_, view_.k), v = next_head(v_, view_.v);
-    for (std::int64_t i = 0; i < kGroup; ++i) q.prefetch(first - shift_ + i);
-    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
-    const Range keys = part_of(packed, (first - stretch_.first) / kGroup, groups);
-    for (std::int64_t key = keys.begin; key < keys.end; ++key) {
-      k.prefetch(key);
-      v.prefetch(key);
+  // Packs the keys up to `end` at least, so that memory is read while the queries before are being computed.
+  void fill(Range keys, std::int64_t end) {
+    if (filled_ >= end) return;
+    const std::int64_t count = round_up(end - filled_, kLanes), place = (filled_ - keys.begin) * padded_;
+    Packing<In, Operand>::panels(k_, filled_, count, padded_, work_.panels + place);
+    Packing<In, Operand>::steps(v_, filled_, count, padded_, work_.steps + place);
+    filled_ += count;
+  }
+
+  void plan_prefetch(std::int64_t first, Range keys, bool followed) {
+    prefetcher_.clear();
+    const Range queries{first + kGroup - shift_, first + 2 * kGroup - shift_};
+    if (first + kGroup < stretch_.last) {
+      const Range more{filled_, common(seen(view_, stretch_, first + kGroup, first + 2 * kGroup), keys).end};
+      prefetcher_.add(v_, more);
+      prefetcher_.add(k_, more);
+      prefetcher_.add(q_, queries);
     }
+    const std::int64_t stride = view_.heads * view_.head_dim;
+    const Source<In> out{out_, stride, view_.head_dim, 0, stretch_.queries};
+    prefetcher_.add(out, {first - shift_, first - shift_ + kGroup});
+    if (!followed) return;
+    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
+    const std::int64_t group = (first - stretch_.first) / kGroup;
+    const Range head_start = common(seen(view_, stretch_, stretch_.first, stretch_.first + kGroup), keys);
+    if (!head_start.empty()) {
+      prefetcher_.add(next_head(v_, view_.v), part_of(head_start, group, groups));
+      prefetcher_.add(next_head(k_, view_.k), part_of(head_start, group, groups));
+    }
+    if (group + 1 == groups)
+      prefetcher_.add(next_head(q_, view_.q), {stretch_.first - shift_, stretch_.first - shift_ + kGroup});
   }
 
   // Queries at positions first .. last with the packed keys; their sums are kept from row `kept` on.
@@ -129,6 +151,7 @@ class Forward {
                           {work_.panels + (begin_panel + begin) * panel_size, panel_size, kLanes * Operand::kDepth},
                           padded_ / Operand::kDepth,
                           {work_.scores + row * kScoreStride + begin * kLanes, kScoreStride, false, nullptr});
+        prefetcher_.step();
       }
     }
   }
@@ -205,7 +228,9 @@ class Forward {
                           {work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
                            kLanes * Operand::kDepth, padded_ * Operand::kDepth},
                           (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
-                          {sums + row * padded_ + vector * kLanes, padded_, factors != nullptr, factors ? factors + row : nullptr});
+                          {sums + row * padded_ + vector * kLanes, padded_, factors != nullptr,
+                           factors ? factors + row : nullptr});
+        prefetcher_.step();
       }
     }
   }
@@ -240,6 +265,8 @@ class Forward {
   Source<In> q_, k_, v_;
   typename In::Storage* out_;
   float* lse_;
+  Prefetcher<In> prefetcher_;
+  std::int64_t filled_ = 0;  // keys before it are packed
 };
 
 }  // namespace
