@@ -196,8 +196,8 @@ void bind_varlen_attention(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
   module.def(
       "varlen_attention_backward",
-      [](const AttentionInputs& inputs, const AttentionBatch& batch, const Heads& grad_out, const Heads& out, Address lse,
-         Address grad_lse, Address grad_q, Address grad_k, Address grad_v, int threads) {
+      [](const AttentionInputs& inputs, const AttentionBatch& batch, const Heads& grad_out, const Heads& out,
+         Address lse, Address grad_lse, Address grad_q, Address grad_k, Address grad_v, int threads) {
         slap_fast::varlen_attention_backward(
             inputs, batch,
             {heads_view(grad_out), heads_view(out), at<const float>(lse), at<const float>(grad_lse), at<void>(grad_q),

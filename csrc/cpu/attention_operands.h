@@ -74,7 +74,8 @@ struct Float16 {
     const UnsignedLanes bits = reinterpret_cast<UnsignedLanes>(x);
     const UnsignedLanes magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
     // Below 2^-14 a half counts units of 2^-24: adding 1/2 rounds to them.
-    const UnsignedLanes small = reinterpret_cast<UnsignedLanes>(reinterpret_cast<Lanes>(magnitude) + 0.5f) - 0x3f000000u;
+    const Lanes shifted = reinterpret_cast<Lanes>(magnitude) + 0.5f;
+    const UnsignedLanes small = reinterpret_cast<UnsignedLanes>(shifted) - 0x3f000000u;
     const UnsignedLanes normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
     UnsignedLanes half = magnitude < 0x38800000u ? small : normal;
     half = magnitude >= 0x477ff000u ? UnsignedLanes{} + 0x7c00u : half;

@@ -39,8 +39,8 @@ struct Packing;
 template <class In>
 struct Packing<In, FloatOperand> {
   // Rows begin .. begin + count to [count, padded], times `sign`.
-  static void row_major(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded, float sign,
-                        float* out) {
+  static void row_major(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
+                        float sign, float* out) {
     for (std::int64_t row = begin; row < begin + count; ++row) {
       for (std::int64_t column = 0; column < padded; column += kLanes, out += kLanes)
         store(out, source.load(row, column) * splat(sign));
@@ -53,7 +53,8 @@ struct Packing<In, FloatOperand> {
   }
 
   // The same, transposed: panels of kLanes rows, [count / kLanes, padded, kLanes].
-  static void panels(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded, float* out) {
+  static void panels(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
+                     float* out) {
     for (std::int64_t row = begin; row < begin + count; row += kLanes) {
       for (std::int64_t column = 0; column < padded; column += kLanes) {
         alignas(64) float block[kLanes][kLanes];

@@ -1,4 +1,5 @@
-// How a stretch of a clip is cut into what fits in cache, and what of it a query can see. See lanes.h for the namespace.
+// How a stretch of a clip is cut into what fits in cache, and what of it a query can see. See lanes.h for the
+// namespace.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace slap_fast::SLAP_FAST_ISA {
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// What a score counts in powers of two; queries carry the sign. Never 0, as the -infinity of a hidden key would be lost.
+// What a score counts in powers of two; queries carry the sign. Never 0, as the -infinity of a hidden key would be
+// lost.
 SLAP_FAST_INLINE float exponent_unit(float scale) {
   const float magnitude = scale < 0.0f ? -scale : scale;
   return (magnitude < 1.17549435e-38f ? 1.17549435e-38f : magnitude) * kLog2E;

@@ -92,8 +92,8 @@ SLAP_FAST_INLINE Lanes square_root(Lanes x) {
 #endif
 }
 
-// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN. The mantissa is brought into
-// [sqrt(1/2), sqrt(2)), where log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
+// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN. The mantissa is brought
+// into [sqrt(1/2), sqrt(2)), where log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
 SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
   const IntLanes bits = reinterpret_cast<IntLanes>(x);
   const IntLanes exponent = (bits - 0x3f3504f3) >> 23;

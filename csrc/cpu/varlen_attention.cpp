@@ -47,7 +47,8 @@ AttentionView checked_view(const AttentionInputs& inputs, const AttentionBatch& 
   check_offsets("cu_seqlens_q", batch.cu_seqlens_q, batch.clips, batch.total_q, "tokens", "q");
   check_offsets("cu_seqlens_k", batch.cu_seqlens_k, batch.clips, batch.total_k, "tokens", "k");
   require(inputs.head_dim >= 1 && inputs.head_dim <= kMostHeadDim,
-          "head_dim is " + std::to_string(inputs.head_dim) + "; native code takes 1 to " + std::to_string(kMostHeadDim));
+          "head_dim is " + std::to_string(inputs.head_dim) + "; native code takes 1 to " +
+              std::to_string(kMostHeadDim));
   require(inputs.kv_heads >= 1 && inputs.heads >= 0 && inputs.heads % inputs.kv_heads == 0,
           "heads are " + std::to_string(inputs.heads) + " and " + std::to_string(inputs.kv_heads) +
               "; query heads must be a multiple of key heads");
@@ -96,11 +97,12 @@ std::vector<Work> stretches(const AttentionView& view, const AttentionBatch& bat
 // Calls task(stretch, first_head, last_head, scratch) until each stretch has had each head, on as many threads as are
 // worth it. Heads of a token lie side by side: a few of them go together where there are tasks enough without.
 template <class Task>
-void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes, int threads,
-              const Task& task) {
+void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes,
+              int threads, const Task& task) {
   double total = 0.0;
   for (const Work& item : work) total += item.cost * cost_unit * static_cast<double>(heads);
-  const int useful = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
+  const double most = static_cast<double>(std::max(threads, 1));
+  const int useful = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, most));
   const std::int64_t count = static_cast<std::int64_t>(work.size());
   const std::int64_t together =
       std::clamp<std::int64_t>(count * heads / (useful * kTasksPerThread), 1, std::max<std::int64_t>(1, heads));

@@ -23,8 +23,8 @@ struct AttentionInputs {
   HeadsView q, k, v;
 };
 
-// The query at i of a clip stands at position i + keys - queries among its keys. A query that sees no key gives 0 and an
-// lse of -infinity. The bits depend on the clip and the instruction set alone, not on threads or neighbours.
+// The query at i of a clip stands at position i + keys - queries among its keys. A query that sees no key gives 0 and
+// an lse of -infinity. The bits depend on the clip and the instruction set alone, not on threads or neighbours.
 // Throws std::invalid_argument for offsets that do not rise from 0 to the totals and for sizes that do not fit.
 void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch, const AttentionOutputs& outputs,
                       int threads);

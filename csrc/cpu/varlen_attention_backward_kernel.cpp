@@ -1,9 +1,9 @@
 // Compiled once for each instruction set: gradients of attention, with weights recomputed from the log-sum-exp.
 //
-// A stretch owns queries and keys. Groups of its own queries visit all keys that they see, and give the queries' gradient
-// and their part of the owned keys'; queries of other stretches that see owned keys are visited once more for the keys'
-// sake. So nothing is summed across tasks: no order to keep, no memory to hold, and the work done twice is a window's
-// width for each stretch.
+// A stretch owns queries and keys. Groups of its own queries visit all keys that they see, and give the queries'
+// gradient and their part of the owned keys'; queries of other stretches that see owned keys are visited once more for
+// the keys' sake. So nothing is summed across tasks: no order to keep, no memory to hold, and the work done twice is a
+// window's width for each stretch.
 //
 // Floor: five products where the forward pass has two. 3,036 tokens in local windows: 2.2 GFLOP, in groups 2.5, hence
 // 10 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 6 ms of 430 (AVX-512-BF16).
@@ -119,7 +119,8 @@ class Backward {
         const std::int64_t head = kv_head_ * group + i;
         for (std::int64_t first = stretch_.first - before; first < queries.end; first += kGroup) {
           plan_prefetch(head, first, first + kGroup < queries.end, followed && begin == start && i + 1 == group);
-          const std::int64_t kept = whole ? 0 : i * round_up(stretch_.last - stretch_.first, kGroup) + first - stretch_.first;
+          const std::int64_t rows = round_up(stretch_.last - stretch_.first, kGroup);
+          const std::int64_t kept = whole ? 0 : i * rows + first - stretch_.first;
           visit_group(head, first, kept, begin == start, begin + part >= keys_.end);
         }
       }
@@ -198,8 +199,8 @@ class Backward {
   void pack_group(std::int64_t head, std::int64_t first) {
     const Source<In> grad = query_source(gradients_.grad_out, head), out = query_source(gradients_.out, head);
     const std::int64_t query = first - shift_;
-    Packing<In, Operand>::row_major(query_source(view_.q, head), query, kGroup, padded_, view_.scale < 0.0f ? -1.0f : 1.0f,
-                                    work_.queries);
+    Packing<In, Operand>::row_major(query_source(view_.q, head), query, kGroup, padded_,
+                                    view_.scale < 0.0f ? -1.0f : 1.0f, work_.queries);
     Packing<In, Operand>::row_major(grad, query, kGroup, padded_, 1.0f, work_.grads);
     if constexpr (Operand::kDepth > 1) {
       const auto packed = [&](const Value* rows) { return Source<In>{rows, padded_, padded_, 0, kGroup}; };

@@ -1,9 +1,9 @@
 // Compiled once for each instruction set: attention with an online softmax, for groups of kGroup queries at a time.
 //
-// Floor: a query that sees n keys takes 4 n D operations, and as many more as its group sees keys that it does not. Local
-// windows of 97 keys at D = 64 over 3,036 tokens in clips of 1 to 30 seconds and 12 heads: 0.86 GFLOP, in groups 0.96,
-// hence 4 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 2.2 ms of 430 (AVX-512-BF16); softmax and packing come on
-// top, about 13 instructions for each 16 scores.
+// Floor: a query that sees n keys takes 4 n D operations, and as many more as its group sees keys that it does not.
+// Local windows of 97 keys at D = 64 over 3,036 tokens in clips of 1 to 30 seconds and 12 heads: 0.86 GFLOP, in groups
+// 0.96, hence 4 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 2.2 ms of 430 (AVX-512-BF16); softmax and packing
+// come on top, about 13 instructions for each 16 scores.
 #include "attention_stretch.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
@@ -44,8 +44,8 @@ struct Workspace {
 template <class In, class Operand>
 class Forward {
  public:
-  Forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head, const AttentionOutputs& outputs,
-          void* scratch)
+  Forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
+          const AttentionOutputs& outputs, void* scratch)
       : view_(view),
         stretch_(stretch),
         shift_(stretch.keys - stretch.queries),

@@ -23,8 +23,8 @@ struct AttentionView {
 
 constexpr std::int64_t kUnlimited = std::int64_t{1} << 40;
 
-// Of one clip: where it lies, and the positions first .. last that a task owns. Positions count keys: the clip's key j is
-// at j, its query i at i + keys - queries.
+// Of one clip: where it lies, and the positions first .. last that a task owns. Positions count keys: the clip's key j
+// is at j, its query i at i + keys - queries.
 struct AttentionStretch {
   std::int64_t begin_q, queries, begin_k, keys;
   std::int64_t first, last;

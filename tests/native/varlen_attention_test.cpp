@@ -88,7 +88,8 @@ struct Problem {
   }
 
   Results run(int threads) const {
-    const std::int64_t queries = total_q * shape.heads * shape.head_dim, keys = total_k * shape.kv_heads * shape.head_dim;
+    const std::int64_t queries = total_q * shape.heads * shape.head_dim;
+    const std::int64_t keys = total_k * shape.kv_heads * shape.head_dim;
     Results results{poisoned(queries, 1), poisoned(shape.heads * total_q, 3), poisoned(queries, 5), poisoned(keys, 7),
                     poisoned(keys, 9)};
     varlen_attention(inputs(), batch(), {results.out.data(), results.lse.data()}, threads);
@@ -122,7 +123,8 @@ void check_against_plain_loops(const Problem& problem, const Results& results) {
   const Shape& shape = problem.shape;
   const std::int64_t heads = shape.heads, kv_heads = shape.kv_heads, width = shape.head_dim;
   const auto size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
-  std::vector<double> out(size(problem.total_q * heads * width)), lse(size(heads * problem.total_q)), grad_q(out.size());
+  std::vector<double> out(size(problem.total_q * heads * width)), grad_q(out.size());
+  std::vector<double> lse(size(heads * problem.total_q));
   std::vector<double> grad_k(size(problem.total_k * kv_heads * width)), grad_v(grad_k.size());
   for (std::size_t clip = 0; clip < shape.lengths_q.size(); ++clip) {
     const std::int64_t queries = shape.lengths_q[clip], keys = shape.lengths_k[clip];
@@ -141,7 +143,8 @@ void check_against_plain_loops(const Problem& problem, const Results& results) {
         for (std::int64_t j = begin; j < end; ++j) {
           double score = 0.0;
           for (std::int64_t e = 0; e < width; ++e)
-            score += static_cast<double>(problem.q.at(query, head, e)) * problem.k.at(problem.cu_k[clip] + j, kv_head, e);
+            score +=
+                static_cast<double>(problem.q.at(query, head, e)) * problem.k.at(problem.cu_k[clip] + j, kv_head, e);
           scores.push_back(score * shape.scale);
         }
         const double highest = scores.empty() ? 0.0 : *std::max_element(scores.begin(), scores.end());
@@ -248,8 +251,8 @@ void check_sixteen_bits(Random& random, Element element) {
                              cu_k.back()};
   varlen_attention(inputs, batch, {out.data(), lse.data()}, 2);
   varlen_attention_backward(inputs, batch,
-                            {view(grad, shape.heads), view(out, shape.heads), lse.data(), grad_lse.data(), grad_q.data(),
-                             grad_k.data(), grad_v.data()},
+                            {view(grad, shape.heads), view(out, shape.heads), lse.data(), grad_lse.data(),
+                             grad_q.data(), grad_k.data(), grad_v.data()},
                             2);
   for (std::int64_t i = 0; i < lse.size(); ++i) require(!is_poison(lse[i]), "an lse is not written");
 }
