@@ -80,7 +80,7 @@ struct Problem {
   }
 
   AttentionInputs inputs() const {
-    return {Element::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left, shape.right, shape.scale,
+    return {Storage::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left, shape.right, shape.scale,
             q.view(),         k.view(),    v.view()};
   }
   AttentionBatch batch() const {
@@ -224,7 +224,7 @@ void check_neighbours(Random& random) {
 }
 
 // Sixteen-bit arrays of exactly their size: values are held to PyTorch's in tests/ops.
-void check_sixteen_bits(Random& random, Element element) {
+void check_sixteen_bits(Random& random, Storage storage) {
   const Shape shape = random_shape(random, false);
   const std::vector<std::int32_t> cu_q = offsets(shape.lengths_q), cu_k = offsets(shape.lengths_k);
   const auto filled = [&](std::int64_t tokens, std::int64_t heads) {
@@ -242,7 +242,7 @@ void check_sixteen_bits(Random& random, Element element) {
   const auto view = [&](const Exact<std::uint16_t>& x, std::int64_t heads) {
     return HeadsView{x.data(), heads * shape.head_dim, shape.head_dim};
   };
-  const AttentionInputs inputs{element,     shape.heads,
+  const AttentionInputs inputs{storage,     shape.heads,
                                shape.kv_heads, shape.head_dim,
                                shape.left,  shape.right,
                                shape.scale, view(q, shape.heads),
@@ -259,7 +259,7 @@ void check_sixteen_bits(Random& random, Element element) {
 
 void check_malformed() {
   const std::vector<std::int32_t> good{0, 1, 2};
-  const AttentionInputs inputs{Element::float32, 2, 1, 16, -1, -1, 1.0f, {}, {}, {}};
+  const AttentionInputs inputs{Storage::float32, 2, 1, 16, -1, -1, 1.0f, {}, {}, {}};
   const auto refuse = [&](const std::string& what, const AttentionInputs& bad, const std::vector<std::int32_t>& cu) {
     const AttentionBatch batch{cu.data(), good.data(), 2, 2, 2};
     require_refused(what, [&] { varlen_attention(bad, batch, {nullptr, nullptr}, 1); });
@@ -290,7 +290,7 @@ void test_varlen_attention() {
       const Results results = problem.run(1);
       check_against_plain_loops(problem, results);
       for (int threads : {-1, 0, 3, 64}) require(same(problem.run(threads), results), "bits depend on threads");
-      check_sixteen_bits(random, trial % 2 ? Element::bfloat16 : Element::float16);
+      check_sixteen_bits(random, trial % 2 ? Storage::bfloat16 : Storage::float16);
     }
     check_neighbours(random);
     check_malformed();
