@@ -36,6 +36,7 @@ def _names() -> dict[str, Any]:
         "q": q,
         "k": q,
         "v": q,
+        "qkv": torch.stack([q, q, q], dim=1),
         "cu_seqlens": offsets,
         "cu_q": offsets,
         "cu_k": offsets,
