@@ -1,10 +1,10 @@
-// What attention multiplies, in the instruction set that this translation unit is compiled for: elements as they lie in
-// tensors, operands as the micro-kernel takes them, and the micro-kernel itself. See lanes.h for the namespace.
+// What attention multiplies, in the instruction set that this translation unit is compiled for: operands as the
+// micro-kernel takes them, and the micro-kernel itself. See lanes.h for the namespace.
 #pragma once
 
 #include <cstdint>
 
-#include "lanes.h"
+#include "stored_lanes.h"
 
 #if defined(__clang__)
 #define SLAP_FAST_UNROLL _Pragma("unroll")
@@ -13,92 +13,6 @@
 #endif
 
 namespace slap_fast::SLAP_FAST_ISA {
-
-struct Float32 {
-  using Storage = float;
-  static SLAP_FAST_INLINE Lanes load(const Storage* in) { return load_unaligned(in); }
-  static SLAP_FAST_INLINE void store(Storage* out, Lanes x) { store_unaligned(out, x); }
-};
-
-typedef std::uint16_t ShortLanes __attribute__((vector_size(kLanes * 2)));
-typedef std::uint16_t UnalignedShortLanes __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
-typedef std::uint32_t UnsignedLanes __attribute__((vector_size(kLanes * 4)));
-
-struct BFloat16 {
-  using Storage = std::uint16_t;
-  static SLAP_FAST_INLINE Lanes load(const Storage* in) {
-    const ShortLanes bits = *reinterpret_cast<const UnalignedShortLanes*>(in);
-    return reinterpret_cast<Lanes>(__builtin_convertvector(bits, UnsignedLanes) << 16);
-  }
-  // To the nearest, ties to even; a NaN stays one.
-  static SLAP_FAST_INLINE void store(Storage* out, Lanes x) {
-#if defined(__AVX512BF16__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
-#else
-    const UnsignedLanes bits = reinterpret_cast<UnsignedLanes>(x);
-    const UnsignedLanes rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    const UnsignedLanes chosen = x == x ? rounded : (bits >> 16 | 0x40u);
-    *reinterpret_cast<UnalignedShortLanes*>(out) = __builtin_convertvector(chosen, ShortLanes);
-#endif
-  }
-};
-
-struct Float16 {
-  using Storage = std::uint16_t;
-#if defined(__AVX512F__)
-  static SLAP_FAST_INLINE Lanes load(const Storage* in) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-  }
-  static SLAP_FAST_INLINE void store(Storage* out, Lanes x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-  }
-#elif defined(__AVX2__)
-  static SLAP_FAST_INLINE Lanes load(const Storage* in) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
-  }
-  static SLAP_FAST_INLINE void store(Storage* out, Lanes x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-  }
-#else
-  static SLAP_FAST_INLINE Lanes load(const Storage* in) {
-    const UnsignedLanes bits =
-        __builtin_convertvector(*reinterpret_cast<const UnalignedShortLanes*>(in), UnsignedLanes);
-    const UnsignedLanes magnitude = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
-    // Moving the exponent by 112 is a product, which also gives subnormal halves their value.
-    const Lanes finite = reinterpret_cast<Lanes>(magnitude) * 0x1p112f;
-    const UnsignedLanes value =
-        magnitude >= 0x0f800000u ? magnitude + 0x70000000u : reinterpret_cast<UnsignedLanes>(finite);
-    return reinterpret_cast<Lanes>(value | sign);
-  }
-  static SLAP_FAST_INLINE void store(Storage* out, Lanes x) {
-    const UnsignedLanes bits = reinterpret_cast<UnsignedLanes>(x);
-    const UnsignedLanes magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
-    // Below 2^-14 a half counts units of 2^-24: adding 1/2 rounds to them.
-    const Lanes shifted = reinterpret_cast<Lanes>(magnitude) + 0.5f;
-    const UnsignedLanes small = reinterpret_cast<UnsignedLanes>(shifted) - 0x3f000000u;
-    const UnsignedLanes normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-    UnsignedLanes half = magnitude < 0x38800000u ? small : normal;
-    half = magnitude >= 0x477ff000u ? UnsignedLanes{} + 0x7c00u : half;
-    half = magnitude > 0x7f800000u ? UnsignedLanes{} + 0x7e00u : half;
-    *reinterpret_cast<UnalignedShortLanes*>(out) = __builtin_convertvector(half | sign, ShortLanes);
-  }
-#endif
-};
-
-// The `count` elements at `in`, fewer than kLanes, with zeros behind.
-template <class In>
-SLAP_FAST_INLINE Lanes load_some(const typename In::Storage* in, std::int64_t count) {
-  typename In::Storage whole[kLanes] = {};
-  for (std::int64_t i = 0; i < count; ++i) whole[i] = in[i];
-  return In::load(whole);
-}
-
-template <class In>
-SLAP_FAST_INLINE void store_some(typename In::Storage* out, Lanes x, std::int64_t count) {
-  typename In::Storage whole[kLanes];
-  In::store(whole, x);
-  for (std::int64_t i = 0; i < count; ++i) out[i] = whole[i];
-}
 
 // An operand's elements are taken kDepth at a time: a step adds kDepth products to each lane.
 struct FloatOperand {

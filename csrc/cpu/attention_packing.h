@@ -14,7 +14,7 @@ SLAP_FAST_INLINE std::int64_t round_up(std::int64_t x, std::int64_t unit) { retu
 // Rows `first` to `last` of one head of one clip are there to be read; those before and behind count as zeros.
 template <class In>
 struct Source {
-  const typename In::Storage* data;  // of row 0
+  const typename In::Stored* data;  // of row 0
   std::int64_t stride, width, first, last;
 
   // Rows lie far apart, where no processor looks ahead by itself.
@@ -28,7 +28,7 @@ struct Source {
   // The vector from column `column` on of a row.
   SLAP_FAST_INLINE Lanes load(std::int64_t row, std::int64_t column) const {
     if (row < first || row >= last) return Lanes{};
-    const typename In::Storage* in = data + row * stride + column;
+    const typename In::Stored* in = data + row * stride + column;
     return column + kLanes <= width ? In::load(in) : load_some<In>(in, width - column);
   }
 };

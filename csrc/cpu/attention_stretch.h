@@ -49,7 +49,7 @@ SLAP_FAST_INLINE std::int64_t padded_width(const AttentionView& view) { return r
 template <class In>
 Source<In> source_of(const HeadsView& heads, std::int64_t head_dim, std::int64_t begin, std::int64_t length,
                      std::int64_t head) {
-  const auto* data = static_cast<const typename In::Storage*>(heads.data);
+  const auto* data = static_cast<const typename In::Stored*>(heads.data);
   return {data + begin * heads.token_stride + head * heads.head_stride, heads.token_stride, head_dim, 0, length};
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "aligned_array.h"
 #include "isa.h"
 #include "log_mel_frames.h"
 #include "packed_offsets.h"
@@ -88,7 +89,7 @@ class ForwardGroup {
   const LogMelView& view_;
   const LogMelKernel& kernel_;
   MelBlocks blocks_;
-  AlignedFloats scratch_;
+  AlignedArray<float> scratch_;
   const float* windows_[kMostLanes];
   float* mels_[kMostLanes];
   std::int64_t count_ = 0;
@@ -305,9 +306,9 @@ class BackwardWorker {
   const LogMelView& view_;
   const LogMelKernel& kernel_;
   Windows<float> windows_;
-  AlignedFloats scratch_;
+  AlignedArray<float> scratch_;
   std::int64_t width_;
-  AlignedFloats grad_windows_;
+  AlignedArray<float> grad_windows_;
   std::int64_t begin_ = 0;   // the position in the padded clip of
   std::vector<float> sum_;  // the first of these
 };

@@ -3,29 +3,15 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
 #include <type_traits>
 
+#include "aligned_array.h"
 #include "log_mel_kernel.h"
 #include "log_mel_spec.h"
 
 namespace slap_fast {
 
 constexpr std::int64_t kMostLanes = 16;
-
-class AlignedFloats {
- public:
-  explicit AlignedFloats(std::int64_t count)
-      : data_(static_cast<float*>(::operator new(static_cast<std::size_t>(count) * sizeof(float), kAlignment))) {}
-  ~AlignedFloats() { ::operator delete(data_, kAlignment); }
-  AlignedFloats(const AlignedFloats&) = delete;
-  AlignedFloats& operator=(const AlignedFloats&) = delete;
-  float* get() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  float* data_;
-};
 
 template <class Sample>
 struct Clip {
@@ -116,7 +102,7 @@ class Windows {
   const LogMelKernel& kernel_;
   float scale_;
   bool in_place_;
-  AlignedFloats copies_, unemphasized_;
+  AlignedArray<float> copies_, unemphasized_;
   std::int64_t used_ = 0;
 };
 

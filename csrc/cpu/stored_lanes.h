@@ -45,10 +45,14 @@ struct BFloat16 {
     return floats(load_halves(in) << 16);
   }
   static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));
+#else
     const WordLanes bits = words(x);
     const WordLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const WordLanes quiet = (bits >> 16) | 0x40u;  // a NaN must not round to infinity
     store_halves(out, select(x == x, rounded, quiet));
+#endif
   }
 };
 
@@ -61,8 +65,14 @@ struct Float16 {
   static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
+#elif defined(__AVX2__)
+  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
+  }
+  static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
 #else
-  // By arithmetic: a machine with AVX2 need not have F16C.
   static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
     const WordLanes bits = load_halves(in);
     const WordLanes magnitude = bits & 0x7fffu;

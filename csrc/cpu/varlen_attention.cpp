@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "aligned_memory.h"
+#include "aligned_array.h"
 #include "isa.h"
 #include "packed_offsets.h"
 #include "parallel.h"
@@ -107,8 +107,8 @@ void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_uni
   const std::int64_t together =
       std::clamp<std::int64_t>(count * heads / (useful * kTasksPerThread), 1, std::max<std::int64_t>(1, heads));
   const std::int64_t runs = (heads + together - 1) / together;
-  std::vector<std::unique_ptr<AlignedMemory>> scratch;
-  for (int thread = 0; thread < useful; ++thread) scratch.push_back(std::make_unique<AlignedMemory>(scratch_bytes));
+  std::vector<std::unique_ptr<AlignedArray<std::byte>>> scratch;
+  for (int thread = 0; thread < useful; ++thread) scratch.push_back(std::make_unique<AlignedArray<std::byte>>(scratch_bytes));
   parallel_for(count * runs, useful, [&](std::int64_t i, int thread) {
     const std::int64_t first = i % runs * together;
     task(work[static_cast<std::size_t>(i / runs)].stretch, first, std::min(first + together, heads),

@@ -132,7 +132,7 @@ class Backward {
 
  private:
   using Value = typename Operand::Value;
-  using Storage = typename In::Storage;
+  using Stored = typename In::Stored;
 
   static void zero(float* values, std::int64_t count) {
     for (std::int64_t i = 0; i < count; i += kLanes) store(values + i, Lanes{});
@@ -322,7 +322,7 @@ class Backward {
     }
   }
 
-  void write_row(Storage* out, const float* sums, float factor) const {
+  void write_row(Stored* out, const float* sums, float factor) const {
     for (std::int64_t column = 0; column < view_.head_dim; column += kLanes) {
       const Lanes x = load(sums + column) * splat(factor);
       if (column + kLanes <= view_.head_dim)
@@ -333,7 +333,7 @@ class Backward {
   }
 
   void write_queries(std::int64_t head, std::int64_t first, const float* sums) const {
-    auto* out = static_cast<Storage*>(gradients_.grad_q);
+    auto* out = static_cast<Stored*>(gradients_.grad_q);
     for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
       const std::int64_t token = stretch_.begin_q + first - shift_ + row;
       write_row(out + (token * view_.heads + head) * view_.head_dim, sums + row * padded_, view_.scale);
@@ -344,7 +344,7 @@ class Backward {
   void write_keys(void* grads, const float* sums, float factor) const {
     const Range keys = common(packed_, owned_keys_);
     for (std::int64_t key = keys.begin; key < keys.end; ++key)
-      write_row(static_cast<Storage*>(grads) +
+      write_row(static_cast<Stored*>(grads) +
                     ((stretch_.begin_k + key) * view_.kv_heads + kv_head_) * view_.head_dim,
                 sums + (key - packed_.begin) * padded_, factor);
   }

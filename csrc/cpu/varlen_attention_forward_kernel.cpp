@@ -55,7 +55,7 @@ class Forward {
         q_(source_of<In>(view.q, view.head_dim, stretch.begin_q, stretch.queries, head)),
         k_(source_of<In>(view.k, view.head_dim, stretch.begin_k, stretch.keys, head / (view.heads / view.kv_heads))),
         v_(source_of<In>(view.v, view.head_dim, stretch.begin_k, stretch.keys, head / (view.heads / view.kv_heads))),
-        out_(static_cast<typename In::Storage*>(outputs.out) + (stretch.begin_q * view.heads + head) * view.head_dim),
+        out_(static_cast<typename In::Stored*>(outputs.out) + (stretch.begin_q * view.heads + head) * view.head_dim),
         lse_(outputs.lse + head * view.total_q + stretch.begin_q) {}
 
   // With `followed`, the same scratch will serve the next head: what that reads first is fetched along the way.
@@ -244,7 +244,7 @@ class Forward {
     for (std::int64_t row = 0; row < last - first; ++row) {
       const std::int64_t query = first - shift_ + row;
       lse_[query] = lse[row];
-      typename In::Storage* out = out_ + query * view_.heads * view_.head_dim;
+      typename In::Stored* out = out_ + query * view_.heads * view_.head_dim;
       const bool blind = totals[row] == 0.0f;
       const Lanes factor = splat(blind ? 0.0f : 1.0f / totals[row]);
       for (std::int64_t column = 0; column < view_.head_dim; column += kLanes) {
@@ -263,7 +263,7 @@ class Forward {
   Range keys_;
   Workspace<Operand> work_;
   Source<In> q_, k_, v_;
-  typename In::Storage* out_;
+  typename In::Stored* out_;
   float* lse_;
   Prefetcher<In> prefetcher_;
   std::int64_t filled_ = 0;  // keys before it are packed
