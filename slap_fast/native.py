@@ -64,6 +64,13 @@ def load() -> ModuleType | None:
     return module
 
 
+def require() -> ModuleType:
+    """The native module, for code that is reached only where there is one."""
+    module = load()
+    assert module is not None, "selected although unavailable"
+    return module
+
+
 def unavailable() -> str | None:
     """Why there is no native module, None if there is one. Warns and raises as `load` does."""
     load()

@@ -10,8 +10,6 @@ whatever else is in the batch and however many threads there are.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
 
 import torch
@@ -28,30 +26,25 @@ from slap_fast.ops.mel_normalization import normalize_clips
 def _log_mel(
     waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, total_frames: int, backend: str
 ) -> Tensor:
-    return _FORWARD[backend](waveform, cu_seqlens, cu_frames, _parse(config), total_frames)
+    return _FORWARD[backend](waveform, cu_seqlens, cu_frames, MelConfig.parse(config), total_frames)
 
 
 @_log_mel.register_fake
 def _(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, total_frames: int, backend: str) -> Tensor:
     dtype = torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
-    return waveform.new_empty(total_frames, _parse(config).n_mels, dtype=dtype)
+    return waveform.new_empty(total_frames, MelConfig.parse(config).n_mels, dtype=dtype)
 
 
 @torch.library.custom_op("slap_fast::log_mel_backward", mutates_args=())
 def _log_mel_backward(
     grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, backend: str
 ) -> Tensor:
-    return _BACKWARD[backend](grad, waveform, cu_seqlens, cu_frames, _parse(config))
+    return _BACKWARD[backend](grad, waveform, cu_seqlens, cu_frames, MelConfig.parse(config))
 
 
 @_log_mel_backward.register_fake
 def _(grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     return torch.empty_like(waveform)
-
-
-@functools.lru_cache(maxsize=64)
-def _parse(config: str) -> MelConfig:
-    return MelConfig(**json.loads(config))
 
 
 _FORWARD: dict[str, Callable[[Tensor, Tensor, Tensor, MelConfig, int], Tensor]] = {

@@ -8,9 +8,6 @@ straight from the samples, in the same pass as the frames.
 
 from __future__ import annotations
 
-import functools
-import json
-
 import torch
 from torch import Tensor
 
@@ -37,7 +34,9 @@ def _log_mel_patches(
     mask_value: float,
 ) -> Tensor:
     grid = PatchGrid(cu_frames, total_frames, columns, patch_frames, patch_mels)
-    return log_mel_native.patches(waveform, cu_seqlens, grid, time_masked, mel_masked, _parse(config), mask_value)
+    return log_mel_native.patches(
+        waveform, cu_seqlens, grid, time_masked, mel_masked, MelConfig.parse(config), mask_value
+    )
 
 
 @_log_mel_patches.register_fake
@@ -54,13 +53,8 @@ def _(
     patch_mels: int,
     mask_value: float,
 ) -> Tensor:
-    tokens = columns * (_parse(config).n_mels // patch_mels)
+    tokens = columns * (MelConfig.parse(config).n_mels // patch_mels)
     return waveform.new_empty(tokens, patch_frames * patch_mels, dtype=torch.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _parse(config: str) -> MelConfig:
-    return MelConfig(**json.loads(config))
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:

@@ -174,6 +174,12 @@ class MelConfig:
         serialized: str = self.__dict__["_serialized"]
         return serialized
 
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def parse(serialized: str) -> MelConfig:
+        """The reverse of `serialized`."""
+        return MelConfig(**json.loads(serialized))
+
     @property
     def span(self) -> int:
         """Samples that a frame takes of its padded clip: `win_length` or `n_fft`, as `frame_span` says."""

@@ -5,9 +5,6 @@ Sums run over one clip in float64, in order: the result of a clip is the same bi
 
 from __future__ import annotations
 
-import functools
-import json
-
 import torch
 from torch import Tensor
 
@@ -22,7 +19,7 @@ _DEVIATION_GUARD = 1e-5
 @torch.library.custom_op("slap_fast::mel_normalization", mutates_args=())
 def _mel_normalization(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     forward = _forward_native if backend == "native" else _forward_torch
-    return forward(frames, cu_frames, _parse(config))
+    return forward(frames, cu_frames, MelConfig.parse(config))
 
 
 @_mel_normalization.register_fake
@@ -32,7 +29,7 @@ def _(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
 
 @torch.library.custom_op("slap_fast::mel_normalization_backward", mutates_args=())
 def _mel_normalization_backward(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
-    return _backward_torch(grad, frames, cu_frames, _parse(config))
+    return _backward_torch(grad, frames, cu_frames, MelConfig.parse(config))
 
 
 @_mel_normalization_backward.register_fake
@@ -40,14 +37,8 @@ def _(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: str, backend: str
     return torch.empty_like(frames)
 
 
-@functools.lru_cache(maxsize=64)
-def _parse(config: str) -> MelConfig:
-    return MelConfig(**json.loads(config))
-
-
 def _forward_native(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    module = native.load()
-    assert module is not None, "selected although unavailable"
+    module = native.require()
     normalized = torch.empty_like(frames)
     module.normalize_mels(
         frames=frames.data_ptr(),

@@ -50,8 +50,7 @@ def _empty_stats(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _native(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    module = native.load()
-    assert module is not None, "selected although unavailable"
+    module = native.require()
     peak, mean_square, nonfinite = _empty_stats(waveform, cu_seqlens)
     module.waveform_stats(
         waveform=waveform.data_ptr(),

@@ -48,9 +48,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
 # Never dropped: a captured graph holds the addresses of the tables.
 @functools.cache
 def _plan(config: MelConfig, device: int) -> Any:
-    module = native.load()
-    assert module is not None, "selected although unavailable"
-    return module.CudaLogMel(device=device, **plan_arguments(config))
+    return native.require().CudaLogMel(device=device, **plan_arguments(config))
 
 
 def _packed(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, total_frames: int) -> dict[str, Any]:

@@ -27,9 +27,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
 @functools.lru_cache(maxsize=32)
 def _plan(config: MelConfig) -> Any:
     """The native object that holds a convention's tables."""
-    module = native.load()
-    assert module is not None, "selected although unavailable"
-    return module.LogMel(**plan_arguments(config))
+    return native.require().LogMel(**plan_arguments(config))
 
 
 def plan_arguments(config: MelConfig) -> dict[str, Any]:

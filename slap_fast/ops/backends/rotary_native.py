@@ -28,8 +28,7 @@ def rotate(
     out_k: Tensor,
 ) -> None:
     """Write the rotated `q` and `k` to `out_q` and `out_k`, which may be the same tensors."""
-    module = native.load()
-    assert module is not None, "selected although unavailable"
+    module = native.require()
     offsets = cu_seqlens.to(torch.int64).contiguous()
     pairs = [(q, out_q), (k, out_k)]
     # A head is read and written as one row of memory. What lies otherwise is copied before and after.

@@ -27,12 +27,6 @@ def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int, **_trait
     return None
 
 
-def _module() -> Any:
-    module = native.load()
-    assert module is not None, "selected although unavailable"
-    return module
-
-
 def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -42,7 +36,7 @@ def _heads(x: Tensor) -> tuple[int, int, int]:
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float) -> Any:
-    return _module().AttentionInputs(
+    return native.require().AttentionInputs(
         element=_ELEMENTS[q.dtype],
         heads=q.shape[1],
         kv_heads=k.shape[1],
@@ -57,7 +51,7 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float
 
 
 def _batch(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Any:
-    return _module().AttentionBatch(
+    return native.require().AttentionBatch(
         cu_seqlens_q=cu_seqlens_q.data_ptr(),
         cu_seqlens_k=cu_seqlens_k.data_ptr(),
         clips=cu_seqlens_q.numel() - 1,
@@ -83,7 +77,7 @@ def forward(
     cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[1], q.shape[0])
-    _module().varlen_attention(
+    native.require().varlen_attention(
         inputs=_inputs(q, k, v, left, right, scale),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
         out=out.data_ptr(),
@@ -114,7 +108,7 @@ def backward(
     cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
     lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    _module().varlen_attention_backward(
+    native.require().varlen_attention_backward(
         inputs=_inputs(q, k, v, left, right, scale),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
         grad_out=_heads(grad_out),
