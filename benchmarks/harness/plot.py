@@ -1,4 +1,4 @@
-"""One figure a result: time and memory of each peer, side by side by case. Drawn from the JSON alone."""
+"""One figure a result: a row a case, a mark a peer, time and memory on logarithmic axes. Drawn from the JSON alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.measure import OK
-from benchmarks.harness.report import format_bytes, format_seconds
+
+OURS = "slap-fast"
+# A step may take nothing at all, which no logarithmic axis shows.
+LEAST_BYTES = 2**10
 
 
 def plot_result(result: dict[str, Any], path: Path) -> None:
@@ -16,40 +19,56 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
         ImportError: matplotlib is not installed.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "slap-fast[bench]"') from error
 
-    rows = [(case, peer) for case in result["cases"] for peer in case["peers"]]
-    names = list(dict.fromkeys(peer["name"] for _, peer in rows))
-    colours = {name: f"C{index}" for index, name in enumerate(names)}
-    figure = Figure(figsize=(11, 1.2 + 0.45 * len(rows)), layout="constrained")
-    time_axis, memory_axis = figure.subplots(1, 2, sharey=True)
-    for position, (_, peer) in enumerate(rows):
-        colour = colours[peer["name"]]
-        if peer["status"] != OK:
-            time_axis.text(0, position, f" {peer['status']}", va="center", fontsize=8, color=colour)
-            continue
-        time = peer["time"]
-        spread = [[time["median"] - time["q1"]], [time["q3"] - time["median"]]]
-        time_axis.barh(position, time["median"], xerr=spread, color=colour, capsize=3)
-        ratio = f"  {peer['ratio']['median']:.2f}x" if "ratio" in peer else ""
-        time_axis.text(time["q3"], position, f"  {format_seconds(time['median'])}{ratio}", va="center", fontsize=8)
-        if "step_bytes" in peer.get("memory", {}):
-            step_bytes = peer["memory"]["step_bytes"]
-            memory_axis.barh(position, step_bytes / 2**20, color=colour)
-            memory_axis.text(step_bytes / 2**20, position, f"  {format_bytes(step_bytes)}", va="center", fontsize=8)
-    time_axis.set_yticks(range(len(rows)), [f"{case['name']}: {peer['name']}" for case, peer in rows])
-    time_axis.set_ylim(len(rows) - 0.5, -0.5)
-    time_axis.set_xlabel("seconds a step (median, quartiles; shorter is better)")
+    cases = [case for case in result["cases"] if any(peer["status"] == OK for peer in case["peers"])]
+    names = list(dict.fromkeys(peer["name"] for case in cases for peer in case["peers"] if peer["status"] == OK))
+    colours = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
+    figure = Figure(figsize=(13, 2.2 + 0.3 * len(cases) + 0.07 * len(names)), layout="constrained")
+    time_axis, memory_axis = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for position, case in enumerate(cases):
+        for peer in case["peers"]:
+            if peer["status"] != OK:
+                continue
+            ours = peer["name"].startswith(OURS)
+            style = {
+                "color": colours[peer["name"]],
+                "marker": "D" if ours else "o",
+                "markersize": 7 if ours else 6,
+                "markeredgecolor": "black" if ours else "white",
+                "markeredgewidth": 0.8,
+                "linestyle": "none",
+                "zorder": 4 if ours else 3,
+            }
+            time = peer["time"]
+            spread = [[time["median"] - time["q1"]], [time["q3"] - time["median"]]]
+            time_axis.errorbar(time["median"], position, xerr=spread, **style)
+            if "step_bytes" in peer.get("memory", {}):
+                memory_axis.plot(max(LEAST_BYTES, peer["memory"]["step_bytes"]) / 2**20, position, **style)
+    handles = [
+        time_axis.plot([], [], color=colours[name], marker="D" if name.startswith(OURS) else "o", linestyle="none")[0]
+        for name in names
+    ]
+    time_axis.set_yticks(range(len(cases)), [case["name"] for case in cases])
+    time_axis.set_ylim(len(cases) - 0.5, -0.5)
+    time_axis.set_xlabel("seconds a step (median, quartiles; further left is faster)")
     memory_axis.set_xlabel("peak memory of a step, MiB")
     for axis in (time_axis, memory_axis):
-        axis.margins(x=0.25)
-        axis.set_xlim(left=0)
+        axis.set_xscale("log")
+        axis.grid(which="major", linewidth=0.4)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     machine = result["machine"]
-    place = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {result['settings']['threads']} threads"
+    place = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {_threads(result['settings']['threads'])}"
     figure.suptitle(
         f"{result['title']}\n{place}, PyTorch {result['versions']['torch']}, {result['date'][:10]}", fontsize=10
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
