@@ -56,7 +56,6 @@ class _Call:
             "PRECISION": "tf32x3" if self.dtype == torch.float32 else "ieee",
             "num_warps": tile.warps,
             "num_stages": tile.stages,
-            "maxnreg": tile.registers,
         }
 
 

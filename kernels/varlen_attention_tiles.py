@@ -5,6 +5,7 @@ tuned or compiled anew for a length. No GPU has measured them yet: they were cho
 
 - Nothing spills. 64 rows are one warpgroup's `wgmma`; 4 warps a program let several programs share a multiprocessor,
   and overlap the products of one with the exponentials of another, which at head dimension 64 take as long.
+- To cap the forward at 128 registers, for a fourth program a multiprocessor, spills with Triton 3.9, not with 3.7.
 - Clips of 4 to 750 tokens fill tiles of 64 rows to 92 % (lengths uniform), tiles of 128 to 85 %.
 - In a narrow window a tile of R rows computes scores for R + 96 keys or more, of which each row uses 97.
 - Backward by keys takes 32 queries at a time: two thirds of the registers of 64, so three programs instead of two, and
@@ -28,7 +29,6 @@ class Tile(NamedTuple):
         stages: of the pipeline that loads ahead.
         branch: skip the masks in steps that every row sees whole: most, without a narrow window. On sm_80 Triton 3.7
             moves the scores through shared memory for such a branch in the backward, which costs more than the masks.
-        registers: a limit for ptxas where it stops short of room for one more program, None: its own choice.
     """
 
     queries: int
@@ -36,7 +36,6 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     branch: bool = True
-    registers: int | None = None
 
 
 # By kernel and bytes an element: largest head dimension -> tile.
@@ -44,11 +43,7 @@ _Tables = dict[tuple[str, int], dict[int, Tile]]
 
 # Up to 227 KiB of shared memory a block, and wgmma: sm_90, sm_100.
 _LARGE: _Tables = {
-    ("forward", 2): {
-        64: Tile(64, 64, 4, 2, registers=128),
-        128: Tile(64, 64, 4, 2),
-        256: Tile(64, 32, 8, 2),
-    },
+    ("forward", 2): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 8, 2)},
     ("grad_q", 2): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
     ("grad_kv", 2): {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
     ("forward", 4): {64: Tile(64, 32, 4, 2), 128: Tile(16, 32, 4, 1)},
