@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
+from slap_fast.ops.backends import linear_cross_entropy_torch as torch_backend
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
-
-# The package exports the function under the name of its module.
-module = importlib.import_module("slap_fast.ops.linear_cross_entropy")
 
 OPTIONS = [
     {},
@@ -32,7 +28,7 @@ def _inputs(tokens=11, vocabulary=7, width=5, dtype=torch.float64, logits=3.0, s
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Four tokens of the seven-word vocabulary at a time, so that the last chunk is a part."""
-    monkeypatch.setattr(module, "_MAX_LOGITS", 4 * 7)
+    monkeypatch.setattr(torch_backend, "_MAX_LOGITS", 4 * 7)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -54,7 +50,7 @@ def test_loss_and_gradients_equal_the_oracle(options, ignored):
 @pytest.mark.parametrize("logits", [1.0, 30.0])
 @pytest.mark.parametrize("options", OPTIONS[:4])
 def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeypatch, dtype, logits, options):
-    monkeypatch.setattr(module, "_MAX_LOGITS", 32 * 101)
+    monkeypatch.setattr(torch_backend, "_MAX_LOGITS", 32 * 101)
     hidden, weight, target = _inputs(90, 101, 64, dtype=dtype, logits=logits)
     assert linear_cross_entropy(hidden, weight, target).dtype == torch.float32
     assert_as_accurate_as_plain(
@@ -110,7 +106,44 @@ def test_gradcheck(options):
 def test_opcheck():
     hidden, weight, target = _inputs(dtype=torch.float32)
     target[1] = -100
-    torch.library.opcheck(torch.ops.slap_fast.linear_cross_entropy, (hidden, weight, target, -100, 0.1, 0.1, "torch"))
+    settings = (target, -100, 0.1, 0.1, True, True, "torch")
+    torch.library.opcheck(torch.ops.slap_fast.linear_cross_entropy, (hidden, weight, *settings))
+
+
+def test_the_backward_runs_twice_and_scales_what_it_is_given():
+    hidden, weight, target = _inputs()
+    loss = linear_cross_entropy(hidden, weight, target)
+    first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    tripled = torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=True)
+    torch.testing.assert_close([gradient / 3 for gradient in tripled], list(first))
+    again = torch.autograd.grad(loss, (hidden, weight))
+    assert all(torch.equal(*gradients) for gradients in zip(first, again, strict=True))
+
+
+def test_only_the_gradients_that_are_asked_for_are_made():
+    hidden, weight, target = _inputs()
+    both = torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))
+    only_hidden = linear_cross_entropy(hidden, weight.detach(), target)
+    only_weight = linear_cross_entropy(hidden.detach(), weight, target)
+    torch.testing.assert_close(torch.autograd.grad(only_hidden, hidden)[0], both[0])
+    torch.testing.assert_close(torch.autograd.grad(only_weight, weight)[0], both[1])
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, target).requires_grad
+    settings = (target, -100, 0.0, 0.0, False, False, "torch")
+    _, *unasked = torch.ops.slap_fast.linear_cross_entropy(hidden, weight, *settings)
+    assert [gradient.shape for gradient in unasked] == [(0,), (0,)]
+
+
+def test_float16_gradients_survive_a_mean_over_tokens_once_a_loss_scale_brings_them_back():
+    """What comes in is scale / tokens: gradients that were rounded to float16 before it would be 0."""
+    hidden, weight, target = _inputs(dtype=torch.float16)
+    with torch.no_grad():
+        weight *= 1e-4
+        hidden *= 1e-4
+    tiny = torch.autograd.grad(linear_cross_entropy(hidden, weight, target) * 2.0**12, hidden)[0]
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = torch.autograd.grad(linear_cross_entropy(*exact, target) * 2.0**12, exact[0])[0]
+    torch.testing.assert_close(tiny.double(), expected, rtol=2e-3, atol=0)
 
 
 def test_compiles_whole_and_once_more_for_changing_lengths():
@@ -136,7 +169,8 @@ def test_a_target_outside_the_vocabulary_is_never_read_out_of_bounds():
     """What serves where targets cannot be read back: the loss turns NaN, which the trainer's finite check names."""
     hidden, weight, target = _inputs()
     target[4] = 1 << 40
-    total, _ = torch.ops.slap_fast.linear_cross_entropy(hidden, weight, target, -100, 0.0, 0.0, "torch")
+    settings = (target, -100, 0.0, 0.0, True, True, "torch")
+    total, _, _ = torch.ops.slap_fast.linear_cross_entropy(hidden, weight, *settings)
     assert total.isnan()
     assert torch.autograd.grad(total, hidden)[0][4].isnan().all()
 

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
+from slap_fast.ops.backends import prototype_torch as torch_backend
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
-
-# The package exports the function under the name of its module.
-module = importlib.import_module("slap_fast.ops.prototype_cross_entropy")
 
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
 LENGTHS = [3, 0, 1, 5, 4]
@@ -28,7 +24,7 @@ def _offsets(lengths, dtype=torch.int32):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Five tokens of six prototypes at a time, so that chunks end inside clips and the last one is a part."""
-    monkeypatch.setattr(module, "_MAX_SCORES", 5 * 6)
+    monkeypatch.setattr(torch_backend, "_MAX_SCORES", 5 * 6)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -61,7 +57,7 @@ def test_loss_and_gradients_equal_the_oracle(lengths, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("teacher_temperature", [0.04, 0.07])
 def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeypatch, dtype, teacher_temperature):
-    monkeypatch.setattr(module, "_MAX_SCORES", 32 * 50)
+    monkeypatch.setattr(torch_backend, "_MAX_SCORES", 32 * 50)
     student, teacher, student_prototypes, teacher_prototypes = _inputs(100, 50, 32, dtype=dtype)
     lengths = [40, 25, 0, 35]
     temperatures = {"student_temperature": 0.1, "teacher_temperature": teacher_temperature}
@@ -149,9 +145,25 @@ def test_opcheck(with_potential):
             potential,
             torch.full((13,), 1 / 13),
             *temperatures,
+            True,
+            True,
             "torch",
         ),
     )
+
+
+def test_the_backward_runs_twice_and_only_for_what_needs_it():
+    student, teacher, student_prototypes, teacher_prototypes = _inputs()
+    loss = prototype_cross_entropy(student, teacher, student_prototypes, teacher_prototypes, **TEMPERATURES)
+    first = torch.autograd.grad(loss, (student, student_prototypes), retain_graph=True)
+    again = torch.autograd.grad(loss, (student, student_prototypes))
+    assert all(torch.equal(*gradients) for gradients in zip(first, again, strict=True))
+    frozen = student_prototypes.detach()
+    loss = prototype_cross_entropy(student, teacher, frozen, teacher_prototypes, **TEMPERATURES)
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], first[0])
+    with torch.no_grad():
+        loss = prototype_cross_entropy(student, teacher, frozen, teacher_prototypes, **TEMPERATURES)
+    assert not loss.requires_grad
 
 
 def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():

@@ -1,0 +1,53 @@
+"""What losses share whose gradients are made in the same sweep as the loss.
+
+Such a loss is a scalar, and its gradients are those of the loss itself times the scalar that comes in. So the forward
+makes both while it has the scores at hand, and the backward is one scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums over `dtype` are made and kept in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def needs_grad(x: Tensor) -> bool:
+    """Whether a backward may ask for the gradient of `x`."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def empty_gradient(x: Tensor, needed: bool) -> Tensor:
+    """Where the gradient of the loss itself goes: in the shape of `x`, or of no elements where it is not needed.
+
+    In float32 at least: under loss scaling, float16 gradients underflow before the scale has reached them, and any
+    16-bit gradient would be rounded twice.
+    """
+    return x.new_empty(x.shape if needed else (0,), dtype=accumulator(x.dtype))
+
+
+def register_autograd(op: Any, positions: Sequence[int]) -> None:
+    """Derive `op`, which returns `(loss, *gradients)`, one gradient for each of the inputs at `positions`."""
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+        ctx.dtypes = [inputs[position].dtype for position in positions]
+
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for position, gradient, dtype in zip(positions, ctx.saved_tensors, ctx.dtypes, strict=True):
+            if grad is not None and ctx.needs_input_grad[position]:
+                grads[position] = (gradient * grad).to(dtype)
+        return tuple(grads)
+
+    op.register_autograd(backward, setup_context=setup_context)
