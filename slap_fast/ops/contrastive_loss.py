@@ -9,19 +9,23 @@ once; a column's is combined from one vector per rank, so that one matrix produc
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from slap_fast.ops import collectives, dispatch
+from slap_fast.ops.backends import contrastive_torch
+from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend, accumulator
+from slap_fast.ops.contrastive_validation import validate
 
-# Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
-_MAX_LOGITS = 1 << 22
+# In the order of preference.
+BACKENDS: dict[str, ContrastiveBackend] = {"torch": contrastive_torch}
+dispatch.register(
+    "contrastive_loss",
+    [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],
+)
 
 
 class ContrastiveOutput(NamedTuple):
@@ -54,22 +58,9 @@ def _contrastive_sums(
     chunk_size: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums over this rank's logits `logit_scale * audio @ text.T + logit_bias`, of R rows and C columns.
-
-    Row i's positive is column `offset + i`, or with ids every column of its id. A `chunk_size` of 0 leaves the
-    choice to the backend.
-
-    Returns:
-        row_loss: `[R]` log-sum-exp of each row less its largest logit (infonce), or its summed pair losses (sigmoid).
-        column_loss: `[C]` log-sum-exp of each column less its largest logit (infonce), or zeros.
-        row_positive: `[R]` mean logit of each row's positives (infonce), or zeros.
-        row_facts: `[4, R]` of each row: mean similarity of positives, of negatives, 1 if top-1 is right, largest logit.
-        column_best: `[2, C]` largest logit of each column among positives and negatives; -inf for none.
-
-    The first three are differentiable.
-    """
-    return _sums_torch(
-        audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset=offset, kind=kind, chunk_size=chunk_size
+    """`ContrastiveBackend.forward`; its first three results are differentiable."""
+    return BACKENDS[backend].forward(
+        audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind, chunk_size
     )
 
 
@@ -86,7 +77,7 @@ def _(
     chunk_size: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, columns, dtype = audio.shape[0], text.shape[0], _accumulator(audio.dtype)
+    rows, columns, dtype = audio.shape[0], text.shape[0], accumulator(audio.dtype)
     row_loss, row_positive = audio.new_empty(rows, dtype=dtype), audio.new_empty(rows, dtype=dtype)
     column_loss, column_best = audio.new_empty(columns, dtype=dtype), audio.new_empty(2, columns, dtype=dtype)
     return row_loss, column_loss, row_positive, audio.new_empty(4, rows, dtype=dtype), column_best
@@ -112,8 +103,8 @@ def _contrastive_sums_backward(
     chunk_size: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of audio, text, logit_scale and logit_bias (zero where there is none)."""
-    return _sums_backward_torch(
+    """`ContrastiveBackend.backward`."""
+    return BACKENDS[backend].backward(
         grad_row,
         grad_column,
         grad_positive,
@@ -127,9 +118,9 @@ def _contrastive_sums_backward(
         logit_bias,
         audio_ids,
         text_ids,
-        offset=offset,
-        kind=kind,
-        chunk_size=chunk_size,
+        offset,
+        kind,
+        chunk_size,
     )
 
 
@@ -159,146 +150,6 @@ def _(
         text.new_empty(text.shape),
         logit_scale.new_empty(logit_scale.shape),
         bias.new_empty(bias.shape),
-    )
-
-
-dispatch.register("contrastive_loss", [dispatch.Backend(name="torch")])
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-class _Tile(NamedTuple):
-    rows: slice
-    audio: Tensor  # [c, D]
-    similarity: Tensor  # [c, C]
-    logits: Tensor  # [c, C]
-    positive: Tensor  # [c, C] bool
-    positives: Tensor  # [c]
-
-
-def _tiles(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    *,
-    offset: int,
-    chunk_size: int,
-) -> Iterator[_Tile]:
-    """The similarities by chunks of rows; `text` and the scalars come in the accumulator's dtype."""
-    if audio_ids is None or text_ids is None:
-        audio_ids = torch.arange(offset, offset + audio.shape[0], device=audio.device)
-        text_ids = torch.arange(text.shape[0], device=audio.device)
-    chunk_size = chunk_size or max(1, _MAX_LOGITS // max(1, text.shape[0]))
-    for begin in range(0, audio.shape[0], chunk_size):
-        rows = slice(begin, begin + chunk_size)
-        chunk = audio[rows].to(text.dtype)
-        similarity = chunk @ text.T
-        logits = similarity * logit_scale
-        if logit_bias is not None:
-            logits += logit_bias
-        positive = audio_ids[rows, None] == text_ids
-        yield _Tile(rows, chunk, similarity, logits, positive, positive.sum(1))
-
-
-def _scalars(logit_scale: Tensor, logit_bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    return logit_scale.reshape(()).to(dtype), None if logit_bias is None else logit_bias.reshape(()).to(dtype)
-
-
-def _sums_torch(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    *,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, columns, dtype = audio.shape[0], text.shape[0], _accumulator(audio.dtype)
-    scale, bias = _scalars(logit_scale, logit_bias, dtype)
-    row_loss = audio.new_empty(rows, dtype=dtype)
-    column_sum = audio.new_zeros(columns, dtype=dtype)
-    row_facts = audio.new_empty(4, rows, dtype=dtype)
-    column_best = audio.new_full((2, columns), -math.inf, dtype=dtype)
-    tiles = _tiles(audio, text.to(dtype), scale, bias, audio_ids, text_ids, offset=offset, chunk_size=chunk_size)
-    for tile in tiles:
-        positive_logits = tile.logits.masked_fill(~tile.positive, -math.inf)
-        negative_logits = tile.logits.masked_fill(tile.positive, -math.inf)
-        row_best = torch.stack([positive_logits.amax(1), negative_logits.amax(1)])
-        previous, largest = column_best.amax(0), row_best.amax(0)
-        column_best = torch.maximum(column_best, torch.stack([positive_logits.amax(0), negative_logits.amax(0)]))
-        if kind == "infonce":
-            row_loss[tile.rows] = (tile.logits - largest[:, None]).exp_().sum(1).log_()
-            column_largest = column_best.amax(0)
-            column_sum *= (previous - column_largest).exp_()
-            column_sum += (tile.logits - column_largest).exp_().sum(0)
-        else:
-            row_loss[tile.rows] = -F.logsigmoid(torch.where(tile.positive, tile.logits, -tile.logits)).sum(1)
-        negatives = (columns - tile.positives).clamp_min(1)
-        row_facts[0, tile.rows] = tile.similarity.masked_fill(~tile.positive, 0.0).sum(1) / tile.positives
-        row_facts[1, tile.rows] = tile.similarity.masked_fill(tile.positive, 0.0).sum(1) / negatives
-        row_facts[2, tile.rows] = (row_best[0] > row_best[1]).to(dtype)
-        row_facts[3, tile.rows] = largest
-    if kind == "infonce":
-        return row_loss, column_sum.log_(), row_facts[0] * scale, row_facts, column_best
-    return row_loss, column_sum, torch.zeros_like(row_loss), row_facts, column_best
-
-
-def _sums_backward_torch(
-    grad_row: Tensor,
-    grad_column: Tensor,
-    grad_positive: Tensor,
-    row_loss: Tensor,
-    column_loss: Tensor,
-    row_facts: Tensor,
-    column_best: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    *,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = _accumulator(audio.dtype)
-    scale, bias = _scalars(logit_scale, logit_bias, dtype)
-    columns = text.to(dtype)
-    grad_audio, grad_text = torch.empty_like(audio, memory_format=torch.contiguous_format), torch.zeros_like(columns)
-    grad_scale, grad_bias = scale.new_zeros(()), scale.new_zeros(())
-    column_largest = column_best.amax(0)
-    tiles = _tiles(audio, columns, scale, bias, audio_ids, text_ids, offset=offset, chunk_size=chunk_size)
-    for tile in tiles:
-        row_grad = grad_row[tile.rows, None]
-        if kind == "infonce":
-            shifted = tile.logits - row_facts[3, tile.rows, None]
-            grad_logits = shifted.sub_(row_loss[tile.rows, None]).exp_().mul_(row_grad)
-            shifted = tile.logits - column_largest
-            grad_logits += shifted.sub_(column_loss).exp_().mul_(grad_column)
-            grad_logits += tile.positive * (grad_positive[tile.rows] / tile.positives)[:, None]
-        else:
-            sign = torch.where(tile.positive, -1.0, 1.0).to(dtype)
-            grad_logits = sign * torch.sigmoid(sign * tile.logits) * row_grad
-        grad_scale += (grad_logits * tile.similarity).sum()
-        grad_bias += grad_logits.sum()
-        grad_similarity = grad_logits.mul_(scale)
-        grad_audio[tile.rows] = (grad_similarity @ columns).to(audio.dtype)
-        grad_text.addmm_(grad_similarity.T, tile.audio)
-    bias_like = logit_scale if logit_bias is None else logit_bias
-    return (
-        grad_audio,
-        grad_text.to(text.dtype),
-        grad_scale.to(logit_scale.dtype).reshape(logit_scale.shape),
-        grad_bias.to(bias_like.dtype).reshape(bias_like.shape),
     )
 
 
@@ -359,7 +210,7 @@ def contrastive_loss(
     Raises:
         ValueError: shapes, dtypes, devices, `kind` or `chunk_size` that do not fit, or a backend that cannot serve.
     """
-    _validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size)
+    validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size)
     chosen = dispatch.select("contrastive_loss", backend, device=audio.device, dtype=audio.dtype, kind=kind)
     clips = audio.shape[0]
     offset, total = 0, clips
@@ -396,36 +247,3 @@ def contrastive_loss(
     loss = local_sum * (collectives.world_size(group) / max(total, 1))
     facts = torch.stack([(row_accuracy + (best[0] > best[1])) / 2, positive, negative]).detach()
     return ContrastiveOutput(loss, *(facts.sum(1) / max(clips, 1)).unbind())
-
-
-def _validate(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    kind: str,
-    ids: Tensor | None,
-    chunk_size: int | None,
-) -> None:
-    if kind not in ("infonce", "sigmoid"):
-        raise ValueError(f"kind is {kind!r}; choose 'infonce' or 'sigmoid'")
-    if audio.dim() != 2 or audio.shape != text.shape:
-        raise ValueError(f"audio, text have shapes {tuple(audio.shape)}, {tuple(text.shape)}; pass two of [B, D]")
-    if audio.dtype != text.dtype or not audio.dtype.is_floating_point:
-        raise ValueError(f"audio, text are {audio.dtype}, {text.dtype}; pass one floating-point dtype")
-    for name, scalar in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-        if scalar is None and name == "logit_bias":
-            continue
-        if not isinstance(scalar, Tensor) or scalar.shape not in ((), (1,)) or not scalar.dtype.is_floating_point:
-            raise ValueError(f"{name} is {scalar!r}; pass a floating-point tensor of shape [] or [1]")
-        if scalar.device != audio.device:
-            raise ValueError(f"{name} is on {scalar.device}, audio on {audio.device}; move one to the other")
-    if text.device != audio.device:
-        raise ValueError(f"text is on {text.device}, audio on {audio.device}; move one to the other")
-    if ids is not None and (ids.shape != audio.shape[:1] or ids.dtype != torch.int64 or ids.device != audio.device):
-        raise ValueError(
-            f"ids is {ids.dtype} of shape {tuple(ids.shape)} on {ids.device}; pass [{audio.shape[0]}] int64 on "
-            f"{audio.device}"
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None")
