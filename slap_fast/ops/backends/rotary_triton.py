@@ -31,7 +31,7 @@ def rotate(
     out_q: Tensor,
     out_k: Tensor,
 ) -> None:
-    """Write the rotated `q` and `k` to `out_q` and `out_k`, which may be the same tensors. Angles are in float32."""
+    """Write the rotated `q` and `k` to `out_q` and `out_k`, which may be the same tensors."""
     from slap_fast.kernels import rotary as kernels
 
     # A head is read and written as one row of memory. What lies otherwise is copied before and after.
