@@ -13,6 +13,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/log_mel.h"
+#include "cpu/matrix_product.h"
 #include "cpu/mel_normalization.h"
 #include "cpu/rotary.h"
 #include "cpu/varlen_attention.h"
@@ -209,6 +210,27 @@ void bind_varlen_attention(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+// An address, and how far apart in elements the lanes and the elements of a lane are.
+using Side = std::tuple<Address, std::int64_t, std::int64_t>;
+
+slap_fast::ProductSide product_side(const std::string& element, const Side& side, std::int64_t lanes,
+                                    std::int64_t depth) {
+  return {storage_of(element), at<const void>(std::get<0>(side)), lanes, depth, std::get<1>(side), std::get<2>(side)};
+}
+
+void bind_matrix_product(py::module_& module) {
+  module.def(
+      "matrix_product",
+      [](const std::string& element, const Side& left, const Side& right, std::int64_t rows, std::int64_t columns,
+         std::int64_t depth, Address out, std::int64_t stride, bool add, int threads) {
+        slap_fast::matrix_product(product_side(element, left, rows, depth), product_side(element, right, columns, depth),
+                                  at<float>(out), stride, add, threads);
+      },
+      py::arg("element"), py::arg("left"), py::arg("right"), py::arg("rows"), py::arg("columns"), py::arg("depth"),
+      py::arg("out"), py::arg("stride"), py::arg("add"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -231,6 +253,7 @@ PYBIND11_MODULE(_C, module) {
 
   bind_log_mel(module);
   bind_rotary(module);
+  bind_matrix_product(module);
   bind_varlen_attention(module);
 
   module.def(

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "attention_packing.h"
+#include "product_packing.h"
 #include "varlen_attention_kernel.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
@@ -116,17 +116,6 @@ SLAP_FAST_INLINE Lanes keep_inside(Lanes x, std::int64_t first, Range range, Lan
   for (int i = 0; i < kLanes; ++i) index[i] = i;
   const int begin = static_cast<int>(range.begin - first), end = static_cast<int>(range.end - first);
   return select((index >= begin) & (index < end), x, otherwise);
-}
-
-// Calls visit() with an object of the class that reads and writes `element`.
-template <class Visit>
-void with_element(Storage element, Visit visit) {
-#if !defined(__AVX512BF16__)
-  if (element == Storage::float32) return visit(Float32{});
-  if (element == Storage::float16) return visit(Float16{});
-#endif
-  (void)element;
-  visit(BFloat16{});
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

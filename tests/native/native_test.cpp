@@ -8,6 +8,7 @@ int main() {
     testing::require_refused(std::string("instruction set '") + name + "'", [&] { slap_fast::force_isa(name); });
   testing::test_waveform_stats();
   testing::test_log_mel();
+  testing::test_matrix_product();
   testing::test_rotary();
   testing::test_varlen_attention();
   for (slap_fast::Isa isa : testing::isas_of_this_machine()) std::printf("%s ok\n", slap_fast::isa_name(isa));

@@ -1,9 +1,10 @@
-// Rows of tensors as operands of the micro-kernel. See lanes.h for the namespace.
+// Rows of matrices as operands of the micro-kernel. See lanes.h for the namespace.
 #pragma once
 
 #include <cstdint>
 
-#include "attention_operands.h"
+#include "product_operands.h"
+#include "storage.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 
@@ -11,7 +12,7 @@ SLAP_FAST_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a <
 SLAP_FAST_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 SLAP_FAST_INLINE std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Rows `first` to `last` of one head of one clip are there to be read; those before and behind count as zeros.
+// Rows `first` to `last` of a matrix are there to be read; those before and behind count as zeros.
 template <class In>
 struct Source {
   const typename In::Stored* data;  // of row 0
@@ -126,5 +127,16 @@ struct Packing<BFloat16, BFloat16Operand> {
   }
 };
 #endif
+
+// Calls visit() with an object of the class that reads and writes `element`.
+template <class Visit>
+void with_element(Storage element, Visit visit) {
+#if !defined(__AVX512BF16__)
+  if (element == Storage::float32) return visit(Float32{});
+  if (element == Storage::float16) return visit(Float16{});
+#endif
+  (void)element;
+  visit(BFloat16{});
+}
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -1,5 +1,5 @@
-// What attention multiplies, in the instruction set that this translation unit is compiled for: operands as the
-// micro-kernel takes them, and the micro-kernel itself. See lanes.h for the namespace.
+// What attention and matrix products multiply, in the instruction set that this translation unit is compiled for:
+// operands as the micro-kernel takes them, and the micro-kernel itself. See lanes.h for the namespace.
 #pragma once
 
 #include <cstdint>
@@ -104,7 +104,7 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
     for (int r = 0; r < kRows; ++r) {
       const Lanes factor = splat(results.factors ? results.factors[r] : 1.0f);
       SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) tile[r][v] = load(results.data + r * results.row + v * kLanes) * factor;
+      for (int v = 0; v < kVectors; ++v) tile[r][v] = load_unaligned(results.data + r * results.row + v * kLanes) * factor;
     }
   }
   for (std::int64_t step = 0; step < steps; ++step) {
@@ -123,7 +123,7 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
   SLAP_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
     SLAP_FAST_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(results.data + r * results.row + v * kLanes, tile[r][v]);
+    for (int v = 0; v < kVectors; ++v) store_unaligned(results.data + r * results.row + v * kLanes, tile[r][v]);
   }
 }
 
