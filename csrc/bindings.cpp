@@ -12,9 +12,11 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/linear_cross_entropy.h"
 #include "cpu/log_mel.h"
 #include "cpu/matrix_product.h"
 #include "cpu/mel_normalization.h"
+#include "cpu/prototype_cross_entropy.h"
 #include "cpu/rotary.h"
 #include "cpu/varlen_attention.h"
 #include "cpu/waveform_stats.h"
@@ -231,6 +233,45 @@ void bind_matrix_product(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_losses(py::module_& module) {
+  module.def(
+      "linear_cross_entropy",
+      [](Address logits, std::int64_t rows, std::int64_t columns, std::int64_t stride, Address target,
+         double label_smoothing, double z_loss, Address gradient, const std::string& gradient_storage, int threads) {
+        return slap_fast::linear_cross_entropy({at<float>(logits), rows, columns, stride},
+                                               at<const std::int64_t>(target), {label_smoothing, z_loss},
+                                               {storage_of(gradient_storage), at<void>(gradient)}, threads);
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("target"),
+      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradient"), py::arg("gradient_storage"),
+      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "sinkhorn_masses",
+      [](Address scores, std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature,
+         Address potential, Address largest, Address sum, int threads) {
+        slap_fast::sinkhorn_masses({at<float>(scores), rows, columns, stride},
+                                   {temperature, at<const float>(potential)}, at<float>(largest), at<double>(sum),
+                                   threads);
+      },
+      py::arg("scores"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("temperature"),
+      py::arg("potential"), py::arg("largest"), py::arg("sum"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "prototype_cross_entropy",
+      [](Address student, Address teacher, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+         float student_temperature, float teacher_temperature, Address potential, Address token_weight,
+         Address gradient, const std::string& gradient_storage, int threads) {
+        return slap_fast::prototype_cross_entropy(
+            {at<float>(student), rows, columns, stride}, at<float>(teacher), student_temperature,
+            {teacher_temperature, at<const float>(potential)}, at<const float>(token_weight),
+            {storage_of(gradient_storage), at<void>(gradient)}, threads);
+      },
+      py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
+      py::arg("student_temperature"), py::arg("teacher_temperature"), py::arg("potential"), py::arg("token_weight"),
+      py::arg("gradient"), py::arg("gradient_storage"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -255,6 +296,7 @@ PYBIND11_MODULE(_C, module) {
   bind_rotary(module);
   bind_matrix_product(module);
   bind_varlen_attention(module);
+  bind_losses(module);
 
   module.def(
       "normalize_mels",

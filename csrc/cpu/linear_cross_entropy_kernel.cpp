@@ -1,0 +1,63 @@
+// Compiled once for each instruction set.
+#include "linear_cross_entropy_kernel.h"
+
+#include "score_lanes.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+namespace {
+
+float sum(const float* row, std::int64_t columns) {
+  Slots sums(0.0f);
+  const std::int64_t whole = columns - columns % kLanes;
+  for_vectors(whole, [&](std::int64_t i, int slot) { sums.of[slot] += load_unaligned(row + i); });
+  return sum_of(sums.sum() + load_some<Float32>(row + whole, columns - whole));
+}
+
+RowExponentials exponentials(float* row, std::int64_t padded, bool keep) {
+  Slots maxima(-__builtin_inff());
+  for_vectors(padded,
+              [&](std::int64_t i, int slot) { maxima.of[slot] = at_least(maxima.of[slot], load_unaligned(row + i)); });
+  const float largest = maxima.largest();
+  const Lanes shift = splat(largest);
+  Slots sums(0.0f);
+  if (keep) {
+    for_vectors(padded, [&](std::int64_t i, int slot) {
+      const Lanes e = exponential(load_unaligned(row + i) - shift);
+      store_unaligned(row + i, e);
+      sums.of[slot] += e;
+    });
+  } else {
+    for_vectors(padded, [&](std::int64_t i, int slot) {
+      sums.of[slot] += exponential(load_unaligned(row + i) - shift);
+    });
+  }
+  return {largest, sum_of(sums.sum())};
+}
+
+template <class Format>
+void write_gradient(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target,
+                    float at_target, typename Format::Stored* gradient) {
+  const Lanes scales = splat(scale), shifts = splat(shift);
+  for_vectors(padded, [&](std::int64_t i, int) {
+    Format::store(gradient + i, fms(load_unaligned(row + i), scales, shifts));
+  });
+  if (target >= 0) store_some<Format>(gradient + target, splat(at_target), 1);
+}
+
+void gradient(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target, float at_target,
+              Storage storage, void* out) {
+  switch (storage) {
+    case Storage::float32:
+      return write_gradient<Float32>(row, padded, scale, shift, target, at_target, static_cast<float*>(out));
+    case Storage::bfloat16:
+      return write_gradient<BFloat16>(row, padded, scale, shift, target, at_target, static_cast<std::uint16_t*>(out));
+    case Storage::float16:
+      return write_gradient<Float16>(row, padded, scale, shift, target, at_target, static_cast<std::uint16_t*>(out));
+  }
+}
+
+}  // namespace
+
+CrossEntropyKernels cross_entropy_kernels() { return {sum, exponentials, gradient}; }
+
+}  // namespace slap_fast::SLAP_FAST_ISA

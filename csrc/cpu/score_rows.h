@@ -1,0 +1,47 @@
+// Rows of scores as a product of matrices left them, and what a loss makes of them.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "storage.h"
+
+namespace slap_fast {
+
+// Vectors of any instruction set divide it, so that whole rows are read in whole vectors.
+constexpr std::int64_t kRowMultiple = 16;
+
+// [rows, stride], `columns` of each row given. The others, up to a multiple of kRowMultiple, are scratch.
+struct ScoreRows {
+  float* data;
+  std::int64_t rows, columns, stride;
+
+  float* row(std::int64_t i) const { return data + i * stride; }
+  std::int64_t padded() const { return (columns + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
+  void pad(std::int64_t i, float value) const {
+    for (std::int64_t column = columns; column < padded(); ++column) row(i)[column] = value;
+  }
+};
+
+// Gradients of scores, in rows of the same stride; `data` may be that of float32 scores. Without data none are made.
+struct GradientRows {
+  Storage storage;
+  void* data;
+
+  void* row(std::int64_t i, std::int64_t stride) const {
+    return static_cast<char*>(data) + i * stride * (storage == Storage::float32 ? 4 : 2);
+  }
+};
+
+inline void check_scores(const ScoreRows& scores) {
+  if (scores.rows < 0 || scores.columns < 1)
+    throw std::invalid_argument("there are " + std::to_string(scores.rows) + " rows of " +
+                                std::to_string(scores.columns) + " scores; pass at least 0 of at least 1");
+  if (scores.stride % kRowMultiple != 0 || scores.stride < scores.columns)
+    throw std::invalid_argument("rows of " + std::to_string(scores.columns) + " scores lie " +
+                                std::to_string(scores.stride) + " apart; pass a multiple of " +
+                                std::to_string(kRowMultiple) + " that holds them");
+}
+
+}  // namespace slap_fast

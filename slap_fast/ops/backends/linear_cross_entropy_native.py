@@ -1,0 +1,67 @@
+"""Vocabulary loss on CPUs: products by chunks of tokens, and native passes over rows of logits in cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slap_fast import native
+from slap_fast.ops.backends import score_chunks
+from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, multiply
+from slap_fast.ops.loss_gradients import empty_gradient
+
+# Bytes of the logits held at once. A chunk reads and writes the whole gradient of the vocabulary: few tokens at a time
+# would be all memory traffic.
+_BUDGET = 1 << 27
+
+
+unavailable = native.unavailable
+
+
+def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
+    """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
+    return score_chunks.rejects(device, dtype)
+
+
+def loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    hidden_needs_grad: bool,
+    weight_needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss and its gradients, empty where not needed."""
+    grad_hidden = empty_gradient(hidden, hidden_needs_grad).zero_()
+    grad_weight = empty_gradient(weight, weight_needs_grad).zero_()
+    dtype = score_chunks.product_dtype(hidden.dtype)
+    precise_weight, vocabulary = weight.to(dtype), weight.shape[0]
+    counted = (target != ignore_index).nonzero().squeeze(1)  # an ignored token's features may be anything, NaN too
+    rows = chunk_rows(vocabulary, _BUDGET, counted.shape[0])
+    logits = empty_scores(rows, vocabulary)
+    grad_logits = logits if dtype == torch.float32 else empty_scores(rows, vocabulary, dtype)
+    needs_grad = hidden_needs_grad or weight_needs_grad
+    total = 0.0
+    for tokens in counted.split(rows):
+        chunk, chunk_target = hidden[tokens].to(dtype), target[tokens]
+        chunk_logits, chunk_grad = logits[: len(tokens)], grad_logits[: len(tokens)]
+        multiply(chunk, precise_weight.T, chunk_logits)
+        total += native.require().linear_cross_entropy(
+            logits=logits.data_ptr(),
+            rows=len(tokens),
+            columns=vocabulary,
+            stride=logits.stride(0),
+            target=chunk_target.data_ptr(),
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            gradient=grad_logits.data_ptr() if needs_grad else 0,
+            gradient_storage=ELEMENTS[dtype],
+            threads=torch.get_num_threads(),
+        )
+        if hidden_needs_grad:
+            grad_hidden[tokens] = multiply(chunk_grad, precise_weight, torch.empty(chunk.shape))
+        if weight_needs_grad:
+            multiply(chunk_grad.T, chunk, grad_weight, accumulate=True)
+    return torch.tensor(total, dtype=torch.float32), grad_hidden, grad_weight

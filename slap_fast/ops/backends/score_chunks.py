@@ -1,0 +1,52 @@
+"""Chunks of scores for the native losses: memory in the form that csrc/cpu/score_rows.h asks for, and products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slap_fast.ops.backends.matrix_product import matrix_product
+
+ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_ROW_MULTIPLE = 16
+# Rows that lie a multiple of this many elements apart compete for the same places in a cache.
+_CACHE_WAY = 1024
+
+
+def chunk_rows(columns: int, budget: int, rows: int) -> int:
+    """How many of `rows` rows of float32 scores to hold at once, of `columns` each, within about `budget` bytes.
+
+    A chunk of fewer than 64 rows would spend its time on reading the other matrix of its product.
+    """
+    most = max(64, budget // (4 * columns))
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
+
+
+def empty_scores(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`[rows, columns]` of a stride that whole vectors divide, the same for any `dtype`, in uninitialised memory."""
+    stride = -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    if stride % _CACHE_WAY == 0:
+        stride += _ROW_MULTIPLE
+    return torch.empty(rows, stride, dtype=dtype)[:, :columns]
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What matrices of `dtype` are multiplied as. The gradients of scores are too small for float16."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
+    """`out = a @ b`, or plus what it holds; `a`, `b` float32 or bfloat16, sums and `out` float32."""
+    if a.dtype == torch.float32:
+        return out.addmm_(a, b) if accumulate else torch.mm(a, b, out=out)
+    return matrix_product(a, b, out, accumulate=accumulate)
+
+
+def rejects(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
+    if device.type != "cpu":
+        return f"the tensors are on {device}; native code reads CPU memory"
+    if dtype not in ELEMENTS:
+        return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
+    return None
