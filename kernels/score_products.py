@@ -1,0 +1,94 @@
+"""The sweep that turns gradients of scores into gradients of both sides, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# 256 MiB of gradients in 16 bits. Tall blocks: the sums of `b`, as many as it has rows, move once a block.
+BLOCK_ROWS = 16384
+_BLOCK_ELEMENTS = 1 << 27
+
+
+def blocks(size: int, block: int) -> list[tuple[int, int]]:
+    """`(begin, end)` of the blocks of a dimension."""
+    return [(begin, min(begin + block, size)) for begin in range(0, size, block)]
+
+
+def gradients(
+    a: Tensor,
+    b: Tensor,
+    fill: Callable[[Tensor, tuple[int, int], tuple[int, int]], None],
+    *,
+    needs_a: bool = True,
+    needs_b: bool = True,
+    factor: Tensor | None = None,
+    block_rows: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """`factor * (G @ b, G.T @ a)` of the `[R, C]` matrix G, which exists one block at a time, in the dtype of `a`.
+
+    Products and sums are float32. Blocks come in one order, so the result has the same bits from run to run.
+
+    Args:
+        a: `[R, D]`, last stride 1.
+        b: `[C, D]`, the same dtype.
+        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given.
+        needs_a, needs_b: which of the two to compute; the other comes back empty, `[0, D]`.
+        factor: one float32 element; None: 1.
+        block_rows: rows of a block, 0: as many as a fixed budget of memory holds.
+    """
+    rows, columns = a.shape[0], b.shape[0]
+    block_rows = min(rows, block_rows or BLOCK_ROWS)
+    budget = _BLOCK_ELEMENTS * 2 // a.dtype.itemsize
+    # Rows of G that begin at multiples of 128 bytes, whatever the last block's width.
+    block_columns = max(64, min(-(-columns // 64) * 64, budget // max(1, block_rows) // 64 * 64))
+    grad_a = a.new_empty(a.shape if needs_a else (0, a.shape[1]))
+    grad_b = b.new_empty(b.shape if needs_b else (0, b.shape[1]))
+    if not (needs_a or needs_b):
+        return grad_a, grad_b
+    if rows == 0 or columns == 0:
+        return grad_a.zero_(), grad_b.zero_()
+    workspace = a.new_empty(block_rows, block_columns)
+    sum_a = a.new_empty(block_rows if needs_a else 0, a.shape[1], dtype=torch.float32)
+    several = rows > block_rows
+    sum_b = b.new_empty(columns if several and needs_b else 0, b.shape[1], dtype=torch.float32)
+    scratch = a.new_empty(max(block_rows, block_columns), a.shape[1], dtype=torch.float32)
+    for first, last in blocks(rows, block_rows):
+        for begin, end in blocks(columns, block_columns):
+            grad = workspace[: last - first, : end - begin]
+            fill(grad, (first, last), (begin, end))
+            if needs_a:
+                _add_product(sum_a[: last - first], grad, b[begin:end], scratch, new=begin == 0)
+            if needs_b:
+                part = sum_b[begin:end] if several else scratch[: end - begin]
+                _add_product(part, grad.T, a[first:last], scratch, new=first == 0)
+                if last == rows:
+                    _finish(grad_b[begin:end], part, factor)
+        if needs_a:
+            _finish(grad_a[first:last], sum_a[: last - first], factor)
+    return grad_a, grad_b
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor, *, new: bool) -> None:
+    """`total += x @ y`, or `total = x @ y` if `new`, in float32.
+
+    Not `addmm`: with a float32 sum of 16-bit products, which it takes differs between the versions of torch.
+    """
+    product = total if new else scratch[: total.shape[0]]
+    if x.dtype == torch.float32:
+        torch.mm(x, y, out=product)
+    elif x.is_cuda:
+        torch.mm(x, y, out_dtype=torch.float32, out=product)
+    else:
+        torch.mm(x.float(), y.float(), out=product)
+    if not new:
+        total += product
+
+
+def _finish(out: Tensor, total: Tensor, factor: Tensor | None) -> None:
+    if factor is None:
+        out.copy_(total)
+    else:
+        torch.mul(total, factor, out=out)

@@ -1,0 +1,145 @@
+"""Tiles of a score matrix `a @ b.T` that is never stored: what the losses' kernels share.
+
+A program computes one tile over the whole depth in float32 and ends in its loss' epilogue. Programs walk the matrix in
+groups of row tiles, so that those at work at one time read few rows of `a` and `b`, and find them in L2. float32 is
+computed in three TF32 products, as accurate as float32 itself and twice as fast as its FMA.
+
+Launches use no fused multiply-add but where `tl.fma` says so: `a logit - its largest` must be 0 for the largest, and
+would not be if the product were rounded in one of them and not in the other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class ScoreTile(NamedTuple):
+    """Shape of a program.
+
+    Attributes:
+        rows, columns: of the tile.
+        depth: channels a step.
+        warps: of a program.
+        stages: of the pipeline that loads ahead.
+        pieces: that the epilogue takes the tile in.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    pieces: int = 4
+
+
+# Two programs of 8 warps share a multiprocessor, so that one's exponentials hide behind the other's products: at most
+# 128 registers a thread and half the shared memory, 113 KiB of sm_90, 50 KiB where sm_86 is to be served too.
+_LARGE = {2: ScoreTile(128, 128, 64, 8, 3), 4: ScoreTile(128, 64, 32, 8, 2)}
+_SMALL = {2: ScoreTile(128, 128, 32, 8, 3), 4: ScoreTile(64, 64, 32, 4, 2)}
+
+
+def score_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
+    """It depends on nothing that changes from batch to batch: nothing is tuned or compiled anew for a size."""
+    tables = _LARGE if capability[0] in (9, 10) else _SMALL
+    return tables[dtype.itemsize]
+
+
+def tile_constants(tile: ScoreTile, dtype: torch.dtype, channels: int) -> dict[str, object]:
+    """Keyword arguments of every kernel that computes such tiles."""
+    return {
+        "DEPTH": channels,
+        "BLOCK_R": tile.rows,
+        "BLOCK_C": tile.columns,
+        "BLOCK_D": tile.depth,
+        "PIECES": tile.pieces,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "enable_fp_fusion": False,
+    }
+
+
+@triton.jit
+def tile_of_program(tiles_r: tl.tensor, tiles_c: tl.tensor, GROUP: tl.constexpr = 16) -> tuple[tl.tensor, tl.tensor]:
+    """Row and column tile of this program: down GROUP row tiles, then on to the next column tile."""
+    program = tl.program_id(0)
+    group = program // (GROUP * tiles_c)
+    first = group * GROUP
+    height = tl.minimum(tiles_r - first, GROUP)
+    within = program - group * GROUP * tiles_c
+    return first + within % height, within // height
+
+
+@triton.jit
+def scores(
+    a: tl.tensor,
+    b: tl.tensor,
+    stride_a: tl.tensor,
+    stride_b: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    DEPTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """`[BLOCK_R, BLOCK_C]` from `row`, `column` on; 0 beyond `rows` and `columns`."""
+    r = tl.arange(0, BLOCK_R)[:, None]
+    c = tl.arange(0, BLOCK_C)[None, :]
+    depth = tl.arange(0, BLOCK_D)
+    inside_r = r < rows - row
+    inside_c = c < columns - column
+    a += tl.cast(row, tl.int64) * stride_a + r * stride_a + depth[None, :]  # [BLOCK_R, BLOCK_D]
+    b += tl.cast(column, tl.int64) * stride_b + c * stride_b + depth[:, None]  # [BLOCK_D, BLOCK_C]
+    tile = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for begin in range(0, DEPTH, BLOCK_D):
+        if DEPTH % BLOCK_D == 0:
+            a_tile = tl.load(a, mask=inside_r, other=0.0)
+            b_tile = tl.load(b, mask=inside_c, other=0.0)
+        else:
+            present = depth < DEPTH - begin
+            a_tile = tl.load(a, mask=inside_r & present[None, :], other=0.0)
+            b_tile = tl.load(b, mask=inside_c & present[:, None], other=0.0)
+        tile = tl.dot(a_tile, b_tile, tile, input_precision=PRECISION)
+        a += BLOCK_D
+        b += BLOCK_D
+    return tile
+
+
+@triton.jit
+def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, [rows, 2, columns // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
+    """The tile in 1, 2 or 4 parts, from left to right: an epilogue that takes one at a time needs few registers."""
+    if PIECES == 1:
+        return (tile,)
+    left, right = _halves(tile)
+    if PIECES == 2:
+        return left, right
+    first, second = _halves(left)
+    third, fourth = _halves(right)
+    return first, second, third, fourth
+
+
+@triton.jit
+def finite_or_zero(largest: tl.tensor) -> tl.tensor:
+    """A maximum to subtract from its set: of an empty one, -inf minus -inf would be NaN."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def exp(x: tl.tensor) -> tl.tensor:
+    """The hardware has no exp, but exp2; exact for 0."""
+    return tl.exp2(x * 1.4426950408889634)
