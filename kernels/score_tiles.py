@@ -25,7 +25,7 @@ class ScoreTile(NamedTuple):
         depth: channels a step.
         warps: of a program.
         stages: of the pipeline that loads ahead.
-        pieces: that the epilogue takes the tile in.
+        pieces: that the epilogue takes the tile in, 4 or 8.
     """
 
     rows: int
@@ -33,13 +33,14 @@ class ScoreTile(NamedTuple):
     depth: int
     warps: int
     stages: int
-    pieces: int = 4
+    pieces: int
 
 
 # Two programs of 8 warps share a multiprocessor, so that one's exponentials hide behind the other's products: at most
-# 128 registers a thread and half the shared memory, 113 KiB of sm_90, 50 KiB where sm_86 is to be served too.
-_LARGE = {2: ScoreTile(128, 128, 64, 8, 3), 4: ScoreTile(128, 64, 32, 8, 2)}
-_SMALL = {2: ScoreTile(128, 128, 32, 8, 3), 4: ScoreTile(64, 64, 32, 4, 2)}
+# 128 registers a thread, which 8 pieces leave without ids, and half the shared memory, 113 KiB of sm_90 or 50 KiB where
+# sm_86 is to be served too. A tile of 128 x 256 reads a quarter less, but fills a multiprocessor alone.
+_LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
+_SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
 
 
 def score_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
@@ -121,16 +122,25 @@ def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
-def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
-    """The tile in 1, 2 or 4 parts, from left to right: an epilogue that takes one at a time needs few registers."""
-    if PIECES == 1:
-        return (tile,)
+def _quarters(tile: tl.tensor) -> tuple:
     left, right = _halves(tile)
-    if PIECES == 2:
-        return left, right
     first, second = _halves(left)
     third, fourth = _halves(right)
     return first, second, third, fourth
+
+
+@triton.jit
+def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
+    """The tile in 4 or 8 parts, from left to right: an epilogue that takes one at a time needs few registers."""
+    tl.static_assert(PIECES == 4 or PIECES == 8)
+    if PIECES == 4:
+        parts = _quarters(tile)
+    else:
+        left, right = _halves(tile)
+        first, second, third, fourth = _quarters(left)
+        fifth, sixth, seventh, eighth = _quarters(right)
+        parts = first, second, third, fourth, fifth, sixth, seventh, eighth
+    return parts
 
 
 @triton.jit
