@@ -6,8 +6,12 @@ import triton.language as tl
 from slap_fast.kernels.contrastive_statistics import is_positive, logits_of
 from slap_fast.kernels.score_tiles import exp, pieces, scores, tile_of_program
 
+# Rows of larger tensors begin anywhere.
+_VECTORS = ["grad_row", "grad_column", "grad_positive", "row_largest", "row_loss", "column_largest", "column_loss"]
+_SIZES = ["stride_p", "begin_r", "begin_c", "rows", "columns", "offset", "tiles_r", "tiles_c"]
 
-@triton.jit(do_not_specialize=["begin_r", "begin_c", "rows", "columns", "offset", "tiles_r", "tiles_c"])
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VECTORS)
 def gradient_kernel(
     audio: tl.tensor,
     text: tl.tensor,

@@ -141,7 +141,7 @@ def sums_backward(
     call = _Call(audio, text, logit_scale, logit_bias, ids, kind)
     tile = call.tile
     if ids is not None:
-        grad_positive = grad_positive / call.counts
+        grad_positive = grad_positive / call.counts.clamp_min(1)
     weights = [grad_row, grad_column, grad_positive] if kind == "infonce" else [grad_row]
     unit = _unit(weights, audio.dtype)
     weights = [weight * unit for weight in weights] + [grad_row] * (3 - len(weights))
@@ -164,11 +164,11 @@ def sums_backward(
         grad_scalars.add_(parts[:, : tiles_r * tiles_c].sum(1, dtype=torch.float64))
 
     with launch.on_device_of(audio):
-        grad_audio, grad_text = gradients(audio, text, fill, factor=call.scale / unit, block_rows=chunk_size)
-    grad_scale, grad_bias = (
-        grad_scalars.float().unbind() if has_bias else (grad_scalars[0].float(), torch.zeros_like(unit))
-    )
-    return grad_audio, grad_text, grad_scale, grad_bias
+        grad_audio, grad_text = gradients(
+            audio, text, fill, dtype=audio.dtype, factor=call.scale / unit, block_rows=chunk_size
+        )
+    grad_bias = grad_scalars[1].float() if has_bias else torch.zeros_like(unit)
+    return grad_audio, grad_text, grad_scalars[0].float(), grad_bias
 
 
 def _unit(weights: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,8 @@ def is_positive(
         positive = row_keys[:, None] == column_keys[None, :]
         found = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
     else:
-        positive = (r + offset)[:, None] == c[None, :]
+        own = tl.where(r + offset < columns, r + offset, -1)
+        positive = own[:, None] == c[None, :]
         found = (row + offset < column + BLOCK_C) & (column < row + offset + BLOCK_R)
     return positive, found
 
@@ -288,7 +289,8 @@ def finish_rows_kernel(
         own_similarity = tl.load(running + 2 * stride, mask=inside, other=0.0)
         positives = tl.load(counts + index, mask=inside, other=1).to(tl.float32)
     else:
-        present = inside & (index + offset < columns)
+        column = index + offset
+        present = inside & (column >= 0) & (column < columns)
         own_similarity = tl.load(positive_similarity + index, mask=present, other=0.0)
         logit = own_similarity * multiplier
         if HAS_BIAS:
@@ -296,9 +298,10 @@ def finish_rows_kernel(
         own_largest = tl.where(present, logit, float("-inf"))
         own_total = tl.where(present, 1.0 if INFONCE else softplus(-logit), 0.0)
         positives = present.to(tl.float32)
+    own_similarity /= tl.maximum(positives, 1.0)
     if INFONCE:
         whole, loss = _merge(largest, total, own_largest, own_total)
-        positive = own_similarity / positives * multiplier
+        positive = own_similarity * multiplier
     else:
         whole = tl.maximum(largest, own_largest)
         loss = total + own_total
@@ -306,7 +309,7 @@ def finish_rows_kernel(
     tl.store(row_loss + index, loss, mask=inside)
     tl.store(row_positive + index, positive, mask=inside)
     row_facts += index
-    tl.store(row_facts, own_similarity / positives, mask=inside)
+    tl.store(row_facts, own_similarity, mask=inside)
     tl.store(row_facts + stride, similarity / tl.maximum(columns - positives, 1.0), mask=inside)
     tl.store(row_facts + 2 * stride, (own_largest > largest).to(tl.float32), mask=inside)
     tl.store(row_facts + 3 * stride, whole, mask=inside)

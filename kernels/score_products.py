@@ -22,59 +22,70 @@ def gradients(
     b: Tensor,
     fill: Callable[[Tensor, tuple[int, int], tuple[int, int]], None],
     *,
+    dtype: torch.dtype,
     needs_a: bool = True,
     needs_b: bool = True,
     factor: Tensor | None = None,
     block_rows: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`factor * (G @ b, G.T @ a)` of the `[R, C]` matrix G, which exists one block at a time, in the dtype of `a`.
+    """`factor * (G @ b, G.T @ a)` of the `[R, C]` matrix G, which exists one block at a time.
 
     Products and sums are float32. Blocks come in one order, so the result has the same bits from run to run.
 
     Args:
         a: `[R, D]`, last stride 1.
         b: `[C, D]`, the same dtype.
-        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given.
-        needs_a, needs_b: which of the two to compute; the other comes back empty, `[0, D]`.
+        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given, of the dtype of `a`.
+        dtype: of the results: float32 or that of `a`.
+        needs_a, needs_b: which of the two to compute; the other comes back with the shape `[0]`.
         factor: one float32 element; None: 1.
         block_rows: rows of a block, 0: as many as a fixed budget of memory holds.
     """
     rows, columns = a.shape[0], b.shape[0]
     block_rows = min(rows, block_rows or BLOCK_ROWS)
     budget = _BLOCK_ELEMENTS * 2 // a.dtype.itemsize
-    # Rows of G that begin at multiples of 128 bytes, whatever the last block's width.
-    block_columns = max(64, min(-(-columns // 64) * 64, budget // max(1, block_rows) // 64 * 64))
-    grad_a = a.new_empty(a.shape if needs_a else (0, a.shape[1]))
-    grad_b = b.new_empty(b.shape if needs_b else (0, b.shape[1]))
+    # Rows of G begin at multiples of 128 bytes, whatever the last block's width.
+    block_columns = min(-(-columns // 64) * 64, max(64, budget // max(1, block_rows) // 64 * 64))
+    grad_a = a.new_empty(a.shape if needs_a else 0, dtype=dtype)
+    grad_b = b.new_empty(b.shape if needs_b else 0, dtype=dtype)
     if not (needs_a or needs_b):
         return grad_a, grad_b
     if rows == 0 or columns == 0:
         return grad_a.zero_(), grad_b.zero_()
-    workspace = a.new_empty(block_rows, block_columns)
-    sum_a = a.new_empty(block_rows if needs_a else 0, a.shape[1], dtype=torch.float32)
+
+    def sums(grad: Tensor, most: int, others: Tensor) -> Tensor:
+        """Where products are summed: in the result if it is float32, else beside it, `most` rows at a time."""
+        if dtype == torch.float32 or grad.dim() == 1:
+            return grad
+        return others.new_empty(most, others.shape[1], dtype=torch.float32)
+
     several = rows > block_rows
-    sum_b = b.new_empty(columns if several and needs_b else 0, b.shape[1], dtype=torch.float32)
-    scratch = a.new_empty(max(block_rows, block_columns), a.shape[1], dtype=torch.float32)
+    sums_a = sums(grad_a, block_rows, a)
+    sums_b = sums(grad_b, columns if several else block_columns, b)
+    block = a.new_empty(block_rows, block_columns)
+    most = max(block_rows if columns > block_columns else 0, block_columns if several else 0)
+    scratch = a.new_empty(most, a.shape[1], dtype=torch.float32)
     for first, last in blocks(rows, block_rows):
+        total_a = sums_a[first:last] if sums_a is grad_a else sums_a[: last - first]
         for begin, end in blocks(columns, block_columns):
-            grad = workspace[: last - first, : end - begin]
+            grad = block[: last - first, : end - begin]
             fill(grad, (first, last), (begin, end))
             if needs_a:
-                _add_product(sum_a[: last - first], grad, b[begin:end], scratch, new=begin == 0)
+                _add_product(total_a, grad, b[begin:end], scratch, new=begin == 0)
             if needs_b:
-                part = sum_b[begin:end] if several else scratch[: end - begin]
-                _add_product(part, grad.T, a[first:last], scratch, new=first == 0)
+                total_b = sums_b[begin:end] if several or sums_b is grad_b else sums_b[: end - begin]
+                _add_product(total_b, grad.T, a[first:last], scratch, new=first == 0)
                 if last == rows:
-                    _finish(grad_b[begin:end], part, factor)
+                    _finish(grad_b[begin:end], total_b, factor)
         if needs_a:
-            _finish(grad_a[first:last], sum_a[: last - first], factor)
+            _finish(grad_a[first:last], total_a, factor)
     return grad_a, grad_b
 
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor, *, new: bool) -> None:
     """`total += x @ y`, or `total = x @ y` if `new`, in float32.
 
-    Not `addmm`: with a float32 sum of 16-bit products, which it takes differs between the versions of torch.
+    Not `addmm`: which dtypes of a sum it takes beside those of 16-bit products differs between versions of torch.
     """
     product = total if new else scratch[: total.shape[0]]
     if x.dtype == torch.float32:
@@ -88,7 +99,7 @@ def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor, *, new: b
 
 
 def _finish(out: Tensor, total: Tensor, factor: Tensor | None) -> None:
-    if factor is None:
-        out.copy_(total)
-    else:
+    if factor is not None:
         torch.mul(total, factor, out=out)
+    elif out.dtype != total.dtype:
+        out.copy_(total)

@@ -16,9 +16,7 @@ def unavailable() -> str | None:
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
     """Why the kernel cannot serve q and k of `dtype` on `device`, None if it can."""
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"q and k are {dtype}; the Triton kernel takes float32, float16 and bfloat16"
-    return triton_support.rejects_device(device)
+    return triton_support.rejects_dtype("q and k", dtype) or triton_support.rejects_device(device)
 
 
 def rotate(

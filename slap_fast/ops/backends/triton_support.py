@@ -26,6 +26,13 @@ def unavailable() -> str | None:
     return None if major >= 8 else f"the GPU is sm_{major}{minor}; the kernels need sm_80 or newer"
 
 
+def rejects_dtype(name: str, dtype: torch.dtype) -> str | None:
+    """Why kernels cannot serve tensors of `dtype`, named `name` to the user, None if they can."""
+    if dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return None
+    return f"{name} are {dtype}; the Triton kernels take float32, float16 and bfloat16"
+
+
 def rejects_device(device: torch.device) -> str | None:
     """Why kernels cannot serve tensors on `device`, None if they can."""
     wanted = "cpu" if INTERPRETED else "cuda"

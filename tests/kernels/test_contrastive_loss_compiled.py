@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from slap_fast.kernels import contrastive_loss as kernels
+from slap_fast.ops.backends import contrastive_triton as backend
+from tests.kernels._compile import Compiled, cross_compile
+
+
+def _compile(
+    capability: tuple[int, int],
+    kind: str,
+    by_ids: bool,
+    dtype: torch.dtype,
+    *,
+    rows: int = 300,
+    columns: int = 340,
+    width: int = 768,
+) -> list[Compiled]:
+    """The kernels of forward and backward, in the order of their launches."""
+    audio, text = torch.empty(rows, width, dtype=dtype), torch.empty(columns, width, dtype=dtype)
+    ids = (torch.zeros(rows, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)) if by_ids else None
+    scale = torch.ones(())
+    bias = torch.ones(()) if kind == "sigmoid" else None
+    weights = torch.empty(rows), torch.empty(columns), torch.empty(rows)
+    with cross_compile(capability) as launched:
+        sums = kernels.sums(audio, text, scale, bias, ids, 0, kind)
+        kernels.sums_backward(*weights, sums[0], sums[1], sums[3], sums[4], audio, text, scale, bias, ids, 0, kind, 0)
+    return launched
+
+
+# Registers of a thread of the statistics and of the gradients, and KiB of shared memory of a block. A multiprocessor
+# has 65,536 registers: 128 each for 256 threads let two programs run on one.
+CASES = {
+    ((9, 0), "infonce", False, torch.bfloat16): (128, 128, 97),
+    ((9, 0), "infonce", True, torch.bfloat16): (192, 168, 97),
+    ((9, 0), "sigmoid", False, torch.bfloat16): (128, 128, 97),
+    ((9, 0), "infonce", False, torch.float32): (216, 216, 65),
+    ((8, 0), "infonce", False, torch.float16): (152, 255, 49),
+    ((8, 0), "infonce", True, torch.float32): (248, 248, 33),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "kind", "by_ids", "dtype"), CASES)
+def test_nothing_spills_and_programs_share_a_multiprocessor(
+    capability: tuple[int, int], kind: str, by_ids: bool, dtype: torch.dtype
+) -> None:
+    statistics, gradient, shared = CASES[capability, kind, by_ids, dtype]
+    compiled = _compile(capability, kind, by_ids, dtype)
+    assert [kernel.name for kernel in compiled] == [
+        "statistics_kernel",
+        "fold_kernel",
+        "fold_kernel",
+        "finish_rows_kernel",
+        "finish_columns_kernel",
+        "gradient_kernel",
+    ]
+    for kernel in compiled:
+        assert kernel.local == 0, kernel
+        assert kernel.shared <= 1024 * shared, kernel
+    for kernel, registers in ((compiled[0], statistics), (compiled[-1], gradient)):
+        assert kernel.registers <= registers, kernel
+        assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
+        assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+
+
+@pytest.mark.slow
+def test_other_sizes_compile_nothing_anew() -> None:
+    first = _compile((9, 0), "infonce", False, torch.bfloat16)
+    for rows, columns in ((1, 1), (16, 4096), (4097, 16)):
+        again = _compile((9, 0), "infonce", False, torch.bfloat16, rows=rows, columns=columns)
+        assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
+
+
+def test_what_the_kernels_cannot_serve_is_named() -> None:
+    def reason(dtype: torch.dtype, device: str = "cuda") -> str:
+        return backend.rejects(device=torch.device(device), dtype=dtype, kind="infonce") or ""
+
+    assert reason(torch.bfloat16) == reason(torch.float32) == ""
+    assert "embeddings are torch.float64" in reason(torch.float64)
+    assert "on cpu" in reason(torch.float32, "cpu")
