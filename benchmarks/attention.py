@@ -37,8 +37,9 @@ import torch
 
 from benchmarks import attention_peers as peers
 from benchmarks.attention_workload import Workload
-from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.case import Case, Peer, Settings
 from benchmarks.harness.machine import has_bf16_units
+from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends.varlen_attention_preference import LONGEST_CLIP
 from slap_fast.ops.varlen_attention import BACKENDS
@@ -47,10 +48,8 @@ TITLE = "Packed attention, forward and backward"
 
 WINDOWS = {"local": (48, 48), "global": (-1, -1)}
 DIRECTIONS = {"forward": False, "forward and backward": True}
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Ten and two times what a right peer was seen to be off.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-USEFUL = "useful GFLOP"
 HOUR = "one hour"
 BACKEND_PREFIX = "slap-fast, "
 TOO_LARGE = "its mask of all pairs would take 16 GB and more"
@@ -69,7 +68,7 @@ def workloads(settings: Settings) -> dict[str, tuple[int, ...]]:
 def cases(settings: Settings) -> list[Case]:
     heads, head_dim = (2, 16) if settings.quick else (12, 64)
     dtypes = [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
-    found = [_matrix_product(dtype, settings) for dtype in dtypes]
+    found = [product_case(dtype, settings) for dtype in dtypes]
     for name, lengths in workloads(settings).items():
         for kind in ("local",) if name == HOUR else tuple(WINDOWS):
             for dtype in dtypes:
@@ -100,7 +99,7 @@ def _case(name: str, workload: Workload, kind: str, direction: str, settings: Se
         reference=workload.reference,
         tolerance=TOLERANCES[workload.dtype],
         work={USEFUL: workload.flop / 1e9},
-        peak=_product_name(workload.dtype),
+        peak=product_name(workload.dtype),
         facts={
             "clips": len(workload.lengths),
             "tokens": workload.tokens,
@@ -166,33 +165,3 @@ def _no_xformers(workload: Workload) -> str | None:
     if workload.is_local:
         return "its block-diagonal masks have no window to the right"
     return None if importlib.util.find_spec("xformers") else "xformers not installed"
-
-
-def _matrix_product(dtype: torch.dtype, settings: Settings) -> Case:
-    size = 64 if settings.quick else 2048 if settings.device == "cpu" else 8192
-
-    def factors() -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        return [torch.randn(size, size, generator=generator).to(settings.device, dtype) for _ in range(2)]
-
-    def setup() -> Run:
-        a, b = factors()
-        return Run(step=lambda: a @ b, outputs=lambda: {"product": a @ b})
-
-    def reference() -> Outputs:
-        a, b = (x.double() for x in factors())
-        return {"product": a @ b}
-
-    return Case(
-        name=_product_name(dtype),
-        peers=(Peer("torch.matmul", setup),),
-        baseline="torch.matmul",
-        reference=reference,
-        tolerance=TOLERANCES[dtype],
-        work={USEFUL: 2.0 * size**3 / 1e9},
-        peak=_product_name(dtype),
-    )
-
-
-def _product_name(dtype: torch.dtype) -> str:
-    return f"matrix product, {DTYPE_NAMES[dtype]}"

@@ -44,10 +44,12 @@ class Run:
     Attributes:
         step: what is timed. What it returns is a result, and no working memory.
         outputs: named tensors to hold against the reference; leaves the state that `step` starts from untouched.
+        outputs_take_step: `outputs` calls `step`, which then need not be tried out once more.
     """
 
     step: Callable[[], object]
     outputs: Callable[[], Outputs]
+    outputs_take_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ def load_benchmark(name: str) -> ModuleType:
     else:
         raise ValueError(f"there is no benchmark {name!r}; choose from {', '.join(benchmark_names())}")
     return module
+
+
+def default_names() -> list[str]:
+    """Those of `benchmark_names` that do not ask, by a `BY_NAME_ONLY`, to be run only where they are named."""
+    return [name for name in benchmark_names() if not getattr(load_benchmark(name), "BY_NAME_ONLY", False)]
 
 
 def benchmark_names() -> list[str]:

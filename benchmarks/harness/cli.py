@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.case import Settings, benchmark_names, load_benchmark
+from benchmarks.harness.case import Settings, benchmark_names, default_names, load_benchmark
 from benchmarks.harness.measure import ERROR, FAILED, measure_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
@@ -37,15 +37,19 @@ def _run(argv: Sequence[str]) -> int:
         prog="python -m benchmarks",
         description="Check, time and weigh peers side by side. Also: `plot` and `readme`, which draw from the results.",
     )
+    everything, names = benchmark_names(), default_names()
+    unnamed = f"all but {' and '.join(sorted(set(everything) - set(names)))}"
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"of {', '.join(benchmark_names())}; all, where none is named"
+        "names", nargs="*", metavar="name", help=f"of {', '.join(everything)}; {unnamed}, where none is named"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, three rounds: shows that all works")
-    parser.add_argument("--rounds", type=int, help="timed rounds (default: as many as --seconds allows, 5 to 100)")
+    parser.add_argument(
+        "--rounds", type=int, help="timed rounds (default: as many as --seconds allows, 5 to 100; fewer of minutes)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=Settings.seconds, help="for a case's rounds (default: %(default)s)"
     )
@@ -71,7 +75,7 @@ def _run(argv: Sequence[str]) -> int:
         seconds=options.seconds,
         cold_cache=options.cold_cache,
     )
-    benchmarks = [(name, load_benchmark(name)) for name in options.names or benchmark_names()]
+    benchmarks = [(name, load_benchmark(name)) for name in options.names or names]
     right = True
     for name, module in benchmarks:
         measured = []

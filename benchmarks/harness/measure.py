@@ -6,10 +6,11 @@ import gc
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, relative_errors
 from benchmarks.harness.memory import measure_in_child
-from benchmarks.harness.timing import paired_ratio, quartiles, time_interleaved
+from benchmarks.harness.timing import default_timer, paired_ratio, quartiles, time_interleaved
 
 OK = "ok"
 FAILED = "failed check"
@@ -34,13 +35,16 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
     """
     rows: dict[str, Row] = {}
     runs: dict[str, Run] = {}
+    checked_seconds: dict[str, float] = {}
     reference = case.reference()
     for peer in case.peers:
-        rows[peer.name], run = _set_up_and_check(peer, reference, case.tolerance)
-        if run is not None:
-            runs[peer.name] = run
+        rows[peer.name], checked = _set_up_and_check(peer, reference, case.tolerance, settings)
+        if checked is not None:
+            runs[peer.name], checked_seconds[peer.name] = checked
 
-    samples = time_interleaved({name: run.step for name, run in runs.items()}, settings) if runs else {}
+    steps = {name: run.step for name, run in runs.items()}
+    samples = time_interleaved(steps, settings, checked_seconds=checked_seconds) if steps else {}
+    steps.clear()
     runs.clear()
     gc.collect()
     if settings.device == "cuda":
@@ -68,23 +72,30 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
     }
 
 
-def _set_up_and_check(peer: Peer, reference: Outputs, tolerance: float) -> tuple[Row, Run | None]:
+def _set_up_and_check(
+    peer: Peer, reference: Outputs, tolerance: float, settings: Settings
+) -> tuple[Row, tuple[Run, float] | None]:
+    """The row so far; and the run with the seconds that its step took, if it may be timed."""
     row: Row = {"name": peer.name}
     if peer.unavailable is not None:
         return row | {"status": UNAVAILABLE, "reason": peer.unavailable}, None
+    timer = default_timer(settings.device)
     try:
         run = peer.setup()
-        row["errors"] = errors = relative_errors(run.outputs(), reference)
+        outputs: dict[str, Tensor] = {}
+        seconds = timer(lambda: outputs.update(run.outputs()), 1)
+        row["errors"] = errors = relative_errors(outputs, reference)
         worst = max(errors, key=errors.__getitem__)
         if errors[worst] > tolerance:
             reason = f"{worst} is off by {errors[worst]:.2e} (relative RMS error; at most {tolerance:.0e} is right)"
             return row | {"status": FAILED, "reason": reason}, None
-        run.step()  # what cannot run is found before anything is timed
+        if not run.outputs_take_step:  # what cannot run is found before anything is timed
+            seconds = timer(run.step, 1)
     except torch.OutOfMemoryError as error:
         return row | {"status": OUT_OF_MEMORY, "reason": _first_line(error)}, None
     except Exception as error:
         return row | {"status": ERROR, "reason": f"{type(error).__name__}: {_first_line(error)}"}, None
-    return row | {"status": OK, "reason": None}, run
+    return row | {"status": OK, "reason": None}, (run, seconds)
 
 
 def _first_line(error: BaseException) -> str:

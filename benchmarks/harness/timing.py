@@ -15,28 +15,39 @@ from benchmarks.harness.case import Settings
 MIN_SAMPLE_SECONDS = 5e-3
 MIN_ROUNDS = 5
 MAX_ROUNDS = 100
+# For fewer rounds than MIN_ROUNDS: how often they may take the time that was allowed.
+MOST_OVERTIME = 10
+WARM_AFTER_SECONDS = 5.0
 COLD_CACHE_BYTES = 512 * 2**20
 
 Timer = Callable[[Callable[[], object], int], float]
 
 
 def time_interleaved(
-    steps: Mapping[str, Callable[[], object]], settings: Settings, timer: Timer | None = None
+    steps: Mapping[str, Callable[[], object]],
+    settings: Settings,
+    timer: Timer | None = None,
+    checked_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds a call of each step, one sample a round; sample i of every step is from round i.
 
-    Each step has run before, in its check, and is warmed up once more here. A sample repeats a short step until it
-    lasts about 5 ms, so that the clock's resolution does not matter; with a cold cache it never repeats.
+    Each step has run before, in its check, and is warmed up once more here, unless it took `checked_seconds` of
+    WARM_AFTER_SECONDS there: what runs for so long is warm after its first percent. A sample repeats a short step until
+    it lasts about 5 ms, so that the clock's resolution does not matter; with a cold cache it never repeats.
+
+    There are at least MIN_ROUNDS, but where these would take more than MOST_OVERTIME times `settings.seconds`: then as
+    many as do not, or one.
     """
-    timer = timer or (cuda_timer if settings.device == "cuda" else cpu_timer)
+    timer = timer or default_timer(settings.device)
     sweep = cache_sweeper(settings.device) if settings.cold_cache else None
     repeats = {}
-    warm_seconds = {}
+    warm_seconds = dict(checked_seconds or {})
     for name, step in steps.items():
-        warm_seconds[name] = timer(step, 1)
+        if warm_seconds.get(name, 0.0) < WARM_AFTER_SECONDS:
+            warm_seconds[name] = timer(step, 1)
         repeats[name] = 1 if sweep else max(1, math.ceil(MIN_SAMPLE_SECONDS / max(warm_seconds[name], 1e-9)))
     round_seconds = sum(warm_seconds[name] * repeats[name] for name in steps)
-    rounds = settings.rounds or min(MAX_ROUNDS, max(MIN_ROUNDS, int(settings.seconds / max(round_seconds, 1e-9))))
+    rounds = settings.rounds or _rounds(settings.seconds / max(round_seconds, 1e-9))
 
     samples: dict[str, list[float]] = {name: [] for name in steps}
     collecting = gc.isenabled()
@@ -52,6 +63,16 @@ def time_interleaved(
         if collecting:
             gc.enable()
     return samples
+
+
+def _rounds(fitting: float) -> int:
+    """`fitting`: how many rounds the time that is allowed holds."""
+    least = min(MIN_ROUNDS, max(1, int(fitting * MOST_OVERTIME)))
+    return min(MAX_ROUNDS, max(least, int(fitting)))
+
+
+def default_timer(device: str) -> Timer:
+    return cuda_timer if device == "cuda" else cpu_timer
 
 
 def cpu_timer(step: Callable[[], object], repeats: int) -> float:

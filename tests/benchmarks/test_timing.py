@@ -56,10 +56,20 @@ def test_cold_cache_never_repeats_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {repeats for _, repeats in clock.calls} == {1}
 
 
-@pytest.mark.parametrize(("step_seconds", "rounds"), [(1.0, 10), (100.0, 5), (0.01, 100)])
+@pytest.mark.parametrize(
+    ("step_seconds", "rounds"), [(1.0, 10), (10.0, 5), (20.0, 5), (30.0, 3), (90.0, 1), (1000.0, 1), (0.01, 100)]
+)
 def test_rounds_follow_the_time_allowed_within_bounds(step_seconds: float, rounds: int) -> None:
     samples = time_interleaved(steps(a=step_seconds / 2, b=step_seconds / 2), Settings(seconds=10.0), FakeClock())
     assert {len(values) for values in samples.values()} == {rounds}
+
+
+def test_a_step_that_took_long_in_its_check_is_not_warmed_up_again() -> None:
+    clock = FakeClock()
+    checked = {"long": 60.0, "short": 4.0}
+    samples = time_interleaved(steps(long=50.0, short=3.0), Settings(seconds=30.0), clock, checked)
+    assert [name for name, _ in clock.calls] == ["short", *["long", "short"] * 4]
+    assert {len(values) for values in samples.values()} == {4}
 
 
 def test_garbage_collection_is_off_while_timing_and_on_again_after_a_failure() -> None:

@@ -1,0 +1,242 @@
+"""The losses without their big matrices, forward and backward: slap-fast's backends against what people use.
+
+- contrastive, softmax (`infonce`) and pairwise sigmoid: B embeddings of 768 channels, B from 4,096 to 32,768.
+  Peers: open_clip's `ClipLoss` and `SigLipLoss`, which store the logits; the plain formula, eager and compiled; the
+  formula by chunks of 1,024 rows under `torch.utils.checkpoint`; Inf-CL on a GPU.
+- captions: 8,192 tokens of 512 channels against a vocabulary of 50,368. Peers: `F.cross_entropy(F.linear)`, PyTorch's
+  `F.linear_cross_entropy` whole and chunked; Liger-Kernel and cut-cross-entropy on a GPU.
+- prototypes: masked tokens of 256 channels against 32,768 prototypes, three rounds of Sinkhorn-Knopp. Peer: DINOv2's
+  way, which stores the scores of both sides, at 8,000 tokens and at 32,000 where it fits.
+
+What a peer holds at its peak beyond parameters and gradients is the column "of it beyond its result". The loss and the
+gradients of every parameter are held against float64 before anything is timed: see `losses_workload` for how that is
+affordable. Useful GFLOP count the products that a loss which never stores its matrix cannot avoid:
+
+    contrastive  8 B² D      similarities, again in the backward, and the gradients of both sides
+    captions     6 T V D     logits, and the gradients of both sides in the same sweep
+    prototypes  14 T K D     the teacher's scores in three rounds and in the loss, the student's, and two gradients
+
+whatever a peer computes: `ClipLoss` makes 12 B² D, a chunk under a checkpoint 16 B² D for the softmax, and who stores
+the scores of the prototypes 8 T K D. The last column divides by the matrix product that the same run timed, in the same
+dtype. What to expect is operations over peak:
+
+    contrastive  B = 4,096: 0.10    8,192: 0.41    16,384: 1.65    32,768: 6.60 TFLOP
+    captions     1.27 TFLOP
+    prototypes   8,000 tokens: 0.94    32,000: 3.76 TFLOP
+
+Two cores that reach 200 GFLOP/s together in float32 and 800 in bf16 cannot take less than
+
+    contrastive  0.52, 2.1, 8.2 and 33 s; in bf16 0.13, 0.52, 2.1 and 8.2 s
+    captions     6.3 s; in bf16 1.6 s
+    prototypes   4.7 and 19 s; in bf16 1.2 and 4.7 s
+
+Exponentials come on top: two a pair for the softmax in each sweep, one for the sigmoid; each is worth some ten of the
+1,536 to 6,144 operations that a pair costs anyway.
+
+A full run takes hours and 18 GB on a CPU. Peers are optional: `pip install --no-deps open_clip_torch` is enough, for
+only its file of losses is read. `losses_at_scale` has the batches that only our backends can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from benchmarks import losses_peers as peers
+from benchmarks.harness.case import Case, Peer, Run, Settings
+from benchmarks.harness.machine import has_bf16_units
+from benchmarks.losses_workload import CHECKED_ROWS, Captions, Contrastive, Prototypes
+from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
+from slap_fast.ops import dispatch
+
+TITLE = "Losses without their big matrices, forward and backward"
+
+# Twenty and five times what a right peer was seen to be off.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+LARGEST_PLAIN = 16_384  # on a CPU a step beyond takes minutes
+# Matrices of all pairs that a peer holds at its peak, by what was seen.
+STORED = {"infonce": 4, "sigmoid": 5, "compiled": 2, "captions": 3, "prototypes": 5}
+BACKEND_PREFIX = "slap-fast, "
+
+Workload = TypeVar("Workload", Contrastive, Captions, Prototypes)
+
+
+def cases(settings: Settings) -> list[Case]:
+    dtypes = measured_dtypes(settings)
+    found = [product_case(dtype, settings) for dtype in dtypes]
+    for batch in (256, 512) if settings.quick else (4_096, 8_192, 16_384, 32_768):
+        found += [
+            contrastive_case(workload, _contrastive_peers(workload, settings))
+            for workload in contrastive_workloads(batch, settings)
+        ]
+    found += [_captions_case(_captions_workload(dtype, settings)) for dtype in dtypes]
+    for tokens in (64, 128) if settings.quick else (8_000, 32_000):
+        found += [_prototypes_case(_prototypes_workload(tokens, dtype, settings)) for dtype in dtypes]
+    return found
+
+
+def measured_dtypes(settings: Settings) -> list[torch.dtype]:
+    return [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
+
+
+def contrastive_workloads(batch: int, settings: Settings) -> list[Contrastive]:
+    distinct, width = (256, 64) if settings.quick else (2_048, 768)
+    return [
+        Contrastive(batch, distinct, width, dtype, settings.device, kind=kind)
+        for kind in ("infonce", "sigmoid")
+        for dtype in measured_dtypes(settings)
+    ]
+
+
+def _captions_workload(dtype: torch.dtype, settings: Settings) -> Captions:
+    tokens, distinct, width, vocabulary = (96, 32, 16, 200) if settings.quick else (8_192, 256, 512, 50_368)
+    return Captions(tokens, distinct, width, dtype, settings.device, vocabulary=vocabulary)
+
+
+def _prototypes_workload(tokens: int, dtype: torch.dtype, settings: Settings) -> Prototypes:
+    distinct, width, prototypes = (32, 16, 200) if settings.quick else (250, 256, 32_768)
+    return Prototypes(tokens, distinct, width, dtype, settings.device, prototypes=prototypes)
+
+
+def contrastive_case(workload: Contrastive, found: list[Peer]) -> Case:
+    return _case(f"contrastive, {workload.kind}, {workload.rows:,}", workload, found, facts={"batch": workload.rows})
+
+
+def inf_cl_peers(workload: Contrastive) -> list[Peer]:
+    if workload.device != "cuda" or workload.kind != "infonce":
+        return []
+    missing = peers.missing("inf_cl", "inf_cl")
+    return [Peer("Inf-CL", lambda: peers.contrastive(workload, peers.inf_cl(workload)), missing)]
+
+
+def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
+    no_open_clip = peers.missing("open_clip", "open_clip_torch")
+    matrix = workload.rows**2 * workload.dtype.itemsize
+    too_large = peers.no_room(STORED[workload.kind] * matrix, workload.device)
+    too_large_compiled = peers.no_room(STORED["compiled"] * matrix, workload.device)
+
+    def peer(name: str, loss: Callable[[Contrastive], peers.Loss], unavailable: str | None = None) -> Peer:
+        return Peer(name, lambda: peers.contrastive(workload, loss(workload)), unavailable)
+
+    few = replace(workload, rows=2, distinct=2)
+    return [
+        peer(f"open_clip {peers.OPEN_CLIP[workload.kind]}", peers.open_clip, no_open_clip or too_large),
+        peer("plain formula", peers.formula, too_large or _same_as_open_clip(workload, no_open_clip)),
+        peer("plain formula, torch.compile", peers.compiled, too_large_compiled or _no_compiler(settings)),
+        peer("chunks under checkpoint", peers.checkpointed),
+        *inf_cl_peers(workload),
+        *backend_peers("contrastive_loss", workload, few, peers.contrastive_backend),
+    ]
+
+
+def _captions_case(workload: Captions) -> Case:
+    stored = STORED["captions"] * workload.rows * workload.vocabulary * workload.dtype.itemsize
+    too_large = peers.no_room(stored, workload.device)
+    too_old = None if hasattr(torch.nn, "LinearCrossEntropyOptions") else f"PyTorch {torch.__version__} has none"
+
+    def peer(name: str, loss: Callable[[], peers.Loss], unavailable: str | None = None) -> Peer:
+        return Peer(name, lambda: peers.captions(workload, loss()), unavailable)
+
+    found = [
+        peer("F.cross_entropy(F.linear)", lambda: peers.cross_entropy_of_linear, too_large),
+        peer(
+            "F.linear_cross_entropy",
+            partial(peers.torch_linear_cross_entropy, chunked=False),
+            too_old or too_large,
+        ),
+        peer("F.linear_cross_entropy, chunked", partial(peers.torch_linear_cross_entropy, chunked=True), too_old),
+    ]
+    if workload.device == "cuda":
+        found += [
+            peer("Liger-Kernel", peers.liger, peers.missing("liger_kernel", "liger-kernel")),
+            peer(
+                "cut-cross-entropy",
+                peers.cut_cross_entropy,
+                peers.missing("cut_cross_entropy", "cut-cross-entropy")
+                or ("its gradients are filtered for 16-bit floats" if workload.dtype == torch.float32 else None),
+            ),
+        ]
+    few = replace(workload, rows=2, distinct=2, vocabulary=8)
+    found += backend_peers("linear_cross_entropy", workload, few, peers.captions_backend)
+    return _case(
+        f"captions, {workload.rows:,}",
+        workload,
+        found,
+        facts={"tokens": workload.rows, "vocabulary": workload.vocabulary},
+    )
+
+
+def _prototypes_case(workload: Prototypes) -> Case:
+    stored = STORED["prototypes"] * workload.rows * workload.prototypes * 4
+    plain = Peer(
+        "DINOv2's way",
+        lambda: peers.prototypes(workload, peers.dinov2(workload)),
+        peers.no_room(stored, workload.device),
+    )
+    few = replace(workload, rows=2, distinct=2, prototypes=8)
+    found = [plain, *backend_peers("prototype_cross_entropy", workload, few, peers.prototypes_backend)]
+    return _case(
+        f"prototypes, {workload.rows:,}",
+        workload,
+        found,
+        facts={
+            "tokens": workload.rows,
+            "prototypes": workload.prototypes,
+            "Sinkhorn-Knopp rounds": workload.iterations,
+        },
+    )
+
+
+def _case(
+    name: str,
+    workload: Contrastive | Captions | Prototypes,
+    found: list[Peer],
+    facts: Mapping[str, float],
+) -> Case:
+    return Case(
+        name=f"{name}, {DTYPE_NAMES[workload.dtype]}",
+        peers=tuple(found),
+        baseline=next((peer.name for peer in found if peer.unavailable is None), found[0].name),
+        reference=workload.reference,
+        tolerance=TOLERANCES[workload.dtype],
+        work={USEFUL: workload.flop / 1e9},
+        peak=product_name(workload.dtype),
+        facts={
+            **facts,
+            "width": workload.width,
+            "useful GFLOP": workload.flop / 1e9,
+            "distinct rows": workload.distinct,
+            "rows checked": min(workload.rows, CHECKED_ROWS),
+        },
+    )
+
+
+def backend_peers(op: str, workload: Workload, few: Workload, setup: Callable[[Workload, str], Run]) -> list[Peer]:
+    """One peer a backend of `op`, each with why it cannot run: at all, or by a step on `few` rows such workloads."""
+
+    def refusal(name: str) -> str | None:
+        try:
+            # Also has the first call of a custom op import PyTorch's compiler: 80 MB that no loss works with.
+            setup(few, name).step()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return [
+        Peer(BACKEND_PREFIX + name, partial(setup, workload, name), unavailable or refusal(name))
+        for name, unavailable in dispatch.report()[op]
+    ]
+
+
+def _same_as_open_clip(workload: Contrastive, no_open_clip: str | None) -> str | None:
+    if workload.rows <= LARGEST_PLAIN or no_open_clip:
+        return None
+    return "left out: open_clip's has a row, in as much time and memory"
+
+
+def _no_compiler(settings: Settings) -> str | None:
+    return "a quick run is over before it has compiled" if settings.quick else None
