@@ -17,6 +17,7 @@
 #include "cpu/matrix_product.h"
 #include "cpu/mel_normalization.h"
 #include "cpu/prototype_cross_entropy.h"
+#include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
 #include "cpu/varlen_attention.h"
 #include "cpu/waveform_stats.h"
@@ -141,6 +142,34 @@ void bind_log_mel(py::module_& module) {
           py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
           py::arg("clips"), py::arg("frames"), py::arg("grad_mels"), py::arg("grad_waveform"), py::arg("threads"),
           py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_rms_norm(py::module_& module) {
+  module.def(
+      "rms_norm",
+      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address x, Address residual, Address weight,
+         float eps, Address sum, Address normed, Address rstd, int threads) {
+        slap_fast::rms_norm({storage_of(storage), rows, width},
+                            {at<const void>(x), at<const void>(residual), at<const void>(weight), eps, at<void>(sum),
+                             at<void>(normed), at<float>(rstd)},
+                            threads);
+      },
+      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("x"), py::arg("residual"), py::arg("weight"),
+      py::arg("eps"), py::arg("sum"), py::arg("normed"), py::arg("rstd"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "rms_norm_backward",
+      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address grad_normed, Address grad_sum,
+         Address sum, Address weight, Address rstd, Address grad, Address grad_weight, int threads) {
+        slap_fast::rms_norm_backward(
+            {storage_of(storage), rows, width},
+            {at<const void>(grad_normed), at<const void>(grad_sum), at<const void>(sum), at<const void>(weight),
+             at<const float>(rstd), at<void>(grad), at<void>(grad_weight)},
+            threads);
+      },
+      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("grad_normed"), py::arg("grad_sum"),
+      py::arg("sum"), py::arg("weight"), py::arg("rstd"), py::arg("grad"), py::arg("grad_weight"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
 }
 
 // in, out, heads, token and head stride of in, the same of out
@@ -293,6 +322,7 @@ PYBIND11_MODULE(_C, module) {
       py::arg("mean_square"), py::arg("nonfinite"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 
   bind_log_mel(module);
+  bind_rms_norm(module);
   bind_rotary(module);
   bind_matrix_product(module);
   bind_varlen_attention(module);

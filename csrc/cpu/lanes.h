@@ -25,6 +25,7 @@ typedef std::int32_t IntLanes __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedLanes __attribute__((vector_size(kLanes * 4), aligned(4)));
 
 #define SLAP_FAST_INLINE inline __attribute__((always_inline))
+#define SLAP_FAST_LAMBDA __attribute__((always_inline))
 
 SLAP_FAST_INLINE Lanes load(const float* in) { return *reinterpret_cast<const Lanes*>(in); }
 SLAP_FAST_INLINE Lanes load_unaligned(const float* in) { return *reinterpret_cast<const UnalignedLanes*>(in); }

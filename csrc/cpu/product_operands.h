@@ -142,6 +142,4 @@ SLAP_FAST_INLINE std::int64_t some_vectors(std::int64_t left) {
   return left < kMostVectors ? left : kMostVectors;
 }
 
-#define SLAP_FAST_LAMBDA __attribute__((always_inline))
-
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -7,6 +7,7 @@ from slap_fast.ops.log_mel_patches import log_mel_patches
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
 from slap_fast.ops.varlen_attention import varlen_attention
 from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
@@ -16,6 +17,7 @@ __all__ = [
     "MelConfig",
     "PackedLayout",
     "WaveformStats",
+    "add_rms_norm",
     "apply_rotary",
     "apply_rotary_qkv",
     "contrastive_loss",
@@ -23,6 +25,7 @@ __all__ = [
     "log_mel",
     "log_mel_patches",
     "prototype_cross_entropy",
+    "rms_norm",
     "varlen_attention",
     "waveform_stats",
 ]

@@ -1,0 +1,188 @@
+// Compiled once for each instruction set.
+#include "rms_norm_kernel.h"
+
+#include "stored_lanes.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+namespace {
+
+// Vectors that are summed beside each other: one alone would wait for its last addition.
+constexpr int kSums = 4;
+
+// A vector of a row; the last one may not be full.
+struct Full {
+  template <class Format>
+  SLAP_FAST_INLINE Lanes load(const typename Format::Stored* in) const {
+    return Format::load(in);
+  }
+  template <class Format>
+  SLAP_FAST_INLINE void store(typename Format::Stored* out, Lanes x) const {
+    Format::store(out, x);
+  }
+};
+struct Rest {
+  std::int64_t count;
+
+  template <class Format>
+  SLAP_FAST_INLINE Lanes load(const typename Format::Stored* in) const {
+    return load_some<Format>(in, count);
+  }
+  template <class Format>
+  SLAP_FAST_INLINE void store(typename Format::Stored* out, Lanes x) const {
+    store_some<Format>(out, x, count);
+  }
+};
+
+// step(first value, vector, which of the kSums sums it adds to).
+template <class Step>
+SLAP_FAST_INLINE void for_each_vector(std::int64_t width, Step step) {
+  std::int64_t i = 0;
+  for (; i + kSums * kLanes <= width; i += kSums * kLanes)
+    for (int sum = 0; sum < kSums; ++sum) step(i + sum * kLanes, Full{}, sum);
+  for (; i + kLanes <= width; i += kLanes) step(i, Full{}, 0);
+  if (i < width) step(i, Rest{width - i}, 0);
+}
+
+SLAP_FAST_INLINE float total(const Lanes (&sums)[kSums]) {
+  float values[kLanes];
+  store_unaligned(values, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
+template <class Format, bool kAdds>
+void forward_rows(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end) {
+  using Stored = typename Format::Stored;
+  const std::int64_t width = shape.width;
+  const auto* weight = static_cast<const Stored*>(tensors.weight);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const Stored* x = static_cast<const Stored*>(tensors.x) + row * width;
+    Stored* normed = static_cast<Stored*>(tensors.normed) + row * width;
+    Lanes squares[kSums] = {};
+    if constexpr (kAdds) {
+      const Stored* residual = static_cast<const Stored*>(tensors.residual) + row * width;
+      Stored* sum = static_cast<Stored*>(tensors.sum) + row * width;
+      for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
+        const Lanes added = part.template load<Format>(x + i) + part.template load<Format>(residual + i);
+        part.template store<Format>(sum + i, added);
+        const Lanes stored = part.template load<Format>(sum + i);  // rounded, as the backward pass will find it
+        squares[which] = fma(stored, stored, squares[which]);
+      });
+      x = sum;
+    } else {
+      for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
+        const Lanes value = part.template load<Format>(x + i);
+        squares[which] = fma(value, value, squares[which]);
+      });
+    }
+    const Lanes mean = splat(total(squares) / static_cast<float>(width));
+    const Lanes rstd = 1.0f / square_root(mean + splat(tensors.eps));
+    tensors.rstd[row] = rstd[0];
+    for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
+      const Lanes scaled = part.template load<Format>(x + i) * rstd;
+      part.template store<Format>(normed + i, scaled * part.template load<Format>(weight + i));
+    });
+  }
+}
+
+// With n = sum * rstd, normed = n * weight, and the mean over a row: the gradient of the sum is
+// rstd * (grad * weight - n * mean(grad * weight * n)), besides what reached it by itself, and of the weight grad * n.
+template <class Format, bool kAdds>
+void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
+                   float* partial) {
+  using Stored = typename Format::Stored;
+  const std::int64_t width = shape.width;
+  const auto* weight = static_cast<const Stored*>(tensors.weight);
+  for (std::int64_t i = 0; i < width; ++i) partial[i] = 0.0f;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const Stored* grad_normed = static_cast<const Stored*>(tensors.grad_normed) + row * width;
+    const Stored* grad_sum = kAdds ? static_cast<const Stored*>(tensors.grad_sum) + row * width : nullptr;
+    const Stored* sum = static_cast<const Stored*>(tensors.sum) + row * width;
+    Stored* grad = static_cast<Stored*>(tensors.grad) + row * width;
+    const Lanes rstd = splat(tensors.rstd[row]);
+    Lanes products[kSums] = {};
+    for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
+      const Lanes slope = part.template load<Format>(grad_normed + i) * (part.template load<Format>(sum + i) * rstd);
+      products[which] = fma(slope, part.template load<Format>(weight + i), products[which]);
+      part.template store<Float32>(partial + i, part.template load<Float32>(partial + i) + slope);
+    });
+    const Lanes mean = splat(total(products) / static_cast<float>(width));
+    for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
+      const Lanes scaled = part.template load<Format>(sum + i) * rstd;
+      const Lanes weighted = part.template load<Format>(grad_normed + i) * part.template load<Format>(weight + i);
+      Lanes result = fnma(scaled, mean, weighted) * rstd;
+      if constexpr (kAdds) result += part.template load<Format>(grad_sum + i);
+      part.template store<Format>(grad + i, result);
+    });
+  }
+}
+
+// In float64, so that the number of rows costs no accuracy.
+template <class Format>
+void reduce_partials(const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
+  auto* out = static_cast<typename Format::Stored*>(grad_weight);
+  for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
+    double sums[kLanes] = {};
+    for (std::int64_t block = 0; block < count; ++block) {
+      const Lanes partial = part.template load<Float32>(partials + block * width + i);
+      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(partial[lane]);
+    }
+    Lanes sum;
+    for (int lane = 0; lane < kLanes; ++lane) sum[lane] = static_cast<float>(sums[lane]);
+    part.template store<Format>(out + i, sum);
+  });
+}
+
+template <class Format>
+void forward_stored(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end) {
+  const auto run = tensors.residual ? forward_rows<Format, true> : forward_rows<Format, false>;
+  run(shape, tensors, begin, end);
+}
+
+template <class Format>
+void backward_stored(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
+                     float* partial) {
+  const auto run = tensors.grad_sum ? backward_rows<Format, true> : backward_rows<Format, false>;
+  run(shape, tensors, begin, end, partial);
+}
+
+void forward(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end) {
+  switch (shape.storage) {
+    case Storage::float32:
+      return forward_stored<Float32>(shape, tensors, begin, end);
+    case Storage::bfloat16:
+      return forward_stored<BFloat16>(shape, tensors, begin, end);
+    case Storage::float16:
+      return forward_stored<Float16>(shape, tensors, begin, end);
+  }
+}
+
+void backward(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
+              float* partial) {
+  switch (shape.storage) {
+    case Storage::float32:
+      return backward_stored<Float32>(shape, tensors, begin, end, partial);
+    case Storage::bfloat16:
+      return backward_stored<BFloat16>(shape, tensors, begin, end, partial);
+    case Storage::float16:
+      return backward_stored<Float16>(shape, tensors, begin, end, partial);
+  }
+}
+
+void reduce(Storage storage, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
+  switch (storage) {
+    case Storage::float32:
+      return reduce_partials<Float32>(partials, count, width, grad_weight);
+    case Storage::bfloat16:
+      return reduce_partials<BFloat16>(partials, count, width, grad_weight);
+    case Storage::float16:
+      return reduce_partials<Float16>(partials, count, width, grad_weight);
+  }
+}
+
+}  // namespace
+
+RmsNormKernels rms_norm_kernels() { return {forward, backward, reduce}; }
+
+}  // namespace slap_fast::SLAP_FAST_ISA
