@@ -89,12 +89,14 @@ def encode_audio(
     x = encoder.patch_embedding(patches.to(encoder.patch_embedding.weight.dtype))
     if token_masked is not None:
         x = torch.where(token_masked, encoder.mask_token.to(x.dtype), x)
+    branch = None
     for block in cast(list[EncoderBlock], encoder.blocks):
         is_global = block.attention.window == (-1, -1)
         mask = masks.real if is_global else masks.local
-        x = x + self_attention(block.attention, block.attention_norm(x), masks.rotation, mask)
-        x = x + block.mlp(block.mlp_norm(x))
-    return encoder.norm(x)
+        normed, x = block.attention_norm(x, branch)
+        normed, x = block.mlp_norm(x, self_attention(block.attention, normed, masks.rotation, mask))
+        branch = block.mlp(normed)
+    return encoder.norm(x, branch)[0]
 
 
 def decode(decoder: CaptionDecoder, input_ids: Tensor, features: Tensor, feature_mask: Tensor | None) -> Tensor:
@@ -103,16 +105,20 @@ def decode(decoder: CaptionDecoder, input_ids: Tensor, features: Tensor, feature
     Captions end before their padding starts, so that causality alone hides it.
     """
     x = decoder.token_embedding(input_ids)
-    features = decoder.feature_norm(features)
+    features, _ = decoder.feature_norm(features)
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     blocks = cast(list[DecoderBlock], decoder.blocks)
     theta, heads = blocks[0].attention.theta, blocks[0].attention.heads
     rotation = Rotation.build([position], [cast(float, theta)], x.shape[2] // heads, x.dtype)
+    branch = None
     for block in blocks:
-        x = x + self_attention(block.attention, block.attention_norm(x), rotation, None, is_causal=True)
-        x = x + cross_attention(block.cross_attention, block.cross_attention_norm(x), features, feature_mask)
-        x = x + block.mlp(block.mlp_norm(x))
-    return decoder.norm(x)
+        normed, x = block.attention_norm(x, branch)
+        normed, x = block.cross_attention_norm(
+            x, self_attention(block.attention, normed, rotation, None, is_causal=True)
+        )
+        normed, x = block.mlp_norm(x, cross_attention(block.cross_attention, normed, features, feature_mask))
+        branch = block.mlp(normed)
+    return decoder.norm(x, branch)[0]
 
 
 def pool(pooling: AttentionPooling, features: Tensor, mask: Tensor | None) -> Tensor:

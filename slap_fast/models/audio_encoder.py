@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from slap_fast.models.config import ModelConfig
-from slap_fast.models.layers import EncoderBlock, SelfAttention, initialize_weights
+from slap_fast.models.layers import EncoderBlock, RMSNorm, SelfAttention, initialize_weights, run_block
 from slap_fast.ops.packing import PackedLayout
 
 
@@ -33,7 +32,7 @@ class AudioEncoder(nn.Module):
                 theta=(audio.rope_theta_time, audio.rope_theta_frequency),
             )
             self.blocks.append(EncoderBlock(attention, audio.width, audio.mlp_width, audio.norm_eps))
-        self.norm = nn.RMSNorm(audio.width, eps=audio.norm_eps)
+        self.norm = RMSNorm(audio.width, audio.norm_eps)
         self.apply(initialize_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -56,9 +55,9 @@ class AudioEncoder(nn.Module):
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         if masked_tokens is not None:
             x = x.index_copy(0, masked_tokens, self.mask_token.to(x.dtype).expand(masked_tokens.shape[0], -1))
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+        branch = None
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, token_layout, use_reentrant=False)
-            else:
-                x = block(x, token_layout)
-        return self.norm(x)
+            x, branch = run_block(block, x, branch, token_layout, checkpointed=checkpointed)
+        normed, _ = self.norm(x, branch)
+        return normed

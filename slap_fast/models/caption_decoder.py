@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from slap_fast.models.config import CaptionDecoderConfig
-from slap_fast.models.layers import CrossAttention, DecoderBlock, SelfAttention, initialize_weights
+from slap_fast.models.layers import (
+    CrossAttention,
+    DecoderBlock,
+    RMSNorm,
+    SelfAttention,
+    initialize_weights,
+    run_block,
+)
 from slap_fast.ops.packing import PackedLayout
 
 
@@ -20,7 +26,7 @@ class CaptionDecoder(nn.Module):
         super().__init__()
         self.gradient_checkpointing = False
         self.token_embedding = nn.Embedding(vocab_size, config.width)
-        self.feature_norm = nn.RMSNorm(feature_width, eps=config.norm_eps)
+        self.feature_norm = RMSNorm(feature_width, config.norm_eps)
         self.blocks = nn.ModuleList(
             DecoderBlock(
                 SelfAttention(
@@ -33,7 +39,7 @@ class CaptionDecoder(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         self.apply(initialize_weights)
         nn.init.trunc_normal_(self.token_embedding.weight, std=0.02)
 
@@ -59,10 +65,10 @@ class CaptionDecoder(nn.Module):
             What `readout` returns; by default the logits `[L, V]`.
         """
         x = self.token_embedding(input_ids)
-        features = self.feature_norm(features)
+        features, _ = self.feature_norm(features)
+        checkpointed = self.gradient_checkpointing and x.requires_grad
+        branch = None
         for block in self.blocks:
-            if self.gradient_checkpointing and x.requires_grad:
-                x = checkpoint(block, x, layout, features, feature_layout, use_reentrant=False)
-            else:
-                x = block(x, layout, features, feature_layout)
-        return readout(self.norm(x), self.token_embedding.weight)
+            x, branch = run_block(block, x, branch, layout, features, feature_layout, checkpointed=checkpointed)
+        normed, _ = self.norm(x, branch)
+        return readout(normed, self.token_embedding.weight)

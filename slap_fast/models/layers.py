@@ -1,13 +1,36 @@
-"""The blocks that the audio encoder and the caption decoder are made of: pre-norm, RMSNorm, SwiGLU, no biases."""
+"""The blocks that the audio encoder and the caption decoder are made of: pre-norm, RMSNorm, SwiGLU, no biases.
+
+The residual stream and what the last branch adds to it travel as two tensors: they are added where the sum is next
+normalized, in the same pass.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary_qkv
 from slap_fast.ops.varlen_attention import varlen_attention
+
+
+class RMSNorm(nn.Module):
+    """Adds what the last branch returned to the residual stream, and normalizes the sum for the next (1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The normalized sum and the sum; without a branch, of `x` alone."""
+        weight = self.weight.to(x.dtype)  # autocast gives branches, and may give the stream, a type of its own
+        if branch is None:
+            return rms_norm(x, weight, eps=self.eps), x
+        return add_rms_norm(branch.to(x.dtype), x, weight, eps=self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -88,19 +111,24 @@ class CrossAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
+    """Takes the residual stream and what is still to be added to it, and returns both for the next block."""
+
     def __init__(self, attention: SelfAttention, width: int, mlp_width: int, norm_eps: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.attention_norm = RMSNorm(width, norm_eps)
         self.attention = attention
-        self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = SwiGLU(width, mlp_width)
 
-    def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), layout)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, branch: Tensor | None, layout: PackedLayout) -> tuple[Tensor, Tensor]:
+        normed, x = self.attention_norm(x, branch)
+        normed, x = self.mlp_norm(x, self.attention(normed, layout))
+        return x, self.mlp(normed)
 
 
 class DecoderBlock(nn.Module):
+    """As `EncoderBlock`, with cross-attention to the features between its two branches."""
+
     def __init__(
         self,
         attention: SelfAttention,
@@ -110,17 +138,36 @@ class DecoderBlock(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.attention_norm = RMSNorm(width, norm_eps)
         self.attention = attention
-        self.cross_attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.cross_attention_norm = RMSNorm(width, norm_eps)
         self.cross_attention = cross_attention
-        self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = SwiGLU(width, mlp_width)
 
-    def forward(self, x: Tensor, layout: PackedLayout, features: Tensor, feature_layout: PackedLayout) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), layout)
-        x = x + self.cross_attention(self.cross_attention_norm(x), layout, features, feature_layout)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        layout: PackedLayout,
+        features: Tensor,
+        feature_layout: PackedLayout,
+    ) -> tuple[Tensor, Tensor]:
+        normed, x = self.attention_norm(x, branch)
+        normed, x = self.cross_attention_norm(x, self.attention(normed, layout))
+        normed, x = self.mlp_norm(x, self.cross_attention(normed, layout, features, feature_layout))
+        return x, self.mlp(normed)
+
+
+def run_block(
+    block: nn.Module, x: Tensor, branch: Tensor | None, *context: object, checkpointed: bool
+) -> tuple[Tensor, Tensor]:
+    """`block(x, branch, *context)` of either block above; checkpointed, its activations are computed again in the backward pass."""
+    if not checkpointed:
+        return block(x, branch, *context)
+    # The inputs are all that is kept: one tensor, not two.
+    summed = x if branch is None else x + branch
+    return checkpoint(block, summed, None, *context, use_reentrant=False)
 
 
 def initial_std(fan_in: int) -> float:
