@@ -162,7 +162,7 @@ class DecoderBlock(nn.Module):
 def run_block(
     block: nn.Module, x: Tensor, branch: Tensor | None, *context: object, checkpointed: bool
 ) -> tuple[Tensor, Tensor]:
-    """`block(x, branch, *context)` of either block above; checkpointed, its activations are computed again in the backward pass."""
+    """`block(x, branch, *context)` of one of the blocks above; checkpointed, the backward pass runs it again."""
     if not checkpointed:
         return block(x, branch, *context)
     # The inputs are all that is kept: one tensor, not two.
