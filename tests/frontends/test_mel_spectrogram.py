@@ -169,7 +169,9 @@ def test_the_logarithm_in_the_same_pass(power):
     torch.testing.assert_close(in_one["db"], clamped.log10() * 20.0 / power)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"power": 1.0, "pad": 3}, {"normalized": True, "center": False}], ids=_spelled)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"power": 1.0, "pad": 3}, {"normalized": True, "center": False}], ids=_spelled
+)
 def test_gradients_are_those_of_the_definition(arguments):
     arguments = {"n_fft": 64, "n_mels": 8, **arguments}
     ours, theirs = (_waveform(2, 333).requires_grad_() for _ in range(2))
