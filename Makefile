@@ -41,8 +41,9 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes, since most tests use one core; a file's tests stay together, and share what it sets up.
 test: lint
-	$(BIN)/python -m pytest -q $(if $(GPU),,-m "not gpu")
+	$(BIN)/python -m pytest -q $(if $(GPU),,-m "not gpu" -n 2 --dist loadfile)
 
 # The launcher finds the GPUs by itself; without any, two ranks on the CPU. A free port, so that two runs never meet.
 demo: .venv/.installed-train
