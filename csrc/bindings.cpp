@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/contrastive.h"
 #include "cpu/isa.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/log_mel.h"
@@ -262,7 +263,52 @@ void bind_matrix_product(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-void bind_losses(py::module_& module) {
+void bind_contrastive(py::module_& module) {
+  using slap_fast::ContrastiveInputs;
+  py::class_<ContrastiveInputs>(module, "ContrastiveInputs")
+      .def(py::init([](const std::string& element, std::int64_t rows, std::int64_t columns, std::int64_t width,
+                       std::pair<Address, std::int64_t> audio, std::pair<Address, std::int64_t> text, float scale,
+                       float bias, bool sigmoid, std::int64_t offset, Address audio_ids, Address text_ids,
+                       std::int64_t rows_at_once) {
+             return ContrastiveInputs{storage_of(element), at<const void>(audio.first), at<const void>(text.first),
+                                      rows, columns, width, audio.second, text.second, scale, bias, sigmoid, offset,
+                                      at<const std::int64_t>(audio_ids), at<const std::int64_t>(text_ids),
+                                      rows_at_once};
+           }),
+           py::arg("element"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"),
+           py::arg("text"), py::arg("scale"), py::arg("bias"), py::arg("sigmoid"), py::arg("offset"),
+           py::arg("audio_ids"), py::arg("text_ids"), py::arg("rows_at_once"));
+  module.def(
+      "contrastive_sums",
+      [](const ContrastiveInputs& inputs, Address row_loss, Address column_loss, Address row_positive,
+         Address row_facts, Address column_best, int threads) {
+        slap_fast::contrastive_sums(inputs,
+                                    {at<float>(row_loss), at<float>(column_loss), at<float>(row_positive),
+                                     at<float>(row_facts), at<float>(column_best)},
+                                    threads);
+      },
+      py::arg("inputs"), py::arg("row_loss"), py::arg("column_loss"), py::arg("row_positive"), py::arg("row_facts"),
+      py::arg("column_best"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "contrastive_sums_backward",
+      [](const ContrastiveInputs& inputs, Address grad_row, Address grad_column, Address grad_positive,
+         Address row_loss, Address column_loss, Address row_largest, Address column_largest, Address grad_audio,
+         Address grad_text, int threads) {
+        double grad_scale = 0.0, grad_bias = 0.0;
+        slap_fast::contrastive_sums_backward(
+            inputs,
+            {at<const float>(grad_row), at<const float>(grad_column), at<const float>(grad_positive),
+             at<const float>(row_loss), at<const float>(column_loss), at<const float>(row_largest),
+             at<const float>(column_largest), at<void>(grad_audio), at<void>(grad_text), &grad_scale, &grad_bias},
+            threads);
+        return std::pair(grad_scale, grad_bias);
+      },
+      py::arg("inputs"), py::arg("grad_row"), py::arg("grad_column"), py::arg("grad_positive"), py::arg("row_loss"),
+      py::arg("column_loss"), py::arg("row_largest"), py::arg("column_largest"), py::arg("grad_audio"),
+      py::arg("grad_text"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_score_losses(py::module_& module) {
   module.def(
       "linear_cross_entropy",
       [](Address logits, std::int64_t rows, std::int64_t columns, std::int64_t stride, Address target,
@@ -326,7 +372,8 @@ PYBIND11_MODULE(_C, module) {
   bind_rotary(module);
   bind_matrix_product(module);
   bind_varlen_attention(module);
-  bind_losses(module);
+  bind_contrastive(module);
+  bind_score_losses(module);
 
   module.def(
       "normalize_mels",

@@ -93,13 +93,9 @@ SLAP_FAST_INLINE Lanes square_root(Lanes x) {
 #endif
 }
 
-// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN. The mantissa is brought
-// into [sqrt(1/2), sqrt(2)), where log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
-SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
-  const IntLanes bits = reinterpret_cast<IntLanes>(x);
-  const IntLanes exponent = (bits - 0x3f3504f3) >> 23;
-  const Lanes f = reinterpret_cast<Lanes>(bits - (exponent << 23)) - 1.0f;
-  const Lanes e = __builtin_convertvector(exponent, Lanes);
+// log(1 + f) + e log 2 for 1 + f in [sqrt(1/2), sqrt(2)): log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax
+// polynomial.
+SLAP_FAST_INLINE Lanes logarithm_of_parts(Lanes f, Lanes e) {
   const Lanes square = f * f;
   Lanes p = splat(7.0376836292e-2f);
   p = fma(p, f, splat(-1.1514610310e-1f));
@@ -113,8 +109,22 @@ SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
   // ln 2 in two parts, the first exact in few bits.
   Lanes small = fma(p * f, square, e * -2.12194440e-4f);
   small = fma(square, splat(-0.5f), small);
-  const Lanes result = fma(e, splat(0.693359375f), f + small);
+  return fma(e, splat(0.693359375f), f + small);
+}
+
+// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN.
+SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
+  const IntLanes bits = reinterpret_cast<IntLanes>(x);
+  const IntLanes exponent = (bits - 0x3f3504f3) >> 23;
+  const Lanes f = reinterpret_cast<Lanes>(bits - (exponent << 23)) - 1.0f;
+  const Lanes result = logarithm_of_parts(f, __builtin_convertvector(exponent, Lanes));
   return select(x < __builtin_inff(), result, x);
+}
+
+// log(1 + x) for x in [0, 1].
+SLAP_FAST_INLINE Lanes logarithm_above_1(Lanes x) {
+  const IntLanes upper = x > 0.414213562f;
+  return logarithm_of_parts(select(upper, (x - 1.0f) * 0.5f, x), select(upper, splat(1.0f), Lanes{}));
 }
 
 // 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN. x must lie below 127. With x = n + f,
@@ -142,6 +152,28 @@ SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
   p = fma(p, f, splat(1.0f));
   const IntLanes bits = reinterpret_cast<IntLanes>(p) + (reinterpret_cast<IntLanes>(shifted) << 23);
   return select(x < -126.0f, Lanes{}, reinterpret_cast<Lanes>(bits));
+#endif
+}
+
+// e^x within 7e-8 of its value, without bias: for sums of differences. What lies below e^-87 may be 0. NaN stays NaN. x
+// must lie below 88. With x = n ln 2 + r, e^r = 1 + r + r^2 P(r); P is a minimax polynomial.
+SLAP_FAST_INLINE Lanes exponential(Lanes x) {
+  const Lanes clamped = at_least(x, splat(-106.0f));
+  // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
+  const Lanes shifted = fma(clamped, splat(1.44269504f), splat(12582912.0f)), n = shifted - 12582912.0f;
+  // ln 2 in two parts, the first exact in few bits.
+  const Lanes r = fma(n, splat(2.12194440e-4f), fnma(n, splat(0.693359375f), clamped));
+  Lanes p = splat(1.3814173872e-3f);
+  p = fma(p, r, splat(8.3689214662e-3f));
+  p = fma(p, r, splat(4.1668407619e-2f));
+  p = fma(p, r, splat(1.6666519642e-1f));
+  p = fma(p, r, splat(4.9999994040e-1f));
+  p = fma(r * r, p, r) + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  const IntLanes bits = reinterpret_cast<IntLanes>(p) + (reinterpret_cast<IntLanes>(shifted) << 23);
+  return select(x < -87.0f, Lanes{}, reinterpret_cast<Lanes>(bits));
 #endif
 }
 

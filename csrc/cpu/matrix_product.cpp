@@ -9,23 +9,19 @@
 
 #include "aligned_array.h"
 #include "isa.h"
+#include "matrix_panels.h"
 #include "parallel.h"
 
 namespace slap_fast {
 namespace {
 
-// Bytes of a lane's elements multiplied at once: a micro-kernel's panels of them come from L2.
-constexpr std::int64_t kDepthBytes = 1536;
-// Columns whose packed panels all threads share, in L3, and rows that a thread packs for itself, in L2. Both are
-// multiples of what any micro-kernel takes at once.
-constexpr std::int64_t kColumnBlock = 1920, kRowBlock = 96;
+// Columns whose packed panels all threads share, in L3.
+constexpr std::int64_t kColumnBlock = 40 * MatrixPanels::kLaneUnit;
 // Columns that make a task where rows alone make too few.
-constexpr std::int64_t kColumnTask = 240;
+constexpr std::int64_t kColumnTask = 5 * MatrixPanels::kLaneUnit;
 constexpr std::int64_t kTasksPerThread = 4;
 // Below this many multiplications a thread costs more than it saves.
 constexpr double kWorkPerThread = 4e6;
-
-std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 void check_side(const char* name, const ProductSide& side) {
   if (side.lanes < 0 || side.depth < 0)
@@ -53,8 +49,6 @@ const MatrixProductKernel& chosen_matrix_product_kernel(Storage element) {
   return baseline::matrix_product_kernel;
 }
 
-std::int64_t depth_block(const MatrixProductKernel& kernel) { return kDepthBytes / kernel.value_bytes; }
-
 void matrix_product(const ProductSide& left, const ProductSide& right, float* out, std::int64_t stride, bool add,
                     int threads) {
   check_side("left", left);
@@ -71,34 +65,23 @@ void matrix_product(const ProductSide& left, const ProductSide& right, float* ou
   const MatrixProductKernel& kernel = chosen_matrix_product_kernel(left.element);
   const double work = static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const int useful = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
-  const std::int64_t most_depth = round_up(std::min(depth, depth_block(kernel)), kernel.depth);
-  const std::int64_t most_columns = round_up(std::min(columns, kColumnBlock), kernel.lanes);
-  const std::int64_t most_rows = round_up(std::min(rows, kRowBlock), kernel.lanes);
-  const AlignedArray<std::byte> right_panels(most_columns * most_depth * kernel.value_bytes);
-  std::vector<std::unique_ptr<AlignedArray<std::byte>>> left_panels;
-  for (int thread = 0; thread < useful; ++thread)
-    left_panels.push_back(std::make_unique<AlignedArray<std::byte>>(most_rows * most_depth * kernel.value_bytes));
-
+  const std::int64_t depth_block = std::min(depth, MatrixPanels::depth_block(kernel));
+  MatrixPanels panels(kernel, std::min(columns, kColumnBlock), depth_block);
   const std::int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
+  std::vector<std::unique_ptr<AlignedArray<std::byte>>> scratch;
+  for (int thread = 0; thread < useful; ++thread)
+    scratch.push_back(std::make_unique<AlignedArray<std::byte>>(panels.scratch_bytes()));
   for (std::int64_t first_column = 0; first_column < columns; first_column += kColumnBlock) {
     const std::int64_t width = std::min(kColumnBlock, columns - first_column);
     const std::int64_t task_width = row_blocks >= useful * kTasksPerThread ? kColumnBlock : kColumnTask;
     const std::int64_t column_tasks = (width + task_width - 1) / task_width;
-    for (std::int64_t first_depth = 0; first_depth < depth; first_depth += depth_block(kernel)) {
-      const std::int64_t part = std::min(depth_block(kernel), depth - first_depth);
-      const std::int64_t lane_bytes = round_up(part, kernel.depth) * kernel.value_bytes;
-      parallel_for((width + kColumnTask - 1) / kColumnTask, useful, [&](std::int64_t task, int) {
-        const std::int64_t begin = task * kColumnTask;
-        kernel.pack(right, first_column + begin, std::min(kColumnTask, width - begin), first_depth, part,
-                    right_panels.get() + begin * lane_bytes);
-      });
+    for (std::int64_t first_depth = 0; first_depth < depth; first_depth += depth_block) {
+      panels.pack(right, first_column, width, first_depth, std::min(depth_block, depth - first_depth), useful);
       parallel_for(row_blocks * column_tasks, useful, [&](std::int64_t task, int thread) {
         const std::int64_t row = task / column_tasks * kRowBlock, column = task % column_tasks * task_width;
-        const std::int64_t height = std::min(kRowBlock, rows - row);
-        std::byte* panels = left_panels[static_cast<std::size_t>(thread)]->get();
-        kernel.pack(left, row, height, first_depth, part, panels);
-        kernel.multiply(panels, right_panels.get() + column * lane_bytes, height, std::min(task_width, width - column),
-                        part, out + row * stride + first_column + column, stride, add || first_depth > 0);
+        panels.multiply(left, row, std::min(kRowBlock, rows - row), first_depth, column,
+                        std::min(task_width, width - column), out + row * stride + first_column + column, stride,
+                        add || first_depth > 0, scratch[static_cast<std::size_t>(thread)]->get());
       });
     }
   }

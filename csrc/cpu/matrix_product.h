@@ -10,9 +10,6 @@ namespace slap_fast {
 // The kernel that serves operands of `element` with the chosen instruction set.
 const MatrixProductKernel& chosen_matrix_product_kernel(Storage element);
 
-// How much of the depth is multiplied at once: results are read and written once for each.
-std::int64_t depth_block(const MatrixProductKernel& kernel);
-
 // out [rows, columns] (+)= left [rows, depth] times right [depth, columns]; a row of `out` is `stride` floats. The bits
 // depend on the operands and the instruction set alone, an element's on its row and column alone.
 // Throws std::invalid_argument for sizes and strides that do not fit.

@@ -16,12 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import collectives, dispatch
-from slap_fast.ops.backends import contrastive_torch, contrastive_triton
+from slap_fast.ops.backends import contrastive_native, contrastive_torch, contrastive_triton
 from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend, accumulator
 from slap_fast.ops.contrastive_validation import validate
 
 # In the order of preference.
-BACKENDS: dict[str, ContrastiveBackend] = {"triton": contrastive_triton, "torch": contrastive_torch}
+BACKENDS: dict[str, ContrastiveBackend] = {
+    "native": contrastive_native,
+    "triton": contrastive_triton,
+    "torch": contrastive_torch,
+}
 dispatch.register(
     "contrastive_loss",
     [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],

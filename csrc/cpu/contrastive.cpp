@@ -1,0 +1,203 @@
+#include "contrastive.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "contrastive_positives.h"
+#include "contrastive_tiles.h"
+#include "matrix_product.h"
+#include "parallel.h"
+
+namespace slap_fast {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// What the rows of a block give for each column of a tile.
+struct ColumnFacts {
+  explicit ColumnFacts(std::int64_t columns)
+      : best_positive(columns), best_negative(columns), largest(columns), sum(columns) {}
+  AlignedArray<float> best_positive, best_negative, largest, sum;
+};
+
+struct Rows {
+  explicit Rows(std::int64_t rows)
+      : sum(static_cast<std::size_t>(rows)),
+        positive_similarity(sum.size()),
+        best_positive(sum.size(), -kInfinity),
+        best_negative(sum.size(), -kInfinity) {}
+  std::vector<double> sum, positive_similarity;  // sum: of exponentials less the largest logit, or of losses
+  std::vector<float> best_positive, best_negative;
+};
+
+class Forward {
+ public:
+  Forward(const ContrastiveInputs& inputs, const ContrastiveSums& sums, int threads)
+      : inputs_(inputs),
+        sums_(sums),
+        kernel_(chosen_contrastive_kernel(inputs.element)),
+        threads_(useful_threads(inputs, 1.0, threads)),
+        positives_(inputs.audio_ids, inputs.rows, inputs.text_ids, inputs.columns, inputs.offset),
+        rows_(inputs.rows),
+        tile_columns_(round_up(std::min(kTileColumns, inputs.columns), 16)),
+        panels_(chosen_matrix_product_kernel(inputs.element), tile_columns_, inputs.width),
+        column_largest_(round_up(inputs.columns, 16)),
+        column_sum_(round_up(inputs.columns, 16)),
+        scratch_(tile_scratch(threads_, tile_columns_, panels_.scratch_bytes())) {
+    std::fill_n(column_largest_.get(), round_up(inputs.columns, 16), -kInfinity);
+    std::fill_n(column_sum_.get(), round_up(inputs.columns, 16), 0.0f);
+    std::fill_n(sums.column_best, 2 * inputs.columns, -kInfinity);
+    std::fill_n(largest(), inputs.rows, -kInfinity);
+    const std::int64_t blocks = rows_at_once(inputs, threads) / kRowBlock;
+    for (std::int64_t block = 0; block < blocks; ++block)
+      blocks_.push_back(std::make_unique<ColumnFacts>(tile_columns_));
+  }
+
+  void run() {
+    const ProductSide text{inputs_.element, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
+    const std::int64_t group = static_cast<std::int64_t>(blocks_.size()) * kRowBlock;
+    for (std::int64_t column = 0; column < inputs_.columns; column += kTileColumns) {
+      const std::int64_t columns = std::min(kTileColumns, inputs_.columns - column);
+      panels_.pack(text, column, columns, 0, inputs_.width, threads_);
+      for (std::int64_t first = 0; first < inputs_.rows; first += group) {
+        const std::int64_t rows = std::min(group, inputs_.rows - first), blocks = (rows + kRowBlock - 1) / kRowBlock;
+        parallel_for(blocks, threads_, [&](std::int64_t block, int thread) {
+          const std::int64_t row = first + block * kRowBlock;
+          visit(row, std::min(kRowBlock, inputs_.rows - row), column, columns, *blocks_[static_cast<std::size_t>(block)],
+                *scratch_[static_cast<std::size_t>(thread)]);
+        });
+        for (std::int64_t block = 0; block < blocks; ++block)
+          join(*blocks_[static_cast<std::size_t>(block)], column, columns);
+      }
+    }
+    finish();
+  }
+
+ private:
+  float* largest() const { return sums_.row_facts + 3 * inputs_.rows; }
+
+  void visit(std::int64_t first_row, std::int64_t rows, std::int64_t column, std::int64_t columns, ColumnFacts& facts,
+             TileScratch& scratch) {
+    // A scale of zero would lose the infinities that hide positives.
+    const float scale = inputs_.scale == 0.0f ? std::numeric_limits<float>::min() : inputs_.scale;
+    const SimilarityTile tile{scratch.tile.get(), tile_columns_, rows, columns, scale, inputs_.bias};
+    multiply_tile(inputs_, panels_, first_row, tile, scratch.panels.get());
+    std::fill_n(facts.best_positive.get(), tile_columns_, -kInfinity);
+    std::fill_n(facts.best_negative.get(), tile_columns_, -kInfinity);
+    take_positives(tile, first_row, column, facts, scratch);
+    float chunk[kRowBlock];
+    if (inputs_.sigmoid) {
+      float losses[kRowBlock];
+      kernel_.sum_pair_losses(tile, chunk, facts.best_negative.get(), losses);
+      for (std::int64_t r = 0; r < rows; ++r) rows_.sum[static_cast<std::size_t>(first_row + r)] += losses[r];
+    } else {
+      kernel_.find_largest(tile, chunk, facts.best_negative.get());
+    }
+    double factors[kRowBlock];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const auto row = static_cast<std::size_t>(first_row + r);
+      rows_.best_negative[row] = std::max(rows_.best_negative[row], chunk[r]);
+      const float before = largest()[row], now = std::max({before, rows_.best_positive[row], chunk[r]});
+      factors[r] = std::exp(static_cast<double>(before) - static_cast<double>(now));
+      largest()[row] = now;
+    }
+    if (inputs_.sigmoid) return;
+    put_back(tile, first_row, column, scratch);
+    for (std::int64_t c = 0; c < tile_columns_; ++c) {
+      facts.largest.get()[c] = std::max(facts.best_positive.get()[c], facts.best_negative.get()[c]);
+      facts.sum.get()[c] = 0.0f;
+    }
+    kernel_.sum_exponentials(tile, largest() + first_row, facts.largest.get(), chunk, facts.sum.get());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double& sum = rows_.sum[static_cast<std::size_t>(first_row + r)];
+      sum = sum * factors[r] + chunk[r];
+    }
+  }
+
+  // Positives are seen one by one, and hidden from what sees all pairs.
+  void take_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, ColumnFacts& facts,
+                      TileScratch& scratch) {
+    const float hidden = tile.scale < 0.0f ? kInfinity : -kInfinity;
+    float* saved = scratch.saved.get();
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+      const auto row = static_cast<std::size_t>(first_row + r);
+      positives_.each(first_row + r, first_column, first_column + tile.columns, [&](std::int64_t column) {
+        const std::int64_t c = column - first_column;
+        float& similarity = tile.data[r * tile.stride + c];
+        const float logit = kernel_.logit(tile, similarity);
+        rows_.positive_similarity[row] += similarity;
+        rows_.best_positive[row] = std::max(rows_.best_positive[row], logit);
+        facts.best_positive.get()[c] = std::max(facts.best_positive.get()[c], logit);
+        if (inputs_.sigmoid)
+          rows_.sum[row] += std::max(-logit, 0.0f) + std::log1p(std::exp(-std::fabs(static_cast<double>(logit))));
+        *saved++ = similarity;
+        similarity = hidden;
+      });
+    }
+  }
+
+  void put_back(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, TileScratch& scratch) {
+    const float* saved = scratch.saved.get();
+    for (std::int64_t r = 0; r < tile.rows; ++r)
+      positives_.each(first_row + r, first_column, first_column + tile.columns, [&](std::int64_t column) {
+        tile.data[r * tile.stride + column - first_column] = *saved++;
+      });
+  }
+
+  void join(const ColumnFacts& facts, std::int64_t column, std::int64_t columns) {
+    float *positive = sums_.column_best + column, *negative = positive + inputs_.columns;
+    for (std::int64_t c = 0; c < columns; ++c) {
+      positive[c] = std::max(positive[c], facts.best_positive.get()[c]);
+      negative[c] = std::max(negative[c], facts.best_negative.get()[c]);
+    }
+    if (inputs_.sigmoid) return;
+    kernel_.join(columns, column_largest_.get() + column, column_sum_.get() + column, facts.largest.get(),
+                 facts.sum.get());
+  }
+
+  void finish() {
+    const std::int64_t rows = inputs_.rows, columns = inputs_.columns;
+    const std::vector<float> mean =
+        mean_row(kernel_, inputs_.element, inputs_.text, columns, inputs_.text_stride, inputs_.width);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const auto i = static_cast<std::size_t>(row);
+      const auto positives = static_cast<double>(positives_.count(row));
+      const auto negatives = static_cast<double>(columns) - positives;
+      const char* audio =
+          static_cast<const char*>(inputs_.audio) + row * row_bytes(inputs_.element, inputs_.audio_stride);
+      const double all = kernel_.dot(inputs_.element, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
+      const double positive = rows_.positive_similarity[i] / std::max(positives, 1.0);
+      sums_.row_facts[row] = static_cast<float>(positive);
+      sums_.row_facts[rows + row] =
+          negatives > 0.0 ? static_cast<float>((all - rows_.positive_similarity[i]) / negatives) : 0.0f;
+      sums_.row_facts[2 * rows + row] = rows_.best_positive[i] > rows_.best_negative[i];
+      sums_.row_loss[row] = static_cast<float>(inputs_.sigmoid ? rows_.sum[i] : std::log(rows_.sum[i]));
+      sums_.row_positive[row] = inputs_.sigmoid ? 0.0f : static_cast<float>(positive * inputs_.scale);
+    }
+    for (std::int64_t column = 0; column < columns; ++column)
+      sums_.column_loss[column] = inputs_.sigmoid ? 0.0f : std::log(column_sum_.get()[column]);
+  }
+
+  const ContrastiveInputs& inputs_;
+  const ContrastiveSums& sums_;
+  const ContrastiveKernel& kernel_;
+  int threads_;
+  Positives positives_;
+  Rows rows_;
+  std::int64_t tile_columns_;
+  MatrixPanels panels_;
+  AlignedArray<float> column_largest_, column_sum_;
+  std::vector<std::unique_ptr<TileScratch>> scratch_;
+  std::vector<std::unique_ptr<ColumnFacts>> blocks_;
+};
+
+}  // namespace
+
+void contrastive_sums(const ContrastiveInputs& inputs, const ContrastiveSums& sums, int threads) {
+  check(inputs);
+  Forward(inputs, sums, threads).run();
+}
+
+}  // namespace slap_fast
