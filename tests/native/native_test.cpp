@@ -8,6 +8,7 @@ int main() {
     testing::require_refused(std::string("instruction set '") + name + "'", [&] { slap_fast::force_isa(name); });
   testing::test_waveform_stats();
   testing::test_log_mel();
+  testing::test_losses();
   testing::test_matrix_product();
   testing::test_rotary();
   testing::test_varlen_attention();

@@ -5,6 +5,7 @@ namespace testing {
 
 void test_waveform_stats();
 void test_log_mel();
+void test_losses();
 void test_matrix_product();
 void test_rotary();
 void test_varlen_attention();

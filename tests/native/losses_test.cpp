@@ -1,0 +1,251 @@
+// The passes of the losses over rows of scores against long double: every stride and storage, nothing written beside.
+#include <algorithm>
+#include <limits>
+
+#include "cpu/linear_cross_entropy.h"
+#include "cpu/prototype_cross_entropy.h"
+#include "native_tests.h"
+#include "testing.h"
+
+namespace testing {
+namespace {
+
+using slap_fast::GradientRows;
+using slap_fast::ScoreRows;
+using slap_fast::Storage;
+using Row = std::vector<long double>;
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+struct Shape {
+  std::int64_t rows, columns, stride;
+  int threads;
+
+  explicit Shape(Random& random)
+      : rows(random.of<std::int64_t>({0, 1, 2, 15, 16, 17, 63, 64, 65, 130})),
+        columns(random.of<std::int64_t>({1, 2, 7, 15, 16, 17, 31, 64, 65, 200})),
+        stride((columns + 15) / 16 * 16 + 16 * random.between(0, 2)),
+        threads(random.of<int>({-1, 0, 1, 3, 64})) {}
+
+  Exact<float> scores(Random& random, float size) const {
+    Exact<float> values = poisoned(rows * stride, random.between(0, 15));
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < columns; ++j) values[i * stride + j] = random.uniform(-size, size);
+    return values;
+  }
+  Row row(const Exact<float>& scores, std::int64_t i) const {
+    return Row(scores.data() + i * stride, scores.data() + i * stride + columns);
+  }
+};
+
+long double log_sum_exp(const Row& x) {
+  const long double largest = *std::max_element(x.begin(), x.end());
+  long double sum = 0.0L;
+  for (long double value : x) sum += std::exp(value - largest);
+  return largest + std::log(sum);
+}
+
+Row softmax(const Row& x) {
+  const long double lse = log_sum_exp(x);
+  Row probabilities;
+  for (long double value : x) probabilities.push_back(std::exp(value - lse));
+  return probabilities;
+}
+
+bool near(long double actual, long double wanted, long double tolerance) {
+  return std::fabs(actual - wanted) <= tolerance * (1.0L + std::fabs(wanted));
+}
+
+// Where gradients of either storage go, read back.
+class Gradients {
+ public:
+  Gradients(Random& random, const Shape& shape, const Exact<float>& scores)
+      : halves_(random.once_in(2)), made_(!random.once_in(4)), shape_(shape), scores_(scores),
+        out_(halves_ ? shape.rows * shape.stride : 0, random.between(0, 15)) {}
+
+  GradientRows rows() const {
+    if (!made_) return {Storage::float32, nullptr};
+    return halves_ ? GradientRows{Storage::bfloat16, out_.data()} : GradientRows{Storage::float32, scores_.data()};
+  }
+  void check(std::int64_t row, const Row& wanted, const std::string& what) const {
+    if (!made_) return;
+    for (std::int64_t j = 0; j < shape_.columns; ++j) {
+      const long double tolerance = halves_ ? 0x1p-8L * std::fabs(wanted[index(j)]) + 5e-6L : 5e-6L;
+      require(std::fabs(at(row * shape_.stride + j) - wanted[index(j)]) <= tolerance, what);
+    }
+  }
+  bool is_nan(std::int64_t row) const {
+    for (std::int64_t j = 0; made_ && j < shape_.columns; ++j)
+      if (!std::isnan(at(row * shape_.stride + j))) return false;
+    return true;
+  }
+
+ private:
+  float at(std::int64_t i) const {
+    if (!halves_) return scores_[i];
+    const std::uint32_t bits = static_cast<std::uint32_t>(out_[i]) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+
+  bool halves_, made_;
+  const Shape& shape_;
+  const Exact<float>& scores_;
+  Exact<std::uint16_t> out_;
+};
+
+void check_linear_cross_entropy(Random& random) {
+  const Shape shape(random);
+  const Exact<float> logits = shape.scores(random, random.of<float>({0.5f, 20.0f, 80.0f}));
+  const slap_fast::TokenLoss loss{random.of<double>({0.0, 0.1, 1.0}), random.of<double>({0.0, 0.01})};
+  Exact<std::int64_t> target(shape.rows, 0);
+  const bool invalid = random.once_in(3);
+  long double wanted = 0.0L;
+  std::vector<Row> gradients;
+  for (std::int64_t i = 0; i < shape.rows; ++i) {
+    const bool bad = invalid && i == shape.rows / 2;
+    const auto kFar = std::numeric_limits<std::int64_t>::max();
+    target[i] = bad ? random.of<std::int64_t>({-1, shape.columns, kFar, -kFar}) : random.between(0, shape.columns - 1);
+    const Row x = shape.row(logits, i);
+    const long double lse = log_sum_exp(x), columns = static_cast<long double>(shape.columns);
+    const long double smoothing = loss.label_smoothing;
+    long double mean = 0.0L;
+    for (long double value : x) mean += value / columns;
+    Row gradient = softmax(x);
+    for (long double& value : gradient) value = value * (1 + 2 * loss.z_loss * lse) - smoothing / columns;
+    if (!bad) {
+      gradient[index(target[i])] -= 1 - smoothing;
+      wanted += lse - (1 - smoothing) * x[index(target[i])] - smoothing * mean + loss.z_loss * lse * lse;
+    }
+    gradients.push_back(gradient);
+  }
+  const Gradients made(random, shape, logits);
+  const double total = slap_fast::linear_cross_entropy({logits.data(), shape.rows, shape.columns, shape.stride},
+                                                       target.data(), loss, made.rows(), shape.threads);
+  const bool any_invalid = invalid && shape.rows > 0;
+  require(any_invalid ? std::isnan(total) : near(total, wanted, 2e-6L), "loss of tokens");
+  for (std::int64_t i = 0; i < shape.rows; ++i) {
+    if (any_invalid && i == shape.rows / 2)
+      require(made.is_nan(i), "gradient of a target outside the vocabulary");
+    else
+      made.check(i, gradients[index(i)], "gradient of logits");
+  }
+}
+
+Row logits_of(const Row& scores, float temperature, const Exact<float>& potential) {
+  Row logits;
+  for (std::size_t j = 0; j < scores.size(); ++j)
+    logits.push_back(scores[j] / temperature - (potential.size() ? potential[static_cast<std::int64_t>(j)] : 0.0f));
+  return logits;
+}
+
+Exact<float> random_potential(Random& random, std::int64_t columns) {
+  Exact<float> potential(random.once_in(3) ? 0 : columns, random.between(0, 15));
+  for (std::int64_t j = 0; j < potential.size(); ++j) potential[j] = random.uniform(-5.0f, 5.0f);
+  return potential;
+}
+
+const float* address(const Exact<float>& potential) { return potential.size() ? potential.data() : nullptr; }
+
+// Masses of two batches of tokens, the second added to the first: sharp enough that plain exponentials would underflow.
+void check_sinkhorn_masses(Random& random) {
+  Shape shape(random);
+  const float temperature = random.of<float>({0.004f, 0.1f, 1.0f});
+  const Exact<float> potential = random_potential(random, shape.columns);
+  Exact<float> largest(shape.columns, random.between(0, 15));
+  Exact<double> sum(shape.columns, 0);
+  std::fill_n(largest.data(), shape.columns, -std::numeric_limits<float>::infinity());
+  std::fill_n(sum.data(), shape.columns, 0.0);
+  std::vector<Row> masses(index(shape.columns));
+  for (int batch = 0; batch < 2; ++batch) {
+    shape.rows = random.of<std::int64_t>({0, 1, 17, 64, 65, 100});
+    const Exact<float> scores = shape.scores(random, 1.0f);
+    for (std::int64_t i = 0; i < shape.rows; ++i) {
+      const Row logits = logits_of(shape.row(scores, i), temperature, potential);
+      const long double shift = potential.size() ? log_sum_exp(logits) : 0.0L;
+      for (std::int64_t j = 0; j < shape.columns; ++j) masses[index(j)].push_back(logits[index(j)] - shift);
+    }
+    slap_fast::sinkhorn_masses({scores.data(), shape.rows, shape.columns, shape.stride},
+                               {temperature, address(potential)}, largest.data(), sum.data(), shape.threads);
+  }
+  for (std::int64_t j = 0; j < shape.columns; ++j) {
+    if (masses[index(j)].empty()) {
+      require(std::isinf(largest[j]) && sum[j] == 0.0, "mass of no token");
+      continue;
+    }
+    const long double mass = static_cast<long double>(largest[j]) + std::log(static_cast<long double>(sum[j]));
+    // A logit is as wrong as float32 is at its size.
+    const long double tolerance = 2e-6L + 5e-7L / temperature;
+    require(std::fabs(mass - log_sum_exp(masses[index(j)])) <= tolerance, "mass of a prototype");
+  }
+}
+
+void check_prototype_cross_entropy(Random& random) {
+  const Shape shape(random);
+  const Exact<float> student = shape.scores(random, 1.0f), teacher = shape.scores(random, 1.0f);
+  const float student_temperature = random.of<float>({0.05f, 0.1f}), temperature = random.of<float>({0.04f, 1.0f});
+  const Exact<float> potential = random_potential(random, shape.columns), none(0, 0);
+  Exact<float> weight(shape.rows, random.between(0, 15));
+  long double wanted = 0.0L;
+  std::vector<Row> gradients;
+  for (std::int64_t i = 0; i < shape.rows; ++i) {
+    weight[i] = random.uniform(0.0f, 0.05f);
+    const Row logits = logits_of(shape.row(student, i), student_temperature, none);
+    const Row target = softmax(logits_of(shape.row(teacher, i), temperature, potential));
+    const long double lse = log_sum_exp(logits);
+    Row gradient = softmax(logits);
+    for (std::size_t j = 0; j < gradient.size(); ++j) {
+      wanted += weight[i] * target[j] * (lse - logits[j]);
+      gradient[j] = (gradient[j] - target[j]) * weight[i] / student_temperature;
+    }
+    gradients.push_back(gradient);
+  }
+  const Gradients made(random, shape, student);
+  const double total = slap_fast::prototype_cross_entropy(
+      {student.data(), shape.rows, shape.columns, shape.stride}, teacher.data(), student_temperature,
+      {temperature, address(potential)}, weight.data(), made.rows(), shape.threads);
+  require(near(total, wanted, 2e-6L), "loss under the teacher");
+  for (std::int64_t i = 0; i < shape.rows; ++i) made.check(i, gradients[index(i)], "gradient of scores");
+}
+
+void check_malformed() {
+  float score = 0.0f;
+  const auto refused = [&](std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature) {
+    const ScoreRows scores{&score, rows, columns, stride};
+    require_refused("malformed scores", [&] {
+      slap_fast::sinkhorn_masses(scores, {temperature, nullptr}, &score, nullptr, 1);
+    });
+    require_refused("malformed scores of a student", [&] {
+      slap_fast::prototype_cross_entropy(scores, &score, temperature, {0.1f, nullptr}, nullptr, {}, 1);
+    });
+    if (temperature <= 0.0f) return;
+    require_refused("malformed logits",
+                    [&] { slap_fast::linear_cross_entropy(scores, nullptr, {0.0, 0.0}, {}, 1); });
+  };
+  refused(-1, 1, 16, 1.0f);
+  refused(0, 0, 16, 1.0f);
+  refused(0, -5, 16, 1.0f);
+  refused(0, 17, 16, 1.0f);
+  refused(0, 7, 17, 1.0f);
+  refused(0, 16, -16, 1.0f);
+  refused(0, 16, 16, 0.0f);
+  refused(0, 16, 16, -1.0f);
+}
+
+}  // namespace
+
+void test_losses() {
+  for (slap_fast::Isa isa : isas_of_this_machine()) {
+    slap_fast::force_isa(slap_fast::isa_name(isa));
+    Random random(13);
+    for (int trial = 0; trial < 60; ++trial) {
+      check_linear_cross_entropy(random);
+      check_sinkhorn_masses(random);
+      check_prototype_cross_entropy(random);
+    }
+    check_malformed();
+  }
+}
+
+}  // namespace testing
