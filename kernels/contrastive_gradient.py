@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from slap_fast.kernels.contrastive_statistics import is_positive, logits_of
-from slap_fast.kernels.score_tiles import exp, pieces, scores, tile_of_program
+from slap_fast.kernels.contrastive_statistics import is_positive
+from slap_fast.kernels.score_tiles import exp, logits_of, pieces, scores, tile_of_program
 
 # Rows of larger tensors begin anywhere.
 _VECTORS = ["grad_row", "grad_column", "grad_positive", "row_largest", "row_loss", "column_largest", "column_loss"]

@@ -15,20 +15,18 @@ import torch
 import triton
 from torch import Tensor
 
-from slap_fast.kernels import launch
+from slap_fast.kernels import launch, score_parts
 from slap_fast.kernels.contrastive_gradient import gradient_kernel
 from slap_fast.kernels.contrastive_statistics import (
     finish_columns_kernel,
     finish_rows_kernel,
-    fold_kernel,
     statistics_kernel,
 )
+from slap_fast.kernels.score_parts import fold, running
 from slap_fast.kernels.score_products import blocks, gradients
 from slap_fast.kernels.score_tiles import score_tile_for, tile_constants
 
-# Rows and columns of a block whose tiles' parts are folded together.
-_BLOCK = 16384
-_FOLD, _FINISH = 64, 256
+_FINISH = 256
 
 
 class _Call:
@@ -81,18 +79,17 @@ def sums(
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=audio.device)
 
-    running_r, running_c = floats(streams, 3, rows).zero_(), floats(streams, 2, columns).zero_()
-    running_r[:, 0], running_c[:, 0] = float("-inf"), float("-inf")
+    running_r, running_c = (running(streams, *shape, audio.device) for shape in ((3, rows), (2, columns)))
     positive_similarity = floats(rows)
-    most_r, most_c = min(rows, _BLOCK), min(columns, _BLOCK)
+    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
     row_parts = floats(streams * 3 * triton.cdiv(most_c, tile.columns) * most_r)
     column_parts = floats(streams * 2 * triton.cdiv(most_r, tile.rows) * most_c)
     row_loss, row_positive, row_facts = floats(rows), floats(rows), floats(4, rows)
     column_loss, column_best = floats(columns), floats(2, columns)
     exponential = kind == "infonce"
     with launch.on_device_of(audio):
-        for begin_r, end_r in blocks(rows, _BLOCK):
-            for begin_c, end_c in blocks(columns, _BLOCK):
+        for begin_r, end_r in blocks(rows, score_parts.BLOCK):
+            for begin_c, end_c in blocks(columns, score_parts.BLOCK):
                 height, width = end_r - begin_r, end_c - begin_c
                 tiles_r, tiles_c = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.columns)
                 statistics_kernel[(tiles_r * tiles_c,)](
@@ -100,13 +97,8 @@ def sums(
                     row_parts, column_parts, audio.stride(0), text.stride(0),
                     begin_r, begin_c, end_r, end_c, offset, tiles_r, tiles_c, height, width, **call.constants,
                 )  # fmt: skip
-                fold_kernel[(triton.cdiv(height, _FOLD), streams)](
-                    row_parts, running_r, tiles_c, height, begin_r, rows, SLOTS=3, EXPONENTIAL=exponential, BLOCK=_FOLD
-                )
-                fold_kernel[(triton.cdiv(width, _FOLD), streams)](
-                    column_parts, running_c, tiles_r, width, begin_c, columns, SLOTS=2, EXPONENTIAL=exponential,
-                    BLOCK=_FOLD,
-                )  # fmt: skip
+                fold(row_parts, running_r, tiles_c, begin_r, height, exponential=exponential)
+                fold(column_parts, running_c, tiles_r, begin_c, width, exponential=exponential)
         if rows:
             finish_rows_kernel[(triton.cdiv(rows, _FINISH),)](
                 running_r, positive_similarity, call.counts, call.scale, call.bias, row_loss, row_positive, row_facts,

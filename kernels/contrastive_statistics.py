@@ -9,7 +9,8 @@ and the one tile that holds it writes it down.
 import triton
 import triton.language as tl
 
-from slap_fast.kernels.score_tiles import exp, finite_or_zero, pieces, scores, tile_of_program
+from slap_fast.kernels.score_parts import nothing, store_rows
+from slap_fast.kernels.score_tiles import exp, finite_or_zero, logits_of, pieces, scores, tile_of_program
 
 
 @triton.jit
@@ -57,13 +58,6 @@ def is_positive(
 
 
 @triton.jit
-def logits_of(similarity: tl.tensor, scale: tl.tensor, shift: tl.tensor, inside_r: tl.tensor) -> tl.tensor:
-    """`scale * similarity + shift`, of columns; -inf where the row lies outside, as `shift` has it for columns."""
-    logits = tl.fma(similarity, scale, tl.broadcast_to(shift[None, :], similarity.shape))
-    return tl.where(inside_r[:, None], logits, float("-inf"))
-
-
-@triton.jit
 def _reduce(
     logits: tl.tensor,
     signed: tl.tensor,
@@ -94,22 +88,6 @@ def _reduce(
     else:
         row_sum += tl.sum(softplus(signed), 1)
     return new_largest, row_sum, row_similarity
-
-
-@triton.jit
-def _nothing(BLOCK: tl.constexpr) -> tuple:
-    """Largest logit, sum and similarity of an empty set."""
-    zeros = tl.zeros([BLOCK], tl.float32)
-    return tl.full([BLOCK], float("-inf"), tl.float32), zeros, zeros
-
-
-@triton.jit
-def _store_rows(row_parts: tl.tensor, row: tl.tensor, slot: tl.tensor, workspace_r: tl.tensor, rows: tl.tuple) -> None:
-    largest, total, similarity = rows
-    row_parts += row
-    tl.store(row_parts, largest, mask=row < workspace_r)
-    tl.store(row_parts + slot, total, mask=row < workspace_r)
-    tl.store(row_parts + 2 * slot, similarity, mask=row < workspace_r)
 
 
 @triton.jit(
@@ -163,8 +141,8 @@ def statistics_kernel(
     slot_r = tiles_c * workspace_r
     slot_c = tiles_r * workspace_c
     column_parts += tile_r * workspace_c
-    negatives = _nothing(BLOCK_R)
-    positives = _nothing(BLOCK_R)
+    negatives = nothing(BLOCK_R)
+    positives = nothing(BLOCK_R)
     similarities = pieces(tile, PIECES)
     for piece in tl.static_range(PIECES):
         similarity = similarities[piece]
@@ -191,59 +169,15 @@ def statistics_kernel(
         else:
             negatives = _reduce(logits, logits, similarity, negatives, column_parts, c, slot_c, workspace_c, INFONCE)
             if HAS_IDS:
-                largest, total, _ = _nothing(WIDTH)
+                largest, total, _ = nothing(WIDTH)
                 tl.store(column_parts + 2 * slot_c + c, largest, mask=c < workspace_c)
                 if INFONCE:
                     tl.store(column_parts + 3 * slot_c + c, total, mask=c < workspace_c)
     r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     row_parts += tile_c * workspace_r
-    _store_rows(row_parts, r, slot_r, workspace_r, negatives)
+    store_rows(row_parts, r, slot_r, workspace_r, negatives)
     if HAS_IDS:
-        _store_rows(row_parts + 3 * slot_r, r, slot_r, workspace_r, positives)
-
-
-@triton.jit(do_not_specialize=["tiles", "workspace", "begin", "total"])
-def fold_kernel(
-    parts: tl.tensor,  # [streams, slots, tiles, workspace]
-    running: tl.tensor,  # [streams, slots, total]
-    tiles: tl.tensor,
-    workspace: tl.tensor,
-    begin: tl.tensor,
-    total: tl.tensor,
-    SLOTS: tl.constexpr,
-    EXPONENTIAL: tl.constexpr,
-    BLOCK: tl.constexpr = 64,
-    BLOCK_T: tl.constexpr = 32,
-) -> None:
-    """Fold the parts of rows, or columns, `begin..begin + workspace` into what was folded before."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    stream = tl.program_id(1)
-    parts += stream * SLOTS * tiles * workspace + index
-    running += tl.cast(stream * SLOTS, tl.int64) * total + begin + index
-    inside = index < workspace
-    steps = tl.arange(0, BLOCK_T)[:, None]
-    largest = tl.load(running, mask=inside, other=0.0)
-    total_sum = tl.load(running + total, mask=inside, other=0.0)
-    similarity = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, tiles, BLOCK_T):
-        mask = inside[None, :] & (first + steps < tiles)
-        here = parts[None, :] + (first + steps) * workspace  # [BLOCK_T, BLOCK]
-        part_largest = tl.load(here, mask=mask, other=float("-inf"))
-        part_sum = tl.load(here + tiles * workspace, mask=mask, other=0.0)
-        new_largest = tl.maximum(largest, tl.max(part_largest, 0))
-        if EXPONENTIAL:
-            reference = finite_or_zero(new_largest)
-            total_sum = total_sum * exp(largest - reference)
-            part_sum = part_sum * exp(part_largest - reference[None, :])
-        total_sum += tl.sum(part_sum, 0)
-        largest = new_largest
-        if SLOTS == 3:
-            similarity += tl.sum(tl.load(here + 2 * tiles * workspace, mask=mask, other=0.0), 0)
-    tl.store(running, largest, mask=inside)
-    tl.store(running + total, total_sum, mask=inside)
-    if SLOTS == 3:
-        running += 2 * tl.cast(total, tl.int64)
-        tl.store(running, tl.load(running, mask=inside, other=0.0) + similarity, mask=inside)
+        store_rows(row_parts + 3 * slot_r, r, slot_r, workspace_r, positives)
 
 
 @triton.jit

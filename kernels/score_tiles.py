@@ -153,3 +153,10 @@ def finite_or_zero(largest: tl.tensor) -> tl.tensor:
 def exp(x: tl.tensor) -> tl.tensor:
     """The hardware has no exp, but exp2; exact for 0."""
     return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def logits_of(similarity: tl.tensor, scale: tl.tensor, shift: tl.tensor, inside_r: tl.tensor) -> tl.tensor:
+    """`scale * similarity + shift`, of columns; -inf where the row lies outside, as `shift` has it for columns."""
+    logits = tl.fma(similarity, scale, tl.broadcast_to(shift[None, :], similarity.shape))
+    return tl.where(inside_r[:, None], logits, float("-inf"))

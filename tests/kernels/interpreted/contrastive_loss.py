@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.kernels import contrastive_loss as kernels
-from slap_fast.kernels import score_products
+from slap_fast.kernels import score_parts, score_products
 from slap_fast.ops import contrastive_loss
 from slap_fast.ops.backends import contrastive_torch, contrastive_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
@@ -26,7 +25,7 @@ KINDS = ["infonce", "sigmoid"]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that parts are folded, and products summed, over several blocks both ways."""
-    monkeypatch.setattr(kernels, "_BLOCK", 128)
+    monkeypatch.setattr(score_parts, "BLOCK", 128)
     monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
     monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
 
