@@ -23,7 +23,7 @@ from slap_fast.kernels.contrastive_statistics import (
     statistics_kernel,
 )
 from slap_fast.kernels.score_parts import fold, running
-from slap_fast.kernels.score_products import blocks, gradients
+from slap_fast.kernels.score_products import blocks, float16_unit, gradients
 from slap_fast.kernels.score_tiles import score_tile_for, tile_constants
 
 _FINISH = 256
@@ -135,7 +135,7 @@ def sums_backward(
     if ids is not None:
         grad_positive = grad_positive / call.counts.clamp_min(1)
     weights = [grad_row, grad_column, grad_positive] if kind == "infonce" else [grad_row]
-    unit = _unit(weights, audio.dtype)
+    unit = float16_unit(weights, audio.dtype)
     weights = [weight * unit for weight in weights] + [grad_row] * (3 - len(weights))
     column_largest = column_best.amax(0)
     has_bias = logit_bias is not None
@@ -161,11 +161,3 @@ def sums_backward(
         )
     grad_bias = grad_scalars[1].float() if has_bias else torch.zeros_like(unit)
     return grad_audio, grad_text, grad_scalars[0].float(), grad_bias
-
-
-def _unit(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """A power of two by which gradients of logits, a millionth each in a large batch, stay within float16."""
-    if dtype != torch.float16 or weights[0].numel() == 0:
-        return torch.ones((), dtype=torch.float32, device=weights[0].device)
-    bound = torch.stack([weight.abs().amax() for weight in weights]).sum().clamp_min(1e-30)
-    return torch.exp2(torch.floor(14.0 - torch.log2(bound)))

@@ -175,9 +175,9 @@ def statistics_kernel(
                     tl.store(column_parts + 3 * slot_c + c, total, mask=c < workspace_c)
     r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     row_parts += tile_c * workspace_r
-    store_rows(row_parts, r, slot_r, workspace_r, negatives)
+    store_rows(row_parts, r, slot_r, workspace_r, negatives, True)
     if HAS_IDS:
-        store_rows(row_parts + 3 * slot_r, r, slot_r, workspace_r, positives)
+        store_rows(row_parts + 3 * slot_r, r, slot_r, workspace_r, positives, True)
 
 
 @triton.jit

@@ -22,13 +22,21 @@ def nothing(BLOCK: tl.constexpr) -> tuple:
 
 
 @triton.jit
-def store_rows(row_parts: tl.tensor, row: tl.tensor, slot: tl.tensor, workspace_r: tl.tensor, rows: tl.tuple) -> None:
-    """Leave a tile's part of its rows, three slots of `slot` elements, in the workspace."""
-    largest, total, similarity = rows
+def store_rows(
+    row_parts: tl.tensor,
+    row: tl.tensor,
+    slot: tl.tensor,
+    workspace_r: tl.tensor,
+    rows: tl.tuple,
+    HAS_THIRD: tl.constexpr,
+) -> None:
+    """Leave a tile's part of its rows, slots of `slot` elements, in the workspace."""
+    largest, total, third = rows
     row_parts += row
     tl.store(row_parts, largest, mask=row < workspace_r)
     tl.store(row_parts + slot, total, mask=row < workspace_r)
-    tl.store(row_parts + 2 * slot, similarity, mask=row < workspace_r)
+    if HAS_THIRD:
+        tl.store(row_parts + 2 * slot, third, mask=row < workspace_r)
 
 
 @triton.jit(do_not_specialize=["tiles", "workspace", "begin", "total"])

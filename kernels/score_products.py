@@ -17,6 +17,20 @@ def blocks(size: int, block: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + block, size)) for begin in range(0, size, block)]
 
 
+def float16_unit(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """A power of two that keeps gradients of scores, a millionth each in a large batch, within float16; else 1.
+
+    Args:
+        weights: what probabilities are multiplied by. The gradients' magnitude is at most the sum of their largest,
+            and of as much again.
+        dtype: in which the gradients are stored.
+    """
+    if dtype != torch.float16 or weights[0].numel() == 0:
+        return torch.ones((), dtype=torch.float32, device=weights[0].device)
+    bound = torch.stack([weight.nan_to_num(0.0).abs().amax() for weight in weights]).sum().clamp_min(1e-30)
+    return torch.exp2(torch.floor(14.0 - torch.log2(bound)))
+
+
 def gradients(
     a: Tensor,
     b: Tensor,

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import linear_cross_entropy_native, linear_cross_entropy_torch
+from slap_fast.ops.backends import (
+    linear_cross_entropy_native,
+    linear_cross_entropy_torch,
+    linear_cross_entropy_triton,
+)
 from slap_fast.ops.backends.linear_cross_entropy_interface import LinearCrossEntropyBackend
 from slap_fast.ops.linear_cross_entropy_validation import validate
 from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad, register_autograd
@@ -19,6 +23,7 @@ from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad
 # In the order of preference.
 BACKENDS: dict[str, LinearCrossEntropyBackend] = {
     "native": linear_cross_entropy_native,
+    "triton": linear_cross_entropy_triton,
     "torch": linear_cross_entropy_torch,
 }
 dispatch.register(

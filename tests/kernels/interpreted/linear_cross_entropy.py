@@ -1,0 +1,102 @@
+"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from slap_fast.kernels import score_parts, score_products
+from slap_fast.ops import linear_cross_entropy
+from slap_fast.ops.backends import linear_cross_entropy_torch, linear_cross_entropy_triton
+from tests.ops._loss_checks import assert_as_accurate_as_plain
+from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
+
+DTYPES = [torch.float32, torch.float16]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that parts are folded, and products summed, over several blocks both ways."""
+    monkeypatch.setattr(score_parts, "BLOCK", 128)
+    monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody has written reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _case(tokens: int, words: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(words, width, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, words, (tokens,), generator=generator)
+    return hidden.to(dtype), weight.to(dtype), target
+
+
+@pytest.mark.usefixtures("small_blocks", "poisoned_memory")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("label_smoothing", "z_loss"), [(0.0, 0.0), (0.1, 1e-2)])
+def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(
+    label_smoothing: float, z_loss: float, dtype: torch.dtype
+) -> None:
+    hidden, weight, target = _case(139, 210, 70, dtype)
+    target[::7] = -100
+
+    def ours(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            hidden, weight, target, label_smoothing=label_smoothing, z_loss=z_loss, backend="triton"
+        )
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        return oracle(hidden, weight, target, label_smoothing=label_smoothing, z_loss=z_loss)
+
+    assert_as_accurate_as_plain(ours, plain, [hidden, weight])
+
+
+def test_only_what_is_needed_is_computed_and_strides_are_any() -> None:
+    hidden, weight, target = _case(2 * 40, 140, 32, torch.float32)
+    hidden, target = hidden.T.contiguous().T[::2], target[::2]
+    expected = linear_cross_entropy_torch.loss_and_gradients(hidden, weight, target, -100, 0.0, 0.0, True, True)
+    for needs in ((True, True), (True, False), (False, True), (False, False)):
+        actual = linear_cross_entropy_triton.loss_and_gradients(hidden, weight, target, -100, 0.0, 0.0, *needs)
+        for got, wanted, needed in zip(actual, expected, (True, *needs), strict=True):
+            torch.testing.assert_close(got, wanted if needed else torch.empty(0), rtol=1e-4, atol=1e-5)
+
+
+def test_an_ignored_token_counts_for_nothing_and_a_wrong_target_makes_nan() -> None:
+    hidden, weight, target = _case(20, 30, 16, torch.float16)
+    target[3], hidden[3] = 7, torch.nan  # ignored: 7 is the index to ignore
+    backends = (linear_cross_entropy_triton, linear_cross_entropy_torch)
+    ours, expected = (x.loss_and_gradients(hidden, weight, target, 7, 0.0, 0.0, True, True) for x in backends)
+    for got, wanted in zip(ours, expected, strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    for wrong in (30, -1, 2**40):
+        target[5] = wrong
+        total, grad_hidden, grad_weight = linear_cross_entropy_triton.loss_and_gradients(
+            hidden, weight, target, 7, 0.1, 0.0, True, True
+        )
+        assert all(x.isnan().all() for x in (total, grad_hidden[5], grad_weight))
+        assert torch.equal(grad_hidden[:5], linear_cross_entropy_triton.loss_and_gradients(
+            hidden[:5], weight, target[:5], 7, 0.1, 0.0, True, False
+        )[1])  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_without_tokens_that_count(tokens: int) -> None:
+    hidden, weight = torch.randn(tokens, 8), torch.randn(5, 8)
+    results = linear_cross_entropy_triton.loss_and_gradients(
+        hidden, weight, torch.full((tokens,), -100), -100, 0.0, 0.0, True, True
+    )
+    for got, shape in zip(results, ((), hidden.shape, weight.shape), strict=True):
+        assert torch.equal(got, torch.zeros(shape))
