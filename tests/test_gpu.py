@@ -13,6 +13,7 @@ from slap_fast.models.slap import SLAP
 from slap_fast.ops import (
     MelConfig,
     PackedLayout,
+    add_rms_norm,
     apply_rotary,
     contrastive_loss,
     linear_cross_entropy,
@@ -64,6 +65,10 @@ def _rotary(q: Tensor, k: Tensor) -> Tensor:
     return torch.cat(apply_rotary(q, k, layout.cu_seqlens, tokens_per_frame=4), dim=1)
 
 
+def _rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack(add_rms_norm(x, residual, weight, eps=1e-6))
+
+
 def _log_mel(waveform: Tensor) -> Tensor:
     layout = PackedLayout.from_lengths(SAMPLES, device=waveform.device, dtype=torch.int64)
     config = MelConfig()
@@ -98,6 +103,7 @@ OPS: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
     (_attention, [_normal(TOKENS, 4, 32, seed=seed) for seed in range(3)]),
     (_global_attention, [_normal(TOKENS, 4, 32, seed=seed) for seed in range(3)]),
     (_rotary, [_normal(TOKENS, 4, 32), _normal(TOKENS, 2, 32)]),
+    (_rms_norm, [_normal(TOKENS, 48), _normal(TOKENS, 48, seed=1), _normal(48, seed=2)]),
     (_log_mel, [0.1 * _normal(sum(SAMPLES))]),
     (_contrastive, [_normal(33, 24), _normal(33, 24, seed=1), torch.tensor([20.0], dtype=torch.float64)]),
     (_captions, [_normal(50, 24), _normal(300, 24)]),
@@ -233,6 +239,27 @@ def test_triton_rotates_as_pytorch_does(tokens_per_frame: int | None, dtype: tor
         for value, other, wanted in zip(ours, theirs, exact, strict=True):
             limit = max(2 * float((other - wanted).abs().amax()), torch.finfo(dtype).eps / 2)
             assert float((value - wanted).abs().amax()) <= limit
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (70, 12), (3000, 768), (5, 8192)])
+def test_triton_adds_and_normalizes_as_pytorch_does(rows: int, width: int, dtype: torch.dtype) -> None:
+    tensors = [_normal(rows, width, seed=seed).to(DEVICE, dtype) for seed in range(4)]
+    tensors.append(_normal(width, seed=4).to(DEVICE, dtype))
+
+    def results(backend: str, precision: torch.dtype) -> list[Tensor]:
+        x, residual, *grads, weight = (tensor.to(precision, copy=True) for tensor in tensors)
+        inputs = [tensor.requires_grad_() for tensor in (x, residual, weight)]
+        out = add_rms_norm(*inputs, eps=1e-6, backend=backend)
+        return [*(value.detach() for value in out), *torch.autograd.grad(out, inputs, grads)]
+
+    ours, again = results("triton", dtype), results("triton", dtype)
+    theirs, exact = results("torch", dtype), results("torch", torch.float64)
+    for value, repeated, other, wanted in zip(ours, again, theirs, exact, strict=True):
+        assert torch.equal(value, repeated)
+        error = (value.double() - wanted).norm()
+        assert error <= 2 * (other.double() - wanted).norm() + torch.finfo(dtype).eps / 4 * wanted.norm()
 
 
 def test_waveform_stats_equal_those_of_the_cpu() -> None:

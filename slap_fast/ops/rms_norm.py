@@ -18,15 +18,17 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import rms_norm_native
+from slap_fast.ops.backends import rms_norm_native, rms_norm_triton
 
 # (x, residual, weight, eps, summed, normed, rstd): writes the last three, `summed` only where there is a residual.
 _FORWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, float, Tensor | None, Tensor, Tensor], None]] = {
     "native": rms_norm_native.forward,
+    "triton": rms_norm_triton.forward,
 }
 # (grad_normed, grad_summed, summed, weight, rstd, grad, grad_weight): writes the last two.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor], None]] = {
     "native": rms_norm_native.backward,
+    "triton": rms_norm_triton.backward,
 }
 dispatch.register(
     "rms_norm",
@@ -34,6 +36,8 @@ dispatch.register(
         dispatch.Backend("native", unavailable=native.unavailable, rejects=rms_norm_native.rejects),
         # Not one of the tables above: PyTorch differentiates its own operations, and its compiler fuses them.
         dispatch.Backend("torch"),
+        # Last, so only by name, until a GPU has measured it.
+        dispatch.Backend("triton", unavailable=rms_norm_triton.unavailable, rejects=rms_norm_triton.rejects),
     ],
 )
 
@@ -180,7 +184,7 @@ def _select(x: Tensor, weight: Tensor, eps: float, backend: str) -> str:
         )
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it cannot be negative")
-    return dispatch.select("rms_norm", backend, device=x.device, dtype=x.dtype)
+    return dispatch.select("rms_norm", backend, device=x.device, dtype=x.dtype, width=x.shape[-1])
 
 
 def _described(x: Tensor) -> str:

@@ -7,6 +7,7 @@ void test_waveform_stats();
 void test_log_mel();
 void test_losses();
 void test_matrix_product();
+void test_rms_norm();
 void test_rotary();
 void test_varlen_attention();
 

@@ -10,7 +10,7 @@ from slap_fast import native
 _STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
+def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
     """Why native code cannot serve tensors of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"x is on {device}; native code reads CPU memory"
