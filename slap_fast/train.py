@@ -27,8 +27,8 @@ if __name__ == "__main__":
 import torch
 
 from slap_fast.data.decoding import make_decoder
-from slap_fast.data.index import ClipIndex
 from slap_fast.data.loader import Loader
+from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
 from slap_fast.training import schedule
 from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
@@ -62,10 +62,17 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     output, steps, seed = Path(training.output), recipe.schedule.steps, recipe.schedule.seed
 
     with together(ranks.device):
-        index = ClipIndex.open(recipe.data.train)
-        plan = Plan(index, batch_size=recipe.schedule.batch_size, seed=seed, max_duration=recipe.data.max_duration)
+        datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
+        plan = Plan(
+            datasets,
+            batch_size=recipe.schedule.batch_size,
+            seed=seed,
+            max_duration=recipe.data.max_duration,
+            crop_above_max_duration=recipe.data.crop_above_max_duration,
+            shuffle_shards=recipe.data.shuffle_shards,
+        )
         tokenizer = build_tokenizer(recipe.data, recipe.model)
-        model_config = complete_model_config(recipe.model, index, tokenizer)
+        model_config = complete_model_config(recipe.model, datasets, tokenizer)
         model = build_model(config, model_config, tokenizer)
     engine = build_engine(model, config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
@@ -75,7 +82,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     completed = saved = resumed.step
     last_step = max(completed, min(steps, training.stop_after or steps))
     loader = Loader(
-        index,
+        datasets,
         plan,
         model_config,
         recipe.augmentation,
@@ -104,7 +111,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             completed = step + 1
             speed.add(recipe.schedule.batch_size, report.audio_seconds)
             if report.nonfinite:
-                keys = [index.key(clip) for clip in suspects(batch)]
+                keys = [datasets.key(clip) for clip in suspects(batch)]
                 log.skipped(watch.skipped(completed, report.nonfinite, keys))
             else:
                 watch.clean()

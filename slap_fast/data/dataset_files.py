@@ -17,6 +17,7 @@ from slap_fast.durable_files import replace_file
 FORMAT_VERSION = 1
 SAMPLE_RATE = 16_000
 INDEX_NAME = "index.npy"
+DURATIONS_NAME = "durations.bin"
 INFO_NAME = "dataset.json"
 REPORT_NAME = "report.jsonl"
 TOKENIZER_NAME = "tokenizer"

@@ -1,24 +1,27 @@
 """The index of a dataset folder: where in which tar every clip lies, how long it is, how many captions it has.
 
 A dataset folder holds WebDataset tars (`{key}.flac`, `{key}.json` for each clip), `index.npy` (one INDEX_DTYPE record a
-clip, memory-mapped: 109 million clips cost no memory to open) and `dataset.json` (shard sizes, totals, mel statistics).
+clip, memory-mapped: 109 million clips cost no memory to open), `durations.bin` (see `slap_fast.data.clip_durations`)
+and `dataset.json` (shard sizes, totals, mel statistics).
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import tokenize
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slap_fast.data.captions import captions_of
+from slap_fast.data.clip_durations import read_durations, write_durations
 from slap_fast.data.dataset_files import (
     FORMAT_VERSION,
     INDEX_DTYPE,
@@ -31,7 +34,7 @@ from slap_fast.data.tar_members import TarError, member_name, split_key
 __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError"]
 
 _OPEN_SHARDS = 256
-_CHECKED_AT_ONCE = 1 << 20
+_PART = 1 << 18
 _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
     "name": str,
@@ -53,13 +56,15 @@ class ClipIndex:
         info: `dataset.json` (`format_version`, `name`, `shards` as `{name, bytes, clips, seconds}`, `clips`, `seconds`,
             `captions`, `sample_rate` in Hz, `mel_mean`, `mel_std`, ...).
         records: `[N]` INDEX_DTYPE, memory-mapped, in shard order.
+        durations: `[N]` float32 seconds, memory-mapped.
         shards: names of the tars, as `records["shard"]` counts them.
     """
 
-    def __init__(self, folder: Path, info: dict[str, Any], records: np.ndarray) -> None:
+    def __init__(self, folder: Path, info: dict[str, Any], records: np.ndarray, durations: np.ndarray) -> None:
         self.folder = folder
         self.info = info
         self.records = records
+        self.durations = durations
         self.shards: list[str] = [shard["name"] for shard in info["shards"]]
         self._handles: OrderedDict[int, _Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,14 +73,20 @@ class ClipIndex:
     def open(cls, folder: str | os.PathLike[str]) -> ClipIndex:
         """Opens and validates a dataset folder.
 
+        The records are checked once, and the durations written that say so; a later opening reads neither whole.
+
         Raises:
             DatasetError: a file is missing, malformed, of another version, or does not fit the tars; it says which.
         """
         folder = Path(folder)
         info = _read_info(folder)
         records = map_records(folder / INDEX_NAME, info["clips"])
-        _check_records(folder, records, _check_shards(folder, info["shards"]))
-        return cls(folder, info, records)
+        sizes = _check_shards(folder, info["shards"], len(records))
+        durations = read_durations(folder, info["shards"], len(records))
+        if durations is None:
+            parts = partial(_checked_parts, folder, records, sizes)
+            durations = write_durations(folder, info["shards"], len(records), parts)
+        return cls(folder, info, records, durations)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -83,10 +94,21 @@ class ClipIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex.open, (self.folder,)
 
-    @cached_property
-    def durations(self) -> np.ndarray:
-        """`[N]` float64 seconds."""
-        return self.records["samples"] / self.records["sample_rate"]
+    def record(self, clip: int) -> np.void:
+        """The clip's INDEX_DTYPE record."""
+        return self.records[clip]
+
+    def shard_name(self, clip: int) -> str:
+        """Name of the tar that holds the clip."""
+        return self.shards[int(self.records[clip]["shard"])]
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of records and durations; the next look at them maps it again.
+
+        Pages of a mapped file count as resident from when they are read, though the system can take them back.
+        """
+        for array in (self.records, self.durations):
+            release_pages(array)
 
     def key(self, clip: int) -> str:
         """The clip's name in its tar, without the extension."""
@@ -217,7 +239,8 @@ def map_records(path: Path, clips: int) -> np.ndarray:
     return records
 
 
-def _check_shards(folder: Path, shards: list[Any]) -> np.ndarray:
+def _check_shards(folder: Path, shards: list[Any], clips: int) -> np.ndarray:
+    """`[S]` int64 sizes of the tars."""
     sizes = np.zeros(len(shards), np.int64)
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or not {"name", "bytes", "clips", "seconds"} <= shard.keys():
@@ -232,13 +255,17 @@ def _check_shards(folder: Path, shards: list[Any]) -> np.ndarray:
                 f"{path}: {sizes[number]} bytes, but {INFO_NAME} says {shard['bytes']}: it is truncated or was "
                 f"replaced; {_REINDEX}"
             )
+    counts = [shard["clips"] for shard in shards]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != clips:
+        raise DatasetError(f"{folder / INFO_NAME}: the clips of the shards are not {clips} together; {_REINDEX}")
     return sizes
 
 
-def _check_records(folder: Path, records: np.ndarray, sizes: np.ndarray) -> None:
+def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """The records, part by part, each checked."""
     path = folder / INDEX_NAME
-    for start in range(0, len(records), _CHECKED_AT_ONCE):
-        part = records[start : start + _CHECKED_AT_ONCE]
+    start = 0
+    for part in record_parts(records):
         bad = part["shard"] >= len(sizes)
         if not bad.any():
             ends = sizes[part["shard"]].astype(np.uint64)
@@ -250,3 +277,18 @@ def _check_records(folder: Path, records: np.ndarray, sizes: np.ndarray) -> None
             clip = start + int(np.argmax(bad))
             record = dict(zip(records.dtype.names or (), records[clip].tolist(), strict=True))
             raise DatasetError(f"{path}: clip {clip} cannot be ({record}); {_REINDEX}")
+        yield part
+        start += len(part)
+
+
+def record_parts(records: np.ndarray) -> Iterator[np.ndarray]:
+    """Memory-mapped records from first to last, a part in memory at a time."""
+    for start in range(0, len(records), _PART):
+        yield records[start : start + _PART]
+        release_pages(records)
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Takes the pages of a memory-mapped array out of the resident set; elsewhere nothing happens."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)

@@ -21,6 +21,7 @@ from slap_fast.data.batch import Batch
 from slap_fast.data.collate import LoadedClip, collate
 from slap_fast.data.decoding import PREPARE, DecodeFailure, Decoder
 from slap_fast.data.index import ClipIndex, DatasetError
+from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import ClipRef, Plan
 from slap_fast.data.tokenizer import TokenizerError, encode_captions
 from slap_fast.models.config import ModelConfig
@@ -72,7 +73,7 @@ class Loader:
 
     def __init__(
         self,
-        index: ClipIndex,
+        index: ClipIndex | Mixture,
         plan: Plan,
         model_config: ModelConfig,
         augmentation: AugmentationSettings,
@@ -203,6 +204,7 @@ class Loader:
         token_ids = encode_captions(self._tokenizer, captions, self._model_config.text.max_length)
         loaded = [LoadedClip(clip.row, clip.waveform, ids) for clip, ids in zip(clips, token_ids, strict=True)]
         batch = collate(loaded, self._model_config, self._masks, step)
+        self._index.release()
         return batch.pin_memory() if self._pin_memory else batch
 
     def _gather(self, step: int) -> list[_DecodedClip]:
@@ -232,14 +234,16 @@ class Loader:
         readable = [(item, content) for item, content in enumerate(contents) if isinstance(content, _Content)]
         decoded = self._decoder.decode(
             [content.audio for _, content in readable],
-            [int(self._index.records["samples"][refs[item].clip]) for item, _ in readable],
+            [int(self._index.record(refs[item].clip)["samples"]) for item, _ in readable],
         )
         outcomes: dict[int, _DecodedClip | DecodeFailure] = {
             item: content for item, content in enumerate(contents) if isinstance(content, DecodeFailure)
         }
         for (item, content), waveform in zip(readable, decoded, strict=True):
             if isinstance(waveform, Tensor):
-                outcomes[item] = _DecodedClip(refs[item].clip, waveform, content.caption)
+                ref = refs[item]
+                used = waveform if ref.crop is None else waveform[slice(*ref.crop)]
+                outcomes[item] = _DecodedClip(ref.clip, used, content.caption)
             else:
                 outcomes[item] = waveform
         clips: list[_DecodedClip | None] = []
@@ -254,7 +258,7 @@ class Loader:
         return clips
 
     def _read(self, ref: ClipRef) -> _Content | DecodeFailure:
-        rate = int(self._index.records["sample_rate"][ref.clip])
+        rate = int(self._index.record(ref.clip)["sample_rate"])
         # Before anything is read: the plan bounds a clip's duration, and with the rate that bounds its memory.
         if rate != self._decoder.sample_rate:
             return DecodeFailure(f"the index says {rate} Hz, not {self._decoder.sample_rate} Hz; {PREPARE}")
@@ -273,7 +277,7 @@ class Loader:
         except (DatasetError, OSError):
             # Where the tar's own header is damaged, the row still names the clip.
             key = f"row {ref.clip}"
-        shard = self._index.shards[int(self._index.records["shard"][ref.clip])]
+        shard = self._index.shard_name(ref.clip)
         self.dropped.append(DroppedClip(key, shard, reason))
         logger.warning("dropped clip %s of %s: %s", key, shard, reason)
         self._failures_in_a_row += 1

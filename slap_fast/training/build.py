@@ -16,18 +16,18 @@ from slap_fast.training.recipe import DataConfig, RunConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slap_fast.data.index import ClipIndex
+    from slap_fast.data.mixture import Mixture
 
 
 def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
-    """`data.tokenizer`; else the pretrained text encoder's own; else the one beside the training shards.
+    """`data.tokenizer`; else the pretrained text encoder's own; else the one beside the (first) dataset's shards.
 
     Raises:
         FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
     """
     from slap_fast.data.tokenizer import load_tokenizer
 
-    beside = Path(data.train) / "tokenizer"
+    beside = Path(data.folders[0].folder) / "tokenizer"
     if data.tokenizer is None and model.text.pretrained is None and not beside.is_dir():
         raise FileNotFoundError(
             f"{beside} is missing: a text encoder from scratch needs a tokenizer. Run `slap-fast prepare` again, or "
@@ -36,13 +36,13 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
     return load_tokenizer(data.tokenizer or model.text.pretrained or beside)
 
 
-def complete_model_config(model: ModelConfig, index: ClipIndex, tokenizer: Any) -> ModelConfig:
-    """Fill in what the dataset decides: the vocabulary from scratch, and mel statistics left at 0 and 1."""
+def complete_model_config(model: ModelConfig, datasets: Mixture, tokenizer: Any) -> ModelConfig:
+    """Fill in what the datasets decide: the vocabulary from scratch, and mel statistics left at 0 and 1."""
     if model.text.pretrained is None:
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=len(tokenizer)))
     if (model.mel.mean, model.mel.std) == (0.0, 1.0):
-        mel = dataclasses.replace(model.mel, mean=float(index.info["mel_mean"]), std=float(index.info["mel_std"]))
-        model = dataclasses.replace(model, mel=mel)
+        mean, std = datasets.mel_statistics()
+        model = dataclasses.replace(model, mel=dataclasses.replace(model.mel, mean=mean, std=std))
     return model
 
 

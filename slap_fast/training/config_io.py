@@ -84,13 +84,14 @@ def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
     if path is None:
         _unknown(key, where)
     hint = _type_of(path)
-    if hint is str:
+    # Where a list may stand too, brackets tell it from a text.
+    if hint is str or (_list_type(hint) is not None and not text.lstrip().startswith("[")):
         return path, text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: cannot read the value: {error}") from error
-    if value is not None and str in typing.get_args(hint):
+    if value is not None and str in typing.get_args(hint) and not isinstance(value, list):
         value = text
     return path, _coerce(value, hint, key, where)
 
@@ -174,9 +175,12 @@ def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
     """`value` as `hint`, or a `ConfigError`; nothing is guessed but int to float, and YAML's text for `1e-4`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and type(None) in arguments:
             return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
+        listed = _list_type(hint)
+        if listed is not None and isinstance(value, list):
+            return _coerce(value, listed, key, where)
+        (hint,) = (argument for argument in arguments if argument not in (type(None), listed))
         return _coerce(value, hint, key, where)
     if origin is Literal:
         matches = [choice for choice in arguments if type(choice) is type(value) and choice == value]
@@ -186,6 +190,8 @@ def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
         nearest = difflib.get_close_matches(str(value), [str(choice) for choice in arguments], n=1)
         hint_text = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"{where}: {key} is {value!r}; choose one of {choices}{hint_text}")
+    if origin is tuple and arguments[1:] == (...,):
+        return tuple(_item(item, arguments[0], f"{key}[{number}]", where) for number, item in enumerate(value))
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{where}: {key} is {value!r}; it must be a list of {len(arguments)} values")
@@ -204,7 +210,26 @@ def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
     raise ConfigError(f"{where}: {key} is {value!r}; it must be {expected}")
 
 
+def _list_type(hint: Any) -> Any:
+    """Of a union, the alternative that is a list of any length."""
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
+    return next((option for option in alternatives if typing.get_args(option)[1:] == (...,)), None)
+
+
+def _item(value: Any, cls: Any, key: str, where: str) -> Any:
+    """One of a list of mappings that all have the same keys."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(value, Mapping) or set(value) != set(hints):
+        example = "{" + ", ".join(f"{name}: ..." for name in hints) + "}"
+        raise ConfigError(f"{where}: {key} is {value!r}; it must be {example}")
+    fields = {name: _coerce(value[name], hint, f"{key}.{name}", where) for name, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{where}: in {key}: {error}") from error
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

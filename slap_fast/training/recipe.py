@@ -72,15 +72,39 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class WeightedFolder:
+    """A dataset of a mixture."""
+
+    folder: str
+    weight: float
+    """Its share of every batch, relative to the weights of the others."""
+
+    def __post_init__(self) -> None:
+        _require(self, weight=self.weight > 0)
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    train: str = ""
-    """Folder that `slap-fast prepare` wrote."""
+    train: str | tuple[WeightedFolder, ...] = ""
+    """Folder that `slap-fast prepare` wrote, or several: `[{folder: A, weight: 2}, {folder: B, weight: 1}]`."""
     tokenizer: str | None = None
     """Folder or hub name; None: the pretrained text encoder's own, else the one beside the training shards."""
     max_duration: float = 30.0  # paper; seconds, longer clips are left out and counted
+    crop_above_max_duration: bool = False
+    """Use a random stretch of `max_duration` of a longer clip instead, another one each epoch."""
+    shuffle_shards: int = 64
+    """Shards whose clips are shuffled together: more mix a batch better, fewer are kinder to storage."""
 
     def __post_init__(self) -> None:
-        _require(self, max_duration=self.max_duration > 0)
+        _require(self, max_duration=self.max_duration > 0, shuffle_shards=self.shuffle_shards >= 1)
+        folders = [part.folder for part in self.folders]
+        if not folders or len(set(folders)) < len(folders):
+            raise ValueError(f"train lists the folders {folders}; list at least one, and each once")
+
+    @property
+    def folders(self) -> tuple[WeightedFolder, ...]:
+        """The datasets that are mixed, also if there is one."""
+        return (WeightedFolder(self.train, 1.0),) if isinstance(self.train, str) else self.train
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ def test_every_clip_is_where_the_index_says(dataset: Path) -> None:
     assert len(index) == _CLIPS
     assert len(index.shards) > 2
     assert isinstance(index.records, np.memmap)
-    np.testing.assert_array_equal(index.durations, [(800 + 1600 * clip) / 16_000 for clip in range(_CLIPS)])
+    np.testing.assert_array_equal(
+        index.durations, np.array([(800 + 1600 * clip) / 16_000 for clip in range(_CLIPS)], np.float32)
+    )
     for clip in range(_CLIPS):
         pcm, rate = soundfile.read(io.BytesIO(index.read_audio(clip)), dtype="int16")
         expected, _ = soundfile.read(io.BytesIO(_flac(800 + 1600 * clip, seed=clip)), dtype="int16")

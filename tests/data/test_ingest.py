@@ -165,7 +165,7 @@ def test_every_bad_clip_is_named_and_the_good_ones_are_kept(tmp_path: Path) -> N
     assert report.noted == {"renamed": 1, "silent": 1}
     index = ClipIndex.open(tmp_path / "out")
     assert [index.key(clip) for clip in range(len(index))] == ["good", "good-2", "wide", "silent"]
-    assert index.durations.tolist() == [1.0, 1.0, 1.0, 0.1]
+    assert index.durations.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.1])
     assert index.read_metadata(2)["source_channels"] == 8
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slap_fast.data.clip_durations import write_durations
 from slap_fast.data.dataset_files import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -20,7 +22,7 @@ from slap_fast.data.dataset_files import (
     write_json,
     writing,
 )
-from slap_fast.data.index import ClipIndex, map_records
+from slap_fast.data.index import ClipIndex, map_records, record_parts
 from slap_fast.data.ingest.mel_statistics import mel_statistics
 from slap_fast.data.tokenizer import train_tokenizer
 
@@ -93,7 +95,9 @@ def write_dataset(
         "sample_rate": SAMPLE_RATE,
         "shards": shards,
     }
-    index = ClipIndex(folder, info, map_records(folder / INDEX_NAME, clips))
+    records = map_records(folder / INDEX_NAME, clips)
+    durations = write_durations(folder, shards, clips, partial(record_parts, records))
+    index = ClipIndex(folder, info, records, durations)
     info["mel_mean"], info["mel_std"] = mel_statistics(index, progress=progress)
     if vocab_size is not None:
         with writing(folder / TOKENIZER_NAME):
