@@ -107,7 +107,15 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             settings = schedule.settings(step, recipe)
             batch = batch.to(ranks.device, non_blocking=True)
             audio_seconds = batch.samples.total / model_config.mel.sample_rate
-            report = take_step(engine, average, batch, settings, stop=stop.requested, audio_seconds=audio_seconds)
+            report = take_step(
+                engine,
+                average,
+                batch,
+                settings,
+                stop=stop.requested,
+                audio_seconds=audio_seconds,
+                micro_batch_size=training.micro_batch_size,
+            )
             completed = step + 1
             speed.add(recipe.schedule.batch_size, report.audio_seconds)
             if report.nonfinite:

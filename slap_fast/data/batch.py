@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -52,9 +54,39 @@ class Batch:
         }
         return Batch(**moved)
 
+    def split(self, clips: int) -> list[Batch]:
+        """Batches of `clips` consecutive clips each, the last of what is left; their tensors are views where they can.
+
+        Raises:
+            ValueError: `clips` is not positive.
+        """
+        samples, frames, tokens, masked, text = (
+            layout.split(clips) for layout in (self.samples, self.frames, self.tokens, self.masked, self.text)
+        )
+        first_tokens = accumulate((part.total for part in tokens), initial=0)
+        columns = zip(
+            _split(self.waveform, samples),
+            samples,
+            frames,
+            tokens,
+            _split(self.time_masked, frames),
+            self.mel_masked.split(clips),
+            [part - first for part, first in zip(_split(self.masked_tokens, masked), first_tokens, strict=False)],
+            masked,
+            _split(self.input_ids, text),
+            text,
+            self.clip_ids.split(clips),
+            strict=True,
+        )
+        return [Batch(*values) for values in columns]
+
     def pin_memory(self) -> Batch:
         pinned: dict[str, Any] = {
             field.name: value.pin_memory() if isinstance(value := getattr(self, field.name), Tensor) else value
             for field in dataclasses.fields(self)
         }
         return Batch(**pinned)
+
+
+def _split(packed: Tensor, layouts: Sequence[PackedLayout]) -> tuple[Tensor, ...]:
+    return packed.split([layout.total for layout in layouts])

@@ -19,6 +19,7 @@ def self_distillation(
     student_temperature: float,
     teacher_temperature: float,
     sinkhorn_iterations: int = 3,
+    potential: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Cross-entropy over prototypes at the masked positions: mean over a clip's, then over the clips of all ranks.
@@ -32,6 +33,7 @@ def self_distillation(
         student_temperature: positive.
         teacher_temperature: positive.
         sinkhorn_iterations: rounds of Sinkhorn-Knopp over the masked tokens of all ranks.
+        potential: `[K]` of `sinkhorn_potential` over more positions, these among them; None: over these alone.
         group: None: this process alone.
 
     Returns:
@@ -49,5 +51,6 @@ def self_distillation(
         teacher_temperature=teacher_temperature,
         cu_seqlens=masked.cu_seqlens,
         sinkhorn_iterations=sinkhorn_iterations,
+        potential=potential,
         group=group,
     )

@@ -6,7 +6,7 @@ from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel_patches import log_mel_patches
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.packing import PackedLayout
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
 from slap_fast.ops.varlen_attention import varlen_attention
@@ -26,6 +26,7 @@ __all__ = [
     "log_mel_patches",
     "prototype_cross_entropy",
     "rms_norm",
+    "sinkhorn_potential",
     "varlen_attention",
     "waveform_stats",
 ]

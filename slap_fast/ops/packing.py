@@ -62,6 +62,21 @@ class PackedLayout:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedLayout:
         return PackedLayout(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
 
+    def split(self, count: int) -> list[PackedLayout]:
+        """Layouts of `count` consecutive items each, the last of what is left; each starts at 0.
+
+        Raises:
+            ValueError: `count` is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}; a part needs at least 1 item")
+        parts, offset = [], 0
+        for first in range(0, len(self), count):
+            lengths = self.lengths[first : first + count]
+            parts.append(PackedLayout(lengths, self.cu_seqlens[first : first + len(lengths) + 1] - offset))
+            offset += sum(lengths)
+        return parts
+
     def segment_ids(self) -> Tensor:
         """`[total]` int64: the item that each position belongs to."""
         counts = self.cu_seqlens.diff().long()

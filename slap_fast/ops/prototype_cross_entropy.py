@@ -9,6 +9,8 @@ chunk of tokens at a time: each round recomputes the teacher's, and a last sweep
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,7 +19,7 @@ from slap_fast.ops import collectives, dispatch
 from slap_fast.ops.backends import prototype_native, prototype_torch
 from slap_fast.ops.backends.prototype_interface import PrototypeBackend
 from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad, register_autograd
-from slap_fast.ops.prototype_validation import validate, validate_options
+from slap_fast.ops.prototype_validation import validate, validate_options, validate_potential
 
 # In the order of preference.
 BACKENDS: dict[str, PrototypeBackend] = {
@@ -95,6 +97,62 @@ def _(
 register_autograd(_prototype_cross_entropy, positions=(0, 2))
 
 
+def sinkhorn_potential(
+    teacher: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    teacher_temperature: float,
+    iterations: int = 3,
+    group: dist.ProcessGroup | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The potential of each prototype that balances the teacher's assignment of T tokens over K prototypes.
+
+    For `prototype_cross_entropy` over part of these tokens: the target of a token then depends on all of them.
+
+    Args:
+        teacher: `[T, D]` float32, bfloat16, float16 or float64, L2-normalised by the caller.
+        teacher_prototypes: `[K, D]`, dtype and device of `teacher`.
+        teacher_temperature: positive.
+        iterations: rounds of Sinkhorn-Knopp, at least 1.
+        group: the ranks whose tokens are balanced together, their numbers may differ and may be 0; None: this process
+            alone.
+        backend: as for `prototype_cross_entropy`.
+
+    Returns:
+        `[K]` float32 (float64 for float64), the same on every rank, without a gradient.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options that do not fit, or a backend that cannot serve.
+    """
+    validate_potential(teacher, teacher_prototypes, teacher_temperature, iterations)
+    chosen = _select(backend, teacher, teacher_prototypes)
+    return _sinkhorn(
+        teacher.detach(), teacher_prototypes.detach(), _divisor(teacher, teacher_temperature), iterations, group, chosen
+    )
+
+
+def _sinkhorn(
+    teacher: Tensor,
+    prototypes: Tensor,
+    temperature: Tensor,
+    iterations: int,
+    group: dist.ProcessGroup | None,
+    backend: str,
+) -> Tensor:
+    potential: Any = None
+    for _ in range(iterations):
+        mass = _sinkhorn_sweep(teacher, prototypes, temperature, potential, backend)
+        potential = sum(collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group))
+    return potential
+
+
+def _divisor(features: Tensor, temperature: float) -> Tensor:
+    # A schedule changes the temperature at every step: as a number it would be a constant of the compiled graph. A
+    # product keeps the compiler from specialising, which filling a tensor with it does not.
+    return features.new_ones((), dtype=accumulator(features.dtype)) * temperature
+
+
 def prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -107,6 +165,7 @@ def prototype_cross_entropy(
     centering: str = "sinkhorn",
     sinkhorn_iterations: int = 3,
     center: Tensor | None = None,
+    potential: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -129,6 +188,8 @@ def prototype_cross_entropy(
             "center": softmax of the scores less `center`; "softmax": plain.
         sinkhorn_iterations: at least 1.
         center: `[K]` mean of the teacher's scores before the temperature, kept by the caller; for "center" only.
+        potential: `[K]` of `sinkhorn_potential`, where these tokens are part of those to balance; for "sinkhorn" only.
+            None: over the tokens of `group`.
         group: the ranks that share the batch, each with its own tokens and clips, which may differ and may be 0; None:
             this process alone. See `collectives` for the gradient convention.
         backend: "auto" or the name of one that `slap-fast info` lists.
@@ -143,29 +204,17 @@ def prototype_cross_entropy(
     """
     validate(student, teacher, student_prototypes, teacher_prototypes, cu_seqlens)
     validate_options(
-        student_temperature, teacher_temperature, centering, sinkhorn_iterations, center, teacher_prototypes
+        student_temperature, teacher_temperature, centering, sinkhorn_iterations, center, potential, teacher_prototypes
     )
-    chosen = dispatch.select(
-        "prototype_cross_entropy",
-        backend,
-        device=student.device,
-        dtype=student.dtype,
-        width=student.shape[1],
-        prototypes=student_prototypes.shape[0],
-    )
+    chosen = _select(backend, student, student_prototypes)
     teacher, teacher_prototypes = teacher.detach(), teacher_prototypes.detach()
-    dtype = accumulator(student.dtype)
-    # A schedule changes the temperature at every step: as a number it would be a constant of the compiled graph. A
-    # product keeps the compiler from specialising, which filling a tensor with it does not.
-    student_divisor = student.new_ones((), dtype=dtype) * student_temperature
-    teacher_divisor = student.new_ones((), dtype=dtype) * teacher_temperature
-    potential = None
-    if centering == "sinkhorn":
-        for _ in range(sinkhorn_iterations):
-            mass = _sinkhorn_sweep(teacher, teacher_prototypes, teacher_divisor, potential, chosen)
-            potential = sum(collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group))
+    student_divisor, teacher_divisor = _divisor(student, student_temperature), _divisor(student, teacher_temperature)
+    if potential is not None:
+        potential = potential.detach().to(teacher_divisor.dtype)
+    elif centering == "sinkhorn":
+        potential = _sinkhorn(teacher, teacher_prototypes, teacher_divisor, sinkhorn_iterations, group, chosen)
     elif center is not None:
-        potential = center.detach().to(dtype) / teacher_divisor
+        potential = center.detach().to(teacher_divisor.dtype) / teacher_divisor
     total, _, _ = _prototype_cross_entropy(
         student,
         teacher,
@@ -180,6 +229,17 @@ def prototype_cross_entropy(
         chosen,
     )
     return total
+
+
+def _select(backend: str, features: Tensor, prototypes: Tensor) -> str:
+    return dispatch.select(
+        "prototype_cross_entropy",
+        backend,
+        device=features.device,
+        dtype=features.dtype,
+        width=features.shape[1],
+        prototypes=prototypes.shape[0],
+    )
 
 
 def _token_weight(cu_seqlens: Tensor | None, student: Tensor, group: dist.ProcessGroup | None) -> Tensor:

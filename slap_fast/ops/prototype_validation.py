@@ -54,20 +54,51 @@ def validate_options(
     centering: str,
     sinkhorn_iterations: int,
     center: Tensor | None,
+    potential: Tensor | None,
     prototypes: Tensor,
 ) -> None:
     """The same for its options."""
-    for name, temperature in (("student", student_temperature), ("teacher", teacher_temperature)):
-        if not temperature > 0:
-            raise ValueError(f"{name}_temperature is {temperature}; it must be positive")
+    _require_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     if centering not in ("sinkhorn", "center", "softmax"):
         raise ValueError(f"centering is {centering!r}; choose 'sinkhorn', 'center' or 'softmax'")
     if centering == "sinkhorn" and sinkhorn_iterations < 1:
         raise ValueError(f"sinkhorn_iterations is {sinkhorn_iterations}; it must be at least 1")
     if (center is not None) != (centering == "center"):
         raise ValueError(f"centering is {centering!r} with center {'absent' if center is None else 'given'}")
-    if center is not None and (center.shape != prototypes.shape[:1] or center.device != prototypes.device):
+    if potential is not None and centering != "sinkhorn":
+        raise ValueError(f"centering is {centering!r} with potential given")
+    for name, value in (("center", center), ("potential", potential)):
+        if value is not None and (value.shape != prototypes.shape[:1] or value.device != prototypes.device):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} on {value.device}; pass [{prototypes.shape[0]}] on "
+                f"{prototypes.device}"
+            )
+
+
+def validate_potential(teacher: Tensor, prototypes: Tensor, teacher_temperature: float, iterations: int) -> None:
+    """Raise the ValueError that `sinkhorn_potential` documents, if anything does not fit."""
+    if (
+        teacher.dim() != 2
+        or prototypes.dim() != 2
+        or not prototypes.shape[0]
+        or prototypes.shape[1] != teacher.shape[1]
+    ):
         raise ValueError(
-            f"center has shape {tuple(center.shape)} on {center.device}; pass [{prototypes.shape[0]}] on "
-            f"{prototypes.device}"
+            f"teacher, teacher_prototypes have shapes {tuple(teacher.shape)}, {tuple(prototypes.shape)}; pass [T, D] "
+            "and [K, D], K > 0"
         )
+    if teacher.dtype != prototypes.dtype or not teacher.dtype.is_floating_point:
+        raise ValueError(
+            f"teacher, teacher_prototypes are {teacher.dtype}, {prototypes.dtype}; pass one floating-point dtype"
+        )
+    if teacher.device != prototypes.device:
+        raise ValueError(f"teacher is on {teacher.device}, teacher_prototypes on {prototypes.device}; use one device")
+    _require_positive(teacher_temperature=teacher_temperature)
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; it must be at least 1")
+
+
+def _require_positive(**temperatures: float) -> None:
+    for name, temperature in temperatures.items():
+        if not temperature > 0:
+            raise ValueError(f"{name} is {temperature}; it must be positive")

@@ -52,13 +52,14 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
     model = PretrainingModel(model_config, config.recipe.objectives)
     model.student.tokenizer = tokenizer
     if config.efficiency.training.activation_checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     return model.train()
 
 
-def _checkpoint_activations(model: nn.Module) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let each transformer block of the towers and the decoder keep its input only."""
     for module in model.modules():
         if hasattr(module, "gradient_checkpointing_enable"):
-            module.gradient_checkpointing_enable()  # type: ignore[operator]
+            module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         elif hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = True  # type: ignore[assignment]

@@ -113,7 +113,11 @@ class TrainingConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on a GPU and on a CPU with bf16 dot products, else fp32."""
+    micro_batch_size: int | None = None
+    """Clips a rank holds the activations of at once, for batches beyond its memory; None: its whole share. Each clip
+    then costs one more forward pass of the student, and the gradients are those of the whole batch."""
     activation_checkpointing: bool = False
+    """Hold the input of each transformer block only, and compute the block again on the way back."""
     save_every: int = 1000
     keep_checkpoints: int = 2
     resume: bool = True
@@ -126,6 +130,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self, save_every=self.save_every >= 1, keep_checkpoints=self.keep_checkpoints >= 1)
+        _require(self, micro_batch_size=self.micro_batch_size is None or self.micro_batch_size >= 1)
         _require(self, log_every=self.log_every >= 1, stop_after=self.stop_after is None or self.stop_after >= 1)
         _require(self, timeout=self.timeout > 0)
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.data.batch import Batch
+from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import set_learning_rate
 from slap_fast.training.schedule import StepSettings
@@ -38,7 +39,14 @@ class Report:
 
 
 def take_step(
-    engine: Any, average: TeacherAverage, batch: Batch, settings: StepSettings, *, stop: bool, audio_seconds: float
+    engine: Any,
+    average: TeacherAverage,
+    batch: Batch,
+    settings: StepSettings,
+    *,
+    stop: bool,
+    audio_seconds: float,
+    micro_batch_size: int | None = None,
 ) -> Report:
     """Train on this rank's share of a batch.
 
@@ -47,12 +55,18 @@ def take_step(
     Args:
         stop: this rank asks to stop after the step.
         audio_seconds: in this rank's share.
+        micro_batch_size: clips whose activations are held at once; None: all. It does not change the result.
     """
     set_learning_rate(engine, settings.learning_rate)
     discard_stale_gradients(engine)
-    outputs = engine(batch, settings.teacher_temperature, dist.group.WORLD)
-    reading = _Reading(outputs, stop=stop, audio_seconds=audio_seconds)
-    engine.backward(outputs["loss"])
+    temperature, group = settings.teacher_temperature, dist.group.WORLD
+    if micro_batch_size is None or micro_batch_size >= len(batch):
+        outputs = engine(batch, temperature, group)
+        reading = _Reading(outputs, stop=stop, audio_seconds=audio_seconds)
+        engine.backward(outputs["loss"])
+    else:
+        outputs = accumulate_gradients(engine, batch, temperature, micro_batch_size, group)
+        reading = _Reading(outputs, stop=stop, audio_seconds=audio_seconds)
     applied, grad_norm = apply_gradients(engine)
     if applied:
         average.update(settings.ema_momentum)

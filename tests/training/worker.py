@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.training import engine as engine_module
+from slap_fast.training.accumulation import accumulate_gradients
+from slap_fast.training.build import checkpoint_activations
 from slap_fast.training.checkpoint import CheckpointError, Checkpoints
 from slap_fast.training.distributed import Ranks, started
 from slap_fast.training.ema import TeacherAverage
@@ -22,11 +25,13 @@ from slap_fast.training.engine import build_engine
 from slap_fast.training.export import full_weights
 from slap_fast.training.recipe import RunConfig
 from slap_fast.training.schedule import settings
-from slap_fast.training.step import Report, discard_stale_gradients, take_step
+from slap_fast.training.step import LOSSES, METRICS, Report, discard_stale_gradients, take_step
 from slap_fast.training.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
 from tests.training import tiny
 
 TEMPERATURE = 0.05
+# Clips a micro-batch of the three of a rank, whether the passes are shared, whether activations are checkpointed.
+ACCUMULATIONS = ((2, False, False), (1, True, False), (None, False, True), (2, False, True))
 
 
 def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -60,6 +65,48 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
                         parameter.sub_(1e-2 * parameter.grad)
             errors[f"stage {stage}, step {step}"] = worst
     return errors
+
+
+def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """At each ZeRO stage, the errors of gradients and outputs in micro-batches against one process at once."""
+    from deepspeed.utils import safe_get_full_grad
+
+    seen: dict[str, Any] = {}
+    for stage in range(4):
+        config = tiny.run_config(zero_stage=stage, clipping=0.0)
+        alone, model = tiny.build(config), tiny.build(config)
+        # A rate of 0 keeps the parameters equal, and a batch of its own shows what the step before left behind.
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        engine = build_engine(model, config, ranks, optimizer)
+        for step, (micro_batch_size, shared_pass, checkpointed) in enumerate(ACCUMULATIONS):
+            for module in (alone, engine.module):
+                module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
+            if checkpointed:
+                checkpoint_activations(engine.module)
+            alone.zero_grad()
+            expected = alone(tiny.batch(config, step), TEMPERATURE)
+            expected["loss"].backward()
+            discard_stale_gradients(engine)
+            own = tiny.batch(config, step, ranks.rank, ranks.world_size)
+            if micro_batch_size is None:
+                outputs = engine(own, TEMPERATURE, dist.group.WORLD)
+                engine.backward(outputs["loss"])
+            else:
+                outputs = accumulate_gradients(engine, own, TEMPERATURE, micro_batch_size, dist.group.WORLD)
+            errors = {}
+            for (name, parameter), other in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
+                if parameter.requires_grad:
+                    assert other.grad is not None, name
+                    errors[name] = relative_error(safe_get_full_grad(parameter), other.grad)
+            engine.step()
+            values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
+            dist.all_reduce(values)
+            wanted = torch.stack([expected[name].detach() for name in (*LOSSES, *METRICS)])
+            seen[f"stage {stage}, case {step}"] = {
+                "gradients": errors,
+                "outputs": relative_error(values / ranks.world_size, wanted),
+            }
+    return seen
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
