@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import torch
@@ -23,12 +24,15 @@ def build_engine(
         ConfigError: the batch does not divide among the ranks.
     """
     deepspeed = import_deepspeed()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer or build_optimizer(model, config.recipe.optimizer),
-        config=deepspeed_config(config, ranks.world_size, resolve_precision(config, ranks.device)),
-        dist_init_required=False,
-    )
+    settings = deepspeed_config(config, ranks.world_size, resolve_precision(config, ranks.device))
+    # One of its optimizers prints the machine's memory at every turn.
+    with contextlib.redirect_stdout(None):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer or build_optimizer(model, config.recipe.optimizer),
+            config=settings,
+            dist_init_required=False,
+        )
     limit_group_timeouts(config.efficiency.training.timeout)
     # Stage 0 in bf16 makes the optimizer's state by a step with zero gradients, which would count as the first.
     getattr(engine.optimizer, "optimizer", engine.optimizer).state.clear()
@@ -52,6 +56,10 @@ def deepspeed_config(config: RunConfig, world_size: int, precision: Precision) -
             f"schedule.batch_size ({batch_size}) does not divide among {world_size} ranks; "
             f"use schedule.batch_size={batch_size // world_size * world_size or world_size}"
         )
+    micro_batch_size, stage = config.efficiency.training.micro_batch_size, config.efficiency.training.zero_stage
+    accumulates = micro_batch_size is not None and micro_batch_size < batch_size // world_size
+    # Sums over many micro-batches lose digits in bf16; stage 0 has no other sums.
+    precise = {"grad_accum_dtype": "fp32"} if accumulates and precision == "bf16" and stage > 0 else {}
     return {
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": batch_size // world_size,
@@ -59,7 +67,8 @@ def deepspeed_config(config: RunConfig, world_size: int, precision: Precision) -
         # Always given: DeepSpeed clips at 1.0 otherwise.
         "gradient_clipping": config.recipe.optimizer.gradient_clipping,
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
-        "zero_optimization": {"stage": config.efficiency.training.zero_stage},
+        "data_types": precise,
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
     }

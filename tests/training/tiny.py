@@ -58,6 +58,7 @@ def run_config(
     precision: Any = "fp32",
     width: int = 16,
     clipping: float = 1.0,
+    micro_batch_size: int | None = None,
 ) -> RunConfig:
     return RunConfig(
         recipe=Recipe(
@@ -66,7 +67,13 @@ def run_config(
             schedule=ScheduleConfig(steps=20, warmup_steps=2, batch_size=BATCH_SIZE, ema_momentum=0.9),
         ),
         efficiency=Efficiency(
-            training=TrainingConfig(output=str(output), zero_stage=zero_stage, precision=precision, timeout=60.0),
+            training=TrainingConfig(
+                output=str(output),
+                zero_stage=zero_stage,
+                precision=precision,
+                micro_batch_size=micro_batch_size,
+                timeout=60.0,
+            ),
             loading=LoadingConfig(),
         ),
     )

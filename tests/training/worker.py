@@ -125,7 +125,15 @@ def step_on(
     batch = tiny.batch(config, step, ranks.rank, ranks.world_size)
     if poison:
         batch = tiny.poisoned(batch)
-    return take_step(engine, average, batch, settings(step, config.recipe), stop=False, audio_seconds=1.0)
+    return take_step(
+        engine,
+        average,
+        batch,
+        settings(step, config.recipe),
+        stop=False,
+        audio_seconds=1.0,
+        micro_batch_size=config.efficiency.training.micro_batch_size,
+    )
 
 
 def lifecycle(ranks: Ranks, folder: Path) -> dict[str, Any]:
