@@ -1,13 +1,10 @@
-// Loops over a row of scores, and the exponential in them. As in simd.h, everything lives in a namespace of the
+// Loops over a row of scores. As in simd.h, everything lives in a namespace of the
 // instruction set.
 #pragma once
 
 #include "stored_lanes.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
-
-// e^x for x <= 0, of a relative error of 2^-24 |x| beside that of exponential2.
-SLAP_FAST_INLINE Lanes exponential(Lanes x) { return exponential2(x * splat(1.44269504f)); }
 
 SLAP_FAST_INLINE float sum_of(Lanes x) {
   float sum = x[0];
