@@ -14,6 +14,9 @@ constexpr float kInfinity = __builtin_inff();
 // Rows of a tile that share what is read and written of a column.
 constexpr int kQuad = 4;
 
+// Columns whose values are summed before their sum is added to that of others: small values are not lost so in float32.
+constexpr std::int64_t kSegment = 256;
+
 // Whether a vector of columns reaches beyond the tile.
 template <bool kValue>
 struct Flag {
@@ -27,11 +30,21 @@ class Columns {
     for (int i = 0; i < kLanes; ++i) inside_[i] = i < tile.columns - whole_ ? -1 : 0;
   }
 
-  // Calls visit(flag, column) for each vector of columns.
+  // Calls visit(flag, column) for each vector of columns, and flush() after each kSegment columns and at the end.
+  template <class Visit, class Flush>
+  SLAP_FAST_INLINE void each(Visit visit, Flush flush) const {
+    for (std::int64_t column = 0; column < whole_;) {
+      const std::int64_t end = least(column + kSegment, whole_);
+      for (; column < end; column += kLanes) visit(Flag<false>{}, column);
+      flush();
+    }
+    if (whole_ == tile_.columns) return;
+    visit(Flag<true>{}, whole_);
+    flush();
+  }
   template <class Visit>
   SLAP_FAST_INLINE void each(Visit visit) const {
-    for (std::int64_t column = 0; column < whole_; column += kLanes) visit(Flag<false>{}, column);
-    if (whole_ < tile_.columns) visit(Flag<true>{}, whole_);
+    each(visit, [] {});
   }
 
   // x, or `otherwise` beyond the tile.
@@ -67,6 +80,15 @@ SLAP_FAST_INLINE void each_rows(const SimilarityTile& tile, Visit visit) {
   for (; row + kQuad <= tile.rows; row += kQuad) visit(RowCount<kQuad>{}, row);
   for (; row < tile.rows; ++row) visit(RowCount<1>{}, row);
 }
+
+// A sum over columns, in segments.
+struct Sum {
+  Lanes segment{}, total{};
+  SLAP_FAST_INLINE void flush() {
+    total += segment;
+    segment = Lanes{};
+  }
+};
 
 float sum_of(Lanes x) {
   float sum = x[0];
@@ -107,23 +129,25 @@ void sum_exponentials(const SimilarityTile& tile, const float* row_largest, cons
   const Columns columns(tile);
   each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
-    Lanes sums[kCount], base[kCount];
-    for (int r = 0; r < kCount; ++r) {
-      sums[r] = Lanes{};
-      base[r] = splat(row_largest[row + r]);
-    }
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+    Sum sums[kCount];
+    Lanes base[kCount];
+    for (int r = 0; r < kCount; ++r) base[r] = splat(row_largest[row + r]);
+    const auto flush = [&]() SLAP_FAST_LAMBDA {
+      for (Sum& sum : sums) sum.flush();
+    };
+    const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes column_base = load(column_largest + column);
-      Lanes total = load(column_sum + column);
+      Lanes few{};
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Lanes logit = columns.logit(columns.similarity(tail, row + r, column));
-        sums[r] += columns.keep(tail, exponential(logit - base[r]), Lanes{});
-        total += exponential(logit - column_base);
+        sums[r].segment += columns.keep(tail, exponential(logit - base[r]), Lanes{});
+        few += exponential(logit - column_base);
       }
-      store(column_sum + column, total);
-    });
-    for (int r = 0; r < kCount; ++r) row_sum[row + r] = sum_of(sums[r]);
+      store(column_sum + column, load(column_sum + column) + few);
+    };
+    columns.each(visit, flush);
+    for (int r = 0; r < kCount; ++r) row_sum[row + r] = sum_of(sums[r].total);
   });
 }
 
@@ -134,13 +158,14 @@ void sum_pair_losses(const SimilarityTile& tile, float* row_largest, float* colu
   const Columns columns(tile);
   find_largest(tile, row_largest, column_largest);
   for (std::int64_t row = 0; row < tile.rows; ++row) {
-    Lanes sum{};
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+    Sum sum;
+    const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes logit = columns.logit(columns.similarity(tail, row, column));
       const Lanes loss = at_least(logit, Lanes{}) + logarithm_above_1(decay(logit));
-      sum += columns.keep(tail, loss, Lanes{});
-    });
-    row_loss[row] = sum_of(sum);
+      sum.segment += columns.keep(tail, loss, Lanes{});
+    };
+    columns.each(visit, [&]() SLAP_FAST_LAMBDA { sum.flush(); });
+    row_loss[row] = sum_of(sum.total);
   }
 }
 
@@ -149,9 +174,14 @@ void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows,
   const Columns columns(tile);
   each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
-    Lanes products[kCount], sums[kCount];
-    for (int r = 0; r < kCount; ++r) products[r] = sums[r] = Lanes{};
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+    Sum products[kCount], sums[kCount];
+    const auto flush = [&]() SLAP_FAST_LAMBDA {
+      for (int r = 0; r < kCount; ++r) {
+        products[r].flush();
+        sums[r].flush();
+      }
+    };
+    const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes largest = load(along.largest + column), loss = load(along.loss + column);
       const Lanes column_grad = load(along.grad + column);
       SLAP_FAST_UNROLL
@@ -161,14 +191,15 @@ void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows,
         const Lanes by_column = logit - largest - loss;
         Lanes grad = exponential(by_row) * splat(rows.grad[row + r]);
         grad = columns.keep(tail, fma(exponential(by_column), column_grad, grad), Lanes{});
-        products[r] = fma(grad, similarity, products[r]);
-        sums[r] += grad;
+        products[r].segment = fma(grad, similarity, products[r].segment);
+        sums[r].segment += grad;
         columns.put(row + r, column, grad);
       }
-    });
+    };
+    columns.each(visit, flush);
     for (int r = 0; r < kCount; ++r) {
-      weighted[row + r] = sum_of(products[r]);
-      total[row + r] = sum_of(sums[r]);
+      weighted[row + r] = sum_of(products[r].total);
+      total[row + r] = sum_of(sums[r].total);
     }
   });
 }
@@ -176,17 +207,22 @@ void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows,
 void sigmoid_gradients(const SimilarityTile& tile, const float* row_grad, float* weighted, float* total) {
   const Columns columns(tile);
   for (std::int64_t row = 0; row < tile.rows; ++row) {
-    Lanes product{}, sum{};
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+    Sum product, sum;
+    const auto flush = [&]() SLAP_FAST_LAMBDA {
+      product.flush();
+      sum.flush();
+    };
+    const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes similarity = columns.similarity(tail, row, column), logit = columns.logit(similarity);
       const Lanes small = decay(logit), share = splat(row_grad[row]) / (small + 1.0f);
       const Lanes grad = columns.keep(tail, select(logit < 0.0f, share * small, share), Lanes{});
-      product = fma(grad, similarity, product);
-      sum += grad;
+      product.segment = fma(grad, similarity, product.segment);
+      sum.segment += grad;
       columns.put(row, column, grad);
-    });
-    weighted[row] = sum_of(product);
-    total[row] = sum_of(sum);
+    };
+    columns.each(visit, flush);
+    weighted[row] = sum_of(product.total);
+    total[row] = sum_of(sum.total);
   }
 }
 

@@ -99,14 +99,6 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
     SLAP_FAST_UNROLL
     for (int v = 0; v < kVectors; ++v) tile[r][v] = Lanes{};
   }
-  if (results.add) {
-    SLAP_FAST_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const Lanes factor = splat(results.factors ? results.factors[r] : 1.0f);
-      SLAP_FAST_UNROLL
-      for (int v = 0; v < kVectors; ++v) tile[r][v] = load_unaligned(results.data + r * results.row + v * kLanes) * factor;
-    }
-  }
   for (std::int64_t step = 0; step < steps; ++step) {
     typename Operand::Vector columns[kVectors];
     SLAP_FAST_UNROLL
@@ -119,6 +111,16 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
     }
     left.data += left.step;
     right.data += right.step;
+  }
+  // What is there is added last: the more steps a sum is made of at once, the fewer of their digits it keeps.
+  if (results.add) {
+    SLAP_FAST_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const Lanes factor = splat(results.factors ? results.factors[r] : 1.0f);
+      SLAP_FAST_UNROLL
+      for (int v = 0; v < kVectors; ++v)
+        tile[r][v] = fma(load_unaligned(results.data + r * results.row + v * kLanes), factor, tile[r][v]);
+    }
   }
   SLAP_FAST_UNROLL
   for (int r = 0; r < kRows; ++r) {
