@@ -69,6 +69,7 @@ def logsumexp_kernel(
         multiplier = tl.load(scale)
     if HAS_TARGET:
         own = tl.load(targets + r, mask=r < rows, other=-1)
+        own = tl.where(own < columns, own, -1).to(tl.int32)
     if not OF_ROWS:
         shift_r = tl.load(row_shift + r, mask=r < rows, other=0.0)[:, None]
         parts += tile_r * width

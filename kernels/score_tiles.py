@@ -42,10 +42,20 @@ class ScoreTile(NamedTuple):
 _LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
 _SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
 
+# Two tiles in the registers of one.
+_LARGE_PAIR = {2: ScoreTile(128, 64, 64, 8, 4, 4), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
+_SMALL_PAIR = {2: ScoreTile(128, 64, 32, 8, 4, 4), 4: ScoreTile(64, 64, 32, 8, 2, 4)}
+
 
 def score_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
     """It depends on nothing that changes from batch to batch: nothing is tuned or compiled anew for a size."""
     tables = _LARGE if capability[0] in (9, 10) else _SMALL
+    return tables[dtype.itemsize]
+
+
+def pair_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
+    """For kernels that hold the same tile of two score matrices."""
+    tables = _LARGE_PAIR if capability[0] in (9, 10) else _SMALL_PAIR
     return tables[dtype.itemsize]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.kernels import score_parts, score_products
 from slap_fast.ops import contrastive_loss
 from slap_fast.ops.backends import contrastive_torch, contrastive_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
@@ -20,24 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy says 
 
 DTYPES = [torch.float32, torch.float16]
 KINDS = ["infonce", "sigmoid"]
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that parts are folded, and products summed, over several blocks both ways."""
-    monkeypatch.setattr(score_parts, "BLOCK", 128)
-    monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written reads as NaN."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def _rows(count: int, seed: int, dtype: torch.dtype) -> Tensor:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.kernels import score_parts, score_products
 from slap_fast.ops import linear_cross_entropy
 from slap_fast.ops.backends import linear_cross_entropy_torch, linear_cross_entropy_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
 
 DTYPES = [torch.float32, torch.float16]
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that parts are folded, and products summed, over several blocks both ways."""
-    monkeypatch.setattr(score_parts, "BLOCK", 128)
-    monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written reads as NaN."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def _case(tokens: int, words: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

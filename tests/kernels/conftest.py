@@ -1,0 +1,28 @@
+"""What the interpreted tests of the losses share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that parts are folded, and products summed, over several blocks both ways."""
+    from slap_fast.kernels import score_parts, score_products
+
+    monkeypatch.setattr(score_parts, "BLOCK", 128)
+    monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody has written reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

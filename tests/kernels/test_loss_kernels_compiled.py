@@ -1,0 +1,83 @@
+"""The kernels of captions and prototypes; those of the contrastive losses have a file of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from slap_fast.kernels import linear_cross_entropy, prototype_cross_entropy
+from slap_fast.ops.backends import linear_cross_entropy_triton, prototype_triton
+from tests.kernels._compile import Compiled, cross_compile
+
+BOTH = (True, True)
+
+
+def _captions(capability: tuple[int, int], dtype: torch.dtype, tokens: int, words: int) -> list[Compiled]:
+    hidden, weight = torch.empty(tokens, 512, dtype=dtype), torch.empty(words, 512, dtype=dtype)
+    with cross_compile(capability) as launched:
+        linear_cross_entropy.loss_and_gradients(
+            hidden, weight, torch.zeros(tokens, dtype=torch.int64), -100, 0.1, 1e-4, *BOTH
+        )
+    return launched
+
+
+def _prototypes(capability: tuple[int, int], dtype: torch.dtype, tokens: int, prototypes: int) -> list[Compiled]:
+    features, matrix = torch.empty(tokens, 256, dtype=dtype), torch.empty(prototypes, 256, dtype=dtype)
+    temperature, potential = torch.ones(()), torch.empty(prototypes)
+    with cross_compile(capability) as launched:
+        prototype_cross_entropy.sinkhorn_sweep(features, matrix, temperature, potential)
+        prototype_cross_entropy.loss_and_gradients(
+            features, features, matrix, matrix, potential, torch.empty(tokens), temperature, temperature, *BOTH
+        )
+    return launched
+
+
+LOSSES = {"captions": _captions, "prototypes": _prototypes}
+WITH_PRODUCTS = ("logsumexp_kernel", "statistics_kernel", "gradient_kernel")
+# Registers of a thread and KiB of shared memory of a block, at most. 128 registers let two programs run on a
+# multiprocessor, and as much as half of sm_90's shared memory.
+CASES = {
+    ("captions", (9, 0), torch.bfloat16): (128, 97),
+    ("captions", (9, 0), torch.float32): (240, 65),
+    ("prototypes", (9, 0), torch.bfloat16): (128, 97),
+    ("prototypes", (8, 0), torch.float16): (144, 49),
+    ("prototypes", (8, 0), torch.float32): (255, 33),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "capability", "dtype"), CASES)
+def test_nothing_spills_and_programs_share_a_multiprocessor(
+    loss: str, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    registers, shared = CASES[loss, capability, dtype]
+    compiled = LOSSES[loss](capability, dtype, 300, 500)
+    assert (
+        len([kernel for kernel in compiled if kernel.name in WITH_PRODUCTS]) == {"captions": 2, "prototypes": 4}[loss]
+    )
+    for kernel in compiled:
+        assert kernel.local == 0, kernel
+        assert kernel.registers <= registers, kernel
+        assert kernel.shared <= 1024 * shared, kernel
+        if kernel.name in WITH_PRODUCTS:
+            assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
+            assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_other_sizes_compile_nothing_anew(loss: str) -> None:
+    first = LOSSES[loss]((9, 0), torch.bfloat16, 300, 500)
+    for tokens, others in ((1, 1), (16, 4096), (4097, 16)):
+        again = LOSSES[loss]((9, 0), torch.bfloat16, tokens, others)
+        assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
+
+
+def test_what_the_kernels_cannot_serve_is_named() -> None:
+    for backend in (linear_cross_entropy_triton, prototype_triton):
+        cpu, gpu = torch.device("cpu"), torch.device("cuda")
+        assert backend.rejects(device=gpu, dtype=torch.bfloat16) is None
+        assert "are torch.float64" in (backend.rejects(device=gpu, dtype=torch.float64) or "")
+        assert "on cpu" in (backend.rejects(device=cpu, dtype=torch.float32) or "")
