@@ -7,7 +7,7 @@ its share of a global mean by `world_size(group)` gets the global gradient once 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,31 @@ def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | N
     if world_size(group) == 1:
         return rows
     return _GatherRows.apply(rows, tuple(sizes), group)
+
+
+def pass_on(outgoing: Sequence[Tensor], incoming: Sequence[Tensor], group: dist.ProcessGroup) -> Callable[[], None]:
+    """Start to send to the rank before this one, and to receive from the one after it, in a ring of all ranks.
+
+    Args:
+        outgoing: contiguous; unchanged until the transfer is over. Empty ones do not travel.
+        incoming: where to receive what the next rank sends, in its order, shapes and dtypes.
+
+    Returns:
+        What ends the transfer: on a GPU the stream waits, and not the host.
+    """
+    size, rank = world_size(group), dist.get_rank(group)
+    previous, following = (dist.get_global_rank(group, (rank + step) % size) for step in (-1, 1))
+    transfers = [
+        *(dist.P2POp(dist.isend, tensor, previous, group) for tensor in outgoing if tensor.numel()),
+        *(dist.P2POp(dist.irecv, tensor, following, group) for tensor in incoming if tensor.numel()),
+    ]
+    works = dist.batch_isend_irecv(transfers) if transfers else []
+
+    def wait() -> None:
+        for work in works:
+            work.wait()
+
+    return wait
 
 
 def _all_reduce(values: Tensor, operation: Any, group: dist.ProcessGroup | None) -> Tensor:

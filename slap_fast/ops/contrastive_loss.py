@@ -3,8 +3,9 @@
 Softmax: CLIP (arXiv 2103.00020, figure 3), symmetric over both directions. Sigmoid: SigLIP (arXiv 2303.15343,
 algorithm 1). The `[N, N]` similarities are recomputed in the backward, by chunks of rows.
 
-Across ranks each rank keeps its own audio rows against the gathered text columns. A row's log-sum-exp is then whole at
-once; a column's is combined from one vector per rank, so that one matrix product serves both directions.
+Across ranks each rank keeps its own audio rows against the text columns of all, gathered or passed round in a ring.
+Gathered, a row's log-sum-exp is whole at once; a column's is combined from one vector per rank, so that one matrix
+product serves both directions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from slap_fast.ops import collectives, dispatch
 from slap_fast.ops.backends import contrastive_native, contrastive_torch, contrastive_triton
 from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend, accumulator
+from slap_fast.ops.contrastive_ring import ring_sums
 from slap_fast.ops.contrastive_validation import validate
 
 # In the order of preference.
@@ -185,6 +187,7 @@ def contrastive_loss(
     kind: str = "infonce",
     ids: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
+    exchange: str = "gather",
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> ContrastiveOutput:
@@ -205,6 +208,9 @@ def contrastive_loss(
             target that is uniform over them. None: every clip is its own.
         group: the ranks that share the batch, each with its own B clips, which may differ and may be 0; None: this
             process alone. See `collectives` for the gradient convention.
+        exchange: how ranks meet each other's texts. "gather": every rank holds the texts of all, and their gradients,
+            for one product. "ring": blocks of them pass from rank to rank while products run, so that a rank's memory
+            does not grow with the number of ranks; see `contrastive_ring`. The result is the same.
         chunk_size: rows whose logits are held at once; None: as many as a fixed amount of memory holds.
         backend: "auto" or the name of one that `slap-fast info` lists.
 
@@ -212,42 +218,48 @@ def contrastive_loss(
         A `ContrastiveOutput`. With no clip on any rank everything is 0.
 
     Raises:
-        ValueError: shapes, dtypes, devices, `kind` or `chunk_size` that do not fit, or a backend that cannot serve.
+        ValueError: shapes, dtypes, devices, `kind`, `exchange` or `chunk_size` that do not fit, or a backend that
+            cannot serve.
     """
-    validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size)
+    validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size, exchange)
     chosen = dispatch.select("contrastive_loss", backend, device=audio.device, dtype=audio.dtype, kind=kind)
-    clips = audio.shape[0]
-    offset, total = 0, clips
-    all_text, all_ids = text, ids
-    if group is not None:
-        sizes = collectives.gather_sizes(clips, audio.device, group)
-        offset, total = sum(sizes[: dist.get_rank(group)]), sum(sizes)
+    clips, ranks = audio.shape[0], collectives.world_size(group)
+    sizes = [clips] if group is None else collectives.gather_sizes(clips, audio.device, group)
+    bias = logit_bias if kind == "sigmoid" else None
+    if exchange == "ring" and group is not None and ranks > 1:
+        row_loss, column_loss, row_positive, row_facts, best = ring_sums(
+            BACKENDS[chosen],
+            audio,
+            text,
+            logit_scale,
+            bias,
+            ids,
+            sizes=sizes,
+            kind=kind,
+            chunk_size=chunk_size or 0,
+            group=group,
+        )
+    else:
+        offset = 0 if group is None else sum(sizes[: dist.get_rank(group)])
         all_text = collectives.gather_rows(text, sizes, group)
         all_ids = None if ids is None else collectives.gather_rows(ids, sizes, group)
-    row_loss, column_loss, row_positive, row_facts, column_best = _contrastive_sums(
-        audio,
-        all_text,
-        logit_scale,
-        logit_bias if kind == "sigmoid" else None,
-        ids,
-        all_ids,
-        offset,
-        kind,
-        chunk_size or 0,
-        chosen,
-    )
-    own = slice(offset, offset + clips)
+        row_loss, column_loss, row_positive, row_facts, column_best = _contrastive_sums(
+            audio, all_text, logit_scale, bias, ids, all_ids, offset, kind, chunk_size or 0, chosen
+        )
+        own = slice(offset, offset + clips)
+        best = collectives.max_over_ranks(column_best, group)[:, own]
+        if kind == "infonce":
+            _, column_loss = collectives.logsumexp_over_ranks(column_best.amax(0), column_loss, group)
+        column_loss = column_loss[own]
     positive, negative, row_accuracy, row_largest = row_facts.unbind()
-    best = collectives.max_over_ranks(column_best, group)[:, own]
     if kind == "infonce":
-        column_largest, column_loss = collectives.logsumexp_over_ranks(column_best.amax(0), column_loss, group)
         # Summed over all clips the mean logit of the positives is the same by rows as by columns.
-        excess = (row_largest.detach() + column_largest[own]) / 2 - row_positive
-        local_sum = (excess + (row_loss + column_loss[own]) / 2).sum()
+        excess = (row_largest.detach() + best.amax(0).detach()) / 2 - row_positive
+        local_sum = (excess + (row_loss + column_loss) / 2).sum()
         if logit_bias is not None:
             local_sum = local_sum + 0.0 * logit_bias.sum().to(local_sum.dtype)
     else:
         local_sum = row_loss.sum()
-    loss = local_sum * (collectives.world_size(group) / max(total, 1))
+    loss = local_sum * (ranks / max(sum(sizes), 1))
     facts = torch.stack([(row_accuracy + (best[0] > best[1])) / 2, positive, negative]).detach()
     return ContrastiveOutput(loss, *(facts.sum(1) / max(clips, 1)).unbind())

@@ -14,10 +14,13 @@ def validate(
     kind: str,
     ids: Tensor | None,
     chunk_size: int | None,
+    exchange: str,
 ) -> None:
     """Raise the ValueError that `contrastive_loss` documents, if anything does not fit."""
     if kind not in ("infonce", "sigmoid"):
         raise ValueError(f"kind is {kind!r}; choose 'infonce' or 'sigmoid'")
+    if exchange not in ("gather", "ring"):
+        raise ValueError(f"exchange is {exchange!r}; choose 'gather' or 'ring'")
     if audio.dim() != 2 or audio.shape != text.shape:
         raise ValueError(f"audio, text have shapes {tuple(audio.shape)}, {tuple(text.shape)}; pass two of [B, D]")
     if audio.dtype != text.dtype or not audio.dtype.is_floating_point:

@@ -7,20 +7,23 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slap_fast.objectives.captioning import captioning
 from slap_fast.ops.contrastive_loss import contrastive_loss
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 
 # Clips of each rank, by world size: unequal, and one rank without any.
-CLIPS = {1: [7], 2: [5, 2], 3: [4, 0, 3]}
+CLIPS = {1: [7], 2: [5, 2], 3: [4, 0, 3], 4: [1, 3, 1, 2]}
 TOKENS = [3, 0, 2, 4, 1, 5, 2]
 CLIP_IDS = [4, 9, 2, 4, 9, 6, 4]
+EMBEDDING_WIDTH = 4
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.05
 
 
@@ -74,7 +77,7 @@ Loss = Callable[[dict[str, Tensor], Data, dist.ProcessGroup | None], tuple[Tenso
 
 
 def _contrastive(
-    weights: dict[str, Tensor], data: Data, group: dist.ProcessGroup | None, *, kind: str, ids: bool
+    weights: dict[str, Tensor], data: Data, group: dist.ProcessGroup | None, *, kind: str, ids: bool, exchange: str
 ) -> tuple[Tensor, ...]:
     return contrastive_loss(
         *data.embeddings(weights),
@@ -83,6 +86,7 @@ def _contrastive(
         kind=kind,
         ids=data.ids if ids else None,
         group=group,
+        exchange=exchange,
         chunk_size=3,
     )
 
@@ -105,15 +109,42 @@ def _captioning(weights: dict[str, Tensor], data: Data, group: dist.ProcessGroup
 
 
 LOSSES: dict[str, Loss] = {
-    "infonce": functools.partial(_contrastive, kind="infonce", ids=False),
-    "infonce with ids": functools.partial(_contrastive, kind="infonce", ids=True),
-    "sigmoid": functools.partial(_contrastive, kind="sigmoid", ids=False),
-    "sigmoid with ids": functools.partial(_contrastive, kind="sigmoid", ids=True),
+    **{
+        f"{kind}{' with ids' if ids else ''}, {exchange}": functools.partial(
+            _contrastive, kind=kind, ids=ids, exchange=exchange
+        )
+        for kind in ("infonce", "sigmoid")
+        for ids in (False, True)
+        for exchange in ("gather", "ring")
+    },
     "prototypes by clip": functools.partial(_prototypes, by_clip=True),
     "prototypes by token": functools.partial(_prototypes, by_clip=False),
     "captioning": _captioning,
 }
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class LargestBlock(TorchDispatchMode):
+    """The most rows that any tensor as wide as an embedding had."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **kwargs or {})
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.shape[1] == EMBEDDING_WIDTH:
+                self.rows = max(self.rows, tensor.shape[0])
+        return result
+
+
+def _rows_held(exchange: str, data: Data) -> int:
+    """Of what is as wide as an embedding, at most, forward and backward; the embeddings themselves do not count."""
+    weights = parameters()
+    audio, text = (x.detach().requires_grad_() for x in data.embeddings(weights))
+    with LargestBlock() as largest:
+        loss = contrastive_loss(audio, text, weights["logit_scale"], group=dist.group.WORLD, exchange=exchange).loss
+        loss.backward()
+    return largest.rows
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
@@ -136,5 +167,6 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
             values[0].backward()
             gradients = {key: weight.grad for key, weight in weights.items() if weight.grad is not None}
             results[name, dtype_name] = [value.detach() for value in values], gradients
-    torch.save((data.clips, results), Path(folder) / f"rank{rank}.pt")
+    held = {exchange: _rows_held(exchange, Data(begin, begin + data.clips)) for exchange in ("gather", "ring")}
+    torch.save((data.clips, results, held), Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

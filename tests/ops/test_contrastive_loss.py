@@ -184,6 +184,7 @@ def test_the_same_bits_from_run_to_run(kind):
         ({"ids": torch.zeros(4, dtype=torch.int64)}, r"ids is torch.int64 of shape \(4,\)"),
         ({"ids": torch.zeros(5)}, "ids is torch.float32"),
         ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"exchange": "star"}, "exchange is 'star'"),
         ({"backend": "triton"}, "'triton'"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -37,9 +39,9 @@ def _reference(name, dtype, rounded_to=torch.float64):
         )
         values = (loss,)
     else:
-        kind, _, with_ids = name.partition(" ")
+        kind = "infonce" if name.startswith("infonce") else "sigmoid"
         scale, bias = weights["logit_scale"], weights["logit_bias"]
-        ids = data.ids if with_ids else None
+        ids = data.ids if "with ids" in name else None
         values = contrastive_loss(*data.embeddings(weights), scale, bias, kind=kind, ids=ids)
     values[0].backward()
     return values, {key: weight.grad for key, weight in weights.items() if weight.grad is not None}
@@ -47,15 +49,18 @@ def _reference(name, dtype, rounded_to=torch.float64):
 
 @pytest.fixture(scope="module", params=CLIPS, ids=lambda size: f"{size}_ranks")
 def ranks(request, tmp_path_factory):
-    """`(clips, {(loss, dtype): (values, gradients)})` of each rank, from one launch for all losses."""
+    """`(clips, {(loss, dtype): (values, gradients)}, {exchange: rows held})` of each rank, from one launch for all."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(request.param, str(folder)), nprocs=request.param)
+    # Ranks are forked off a process that has imported everything, once for all of them.
+    multiprocessing.set_forkserver_preload([run_rank.__module__, "torch._dynamo"])
+    arguments = (request.param, str(folder))
+    mp.start_processes(run_rank, arguments, nprocs=request.param, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]
 
 
 def _mean_over_ranks(ranks, key):
-    values = [results[key][0] for _, results in ranks]
-    gradients = [results[key][1] for _, results in ranks]
+    values = [results[key][0] for _, results, _ in ranks]
+    gradients = [results[key][1] for _, results, _ in ranks]
     # A parameter without a gradient would make the ranks' all-reduces disagree.
     assert all(gradient.keys() == gradients[0].keys() for gradient in gradients)
     mean = {name: sum(gradient[name].double() for gradient in gradients) / len(ranks) for name in gradients[0]}
@@ -72,10 +77,16 @@ def test_averaged_loss_and_gradients_are_those_of_one_rank(ranks, name):
         torch.testing.assert_close(gradients[parameter], wanted, msg=lambda text, key=parameter: f"{key}: {text}")
 
 
+def test_no_rank_of_a_ring_holds_more_than_the_largest_block_of_one(ranks):
+    clips = [count for count, *_ in ranks]
+    assert {held["ring"] for *_, held in ranks} == {max(clips)}
+    assert min(held["gather"] for *_, held in ranks) >= sum(clips)
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith(("infonce", "sigmoid"))])
 def test_metrics_weighted_by_clips_are_those_of_one_rank(ranks, name):
-    clips = torch.tensor([count for count, _ in ranks], dtype=torch.float64)
-    values = torch.stack([torch.stack(results[name, "float64"][0][1:]) for _, results in ranks])
+    clips = torch.tensor([count for count, *_ in ranks], dtype=torch.float64)
+    values = torch.stack([torch.stack(results[name, "float64"][0][1:]) for _, results, _ in ranks])
     expected, _ = _reference(name, torch.float64)
     torch.testing.assert_close((clips[:, None] * values).sum(0) / clips.sum(), torch.stack(expected[1:]))
 

@@ -72,8 +72,8 @@ class ContrastiveBackend(Protocol):
         """New, contiguous gradients of `audio`, `text`, `logit_scale` and `logit_bias`, in their dtypes and shapes.
 
         The first three arguments are the gradients of what `forward` returned first; the next four are what it
-        returned, but that the losses and largest logits of columns may be those of more rows than these. The last
-        gradient is 0, like `logit_scale`, where there is no bias.
+        returned, but that the losses and largest logits of rows and of columns may be those over more columns and
+        rows than these, and so may the other facts. The last gradient is 0, like `logit_scale`, where there is no bias.
         """
 
 
