@@ -65,7 +65,7 @@ class Plan:
       weight says, to within as many clips as there are datasets.
     - A batch draws on `shuffle_shards` shards at a time: see `EpochStream` for what that trades.
 
-    Memory: 8 bytes for 256 clips and some 40 a shard. The rest is read from the memory-mapped files where it is needed.
+    Memory: 8 bytes for 128 clips and some 40 a shard. The rest is read from the memory-mapped files where it is needed.
 
     Attributes:
         skipped: clips left out for good, by reason.

@@ -25,6 +25,8 @@ def balanced_groups(weights: np.ndarray, groups: int) -> np.ndarray:
     Returns:
         `[groups, n / groups]` int64 items, ascending in each group.
     """
+    if groups == 1:
+        return np.arange(len(weights))[None]
     loads = np.zeros(groups, np.int64)
     members = np.argsort(-weights, kind="stable").reshape(-1, groups)
     for number, dealt in enumerate(members):

@@ -152,7 +152,7 @@ def write_spoiled_dataset(folder: Path) -> ClipIndex:
 def make_loader(index: Any, tokenizer: PreTrainedTokenizerFast, *, decoder: Any = None, **changed: Any) -> Loader:
     batch_size = changed.pop("batch_size", 8)
     model_config = changed.pop("model_config", CONFIG)
-    plan = Plan(index, batch_size=batch_size, seed=11, max_duration=30.0)
+    plan = changed.pop("plan", None) or Plan(index, batch_size=batch_size, seed=11, max_duration=30.0)
     arguments: dict[str, Any] = {"seed": 11, "start_step": 0, "stop_step": 6} | changed
     decoder = decoder or make_decoder("soundfile", 2)
     return Loader(index, plan, model_config, AugmentationConfig(), tokenizer, decoder, **arguments)

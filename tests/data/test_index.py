@@ -104,6 +104,15 @@ def _set_info(**fields: object) -> Callable[[Path], None]:
     return damage
 
 
+def _set_clips_of_a_shard(clips: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        info = json.loads((folder / "dataset.json").read_text())
+        info["shards"][0]["clips"] = clips
+        (folder / "dataset.json").write_text(json.dumps(info))
+
+    return damage
+
+
 def _set_record(field: str, value: int) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         records = np.load(folder / "index.npy")
@@ -122,6 +131,8 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         (_set_info(format_version=2), "format version 2, this slap-fast reads 1"),
         (_set_info(mel_mean="x"), "field 'mel_mean' is 'x'"),
         (_set_info(shards=[3]), "shard 0 is 3"),
+        (_set_clips_of_a_shard(3), "the clips of the shards are not 12 together"),
+        (_set_clips_of_a_shard("x"), "the clips of the shards are not 12 together"),
         (_set_info(clips=11), r"index\.npy: 12 clips, but dataset\.json says 11"),
         (lambda folder: (folder / "index.npy").unlink(), r"index\.npy: missing"),
         (_cut("index.npy", 300), r"index\.npy: truncated"),
@@ -147,6 +158,47 @@ def test_a_damaged_dataset_is_refused_by_name(dataset: Path, damage: Callable[[P
     damage(dataset)
     with pytest.raises(DatasetError, match=message):
         ClipIndex.open(dataset)
+
+
+def test_an_index_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (dataset / "durations.bin").unlink()
+    first = ClipIndex.open(dataset)
+    monkeypatch.setattr("slap_fast.data.index._checked_parts", lambda *_: pytest.fail("looked at every clip again"))
+    again = ClipIndex.open(dataset)
+    assert isinstance(again.durations, np.memmap)
+    np.testing.assert_array_equal(again.durations, first.durations)
+    again.release()
+    np.testing.assert_array_equal(again.durations, first.durations)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut("durations.bin", 0),
+        _cut("durations.bin", 70),
+        lambda folder: (folder / "durations.bin").unlink(),
+        lambda folder: (folder / "durations.bin").write_bytes(b"\0" * 112),
+        _set_record("samples", 800),
+    ],
+)
+def test_durations_that_do_not_fit_the_index_are_made_again(dataset: Path, damage: Callable[[Path], None]) -> None:
+    damage(dataset)
+    index = ClipIndex.open(dataset)
+    np.testing.assert_array_equal(index.durations, (index.records["samples"] / 16_000).astype(np.float32))
+    assert sorted(path.name for path in dataset.glob("*durations*")) == ["durations.bin"]
+    np.testing.assert_array_equal(ClipIndex.open(dataset).durations, index.durations)
+
+
+def test_a_folder_that_cannot_be_written_can_be_read(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = np.array(ClipIndex.open(dataset).durations)
+    (dataset / "durations.bin").unlink()
+    # No user, not even root, can put a file in place of a folder.
+    (dataset / "durations.bin" / "inside").mkdir(parents=True)
+    index = ClipIndex.open(dataset)
+    np.testing.assert_array_equal(index.durations, expected)
+    assert isinstance(index.durations, np.memmap)
+    assert "durations.bin: cannot write" in caplog.text
+    assert not list(dataset.glob(".durations*"))
 
 
 def test_no_dataset_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from slap_fast.data.decoding import DecodeFailure, make_decoder
 from slap_fast.data.index import ClipIndex
 from slap_fast.data.loader import Loader
+from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
 from slap_fast.models.config import ModelConfig, TextEncoderConfig
 from slap_fast.ops.mel_config import MelConfig
@@ -138,6 +140,40 @@ def test_a_rank_reads_no_clips_but_its_own(index: ClipIndex, tokenizer: PreTrain
     list(make_loader(spy, tokenizer, rank=1, world_size=4, stop_step=3))
     plan = Plan(index, batch_size=8, seed=11, max_duration=30.0)
     assert spy.read == {ref.clip for step in range(3) for ref in plan.step(step, 1, 4)}
+
+
+def test_a_mixture_loads_as_its_datasets_do(
+    index: ClipIndex, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    other = write_spoiled_dataset(tmp_path / "other")
+    mixture = Mixture([other, index], [1, 3])
+    plan = Plan(mixture, batch_size=8, seed=11, max_duration=30.0)
+    loader = make_loader(mixture, tokenizer)
+    for step, batch in loader:
+        planned = {ref.clip for ref in plan.step(step, 0, 1)}
+        for clip in split_batch(batch):
+            number: Any = clip["clip_ids"]
+            pcm, _ = soundfile.read(io.BytesIO(mixture.read_audio(number)), dtype="int16")
+            assert clip["waveform"] == (pcm.astype(np.float32) / 32768).tolist()
+            assert number in planned or number < len(other), "what replaces a bad clip is of the same dataset"
+        assert sum(clip < len(other) for clip in batch.clip_ids.tolist()) == 2
+    assert loader.dropped
+    assert all(Path(drop.shard).parent == other.folder for drop in loader.dropped)
+
+
+def test_a_cropped_clip_is_the_stretch_that_the_plan_says(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+    plan = Plan(index, batch_size=8, seed=11, max_duration=0.2, crop_above_max_duration=True)
+    loader = make_loader(index, tokenizer, plan=plan)
+    lengths = []
+    for step, batch in loader:
+        for ref, clip in zip(plan.step(step, 0, 1), split_batch(batch), strict=True):
+            pcm, _ = soundfile.read(io.BytesIO(index.read_audio(ref.clip)), dtype="int16")
+            first, last = ref.crop or (0, len(pcm))
+            assert clip["waveform"] == (pcm[first:last].astype(np.float32) / 32768).tolist()
+            lengths.append(len(clip["waveform"]))
+    assert max(lengths) == 3200
+    assert lengths.count(3200) > len(lengths) // 3
+    assert min(lengths) < 3200
 
 
 def test_long_captions_are_cut_but_keep_their_end(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:

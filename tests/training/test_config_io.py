@@ -42,9 +42,22 @@ def test_overrides_find_their_section_and_their_type() -> None:
     assert (recipe.data.train, recipe.data.tokenizer, recipe.schedule.steps) == ("123", "456", 1000)
 
 
+def test_one_folder_or_several_with_weights() -> None:
+    def folders(text: str) -> list[tuple[str, float]]:
+        data = load_run_config("quickstart", [f"data.train={text}"]).recipe.data
+        return [(part.folder, part.weight) for part in data.folders]
+
+    assert folders("data/train") == [("data/train", 1.0)]
+    assert folders("a, b: {c") == [("a, b: {c", 1.0)]
+    assert folders("[{folder: a, weight: 2}, {folder: b/c, weight: 0.5}]") == [("a", 2.0), ("b/c", 0.5)]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "quickstart"])
 def test_a_configuration_survives_yaml(recipe: str, tmp_path: Path) -> None:
-    config = load_run_config(recipe, ["training.stop_after=7", "optimizer.eps=1e-9", "training.output=a: 'b' # c"])
+    mixture = "data.train=[{folder: a, weight: 2}, {folder: b, weight: 1}]"
+    config = load_run_config(
+        recipe, ["training.stop_after=7", "optimizer.eps=1e-9", "training.output=a: 'b' # c", mixture]
+    )
     path = tmp_path / "again.yaml"
     path.write_text(to_yaml(config))
     assert load_run_config(str(path)) == config
@@ -80,6 +93,16 @@ def test_a_file_may_leave_keys_and_sections_out(tmp_path: Path) -> None:
         ("schedule.steps=0", ["in schedule: steps is 0"]),
         ("model.audio.heads=7", ["in model.audio", "audio.heads (7)"]),
         ("model.mel.n_mels=60", ["in model", "mel.n_mels (60)"]),
+        ("data.train=[a, b]", ["data.train[0] is 'a'; it must be {folder: ..., weight: ...}"]),
+        ("data.train=[{folder: a}]", ["data.train[0] is {'folder': 'a'}", "weight: ..."]),
+        ("data.train=[{folder: a, weigth: 1}]", ["data.train[0]", "{folder: ..., weight: ...}"]),
+        ("data.train=[{folder: a, weight: much}]", ["data.train[0].weight is 'much'", "finite number"]),
+        ("data.train=[{folder: 3, weight: 1}]", ["data.train[0].folder is 3", "text"]),
+        ("data.train=[{folder: a, weight: 0}]", ["in data.train[0]: weight is 0.0", "out of range"]),
+        ("data.train=[]", ["in data", "list at least one"]),
+        ("data.train=[{folder: a, weight: 1}, {folder: a, weight: 2}]", ["['a', 'a']", "each once"]),
+        ("data.train=[{folder: a", ["cannot read the value"]),
+        ("data.shuffle_shards=0", ["in data: shuffle_shards is 0"]),
         ("optimizer.betas=[0.9", ["cannot read the value"]),
         ("--zero_stage", ["section.key=value"]),
     ],

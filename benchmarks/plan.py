@@ -1,0 +1,195 @@
+"""`python -m benchmarks.plan`: what the plan costs one rank at full scale, and how well it does its work.
+
+A synthetic dataset of 109 million clips is made in a temporary folder (5 GB: index and durations are real, the tars are
+holes), then opened and planned over in a child process that does nothing else, as one of 64 ranks at batch 2,048.
+Steps are random ones of the first hundred epochs, so none gains from the one before. Files are in the page cache: a
+first reading from storage comes on top.
+
+Each figure is held to its bound, and the command fails where one is missed. `--whole-epoch` also goes through an epoch
+and counts how often each clip comes (minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slap_fast.data.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, write_index, write_json
+from slap_fast.data.index import ClipIndex
+from slap_fast.data.plan import Plan
+
+CLIPS = 109_000_000
+CLIPS_PER_SHARD = 10_000
+BATCH_SIZE = 2048
+RANKS = 64
+STEPS = 200
+LONGEST = 30.0
+SAMPLE_RATE = 16_000
+
+BOUNDS = {"slowest plan (ms)": 50.0, "resident (MB)": 200.0, "worst token imbalance (%)": 2.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every figure is within its bound; 1: one is not."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
+    parser.add_argument("--clips", type=int, default=CLIPS, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=STEPS, help="random steps to plan (default: %(default)s)")
+    parser.add_argument("--whole-epoch", action="store_true", help="count how often each clip comes in an epoch")
+    parser.add_argument("--folder", type=Path, help="for the temporary files (default: the system's)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure, options.steps, whole_epoch=options.whole_epoch)))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        make_dataset(Path(folder), options.clips)
+        arguments = ["--measure", folder, "--steps", str(options.steps)]
+        arguments += ["--whole-epoch"] if options.whole_epoch else []
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.plan", *arguments], stdout=subprocess.PIPE, text=True, check=True
+        )
+    figures = {"clips": options.clips, **json.loads(child.stdout)}
+    if options.json is not None:
+        write_json(options.json, figures)
+    missed = False
+    for name, value in figures.items():
+        bound = BOUNDS.get(name)
+        bad = bound is not None and not value < bound
+        missed |= bad
+        remark = "" if bound is None else f"   must be below {bound:g}{': MISSED' if bad else ''}"
+        print(f"{name:36} {value:>14,.6g}{remark}")
+    return 1 if missed or figures.get("clips not once in an epoch", 0) else 0
+
+
+def make_dataset(folder: Path, clips: int) -> None:
+    """A dataset folder whose tars are empty space of the right size."""
+    sizes = [min(CLIPS_PER_SHARD, clips - first) for first in range(0, clips, CLIPS_PER_SHARD)]
+    shards: list[dict[str, Any]] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for number, size in enumerate(sizes):
+            records = _records(number, size)
+            end = int(records["meta_offset"][-1] + records["meta_size"][-1])
+            name = f"shard-{number:06d}.tar"
+            with open(folder / name, "wb") as tar:
+                tar.truncate(end)
+            seconds = int(records["samples"].sum()) / SAMPLE_RATE
+            shards.append({"name": name, "bytes": end, "clips": size, "seconds": seconds})
+            yield records
+
+    write_index(folder / INDEX_NAME, parts(), clips)
+    info = {
+        "format_version": FORMAT_VERSION,
+        "name": "synthetic",
+        "shards": shards,
+        "clips": clips,
+        "seconds": sum(shard["seconds"] for shard in shards),
+        "captions": 3 * clips,
+        "sample_rate": SAMPLE_RATE,
+        "mel_mean": 0.0,
+        "mel_std": 1.0,
+    }
+    write_json(folder / INFO_NAME, info)
+
+
+def _records(shard: int, clips: int) -> np.ndarray:
+    """Durations as in collections of sound: log-normal around 7 s, a third cut to 10 s, some 5 % beyond 30 s."""
+    generator = np.random.default_rng(shard)
+    seconds = np.clip(np.exp(generator.normal(2.0, 0.9, clips)), 0.5, 60.0)
+    seconds[generator.random(clips) < 0.33] = 10.0
+    records = np.zeros(clips, INDEX_DTYPE)
+    records["shard"] = shard
+    records["samples"] = (seconds * SAMPLE_RATE).astype(np.int64)
+    records["sample_rate"] = SAMPLE_RATE
+    records["captions"] = 3
+    records["audio_size"] = records["samples"]
+    records["meta_size"] = 300
+    ends = np.cumsum(records["audio_size"].astype(np.int64) + 2048)
+    records["audio_offset"][1:] = ends[:-1]
+    records["meta_offset"] = ends - 1024
+    return records
+
+
+def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
+    """Opens and plans, in a process that has imported nothing beyond what that needs, PyTorch least of all."""
+    figures = {"resident before (MB)": _megabytes("VmRSS")}
+    began = time.perf_counter()
+    ClipIndex.open(folder)
+    figures["first opening (s)"] = time.perf_counter() - began
+    figures["first opening, peak resident (MB)"] = _megabytes("VmHWM")
+
+    _forget_peak()
+    began = time.perf_counter()
+    index = ClipIndex.open(folder)
+    figures["later opening (s)"] = time.perf_counter() - began
+    began = time.perf_counter()
+    plan = Plan(index, batch_size=BATCH_SIZE, seed=0, max_duration=LONGEST)
+    figures["making the plan (s)"] = time.perf_counter() - began
+    figures["clips an epoch"] = plan.clips_per_epoch
+
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(100 * plan.clips_per_epoch // BATCH_SIZE, size=steps).tolist()
+    times = []
+    for step in drawn:
+        began = time.perf_counter()
+        plan.step(step, step % RANKS, RANKS)
+        times.append(1e3 * (time.perf_counter() - began))
+    figures["median plan (ms)"] = float(np.median(times))
+    figures["slowest plan (ms)"] = max(times)
+    figures["resident (MB)"] = _megabytes("VmHWM")
+    figures["resident at the end (MB)"] = _megabytes("VmRSS")
+
+    if whole_epoch:
+        figures["clips not once in an epoch"] = _not_once(index)
+    figures["worst token imbalance (%)"] = max(_imbalance(index, plan, step) for step in drawn[:20])
+    return figures
+
+
+def _imbalance(index: ClipIndex, plan: Plan, step: int) -> float:
+    """Percent of the mean by which the audio tokens of the fullest and the emptiest rank differ."""
+    from slap_fast.models.config import ModelConfig
+
+    config = ModelConfig()
+    tokens = [
+        sum(config.num_tokens(int(index.records[ref.clip]["samples"])) for ref in plan.step(step, rank, RANKS))
+        for rank in range(RANKS)
+    ]
+    return 100 * (max(tokens) - min(tokens)) / float(np.mean(tokens))
+
+
+def _not_once(index: ClipIndex) -> int:
+    """Usable clips that do not come exactly once in the first epoch, and unusable ones that come."""
+    # The order of an epoch does not depend on the size of a batch; large ones go through it faster.
+    batch_size = min(1 << 16, int((index.durations <= np.float32(LONGEST)).sum()))
+    plan = Plan(index, batch_size=batch_size, seed=0, max_duration=LONGEST)
+    seen = np.zeros(len(index), np.uint8)
+    for step in range(-(-plan.clips_per_epoch // batch_size)):
+        clips = [ref.clip for ref in plan.step(step, 0, 1)]
+        np.add.at(seen, clips[: plan.clips_per_epoch - step * batch_size], 1)
+    return int((seen != (index.durations <= np.float32(LONGEST))).sum())
+
+
+def _megabytes(key: str) -> float:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {key}")
+    return int(found[1]) * 1024 / 1e6
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
