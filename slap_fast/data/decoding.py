@@ -6,10 +6,10 @@ import logging
 from typing import Literal
 
 from slap_fast.data.decoding_dali import DaliDecoder
-from slap_fast.data.decoding_soundfile import PREPARE, DecodeFailure, Decoder, SoundfileDecoder
+from slap_fast.data.decoding_soundfile import PREPARE, Crop, DecodeFailure, Decoder, SoundfileDecoder
 from slap_fast.extras import MissingExtraError
 
-__all__ = ["PREPARE", "DaliDecoder", "DecodeFailure", "Decoder", "SoundfileDecoder", "make_decoder"]
+__all__ = ["PREPARE", "Crop", "DaliDecoder", "DecodeFailure", "Decoder", "SoundfileDecoder", "make_decoder"]
 
 logger = logging.getLogger(__name__)
 

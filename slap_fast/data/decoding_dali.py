@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding_soundfile import DecodeFailure, SoundfileDecoder
+from slap_fast.data.decoding_soundfile import Crop, DecodeFailure, SoundfileDecoder
 from slap_fast.extras import MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 class DaliDecoder:
     """DALI's `decoders.audio`, fed batch by batch with files in memory.
 
-    DALI sees only FLAC whose header promises exactly what is wanted; anything else goes to soundfile, which reads it
-    or names what is wrong. A file that breaks its promise costs DALI the whole batch, so that batch too is decoded
-    again by soundfile, clip by clip. A DALI audio decoder needs no GPU, and has no use for one.
+    DALI sees only FLAC whose header promises exactly what is wanted, and wanted whole; anything else goes to soundfile,
+    which reads it or names what is wrong. A file that breaks its promise costs DALI the whole batch, so that batch too
+    is decoded again by soundfile, clip by clip. A DALI audio decoder needs no GPU, and has no use for one.
     """
 
     def __init__(self, threads: int = 2, max_batch_size: int = 64, *, sample_rate: int = 16_000) -> None:
@@ -40,13 +40,16 @@ class DaliDecoder:
         # Feeding and running belong together; two loaders may share a decoder.
         self._lock = threading.Lock()
 
-    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
+    def decode(
+        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+    ) -> list[Tensor | DecodeFailure]:
         """See `slap_fast.data.decoding.Decoder.decode`."""
+        crops = crops or [None] * len(blobs)
         decoded: list[Tensor | DecodeFailure | None] = [None] * len(blobs)
         promising = [
             item
-            for item, (blob, count) in enumerate(zip(blobs, samples, strict=True))
-            if _promises(blob, self.sample_rate, count)
+            for item, (blob, count, crop) in enumerate(zip(blobs, samples, crops, strict=True))
+            if crop is None and _promises(blob, self.sample_rate, count)
         ]
         for start in range(0, len(promising), self.max_batch_size):
             items = promising[start : start + self.max_batch_size]
@@ -54,7 +57,9 @@ class DaliDecoder:
             for item, waveform in zip(items, waveforms, strict=True):
                 decoded[item] = waveform
         rest = [item for item, waveform in enumerate(decoded) if waveform is None]
-        repaired = self._soundfile.decode([blobs[item] for item in rest], [samples[item] for item in rest])
+        repaired = self._soundfile.decode(
+            [blobs[item] for item in rest], [samples[item] for item in rest], [crops[item] for item in rest]
+        )
         for item, outcome in zip(rest, repaired, strict=True):
             decoded[item] = outcome
         return [outcome for outcome in decoded if outcome is not None]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from slap_fast.ops.waveform_stats import waveform_stats
 
+Crop = tuple[int, int]
+"""The samples `[start, end)` of a clip."""
+
 PREPARE = "run `slap-fast prepare` on the source"
 # libsndfile's claim for a file whose header does not say.
 _UNKNOWN_LENGTH = 2**63 - 1
@@ -32,17 +35,21 @@ class Decoder(Protocol):
     @property
     def sample_rate(self) -> int: ...
 
-    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
-        """Decode whole audio files.
+    def decode(
+        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+    ) -> list[Tensor | DecodeFailure]:
+        """Decode audio files.
 
         Args:
             blobs: N files; FLAC at best, and whatever else soundfile reads.
-            samples: what each must decode to. It bounds the memory that a file with a lying header can claim.
+            samples: the length that each must have. It bounds the memory that a file with a lying header can claim.
+            crops: for each file the stretch that is wanted, None for all of it. Nothing else takes memory, and what
+                follows it is not looked at.
 
         Returns:
-            For each clip a `[samples]` float32 tensor in [-1, 1], or why there is none: not audio, damaged, empty, not
-            finite, or of another rate, channel count or length. No content raises. Clips that succeed lie end to end
-            in memory where that is free: `pack_waveforms` then copies nothing.
+            For each clip a `[samples]` float32 tensor in [-1, 1], or as long as its crop; or why there is none: not
+            audio, damaged, empty, not finite, or of another rate, channel count or length. No content raises. Clips that
+            succeed lie end to end in memory where that is free: `pack_waveforms` then copies nothing.
         """
         ...
 
@@ -56,23 +63,25 @@ class SoundfileDecoder:
         self.threads = threads
         self.sample_rate = sample_rate
 
-    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
+    def decode(
+        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+    ) -> list[Tensor | DecodeFailure]:
         """See `Decoder.decode`."""
         if not blobs:
             return []
-        packed = torch.empty(sum(samples), dtype=torch.float32)
-        waveforms = packed.split(list(samples))
+        stretches = [crop or (0, count) for crop, count in zip(crops or [None] * len(blobs), samples, strict=True)]
+        lengths = [end - start for start, end in stretches]
+        waveforms = torch.empty(sum(lengths), dtype=torch.float32).split(lengths)
         # A pool per batch costs far less than a batch, and leaves no thread behind.
         with ThreadPoolExecutor(min(self.threads, len(blobs)), thread_name_prefix="decode") as pool:
-            reasons = list(pool.map(self._read, blobs, waveforms))
+            reasons = list(pool.map(self._read, blobs, samples, stretches, waveforms))
         return [
             waveform if reason is None else DecodeFailure(reason)
             for waveform, reason in zip(waveforms, reasons, strict=True)
         ]
 
-    def _read(self, blob: bytes, waveform: Tensor) -> str | None:
-        """Fill `waveform` with the clip, or say why not."""
-        samples = len(waveform)
+    def _read(self, blob: bytes, samples: int, stretch: Crop, waveform: Tensor) -> str | None:
+        """Fill `waveform` with that stretch of the clip, or say why not."""
         if not blob:
             return "the audio is empty: 0 bytes"
         if not samples:
@@ -81,17 +90,19 @@ class SoundfileDecoder:
             with soundfile.SoundFile(io.BytesIO(blob)) as file:
                 if (reason := self._mismatch(file, samples)) is not None:
                     return reason
-                count = len(file.read(out=waveform.numpy()))
+                if stretch[0]:
+                    file.seek(stretch[0])
+                end = stretch[0] + len(file.read(out=waveform.numpy()))
                 # FLAC holds integers, which are always finite.
                 may_be_nonfinite = file.format != "FLAC"
         except soundfile.LibsndfileError as error:
             return f"the audio is not readable: {error.error_string}"
         except (RuntimeError, ValueError) as error:
             return f"the audio is not readable: {error}"
-        if count != samples:
-            return f"the audio ends after {count} samples, the index says {samples}"
-        if may_be_nonfinite and (bad := int(waveform_stats(waveform, torch.tensor([0, samples])).nonfinite)):
-            return f"{bad} of {samples} samples are NaN or infinite"
+        if end != stretch[1]:
+            return f"the audio ends after {end} samples, the index says {samples}"
+        if may_be_nonfinite and (bad := int(waveform_stats(waveform, torch.tensor([0, len(waveform)])).nonfinite)):
+            return f"{bad} of {len(waveform)} samples are NaN or infinite"
         return None
 
     def _mismatch(self, file: soundfile.SoundFile, samples: int) -> str | None:

@@ -235,15 +235,14 @@ class Loader:
         decoded = self._decoder.decode(
             [content.audio for _, content in readable],
             [int(self._index.record(refs[item].clip)["samples"]) for item, _ in readable],
+            [refs[item].crop for item, _ in readable],
         )
         outcomes: dict[int, _DecodedClip | DecodeFailure] = {
             item: content for item, content in enumerate(contents) if isinstance(content, DecodeFailure)
         }
         for (item, content), waveform in zip(readable, decoded, strict=True):
             if isinstance(waveform, Tensor):
-                ref = refs[item]
-                used = waveform if ref.crop is None else waveform[slice(*ref.crop)]
-                outcomes[item] = _DecodedClip(ref.clip, used, content.caption)
+                outcomes[item] = _DecodedClip(refs[item].clip, waveform, content.caption)
             else:
                 outcomes[item] = waveform
         clips: list[_DecodedClip | None] = []

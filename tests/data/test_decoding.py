@@ -75,6 +75,26 @@ def test_batches_of_any_size_decode_one_after_another(decoder: Decoder) -> None:
         assert same(decoded, expected)
 
 
+def test_a_crop_is_that_stretch_and_takes_no_more_memory(decoder: Decoder) -> None:
+    pcm = [random_pcm(30_000, seed=item) for item in range(5)]
+    crops = [(0, 16_000), None, (13_999, 29_999), (14_000, 30_000), (29_999, 30_000)]
+    decoded = decoder.decode([encode(audio) for audio in pcm], [30_000] * 5, crops)
+    stretches = [audio[slice(*(crop or (None,)))] for audio, crop in zip(pcm, crops, strict=True)]
+    assert same(decoded, [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in stretches])
+    cropped = decoder.decode([encode(pcm[0])], [30_000], [(5, 7)])[0]
+    assert isinstance(cropped, Tensor)
+    assert cropped.untyped_storage().nbytes() == 2 * 4
+
+
+@pytest.mark.parametrize("crop", [(9_000, 10_000), (0, 10_000)])
+def test_a_crop_of_a_damaged_clip_is_a_failure(decoder: Decoder, crop: tuple[int, int]) -> None:
+    blob = encode(random_pcm(30_000))
+    half, shorter = decoder.decode([blob[: len(blob) // 4], blob], [30_000, 29_999], [crop, crop])
+    assert isinstance(half, DecodeFailure)
+    assert isinstance(shorter, DecodeFailure)
+    assert "the index says 29999" in shorter.reason
+
+
 def test_a_batch_lies_end_to_end_in_memory(decoder: Decoder) -> None:
     lengths = [700, 1200, 3]
     decoded = decoder.decode([encode(random_pcm(length)) for length in lengths], lengths)

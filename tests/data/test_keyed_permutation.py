@@ -33,7 +33,7 @@ def test_sizes_beyond_any_dataset(size: int) -> None:
 
 
 def test_all_orders_of_five_are_equally_likely() -> None:
-    draws = 4000
+    draws = 2400
     orders = [tuple(permuted(np.arange(5), 5, keys(seed)).tolist()) for seed in range(draws)]
     expected = draws / 120
     squares = sum((orders.count(order) - expected) ** 2 / expected for order in permutations(range(5)))

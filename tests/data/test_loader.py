@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +206,12 @@ class GatedDecoder:
         self.batches = 0
         self.decoded = threading.Condition()
 
-    def decode(self, blobs: Sequence[bytes], samples: Sequence[int]) -> list[Tensor | DecodeFailure]:
+    def decode(self, *arguments: Any) -> list[Tensor | DecodeFailure]:
         assert self.gate.acquire(timeout=60)
         with self.decoded:
             self.batches += 1
             self.decoded.notify_all()
-        return self._decoder.decode(blobs, samples)
+        return self._decoder.decode(*arguments)
 
 
 def test_batches_are_built_ahead_but_no_more_than_asked(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:

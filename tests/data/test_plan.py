@@ -82,7 +82,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_dataset_comes_whole_and_resumes_anywhere(data: st.DataObject) -> None:
     shard_sizes = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=12).filter(any))
     total = sum(shard_sizes)
