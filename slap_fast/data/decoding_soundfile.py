@@ -48,8 +48,8 @@ class Decoder(Protocol):
 
         Returns:
             For each clip a `[samples]` float32 tensor in [-1, 1], or as long as its crop; or why there is none: not
-            audio, damaged, empty, not finite, or of another rate, channel count or length. No content raises. Clips that
-            succeed lie end to end in memory where that is free: `pack_waveforms` then copies nothing.
+            audio, damaged, empty, not finite, or of another rate, channel count or length. No content raises. Clips
+            that succeed lie end to end in memory where that is free: `pack_waveforms` then copies nothing.
         """
         ...
 

@@ -16,7 +16,7 @@ def balanced_groups(weights: np.ndarray, groups: int) -> np.ndarray:
     The items are dealt in rounds, from the heaviest to the lightest: each round gives every group one item, and the
     lightest group the heaviest (Graham's LPT rule, 1969, with equal counts). Then the heaviest and the lightest group
     swap the two items that even them out best, until they are within 0.1 % of each other, no swap helps, or 256 are
-    done.
+    done. With a few items a group, the longest of them may leave no better division than an uneven one.
 
     Args:
         weights: `[n]` non-negative int64: sums of integers are the same on every machine.
