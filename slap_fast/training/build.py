@@ -59,7 +59,10 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
 def checkpoint_activations(model: nn.Module) -> None:
     """Let each transformer block of the towers and the decoder keep its input only."""
     for module in model.modules():
-        if hasattr(module, "gradient_checkpointing_enable"):
-            module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # Newer versions of transformers warn of the second name, older ones do not have the first.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+        if enable is not None:
+            enable({"use_reentrant": False})
         elif hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = True  # type: ignore[assignment]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,25 @@ def test_waveforms_with_gaps_or_of_another_order_are_copied() -> None:
     assert pack_waveforms([second, first]).tolist() == [2, 3, 4, 0, 1]
     elsewhere = torch.from_numpy(np.array([7.0, 8.0], dtype=np.float32))
     assert pack_waveforms([first, elsewhere]).tolist() == [0, 1, 7, 8]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 100])
+def test_parts_of_a_batch_are_the_batches_of_their_clips(size: int) -> None:
+    clips = make_clips([16_000, 1, 400, 401, 2960, 47_999, 800])
+    parts = collate(clips, CONFIG, MASKS, step=2).split(size)
+    assert [len(part) for part in parts] == [len(clips[first : first + size]) for first in range(0, 7, size)]
+    for part, first in zip(parts, range(0, 7, size), strict=True):
+        expected = collate(clips[first : first + size], CONFIG, MASKS, step=2)
+        for field in dataclasses.fields(expected):
+            actual, wanted = getattr(part, field.name), getattr(expected, field.name)
+            if isinstance(wanted, torch.Tensor):
+                assert torch.equal(actual, wanted), field.name
+            else:
+                assert actual.lengths == wanted.lengths, field.name
+                assert torch.equal(actual.cu_seqlens, wanted.cu_seqlens), field.name
+                assert actual.cu_seqlens.dtype == wanted.cu_seqlens.dtype, field.name
+
+
+def test_a_part_without_clips_is_refused() -> None:
+    with pytest.raises(ValueError, match="count is 0"):
+        collate(make_clips([400]), CONFIG, MASKS, step=0).split(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slap_fast.ops.backends import prototype_torch as torch_backend
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, sinkhorn_potential
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
@@ -73,6 +73,30 @@ def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeyp
         return oracle(student, features, student_prototypes, prototypes, lengths=lengths, **temperatures)
 
     assert_as_accurate_as_plain(actual, plain, (student, student_prototypes))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_parts_of_the_tokens_under_the_potential_of_all_add_up_to_the_whole():
+    tensors = _inputs()
+    student, teacher, *prototypes = tensors
+    expected = prototype_cross_entropy(*tensors, cu_seqlens=_offsets(LENGTHS), **TEMPERATURES)
+    potential = sinkhorn_potential(teacher, prototypes[1], teacher_temperature=TEMPERATURES["teacher_temperature"])
+    assert potential.shape == (6,)
+    assert not potential.requires_grad
+    total = 0.0
+    for rows, lengths in ((slice(0, 4), LENGTHS[:3]), (slice(4, 13), LENGTHS[3:])):
+        part = prototype_cross_entropy(
+            student[rows],
+            teacher[rows],
+            *prototypes,
+            cu_seqlens=_offsets(lengths),
+            potential=potential,
+            **TEMPERATURES,
+        )
+        total = total + part * len(lengths) / len(LENGTHS)
+    torch.testing.assert_close(total, expected)
+    students = tensors[0], tensors[2]
+    torch.testing.assert_close(torch.autograd.grad(total, students), torch.autograd.grad(expected, students))
 
 
 def test_a_sharp_teacher_that_overflows_exp_stays_finite():
@@ -203,6 +227,8 @@ def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():
         ({"centering": "center"}, "center absent"),
         ({"center": torch.zeros(6)}, "'sinkhorn' with center given"),
         ({"centering": "center", "center": torch.zeros(5)}, r"\(5,\)"),
+        ({"potential": torch.zeros(5)}, r"potential has shape \(5,\)"),
+        ({"centering": "softmax", "potential": torch.zeros(6)}, "'softmax' with potential given"),
         ({"sinkhorn_iterations": 0}, "sinkhorn_iterations is 0"),
         ({"backend": "triton"}, "'triton'"),
     ],
@@ -212,3 +238,23 @@ def test_bad_input_is_named(change, message):
     arguments = dict(zip(names, _inputs(dtype=torch.float32), strict=True)) | TEMPERATURES | change
     with pytest.raises(ValueError, match=message):
         prototype_cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": torch.zeros(13)}, r"\(13,\), \(6, 4\)"),
+        ({"teacher_prototypes": torch.zeros(6, 3)}, r"\(13, 4\), \(6, 3\)"),
+        ({"teacher_prototypes": torch.zeros(0, 4)}, r"\(0, 4\)"),
+        ({"teacher": torch.zeros(13, 4, dtype=torch.float64)}, "float64"),
+        ({"teacher": torch.zeros(13, 4, device="meta")}, "meta"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature is 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"backend": "triton"}, "'triton'"),
+    ],
+)
+def test_bad_input_of_the_potential_is_named(change, message):
+    _, teacher, _, prototypes = _inputs(dtype=torch.float32)
+    arguments = {"teacher": teacher, "teacher_prototypes": prototypes, "teacher_temperature": 0.05} | change
+    with pytest.raises(ValueError, match=message):
+        sinkhorn_potential(**arguments)

@@ -80,6 +80,7 @@ def test_a_file_may_leave_keys_and_sections_out(tmp_path: Path) -> None:
         ("optimizer.lr=1", ["did you mean 'optimizer.learning_rate'?"]),
         ("model.audio.layer=1", ["did you mean 'model.audio.layers'?"]),
         ("optimizer=1", ["'optimizer' is a section", "optimizer.learning_rate"]),
+        ("training.micro_batch_size=0", ["in training: micro_batch_size is 0", "out of range"]),
         ("training.zero_stage=4", ["training.zero_stage is 4", "0, 1, 2, 3"]),
         ("training.precision=bf61", ["did you mean 'bf16'?"]),
         ("training.resume=perhaps", ["must be true or false"]),

@@ -11,15 +11,19 @@ from slap_fast.training.config_io import ConfigError
 from slap_fast.training.engine import deepspeed_config, parameter_groups
 from tests.training import tiny
 from tests.training.ranks import run_worker
+from tests.training.worker import ACCUMULATIONS
 
 STAGES = range(4)
 LIVES = [f"fp32, stage {stage}" for stage in STAGES] + [f"bf16, stage {stage}" for stage in (0, 1, 3)]
+LIVES += ["fp32, stage 0, in parts", "bf16, stage 1, in parts"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Starting two ranks costs more than what they do, so they start once.
-    return run_worker(tmp_path_factory.mktemp("ranks"), "gradients", "lifecycle", "refusals", "diverging")
+    return run_worker(
+        tmp_path_factory.mktemp("ranks"), "gradients", "accumulation", "lifecycle", "refusals", "diverging"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -33,6 +37,17 @@ def test_two_ranks_give_the_gradients_of_one_process_with_the_whole_batch(result
 def test_a_first_step_leaves_nothing_behind_in_the_gradients_of_the_second(results: dict[str, Any], stage: int) -> None:
     # The parameters differ by rounding by now, which the loss amplifies.
     assert max(results["gradients"][f"stage {stage}, step 1"].values()) < 1e-4
+
+
+@pytest.mark.parametrize("case", range(len(ACCUMULATIONS)))
+@pytest.mark.parametrize("stage", STAGES)
+def test_micro_batches_on_two_ranks_give_the_gradients_of_one_process_with_the_whole_batch(
+    results: dict[str, Any], stage: int, case: int
+) -> None:
+    seen = results["accumulation"][f"stage {stage}, case {case}"]
+    assert "student.logit_scale.delta" in seen["gradients"]
+    assert max(seen["gradients"].values()) < 5e-6, max(seen["gradients"].items(), key=lambda item: item[1])
+    assert seen["outputs"] < 1e-6
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -122,3 +137,14 @@ def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
 def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"batch_size \(6\) does not divide among 4 ranks; use schedule.batch_size=4"):
         deepspeed_config(tiny.run_config(), 4, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "micro_batch_size", "expected"),
+    [(1, "bf16", 2, "fp32"), (3, "bf16", 2, "fp32"), (0, "bf16", 2, None), (1, "fp32", 2, None), (1, "bf16", 3, None)],
+)
+def test_sums_over_micro_batches_are_in_float32_where_deepspeed_can(
+    stage: int, precision: Any, micro_batch_size: int, expected: str | None
+) -> None:
+    config = tiny.run_config(zero_stage=stage, micro_batch_size=micro_batch_size)
+    assert deepspeed_config(config, 2, precision)["data_types"].get("grad_accum_dtype") == expected
