@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slap_fast.data.dataset_files import INDEX_DTYPE
-from slap_fast.data.index import ClipIndex
+from slap_fast.data.index import ClipIndex, gather
 
 
 class Mixture:
@@ -88,7 +88,7 @@ class Mixture:
         datasets = np.searchsorted(self.starts, clips, side="right") - 1
         for dataset in np.unique(datasets).tolist():
             own = datasets == dataset
-            found[own] = self.indexes[dataset].records[clips[own] - self.starts[dataset]]
+            found[own] = gather(self.indexes[dataset].records, clips[own] - self.starts[dataset])
         return found
 
     def record(self, clip: int) -> np.void:

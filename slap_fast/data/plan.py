@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slap_fast.data.epoch_stream import EpochStream
-from slap_fast.data.index import ClipIndex
+from slap_fast.data.index import ClipIndex, gather
 from slap_fast.data.keyed_random import Purpose, keyed_generator, keyed_words, scaled
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.rank_split import balanced_groups
@@ -132,9 +132,7 @@ class Plan:
             )
         batch = self._batch(step)
         own = balanced_groups(batch.milliseconds, world_size)[rank]
-        refs = self._refs(batch.clips[own], batch.epochs[own])
-        self._mixture.release()
-        return refs
+        return self._refs(batch.clips[own], batch.epochs[own])
 
     def spares(self, step: int, clip: int) -> Iterator[ClipRef]:
         """Endless replacements for a clip of this step that turns out bad, whichever rank holds it.
@@ -181,7 +179,7 @@ class Plan:
             rows, numbers = stream.read(begins[dataset], ends[dataset] - begins[dataset])
             clips.append(self._mixture.starts[dataset] + rows)
             epochs.append(numbers)
-            seconds.append(self._mixture.indexes[dataset].durations[rows])
+            seconds.append(gather(self._mixture.indexes[dataset].durations, rows))
         used = np.minimum(np.concatenate(seconds).astype(np.float64), self._max_duration)
         return _GlobalBatch(step, np.concatenate(clips), np.concatenate(epochs), np.rint(used * 1000).astype(np.int64))
 

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from slap_fast.data.index import release_pages
+from slap_fast.data.index import gather, release_pages
 
 # Clips whose durations are looked at together: one count is kept for each block, 7 MB for 109 million clips.
 _BLOCK = 128
 _BLOCKS_AT_ONCE = 4096
-# Each touches a place of its own, around which the system maps 64 KiB.
-_SHARDS_AT_ONCE = 256
 
 
 class UsableClips:
@@ -53,9 +51,8 @@ class UsableClips:
     def _count_shards(self, ends: np.ndarray) -> Iterator[np.ndarray]:
         """`shard_starts`, piece by piece, from the `[S]` ends of the shards in the index."""
         yield np.zeros(1, np.int64)
-        for start in range(0, len(ends), _SHARDS_AT_ONCE):
-            yield self._count_before(ends[start : start + _SHARDS_AT_ONCE])
-            release_pages(self._durations)
+        for start in range(0, len(ends), _BLOCKS_AT_ONCE):
+            yield self._count_before(ends[start : start + _BLOCKS_AT_ONCE])
 
     def _count_before(self, rows: np.ndarray) -> np.ndarray:
         """`[n]` int64 usable clips before each row, `[n]` in [0, N]."""
@@ -76,4 +73,4 @@ class UsableClips:
         inside = rows < len(self._durations)
         if not inside.any():
             return inside
-        return inside & (self._durations[np.where(inside, rows, 0)] <= self.longest)
+        return inside & (gather(self._durations, np.where(inside, rows, 0)) <= self.longest)
