@@ -91,7 +91,7 @@ def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: cannot read the value: {error}") from error
-    if value is not None and str in typing.get_args(hint) and not isinstance(value, list):
+    if value is not None and str in typing.get_args(hint) and _list_type(hint) is None:
         value = text
     return path, _coerce(value, hint, key, where)
 
