@@ -5,9 +5,8 @@ next branch: `summed = x + residual; normed = F.rms_norm(summed)`. "Forward and 
 results back to both inputs and to the weight. The audio encoder does so 24 times a pass.
 
 What to expect. There is next to nothing to compute: bytes are the wall. Forward, two tensors are read and two written;
-backward, three are read and one written, as both inputs have the same gradient. The case "copy" moves as many bytes.
-PyTorch's operations read and write each of their intermediate results, in bfloat16 also a float32 copy of the sum.
-torch.compile fuses them, but reads the sum and its gradient once more for the gradient of the weight.
+backward, three are read and one written, as both inputs have the same gradient. The case "copy" moves as many bytes,
+between tensors that exist. PyTorch's operations write and read intermediate results besides; torch.compile fuses them.
 """
 
 from __future__ import annotations

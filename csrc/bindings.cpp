@@ -20,6 +20,7 @@
 #include "cpu/prototype_cross_entropy.h"
 #include "cpu/rms_norm.h"
 #include "cpu/rotary.h"
+#include "cpu/swiglu.h"
 #include "cpu/varlen_attention.h"
 #include "cpu/waveform_stats.h"
 #if defined(SLAP_FAST_HAS_CUDA)
@@ -192,6 +193,25 @@ void bind_rotary(py::module_& module) {
       py::arg("parts"), py::arg("storage"), py::arg("head_dim"), py::arg("tokens_per_frame"), py::arg("thetas"),
       py::arg("inverse"), py::arg("cu_seqlens"), py::arg("sequences"), py::arg("total"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_swiglu(py::module_& module) {
+  module.def(
+      "swiglu",
+      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address gate_up, Address out, int threads) {
+        slap_fast::swiglu({storage_of(storage), rows, width}, at<const void>(gate_up), at<void>(out), threads);
+      },
+      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "swiglu_backward",
+      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address grad, Address gate_up,
+         Address grad_gate_up, int threads) {
+        slap_fast::swiglu_backward({storage_of(storage), rows, width}, at<const void>(grad), at<const void>(gate_up),
+                                   at<void>(grad_gate_up), threads);
+      },
+      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("grad"), py::arg("gate_up"),
+      py::arg("grad_gate_up"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 // An address and the strides of tokens and heads.
@@ -370,6 +390,7 @@ PYBIND11_MODULE(_C, module) {
   bind_log_mel(module);
   bind_rms_norm(module);
   bind_rotary(module);
+  bind_swiglu(module);
   bind_matrix_product(module);
   bind_varlen_attention(module);
   bind_contrastive(module);

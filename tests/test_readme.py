@@ -44,6 +44,7 @@ def _names() -> dict[str, Any]:
         **dict.fromkeys(("audio", "text", "student", "teacher"), unit),
         **dict.fromkeys(("student_prototypes", "teacher_prototypes"), unit),
         "hidden": _packed(16),
+        "gate_up": _packed(16),
         **dict.fromkeys(("x", "branch"), _packed(16)),
         "weight": torch.ones(16, requires_grad=True),
         "vocabulary": unit,
@@ -75,7 +76,7 @@ def test_a_frontend_example_runs(example: str) -> None:
 
 def test_every_op_has_an_example() -> None:
     assert len(FRONTEND_EXAMPLES) == 3
-    assert len(OP_EXAMPLES) == 7
+    assert len(OP_EXAMPLES) == 8
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("slap-fast ")])

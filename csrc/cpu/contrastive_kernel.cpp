@@ -214,8 +214,7 @@ void sigmoid_gradients(const SimilarityTile& tile, const float* row_grad, float*
     };
     const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes similarity = columns.similarity(tail, row, column), logit = columns.logit(similarity);
-      const Lanes small = decay(logit), share = splat(row_grad[row]) / (small + 1.0f);
-      const Lanes grad = columns.keep(tail, select(logit < 0.0f, share * small, share), Lanes{});
+      const Lanes grad = columns.keep(tail, splat(row_grad[row]) * sigmoid(logit), Lanes{});
       product.segment = fma(grad, similarity, product.segment);
       sum.segment += grad;
       columns.put(row, column, grad);

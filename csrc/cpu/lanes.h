@@ -177,6 +177,12 @@ SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 #endif
 }
 
+// 1 / (1 + e^-x).
+SLAP_FAST_INLINE Lanes sigmoid(Lanes x) {
+  const Lanes small = exponential(-at_least(x, -x)), share = 1.0f / (small + 1.0f);
+  return select(x < 0.0f, share * small, share);
+}
+
 // Four rows of lanes, each block of 4 x 4 transposed.
 SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
 #if defined(__AVX512F__)

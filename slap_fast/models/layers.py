@@ -7,13 +7,13 @@ normalized, in the same pass.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary_qkv
+from slap_fast.ops.swiglu import swiglu
 from slap_fast.ops.varlen_attention import varlen_attention
 
 
@@ -42,8 +42,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class SelfAttention(nn.Module):

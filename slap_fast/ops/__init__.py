@@ -9,6 +9,7 @@ from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
+from slap_fast.ops.swiglu import swiglu
 from slap_fast.ops.varlen_attention import varlen_attention
 from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
 
@@ -27,6 +28,7 @@ __all__ = [
     "prototype_cross_entropy",
     "rms_norm",
     "sinkhorn_potential",
+    "swiglu",
     "varlen_attention",
     "waveform_stats",
 ]

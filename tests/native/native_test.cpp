@@ -12,6 +12,7 @@ int main() {
   testing::test_matrix_product();
   testing::test_rms_norm();
   testing::test_rotary();
+  testing::test_swiglu();
   testing::test_varlen_attention();
   for (slap_fast::Isa isa : testing::isas_of_this_machine()) std::printf("%s ok\n", slap_fast::isa_name(isa));
   return 0;

@@ -9,6 +9,7 @@ void test_losses();
 void test_matrix_product();
 void test_rms_norm();
 void test_rotary();
+void test_swiglu();
 void test_varlen_attention();
 
 }  // namespace testing

@@ -1,0 +1,117 @@
+"""The gate of the audio encoder's SwiGLU MLP: slap-fast against PyTorch, plain and compiled.
+
+What to expect. A value of the hidden size is read twice and written once forward, read three times and written twice
+backward; the arithmetic is an exponential and a division. Plain PyTorch moves 5 values forward and 13 backward,
+autograd's concatenation of the two gradients among them. The case "copy" moves what "forward and backward" has to,
+between tensors that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.machine import has_bf16_units
+from slap_fast.models.config import ModelConfig
+from slap_fast.ops import swiglu
+
+TITLE = "The gate of a SwiGLU MLP, forward and backward"
+
+# Plain PyTorch rounds the gate before it multiplies.
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+Gate = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Random numbers in place of a projection's output, the same at every call."""
+
+    tokens: int
+    width: int
+    dtype: torch.dtype
+    device: str
+
+    def gate_up(self) -> Tensor:
+        return self._numbers(0, 2 * self.width)
+
+    def gradient(self) -> Tensor:
+        return self._numbers(1, self.width)
+
+    def _numbers(self, seed: int, width: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.tokens, width, generator=generator).to(self.device, self.dtype)
+
+
+def cases(settings: Settings) -> list[Case]:
+    tokens = 64 if settings.quick else 3036 if settings.device == "cpu" else 65_536
+    width = 96 if settings.quick else ModelConfig().audio.mlp_width
+    dtypes = [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
+    sizes = [Hidden(tokens, width, dtype, settings.device) for dtype in dtypes]
+    found = [_case(hidden, settings, backward=backward) for hidden in sizes for backward in (False, True)]
+    return [*found, *map(_copy, sizes)]
+
+
+def _case(hidden: Hidden, settings: Settings, *, backward: bool) -> Case:
+    run = partial(_run, hidden, backward=backward)
+    too_slow = "a quick run is over before it has compiled" if settings.quick else None
+    values = hidden.tokens * hidden.width * (3 + 5 * backward)
+    return Case(
+        name=f"{'forward and backward' if backward else 'forward'}, {DTYPE_NAMES[hidden.dtype]}",
+        peers=(
+            Peer("PyTorch", lambda: run(_plain)),
+            Peer("torch.compile", lambda: run(torch.compile(_plain, fullgraph=True, dynamic=True)), too_slow),
+            Peer("slap-fast", lambda: run(swiglu)),
+        ),
+        baseline="PyTorch",
+        reference=lambda: _outputs(_plain, hidden.gate_up().double(), hidden.gradient().double(), backward=backward),
+        tolerance=TOLERANCES[hidden.dtype],
+        work={"GB": 1e-9 * hidden.dtype.itemsize * values},
+        facts={"tokens": hidden.tokens, "hidden width": hidden.width},
+    )
+
+
+def _plain(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _outputs(gate: Gate, gate_up: Tensor, gradient: Tensor, *, backward: bool) -> Outputs:
+    if not backward:
+        with torch.no_grad():
+            return {"hidden": gate(gate_up)}
+    gate_up = gate_up.detach().requires_grad_()
+    hidden = gate(gate_up)
+    return {"hidden": hidden.detach(), "gradient": torch.autograd.grad(hidden, gate_up, gradient)[0]}
+
+
+def _run(hidden: Hidden, gate: Gate, *, backward: bool) -> Run:
+    step = partial(_outputs, gate, hidden.gate_up(), hidden.gradient(), backward=backward)
+    return Run(step=step, outputs=step)
+
+
+def _copy(hidden: Hidden) -> Case:
+    def values() -> Tensor:
+        return torch.cat([hidden.gate_up(), hidden.gate_up()])
+
+    def setup() -> Run:
+        source = values()
+        target = torch.empty_like(source)
+        return Run(step=lambda: target.copy_(source), outputs=lambda: {"values": target.copy_(source)})
+
+    copy = Peer("copy_", setup)
+    return Case(
+        name=f"copy, {DTYPE_NAMES[hidden.dtype]}",
+        peers=(copy,),
+        baseline=copy.name,
+        reference=lambda: {"values": values()},
+        tolerance=0.0,
+        work={"GB": 1e-9 * hidden.dtype.itemsize * 8 * hidden.tokens * hidden.width},
+    )

@@ -1,0 +1,87 @@
+// Compiled once for each instruction set.
+#include "swiglu_kernel.h"
+
+#include "stored_lanes.h"
+
+namespace slap_fast::SLAP_FAST_ISA {
+namespace {
+
+SLAP_FAST_INLINE Lanes gated(Lanes gate, Lanes up) { return gate * sigmoid(gate) * up; }
+
+struct Gradients {
+  Lanes gate, up;
+};
+
+// silu(x) = x s and silu'(x) = s (1 + x (1 - s)), s = sigmoid(x).
+SLAP_FAST_INLINE Gradients gradients(Lanes grad, Lanes gate, Lanes up) {
+  const Lanes s = sigmoid(gate);
+  const Lanes slope = s * fma(gate, 1.0f - s, splat(1.0f));
+  return {grad * up * slope, grad * (gate * s)};
+}
+
+template <class Format>
+void forward_rows(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end) {
+  using Stored = typename Format::Stored;
+  const std::int64_t width = shape.width, whole = width - width % kLanes, rest = width - whole;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const Stored *gate = static_cast<const Stored*>(gate_up) + 2 * row * width, *up = gate + width;
+    Stored* to = static_cast<Stored*>(out) + row * width;
+    for (std::int64_t i = 0; i < whole; i += kLanes)
+      Format::store(to + i, gated(Format::load(gate + i), Format::load(up + i)));
+    if (rest > 0)
+      store_some<Format>(to + whole,
+                         gated(load_some<Format>(gate + whole, rest), load_some<Format>(up + whole, rest)), rest);
+  }
+}
+
+template <class Format>
+void backward_rows(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up,
+                   std::int64_t begin, std::int64_t end) {
+  using Stored = typename Format::Stored;
+  const std::int64_t width = shape.width, whole = width - width % kLanes, rest = width - whole;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const Stored* from = static_cast<const Stored*>(grad) + row * width;
+    const Stored *gate = static_cast<const Stored*>(gate_up) + 2 * row * width, *up = gate + width;
+    Stored *grad_gate = static_cast<Stored*>(grad_gate_up) + 2 * row * width, *grad_up = grad_gate + width;
+    for (std::int64_t i = 0; i < whole; i += kLanes) {
+      const Gradients found = gradients(Format::load(from + i), Format::load(gate + i), Format::load(up + i));
+      Format::store(grad_gate + i, found.gate);
+      Format::store(grad_up + i, found.up);
+    }
+    if (rest > 0) {
+      const Gradients found = gradients(load_some<Format>(from + whole, rest), load_some<Format>(gate + whole, rest),
+                                        load_some<Format>(up + whole, rest));
+      store_some<Format>(grad_gate + whole, found.gate, rest);
+      store_some<Format>(grad_up + whole, found.up, rest);
+    }
+  }
+}
+
+void forward(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end) {
+  switch (shape.storage) {
+    case Storage::float32:
+      return forward_rows<Float32>(shape, gate_up, out, begin, end);
+    case Storage::bfloat16:
+      return forward_rows<BFloat16>(shape, gate_up, out, begin, end);
+    case Storage::float16:
+      return forward_rows<Float16>(shape, gate_up, out, begin, end);
+  }
+}
+
+void backward(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up, std::int64_t begin,
+              std::int64_t end) {
+  switch (shape.storage) {
+    case Storage::float32:
+      return backward_rows<Float32>(shape, grad, gate_up, grad_gate_up, begin, end);
+    case Storage::bfloat16:
+      return backward_rows<BFloat16>(shape, grad, gate_up, grad_gate_up, begin, end);
+    case Storage::float16:
+      return backward_rows<Float16>(shape, grad, gate_up, grad_gate_up, begin, end);
+  }
+}
+
+}  // namespace
+
+SwigluKernels swiglu_kernels() { return {forward, backward}; }
+
+}  // namespace slap_fast::SLAP_FAST_ISA

@@ -1,0 +1,27 @@
+// A block of rows, by instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "swiglu.h"
+
+namespace slap_fast {
+
+struct SwigluKernels {
+  // The rows [begin, end) of the tensors.
+  void (*forward)(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end);
+  void (*backward)(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up,
+                   std::int64_t begin, std::int64_t end);
+};
+
+namespace baseline {
+SwigluKernels swiglu_kernels();
+}
+namespace avx2 {
+SwigluKernels swiglu_kernels();
+}
+namespace avx512 {
+SwigluKernels swiglu_kernels();
+}
+
+}  // namespace slap_fast

@@ -1,0 +1,18 @@
+"""The peers of the SwiGLU benchmark compute the same: otherwise its times would compare nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.harness.cli import main
+
+
+def test_every_peer_is_right_or_says_why_it_is_absent(tmp_path: Path) -> None:
+    assert main(["swiglu", "--quick", "--no-memory", "--out", str(tmp_path)]) == 0
+    cases = json.loads((tmp_path / "swiglu-cpu-quick.json").read_text())["cases"]
+    for case in cases:
+        absent = {peer["name"] for peer in case["peers"] if peer["status"] != "ok"}
+        assert absent <= {"torch.compile"}, case
+        outputs = {"values"} if "copy" in case["name"] else {"hidden", *["gradient"] * ("backward" in case["name"])}
+        assert set(case["peers"][0]["errors"]) == outputs
