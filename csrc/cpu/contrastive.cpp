@@ -80,13 +80,12 @@ class Forward {
 
   void visit(std::int64_t first_row, std::int64_t rows, std::int64_t column, std::int64_t columns, ColumnFacts& facts,
              TileScratch& scratch) {
-    // A scale of zero would lose the infinities that hide positives.
-    const float scale = inputs_.scale == 0.0f ? std::numeric_limits<float>::min() : inputs_.scale;
-    const SimilarityTile tile{scratch.tile.get(), tile_columns_, rows, columns, scale, inputs_.bias};
+    SimilarityTile tile{scratch.tile.get(), tile_columns_, rows, columns, inputs_.scale, inputs_.bias};
     multiply_tile(inputs_, panels_, first_row, tile, scratch.panels.get());
     std::fill_n(facts.best_positive.get(), tile_columns_, -kInfinity);
     std::fill_n(facts.best_negative.get(), tile_columns_, -kInfinity);
     take_positives(tile, first_row, column, facts, scratch);
+    if (inputs_.scale == 0.0f) flatten(tile, scratch);
     float chunk[kRowBlock];
     if (inputs_.sigmoid) {
       float losses[kRowBlock];
@@ -136,6 +135,13 @@ class Forward {
         similarity = hidden;
       });
     }
+  }
+
+  // Times zero the infinities that hide positives would be lost: takes the scale for 1 and similarities for zero.
+  void flatten(SimilarityTile& tile, TileScratch& scratch) const {
+    for (float* x = tile.data; x < tile.data + tile.rows * tile.stride; ++x) *x = *x == -kInfinity ? *x : 0.0f;
+    std::fill_n(scratch.saved.get(), tile.rows * tile.stride, 0.0f);
+    tile.scale = 1.0f;
   }
 
   void put_back(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, TileScratch& scratch) {

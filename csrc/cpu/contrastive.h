@@ -14,7 +14,7 @@ struct ContrastiveInputs {
   float scale, bias;
   bool sigmoid;                                    // pairwise losses, else the softmax of rows and columns
   std::int64_t offset;                             // row i's positive is column offset + i, if there is such a one,
-  const std::int64_t *audio_ids, *text_ids;        // or where these are not null, each column of its id
+  const std::int64_t *audio_ids, *text_ids;        // or where neither is null, each column of its id
   std::int64_t rows_at_once;                       // at most; 0: any
 };
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "contrastive.h"
@@ -12,9 +13,9 @@ namespace slap_fast {
 namespace {
 
 // Gradients of the logits of some rows and a tile's columns are kept until columns are done with them. Where products
-// are of bfloat16 so are they, and what their rounding takes from a row or a column as a whole is put back along its
-// first positive, or where it has none here, along the mean: embeddings have much in common, and without it the small
-// difference of large sums would be lost.
+// are of bfloat16 so are they. What rounding takes from a row or a column as a whole is then put back along the mean
+// embedding, and what it takes from a row's first positive, often its largest gradient, along that positive: embeddings
+// have much in common, and without it the small difference of large sums would be lost.
 class Backward {
  public:
   Backward(const ContrastiveInputs& inputs, const ContrastiveGradients& gradients, int threads)
@@ -41,7 +42,13 @@ class Backward {
         scratch_(tile_scratch(threads_, stride_,
                               std::max({text_.scratch_bytes(), text_channels_.scratch_bytes(),
                                         audio_channels_.scratch_bytes()}))) {
+    row_grad_.assign(gradients.grad_row, gradients.grad_row + inputs.rows);
+    positive_grad_.assign(gradients.grad_positive, gradients.grad_positive + inputs.rows);
     if (!narrow_) return;
+    // In units of the first row's gradient: mostly it is that of all rows, and a saturated pair's gradient then exact.
+    if (inputs.rows > 0 && std::isnormal(1.0f / row_grad_[0])) unit_ = row_grad_[0];
+    for (float& grad : row_grad_) grad /= unit_;
+    for (float& grad : positive_grad_) grad /= unit_;
     text_mean_ = mean_row(kernel_, inputs.element, inputs.text, inputs.columns, inputs.text_stride, inputs.width);
     audio_mean_ = mean_row(kernel_, inputs.element, inputs.audio, inputs.rows, inputs.audio_stride, inputs.width);
   }
@@ -55,6 +62,7 @@ class Backward {
       weighted_.assign(static_cast<std::size_t>(rows), 0.0);
       totals_.assign(static_cast<std::size_t>(rows), 0.0);
       row_rests_.assign(static_cast<std::size_t>(rows), 0.0f);
+      positive_rests_.assign(static_cast<std::size_t>(rows), 0.0f);
       for (std::int64_t column = 0; column < inputs_.columns; column += kTileColumns) {
         const std::int64_t columns = std::min(kTileColumns, inputs_.columns - column);
         text_.pack(text, column, columns, 0, inputs_.width, threads_);
@@ -62,15 +70,15 @@ class Backward {
                             columns, threads_);
         std::copy_n(gradients_.column_largest + column, columns, column_largest_.get());
         std::copy_n(gradients_.column_loss + column, columns, column_loss_.get());
-        std::copy_n(gradients_.grad_column + column, columns, column_grad_.get());
+        for (std::int64_t c = 0; c < columns; ++c) column_grad_.get()[c] = gradients_.grad_column[column + c] / unit_;
         visit_rows(row, rows, column, columns);
         visit_columns(row, rows, column, columns);
       }
       finish_rows(row, rows);
     }
     finish_columns();
-    *gradients_.grad_scale = grad_scale_;
-    *gradients_.grad_bias = grad_bias_;
+    *gradients_.grad_scale = grad_scale_ * unit_;
+    *gradients_.grad_bias = grad_bias_ * unit_;
   }
 
  private:
@@ -102,8 +110,9 @@ class Backward {
       if (narrow_) {
         float* rests = block_rests_.get() + block * stride_;
         std::fill_n(rests, stride_, 0.0f);
-        kernel_.narrow(tile, reinterpret_cast<std::uint16_t*>(logit_grads_.get()) + place * stride_, stride_,
-                       row_rests_.data() + place, rests);
+        auto* out = reinterpret_cast<std::uint16_t*>(logit_grads_.get()) + place * stride_;
+        kernel_.narrow(tile, out, stride_, row_rests_.data() + place, rests);
+        set_positives_apart(tile, out, row, place, column, rests);
       }
       text_channels_.multiply(left, place, count, 0, 0, inputs_.width, audio_sums_.get() + place * inputs_.width,
                               inputs_.width, column > 0, scratch.panels.get());
@@ -111,6 +120,21 @@ class Backward {
     for (std::int64_t block = 0; narrow_ && block < blocks; ++block)
       for (std::int64_t c = 0; c < columns; ++c)
         column_rests_[static_cast<std::size_t>(column + c)] += block_rests_.get()[block * stride_ + c];
+  }
+
+  void set_positives_apart(const SimilarityTile& tile, const std::uint16_t* narrowed, std::int64_t row,
+                           std::int64_t place, std::int64_t first_column, float* column_rests) {
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+      const std::int64_t c = positives_.first(row + place + r) - first_column, at = r * tile.stride + c;
+      if (c < 0 || c >= tile.columns) continue;
+      const std::uint32_t bits = static_cast<std::uint32_t>(narrowed[at]) << 16;
+      float kept;
+      std::memcpy(&kept, &bits, sizeof kept);
+      const float rest = tile.data[at] - kept;
+      positive_rests_[static_cast<std::size_t>(place + r)] = rest;
+      row_rests_[static_cast<std::size_t>(place + r)] -= rest;
+      column_rests[c] -= rest;
+    }
   }
 
   // Similarities to gradients of logits; `place` counts from the first row at hand.
@@ -123,7 +147,7 @@ class Backward {
         *saved++ = tile.data[r * tile.stride + column - first_column];
       });
     float weighted[kRowBlock], totals[kRowBlock];
-    const float* row_grad = gradients_.grad_row + first_row;
+    const float* row_grad = row_grad_.data() + first_row;
     if (inputs_.sigmoid)
       kernel_.sigmoid_gradients(tile, row_grad, weighted, totals);
     else
@@ -135,7 +159,7 @@ class Backward {
       double& weighted_total = weighted_[static_cast<std::size_t>(place + r)];
       total += totals[r];
       weighted_total += weighted[r];
-      const float share = gradients_.grad_positive[first_row + r] /
+      const float share = positive_grad_[static_cast<std::size_t>(first_row + r)] /
                           static_cast<float>(std::max<std::int64_t>(positives_.count(first_row + r), 1));
       positives_.each(first_row + r, first_column, last_column, [&](std::int64_t column) {
         float& grad = tile.data[r * tile.stride + column - first_column];
@@ -168,40 +192,43 @@ class Backward {
 
   void finish_rows(std::int64_t row, std::int64_t rows) {
     if (inputs_.columns == 0) std::fill_n(audio_sums_.get(), rows * inputs_.width, 0.0f);
-    const std::int64_t bytes = row_bytes(inputs_.element, inputs_.text_stride);
     for (std::int64_t r = 0; r < rows; ++r) {
-      grad_scale_ += weighted_[static_cast<std::size_t>(r)];
-      grad_bias_ += totals_[static_cast<std::size_t>(r)];
+      const auto i = static_cast<std::size_t>(r);
+      grad_scale_ += weighted_[i];
+      grad_bias_ += totals_[i];
       float* sum = audio_sums_.get() + r * inputs_.width;
-      if (narrow_)
-        put_back(row_rests_[static_cast<std::size_t>(r)], positives_.first(row + r), inputs_.text, bytes, text_mean_,
-                 sum);
+      if (narrow_) {
+        add_scaled(text_mean_, row_rests_[i], sum);
+        if (const std::int64_t column = positives_.first(row + r); column >= 0) {
+          add_row(inputs_.text, column * inputs_.text_stride, positive_rests_[i], sum);
+          add_row(inputs_.audio, (row + r) * inputs_.audio_stride, positive_rests_[i],
+                  text_sums() + column * inputs_.width);
+        }
+      }
       write(sum, gradients_.grad_audio, row + r);
     }
   }
 
   void finish_columns() {
     if (inputs_.rows == 0) std::fill_n(text_sums(), inputs_.columns * inputs_.width, 0.0f);
-    const Positives rows_of(narrow_ ? inputs_.text_ids : nullptr, inputs_.columns, inputs_.audio_ids, inputs_.rows,
-                            -inputs_.offset);
-    const std::int64_t bytes = row_bytes(inputs_.element, inputs_.audio_stride);
     for (std::int64_t column = 0; column < inputs_.columns; ++column) {
       float* sum = text_sums() + column * inputs_.width;
-      if (narrow_)
-        put_back(column_rests_[static_cast<std::size_t>(column)], rows_of.first(column), inputs_.audio, bytes,
-                 audio_mean_, sum);
+      if (narrow_) add_scaled(audio_mean_, column_rests_[static_cast<std::size_t>(column)], sum);
       write(sum, gradients_.grad_text, column);
     }
   }
 
-  void put_back(float rest, std::int64_t first, const void* data, std::int64_t bytes, const std::vector<float>& mean,
-                float* sum) const {
-    if (first >= 0) return kernel_.add_row(inputs_.element, static_cast<const char*>(data) + first * bytes, inputs_.width, rest, sum);
-    for (std::int64_t i = 0; i < inputs_.width; ++i) sum[i] += rest * mean[static_cast<std::size_t>(i)];
+  void add_row(const void* data, std::int64_t offset, float factor, float* sum) const {
+    kernel_.add_row(inputs_.element, static_cast<const char*>(data) + row_bytes(inputs_.element, offset), inputs_.width,
+                    factor, sum);
+  }
+
+  static void add_scaled(const std::vector<float>& mean, float factor, float* sum) {
+    for (std::size_t i = 0; i < mean.size(); ++i) sum[i] += factor * mean[i];
   }
 
   void write(const float* sum, void* out, std::int64_t row) const {
-    kernel_.write_row(inputs_.element, sum, inputs_.width, inputs_.scale,
+    kernel_.write_row(inputs_.element, sum, inputs_.width, inputs_.scale * unit_,
                       static_cast<char*>(out) + row * row_bytes(inputs_.element, inputs_.width));
   }
 
@@ -218,7 +245,9 @@ class Backward {
   AlignedArray<float> audio_sums_, text_sums_;                          // [group_, width], [columns, width]
   AlignedArray<float> column_largest_, column_loss_, column_grad_;      // of the tile's columns
   AlignedArray<float> block_rests_;                                     // of the tile's columns, for each block of rows
-  std::vector<float> column_rests_, row_rests_, text_mean_, audio_mean_;
+  std::vector<float> row_grad_, positive_grad_;                         // in units of unit_
+  float unit_ = 1.0f;
+  std::vector<float> column_rests_, row_rests_, positive_rests_, text_mean_, audio_mean_;
   std::vector<double> weighted_, totals_;  // of the rows at hand: sums of gradients times similarities, of gradients
   double grad_scale_ = 0.0, grad_bias_ = 0.0;
   std::vector<std::unique_ptr<TileScratch>> scratch_;

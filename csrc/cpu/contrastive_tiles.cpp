@@ -40,7 +40,6 @@ void check(const ContrastiveInputs& inputs) {
   require(inputs.rows >= 0 && inputs.columns >= 0 && inputs.width >= 0,
           "there are " + std::to_string(inputs.rows) + " rows, " + std::to_string(inputs.columns) + " columns and " +
               std::to_string(inputs.width) + " channels; sizes cannot be negative");
-  require((inputs.audio_ids == nullptr) == (inputs.text_ids == nullptr), "ids are those of one side alone");
   constexpr std::int64_t kFar = std::int64_t{1} << 62;
   require(inputs.offset > -kFar && inputs.offset < kFar, "offset is " + std::to_string(inputs.offset));
 }
