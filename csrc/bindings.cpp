@@ -328,17 +328,21 @@ void bind_contrastive(py::module_& module) {
       py::arg("grad_text"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
+slap_fast::Gradients gradients_of(const std::optional<std::string>& storage) {
+  return storage ? slap_fast::Gradients(storage_of(*storage)) : std::nullopt;
+}
+
 void bind_score_losses(py::module_& module) {
   module.def(
       "linear_cross_entropy",
       [](Address logits, std::int64_t rows, std::int64_t columns, std::int64_t stride, Address target,
-         double label_smoothing, double z_loss, Address gradient, const std::string& gradient_storage, int threads) {
+         double label_smoothing, double z_loss, const std::optional<std::string>& gradients, int threads) {
         return slap_fast::linear_cross_entropy({at<float>(logits), rows, columns, stride},
                                                at<const std::int64_t>(target), {label_smoothing, z_loss},
-                                               {storage_of(gradient_storage), at<void>(gradient)}, threads);
+                                               gradients_of(gradients), threads);
       },
       py::arg("logits"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("target"),
-      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradient"), py::arg("gradient_storage"),
+      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradients"),
       py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   module.def(
       "sinkhorn_masses",
@@ -355,15 +359,15 @@ void bind_score_losses(py::module_& module) {
       "prototype_cross_entropy",
       [](Address student, Address teacher, std::int64_t rows, std::int64_t columns, std::int64_t stride,
          float student_temperature, float teacher_temperature, Address potential, Address token_weight,
-         Address gradient, const std::string& gradient_storage, int threads) {
+         const std::optional<std::string>& gradients, int threads) {
         return slap_fast::prototype_cross_entropy(
             {at<float>(student), rows, columns, stride}, at<float>(teacher), student_temperature,
             {teacher_temperature, at<const float>(potential)}, at<const float>(token_weight),
-            {storage_of(gradient_storage), at<void>(gradient)}, threads);
+            gradients_of(gradients), threads);
       },
       py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
       py::arg("student_temperature"), py::arg("teacher_temperature"), py::arg("potential"), py::arg("token_weight"),
-      py::arg("gradient"), py::arg("gradient_storage"), py::arg("threads"),
+      py::arg("gradients"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
 }
 

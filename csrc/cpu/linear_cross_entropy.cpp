@@ -29,28 +29,27 @@ CrossEntropyKernels chosen_kernels() {
 }
 
 double row_loss(const CrossEntropyKernels& kernels, const ScoreRows& logits, std::int64_t i, std::int64_t target,
-                const TokenLoss& loss, const GradientRows& gradients) {
+                const TokenLoss& loss, Gradients gradients) {
   float* row = logits.row(i);
-  void* gradient = gradients.data == nullptr ? nullptr : gradients.row(i, logits.stride);
   if (target < 0 || target >= logits.columns) {
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    if (gradient != nullptr) kernels.gradient(row, logits.padded(), nan, nan, -1, nan, gradients.storage, gradient);
+    if (gradients) kernels.gradient(row, logits.padded(), nan, nan, -1, nan, *gradients, row);
     return nan;
   }
   const double expected = row[target], smoothing = loss.label_smoothing;
   const double columns = static_cast<double>(logits.columns);
   const double mean = smoothing == 0.0 ? 0.0 : static_cast<double>(kernels.sum(row, logits.columns)) / columns;
   logits.pad(i, -std::numeric_limits<float>::infinity());
-  const RowExponentials exponentials = kernels.exponentials(row, logits.padded(), gradient != nullptr);
+  const RowExponentials exponentials = kernels.exponentials(row, logits.padded(), gradients.has_value());
   const double largest = exponentials.largest, log_sum = std::log(static_cast<double>(exponentials.sum));
   const double lse = largest + log_sum;
-  if (gradient != nullptr) {
+  if (gradients) {
     // Of exp(x - largest), not exp(x - lse): where logits are large, a rounded lse has lost digits that matter.
     const double scale = (1.0 + 2.0 * loss.z_loss * lse) / static_cast<double>(exponentials.sum);
     const double shift = smoothing / columns;
     const double at_target = static_cast<double>(row[target]) * scale - shift - (1.0 - smoothing);
     kernels.gradient(row, logits.padded(), static_cast<float>(scale), static_cast<float>(shift), target,
-                     static_cast<float>(at_target), gradients.storage, gradient);
+                     static_cast<float>(at_target), *gradients, row);
   }
   return log_sum + (1.0 - smoothing) * (largest - expected) + smoothing * (largest - mean) + loss.z_loss * lse * lse;
 }
@@ -58,7 +57,7 @@ double row_loss(const CrossEntropyKernels& kernels, const ScoreRows& logits, std
 }  // namespace
 
 double linear_cross_entropy(const ScoreRows& logits, const std::int64_t* target, const TokenLoss& loss,
-                            const GradientRows& gradients, int threads) {
+                            Gradients gradients, int threads) {
   check_scores(logits);
   const CrossEntropyKernels kernels = chosen_kernels();
   std::vector<double> losses(static_cast<std::size_t>(logits.rows));

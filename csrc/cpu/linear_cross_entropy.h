@@ -13,10 +13,10 @@ struct TokenLoss {
   double label_smoothing, z_loss;
 };
 
-// Returns the sum of the losses of rows with `target` [rows], and writes their gradients by the logits. Where gradients
-// are made, what the logits held is lost. A row whose target is outside [0, columns) is NaN, as is its gradient.
-// The bits do not depend on the number of threads. Throws std::invalid_argument for sizes that do not fit.
+// Returns the sum of the losses of rows with `target` [rows], and writes their gradients over the logits. A row whose
+// target is outside [0, columns) is NaN, as is its gradient. The bits do not depend on the number of threads.
+// Throws std::invalid_argument for sizes that do not fit.
 double linear_cross_entropy(const ScoreRows& logits, const std::int64_t* target, const TokenLoss& loss,
-                            const GradientRows& gradients, int threads);
+                            Gradients gradients, int threads);
 
 }  // namespace slap_fast

@@ -16,7 +16,8 @@ struct CrossEntropyKernels {
   float (*sum)(const float* row, std::int64_t columns);
   // With `keep` the exponentials replace the row.
   RowExponentials (*exponentials)(float* row, std::int64_t padded, bool keep);
-  // gradient = row * scale - shift, `gradient` may be `row`; but `at_target` at `target`, where that is not negative.
+  // gradient = row * scale - shift; but `at_target` at `target`, where that is not negative. It may begin where the row
+  // does, in any storage: no element is wider than what has been read.
   void (*gradient)(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target,
                    float at_target, Storage storage, void* gradient);
 };

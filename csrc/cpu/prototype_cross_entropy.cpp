@@ -89,7 +89,7 @@ void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& how, float*
 
 double prototype_cross_entropy(const ScoreRows& student, float* teacher, float student_temperature,
                                const PrototypeLogits& teacher_how, const float* token_weight,
-                               const GradientRows& gradients, int threads) {
+                               Gradients gradients, int threads) {
   check_scores(student);
   check_temperature(student_temperature);
   check_temperature(teacher_how.temperature);
@@ -98,7 +98,7 @@ double prototype_cross_entropy(const ScoreRows& student, float* teacher, float s
   const std::vector<float> potential = padded_potential(teacher_how, teachers);
   const RowLogits logits{1.0f / teacher_how.temperature, potential.data()};
   const float inverse_temperature = 1.0f / student_temperature;
-  const bool keep = gradients.data != nullptr;
+  const bool keep = gradients.has_value();
   std::vector<double> losses(static_cast<std::size_t>(student.rows));
   parallel_for(student.rows, useful_threads(student, threads), [&](std::int64_t i, int) {
     student.pad(i, kNone * student_temperature);
@@ -111,7 +111,7 @@ double prototype_cross_entropy(const ScoreRows& student, float* teacher, float s
     if (!keep) return;
     const double scale = weight / static_cast<double>(student_temperature);
     kernels.gradient(student.row(i), teachers.row(i), student.padded(), static_cast<float>(scale / student_sum),
-                     static_cast<float>(scale / teacher_sum), gradients.storage, gradients.row(i, student.stride));
+                     static_cast<float>(scale / teacher_sum), *gradients, student.row(i));
   });
   return std::accumulate(losses.begin(), losses.end(), 0.0);
 }

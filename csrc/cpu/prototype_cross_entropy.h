@@ -20,10 +20,10 @@ struct PrototypeLogits {
 void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& how, float* largest, double* sum, int threads);
 
 // Returns the sum over tokens of token_weight [rows] times the cross-entropy of softmax(student logits) under
-// softmax(teacher logits), and writes its gradients by the student's scores. Where gradients are made, what both scores
-// held is lost. Both have the same sizes.
+// softmax(teacher logits), and writes its gradients over the student's scores; the teacher's are lost with them. Both
+// have the same sizes.
 double prototype_cross_entropy(const ScoreRows& student, float* teacher, float student_temperature,
                                const PrototypeLogits& teacher_how, const float* token_weight,
-                               const GradientRows& gradients, int threads);
+                               Gradients gradients, int threads);
 
 }  // namespace slap_fast

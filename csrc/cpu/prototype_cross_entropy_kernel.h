@@ -36,7 +36,8 @@ struct PrototypeKernels {
   // With `keep` the exponentials replace both rows. The teacher's alone have a potential.
   PairSums (*pair)(float* student, float* teacher, std::int64_t padded, float inverse_student_temperature,
                    const RowLogits& teacher_how, bool keep);
-  // gradient = student * student_scale - teacher * teacher_scale; `gradient` may be `student`.
+  // gradient = student * student_scale - teacher * teacher_scale. It may begin where the student's row does, in any
+  // storage: no element is wider than what has been read.
   void (*gradient)(const float* student, const float* teacher, std::int64_t padded, float student_scale,
                    float teacher_scale, Storage storage, void* gradient);
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -24,15 +25,8 @@ struct ScoreRows {
   }
 };
 
-// Gradients of scores, in rows of the same stride; `data` may be that of float32 scores. Without data none are made.
-struct GradientRows {
-  Storage storage;
-  void* data;
-
-  void* row(std::int64_t i, std::int64_t stride) const {
-    return static_cast<char*>(data) + i * stride * (storage == Storage::float32 ? 4 : 2);
-  }
-};
+// Gradients of scores, if any are made: they take the place of the scores, each row from where its scores began.
+using Gradients = std::optional<Storage>;
 
 inline void check_scores(const ScoreRows& scores) {
   if (scores.rows < 0 || scores.columns < 1)

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# On CPUs a product that changes its type takes a copy of what it multiplies at once.
+_PARTS = 16
+
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """What sums over `dtype` are made and kept in."""
@@ -33,6 +36,21 @@ def empty_gradient(x: Tensor, needed: bool) -> Tensor:
     return x.new_empty(x.shape if needed else (0,), dtype=accumulator(x.dtype))
 
 
+@torch.library.custom_op("slap_fast::scale_gradient", mutates_args=())
+def _scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`gradient * factor`, rounded once to `dtype`, without a copy of the whole in between."""
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    parts = 1 if gradient.dtype == dtype or not gradient.shape[0] else min(gradient.shape[0], _PARTS)
+    for part, target in zip(gradient.chunk(parts), scaled.chunk(parts), strict=True):
+        torch.mul(part, factor, out=target)
+    return scaled
+
+
+@_scale_gradient.register_fake
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype)
+
+
 def register_autograd(op: Any, positions: Sequence[int]) -> None:
     """Derive `op`, which returns `(loss, *gradients)`, one gradient for each of the inputs at `positions`."""
 
@@ -47,7 +65,7 @@ def register_autograd(op: Any, positions: Sequence[int]) -> None:
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for position, gradient, dtype in zip(positions, ctx.saved_tensors, ctx.dtypes, strict=True):
             if grad is not None and ctx.needs_input_grad[position]:
-                grads[position] = (gradient * grad).to(dtype)
+                grads[position] = _scale_gradient(gradient, grad, dtype)
         return tuple(grads)
 
     op.register_autograd(backward, setup_context=setup_context)

@@ -10,7 +10,6 @@
 namespace testing {
 namespace {
 
-using slap_fast::GradientRows;
 using slap_fast::ScoreRows;
 using slap_fast::Storage;
 using Row = std::vector<long double>;
@@ -56,43 +55,42 @@ bool near(long double actual, long double wanted, long double tolerance) {
   return std::fabs(actual - wanted) <= tolerance * (1.0L + std::fabs(wanted));
 }
 
-// Where gradients of either storage go, read back.
-class Gradients {
+// Gradients of either storage, or none, read back from where the scores were.
+class Made {
  public:
-  Gradients(Random& random, const Shape& shape, const Exact<float>& scores)
-      : halves_(random.once_in(2)), made_(!random.once_in(4)), shape_(shape), scores_(scores),
-        out_(halves_ ? shape.rows * shape.stride : 0, random.between(0, 15)) {}
+  Made(Random& random, const Shape& shape, const Exact<float>& scores)
+      : storage(random.of<slap_fast::Gradients>({std::nullopt, Storage::float32, Storage::bfloat16})),
+        shape_(shape),
+        scores_(scores) {}
 
-  GradientRows rows() const {
-    if (!made_) return {Storage::float32, nullptr};
-    return halves_ ? GradientRows{Storage::bfloat16, out_.data()} : GradientRows{Storage::float32, scores_.data()};
-  }
   void check(std::int64_t row, const Row& wanted, const std::string& what) const {
-    if (!made_) return;
-    for (std::int64_t j = 0; j < shape_.columns; ++j) {
-      const long double tolerance = halves_ ? 0x1p-8L * std::fabs(wanted[index(j)]) + 5e-6L : 5e-6L;
-      require(std::fabs(at(row * shape_.stride + j) - wanted[index(j)]) <= tolerance, what);
+    for (std::int64_t j = 0; storage && j < shape_.columns; ++j) {
+      const long double relative = storage == Storage::bfloat16 ? 0x1p-8L : 0.0L;
+      require(std::fabs(at(row, j) - wanted[index(j)]) <= relative * std::fabs(wanted[index(j)]) + 5e-6L, what);
     }
   }
   bool is_nan(std::int64_t row) const {
-    for (std::int64_t j = 0; made_ && j < shape_.columns; ++j)
-      if (!std::isnan(at(row * shape_.stride + j))) return false;
+    for (std::int64_t j = 0; storage && j < shape_.columns; ++j)
+      if (!std::isnan(at(row, j))) return false;
     return true;
   }
 
+  const slap_fast::Gradients storage;
+
  private:
-  float at(std::int64_t i) const {
-    if (!halves_) return scores_[i];
-    const std::uint32_t bits = static_cast<std::uint32_t>(out_[i]) << 16;
+  float at(std::int64_t row, std::int64_t j) const {
+    const float* begin = scores_.data() + row * shape_.stride;
+    if (storage == Storage::float32) return begin[j];
+    std::uint16_t half;
+    std::memcpy(&half, reinterpret_cast<const char*>(begin) + 2 * j, sizeof half);
+    const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
     float x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
   }
 
-  bool halves_, made_;
   const Shape& shape_;
   const Exact<float>& scores_;
-  Exact<std::uint16_t> out_;
 };
 
 void check_linear_cross_entropy(Random& random) {
@@ -120,9 +118,9 @@ void check_linear_cross_entropy(Random& random) {
     }
     gradients.push_back(gradient);
   }
-  const Gradients made(random, shape, logits);
+  const Made made(random, shape, logits);
   const double total = slap_fast::linear_cross_entropy({logits.data(), shape.rows, shape.columns, shape.stride},
-                                                       target.data(), loss, made.rows(), shape.threads);
+                                                       target.data(), loss, made.storage, shape.threads);
   const bool any_invalid = invalid && shape.rows > 0;
   require(any_invalid ? std::isnan(total) : near(total, wanted, 2e-6L), "loss of tokens");
   for (std::int64_t i = 0; i < shape.rows; ++i) {
@@ -201,10 +199,10 @@ void check_prototype_cross_entropy(Random& random) {
     }
     gradients.push_back(gradient);
   }
-  const Gradients made(random, shape, student);
+  const Made made(random, shape, student);
   const double total = slap_fast::prototype_cross_entropy(
       {student.data(), shape.rows, shape.columns, shape.stride}, teacher.data(), student_temperature,
-      {temperature, address(potential)}, weight.data(), made.rows(), shape.threads);
+      {temperature, address(potential)}, weight.data(), made.storage, shape.threads);
   require(near(total, wanted, 2e-6L), "loss under the teacher");
   for (std::int64_t i = 0; i < shape.rows; ++i) made.check(i, gradients[index(i)], "gradient of scores");
 }

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
-from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, multiply
+from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
-# Bytes of the logits held at once. A chunk reads and writes the whole gradient of the vocabulary: few tokens at a time
-# would be all memory traffic.
+# Bytes of the logits of float32 inputs held at once, twice those of 16-bit inputs. A chunk reads and writes the whole
+# gradient of the vocabulary: few tokens at a time would be all memory traffic.
 _BUDGET = 1 << 27
 
 
@@ -39,15 +39,15 @@ def loss_and_gradients(
     dtype = score_chunks.product_dtype(hidden.dtype)
     precise_weight, vocabulary = weight.to(dtype), weight.shape[0]
     counted = (target != ignore_index).nonzero().squeeze(1)  # an ignored token's features may be anything, NaN too
-    rows = chunk_rows(vocabulary, _BUDGET, counted.shape[0])
+    rows = chunk_rows(vocabulary, _BUDGET * dtype.itemsize // 4, counted.shape[0])
     logits = empty_scores(rows, vocabulary)
-    grad_logits = logits if dtype == torch.float32 else empty_scores(rows, vocabulary, dtype)
+    grad_logits = gradients_in(logits, dtype)
     needs_grad = hidden_needs_grad or weight_needs_grad
     total = 0.0
     for tokens in counted.split(rows):
         chunk, chunk_target = hidden[tokens].to(dtype), target[tokens]
-        chunk_logits, chunk_grad = logits[: len(tokens)], grad_logits[: len(tokens)]
-        multiply(chunk, precise_weight.T, chunk_logits)
+        chunk_grad = grad_logits[: len(tokens)]
+        multiply(chunk, precise_weight.T, logits[: len(tokens)])
         total += native.require().linear_cross_entropy(
             logits=logits.data_ptr(),
             rows=len(tokens),
@@ -56,8 +56,7 @@ def loss_and_gradients(
             target=chunk_target.data_ptr(),
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            gradient=grad_logits.data_ptr() if needs_grad else 0,
-            gradient_storage=ELEMENTS[dtype],
+            gradients=ELEMENTS[dtype] if needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if hidden_needs_grad:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
-from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, multiply
+from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of one side's scores held at once. A sweep only multiplies; the last one reads and writes the whole gradient of
@@ -82,7 +82,7 @@ def loss_and_gradients(
     potential, token_weight = None if potential is None else potential.contiguous(), token_weight.contiguous()
     rows = chunk_rows(count, _LOSS_BUDGET, student.shape[0])
     scores, targets = empty_scores(rows, count), empty_scores(rows, count)
-    grad_scores = scores if dtype == torch.float32 else empty_scores(rows, count, dtype)
+    grad_scores = gradients_in(scores, dtype)
     needs_grad = student_needs_grad or prototypes_needs_grad
     total = 0.0
     for tokens in _chunks(student.shape[0], rows):
@@ -99,8 +99,7 @@ def loss_and_gradients(
             teacher_temperature=float(teacher_temperature),
             potential=_address(potential),
             token_weight=token_weight[tokens].data_ptr(),
-            gradient=grad_scores.data_ptr() if needs_grad else 0,
-            gradient_storage=ELEMENTS[dtype],
+            gradients=ELEMENTS[dtype] if needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if student_needs_grad:

@@ -23,12 +23,19 @@ def chunk_rows(columns: int, budget: int, rows: int) -> int:
     return max(1, -(-rows // chunks))
 
 
-def empty_scores(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`[rows, columns]` of a stride that whole vectors divide, the same for any `dtype`, in uninitialised memory."""
+def empty_scores(rows: int, columns: int) -> Tensor:
+    """`[rows, columns]` float32 of a stride that whole vectors divide, in uninitialised memory."""
     stride = -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
     if stride % _CACHE_WAY == 0:
         stride += _ROW_MULTIPLE
-    return torch.empty(rows, stride, dtype=dtype)[:, :columns]
+    return torch.empty(rows, stride)[:, :columns]
+
+
+def gradients_in(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradients of that `dtype` that native code has written over `scores`."""
+    stride = scores.stride(0) * scores.itemsize // dtype.itemsize
+    whole = scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride())
+    return whole.view(dtype).as_strided(scores.shape, (stride, 1))
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
