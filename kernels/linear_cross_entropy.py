@@ -146,7 +146,7 @@ def loss_and_gradients(
         if rows:
             finish_kernel[(triton.cdiv(rows, _FINISH),)](
                 target, *sums, loss, log_total, softmax_weight, rows, columns, ignore_index, label_smoothing, z_loss,
-                BLOCK=_FINISH,
+                BLOCK=_FINISH, enable_fp_fusion=False,
             )  # fmt: skip
         total = loss.sum()
         unit = float16_unit([softmax_weight], hidden.dtype)

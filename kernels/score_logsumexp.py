@@ -84,9 +84,10 @@ def logsumexp_kernel(
         logits = logits_of(tiles[piece], multiplier, shift_c, r < rows)
         if HAS_TARGET:
             row_total += tl.sum(tiles[piece], 1)
-            chosen = own[:, None] == c[None, :]
             found = (own >= column + piece * WIDTH) & (own < column + (piece + 1) * WIDTH)
-            tl.store(target_logit + r, tl.sum(tl.where(chosen, tiles[piece], 0.0), 1), mask=found)
+            if tl.max(found.to(tl.int32), 0) > 0:
+                chosen = own[:, None] == c[None, :]
+                tl.store(target_logit + r, tl.sum(tl.where(chosen, tiles[piece], 0.0), 1), mask=found)
         if OF_ROWS:
             largest = tl.maximum(row_largest, tl.max(logits, 1))
             reference = finite_or_zero(largest)

@@ -108,5 +108,6 @@ def fold(
     """Launch `fold_kernel` on `[streams, slots, tiles, count]` parts of what `sums` holds from `begin` on."""
     streams, slots, total = sums.shape
     fold_kernel[(triton.cdiv(count, _FOLD), streams)](
-        parts, sums, tiles, count, begin, total, SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, BLOCK=_FOLD
-    )
+        parts, sums, tiles, count, begin, total, SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, BLOCK=_FOLD,
+        enable_fp_fusion=False,
+    )  # fmt: skip
