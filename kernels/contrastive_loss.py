@@ -52,6 +52,8 @@ class _Call:
             "HAS_IDS": ids is not None,
         }
         self.constants = self.kind | tile_constants(self.tile, audio.dtype, audio.shape[1])
+        if ids is None:  # with ids it would spill
+            self.constants["maxnreg"] = self.tile.registers
 
 
 def _keys(audio_ids: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ class ScoreTile(NamedTuple):
         warps: of a program.
         stages: of the pipeline that loads ahead.
         pieces: that the epilogue takes the tile in, 4 or 8.
+        registers: a limit for ptxas, where some version of Triton stops two short of room for a second program.
     """
 
     rows: int
@@ -34,12 +35,13 @@ class ScoreTile(NamedTuple):
     warps: int
     stages: int
     pieces: int
+    registers: int | None = None
 
 
 # Two programs of 8 warps share a multiprocessor, so that one's exponentials hide behind the other's products: at most
 # 128 registers a thread, which 8 pieces leave without ids, and half the shared memory, 113 KiB of sm_90 or 50 KiB where
 # sm_86 is to be served too. A tile of 128 x 256 reads a quarter less, but fills a multiprocessor alone.
-_LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
+_LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8, registers=128), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
 _SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
 
 # Two tiles in the registers of one.

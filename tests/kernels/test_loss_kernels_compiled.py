@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import linear_cross_entropy, prototype_cross_entropy
-from slap_fast.ops.backends import linear_cross_entropy_triton, prototype_triton
+from slap_fast.ops.backends import linear_cross_entropy_triton, prototype_triton, triton_support
 from tests.kernels._compile import Compiled, cross_compile
 
 BOTH = (True, True)
@@ -80,3 +80,9 @@ def test_what_the_kernels_cannot_serve_is_named() -> None:
         assert backend.rejects(device=gpu, dtype=torch.bfloat16) is None
         assert "are torch.float64" in (backend.rejects(device=gpu, dtype=torch.float64) or "")
         assert "on cpu" in (backend.rejects(device=cpu, dtype=torch.float32) or "")
+
+
+def test_rows_too_far_apart_for_the_kernels_are_copied() -> None:
+    for strides, copied in (((1 << 23, 1), False), ((1 << 24, 1), True), ((64, 2), True), ((0, 1), False)):
+        rows = torch.empty_strided((3, 8), strides, device="meta")
+        assert (triton_support.matrix(rows) is not rows) == copied

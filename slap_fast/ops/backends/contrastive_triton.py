@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops.backends import triton_support
-from slap_fast.ops.backends.triton_support import unit_last_stride
+from slap_fast.ops.backends.triton_support import matrix
 
 
 def unavailable() -> str | None:
@@ -33,7 +33,7 @@ def forward(
     """The statistics hold no rows of logits: `chunk_size` is for the gradients."""
     from slap_fast.kernels import contrastive_loss as kernels
 
-    audio, text = map(unit_last_stride, (audio, text))
+    audio, text = map(matrix, (audio, text))
     return kernels.sums(audio, text, logit_scale, logit_bias, _pair(audio_ids, text_ids), offset, kind)
 
 
@@ -57,7 +57,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from slap_fast.kernels import contrastive_loss as kernels
 
-    audio, text = map(unit_last_stride, (audio, text))
+    audio, text = map(matrix, (audio, text))
     vectors = (grad_row, grad_column, grad_positive, row_loss, column_loss, row_facts)
     grad_audio, grad_text, grad_scale, grad_bias = kernels.sums_backward(
         *(x.contiguous() for x in vectors),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops.backends import triton_support
-from slap_fast.ops.backends.triton_support import unit_last_stride
+from slap_fast.ops.backends.triton_support import matrix
 
 
 def unavailable() -> str | None:
@@ -33,8 +33,8 @@ def loss_and_gradients(
     from slap_fast.kernels import linear_cross_entropy as kernels
 
     return kernels.loss_and_gradients(
-        unit_last_stride(hidden),
-        unit_last_stride(weight),
+        matrix(hidden),
+        matrix(weight),
         target.contiguous(),
         ignore_index,
         label_smoothing,

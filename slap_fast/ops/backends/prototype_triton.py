@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops.backends import triton_support
-from slap_fast.ops.backends.triton_support import unit_last_stride
+from slap_fast.ops.backends.triton_support import matrix
 
 
 def unavailable() -> str | None:
@@ -23,7 +23,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     """`[K]` log of each prototype's mass over these tokens, once they are normalised under `potential`."""
     from slap_fast.kernels import prototype_cross_entropy as kernels
 
-    teacher, prototypes = map(unit_last_stride, (teacher, prototypes))
+    teacher, prototypes = map(matrix, (teacher, prototypes))
     return kernels.sinkhorn_sweep(teacher, prototypes, temperature, _contiguous(potential))
 
 
@@ -43,10 +43,10 @@ def loss_and_gradients(
     from slap_fast.kernels import prototype_cross_entropy as kernels
 
     return kernels.loss_and_gradients(
-        unit_last_stride(student),
-        unit_last_stride(teacher),
-        unit_last_stride(student_prototypes),
-        unit_last_stride(teacher_prototypes),
+        matrix(student),
+        matrix(teacher),
+        matrix(student_prototypes),
+        matrix(teacher_prototypes),
         _contiguous(potential),
         token_weight.contiguous(),
         student_temperature,

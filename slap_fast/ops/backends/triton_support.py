@@ -42,3 +42,8 @@ def rejects_device(device: torch.device) -> str | None:
 def unit_last_stride(x: Tensor) -> Tensor:
     """`x` itself where the elements of its last dimension are neighbours, else a copy: gradients may be expanded."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def matrix(x: Tensor) -> Tensor:
+    """`x` itself where a kernel can read it as rows: neighbours within a row, and 128 rows within 2**31 elements."""
+    return x if x.stride(1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()
