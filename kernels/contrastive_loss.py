@@ -5,8 +5,8 @@ the whole: 1.7 ms for the statistics, 5.0 ms for the gradients (the similarities
 similarity costs 1,536 operations of the tensor cores and about 20 others, two of them exponentials, of which a
 multiprocessor does 16 a cycle: a third of the time of its product, hidden behind that of its other program.
 
-Memory: statistics work through blocks of 16,384 x 16,384 similarities, whose tiles leave 60 MB of parts (with ids 110),
-whatever the batch. Gradients hold a block of 256 MiB, and float32 sums for one side where rows take several blocks.
+Memory: statistics work through blocks of 16,384 x 16,384 similarities, whose tiles leave 42 MB of parts (with ids 84),
+whatever the batch. Gradients hold a block of 128 MiB, and float32 sums for the columns if rows take several blocks.
 """
 
 from __future__ import annotations

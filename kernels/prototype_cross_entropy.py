@@ -21,6 +21,7 @@ from slap_fast.kernels import launch, score_logsumexp, score_parts
 from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
 from slap_fast.kernels.score_products import blocks, float16_unit, gradients
 from slap_fast.kernels.score_tiles import (
+    ScoreTile,
     exp,
     finite_or_zero,
     logits_of,
@@ -192,6 +193,24 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     return largest + total.log()
 
 
+def _statistics(
+    inputs: tuple[Tensor, ...], strides: tuple[int, ...], tile: ScoreTile, constants: dict[str, object]
+) -> Tensor:
+    """`[2, 3, T]` of the teacher and of the student: largest logit, sum of exponentials, and of `weight * score`."""
+    rows, columns, device = inputs[0].shape[0], inputs[2].shape[0], inputs[0].device
+    sums = running(2, 3, rows, device)
+    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
+    parts = torch.empty(6 * triton.cdiv(most_c, tile.columns) * most_r, dtype=torch.float32, device=device)
+    for begin_r, end_r in blocks(rows, score_parts.BLOCK):
+        for begin_c, end_c in blocks(columns, score_parts.BLOCK):
+            tiles_r, tiles_c = triton.cdiv(end_r - begin_r, tile.rows), triton.cdiv(end_c - begin_c, tile.columns)
+            statistics_kernel[(tiles_r * tiles_c,)](
+                *inputs, parts, *strides, begin_r, begin_c, end_r, end_c, tiles_r, tiles_c, end_r - begin_r, **constants
+            )
+            fold(parts, sums, tiles_c, begin_r, end_r - begin_r, weighted=True)
+    return sums
+
+
 def loss_and_gradients(
     student: Tensor,
     teacher: Tensor,
@@ -205,7 +224,6 @@ def loss_and_gradients(
     prototypes_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sum and its gradients in float32, of shape `[0]` where not needed; last strides are 1."""
-    rows, columns = student.shape[0], student_prototypes.shape[0]
     scales = 1.0 / torch.stack([student_temperature, teacher_temperature])
     matrices = student, teacher, student_prototypes, teacher_prototypes
     strides = tuple(matrix.stride(0) for matrix in matrices)
@@ -213,18 +231,8 @@ def loss_and_gradients(
     inputs = *matrices, scales if potential is None else potential, scales
     tile = pair_tile_for(student.dtype, launch.capability(student.device))
     constants = tile_constants(tile, student.dtype, student.shape[1]) | {"HAS_POTENTIAL": potential is not None}
-    sums = running(2, 3, rows, student.device)
-    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
-    parts = torch.empty(6 * triton.cdiv(most_c, tile.columns) * most_r, dtype=torch.float32, device=student.device)
     with launch.on_device_of(student):
-        for begin_r, end_r in blocks(rows, score_parts.BLOCK):
-            for begin_c, end_c in blocks(columns, score_parts.BLOCK):
-                tiles_r, tiles_c = triton.cdiv(end_r - begin_r, tile.rows), triton.cdiv(end_c - begin_c, tile.columns)
-                statistics_kernel[(tiles_r * tiles_c,)](
-                    *inputs, parts, *strides, begin_r, begin_c, end_r, end_c, tiles_r, tiles_c, end_r - begin_r,
-                    **constants,
-                )  # fmt: skip
-                fold(parts, sums, tiles_c, begin_r, end_r - begin_r, weighted=True)
+        sums = _statistics(inputs, strides, tile, constants)
         (teacher_largest, teacher_sum, product), (student_largest, student_sum, _) = sums
         losses = student_largest + student_sum.log() - product / teacher_sum
         total = (losses * token_weight).sum()
