@@ -43,7 +43,9 @@ def _inputs(
     kind: str,
     chunk_size: int,
 ) -> Any:
-    ids = (0, 0) if audio_ids is None or text_ids is None else (audio_ids.data_ptr(), text_ids.data_ptr())
+    ids = (0, 0)
+    if audio_ids is not None and text_ids is not None and audio.shape[0] and text.shape[0]:
+        ids = (audio_ids.data_ptr(), text_ids.data_ptr())  # of no rows or columns there is no address, nor a pair
     return native.require().ContrastiveInputs(
         element=_ELEMENTS[audio.dtype],
         rows=audio.shape[0],
