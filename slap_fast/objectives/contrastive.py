@@ -19,6 +19,7 @@ def contrastive(
     kind: str = "infonce",
     logit_bias: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
+    exchange: str = "gather",
 ) -> ContrastiveOutput:
     """The contrastive loss over the clips of all ranks in `group`, with its metrics.
 
@@ -30,6 +31,7 @@ def contrastive(
         kind: "infonce" or "sigmoid".
         logit_bias: `[]` or `[1]`, for "sigmoid".
         group: None: this process alone.
+        exchange: "gather" or "ring", as `contrastive_loss` has it.
 
     Raises:
         ValueError: as `contrastive_loss`.
@@ -42,6 +44,7 @@ def contrastive(
         kind=kind,
         ids=clip_ids,
         group=group,
+        exchange=exchange,
     )
 
 

@@ -81,7 +81,9 @@ def _whole_batch(
     """The contrastive loss of the whole batch, detached, and what each micro-batch has to know of it."""
     audio, text = (torch.cat([part[name] for part in seen]).requires_grad_() for name in ("audio", "text"))
     logit_scale = seen[0]["logit_scale"].clone().requires_grad_()
-    contrast = contrastive(audio, text, logit_scale, batch.clip_ids, group=group)
+    contrast = contrastive(
+        audio, text, logit_scale, batch.clip_ids, group=group, exchange=engine.module.contrastive_exchange
+    )
     audio_gradient, text_gradient, logit_scale_gradient = torch.autograd.grad(contrast.loss, (audio, text, logit_scale))
 
     # The same on every rank and in every micro-batch.

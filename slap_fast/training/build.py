@@ -49,7 +49,11 @@ def complete_model_config(model: ModelConfig, datasets: Mixture, tokenizer: Any)
 def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:
     """The same initial weights on every rank and at every ZeRO stage."""
     torch.manual_seed(config.recipe.schedule.seed)
-    model = PretrainingModel(model_config, config.recipe.objectives)
+    model = PretrainingModel(
+        model_config,
+        config.recipe.objectives,
+        contrastive_exchange=config.efficiency.training.contrastive_exchange,
+    )
     model.student.tokenizer = tokenizer
     if config.efficiency.training.activation_checkpointing:
         checkpoint_activations(model)

@@ -63,9 +63,17 @@ class Rest:
 class PretrainingModel(nn.Module):
     """Every trained module runs in `losses` and in `part_losses`, whatever the weights: ZeRO relies on it."""
 
-    def __init__(self, config: ModelConfig, objectives: ObjectivesConfig, *, load_pretrained_text: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        objectives: ObjectivesConfig,
+        *,
+        load_pretrained_text: bool = True,
+        contrastive_exchange: str = "gather",
+    ) -> None:
         super().__init__()
         self.objectives = objectives
+        self.contrastive_exchange = contrastive_exchange
         self.student = SLAP(config, load_pretrained_text=load_pretrained_text)
         self.student_head = PrototypeHead(config.prototype, config.audio.width)
         self.teacher_encoder = copy.deepcopy(self.student.audio_encoder).requires_grad_(False)
@@ -101,7 +109,14 @@ class PretrainingModel(nn.Module):
             `negative_similarity`, `logit_scale`.
         """
         student = self._student(batch)
-        contrast = contrastive(student.audio, student.text, student.logit_scale, batch.clip_ids, group=group)
+        contrast = contrastive(
+            student.audio,
+            student.text,
+            student.logit_scale,
+            batch.clip_ids,
+            group=group,
+            exchange=self.contrastive_exchange,
+        )
         caption = self._caption(batch, student, group)
         student_side = self._student_bottleneck(batch, student)
         distillation = self._distillation(

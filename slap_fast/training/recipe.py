@@ -118,6 +118,8 @@ class TrainingConfig:
     then costs one more forward pass of the student, and the gradients are those of the whole batch."""
     activation_checkpointing: bool = False
     """Hold the input of each transformer block only, and compute the block again on the way back."""
+    contrastive_exchange: Literal["gather", "ring"] = "gather"
+    """ring: a rank's memory for the contrastive loss does not grow with the number of ranks."""
     save_every: int = 1000
     keep_checkpoints: int = 2
     resume: bool = True

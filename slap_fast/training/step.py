@@ -26,7 +26,7 @@ class Report:
     Attributes:
         nonfinite: empty if the step was applied; else the losses that were not finite on some rank, or `("gradient",)`.
         stop: some rank asks to stop.
-        values: losses and metrics, averaged over the ranks.
+        values: losses, averaged over the ranks, and metrics, over the clips of all ranks.
         audio_seconds: in the global batch.
         grad_norm: global, before clipping.
     """
@@ -62,15 +62,16 @@ def take_step(
     temperature, group = settings.teacher_temperature, dist.group.WORLD
     if micro_batch_size is None or micro_batch_size >= len(batch):
         outputs = engine(batch, temperature, group)
-        reading = _Reading(outputs, stop=stop, audio_seconds=audio_seconds)
+        reading = _Reading(outputs, stop=stop, clips=len(batch), audio_seconds=audio_seconds)
         engine.backward(outputs["loss"])
     else:
         outputs = accumulate_gradients(engine, batch, temperature, micro_batch_size, group)
-        reading = _Reading(outputs, stop=stop, audio_seconds=audio_seconds)
+        reading = _Reading(outputs, stop=stop, clips=len(batch), audio_seconds=audio_seconds)
     applied, grad_norm = apply_gradients(engine)
     if applied:
         average.update(settings.ema_momentum)
     values = reading.result()
+    values.pop("clips")
     nonfinite = tuple(name for name in LOSSES if values.pop(f"nonfinite_{name}") > 0)
     return Report(
         nonfinite=() if applied else nonfinite or ("gradient",),
@@ -108,17 +109,18 @@ def apply_gradients(engine: Any) -> tuple[bool, float]:
 class _Reading:
     """The step's numbers, averaged over the ranks and on their way to the host while the backward pass runs."""
 
-    def __init__(self, outputs: dict[str, Tensor], *, stop: bool, audio_seconds: float) -> None:
+    def __init__(self, outputs: dict[str, Tensor], *, stop: bool, clips: int, audio_seconds: float) -> None:
         device = outputs["loss"].device
-        host = torch.tensor([float(stop), audio_seconds])
+        host = torch.tensor([float(stop), audio_seconds, float(clips)])
         if device.type == "cuda":
             host = host.pin_memory()
         losses = torch.stack([outputs[name].detach().float().reshape(()) for name in LOSSES])
         metrics = torch.stack([outputs[name].detach().float().reshape(()) for name in METRICS])
-        numbers = torch.cat([losses, metrics, (~losses.isfinite()).float(), host.to(device, non_blocking=True)])
+        numbers = torch.cat([losses, (~losses.isfinite()).float(), host.to(device, non_blocking=True), metrics * clips])
         dist.all_reduce(numbers)
         numbers /= dist.get_world_size()
-        self._names = [*LOSSES, *METRICS, *(f"nonfinite_{name}" for name in LOSSES), "stop", "audio_seconds"]
+        numbers[-len(METRICS) :] /= numbers[-len(METRICS) - 1]  # the mean number of clips
+        self._names = [*LOSSES, *(f"nonfinite_{name}" for name in LOSSES), "stop", "audio_seconds", "clips", *METRICS]
         self._numbers = numbers.to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if device.type == "cuda" else None
         if self._arrived is not None:

@@ -22,7 +22,7 @@ LIVES += ["fp32, stage 0, in parts", "bf16, stage 1, in parts"]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Starting two ranks costs more than what they do, so they start once.
     return run_worker(
-        tmp_path_factory.mktemp("ranks"), "gradients", "accumulation", "lifecycle", "refusals", "diverging"
+        tmp_path_factory.mktemp("ranks"), "gradients", "accumulation", "readings", "lifecycle", "refusals", "diverging"
     )
 
 
@@ -48,6 +48,12 @@ def test_micro_batches_on_two_ranks_give_the_gradients_of_one_process_with_the_w
     assert "student.logit_scale.delta" in seen["gradients"]
     assert max(seen["gradients"].values()) < 5e-6, max(seen["gradients"].items(), key=lambda item: item[1])
     assert seen["outputs"] < 1e-6
+
+
+def test_losses_and_metrics_are_reported_as_of_one_process_with_the_whole_batch(results: dict[str, Any]) -> None:
+    reported, expected = results["readings"]["reported"], results["readings"]["expected"]
+    assert {"accuracy", "positive_similarity", "negative_similarity"} <= set(expected)
+    assert {name: reported[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("life", LIVES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import yaml
 
 from slap_fast import cli
 from slap_fast.models.slap import SLAP
+from slap_fast.training.step import METRICS
 from tests.training import tiny
 from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
 
@@ -64,6 +66,7 @@ def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 def losses(output: Path) -> dict[int, float]:
     records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == sorted({record["step"] for record in records})
+    assert all(math.isfinite(record[metric]) for record in records for metric in METRICS)
     return {record["step"]: record["loss"] for record in records}
 
 

@@ -59,6 +59,7 @@ def run_config(
     width: int = 16,
     clipping: float = 1.0,
     micro_batch_size: int | None = None,
+    exchange: Any = "gather",
 ) -> RunConfig:
     return RunConfig(
         recipe=Recipe(
@@ -72,6 +73,7 @@ def run_config(
                 zero_stage=zero_stage,
                 precision=precision,
                 micro_batch_size=micro_batch_size,
+                contrastive_exchange=exchange,
                 timeout=60.0,
             ),
             loading=LoadingConfig(),
@@ -81,7 +83,11 @@ def run_config(
 
 def build(config: RunConfig, seed: int = 0) -> PretrainingModel:
     torch.manual_seed(seed)
-    return PretrainingModel(config.recipe.model, config.recipe.objectives)
+    return PretrainingModel(
+        config.recipe.model,
+        config.recipe.objectives,
+        contrastive_exchange=config.efficiency.training.contrastive_exchange,
+    )
 
 
 def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1) -> Batch:

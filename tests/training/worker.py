@@ -25,7 +25,7 @@ from slap_fast.training.engine import build_engine
 from slap_fast.training.export import full_weights
 from slap_fast.training.recipe import RunConfig
 from slap_fast.training.schedule import settings
-from slap_fast.training.step import LOSSES, METRICS, Report, discard_stale_gradients, take_step
+from slap_fast.training.step import LOSSES, METRICS, Report, _Reading, discard_stale_gradients, take_step
 from slap_fast.training.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
 from tests.training import tiny
 
@@ -40,7 +40,7 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
     errors: dict[str, dict[str, float]] = {}
     for stage in range(4):
-        config = tiny.run_config(zero_stage=stage, clipping=0.0)
+        config = tiny.run_config(zero_stage=stage, clipping=0.0, exchange="ring" if stage == 1 else "gather")
         alone = tiny.build(config)
         model = tiny.build(config)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -107,6 +107,20 @@ def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
                 "outputs": relative_error(values / ranks.world_size, wanted),
             }
     return seen
+
+
+def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
+    """What a step of five clips reports, three on one rank and two on the other, and what one process finds."""
+    config = tiny.run_config()
+    schedule = dataclasses.replace(config.recipe.schedule, batch_size=5)
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, schedule=schedule))
+    model = tiny.build(config)
+    with torch.no_grad():
+        own = tiny.batch(config, 0, ranks.rank, ranks.world_size)
+        outputs = model(own, TEMPERATURE, dist.group.WORLD)
+        whole = model(tiny.batch(config, 0), TEMPERATURE)
+    reading = _Reading(outputs, stop=False, clips=len(own.clip_ids), audio_seconds=1.0).result()
+    return {"reported": reading, "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS)}}
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
