@@ -24,17 +24,18 @@ dtype. What to expect is operations over peak:
     captions     1.27 TFLOP
     prototypes   8,000 tokens: 0.94    32,000: 3.76 TFLOP
 
-Two cores that reach 200 GFLOP/s together in float32 and 800 in bf16 cannot take less than
+Two AVX-512 cores at 486 GFLOP/s together in float32 and 860 in bf16 cannot take less than
 
-    contrastive  0.52, 2.1, 8.2 and 33 s; in bf16 0.13, 0.52, 2.1 and 8.2 s
-    captions     6.3 s; in bf16 1.6 s
-    prototypes   4.7 and 19 s; in bf16 1.2 and 4.7 s
+    contrastive  0.21, 0.85, 3.4 and 13.6 s; in bf16 0.12, 0.48, 1.9 and 7.7 s
+    captions     2.6 s; in bf16 1.5 s
+    prototypes   1.9 and 7.7 s; in bf16 1.1 and 4.4 s
 
 Exponentials come on top: two a pair for the softmax in each sweep, one for the sigmoid; each is worth some ten of the
 1,536 to 6,144 operations that a pair costs anyway.
 
-A full run takes hours and 18 GB on a CPU. Peers are optional: `pip install --no-deps open_clip_torch` is enough, for
-only its file of losses is read. `losses_at_scale` has the batches that only our backends can hold.
+A full run on a CPU takes hours, and up to 18 GB; what would not fit says so. Peers are optional: `pip install --no-deps
+open_clip_torch` is enough, for only its file of losses is read. `losses_at_scale` has batches that only our backends
+hold.
 """
 
 from __future__ import annotations

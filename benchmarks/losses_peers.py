@@ -7,7 +7,6 @@ that the benchmark reports. Formulas compute in the dtype of their inputs, as th
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -19,10 +18,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.harness.case import Outputs, Run
+from benchmarks.harness.machine import available_bytes
 from benchmarks.losses_workload import Captions, Contrastive, Prototypes, Repeated
 from slap_fast.ops import contrastive_loss, linear_cross_entropy, prototype_cross_entropy
 
 CHECKPOINTED_ROWS = 1024
+ROOM = 0.9  # share of the memory that is available which a peer may take
 OPEN_CLIP = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}
 
 Loss = Callable[..., Tensor]
@@ -236,12 +237,8 @@ def missing(module: str, package: str) -> str | None:
 
 
 def no_room(byte_count: float, device: str) -> str | None:
-    """Why what holds so many bytes at once cannot run here, None if it can."""
-    room = (
-        torch.cuda.get_device_properties(0).total_memory
-        if device == "cuda" and torch.cuda.is_available()
-        else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
-    if byte_count < room:
+    """Why what holds so many bytes at once is not tried here, None if it is: a system out of memory kills the run."""
+    if device == "cuda" and not torch.cuda.is_available():
         return None
-    return f"holds {byte_count / 1e9:,.0f} GB at once, and there are {room / 1e9:,.0f}"
+    room = ROOM * available_bytes(device)
+    return None if byte_count < room else f"holds {byte_count / 1e9:,.1f} GB at once, of {room / 1e9:,.1f} to be had"

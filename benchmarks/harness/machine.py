@@ -66,6 +66,16 @@ def has_bf16_units(device: str) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_isa())
 
 
+def available_bytes(device: str) -> int:
+    """Memory that a process could still take without another losing any."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    if available:
+        return int(available[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def describe_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for library in LIBRARIES:

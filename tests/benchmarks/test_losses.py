@@ -154,7 +154,7 @@ def test_a_batch_beyond_any_matrix_is_measured_only_where_it_is_named(
 
 def test_what_would_not_fit_is_not_tried() -> None:
     assert losses_peers.no_room(1e6, "cpu") is None
-    assert "holds 1,000,000 GB at once" in (losses_peers.no_room(1e15, "cpu") or "")
+    assert "holds 1,000,000.0 GB at once" in (losses_peers.no_room(1e15, "cpu") or "")
 
 
 def test_sizes_are_those_that_the_docstring_tells() -> None:
