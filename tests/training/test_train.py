@@ -75,7 +75,9 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
 ) -> None:
     log = tmp_path / "log.txt"
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    arguments = [f"recipe={recipe}", f"data.train={dataset}"]
+    other = shutil.copytree(dataset, tmp_path / "other dataset")
+    mixture = f"data.train=[{{folder: {dataset}, weight: 2}}, {{folder: {other}, weight: 1}}]"
+    arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
     assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
 
     processes = start_ranks([[*SCRIPT, *arguments, f"training.output={stopped}"]] * 2, log)
@@ -99,8 +101,8 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     model = SLAP.from_pretrained(stopped / "model")
     embeddings = model.encode_text(["noise number 3", "a dog"])
     assert embeddings.shape == (2, 16)
-    other = SLAP.from_pretrained(straight / "model").state_dict()
-    assert all((other[name] == value).all() for name, value in model.state_dict().items())
+    unstopped = SLAP.from_pretrained(straight / "model").state_dict()
+    assert all((unstopped[name] == value).all() for name, value in model.state_dict().items())
 
     # Finished: started again, it says so and does nothing.
     again = subprocess.run(
