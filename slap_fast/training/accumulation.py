@@ -47,8 +47,11 @@ def accumulate_gradients(
     for part in parts:
         random_states.append(_RandomState(batch.waveform.device))
         with torch.no_grad():
-            seen.append(engine(part, call="embeddings"))
-    contrast, rests = _whole_batch(engine, batch, parts, seen, teacher_temperature, group)
+            outputs = engine(part, call="embeddings")
+        # The same in every micro-batch, and large: one is kept.
+        prototypes = outputs.pop("teacher_prototypes")
+        seen.append(outputs)
+    contrast, rests = _whole_batch(engine, batch, parts, seen, prototypes, teacher_temperature, group)
     self_distillation, caption = torch.zeros_like(contrast.loss), torch.zeros_like(contrast.loss)
     for index, (part, rest, random_state) in enumerate(zip(parts, rests, random_states, strict=True)):
         engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
@@ -75,6 +78,7 @@ def _whole_batch(
     batch: Batch,
     parts: Sequence[Batch],
     seen: Sequence[dict[str, Tensor]],
+    prototypes: Tensor,
     teacher_temperature: float,
     group: dist.ProcessGroup | None,
 ) -> tuple[ContrastiveOutput, list[Rest]]:
@@ -86,8 +90,6 @@ def _whole_batch(
     )
     audio_gradient, text_gradient, logit_scale_gradient = torch.autograd.grad(contrast.loss, (audio, text, logit_scale))
 
-    # The same on every rank and in every micro-batch.
-    prototypes = seen[0]["teacher_prototypes"]
     potential = sinkhorn_potential(
         torch.cat([part["teacher_bottleneck"] for part in seen]),
         prototypes,
@@ -120,13 +122,14 @@ def _caption_tokens(batch: Batch) -> int:
 
 
 class _RandomState:
-    """The state of the generators that a model on `device` draws from, to draw the same again."""
+    """The state of the generators that a model on `device` draws from, so that it draws the same again."""
 
     def __init__(self, device: torch.device) -> None:
         self._host = torch.get_rng_state()
-        self._device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._gpu = device if device.type == "cuda" else None
+        self._on_gpu = None if self._gpu is None else torch.cuda.get_rng_state(self._gpu)
 
     def restore(self) -> None:
         torch.set_rng_state(self._host)
-        if self._device is not None:
-            torch.cuda.set_rng_state(self._device)
+        if self._gpu is not None and self._on_gpu is not None:
+            torch.cuda.set_rng_state(self._on_gpu, self._gpu)

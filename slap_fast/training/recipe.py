@@ -114,10 +114,9 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on a GPU and on a CPU with bf16 dot products, else fp32."""
     micro_batch_size: int | None = None
-    """Clips a rank holds the activations of at once, for batches beyond its memory; None: its whole share. Each clip
-    then costs one more forward pass of the student, and the gradients are those of the whole batch."""
+    """Clips that a rank holds the activations of at once; None: its whole share of the batch."""
     activation_checkpointing: bool = False
-    """Hold the input of each transformer block only, and compute the block again on the way back."""
+    """Hold only the input of each transformer block, and compute the block again on the way back."""
     contrastive_exchange: Literal["gather", "ring"] = "gather"
     """ring: a rank's memory for the contrastive loss does not grow with the number of ranks."""
     save_every: int = 1000

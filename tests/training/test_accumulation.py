@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
 import pytest
@@ -123,6 +124,22 @@ def test_activations_of_one_micro_batch_are_held_at_once() -> None:
         in_parts(model, batch, 2)
     # Every use of a parameter counts too, however few the clips.
     assert parts.most - 4 * parameters < whole.most / 8
+
+
+def test_between_the_passes_features_and_all_prototypes_but_one_copy_are_gone() -> None:
+    model, batch = make(8)
+    outputs: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    model.student.audio_encoder.register_forward_hook(lambda module, inputs, out: outputs.append(weakref.ref(out)))
+    model.teacher_head.register_forward_hook(lambda module, inputs, out: outputs.append(weakref.ref(out[1])))
+
+    def count(module: nn.Module, inputs: object) -> None:
+        alive.append(sum(output() is not None for output in outputs))
+
+    model.student.audio_encoder.register_forward_pre_hook(count)
+    in_parts(model, batch, 2)
+    # Four micro-batches have gone by when the second pass comes to the encoder.
+    assert alive[4] == 1
 
 
 def test_a_loss_that_is_not_finite_shows_in_the_outputs_and_in_the_gradients() -> None:
