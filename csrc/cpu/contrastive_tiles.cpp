@@ -46,7 +46,7 @@ void check(const ContrastiveInputs& inputs) {
 
 std::int64_t rows_at_once(const ContrastiveInputs& inputs, int threads) {
   constexpr std::int64_t kTasksPerThread = 4;
-  std::int64_t rows = round_up(threads * kTasksPerThread * kRowBlock, kRowsAtOnce);
+  std::int64_t rows = round_up(std::max(threads, 1) * kTasksPerThread * kRowBlock, kRowsAtOnce);
   if (inputs.rows_at_once > 0) rows = std::min(rows, inputs.rows_at_once);
   return round_up(std::min({rows, std::max<std::int64_t>(inputs.rows, 1), kMostRowsAtOnce}), kRowBlock);
 }

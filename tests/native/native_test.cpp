@@ -11,6 +11,7 @@ int main() {
   testing::test_losses();
   testing::test_matrix_product();
   testing::test_rms_norm();
+  testing::test_contrastive();
   testing::test_rotary();
   testing::test_swiglu();
   testing::test_varlen_attention();

@@ -8,6 +8,7 @@ void test_log_mel();
 void test_losses();
 void test_matrix_product();
 void test_rms_norm();
+void test_contrastive();
 void test_rotary();
 void test_swiglu();
 void test_varlen_attention();
