@@ -20,7 +20,9 @@ from slap_fast.ops.backends.linear_cross_entropy_interface import LinearCrossEnt
 from slap_fast.ops.linear_cross_entropy_validation import validate
 from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad, register_autograd
 
-# In the order of preference.
+# In the order of preference. PyTorch's own chunked `linear_cross_entropy` (2.13) is not among them: it has no label
+# smoothing and no z-loss, and on a CPU, for 2,048 tokens of 512 floats and a vocabulary of 50,368, it took 8.1 times as
+# long as `cross_entropy` of all logits with its own choice of chunks, and 1.7 times with chunks of 512 tokens.
 BACKENDS: dict[str, LinearCrossEntropyBackend] = {
     "native": linear_cross_entropy_native,
     "triton": linear_cross_entropy_triton,

@@ -30,8 +30,7 @@ def poisoned_chunks(monkeypatch):
         scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride()).fill_(torch.nan)
         return scores
 
-    monkeypatch.setattr(backend, "_SWEEP_BUDGET", 1)
-    monkeypatch.setattr(backend, "_LOSS_BUDGET", 1)
+    monkeypatch.setattr(backend, "_BUDGET", 1)
     monkeypatch.setattr(backend, "empty_scores", poisoned)
 
 

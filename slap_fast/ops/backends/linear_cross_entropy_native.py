@@ -10,7 +10,7 @@ from slap_fast.ops.backends import score_chunks
 from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
-# Bytes of the logits of float32 inputs held at once, twice those of 16-bit inputs. A chunk reads and writes the whole
+# Bytes of a chunk of float32 inputs, twice those of 16-bit inputs. A chunk reads and writes the whole
 # gradient of the vocabulary: few tokens at a time would be all memory traffic.
 _BUDGET = 1 << 27
 
@@ -39,7 +39,8 @@ def loss_and_gradients(
     dtype = score_chunks.product_dtype(hidden.dtype)
     precise_weight, vocabulary = weight.to(dtype), weight.shape[0]
     counted = (target != ignore_index).nonzero().squeeze(1)  # an ignored token's features may be anything, NaN too
-    rows = chunk_rows(vocabulary, _BUDGET * dtype.itemsize // 4, counted.shape[0])
+    floats = vocabulary + 2 * weight.shape[1]  # a row of logits, of features and of their gradient
+    rows = chunk_rows(counted.shape[0], floats, _BUDGET * dtype.itemsize // 4)
     logits = empty_scores(rows, vocabulary)
     grad_logits = gradients_in(logits, dtype)
     needs_grad = hidden_needs_grad or weight_needs_grad

@@ -13,10 +13,9 @@ from slap_fast.ops.backends import score_chunks
 from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
-# Bytes of one side's scores held at once. A sweep only multiplies; the last one reads and writes the whole gradient of
-# the prototypes with each chunk, so that larger ones pay.
-_SWEEP_BUDGET = 1 << 25
-_LOSS_BUDGET = 1 << 26
+# Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
+# gradient: few tokens at a time would be all memory traffic.
+_BUDGET = 1 << 26
 
 
 unavailable = native.unavailable
@@ -42,7 +41,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     precise = prototypes.to(dtype)
     potential = None if potential is None else potential.contiguous()
     largest, total = torch.full((count,), -math.inf), torch.zeros(count, dtype=torch.float64)
-    rows = chunk_rows(count, _SWEEP_BUDGET, teacher.shape[0])
+    rows = chunk_rows(teacher.shape[0], count + teacher.shape[1], _BUDGET)
     scores = empty_scores(rows, count)
     for tokens in _chunks(teacher.shape[0], rows):
         chunk = teacher[tokens].to(dtype)
@@ -80,7 +79,7 @@ def loss_and_gradients(
     grad_prototypes = empty_gradient(student_prototypes, prototypes_needs_grad).zero_()
     student_prototypes, teacher_prototypes = student_prototypes.to(dtype), teacher_prototypes.to(dtype)
     potential, token_weight = None if potential is None else potential.contiguous(), token_weight.contiguous()
-    rows = chunk_rows(count, _LOSS_BUDGET, student.shape[0])
+    rows = chunk_rows(student.shape[0], count + student.shape[1], _BUDGET)
     scores, targets = empty_scores(rows, count), empty_scores(rows, count)
     grad_scores = gradients_in(scores, dtype)
     needs_grad = student_needs_grad or prototypes_needs_grad

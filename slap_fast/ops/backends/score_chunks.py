@@ -13,12 +13,12 @@ _ROW_MULTIPLE = 16
 _CACHE_WAY = 1024
 
 
-def chunk_rows(columns: int, budget: int, rows: int) -> int:
-    """How many of `rows` rows of float32 scores to hold at once, of `columns` each, within about `budget` bytes.
+def chunk_rows(rows: int, floats: int, budget: int) -> int:
+    """How many of `rows` rows to hold at once, of so many floats each, within about `budget` bytes.
 
     A chunk of fewer than 64 rows would spend its time on reading the other matrix of its product.
     """
-    most = max(64, budget // (4 * columns))
+    most = max(64, budget // (4 * floats))
     chunks = max(1, -(-rows // most))
     return max(1, -(-rows // chunks))
 
