@@ -35,7 +35,7 @@ __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError"]
 
 _OPEN_SHARDS = 256
 _PART = 1 << 18
-_ROWS = 256
+_ROWS = 1024
 _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
     "name": str,
@@ -290,9 +290,9 @@ def record_parts(records: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`array[rows]` of a memory-mapped array, some rows at a time: each may touch a place of its own.
+    """`array[rows]` of a memory-mapped array, 1,024 rows at a time: each may touch a place of its own.
 
-    Around each place the system maps 64 KiB, so that 2,048 rows alone would take 128 MiB.
+    Around each place the system maps 64 KiB, so that a batch of thousands, far apart, would be hundreds of MiB.
     """
     found = np.empty(rows.shape, array.dtype)
     for start in range(0, len(rows), _ROWS):
