@@ -1,4 +1,4 @@
-"""Row and column statistics of contrastive logits: one kernel of tiles, one that folds them, two that finish.
+"""Row and column statistics of contrastive logits: a kernel of tiles, whose parts are folded, and two that finish.
 
 Statistics come as streams, one of negatives and with ids one of positives: the largest logit, the sum of `exp(logit -
 largest)` or of the pair losses, the sum of similarities. A tile leaves its part of each stream in a workspace, and

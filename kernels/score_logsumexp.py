@@ -33,7 +33,7 @@ def logsumexp_kernel(
     a: tl.tensor,
     b: tl.tensor,
     scale: tl.tensor,  # one element, if HAS_SCALE
-    row_shift: tl.tensor,  # [R], subtracted if OVER_ROWS is not set
+    row_shift: tl.tensor,  # [R], subtracted unless OF_ROWS
     column_shift: tl.tensor,  # [C], subtracted if HAS_COLUMN_SHIFT
     targets: tl.tensor,  # [R] column of which to write the logit, if HAS_TARGET
     target_logit: tl.tensor,  # [R]
