@@ -15,7 +15,7 @@ from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
 # gradient: few tokens at a time would be all memory traffic.
-_BUDGET = 1 << 26
+_BUDGET = 1 << 27
 
 
 unavailable = native.unavailable
