@@ -99,8 +99,10 @@ def _plot(argv: Sequence[str]) -> int:
     if not paths:
         raise ValueError(f"{folder} has no results to plot; run a benchmark first")
     for path in paths:
-        plot_result(load_result(path), path.with_suffix(".png"))
-        print(path.with_suffix(".png"))
+        result = load_result(path)
+        if result["cases"]:
+            plot_result(result, path.with_suffix(".png"))
+            print(path.with_suffix(".png"))
     return 0
 
 

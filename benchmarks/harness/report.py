@@ -18,6 +18,8 @@ MARKED = re.compile(
 def render(result: dict[str, Any]) -> str:
     """Table, facts and circumstances of a result; every peer has a row, the slower and the failed ones too."""
     cases = result["cases"]
+    if "figures" in result:
+        return f"{_figures(result['figures'])}\n\n{_circumstances(result)}\n"
     units = list(dict.fromkeys(unit for case in cases for unit in case["work"]))
     rates = ["x real time" if unit == AUDIO_SECONDS else f"{unit}/s" for unit in units]
     peers = [peer for case in cases for peer in case["peers"]]
@@ -56,6 +58,14 @@ def render_readme(text: str, results: Path) -> str:
     if unmatched:
         raise ValueError(f"the marker {unmatched[0]} has no partner")
     return MARKED.sub(fill, text)
+
+
+def _figures(figures: list[dict[str, Any]]) -> str:
+    rows = [
+        [figure["name"], format_amount(figure["value"]), "" if figure["bound"] is None else f"{figure['bound']:g}"]
+        for figure in figures
+    ]
+    return _markdown_table([["figure", "measured", "must be below"], *rows])
 
 
 def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
