@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.case import Settings, benchmark_names, default_names, load_benchmark
+from benchmarks.harness.case import Case, Settings, benchmark_names, default_names, load_benchmark
 from benchmarks.harness.measure import ERROR, FAILED, measure_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
@@ -53,6 +53,9 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, default=Settings.seconds, help="for a case's rounds (default: %(default)s)"
     )
+    parser.add_argument(
+        "--cases", action="append", metavar="TEXT", help="only cases whose name contains TEXT; may be repeated"
+    )
     parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory and its child processes")
     parser.add_argument(
@@ -79,7 +82,7 @@ def _run(argv: Sequence[str]) -> int:
     right = True
     for name, module in benchmarks:
         measured = []
-        for case in module.cases(settings):
+        for case in _wanted(module.cases(settings), options.cases):
             print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
             measured.append(measure_case(name, case, settings, memory=not options.no_memory))
         result = build_result(name, module.TITLE, measured, settings)
@@ -87,6 +90,15 @@ def _run(argv: Sequence[str]) -> int:
         print(f"\n{module.TITLE}\n\n{render(load_result(path))}\n-> {path}")
         right &= all(peer["status"] not in (FAILED, ERROR) for case in measured for peer in case["peers"])
     return 0 if right else 1
+
+
+def _wanted(cases: Sequence[Case], texts: Sequence[str] | None) -> list[Case]:
+    """Cases that a text is part of the name of, and those whose rates theirs are shares of; all without texts."""
+    chosen = [case for case in cases if texts is None or any(text in case.name for text in texts)]
+    if not chosen:
+        raise ValueError(f"--cases {texts}: no case is named so; there are {', '.join(case.name for case in cases)}")
+    names = {case.name for case in chosen} | {case.peak for case in chosen}
+    return [case for case in cases if case.name in names]
 
 
 def _plot(argv: Sequence[str]) -> int:

@@ -81,6 +81,7 @@ def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_col
     [
         (["nothing"], "no benchmark 'nothing'"),
         (["--threads", "0"], "--threads is 0"),
+        (["tests.benchmarks.toy", "--cases", "left"], "no case is named so; there are right"),
         (["plot", "--out", "nowhere"], "no results to plot"),
         (["readme", "--readme", "nowhere.md"], "nowhere.md"),
     ],
