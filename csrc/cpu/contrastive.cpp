@@ -65,8 +65,8 @@ class Forward {
         const std::int64_t rows = std::min(group, inputs_.rows - first), blocks = (rows + kRowBlock - 1) / kRowBlock;
         parallel_for(blocks, threads_, [&](std::int64_t block, int thread) {
           const std::int64_t row = first + block * kRowBlock;
-          visit(row, std::min(kRowBlock, inputs_.rows - row), column, columns, *blocks_[static_cast<std::size_t>(block)],
-                *scratch_[static_cast<std::size_t>(thread)]);
+          visit(row, std::min(kRowBlock, inputs_.rows - row), column, columns,
+                *blocks_[static_cast<std::size_t>(block)], *scratch_[static_cast<std::size_t>(thread)]);
         });
         for (std::int64_t block = 0; block < blocks; ++block)
           join(*blocks_[static_cast<std::size_t>(block)], column, columns);

@@ -58,7 +58,9 @@ class Columns {
   SLAP_FAST_INLINE Lanes similarity(Tail tail, std::int64_t row, std::int64_t column) const {
     return keep(tail, load(tile_.data + row * tile_.stride + column), Lanes{});
   }
-  SLAP_FAST_INLINE Lanes logit(Lanes similarity) const { return fma(similarity, splat(tile_.scale), splat(tile_.bias)); }
+  SLAP_FAST_INLINE Lanes logit(Lanes similarity) const {
+    return fma(similarity, splat(tile_.scale), splat(tile_.bias));
+  }
   SLAP_FAST_INLINE void put(std::int64_t row, std::int64_t column, Lanes x) const {
     store(tile_.data + row * tile_.stride + column, x);
   }
@@ -114,7 +116,8 @@ void find_largest(const SimilarityTile& tile, float* row_largest, float* column_
       Lanes top = load(column_largest + column);
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
-        const Lanes logit = columns.keep(tail, columns.logit(columns.similarity(tail, row + r, column)), splat(-kInfinity));
+        const Lanes all = columns.logit(columns.similarity(tail, row + r, column));
+        const Lanes logit = columns.keep(tail, all, splat(-kInfinity));
         highest[r] = at_least(logit, highest[r]);
         top = at_least(logit, top);
       }

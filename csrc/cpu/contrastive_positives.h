@@ -50,7 +50,8 @@ class Positives {
     const auto& [begin, end] = runs_[static_cast<std::size_t>(row)];
     if (begin == end) return;
     const auto stop = sorted_.begin() + end;
-    auto at = std::lower_bound(sorted_.begin() + begin, stop, std::pair(sorted_[static_cast<std::size_t>(begin)].first, first));
+    const std::int64_t id = sorted_[static_cast<std::size_t>(begin)].first;
+    auto at = std::lower_bound(sorted_.begin() + begin, stop, std::pair(id, first));
     for (; at != stop && at->second < last; ++at) visit(at->second);
   }
 

@@ -43,7 +43,8 @@ struct TileScratch {
   AlignedArray<float> tile, saved;  // [kRowBlock, tile_columns]
   AlignedArray<std::byte> panels;
 };
-std::vector<std::unique_ptr<TileScratch>> tile_scratch(int threads, std::int64_t tile_columns, std::int64_t panel_bytes);
+std::vector<std::unique_ptr<TileScratch>> tile_scratch(int threads, std::int64_t tile_columns,
+                                                       std::int64_t panel_bytes);
 
 // The similarities of rows first_row .. first_row + rows with the packed columns.
 void multiply_tile(const ContrastiveInputs& inputs, const MatrixPanels& text, std::int64_t first_row,

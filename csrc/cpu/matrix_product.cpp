@@ -64,7 +64,8 @@ void matrix_product(const ProductSide& left, const ProductSide& right, float* ou
   }
   const MatrixProductKernel& kernel = chosen_matrix_product_kernel(left.element);
   const double work = static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
-  const int useful = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
+  const double most = static_cast<double>(std::max(threads, 1));
+  const int useful = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, most));
   const std::int64_t depth_block = std::min(depth, MatrixPanels::depth_block(kernel));
   MatrixPanels panels(kernel, std::min(columns, kColumnBlock), depth_block);
   const std::int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;

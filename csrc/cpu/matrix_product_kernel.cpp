@@ -20,7 +20,8 @@ void pack_side(const ProductSide& side, std::int64_t first_lane, std::int64_t la
   const std::int64_t padded = round_up(depth, kDepth), last = first_lane + round_up(lanes, kLanes);
   if (side.depth_stride == 1) {
     // Vectors run along the depth, and what they hold beyond the padded depth is dropped.
-    const Source<In> source{data + first_depth, side.lane_stride, least(depth, side.depth - first_depth), 0, side.lanes};
+    const std::int64_t width = least(depth, side.depth - first_depth);
+    const Source<In> source{data + first_depth, side.lane_stride, width, 0, side.lanes};
     const std::int64_t whole = padded / kLanes * kLanes;
     for (std::int64_t lane = first_lane; lane < last; lane += kLanes, out += padded * kLanes) {
       Packing<In, Operand>::panels(source, lane, kLanes, whole, out);
@@ -30,7 +31,8 @@ void pack_side(const ProductSide& side, std::int64_t first_lane, std::int64_t la
       rest.data += whole;
       rest.width -= whole;
       Packing<In, Operand>::panels(rest, lane, kLanes, kLanes, tail);
-      __builtin_memcpy(out + whole * kLanes, tail, static_cast<unsigned long>((padded - whole) * kLanes) * sizeof(Value));
+      __builtin_memcpy(out + whole * kLanes, tail,
+                       static_cast<unsigned long>((padded - whole) * kLanes) * sizeof(Value));
     }
     return;
   }

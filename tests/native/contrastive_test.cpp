@@ -117,7 +117,9 @@ void check_call(Random& random, const Call& call) {
   const auto count = static_cast<std::size_t>(rows * columns);
   std::vector<double> similarities(count), grads(count), row_exact(static_cast<std::size_t>(rows)),
       column_exact(static_cast<std::size_t>(columns));
-  const auto at = [&](std::int64_t row, std::int64_t column) { return static_cast<std::size_t>(row * columns + column); };
+  const auto at = [&](std::int64_t row, std::int64_t column) {
+    return static_cast<std::size_t>(row * columns + column);
+  };
   const auto logit = [&](std::int64_t row, std::int64_t column) {
     return call.scale * similarities[at(row, column)] + call.bias;
   };
@@ -166,7 +168,8 @@ void check_call(Random& random, const Call& call) {
   }
   for (std::int64_t column = 0; column < columns; ++column) grad_column[column] = random.uniform(0.5f, 1.0f);
   const bool wide = call.element == Storage::float32;
-  const Exact<float> audio_floats = vector(wide ? rows * call.width : 0), text_floats = vector(wide ? columns * call.width : 0);
+  const Exact<float> audio_floats = vector(wide ? rows * call.width : 0);
+  const Exact<float> text_floats = vector(wide ? columns * call.width : 0);
   const Exact<std::uint16_t> audio_halves(wide ? 0 : rows * call.width, random.between(0, 31));
   const Exact<std::uint16_t> text_halves(wide ? 0 : columns * call.width, random.between(0, 31));
   double grad_scale = NAN, grad_bias = NAN, scale_exact = 0.0, bias_exact = 0.0, size = 0.0;
@@ -238,7 +241,8 @@ void test_contrastive() {
     slap_fast::force_isa(slap_fast::isa_name(isa));
     Random random(17);
     for (int trial = 0; trial < 40; ++trial) {
-      const std::int64_t rows = random.of<std::int64_t>({0, 1, 3, 17, 97}), columns = random.of<std::int64_t>({0, 1, 15, 50});
+      const std::int64_t rows = random.of<std::int64_t>({0, 1, 3, 17, 97});
+      const std::int64_t columns = random.of<std::int64_t>({0, 1, 15, 50});
       check_call(random, Call(random, rows, columns));
     }
     check_call(random, Call(random, 7, 1537));
