@@ -97,6 +97,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSLAP_FAST_VERSION={self.distribution.get_version()}",
             f"-DSLAP_FAST_CUDA={'ON' if cuda else 'OFF'}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         if not (build / "CMakeCache.txt").exists() and shutil.which("ninja", path=path):
             configure.append("-GNinja")

@@ -55,7 +55,7 @@ TITLE = "One training step, packed against padded with SDPA and masks"
 TEACHER_TEMPERATURE = 0.07
 EMA_MOMENTUM = 0.994
 # About ten and two times what either peer was seen to be off, at any size.
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 OPTIMIZER = OptimizerConfig()
 MODULES = (
