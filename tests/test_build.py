@@ -35,7 +35,7 @@ print(waveform_stats(torch.tensor([0.5, -1.0]), torch.tensor([0, 2])).peak.item(
 
 
 def _run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Without CUDA and without optimization: either takes as long as all the rest, and changes nothing in how it is packed.
+    # Without CUDA and without optimization: either takes long, and changes nothing in how things are packed.
     quick = {"SLAP_FAST_CUDA": "0", "CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O0"}
     environment = {**os.environ, **quick, **environment}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

@@ -81,8 +81,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(results: d
 def test_every_stage_takes_the_same_path(results: dict[str, Any], precision: str) -> None:
     lives = {life: seen["losses"] for life, seen in results["lifecycle"].items() if life.startswith(precision)}
     reference = torch.tensor([step["loss"] for step in lives[f"{precision}, stage 1"]])
-    # In bfloat16 stages round their sums of gradients differently, and Adam's first steps make a whole step of a changed
-    # sign: twice what was seen. Float32 shows that the path is the same.
+    # In bfloat16 stages round their sums of gradients differently, and Adam's first steps make a whole step of a
+    # changed sign: twice what was seen. Float32 shows that the path is the same.
     tolerance = 1e-5 if precision == "fp32" else 6e-3
     for losses in lives.values():
         own = torch.tensor([step["loss"] for step in losses])
