@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import collectives, dispatch
+from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import contrastive_native, contrastive_torch, contrastive_triton
-from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend, accumulator
+from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend
 from slap_fast.ops.contrastive_ring import ring_sums
 from slap_fast.ops.contrastive_validation import validate
 

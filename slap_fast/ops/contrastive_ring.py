@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slap_fast.ops import collectives
-from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend, accumulator
+from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend
 
 
 def ring_sums(

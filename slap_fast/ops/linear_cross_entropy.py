@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
+from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import (
     linear_cross_entropy_native,
     linear_cross_entropy_torch,
@@ -18,7 +19,7 @@ from slap_fast.ops.backends import (
 )
 from slap_fast.ops.backends.linear_cross_entropy_interface import LinearCrossEntropyBackend
 from slap_fast.ops.linear_cross_entropy_validation import validate
-from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad, register_autograd
+from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
 
 # In the order of preference. PyTorch's own chunked `linear_cross_entropy` (2.13) is not among them: it has no label
 # smoothing and no z-loss, and on a CPU, for 2,048 tokens of 512 floats and a vocabulary of 50,368, it took 8.1 times as

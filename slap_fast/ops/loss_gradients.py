@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from slap_fast.ops.accumulator import accumulator
+
 # On CPUs a product that changes its type takes a copy of what it multiplies at once.
 _PARTS = 16
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums over `dtype` are made and kept in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def needs_grad(x: Tensor) -> bool:

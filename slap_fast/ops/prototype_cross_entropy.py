@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import collectives, dispatch
+from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import prototype_native, prototype_torch, prototype_triton
 from slap_fast.ops.backends.prototype_interface import PrototypeBackend
-from slap_fast.ops.loss_gradients import accumulator, empty_gradient, needs_grad, register_autograd
+from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
 from slap_fast.ops.prototype_validation import validate, validate_options, validate_potential
 
 # In the order of preference.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
+from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import (
     varlen_attention_flash2,
     varlen_attention_flash3,
@@ -25,7 +26,6 @@ from slap_fast.ops.backends import (
     varlen_attention_triton,
 )
 from slap_fast.ops.backends import varlen_attention_preference as preference
-from slap_fast.ops.backends.varlen_attention_dense import accumulator
 from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
 from slap_fast.ops.varlen_validation import validate
 

@@ -75,8 +75,3 @@ class ContrastiveBackend(Protocol):
         returned, but that the losses and largest logits of rows and of columns may be those over more columns and
         rows than these, and so may the other facts. The last gradient is 0, like `logit_scale`, where there is no bias.
         """
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over inputs of `dtype`."""
-    return torch.promote_types(dtype, torch.float32)

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-
-_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
+from slap_fast.ops.backends.native_storage import STORAGE
 
 unavailable = native.unavailable
 
@@ -23,7 +21,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     """Why native code cannot serve embeddings of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
-    if dtype not in _ELEMENTS:
+    if dtype not in STORAGE:
         return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
     return None
 
@@ -47,7 +45,7 @@ def _inputs(
     if audio_ids is not None and text_ids is not None and audio.shape[0] and text.shape[0]:
         ids = (audio_ids.data_ptr(), text_ids.data_ptr())  # of no rows or columns there is no address, nor a pair
     return native.require().ContrastiveInputs(
-        element=_ELEMENTS[audio.dtype],
+        element=STORAGE[audio.dtype],
         rows=audio.shape[0],
         columns=text.shape[0],
         width=audio.shape[1],

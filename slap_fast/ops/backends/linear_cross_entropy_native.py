@@ -7,7 +7,8 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
-from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
+from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of a chunk of float32 inputs, twice those of 16-bit inputs. A chunk reads and writes the whole
@@ -57,7 +58,7 @@ def loss_and_gradients(
             target=chunk_target.data_ptr(),
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            gradients=ELEMENTS[dtype] if needs_grad else None,
+            gradients=STORAGE[dtype] if needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if hidden_needs_grad:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops.loss_gradients import accumulator, empty_gradient
+from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.loss_gradients import empty_gradient
 
 # Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
 _MAX_LOGITS = 1 << 22

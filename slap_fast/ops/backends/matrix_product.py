@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-
-_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from slap_fast.ops.backends.native_storage import STORAGE
 
 
 def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulate: bool = False) -> Tensor:
@@ -39,7 +38,7 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
         return out.addmm_(a.float(), b.float(), beta=1 if accumulate else 0)
     a, b = _unit_stride(a), _unit_stride(b)
     native.require().matrix_product(
-        element=_ELEMENTS[a.dtype],
+        element=STORAGE[a.dtype],
         left=(a.data_ptr(), a.stride(0), a.stride(1)),
         right=(b.data_ptr(), b.stride(1), b.stride(0)),
         rows=a.shape[0],
@@ -60,7 +59,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 def _checked_out(a: Tensor, b: Tensor, out: Tensor | None, accumulate: bool) -> Tensor:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}; pass [M, K] and [K, N]")
-    if a.dtype != b.dtype or a.dtype not in _ELEMENTS:
+    if a.dtype != b.dtype or a.dtype not in STORAGE:
         raise ValueError(f"a and b are {a.dtype} and {b.dtype}; pass one of float32, bfloat16 and float16 for both")
     shape = (a.shape[0], b.shape[1])
     if out is None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
-from slap_fast.ops.backends.score_chunks import ELEMENTS, chunk_rows, empty_scores, gradients_in, multiply
+from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in, multiply
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
@@ -98,7 +99,7 @@ def loss_and_gradients(
             teacher_temperature=float(teacher_temperature),
             potential=_address(potential),
             token_weight=token_weight[tokens].data_ptr(),
-            gradients=ELEMENTS[dtype] if needs_grad else None,
+            gradients=STORAGE[dtype] if needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if student_needs_grad:

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-
-_STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from slap_fast.ops.backends.native_storage import STORAGE
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
     """Why native code cannot serve tensors of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"x is on {device}; native code reads CPU memory"
-    return None if dtype in _STORAGE else f"x is {dtype}; native code takes float32, bfloat16 and float16"
+    return None if dtype in STORAGE else f"x is {dtype}; native code takes float32, bfloat16 and float16"
 
 
 def forward(
@@ -62,7 +61,7 @@ def backward(
 
 
 def _shape(x: Tensor) -> dict[str, str | int]:
-    return {"storage": _STORAGE[x.dtype], "rows": x.shape[:-1].numel(), "width": x.shape[-1]}
+    return {"storage": STORAGE[x.dtype], "rows": x.shape[:-1].numel(), "width": x.shape[-1]}
 
 
 def _address(x: Tensor | None) -> int:

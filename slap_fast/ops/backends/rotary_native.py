@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-
-_STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from slap_fast.ops.backends.native_storage import STORAGE
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why native code cannot serve q and k of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"q and k are on {device}; native code reads CPU memory"
-    return None if dtype in _STORAGE else f"q and k are {dtype}; native code takes float32, bfloat16 and float16"
+    return None if dtype in STORAGE else f"q and k are {dtype}; native code takes float32, bfloat16 and float16"
 
 
 def rotate(
@@ -35,7 +34,7 @@ def rotate(
     rows = [(_rows(source), _rows(target)) for source, target in pairs]
     module.rotate(
         parts=[_part(source, target) for source, target in rows],
-        storage=_STORAGE[q.dtype],
+        storage=STORAGE[q.dtype],
         head_dim=q.shape[2],
         tokens_per_frame=tokens_per_frame,
         thetas=thetas,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops.backends.matrix_product import matrix_product
+from slap_fast.ops.backends.native_storage import STORAGE
 
-ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _ROW_MULTIPLE = 16
 # Rows that lie a multiple of this many elements apart compete for the same places in a cache.
 _CACHE_WAY = 1024
@@ -54,6 +54,6 @@ def rejects(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
-    if dtype not in ELEMENTS:
+    if dtype not in STORAGE:
         return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
     return None

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-
-_STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from slap_fast.ops.backends.native_storage import STORAGE
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why native code cannot serve a `gate_up` of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"gate_up is on {device}; native code reads CPU memory"
-    return None if dtype in _STORAGE else f"gate_up is {dtype}; native code takes float32, bfloat16 and float16"
+    return None if dtype in STORAGE else f"gate_up is {dtype}; native code takes float32, bfloat16 and float16"
 
 
 def forward(gate_up: Tensor, out: Tensor) -> None:
@@ -38,4 +37,4 @@ def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
 
 
 def _shape(out: Tensor) -> dict[str, str | int]:
-    return {"storage": _STORAGE[out.dtype], "rows": out.shape[:-1].numel(), "width": out.shape[-1]}
+    return {"storage": STORAGE[out.dtype], "rows": out.shape[:-1].numel(), "width": out.shape[-1]}

@@ -8,10 +8,6 @@ import torch
 from torch import Tensor
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Dense attention of `[..., G, M, D]` queries (G query heads share a key head) over `[..., 1, N, D]` keys.
 

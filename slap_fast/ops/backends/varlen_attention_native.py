@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.ops.backends.native_storage import STORAGE
 
-_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _MAX_HEAD_DIM = 256
 
 
@@ -20,7 +20,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int, **_trait
     """Why native code cannot serve heads of `head_dim` `dtype` numbers on `device`, None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
-    if dtype not in _ELEMENTS:
+    if dtype not in STORAGE:
         return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
     if not 1 <= head_dim <= _MAX_HEAD_DIM:
         return f"the head dimension is {head_dim}; native code takes 1 to {_MAX_HEAD_DIM}"
@@ -37,7 +37,7 @@ def _heads(x: Tensor) -> tuple[int, int, int]:
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float) -> Any:
     return native.require().AttentionInputs(
-        element=_ELEMENTS[q.dtype],
+        element=STORAGE[q.dtype],
         heads=q.shape[1],
         kv_heads=k.shape[1],
         head_dim=q.shape[2],

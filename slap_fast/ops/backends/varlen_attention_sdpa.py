@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from slap_fast.ops.backends.varlen_attention_dense import accumulator
+from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends.varlen_attention_torch import tiles
 
 

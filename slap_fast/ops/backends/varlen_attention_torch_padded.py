@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from slap_fast.ops.backends.varlen_attention_dense import accumulator, attend, attend_backward, out_of_window
+from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.backends.varlen_attention_dense import attend, attend_backward, out_of_window
 from slap_fast.ops.backends.varlen_attention_interface import softmax_delta
 
 
