@@ -66,9 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     figures = {"clips": options.clips, **json.loads(child.stdout)}
     if options.out is not None:
-        from benchmarks.harness.results import save_result
+        from benchmarks.harness.results import result_name, save_result
 
-        save_result(_result(figures), options.out)
+        result = _result(figures)
+        save_result(result, options.out / f"{result_name(result)}.json")
     missed = False
     for name, value in figures.items():
         bound = BOUNDS.get(name)

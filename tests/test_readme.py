@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import build_parser
 from slap_fast.training.config_io import load_run_config
 
@@ -89,3 +90,7 @@ def test_the_keys_of_a_training_command_exist(command: str) -> None:
     overrides = dict(word.split("=", 1) for word in shlex.split(command) if re.match(r"[a-z_.]+=", word))
     recipe = overrides.pop("recipe")
     load_run_config(recipe, [f"{key}={value}" for key, value in overrides.items()])
+
+
+def test_every_table_is_that_of_its_result() -> None:
+    assert benchmarks(["readme", "--check"]) == 0

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from benchmarks.harness.case import Case, Settings, benchmark_names, default_nam
 from benchmarks.harness.measure import ERROR, FAILED, measure_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
-from benchmarks.harness.results import build_result, load_result, save_result
+from benchmarks.harness.results import build_result, load_result, result_name, save_result, with_earlier
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,6 +57,9 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--cases", action="append", metavar="TEXT", help="only cases whose name contains TEXT; may be repeated"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="keep cases of the last result that are not run now; same machine and commit"
+    )
     parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory and its child processes")
     parser.add_argument(
@@ -81,12 +85,20 @@ def _run(argv: Sequence[str]) -> int:
     benchmarks = [(name, load_benchmark(name)) for name in options.names or names]
     right = True
     for name, module in benchmarks:
-        measured = []
-        for case in _wanted(module.cases(settings), options.cases):
+        measured: list[dict[str, Any]] = []
+        cases = module.cases(settings)
+        wanted = _wanted(cases, options.cases)
+        result = build_result(name, module.TITLE, measured, settings)
+        path = options.out / f"{result_name(result)}.json"
+        earlier = load_result(path) if options.add and path.exists() else None
+        order = [case.name for case in cases]
+        if earlier is not None:
+            with_earlier(result, earlier, order)  # raises now rather than after hours
+        for case in wanted:
             print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
             measured.append(measure_case(name, case, settings, memory=not options.no_memory))
-        result = build_result(name, module.TITLE, measured, settings)
-        path = save_result(result, options.out)
+            # After each case: some run for hours.
+            save_result(result if earlier is None else with_earlier(result, earlier, order), path)
         print(f"\n{module.TITLE}\n\n{render(load_result(path))}\n-> {path}")
         right &= all(peer["status"] not in (FAILED, ERROR) for case in measured for peer in case["peers"])
     return 0 if right else 1
@@ -119,17 +131,27 @@ def _plot(argv: Sequence[str]) -> int:
 
 
 def _readme(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description="Rewrite the README's tables.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks readme", description="Rewrite the tables in the READMEs."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        action="append",
+        help="file with tables (default: README.md and benchmarks/results/README.md)",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     options = parser.parse_args(argv)
-    text = options.readme.read_text(encoding="utf-8")
-    fresh = render_readme(text, options.out)
-    if fresh == text:
-        return 0
-    if options.check:
-        print(f"{options.readme} is stale; run `python -m benchmarks readme`", file=sys.stderr)
-        return 1
-    options.readme.write_text(fresh, encoding="utf-8")
-    return 0
+    stale = False
+    for path in options.readme or (ROOT / "README.md", RESULTS / "README.md"):
+        text = path.read_text(encoding="utf-8")
+        fresh = render_readme(text, options.out)
+        if fresh == text:
+            continue
+        if options.check:
+            print(f"{path} is stale; run `python -m benchmarks readme`", file=sys.stderr)
+            stale = True
+        else:
+            path.write_text(fresh, encoding="utf-8")
+    return int(stale)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.measure import OK
+from benchmarks.harness.results import is_ours
 
-OURS = "slap-fast"
 # A step may take nothing at all, which no logarithmic axis shows.
 LEAST_BYTES = 2**10
 
@@ -33,7 +33,7 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
         for peer in case["peers"]:
             if peer["status"] != OK:
                 continue
-            ours = peer["name"].startswith(OURS)
+            ours = is_ours(peer["name"])
             style = {
                 "color": colours[peer["name"]],
                 "marker": "D" if ours else "o",
@@ -49,7 +49,7 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
             if "step_bytes" in peer.get("memory", {}):
                 memory_axis.plot(max(LEAST_BYTES, peer["memory"]["step_bytes"]) / 2**20, position, **style)
     handles = [
-        time_axis.plot([], [], color=colours[name], marker="D" if name.startswith(OURS) else "o", linestyle="none")[0]
+        time_axis.plot([], [], color=colours[name], marker="D" if is_ours(name) else "o", linestyle="none")[0]
         for name in names
     ]
     time_axis.set_yticks(range(len(cases)), [case["name"] for case in cases])

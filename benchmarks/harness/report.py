@@ -8,10 +8,13 @@ from typing import Any
 
 from benchmarks.harness.case import AUDIO_SECONDS
 from benchmarks.harness.measure import OK
-from benchmarks.harness.results import load_result
+from benchmarks.harness.results import is_ours, load_result
+from benchmarks.harness.timing import paired_ratio
 
 MARKED = re.compile(
-    r"(?P<open><!-- benchmarks:(?P<name>[\w.-]+) -->\n).*?(?P<close><!-- /benchmarks:(?P=name) -->)", re.DOTALL
+    r"(?P<open><!-- benchmarks:(?P<name>[\w.-]+)(?P<summary> summary)? -->\n)"
+    r".*?(?P<close><!-- /benchmarks:(?P=name) -->)",
+    re.DOTALL,
 )
 
 
@@ -40,9 +43,35 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def summarise(result: dict[str, Any]) -> str:
+    """A row a case: the fastest of our peers against the fastest of the others; and the circumstances."""
+    header = ["case", "slap-fast", "fastest other", "its time", "times as fast (quartiles)", "memory", "of the other"]
+    rows = []
+    for case in result["cases"]:
+        ran = sorted((peer for peer in case["peers"] if peer["status"] == OK), key=lambda peer: peer["time"]["median"])
+        ours = next((peer for peer in ran if is_ours(peer["name"])), None)
+        other = next((peer for peer in ran if not is_ours(peer["name"])), None)
+        if ours is None:
+            continue
+        row = [case["name"], format_seconds(ours["time"]["median"])]
+        if other is None:
+            rows.append([*row, "none", "", "", _memory(ours), ""])
+            continue
+        ratio = paired_ratio(other["seconds"], ours["seconds"])
+        row += [other["name"], format_seconds(other["time"]["median"]), _ratio(ratio, False)]
+        rows.append([*row, _memory(ours), _memory(other)])
+    return f"{_markdown_table([header, *rows])}\n\n{_circumstances(result)}\n"
+
+
+def _memory(peer: dict[str, Any]) -> str:
+    """Beyond the step's result where that was measured, else of the step."""
+    memory = peer.get("memory", {})
+    return next((format_bytes(memory[name]) for name in ("working_bytes", "step_bytes") if name in memory), "")
+
+
 def render_readme(text: str, results: Path) -> str:
     """`text` with what stands between each pair of markers `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`
-    drawn anew from `results/NAME.json`.
+    drawn anew from `results/NAME.json`; after `NAME summary`, a row a case instead of a row a peer.
 
     Raises:
         ValueError: a marker has no partner, or its result does not exist.
@@ -52,7 +81,8 @@ def render_readme(text: str, results: Path) -> str:
         path = results / f"{match['name']}.json"
         if not path.is_file():
             raise ValueError(f"the marker benchmarks:{match['name']} has no result {path}; run the benchmark first")
-        return f"{match['open']}{render(load_result(path))}{match['close']}"
+        draw = summarise if match["summary"] else render
+        return f"{match['open']}{draw(load_result(path))}{match['close']}"
 
     unmatched = re.search(r"<!-- /?benchmarks:[^>]*-->", MARKED.sub("", text))
     if unmatched:
@@ -123,7 +153,7 @@ def _circumstances(result: dict[str, Any]) -> str:
         machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({', '.join(machine['isa'])})",
         f"{settings['threads']} of {machine['cores']} cores",
         f"PyTorch {versions['torch']}",
-        f"{' or '.join(map(str, sorted(rounds)))} interleaved rounds" if rounds else "",
+        f"{' to '.join(map(str, sorted({min(rounds), max(rounds)})))} interleaved rounds" if rounds else "",
         "cold cache" if settings["cold_cache"] else "",
         "quick run: sizes too small to compare speeds" if settings["quick"] else "",
         result["date"][:10],

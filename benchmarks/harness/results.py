@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.harness.case import Settings
 from benchmarks.harness.machine import describe_machine, describe_versions
 
 FORMAT = 1
+OURS = ("slap-fast", "packed")  # what the names of our own peers begin with
 
 
 def build_result(benchmark: str, title: str, cases: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
@@ -41,6 +43,36 @@ def build_result(benchmark: str, title: str, cases: list[dict[str, Any]], settin
     }
 
 
+def with_earlier(result: dict[str, Any], earlier: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """`result` with the cases of `earlier` that it lacks, so that a benchmark of hours can be run in parts.
+
+    Args:
+        order: names of all the benchmark's cases.
+
+    Raises:
+        ValueError: the two were not measured alike.
+    """
+    for part in ("machine", "versions", "settings"):
+        own, other = (_alike(value[part]) for value in (result, earlier))
+        if own != other:
+            differing = sorted(name for name in own | other if own.get(name) != other.get(name))
+            raise ValueError(
+                f"--add: the earlier result of {earlier['date'][:10]} differs in {part}: {', '.join(differing)}; "
+                "run all cases, or leave --add out to replace it"
+            )
+    cases = {case["name"]: case for case in earlier["cases"] + result["cases"]}
+    return result | {"cases": [cases[name] for name in order if name in cases]}
+
+
+def _alike(circumstances: dict[str, Any]) -> dict[str, Any]:
+    """Without what may differ between the parts of one measurement."""
+    return {name: value for name, value in circumstances.items() if name not in ("load_average", "rounds", "seconds")}
+
+
+def is_ours(peer: str) -> bool:
+    return peer.startswith(OURS)
+
+
 def result_name(result: dict[str, Any]) -> str:
     """File name without its suffix, which is also the table's name in the README. Quick runs have their own."""
     settings = result["settings"]
@@ -49,11 +81,9 @@ def result_name(result: dict[str, Any]) -> str:
     return f"{result['benchmark']}-{settings['device']}{cold}{quick}"
 
 
-def save_result(result: dict[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result_name(result)}.json"
+def save_result(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
-    return path
 
 
 def load_result(path: Path) -> dict[str, Any]:

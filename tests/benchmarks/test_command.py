@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.report import format_bytes, format_seconds, render, render_readme
-from benchmarks.harness.results import load_result
+from benchmarks.harness.report import format_bytes, format_seconds, render, render_readme, summarise
+from benchmarks.harness.results import load_result, with_earlier
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +162,48 @@ def test_quantities_have_three_digits_and_a_fitting_unit() -> None:
         "3 MiB",
         "5 GiB",
     ]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_the_summary_sets_our_fastest_against_the_fastest_other_even_where_that_wins(result: dict[str, Any]) -> None:
+    case = result["cases"][0] | {"name": "sum"}
+    seconds = {"slap-fast, slow": [9.0, 9.0, 9.0], "slap-fast, quick": [2.0, 4.0, 2.0], "libsum": [1.0, 1.0, 1.0]}
+    measured = [
+        case["peers"][0] | {"name": name, "seconds": samples, "time": {"median": sorted(samples)[1]}, "memory": {}}
+        for name, samples in seconds.items()
+    ]
+    measured[1]["memory"] = {"step_bytes": 2**20, "working_bytes": 2**10}
+    alone, without_us = case | {"name": "alone"}, case | {"name": "without us"}
+    cases = [case | {"peers": measured}, alone | {"peers": measured[:2]}, without_us | {"peers": measured[2:]}]
+    rows = summarise(result | {"cases": cases}).splitlines()[2:4]
+    assert _cells(rows[0]) == ["sum", "2 s", "libsum", "1 s", "0.50 (0.38 to 0.50)", "1 KiB", ""]
+    assert _cells(rows[1]) == ["alone", "2 s", "none", "", "", "1 KiB", ""]
+
+
+def test_a_part_joins_what_was_measured_before_in_the_order_of_the_benchmark(result: dict[str, Any]) -> None:
+    def case(name: str, tolerance: float) -> dict[str, Any]:
+        return result["cases"][0] | {"name": name, "tolerance": tolerance}
+
+    earlier = result | {"cases": [case("first", 1.0), case("second", 1.0), case("no longer there", 1.0)]}
+    later = result | {"cases": [case("third", 2.0), case("second", 2.0)]}
+    joined = with_earlier(later, earlier, ["first", "second", "third", "never measured"])
+    assert [(part["name"], part["tolerance"]) for part in joined["cases"]] == [
+        ("first", 1),
+        ("second", 2),
+        ("third", 2),
+    ]
+
+
+def test_a_part_measured_elsewhere_is_not_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tests.benchmarks.toy", "--quick", "--threads", "1", "--no-memory", "--add", "--out", str(tmp_path)]
+    assert main(command) == 0
+    path = tmp_path / "toy-cpu-quick.json"
+    other = load_result(path)
+    other["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(other))
+    assert main(command) == 2
+    assert "differs in machine: cpu" in capsys.readouterr().err
+    assert load_result(path) == other
