@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness.case import Case, Settings, benchmark_names, default_names, load_benchmark
+from benchmarks.harness.case import Case, Peer, Settings, benchmark_names, default_names, load_benchmark
 from benchmarks.harness.measure import ERROR, FAILED, measure_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
@@ -58,6 +59,12 @@ def _run(argv: Sequence[str]) -> int:
         "--cases", action="append", metavar="TEXT", help="only cases whose name contains TEXT; may be repeated"
     )
     parser.add_argument(
+        "--peers",
+        action="append",
+        metavar="TEXT",
+        help="only baselines and peers whose name contains TEXT; the others are listed as left out; may be repeated",
+    )
+    parser.add_argument(
         "--add", action="store_true", help="keep cases of the last result that are not run now; same machine and commit"
     )
     parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
@@ -87,7 +94,7 @@ def _run(argv: Sequence[str]) -> int:
     for name, module in benchmarks:
         measured: list[dict[str, Any]] = []
         cases = module.cases(settings)
-        wanted = _wanted(cases, options.cases)
+        wanted = [_with_peers(case, options.peers) for case in _wanted(cases, options.cases)]
         result = build_result(name, module.TITLE, measured, settings)
         path = options.out / f"{result_name(result)}.json"
         earlier = load_result(path) if options.add and path.exists() else None
@@ -111,6 +118,17 @@ def _wanted(cases: Sequence[Case], texts: Sequence[str] | None) -> list[Case]:
         raise ValueError(f"--cases {texts}: no case is named so; there are {', '.join(case.name for case in cases)}")
     names = {case.name for case in chosen} | {case.peak for case in chosen}
     return [case for case in cases if case.name in names]
+
+
+def _with_peers(case: Case, texts: Sequence[str] | None) -> Case:
+    """The case with the other peers listed as left out: what they would show may take hours."""
+
+    def chosen(peer: Peer) -> bool:
+        return texts is None or peer.name == case.baseline or any(text in peer.name for text in texts)
+
+    left_out = "left out of this run by --peers"
+    peers = [peer if chosen(peer) else replace(peer, unavailable=peer.unavailable or left_out) for peer in case.peers]
+    return replace(case, peers=tuple(peers))
 
 
 def _plot(argv: Sequence[str]) -> int:

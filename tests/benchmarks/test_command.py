@@ -168,6 +168,17 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
+def test_peers_that_are_not_asked_for_are_listed_as_left_out(tmp_path: Path) -> None:
+    command = ["tests.benchmarks.toy", "--quick", "--no-memory", "--peers", "smal", "--out", str(tmp_path)]
+    assert main(command) == 0
+    (case,) = load_result(tmp_path / "toy-cpu-quick.json")["cases"]
+    assert case["baseline"] == "large"
+    assert [peer["status"] for peer in case["peers"]] == ["ok", "ok", "not available"]
+    assert main([*command[:-4], "--peers", "absent", *command[-2:]]) == 0
+    (case,) = load_result(tmp_path / "toy-cpu-quick.json")["cases"]
+    assert "left out" in case["peers"][0]["reason"]
+
+
 def test_the_summary_sets_our_fastest_against_the_fastest_other_even_where_that_wins(result: dict[str, Any]) -> None:
     case = result["cases"][0] | {"name": "sum"}
     seconds = {"slap-fast, slow": [9.0, 9.0, 9.0], "slap-fast, quick": [2.0, 4.0, 2.0], "libsum": [1.0, 1.0, 1.0]}
