@@ -30,9 +30,8 @@ ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
 
 def describe_machine(device: str) -> dict[str, Any]:
     cpu_info = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
     machine: dict[str, Any] = {
-        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cpu": _cpu_name(cpu_info),
         "cores": len(os.sched_getaffinity(0)),
         "isa": cpu_isa(),
         "native_isa": native.isa() or "without native code",
@@ -50,6 +49,15 @@ def describe_machine(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return machine
+
+
+def _cpu_name(cpu_info: str) -> str:
+    """Virtual machines hide the product behind a name that generations share, but seldom family and model."""
+    fields = dict(re.findall(r"^(model name|cpu family|model)[ \t]*:[ \t]*(.+)$", cpu_info, re.MULTILINE))
+    name = fields.get("model name", platform.processor() or platform.machine()).strip()
+    if "cpu family" not in fields or "model" not in fields:
+        return name
+    return f"{name}, family {fields['cpu family'].strip()}, model {fields['model'].strip()}"
 
 
 def cpu_isa() -> list[str]:
