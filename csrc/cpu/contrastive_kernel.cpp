@@ -5,6 +5,7 @@
 #include "contrastive_kernel.h"
 
 #include "product_packing.h"
+#include "score_lanes.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
@@ -91,18 +92,6 @@ struct Sum {
     segment = Lanes{};
   }
 };
-
-float sum_of(Lanes x) {
-  float sum = x[0];
-  for (int i = 1; i < kLanes; ++i) sum += x[i];
-  return sum;
-}
-
-float largest_of(Lanes x) {
-  float largest = x[0];
-  for (int i = 1; i < kLanes; ++i) largest = x[i] < largest ? largest : x[i];
-  return largest;
-}
 
 float logit_of(const SimilarityTile& tile, float similarity) { return Columns(tile).logit(splat(similarity))[0]; }
 

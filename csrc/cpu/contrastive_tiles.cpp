@@ -22,18 +22,7 @@ void require(bool holds, const std::string& message) {
 }  // namespace
 
 const ContrastiveKernel& chosen_contrastive_kernel(Storage element) {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512_BF16)
-  if (isa >= Isa::avx512_bf16 && element == Storage::bfloat16) return avx512_bf16::contrastive_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::contrastive_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::contrastive_kernel;
-#endif
-  (void)isa, (void)element;
-  return baseline::contrastive_kernel;
+  SLAP_FAST_RETURN_SERVING_BF16(contrastive_kernel, element);
 }
 
 void check(const ContrastiveInputs& inputs) {

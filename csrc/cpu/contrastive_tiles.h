@@ -10,6 +10,7 @@
 #include "contrastive.h"
 #include "contrastive_kernel.h"
 #include "matrix_panels.h"
+#include "rounding.h"
 
 namespace slap_fast {
 
@@ -49,7 +50,5 @@ std::vector<std::unique_ptr<TileScratch>> tile_scratch(int threads, std::int64_t
 // The similarities of rows first_row .. first_row + rows with the packed columns.
 void multiply_tile(const ContrastiveInputs& inputs, const MatrixPanels& text, std::int64_t first_row,
                    const SimilarityTile& tile, void* scratch);
-
-inline std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 }  // namespace slap_fast

@@ -16,17 +16,7 @@ namespace {
 // Below this many logits a thread costs more than it saves.
 constexpr std::int64_t kLogitsPerThread = 1 << 15;
 
-CrossEntropyKernels chosen_kernels() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::cross_entropy_kernels();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::cross_entropy_kernels();
-#endif
-  (void)isa;
-  return baseline::cross_entropy_kernels();
-}
+CrossEntropyKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(cross_entropy_kernels()); }
 
 double row_loss(const CrossEntropyKernels& kernels, const ScoreRows& logits, std::int64_t i, std::int64_t target,
                 const TokenLoss& loss, Gradients gradients) {

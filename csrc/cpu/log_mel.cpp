@@ -20,17 +20,7 @@ constexpr std::int64_t kFramesPerTask = 64;
 // Below this many frames a thread costs more than it saves.
 constexpr std::int64_t kFramesPerThread = 256;
 
-LogMelKernel chosen_kernel() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::log_mel_kernel();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::log_mel_kernel();
-#endif
-  (void)isa;
-  return baseline::log_mel_kernel();
-}
+LogMelKernel chosen_kernel() { SLAP_FAST_RETURN_SERVING(log_mel_kernel()); }
 
 void require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument(message);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "parallel.h"
+#include "rounding.h"
 
 namespace slap_fast {
 namespace {
@@ -11,8 +12,6 @@ namespace {
 constexpr std::int64_t kDepthBytes = 1536;
 // Lanes that make a task of packing.
 constexpr std::int64_t kPackedLanes = 5 * MatrixPanels::kLaneUnit;
-
-std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 }  // namespace
 

@@ -35,18 +35,7 @@ void check_side(const char* name, const ProductSide& side) {
 }  // namespace
 
 const MatrixProductKernel& chosen_matrix_product_kernel(Storage element) {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512_BF16)
-  if (isa >= Isa::avx512_bf16 && element == Storage::bfloat16) return avx512_bf16::matrix_product_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::matrix_product_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::matrix_product_kernel;
-#endif
-  (void)isa, (void)element;
-  return baseline::matrix_product_kernel;
+  SLAP_FAST_RETURN_SERVING_BF16(matrix_product_kernel, element);
 }
 
 void matrix_product(const ProductSide& left, const ProductSide& right, float* out, std::int64_t stride, bool add,

@@ -18,17 +18,7 @@ constexpr std::int64_t kFramesPerBlock = 256;
 // Below this many values a thread costs more than it saves.
 constexpr std::int64_t kValuesPerThread = 1 << 17;
 
-MelSweeps chosen_sweeps() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::mel_sweeps();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::mel_sweeps();
-#endif
-  (void)isa;
-  return baseline::mel_sweeps();
-}
+MelSweeps chosen_sweeps() { SLAP_FAST_RETURN_SERVING(mel_sweeps()); }
 
 struct Block {
   std::int64_t clip, begin, count;

@@ -4,13 +4,13 @@
 #include <cstdint>
 
 #include "product_operands.h"
+#include "rounding.h"
 #include "storage.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 
 SLAP_FAST_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 SLAP_FAST_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
-SLAP_FAST_INLINE std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 // Rows `first` to `last` of a matrix are there to be read; those before and behind count as zeros.
 template <class In>

@@ -21,17 +21,7 @@ constexpr std::int64_t kColumnsPerTask = 1024;
 // The logits of the scratch beside a row. Its exponential is 0, and 0 times it is 0, unlike that of an infinity.
 constexpr float kNone = -1e30f;
 
-PrototypeKernels chosen_kernels() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::prototype_kernels();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::prototype_kernels();
-#endif
-  (void)isa;
-  return baseline::prototype_kernels();
-}
+PrototypeKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(prototype_kernels()); }
 
 int useful_threads(const ScoreRows& scores, int threads) {
   const std::int64_t useful = scores.rows * scores.columns / kScoresPerThread;

@@ -17,17 +17,7 @@ constexpr std::int64_t kRowsPerBlock = 32;
 // Below this many values a thread costs more than it saves.
 constexpr std::int64_t kValuesPerThread = 1 << 15;
 
-RmsNormKernels chosen_kernels() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::rms_norm_kernels();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::rms_norm_kernels();
-#endif
-  (void)isa;
-  return baseline::rms_norm_kernels();
-}
+RmsNormKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(rms_norm_kernels()); }
 
 void check(const RmsNormShape& shape) {
   if (shape.rows < 0 || shape.width < 0)

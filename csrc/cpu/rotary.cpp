@@ -19,17 +19,7 @@ constexpr std::int64_t kChannelsPerThread = 1 << 17;
 // A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a table.
 constexpr std::int64_t kNear = 64;
 
-RotaryKernels chosen_kernels() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::rotary_kernels();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::rotary_kernels();
-#endif
-  (void)isa;
-  return baseline::rotary_kernels();
-}
+RotaryKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(rotary_kernels()); }
 
 // The frequencies of an axis, and what its first positions turn by.
 struct Axis {

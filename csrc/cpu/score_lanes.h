@@ -12,6 +12,12 @@ SLAP_FAST_INLINE float sum_of(Lanes x) {
   return sum;
 }
 
+SLAP_FAST_INLINE float largest_of(Lanes x) {
+  float largest = x[0];
+  for (int i = 1; i < kLanes; ++i) largest = x[i] < largest ? largest : x[i];
+  return largest;
+}
+
 // kSlots accumulators hide the latency of adding to one; each also adds fewer rounding errors up.
 constexpr int kSlots = 4;
 struct Slots {
@@ -21,10 +27,7 @@ struct Slots {
   }
   SLAP_FAST_INLINE Lanes sum() const { return (of[0] + of[1]) + (of[2] + of[3]); }
   SLAP_FAST_INLINE float largest() const {
-    const Lanes lanes = at_least(at_least(of[0], of[1]), at_least(of[2], of[3]));
-    float largest = lanes[0];
-    for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-    return largest;
+    return largest_of(at_least(at_least(of[0], of[1]), at_least(of[2], of[3])));
   }
 };
 

@@ -14,17 +14,7 @@ namespace {
 // Of a task, in whole rows; below as many a thread costs more than it saves.
 constexpr std::int64_t kValuesPerTask = 1 << 15;
 
-SwigluKernels chosen_kernels() {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::swiglu_kernels();
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::swiglu_kernels();
-#endif
-  (void)isa;
-  return baseline::swiglu_kernels();
-}
+SwigluKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(swiglu_kernels()); }
 
 template <class Block>
 void for_each_block(const SwigluShape& shape, int threads, const Block& run) {

@@ -24,20 +24,7 @@ std::int64_t backward_rows(std::int64_t head_dim) {
 constexpr double kWorkPerThread = 4e6;
 constexpr std::int64_t kTasksPerThread = 16;
 
-AttentionKernel chosen_kernel(Storage element) {
-  const Isa isa = chosen_isa();
-#if defined(SLAP_FAST_HAS_AVX512_BF16)
-  if (isa >= Isa::avx512_bf16 && element == Storage::bfloat16) return avx512_bf16::attention_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::attention_kernel;
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::attention_kernel;
-#endif
-  (void)isa, (void)element;
-  return baseline::attention_kernel;
-}
+AttentionKernel chosen_kernel(Storage element) { SLAP_FAST_RETURN_SERVING_BF16(attention_kernel, element); }
 
 void require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument(message);

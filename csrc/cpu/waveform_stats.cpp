@@ -15,16 +15,7 @@ namespace {
 
 using Kernel = BlockStats (*)(const float*, std::int64_t);
 
-Kernel kernel_for(Isa isa) {
-#if defined(SLAP_FAST_HAS_AVX512)
-  if (isa >= Isa::avx512) return avx512::waveform_stats_block;
-#endif
-#if defined(SLAP_FAST_HAS_AVX2)
-  if (isa >= Isa::avx2) return avx2::waveform_stats_block;
-#endif
-  (void)isa;
-  return baseline::waveform_stats_block;
-}
+Kernel chosen_kernel() { SLAP_FAST_RETURN_SERVING(waveform_stats_block); }
 
 struct Block {
   std::int64_t begin;
@@ -46,7 +37,7 @@ void waveform_stats(const float* waveform, std::int64_t total, const std::int64_
     for (std::int64_t begin = cu_seqlens[clip]; begin < cu_seqlens[clip + 1]; begin += kStatsBlock)
       blocks.push_back({begin, std::min(kStatsBlock, cu_seqlens[clip + 1] - begin)});
 
-  const Kernel kernel = kernel_for(chosen_isa());
+  const Kernel kernel = chosen_kernel();
   const int useful = static_cast<int>(std::min<std::int64_t>(threads, total / kSamplesPerThread + 1));
   std::vector<BlockStats> stats(blocks.size());
   // A task is as many blocks as make a fair share of work: clips of a few samples are many blocks.

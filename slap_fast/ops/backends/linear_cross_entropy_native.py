@@ -7,8 +7,9 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
+from slap_fast.ops.backends.matrix_product import matrix_product
 from slap_fast.ops.backends.native_storage import STORAGE
-from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in, multiply
+from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of a chunk of float32 inputs, twice those of 16-bit inputs. A chunk reads and writes the whole
@@ -49,7 +50,7 @@ def loss_and_gradients(
     for tokens in counted.split(rows):
         chunk, chunk_target = hidden[tokens].to(dtype), target[tokens]
         chunk_grad = grad_logits[: len(tokens)]
-        multiply(chunk, precise_weight.T, logits[: len(tokens)])
+        matrix_product(chunk, precise_weight.T, logits[: len(tokens)])
         total += native.require().linear_cross_entropy(
             logits=logits.data_ptr(),
             rows=len(tokens),
@@ -62,7 +63,7 @@ def loss_and_gradients(
             threads=torch.get_num_threads(),
         )
         if hidden_needs_grad:
-            grad_hidden[tokens] = multiply(chunk_grad, precise_weight, torch.empty(chunk.shape))
+            grad_hidden[tokens] = matrix_product(chunk_grad, precise_weight, torch.empty(chunk.shape))
         if weight_needs_grad:
-            multiply(chunk_grad.T, chunk, grad_weight, accumulate=True)
+            matrix_product(chunk_grad.T, chunk, grad_weight, accumulate=True)
     return torch.tensor(total, dtype=torch.float32), grad_hidden, grad_weight

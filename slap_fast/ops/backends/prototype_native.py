@@ -10,8 +10,9 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
+from slap_fast.ops.backends.matrix_product import matrix_product
 from slap_fast.ops.backends.native_storage import STORAGE
-from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in, multiply
+from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
@@ -46,7 +47,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     scores = empty_scores(rows, count)
     for tokens in _chunks(teacher.shape[0], rows):
         chunk = teacher[tokens].to(dtype)
-        multiply(chunk, precise.T, scores[: len(chunk)])
+        matrix_product(chunk, precise.T, scores[: len(chunk)])
         native.require().sinkhorn_masses(
             scores=scores.data_ptr(),
             rows=len(chunk),
@@ -87,8 +88,8 @@ def loss_and_gradients(
     total = 0.0
     for tokens in _chunks(student.shape[0], rows):
         chunk = student[tokens].to(dtype)
-        multiply(chunk, student_prototypes.T, scores[: len(chunk)])
-        multiply(teacher[tokens].to(dtype), teacher_prototypes.T, targets[: len(chunk)])
+        matrix_product(chunk, student_prototypes.T, scores[: len(chunk)])
+        matrix_product(teacher[tokens].to(dtype), teacher_prototypes.T, targets[: len(chunk)])
         total += native.require().prototype_cross_entropy(
             student=scores.data_ptr(),
             teacher=targets.data_ptr(),
@@ -103,7 +104,7 @@ def loss_and_gradients(
             threads=torch.get_num_threads(),
         )
         if student_needs_grad:
-            multiply(grad_scores[: len(chunk)], student_prototypes, grad_student[tokens])
+            matrix_product(grad_scores[: len(chunk)], student_prototypes, grad_student[tokens])
         if prototypes_needs_grad:
-            multiply(grad_scores[: len(chunk)].T, chunk, grad_prototypes, accumulate=True)
+            matrix_product(grad_scores[: len(chunk)].T, chunk, grad_prototypes, accumulate=True)
     return torch.tensor(total, dtype=torch.float32), grad_student, grad_prototypes

@@ -1,11 +1,10 @@
-"""Chunks of scores for the native losses: memory in the form that csrc/cpu/score_rows.h asks for, and products."""
+"""Chunks of scores for the native losses: memory in the form that csrc/cpu/score_rows.h asks for."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from slap_fast.ops.backends.matrix_product import matrix_product
 from slap_fast.ops.backends.native_storage import STORAGE
 
 _ROW_MULTIPLE = 16
@@ -41,13 +40,6 @@ def gradients_in(scores: Tensor, dtype: torch.dtype) -> Tensor:
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
     """What matrices of `dtype` are multiplied as. The gradients of scores are too small for float16."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-
-
-def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
-    """`out = a @ b`, or plus what it holds; `a`, `b` float32 or bfloat16, sums and `out` float32."""
-    if a.dtype == torch.float32:
-        return out.addmm_(a, b) if accumulate else torch.mm(a, b, out=out)
-    return matrix_product(a, b, out, accumulate=accumulate)
 
 
 def rejects(device: torch.device, dtype: torch.dtype) -> str | None:
