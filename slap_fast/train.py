@@ -27,6 +27,7 @@ if __name__ == "__main__":
 import torch
 
 from slap_fast.data.decoding import make_decoder
+from slap_fast.data.dropped_clips import DropReport
 from slap_fast.data.loader import Loader
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
@@ -87,7 +88,14 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         model_config,
         recipe.augmentation,
         tokenizer,
-        make_decoder(loading.decoder, loading.threads, sample_rate=model_config.mel.sample_rate),
+        make_decoder(
+            loading.decoder,
+            loading.threads,
+            # All of a rank's clips at once lie end to end in memory, and need no copy to be packed.
+            max_batch_size=max(1, recipe.schedule.batch_size // ranks.world_size),
+            sample_rate=model_config.mel.sample_rate,
+            pin_memory=ranks.device.type == "cuda",
+        ),
         seed=seed,
         start_step=completed,
         stop_step=last_step,
@@ -96,6 +104,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         prefetch=loading.prefetch,
         max_consecutive_failures=loading.max_consecutive_failures,
         pin_memory=ranks.device.type == "cuda",
+        report=DropReport(output / "dropped.jsonl", start_step=completed),
     )
     # Not before: until here a signal has nothing to save, and shall end the process at once.
     stop = StopSignal()
@@ -124,7 +133,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             else:
                 watch.clean()
                 if completed % training.log_every == 0 or completed == last_step:
-                    own = {"data_wait_seconds": loader.waited_seconds, "dropped_clips": len(loader.dropped)}
+                    own = {
+                        "data_wait_seconds": loader.waited_seconds,
+                        "data_wait_share": loader.waited_share(),
+                        "dropped_clips": len(loader.dropped),
+                    }
                     log.step(completed, report, settings, speed.read() | own, watch.skipped_steps)
             log.advance()
             if report.stop:
@@ -135,7 +148,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         if completed > saved:
             checkpoints.save(completed, watch.skipped_steps)
         if dropped := sum_over_ranks(len(loader.dropped), ranks.device):
-            log.say(f"{dropped} unusable clips were replaced by others; the warnings above name each")
+            log.say(f"{dropped} unusable clips were replaced by others; {output}/dropped.jsonl names each")
         if completed < steps:
             log.say(f"stopped after step {completed} of {steps}, saved; the same command continues")
             return

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding_soundfile import Crop, DecodeFailure, SoundfileDecoder
+from slap_fast.data.decoding_soundfile import Blob, Crop, DecodeFailure, SoundfileDecoder
 from slap_fast.extras import MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ class DaliDecoder:
     is decoded again by soundfile, clip by clip. A DALI audio decoder needs no GPU, and has no use for one.
     """
 
-    def __init__(self, threads: int = 2, max_batch_size: int = 64, *, sample_rate: int = 16_000) -> None:
+    def __init__(
+        self, threads: int = 2, max_batch_size: int = 256, *, sample_rate: int = 16_000, pin_memory: bool = False
+    ) -> None:
         """
         Raises:
             ValueError: `threads` or `max_batch_size` is not positive.
@@ -33,7 +35,7 @@ class DaliDecoder:
         """
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size is {max_batch_size}; it must be at least 1")
-        self._soundfile = SoundfileDecoder(threads, sample_rate=sample_rate)
+        self._soundfile = SoundfileDecoder(threads, sample_rate=sample_rate, pin_memory=pin_memory)
         self.sample_rate = sample_rate
         self.max_batch_size = max_batch_size
         self._pipeline = _build_pipeline(threads, max_batch_size)
@@ -41,7 +43,7 @@ class DaliDecoder:
         self._lock = threading.Lock()
 
     def decode(
-        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+        self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
     ) -> list[Tensor | DecodeFailure]:
         """See `slap_fast.data.decoding.Decoder.decode`."""
         crops = crops or [None] * len(blobs)
@@ -64,7 +66,7 @@ class DaliDecoder:
             decoded[item] = outcome
         return [outcome for outcome in decoded if outcome is not None]
 
-    def _run(self, blobs: list[bytes], samples: list[int]) -> Sequence[Tensor | None]:
+    def _run(self, blobs: list[Blob], samples: list[int]) -> Sequence[Tensor | None]:
         """One DALI batch: waveforms end to end in memory, or None for every clip if any is damaged."""
         encoded = [np.frombuffer(blob, dtype=np.uint8) for blob in blobs]
         try:
@@ -93,7 +95,8 @@ def _build_pipeline(threads: int, max_batch_size: int) -> Any:
         batch_size=max_batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=1, exec_dynamic=True
     )
     with pipeline:
-        blobs = fn.external_source(name="blobs", device="cpu", dtype=types.DALIDataType.UINT8, ndim=1)
+        # The files stay where they are: whoever runs the pipeline holds them until it is done.
+        blobs = fn.external_source(name="blobs", device="cpu", dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True)
         # downmix flattens [samples, 1] to [samples]; only mono gets here.
         waveforms, _ = fn.decoders.audio(blobs, dtype=types.DALIDataType.FLOAT, downmix=True)
         pipeline.set_outputs(waveforms)
@@ -109,7 +112,7 @@ def _to_torch(decoded: Any, total: int) -> Tensor:
         return torch.cat([torch.from_numpy(np.array(decoded.at(item))) for item in range(len(decoded))])
 
 
-def _promises(blob: bytes, sample_rate: int, samples: int) -> bool:
+def _promises(blob: Blob, sample_rate: int, samples: int) -> bool:
     """Whether it is FLAC whose STREAMINFO block (RFC 9639, 8.2) says mono, this rate and this many samples.
 
     A header that leaves the length open, or lies, would have DALI allocate all that it claims.

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
+from slap_fast.data.buffers import BufferPool
 from slap_fast.ops.waveform_stats import waveform_stats
 
 Crop = tuple[int, int]
 """The samples `[start, end)` of a clip."""
+
+Blob = bytes | memoryview
+"""An audio file."""
 
 PREPARE = "run `slap-fast prepare` on the source"
 # libsndfile's claim for a file whose header does not say.
@@ -36,7 +42,7 @@ class Decoder(Protocol):
     def sample_rate(self) -> int: ...
 
     def decode(
-        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+        self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
     ) -> list[Tensor | DecodeFailure]:
         """Decode audio files.
 
@@ -55,32 +61,59 @@ class Decoder(Protocol):
 
 
 class SoundfileDecoder:
-    """libsndfile on a pool of threads; it releases the GIL."""
+    """libsndfile on a pool of threads; it releases the GIL.
 
-    def __init__(self, threads: int = 2, *, sample_rate: int = 16_000) -> None:
+    In the builds that come with soundfile (seen in 0.14.0), 40 % of the time goes into `flac_buffer_copy`, which moves
+    sample by sample; DALI's build of the same library is 1.4 times as fast.
+    """
+
+    def __init__(self, threads: int = 2, *, sample_rate: int = 16_000, pin_memory: bool = False) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1")
         self.threads = threads
         self.sample_rate = sample_rate
+        self._pin_memory = pin_memory
+        self._buffers = BufferPool()
 
     def decode(
-        self, blobs: Sequence[bytes], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+        self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
     ) -> list[Tensor | DecodeFailure]:
         """See `Decoder.decode`."""
         if not blobs:
             return []
         stretches = [crop or (0, count) for crop, count in zip(crops or [None] * len(blobs), samples, strict=True)]
         lengths = [end - start for start, end in stretches]
-        waveforms = torch.empty(sum(lengths), dtype=torch.float32).split(lengths)
+        waveforms = self._packed(sum(lengths)).split(lengths)
+        reasons: list[str | None] = [None] * len(blobs)
+        waiting = deque(range(len(blobs)))
+
+        def work() -> None:
+            # A thread takes the next clip itself: a future for each would cost more.
+            while True:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                reasons[item] = self._read(blobs[item], samples[item], stretches[item], waveforms[item])
+
+        threads = min(self.threads, len(blobs))
         # A pool per batch costs far less than a batch, and leaves no thread behind.
-        with ThreadPoolExecutor(min(self.threads, len(blobs)), thread_name_prefix="decode") as pool:
-            reasons = list(pool.map(self._read, blobs, samples, stretches, waveforms))
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            for worker in [pool.submit(work) for _ in range(threads)]:
+                worker.result()
         return [
             waveform if reason is None else DecodeFailure(reason)
             for waveform, reason in zip(waveforms, reasons, strict=True)
         ]
 
-    def _read(self, blob: bytes, samples: int, stretch: Crop, waveform: Tensor) -> str | None:
+    def _packed(self, samples: int) -> Tensor:
+        """`[samples]` float32 of any content."""
+        if self._pin_memory:
+            # PyTorch keeps page-locked memory for the next batch, once no copy from it is under way.
+            return torch.empty(samples, dtype=torch.float32, pin_memory=True)
+        return torch.from_numpy(self._buffers.take(4 * samples).view(np.float32))
+
+    def _read(self, blob: Blob, samples: int, stretch: Crop, waveform: Tensor) -> str | None:
         """Fill `waveform` with that stretch of the clip, or say why not."""
         if not blob:
             return "the audio is empty: 0 bytes"

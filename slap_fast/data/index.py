@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import threading
 import tokenize
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from slap_fast.data.buffers import BufferPool
 from slap_fast.data.captions import captions_of
 from slap_fast.data.clip_durations import read_durations, write_durations
 from slap_fast.data.dataset_files import (
@@ -29,13 +28,19 @@ from slap_fast.data.dataset_files import (
     INFO_NAME,
     DatasetError,
 )
+from slap_fast.data.remote import RemoteFolder, is_url
+from slap_fast.data.shard_files import REINDEX, LocalShards, ShardFiles, Span
 from slap_fast.data.tar_members import TarError, member_name, split_key
 
-__all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError"]
+__all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
 
-_OPEN_SHARDS = 256
 _PART = 1 << 18
 _ROWS = 1024
+# Between a clip's two files lies a header of 512 bytes or three; what is farther away is read by itself.
+_GAP = 1 << 16
+# Uncompressed audio takes 4 bytes a sample at most. A file may carry pictures and tags besides, within reason.
+_BYTES_A_SAMPLE = 4
+_EXTRA_BYTES = 1 << 24
 _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
     "name": str,
@@ -49,11 +54,24 @@ _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-class ClipIndex:
-    """A dataset folder opened for reading: memory-mapped, safe to share between threads, cheap to pickle.
+class StoredClip(NamedTuple):
+    """A clip as it lies in its tar.
 
     Attributes:
-        folder: the dataset folder.
+        audio: the FLAC file.
+        metadata: its JSON; `["captions"]` is its list of captions.
+    """
+
+    audio: memoryview
+    metadata: dict[str, Any]
+
+
+class ClipIndex:
+    """A dataset opened for reading: memory-mapped, safe to share between threads, cheap to pickle.
+
+    Attributes:
+        location: the folder or the URL, as it was given.
+        folder: where index, durations and tokenizer lie: the dataset folder, or the local copy for a URL.
         info: `dataset.json` (`format_version`, `name`, `shards` as `{name, bytes, clips, seconds}`, `clips`, `seconds`,
             `captions`, `sample_rate` in Hz, `mel_mean`, `mel_std`, ...).
         records: `[N]` INDEX_DTYPE, memory-mapped, in shard order.
@@ -61,39 +79,54 @@ class ClipIndex:
         shards: names of the tars, as `records["shard"]` counts them.
     """
 
-    def __init__(self, folder: Path, info: dict[str, Any], records: np.ndarray, durations: np.ndarray) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: dict[str, Any],
+        records: np.ndarray,
+        durations: np.ndarray,
+        *,
+        location: str | None = None,
+        files: ShardFiles | None = None,
+    ) -> None:
+        self.location = location or str(folder)
         self.folder = folder
         self.info = info
         self.records = records
         self.durations = durations
         self.shards: list[str] = [shard["name"] for shard in info["shards"]]
-        self._handles: OrderedDict[int, _Handle] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files = files or LocalShards(folder, self.shards)
+        self._buffers = BufferPool()
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> ClipIndex:
-        """Opens and validates a dataset folder.
+    def open(cls, location: str | os.PathLike[str]) -> ClipIndex:
+        """Opens and validates a dataset: a folder, or the URL of one (`s3://...`), see `slap_fast.data.remote`.
 
         The records are checked once, and the durations written that say so; a later opening reads neither whole.
 
         Raises:
             DatasetError: a file is missing, malformed, of another version, or does not fit the tars; it says which.
+            MissingExtraError: what reads such URLs is not installed.
         """
-        folder = Path(folder)
+        location = os.fspath(location)
+        remote = RemoteFolder(location) if is_url(location) else None
+        folder = remote.local_copy() if remote else Path(location)
         info = _read_info(folder)
         records = map_records(folder / INDEX_NAME, info["clips"])
-        sizes = _check_shards(folder, info["shards"], len(records))
+        size_of = remote.size_of() if remote else partial(_local_size, folder)
+        sizes = _check_shards(location, info["shards"], len(records), size_of)
         durations = read_durations(folder, info["shards"], len(records))
         if durations is None:
             parts = partial(_checked_parts, folder, records, sizes)
             durations = write_durations(folder, info["shards"], len(records), parts)
-        return cls(folder, info, records, durations)
+        files = remote.shards([shard["name"] for shard in info["shards"]]) if remote else None
+        return cls(folder, info, records, durations, location=location, files=files)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ClipIndex.open, (self.folder,)
+        return ClipIndex.open, (self.location,)
 
     def record(self, clip: int) -> np.void:
         """The clip's INDEX_DTYPE record."""
@@ -118,7 +151,7 @@ class ClipIndex:
         try:
             name = member_name(lambda offset, size: self._read(shard, offset, size), int(record["audio_offset"]))
         except TarError as error:
-            raise DatasetError(f"{self.folder / self.shards[shard]}: {error}; {_REINDEX}") from error
+            raise DatasetError(f"{self._files.path(shard)}: {error}; {REINDEX}") from error
         return split_key(name)[0]
 
     def read_audio(self, clip: int) -> bytes:
@@ -130,57 +163,90 @@ class ClipIndex:
         """The clip's JSON; `["captions"]` is its list of captions, whatever the tar calls them."""
         record = self.records[clip]
         shard, offset = int(record["shard"]), int(record["meta_offset"])
-        return parse_metadata(
-            self._read(shard, offset, int(record["meta_size"])), f"{self.folder / self.shards[shard]} at byte {offset}"
-        )
+        return self._parse(shard, offset, self._read(shard, offset, int(record["meta_size"])))
+
+    def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        """Audio and metadata of `[n]` clips, in as few and as concurrent reads as may be; or what is wrong with one.
+
+        The audio of all lies in one block of memory, which is used again when nothing refers to it any more.
+        """
+        records = [_Places(*values) for values in gather(self.records, clips)[list(_Places._fields)].tolist()]
+        errors = [self._implausible(record) for record in records]
+        spans = [() if error else record.spans() for record, error in zip(records, errors, strict=True)]
+        flat = [span for group in spans for span in group]
+        block = memoryview(self._buffers.take(sum(span.size for span in flat)))
+        buffers, start = [], 0
+        for span in flat:
+            buffers.append(block[start : start + span.size])
+            start += span.size
+        results = iter(zip(buffers, self._files.read(flat, buffers), strict=True))
+        found: list[StoredClip | DatasetError] = []
+        for record, error, group in zip(records, errors, spans, strict=True):
+            read = [next(results) for _ in group]
+            error = error or next((failure for _, failure in read if failure), None)
+            found.append(error or self._stored(record, group, [buffer for buffer, _ in read]))
+        return found
+
+    def _stored(self, record: _Places, spans: tuple[Span, ...], buffers: list[memoryview]) -> StoredClip | DatasetError:
+        audio_start = record.audio_offset - spans[0].offset
+        meta_start = record.meta_offset - spans[-1].offset
+        try:
+            metadata = self._parse(
+                record.shard, record.meta_offset, bytes(buffers[-1][meta_start : meta_start + record.meta_size])
+            )
+        except DatasetError as error:
+            return error
+        return StoredClip(buffers[0][audio_start : audio_start + record.audio_size], metadata)
+
+    def _implausible(self, record: _Places) -> DatasetError | None:
+        """A size that must be an error, before memory is taken for it."""
+        for size, offset, most in (
+            (record.audio_size, record.audio_offset, _BYTES_A_SAMPLE * record.samples + _EXTRA_BYTES),
+            (record.meta_size, record.meta_offset, _EXTRA_BYTES),
+        ):
+            if size > most:
+                return DatasetError(
+                    f"{self._files.path(record.shard)}: the index puts {size} bytes at {offset}, for a clip of "
+                    f"{record.samples} samples; {REINDEX}"
+                )
+        return None
 
     def iter_captions(self) -> Iterator[str]:
         """Every caption of every clip, in order: what a tokenizer is trained on."""
         for clip in range(len(self)):
             yield from self.read_metadata(clip)["captions"]
 
+    def _parse(self, shard: int, offset: int, data: bytes) -> dict[str, Any]:
+        return parse_metadata(data, f"{self._files.path(shard)} at byte {offset}")
+
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        handle = self._handle(shard)
-        # pread takes the offset along, so threads share a descriptor without a lock.
-        data = os.pread(handle.descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(handle.descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise DatasetError(
-                    f"{self.folder / self.shards[shard]}: ends at byte {offset + len(data)}, before the {size} bytes "
-                    f"at {offset} that the index promises; {_REINDEX}"
-                )
-            data += more
-        return data
-
-    def _handle(self, shard: int) -> _Handle:
-        with self._lock:
-            handle = self._handles.pop(shard, None)
-            if handle is None:
-                handle = _Handle(self.folder / self.shards[shard])
-            self._handles[shard] = handle
-            # An evicted handle closes when the last thread that reads through it lets go.
-            if len(self._handles) > _OPEN_SHARDS:
-                self._handles.popitem(last=False)
-            return handle
+        data = bytearray(size)
+        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)])
+        if error is not None:
+            raise error
+        return bytes(data)
 
 
-class _Handle:
-    """An open tar that closes with its last reference."""
+class _Places(NamedTuple):
+    """The part of a record that reading needs."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = -1
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot open: {error.strerror}") from error
+    shard: int
+    audio_offset: int
+    audio_size: int
+    meta_offset: int
+    meta_size: int
+    samples: int
 
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-_REINDEX = "if the tars are good, `slap-fast prepare --reindex` on the folder rebuilds the index; else prepare it again"
+    def spans(self) -> tuple[Span, ...]:
+        """One stretch with both files, or one of each where they lie far apart: first the audio, then the metadata."""
+        start = min(self.audio_offset, self.meta_offset)
+        end = max(self.audio_offset + self.audio_size, self.meta_offset + self.meta_size)
+        if end - start <= self.audio_size + self.meta_size + _GAP:
+            return (Span(self.shard, start, end - start),)
+        return (
+            Span(self.shard, self.audio_offset, self.audio_size),
+            Span(self.shard, self.meta_offset, self.meta_size),
+        )
 
 
 def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
@@ -189,7 +255,7 @@ def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
         value = json.loads(text) if text.lstrip().startswith("{") else {"captions": text.splitlines()}
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: not JSON in UTF-8 ({error}); {_REINDEX}") from error
+        raise DatasetError(f"{where}: not JSON in UTF-8 ({error}); {REINDEX}") from error
     listed = value.get("captions")
     value["captions"] = captions_of(listed if isinstance(listed, list) else value)
     return value
@@ -206,16 +272,16 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"{path}: missing: the folder is no dataset, or `slap-fast prepare` has not finished; run it (again)"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); {_REINDEX}") from error
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); {REINDEX}") from error
     if not isinstance(info, dict) or "format_version" not in info:
         raise DatasetError(f"{path}: has no format_version, so it is not a slap-fast dataset")
     if info["format_version"] != FORMAT_VERSION:
         raise DatasetError(
-            f"{path}: format version {info['format_version']}, this slap-fast reads {FORMAT_VERSION}; {_REINDEX}"
+            f"{path}: format version {info['format_version']}, this slap-fast reads {FORMAT_VERSION}; {REINDEX}"
         )
     for name, kind in _INFO_FIELDS.items():
         if not isinstance(info.get(name), kind):
-            raise DatasetError(f"{path}: field {name!r} is {info.get(name)!r}; {_REINDEX}")
+            raise DatasetError(f"{path}: field {name!r} is {info.get(name)!r}; {REINDEX}")
     return info
 
 
@@ -228,38 +294,44 @@ def map_records(path: Path, clips: int) -> np.ndarray:
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise DatasetError(f"{path}: missing; {_REINDEX}") from error
+        raise DatasetError(f"{path}: missing; {REINDEX}") from error
     # A header cut short fails as Python source does.
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise DatasetError(f"{path}: truncated or not an array ({error}); {_REINDEX}") from error
+        raise DatasetError(f"{path}: truncated or not an array ({error}); {REINDEX}") from error
     if not isinstance(records, np.ndarray) or records.dtype != INDEX_DTYPE or records.ndim != 1:
         found = getattr(records, "dtype", type(records).__name__)
-        raise DatasetError(f"{path}: holds {found}, not a list of clip records; {_REINDEX}")
+        raise DatasetError(f"{path}: holds {found}, not a list of clip records; {REINDEX}")
     if len(records) != clips:
-        raise DatasetError(f"{path}: {len(records)} clips, but {INFO_NAME} says {clips}; {_REINDEX}")
+        raise DatasetError(f"{path}: {len(records)} clips, but {INFO_NAME} says {clips}; {REINDEX}")
     return records
 
 
-def _check_shards(folder: Path, shards: list[Any], clips: int) -> np.ndarray:
-    """`[S]` int64 sizes of the tars."""
+def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callable[[str], int | None]) -> np.ndarray:
+    """`[S]` int64 sizes of the tars; `size_of` gives that of a file as it is, or None where that cannot be known."""
+    base = location.rstrip("/")
     sizes = np.zeros(len(shards), np.int64)
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or not {"name", "bytes", "clips", "seconds"} <= shard.keys():
-            raise DatasetError(f"{folder / INFO_NAME}: shard {number} is {shard!r}; {_REINDEX}")
-        path = folder / str(shard["name"])
+            raise DatasetError(f"{base}/{INFO_NAME}: shard {number} is {shard!r}; {REINDEX}")
+        path = f"{base}/{shard['name']}"
         try:
-            sizes[number] = path.stat().st_size
+            size = size_of(str(shard["name"]))
         except OSError as error:
-            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore it, or {_REINDEX}") from error
+            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore it, or {REINDEX}") from error
+        sizes[number] = shard["bytes"] if size is None else size
         if sizes[number] != shard["bytes"]:
             raise DatasetError(
                 f"{path}: {sizes[number]} bytes, but {INFO_NAME} says {shard['bytes']}: it is truncated or was "
-                f"replaced; {_REINDEX}"
+                f"replaced; {REINDEX}"
             )
     counts = [shard["clips"] for shard in shards]
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != clips:
-        raise DatasetError(f"{folder / INFO_NAME}: the clips of the shards are not {clips} together; {_REINDEX}")
+        raise DatasetError(f"{base}/{INFO_NAME}: the clips of the shards are not {clips} together; {REINDEX}")
     return sizes
+
+
+def _local_size(folder: Path, name: str) -> int:
+    return (folder / name).stat().st_size
 
 
 def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
@@ -277,7 +349,7 @@ def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iter
         if bad.any():
             clip = start + int(np.argmax(bad))
             record = dict(zip(records.dtype.names or (), records[clip].tolist(), strict=True))
-            raise DatasetError(f"{path}: clip {clip} cannot be ({record}); {_REINDEX}")
+            raise DatasetError(f"{path}: clip {clip} cannot be ({record}); {REINDEX}")
         yield part
         start += len(part)
 

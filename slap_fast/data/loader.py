@@ -7,20 +7,22 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slap_fast.data.augmentation import AugmentationSettings, MaskSampler
 from slap_fast.data.batch import Batch
 from slap_fast.data.collate import LoadedClip, collate
-from slap_fast.data.decoding import PREPARE, DecodeFailure, Decoder
-from slap_fast.data.index import ClipIndex, DatasetError
+from slap_fast.data.decoding import PREPARE, Crop, DecodeFailure, Decoder
+from slap_fast.data.dropped_clips import DroppedClip, DropReport
+from slap_fast.data.index import ClipIndex, DatasetError, StoredClip
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import ClipRef, Plan
 from slap_fast.data.tokenizer import TokenizerError, encode_captions
@@ -34,12 +36,7 @@ logger = logging.getLogger(__name__)
 _REASONS_TOLD = 5
 
 
-class DroppedClip(NamedTuple):
-    """A clip that could not be used: its key, the shard it lies in, and why."""
-
-    key: str
-    shard: str
-    reason: str
+_T = TypeVar("_T")
 
 
 class TooManyBadClips(RuntimeError):
@@ -47,7 +44,9 @@ class TooManyBadClips(RuntimeError):
 
 
 class _Content(NamedTuple):
-    audio: bytes
+    audio: memoryview
+    samples: int
+    crop: Crop | None
     caption: str
 
 
@@ -57,14 +56,24 @@ class _DecodedClip(NamedTuple):
     caption: str
 
 
+class _Step(NamedTuple):
+    """The clips that the plan gives to a step, as they were read."""
+
+    number: int
+    planned: list[ClipRef]
+    contents: list[_Content | DecodeFailure]
+
+
 class Loader:
     """Iterates over `(step, batch)` for one rank, from `start_step` up to but without `stop_step`.
 
-    A background thread reads, decodes, tokenises and packs `prefetch` batches ahead. The batches are the same bits for
-    any `prefetch`, thread count and decoder, and for any number of ranks together the same global batch. A clip that
-    cannot be used is replaced by a spare of the plan, so a batch never shrinks. A rank reads no clips but its own.
+    Batches are built `prefetch` ahead in the background: one thread reads, one decodes (on threads of the decoder), one
+    tokenises and packs, each at a batch of its own. The batches are the same bits for any `prefetch`, thread count and
+    decoder, and for any number of ranks together the same global batch. A clip that cannot be used is replaced by a
+    spare of the plan, so a batch never shrinks; it is tried again when its turn comes again, since a batch depends on
+    no other. A rank reads no clips but its own.
 
-    Use it as a context manager, or exhaust or drop the iterator: each of these ends the thread.
+    Use it as a context manager, or exhaust or drop the iterator: each of these ends the threads.
 
     Attributes:
         dropped: every unusable clip met so far, in order; also logged.
@@ -88,6 +97,7 @@ class Loader:
         prefetch: int = 2,
         max_consecutive_failures: int = 100,
         pin_memory: bool = False,
+        report: DropReport | None = None,
     ) -> None:
         """
         Args:
@@ -96,6 +106,7 @@ class Loader:
             prefetch: batches to build ahead; 0 builds each when it is asked for.
             max_consecutive_failures: more bad clips in a row than this end the iteration.
             pin_memory: page-lock the batches, on the current CUDA device, for asynchronous copies.
+            report: is told of every clip that is dropped, before the batch that it is missing from appears.
 
         Raises:
             ValueError: an argument is out of range or does not fit another.
@@ -119,7 +130,7 @@ class Loader:
             raise ValueError("pin_memory needs a CUDA device; pass pin_memory=False")
         # Ranks that do not fit the plan are told here, not in the background.
         plan.step(start_step, rank, world_size)
-        self._index = index
+        self._index = index if isinstance(index, Mixture) else Mixture([index], [1.0])
         self._plan = plan
         self._model_config = model_config
         self._masks = MaskSampler(augmentation, seed=seed)
@@ -132,11 +143,13 @@ class Loader:
         self._prefetch = prefetch
         self._max_consecutive_failures = max_consecutive_failures
         self._pin_memory = pin_memory
+        self._report = report
         self._failures_in_a_row = 0
         # Weak: an iterator that its user drops must end its thread.
         self._iterator: weakref.ref[Generator[tuple[int, Batch], None, None]] | None = None
         self.dropped: list[DroppedClip] = []
         self.waited_seconds = 0.0
+        self._share_since = (time.perf_counter(), 0.0)
 
     def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
         """Starts at `start_step`, whatever was iterated before; an iteration under way ends.
@@ -157,36 +170,49 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the iteration under way and its thread, after the batch that is being built."""
+        """End the iteration under way and its threads, after the batches that they are at."""
         iterator = self._iterator() if self._iterator is not None else None
         if iterator is not None:
             iterator.close()
 
+    def waited_share(self) -> float:
+        """Which part of the time since the last call, or else the beginning, the consumer has waited: in [0, 1]."""
+        (then, waited), now = self._share_since, time.perf_counter()
+        self._share_since = (now, self.waited_seconds)
+        return (self.waited_seconds - waited) / max(now - then, 1e-9)
+
     def _batches(self) -> Generator[tuple[int, Batch], None, None]:
         self._failures_in_a_row = 0
-        # One thread: batches are built in order, and the decoder brings threads of its own.
+        self._share_since = (time.perf_counter(), self.waited_seconds)
+        # One thread for each stage: batches are built in order, and the decoder brings threads of its own.
         # The device is chosen per thread: one left at the default would open a context on device 0 to pin memory.
         initializer = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pin_memory else None
-        pool = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=initializer)
+        stages = [ThreadPoolExecutor(1, f"loader-{name}", initializer) for name in ("read", "decode", "pack")]
         pending: deque[Future[Batch]] = deque()
         broken = False
 
-        def build(step: int) -> Batch:
+        def unless_broken(stage: Callable[[], _T]) -> _T:
             nonlocal broken
             # Nothing is built, and no clip dropped, beyond the step at which the consumer will see the failure.
             if broken:
                 raise CancelledError
             try:
-                return self._build(step)
+                return stage()
             except BaseException:
                 broken = True
                 raise
+
+        def build(step: int) -> Future[Batch]:
+            read, decode, pack = stages
+            contents = read.submit(self._read_step, step)
+            clips = decode.submit(unless_broken, lambda: self._gather(contents.result()))
+            return pack.submit(lambda: self._pack(step, clips.result()))
 
         try:
             ahead = iter(self._steps)
             for step in self._steps:
                 for upcoming in ahead:
-                    pending.append(pool.submit(build, upcoming))
+                    pending.append(build(upcoming))
                     if len(pending) > self._prefetch:
                         break
                 began = time.perf_counter()
@@ -196,10 +222,43 @@ class Loader:
                 # Else the frame would keep it alive while the next one is awaited.
                 del batch
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for stage in stages:
+                stage.shutdown(wait=True, cancel_futures=True)
 
-    def _build(self, step: int) -> Batch:
-        clips = self._gather(step)
+    def _read_step(self, step: int) -> _Step:
+        planned = self._plan.step(step, self._rank, self._world_size)
+        return _Step(step, planned, self._read(planned))
+
+    def _gather(self, step: _Step) -> list[_DecodedClip]:
+        """The clips of this rank in a step, each bad one replaced by the first of its spares that is good."""
+        first_drop = len(self.dropped)
+        gathered: dict[int, _DecodedClip] = {}
+        spares: dict[int, Iterator[ClipRef]] = {}
+        wanted, contents = dict(enumerate(step.planned)), step.contents
+        try:
+            while True:
+                for position, clip in zip(wanted, self._load(step.number, wanted.values(), contents), strict=True):
+                    if clip is not None:
+                        gathered[position] = clip
+                missing = [position for position in wanted if position not in gathered]
+                if not missing:
+                    return [gathered[position] for position in range(len(step.planned))]
+                wanted = {}
+                for position in missing:
+                    if position not in spares:
+                        spares[position] = self._plan.spares(step.number, step.planned[position].clip)
+                    spare = next(spares[position], None)
+                    if spare is None:
+                        raise TooManyBadClips(
+                            f"no clip can replace a bad one in step {step.number}{self._last_reasons()}"
+                        )
+                    wanted[position] = spare
+                contents = self._read(list(wanted.values()))
+        finally:
+            if self._report is not None:
+                self._report.add(self.dropped[first_drop:])
+
+    def _pack(self, step: int, clips: list[_DecodedClip]) -> Batch:
         captions = [clip.caption for clip in clips]
         token_ids = encode_captions(self._tokenizer, captions, self._model_config.text.max_length)
         loaded = [LoadedClip(clip.row, clip.waveform, ids) for clip, ids in zip(clips, token_ids, strict=True)]
@@ -207,77 +266,52 @@ class Loader:
         self._index.release()
         return batch.pin_memory() if self._pin_memory else batch
 
-    def _gather(self, step: int) -> list[_DecodedClip]:
-        """The clips of this rank in `step`, each bad one replaced by the first of its spares that is good."""
-        planned = self._plan.step(step, self._rank, self._world_size)
-        gathered: dict[int, _DecodedClip] = {}
-        spares: dict[int, Iterator[ClipRef]] = {}
-        wanted = dict(enumerate(planned))
-        while wanted:
-            for position, clip in zip(wanted, self._load(list(wanted.values())), strict=True):
-                if clip is not None:
-                    gathered[position] = clip
-            missing = [position for position in wanted if position not in gathered]
-            wanted = {}
-            for position in missing:
-                if position not in spares:
-                    spares[position] = self._plan.spares(step, planned[position].clip)
-                spare = next(spares[position], None)
-                if spare is None:
-                    raise TooManyBadClips(f"no clip can replace a bad one in step {step}{self._last_reasons()}")
-                wanted[position] = spare
-        return [gathered[position] for position in range(len(planned))]
-
-    def _load(self, refs: Sequence[ClipRef]) -> list[_DecodedClip | None]:
+    def _load(
+        self, step: int, refs: Collection[ClipRef], contents: Sequence[_Content | DecodeFailure]
+    ) -> list[_DecodedClip | None]:
         """Each clip, or None where it is bad, which is recorded."""
-        contents = [self._read(ref) for ref in refs]
-        readable = [(item, content) for item, content in enumerate(contents) if isinstance(content, _Content)]
-        decoded = self._decoder.decode(
-            [content.audio for _, content in readable],
-            [int(self._index.record(refs[item].clip)["samples"]) for item, _ in readable],
-            [refs[item].crop for item, _ in readable],
+        readable = [content for content in contents if isinstance(content, _Content)]
+        decoded = iter(
+            self._decoder.decode(
+                [content.audio for content in readable],
+                [content.samples for content in readable],
+                [content.crop for content in readable],
+            )
         )
-        outcomes: dict[int, _DecodedClip | DecodeFailure] = {
-            item: content for item, content in enumerate(contents) if isinstance(content, DecodeFailure)
-        }
-        for (item, content), waveform in zip(readable, decoded, strict=True):
-            if isinstance(waveform, Tensor):
-                outcomes[item] = _DecodedClip(refs[item].clip, waveform, content.caption)
-            else:
-                outcomes[item] = waveform
         clips: list[_DecodedClip | None] = []
-        for item, ref in enumerate(refs):
-            outcome = outcomes[item]
+        for ref, content in zip(refs, contents, strict=True):
+            outcome = next(decoded) if isinstance(content, _Content) else content
             if isinstance(outcome, DecodeFailure):
-                self._drop(ref, outcome.reason)
+                self._drop(step, ref, outcome.reason)
                 clips.append(None)
             else:
                 self._failures_in_a_row = 0
-                clips.append(outcome)
+                clips.append(_DecodedClip(ref.clip, outcome, content.caption))
         return clips
 
-    def _read(self, ref: ClipRef) -> _Content | DecodeFailure:
-        rate = int(self._index.record(ref.clip)["sample_rate"])
+    def _read(self, refs: Sequence[ClipRef]) -> list[_Content | DecodeFailure]:
+        clips = np.array([ref.clip for ref in refs], np.int64)
+        records = self._index.records(clips)
         # Before anything is read: the plan bounds a clip's duration, and with the rate that bounds its memory.
-        if rate != self._decoder.sample_rate:
-            return DecodeFailure(f"the index says {rate} Hz, not {self._decoder.sample_rate} Hz; {PREPARE}")
-        try:
-            captions = self._index.read_metadata(ref.clip)["captions"]
-            audio = self._index.read_audio(ref.clip)
-        except (DatasetError, OSError, RecursionError) as error:  # the last: JSON nested without end
-            return DecodeFailure(str(error))
-        if len(captions) <= ref.caption:
-            return DecodeFailure(f"the clip has {len(captions)} captions, the index says at least {ref.caption + 1}")
-        return _Content(audio, captions[ref.caption])
+        fitting = records["sample_rate"] == self._decoder.sample_rate
+        stored = iter(self._index.read_clips(clips[fitting]))
+        return [
+            _content(next(stored), samples, ref)
+            if rate == self._decoder.sample_rate
+            else DecodeFailure(f"the index says {rate} Hz, not {self._decoder.sample_rate} Hz; {PREPARE}")
+            for ref, samples, rate in zip(
+                refs, records["samples"].tolist(), records["sample_rate"].tolist(), strict=True
+            )
+        ]
 
-    def _drop(self, ref: ClipRef, reason: str) -> None:
+    def _drop(self, step: int, ref: ClipRef, reason: str) -> None:
         try:
             key = self._index.key(ref.clip)
         except (DatasetError, OSError):
             # Where the tar's own header is damaged, the row still names the clip.
             key = f"row {ref.clip}"
         shard = self._index.shard_name(ref.clip)
-        self.dropped.append(DroppedClip(key, shard, reason))
+        self.dropped.append(DroppedClip(key, shard, reason, step))
         logger.warning("dropped clip %s of %s: %s", key, shard, reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row > self._max_consecutive_failures:
@@ -289,3 +323,12 @@ class Loader:
     def _last_reasons(self) -> str:
         last = self.dropped[-_REASONS_TOLD:]
         return "; the last of them: " + "; ".join(f"{drop.key} of {drop.shard}: {drop.reason}" for drop in last)
+
+
+def _content(stored: StoredClip | DatasetError, samples: int, ref: ClipRef) -> _Content | DecodeFailure:
+    if isinstance(stored, DatasetError):
+        return DecodeFailure(str(stored))
+    captions = stored.metadata["captions"]
+    if len(captions) <= ref.caption:
+        return DecodeFailure(f"the clip has {len(captions)} captions, the index says at least {ref.caption + 1}")
+    return _Content(stored.audio, samples, ref.crop, captions[ref.caption])

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from slap_fast.data.dataset_files import INDEX_DTYPE
-from slap_fast.data.index import ClipIndex, gather
+from slap_fast.data.index import ClipIndex, DatasetError, StoredClip, gather
 
 
 class Mixture:
     """Datasets opened for training: their clips are numbered through, those of the first dataset first.
 
-    Reads as a `ClipIndex` does: see there for `record`, `key`, `read_audio`, `read_metadata` and `release`.
+    Reads as a `ClipIndex` does: see there for `record`, `key`, `read_audio`, `read_metadata`, `read_clips`, `release`.
 
     Attributes:
         indexes: the datasets.
@@ -39,7 +39,7 @@ class Mixture:
             )
         for index, weight in zip(indexes, weights, strict=True):
             if not 0 < weight < math.inf:
-                raise ValueError(f"the weight of {index.folder} is {weight}; it must be a positive number")
+                raise ValueError(f"the weight of {index.location} is {weight}; it must be a positive number")
         self.indexes = list(indexes)
         # As written, so that 0.7 and 0.3 are seven and three of ten.
         exact = [Fraction(str(weight)) for weight in weights]
@@ -48,7 +48,7 @@ class Mixture:
 
     @classmethod
     def open(cls, folders: Sequence[tuple[str | os.PathLike[str], float]]) -> Mixture:
-        """Opens dataset folders, each with its weight.
+        """Opens datasets by folder or URL, each with its weight.
 
         Raises:
             DatasetError: a folder is no dataset, or a damaged one.
@@ -99,7 +99,7 @@ class Mixture:
         """Name of the tar that holds the clip, with its folder where there are several datasets."""
         index, row = self._locate(clip)
         name = index.shard_name(row)
-        return name if len(self.indexes) == 1 else str(index.folder / name)
+        return name if len(self.indexes) == 1 else f"{index.location.rstrip('/')}/{name}"
 
     def key(self, clip: int) -> str:
         index, row = self._locate(clip)
@@ -112,6 +112,16 @@ class Mixture:
     def read_metadata(self, clip: int) -> dict[str, Any]:
         index, row = self._locate(clip)
         return index.read_metadata(row)
+
+    def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        found: list[StoredClip | DatasetError | None] = [None] * len(clips)
+        datasets = np.searchsorted(self.starts, clips, side="right") - 1
+        for dataset in np.unique(datasets).tolist():
+            items = np.flatnonzero(datasets == dataset)
+            rows = clips[items] - self.starts[dataset]
+            for item, clip in zip(items.tolist(), self.indexes[dataset].read_clips(rows), strict=True):
+                found[item] = clip
+        return [clip for clip in found if clip is not None]
 
     def release(self) -> None:
         for index in self.indexes:

@@ -211,7 +211,7 @@ class Plan:
         skipped = []
         for index, stream in zip(self._mixture.indexes, self._streams, strict=True):
             if count := len(index) - stream.clips.count:
-                where = f" in {index.folder}" if len(self._streams) > 1 else ""
+                where = f" in {index.location}" if len(self._streams) > 1 else ""
                 skipped.append(SkippedClips(f"longer than {self._max_duration:g} s{where}", count))
         return tuple(skipped)
 
@@ -220,7 +220,7 @@ class Plan:
         for weight, index, stream in zip(self._mixture.weights, self._mixture.indexes, self._streams, strict=True):
             needed = math.ceil(self.batch_size * weight)
             if stream.clips.count < needed:
-                part = "" if len(self._streams) == 1 else f"the {needed} that {index.folder} gives to "
+                part = "" if len(self._streams) == 1 else f"the {needed} that {index.location} gives to "
                 left_out = "".join(f"; {skip.count} left out: {skip.reason}" for skip in self.skipped)
                 raise PlanError(
                     f"{stream.clips.count} usable clips are fewer than {part}the global batch of {self.batch_size}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +24,10 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
     Raises:
         FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
     """
+    from slap_fast.data.remote import local_folder
     from slap_fast.data.tokenizer import load_tokenizer
 
-    beside = Path(data.folders[0].folder) / "tokenizer"
+    beside = local_folder(data.folders[0].folder) / "tokenizer"
     if data.tokenizer is None and model.text.pretrained is None and not beside.is_dir():
         raise FileNotFoundError(
             f"{beside} is missing: a text encoder from scratch needs a tokenizer. Run `slap-fast prepare` again, or "

@@ -82,7 +82,7 @@ def test_an_index_travels_to_other_processes_and_serves_threads(dataset: Path) -
 
 
 def test_more_shards_than_may_be_open_at_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slap_fast.data.index._OPEN_SHARDS", 1)
+    monkeypatch.setattr("slap_fast.data.shard_files._OPEN_SHARDS", 1)
     index = ClipIndex.open(dataset)
     expected = [index.read_audio(clip) for clip in range(_CLIPS)]
     with ThreadPoolExecutor(8) as pool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from slap_fast.data.decoding import DecodeFailure, make_decoder
-from slap_fast.data.index import ClipIndex
+from slap_fast.data.index import ClipIndex, DatasetError, StoredClip
 from slap_fast.data.loader import Loader
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
@@ -125,13 +125,9 @@ class ReadSpy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
 
-    def read_audio(self, clip: int) -> bytes:
-        self.read.add(clip)
-        return self._index.read_audio(clip)
-
-    def read_metadata(self, clip: int) -> dict[str, Any]:
-        self.read.add(clip)
-        return self._index.read_metadata(clip)
+    def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        self.read.update(clips.tolist())
+        return self._index.read_clips(clips)
 
 
 def test_a_rank_reads_no_clips_but_its_own(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
