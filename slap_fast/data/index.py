@@ -133,8 +133,9 @@ class ClipIndex:
         return self.records[clip]
 
     def shard_name(self, clip: int) -> str:
-        """Name of the tar that holds the clip."""
-        return self.shards[int(self.records[clip]["shard"])]
+        """Name of the tar that holds the clip, or its number where the index has been damaged since it was opened."""
+        shard = int(self.records[clip]["shard"])
+        return self.shards[shard] if shard < len(self.shards) else f"shard {shard}"
 
     def release(self) -> None:
         """Gives back the memory of what was read of records and durations; the next look at them maps it again.
@@ -147,7 +148,7 @@ class ClipIndex:
     def key(self, clip: int) -> str:
         """The clip's name in its tar, without the extension."""
         record = self.records[clip]
-        shard = int(record["shard"])
+        shard = self._shard(record)
         try:
             name = member_name(lambda offset, size: self._read(shard, offset, size), int(record["audio_offset"]))
         except TarError as error:
@@ -157,12 +158,12 @@ class ClipIndex:
     def read_audio(self, clip: int) -> bytes:
         """The clip's FLAC file."""
         record = self.records[clip]
-        return self._read(int(record["shard"]), int(record["audio_offset"]), int(record["audio_size"]))
+        return self._read(self._shard(record), int(record["audio_offset"]), int(record["audio_size"]))
 
     def read_metadata(self, clip: int) -> dict[str, Any]:
         """The clip's JSON; `["captions"]` is its list of captions, whatever the tar calls them."""
         record = self.records[clip]
-        shard, offset = int(record["shard"]), int(record["meta_offset"])
+        shard, offset = self._shard(record), int(record["meta_offset"])
         return self._parse(shard, offset, self._read(shard, offset, int(record["meta_size"])))
 
     def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
@@ -170,8 +171,12 @@ class ClipIndex:
 
         The audio of all lies in one block of memory, which is used again when nothing refers to it any more.
         """
-        records = [_Places(*values) for values in gather(self.records, clips)[list(_Places._fields)].tolist()]
-        errors = [self._implausible(record) for record in records]
+        rows = gather(self.records, clips)
+        # Planning goes by the durations: they bound the memory that a record which was damaged since can claim.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            changed = (rows["samples"] / rows["sample_rate"]).astype(np.float32) != gather(self.durations, clips)
+        records = [_Places(*values) for values in rows[list(_Places._fields)].tolist()]
+        errors = [self._implausible(*pair) for pair in zip(records, changed.tolist(), strict=True)]
         spans = [() if error else record.spans() for record, error in zip(records, errors, strict=True)]
         flat = [span for group in spans for span in group]
         block = memoryview(self._buffers.take(sum(span.size for span in flat)))
@@ -198,18 +203,38 @@ class ClipIndex:
             return error
         return StoredClip(buffers[0][audio_start : audio_start + record.audio_size], metadata)
 
-    def _implausible(self, record: _Places) -> DatasetError | None:
-        """A size that must be an error, before memory is taken for it."""
+    def _implausible(self, record: _Places, changed: bool) -> DatasetError | None:
+        """What must be an error, before memory is taken for it."""
+        if record.shard >= len(self.shards):
+            return self._no_shard(record.shard)
+        path = self._files.path(record.shard)
+        if changed:
+            return DatasetError(
+                f"{path}: {INDEX_NAME} gives a clip {record.samples} samples, which is not what it was when the "
+                f"dataset was opened; {REINDEX}"
+            )
         for size, offset, most in (
             (record.audio_size, record.audio_offset, _BYTES_A_SAMPLE * record.samples + _EXTRA_BYTES),
             (record.meta_size, record.meta_offset, _EXTRA_BYTES),
         ):
             if size > most:
                 return DatasetError(
-                    f"{self._files.path(record.shard)}: the index puts {size} bytes at {offset}, for a clip of "
-                    f"{record.samples} samples; {REINDEX}"
+                    f"{path}: {INDEX_NAME} puts {size} bytes at {offset}, for a clip of {record.samples} samples; "
+                    f"{REINDEX}"
                 )
         return None
+
+    def _shard(self, record: np.void) -> int:
+        shard = int(record["shard"])
+        if shard >= len(self.shards):
+            raise self._no_shard(shard)
+        return shard
+
+    def _no_shard(self, shard: int) -> DatasetError:
+        return DatasetError(
+            f"{self.folder / INDEX_NAME}: a clip in shard {shard}, of {len(self.shards)}: it has been damaged since the "
+            f"dataset was opened; {REINDEX}"
+        )
 
     def iter_captions(self) -> Iterator[str]:
         """Every caption of every clip, in order: what a tokenizer is trained on."""
