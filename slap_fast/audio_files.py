@@ -21,6 +21,7 @@ _BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
 _IN_MEMORY_BYTES = 16 << 20  # longer FLAC streams go through a temporary file
 _MAX_FLAC_BYTES = (1 << 32) - 1  # the index stores sizes in 32 bits
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile claims 2^63 - 1 for streams that do not say
+_LOWEST_RATE = 500  # Hz; resampled from less, a damaged header would make gigabytes of a small file
 _SHORTFALL = 0.05  # MP3 headers estimate; a file that lacks more than this is cut off
 
 AUDIO_EXTENSIONS = frozenset(
@@ -87,7 +88,7 @@ def open_audio(file: str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase) -
     elif isinstance(file, bytes):
         if not file:
             raise AudioError("empty_file", "0 bytes")
-        file = io.BytesIO(file)
+        file = AudioBytes(file)
     try:
         return _SequentialFile(file)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
@@ -99,6 +100,8 @@ def mono_blocks(sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.nda
     if sound.samplerate == sample_rate:
         yield from _mono(sound)
         return
+    if sound.samplerate < _LOWEST_RATE:
+        raise AudioError("unreadable", f"the header says {sound.samplerate} Hz, less than {_LOWEST_RATE} Hz")
     try:
         resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
     except (ValueError, RuntimeError) as error:
@@ -211,6 +214,17 @@ def _last_words(error: BaseException) -> str:
 
 def _describe(file: object) -> str:
     return str(file) if isinstance(file, (str, os.PathLike)) else "the stream"
+
+
+class AudioBytes(io.BytesIO):
+    """A file in memory for libsndfile, which seeks from C, through which no exception travels."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            # To before its start, as a damaged header may ask.
+            return super().seek(0)
 
 
 class _SequentialFile(soundfile.SoundFile):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from slap_fast.audio_files import AudioBytes
 from slap_fast.data.buffers import BufferPool
 from slap_fast.ops.waveform_stats import waveform_stats
 
@@ -120,7 +120,7 @@ class SoundfileDecoder:
         if not samples:
             return "the clip has no samples"
         try:
-            with soundfile.SoundFile(io.BytesIO(blob)) as file:
+            with soundfile.SoundFile(AudioBytes(blob)) as file:
                 if (reason := self._mismatch(file, samples)) is not None:
                     return reason
                 if stretch[0]:

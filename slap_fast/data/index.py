@@ -232,7 +232,7 @@ class ClipIndex:
 
     def _no_shard(self, shard: int) -> DatasetError:
         return DatasetError(
-            f"{self.folder / INDEX_NAME}: a clip in shard {shard}, of {len(self.shards)}: it has been damaged since the "
+            f"{self.folder / INDEX_NAME}: a clip in shard {shard}, of {len(self.shards)}: damaged since the "
             f"dataset was opened; {REINDEX}"
         )
 

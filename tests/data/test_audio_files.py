@@ -144,6 +144,12 @@ def test_truncated_mp3() -> None:
     assert _reason(data[: len(data) // 2]) == "truncated"
 
 
+@pytest.mark.parametrize("rate", [1, 499])
+def test_a_rate_that_would_make_gigabytes_of_a_small_file(rate: int) -> None:
+    assert _reason(_file(np.zeros(100), rate)) == "unreadable"
+    assert len(load_audio(_file(np.zeros(500), 500))) == 16_000
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_nan_and_infinity(value: float, rate: int) -> None:

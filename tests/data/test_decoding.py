@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slap_fast.data.collate import pack_waveforms
 from slap_fast.data.decoding import DecodeFailure, Decoder, SoundfileDecoder, make_decoder
+from tests.data.fuzzing import corruptions
 
 
 def random_pcm(samples: int, seed: int = 0) -> np.ndarray:
@@ -194,18 +195,6 @@ def test_other_formats_decode_as_soundfile_reads_them(decoder: Decoder, format: 
     blob = encode(random_pcm(8000), format=format, subtype=subtype)
     expected, _ = soundfile.read(io.BytesIO(blob), dtype="float32")
     assert same([decode_one(decoder, blob, 8000)], [torch.from_numpy(expected)])
-
-
-def corruptions(blob: bytes, generator: np.random.Generator) -> list[bytes]:
-    """One of each kind of damage, at random places."""
-    place, other = sorted(generator.integers(0, len(blob), 2).tolist())
-    flip = bytearray(blob)
-    flip[place] ^= 1 << int(generator.integers(8))
-    noise = bytearray(blob)
-    noise[place : place + 16] = generator.bytes(len(noise[place : place + 16]))
-    header = bytearray(blob)
-    header[int(generator.integers(4, 64))] = int(generator.integers(256))
-    return [bytes(flip), bytes(noise), bytes(header), blob[:other], blob[:place] + blob[other:], blob + blob[place:]]
 
 
 @pytest.mark.parametrize(("format", "subtype"), [("FLAC", "PCM_16"), *FORMATS[2:]])

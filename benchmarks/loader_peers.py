@@ -1,0 +1,171 @@
+"""Ways to load the same batches: decoders alone, PyTorch's DataLoader, and the loader of this project."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.harness.case import Outputs, Run
+from benchmarks.loader_workload import Workload
+from slap_fast.data.decoding import make_decoder
+from slap_fast.data.index import ClipIndex
+from slap_fast.data.loader import Loader
+from slap_fast.data.tokenizer import encode_captions, load_tokenizer
+from slap_fast.models.config import ModelConfig
+from slap_fast.training.recipe import AugmentationConfig
+
+# Each opens anew and goes through a step's batches of packed waveforms.
+Batches = Callable[[], Iterator[Tensor]]
+
+
+def reference(workload: Workload) -> Outputs:
+    """By soundfile, one clip after another."""
+    index = workload.open()
+    decoded: dict[int, Tensor] = {}
+    for clip in {clip for batch in workload.order() for clip in batch}:
+        waveform, _ = soundfile.read(io.BytesIO(index.read_audio(clip)), dtype="float32")
+        decoded[clip] = workload.checked([torch.from_numpy(waveform)])
+    return {"samples": torch.cat([decoded[clip] for batch in workload.order() for clip in batch])}
+
+
+def slap_fast(workload: Workload, kind: Literal["dali", "soundfile"], threads: int) -> Run:
+    """The whole loader: plan, reading, decoding, captions to tokens, masks, packed batches."""
+    index = workload.open()
+    plan, tokenizer = workload.plan(index), load_tokenizer(index.folder / "tokenizer")
+    decoder = make_decoder(kind, threads, workload.batch_size)
+
+    def batches() -> Iterator[Tensor]:
+        loader = Loader(
+            index,
+            plan,
+            ModelConfig(),
+            AugmentationConfig(),
+            tokenizer,
+            decoder,
+            seed=0,
+            start_step=0,
+            stop_step=workload.batches,
+        )
+        for _, batch in loader:
+            yield batch.waveform
+
+    return _run(workload, batches)
+
+
+def data_loader(workload: Workload, workers: int) -> Run:
+    """PyTorch's DataLoader: a process reads, decodes and tokenises clip by clip. Its workers stay from step to step."""
+    index = workload.open()
+    loader = DataLoader(
+        _Clips(index),
+        batch_sampler=workload.order(),
+        num_workers=workers,
+        collate_fn=partial(_collate, load_tokenizer(index.folder / "tokenizer")),
+        persistent_workers=True,
+        # Forked, they would inherit the locks of threads that other peers have started.
+        multiprocessing_context="spawn",
+    )
+
+    def batches() -> Iterator[Tensor]:
+        for waveform, _, _ in loader:
+            yield waveform
+
+    return _run(workload, batches)
+
+
+def soundfile_alone(workload: Workload, threads: int) -> Run:
+    """Files in memory to packed batches, on a pool of threads, each into its place."""
+
+    def decode(blob: bytes, out: Tensor) -> None:
+        with soundfile.SoundFile(io.BytesIO(blob)) as file:
+            file.read(out=out.numpy())
+
+    return _run(workload, partial(_on_threads, workload, _files(workload), threads, decode))
+
+
+def torchcodec_alone(workload: Workload, threads: int) -> Run:
+    from torchcodec.decoders import AudioDecoder
+
+    def decode(blob: bytes, out: Tensor) -> None:
+        out.copy_(AudioDecoder(blob).get_all_samples().data[0])
+
+    return _run(workload, partial(_on_threads, workload, _files(workload), threads, decode))
+
+
+def dali_alone(workload: Workload, threads: int) -> Run:
+    """Files in memory to packed batches, by a pipeline of nothing but the decoder: what any use of it is bounded by."""
+    from nvidia.dali import Pipeline, fn, types
+
+    files = [[np.frombuffer(blob, np.uint8) for blob in batch] for batch in _files(workload)]
+    pipeline = Pipeline(
+        batch_size=workload.batch_size,
+        num_threads=threads,
+        device_id=None,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+    )
+    with pipeline:
+        blobs = fn.external_source(name="blobs", device="cpu", dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True)
+        waveforms, _ = fn.decoders.audio(blobs, dtype=types.DALIDataType.FLOAT, downmix=True)
+        pipeline.set_outputs(waveforms)
+    pipeline.build()
+
+    def batches() -> Iterator[Tensor]:
+        for batch in files:
+            pipeline.feed_input("blobs", batch)
+            (decoded,) = pipeline.run()
+            yield torch.from_dlpack(decoded.as_reshaped_tensor([workload.samples * workload.batch_size]))
+
+    return _run(workload, batches)
+
+
+def _run(workload: Workload, batches: Batches) -> Run:
+    def step() -> None:
+        for _ in batches():
+            pass
+
+    def outputs() -> Outputs:
+        return {"samples": torch.cat([workload.checked([batch]) for batch in batches()])}
+
+    return Run(step, outputs)
+
+
+def _files(workload: Workload) -> list[list[bytes]]:
+    """The encoded clips of each batch; a clip that comes again is the same object."""
+    index = workload.open()
+    order = workload.order()
+    blobs = {clip: index.read_audio(clip) for batch in order for clip in batch}
+    return [[blobs[clip] for clip in batch] for batch in order]
+
+
+def _on_threads(
+    workload: Workload, files: list[list[bytes]], threads: int, decode: Callable[[bytes, Tensor], None]
+) -> Iterator[Tensor]:
+    packed = torch.empty(workload.batch_size, workload.samples)
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in files:
+            list(pool.map(decode, batch, packed))
+            yield packed.view(-1)
+
+
+class _Clips(Dataset[Any]):
+    def __init__(self, index: ClipIndex) -> None:
+        self._index = index
+
+    def __getitem__(self, clip: int) -> tuple[Tensor, str]:
+        waveform, _ = soundfile.read(io.BytesIO(self._index.read_audio(clip)), dtype="float32")
+        return torch.from_numpy(waveform), self._index.read_metadata(clip)["captions"][0]
+
+
+def _collate(tokenizer: Any, clips: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = encode_captions(tokenizer, [caption for _, caption in clips], ModelConfig().text.max_length)
+    lengths = torch.tensor([[len(waveform), len(ids)] for (waveform, _), ids in zip(clips, tokens, strict=True)])
+    return torch.cat([waveform for waveform, _ in clips]), torch.tensor([id for ids in tokens for id in ids]), lengths

@@ -1,0 +1,109 @@
+"""The dataset that the loader benchmark reads: clips of one length, made by the project's own synthesis."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slap_fast.data.index import ClipIndex
+from slap_fast.data.ingest import prepare
+from slap_fast.data.ingest.sources import ClipSource
+from slap_fast.data.plan import Plan
+from slap_fast.data.synthesis import SAMPLE_RATE, SyntheticClip, iter_synthetic
+
+# Of each clip one sample in so many is held against the reference: in all places, and few enough for float64.
+CHECKED_STRIDE = 997
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one step loads.
+
+    Attributes:
+        clips: in the dataset.
+        seconds: length of each.
+        batch_size: clips in a batch.
+        batches: in a step.
+    """
+
+    clips: int
+    seconds: float
+    batch_size: int
+    batches: int
+
+    @property
+    def loaded(self) -> int:
+        return self.batch_size * self.batches
+
+    @property
+    def samples(self) -> int:
+        return round(self.seconds * SAMPLE_RATE)
+
+    def open(self) -> ClipIndex:
+        return ClipIndex.open(_folder(self))
+
+    def plan(self, index: ClipIndex) -> Plan:
+        return Plan(index, batch_size=self.batch_size, seed=0, max_duration=30.0)
+
+    def order(self) -> list[list[int]]:
+        """The clips of each batch."""
+        plan = self.plan(self.open())
+        return [[ref.clip for ref in plan.step(step, 0, 1)] for step in range(self.batches)]
+
+    def checked(self, batches: list[Tensor]) -> Tensor:
+        """`[clips, n]` of packed waveforms: what is held against the reference."""
+        return torch.cat([batch.view(-1, self.samples)[:, ::CHECKED_STRIDE] for batch in batches])
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Synthetic scenes one after another, cut to a length; the captions are the first one's."""
+
+    scenes: tuple[SyntheticClip, ...]
+    samples: int
+
+    @property
+    def key(self) -> str:
+        return self.scenes[0].key
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.scenes[0].captions
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.scenes[0].metadata
+
+    def render(self) -> np.ndarray:
+        return np.concatenate([scene.render() for scene in self.scenes])[: self.samples]
+
+
+def _joined(workload: Workload) -> Iterator[_Joined]:
+    scenes = iter_synthetic("train", 2**62, 0)
+    for _ in range(workload.clips):
+        own: list[SyntheticClip] = []
+        while sum(scene.scene.duration for scene in own) <= workload.seconds:
+            own.append(next(scenes))
+        yield _Joined(tuple(own), workload.samples)
+
+
+@functools.cache
+def _folder(workload: Workload) -> Path:
+    """A dataset folder that lasts as long as the process."""
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="slap-fast-loader-"))
+    folder = Path(_KEPT[-1].name, "data")
+    source = ClipSource(partial(_joined, workload), "benchmark", {}, workload.clips)
+    prepare(source, folder, vocab_size=2000, progress=False)
+    return folder
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []

@@ -1,0 +1,155 @@
+"""`python -m tests.data.fuzzing`: damaged audio of every format through every decoder.
+
+Runs in a process of its own, since what it looks for kills one. It prints what it has done, and fails where a decoder
+raises what it must not, gives what is no audio, disagrees with another, or takes memory that a clip has no use for.
+The last damage under way is kept in `--folder`, for a crash to be looked into.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from torch import Tensor
+
+from slap_fast.audio_files import AudioError, encode_flac, load_audio
+from slap_fast.data.decoding import DecodeFailure, make_decoder
+
+FORMATS = {
+    "WAV": ("WAV", "PCM_16"),
+    "WAV, float": ("WAV", "FLOAT"),
+    "FLAC": ("FLAC", "PCM_16"),
+    "FLAC, 24 bits": ("FLAC", "PCM_24"),
+    "MP3": ("MP3", "MPEG_LAYER_III"),
+    "Ogg Vorbis": ("OGG", "VORBIS"),
+    "Ogg Opus": ("OGG", "OPUS"),
+    "AIFF": ("AIFF", "PCM_16"),
+}
+SAMPLES = 3000
+# A clip takes a megabyte; the codecs have tables of their own.
+MOST_GROWTH = 300 << 20
+SLOWEST_SECONDS = 5.0
+_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def corruptions(blob: bytes, generator: np.random.Generator) -> list[bytes]:
+    """One of each kind of damage, at random places."""
+    place, other = sorted(generator.integers(0, len(blob), 2).tolist())
+    flip = bytearray(blob)
+    flip[place] ^= 1 << int(generator.integers(8))
+    noise = bytearray(blob)
+    noise[place : place + 16] = generator.bytes(len(noise[place : place + 16]))
+    header = bytearray(blob)
+    header[int(generator.integers(4, 64))] = int(generator.integers(256))
+    return [bytes(flip), bytes(noise), bytes(header), blob[:other], blob[:place] + blob[other:], blob + blob[place:]]
+
+
+def extremes(blob: bytes, generator: np.random.Generator) -> list[bytes]:
+    """Fields of the header, which may be counts, sizes or rates, at the ends of their ranges."""
+    found = []
+    for width in (1, 2, 4):
+        for order in ("little", "big"):
+            data = bytearray(blob)
+            place = int(generator.integers(0, min(128, len(data) - width)))
+            value = int(generator.choice(_EXTREMES)) % 2 ** (8 * width)
+            data[place : place + width] = value.to_bytes(width, order)  # type: ignore[arg-type]
+            found.append(bytes(data))
+    return found
+
+
+def encoded(format: str, subtype: str, generator: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    waveform = np.cumsum(generator.standard_normal(SAMPLES)) / 200
+    soundfile.write(file, waveform.clip(-0.9, 0.9), 16_000, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.data.fuzzing", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30, help="12 damaged files of every format each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--folder", type=Path, help="for the file at work (default: a temporary folder)")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        for name in options.formats:
+            print(json.dumps({"format": name} | fuzz(name, options.rounds, options.seed, folder)), flush=True)
+    return 0
+
+
+def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
+    generator = np.random.default_rng([seed, list(FORMATS).index(name)])
+    decoders = [make_decoder("soundfile", 1)]
+    if "nvidia.dali" in sys.modules or _has_dali():
+        decoders.append(make_decoder("dali", 2, 64))
+    outcomes: Counter[str] = Counter()
+    slowest, before = 0.0, _peak()
+    for _ in range(rounds):
+        blob = encoded(*FORMATS[name], generator)
+        damaged = [*corruptions(blob, generator), *extremes(blob, generator)]
+        began = time.perf_counter()
+        for file in damaged:
+            (folder / "at-work").write_bytes(file)
+            outcomes[_ingest(file, folder)] += 1
+        by_decoder = [decoder.decode(damaged, [SAMPLES] * len(damaged)) for decoder in decoders]
+        for items in zip(*by_decoder, strict=True):
+            outcomes["failure" if isinstance(items[0], DecodeFailure) else "decoded"] += 1
+            _check(items)
+        slowest = max(slowest, (time.perf_counter() - began) / len(damaged))
+    growth = _peak() - before
+    if growth > MOST_GROWTH:
+        raise AssertionError(f"{name}: {growth >> 20} MiB were taken for clips of {SAMPLES} samples")
+    if slowest > SLOWEST_SECONDS:
+        raise AssertionError(f"{name}: a file took {slowest:.1f} s on the average of a round")
+    return {"outcomes": dict(outcomes.most_common()), "MiB": growth >> 20, "slowest": round(slowest, 3)}
+
+
+def _ingest(file: bytes, folder: Path) -> str:
+    """As `slap-fast prepare` does; the reason why not, or "ingested"."""
+    try:
+        waveform = load_audio(file)
+        encode_flac([waveform], folder / "spill")
+    except AudioError as error:
+        return error.reason
+    if not np.isfinite(waveform).all():
+        raise AssertionError("what was ingested is not finite")
+    return "ingested"
+
+
+def _check(outcomes: Sequence[Tensor | DecodeFailure]) -> None:
+    first = outcomes[0]
+    for outcome in outcomes:
+        if isinstance(outcome, Tensor):
+            if len(outcome) != SAMPLES or not bool(outcome.isfinite().all()):
+                raise AssertionError(f"{len(outcome)} samples, or not finite ones, passed for {SAMPLES} good ones")
+            if not isinstance(first, Tensor) or not bool((outcome == first).all()):
+                raise AssertionError("decoders disagree")
+        elif outcome != first:
+            raise AssertionError(f"decoders disagree: {outcome}, {first}")
+
+
+def _has_dali() -> bool:
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
