@@ -102,7 +102,8 @@ def _folder(workload: Workload) -> Path:
     _KEPT.append(tempfile.TemporaryDirectory(prefix="slap-fast-loader-"))
     folder = Path(_KEPT[-1].name, "data")
     source = ClipSource(partial(_joined, workload), "benchmark", {}, workload.clips)
-    prepare(source, folder, vocab_size=2000, progress=False)
+    # A few clips are made faster than processes start.
+    prepare(source, folder, workers=None if workload.clips > 100 else 0, vocab_size=2000, progress=False)
     return folder
 
 

@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -91,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
     generator = np.random.default_rng([seed, list(FORMATS).index(name)])
     decoders = [make_decoder("soundfile", 1)]
-    if "nvidia.dali" in sys.modules or _has_dali():
-        decoders.append(make_decoder("dali", 2, 64))
+    if _has_dali():
+        # Alone, a file's own damage decides; among others, DALI gives up the batch.
+        decoders += [make_decoder("dali", 2, 1), make_decoder("dali", 2, 64)]
     outcomes: Counter[str] = Counter()
     slowest, before = 0.0, _peak()
     for _ in range(rounds):

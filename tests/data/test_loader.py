@@ -231,6 +231,8 @@ def test_the_time_spent_waiting_is_counted(index: ClipIndex, tokenizer: PreTrain
     iterator = iter(loader)
     next(iterator)
     assert loader.waited_seconds >= 0.25
+    assert 0.8 < loader.waited_share() <= 1
+    assert loader.waited_share() == 0, "nothing was waited for since"
     decoder.gate.release(100)
     with decoder.decoded:
         assert decoder.decoded.wait_for(lambda: decoder.batches >= 2, timeout=60)

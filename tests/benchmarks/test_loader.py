@@ -1,0 +1,30 @@
+"""The peers of the loader benchmark load the same clips in the same order, or its times would compare nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.harness.cli import main
+from benchmarks.loader_peers import reference
+from benchmarks.loader_workload import CHECKED_STRIDE, Workload
+
+
+def test_every_peer_loads_the_same_or_says_why_it_is_absent(tmp_path: Path) -> None:
+    assert main(["loader", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
+    (case,) = json.loads((tmp_path / "loader-cpu-quick.json").read_text())["cases"]
+    status = {peer["name"]: peer["status"] for peer in case["peers"]}
+    assert status["slap-fast, soundfile"] == status["soundfile alone"] == status["DataLoader, soundfile"] == "ok"
+    for peer in case["peers"]:
+        assert peer["status"] == "ok" or (peer["status"] == "not available" and peer["reason"]), peer
+    assert case["work"] == {"clips": 12, "audio seconds": 12.0}
+
+
+def test_clips_are_as_long_as_asked_and_what_is_checked_tells_them_apart() -> None:
+    workload = Workload(4, 1.5, 2, 2)
+    index = workload.open()
+    assert [int(record["samples"]) for record in index.records] == [24_000] * 4
+    assert sorted(clip for batch in workload.order() for clip in batch) == [0, 1, 2, 3]
+    samples = reference(workload)["samples"]
+    assert samples.shape == (4, -(-24_000 // CHECKED_STRIDE))
+    assert len({tuple(row) for row in samples.tolist()}) == 4
