@@ -150,7 +150,9 @@ class ClipIndex:
         record = self.records[clip]
         shard = self._shard(record)
         try:
-            name = member_name(lambda offset, size: self._read(shard, offset, size), int(record["audio_offset"]))
+            # What names a bad clip must not itself wait for a storage that does not answer.
+            read = partial(self._read, shard, patient=False)
+            name = member_name(read, int(record["audio_offset"]))
         except TarError as error:
             raise DatasetError(f"{self._files.path(shard)}: {error}; {REINDEX}") from error
         return split_key(name)[0]
@@ -244,9 +246,9 @@ class ClipIndex:
     def _parse(self, shard: int, offset: int, data: bytes) -> dict[str, Any]:
         return parse_metadata(data, f"{self._files.path(shard)} at byte {offset}")
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _read(self, shard: int, offset: int, size: int, *, patient: bool = True) -> bytes:
         data = bytearray(size)
-        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)])
+        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)], patient=patient)
         if error is not None:
             raise error
         return bytes(data)

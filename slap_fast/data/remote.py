@@ -167,14 +167,16 @@ class RemoteShards:
         """See `ShardFiles.path`."""
         return f"{self._url}/{self._names[shard]}"
 
-    def read(self, spans: Sequence[Span], buffers: Sequence[memoryview]) -> list[DatasetError | None]:
+    def read(
+        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
+    ) -> list[DatasetError | None]:
         """See `ShardFiles.read`."""
-        return list(self._pool.map(self._fill, spans, buffers))
+        return list(self._pool.map(partial(self._fill, attempts=_ATTEMPTS if patient else 1), spans, buffers))
 
-    def _fill(self, span: Span, buffer: memoryview) -> DatasetError | None:
+    def _fill(self, span: Span, buffer: memoryview, *, attempts: int) -> DatasetError | None:
         path, end = f"{self._path}/{self._names[span.shard]}", span.offset + span.size
         try:
-            data = persistently(partial(self._files.cat_file, path, start=span.offset, end=end))
+            data = persistently(partial(self._files.cat_file, path, start=span.offset, end=end), attempts)
         except Exception as error:
             return DatasetError(
                 f"{self.path(span.shard)}: cannot read {span.size} bytes at {span.offset} ({_words(error)})"
@@ -190,25 +192,27 @@ class RemoteShards:
         return None
 
 
-def persistently(action: Callable[[], _T]) -> _T:
-    """The action's result, tried up to five times in some three seconds where the failure may pass; raises its last."""
+def persistently(action: Callable[[], _T], attempts: int = _ATTEMPTS) -> _T:
+    """The action's result, tried again where the failure may pass: five times in some three seconds.
+
+    Raises:
+        StorageError: the last attempt failed too.
+        Exception: a failure that would not pass, as the action raised it.
+    """
     pause = _FIRST_PAUSE
-    for _ in range(_ATTEMPTS - 1):
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except _DEFINITE:
             raise
         except Exception as error:  # fsspec's many implementations raise what they like.
+            if attempt == attempts:
+                raise StorageError(f"{attempts} attempts failed, the last with {_words(error)}") from error
             logger.info("trying again: %s", _words(error))
         # Of uneven length, so that those who failed together do not come back together.
         time.sleep(pause * random.uniform(0.75, 1.25))
         pause *= 2
-    try:
-        return action()
-    except _DEFINITE:
-        raise
-    except Exception as error:
-        raise StorageError(f"{_ATTEMPTS} attempts failed, the last with {_words(error)}") from error
+    raise AssertionError("there is no attempt to make")
 
 
 class StorageError(Exception):

@@ -30,8 +30,14 @@ class ShardFiles(Protocol):
         """Where the tar lies, for a message."""
         ...
 
-    def read(self, spans: Sequence[Span], buffers: Sequence[memoryview]) -> list[DatasetError | None]:
-        """Fill each buffer, which is as long as its span; what is wrong, for each span that could not be read."""
+    def read(
+        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
+    ) -> list[DatasetError | None]:
+        """Fill each buffer, which is as long as its span; what is wrong, for each span that could not be read.
+
+        Args:
+            patient: try again what may have failed by chance.
+        """
         ...
 
 
@@ -55,7 +61,9 @@ class LocalShards:
         """See `ShardFiles.path`."""
         return str(self._folder / self._names[shard])
 
-    def read(self, spans: Sequence[Span], buffers: Sequence[memoryview]) -> list[DatasetError | None]:
+    def read(
+        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
+    ) -> list[DatasetError | None]:
         """See `ShardFiles.read`."""
         if len(spans) > 1:
             self._announce(spans)
