@@ -128,7 +128,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             completed = step + 1
             speed.add(recipe.schedule.batch_size, report.audio_seconds)
             if report.nonfinite:
-                keys = [datasets.key(clip) for clip in suspects(batch)]
+                keys = [datasets.name(clip) for clip in suspects(batch)]
                 log.skipped(watch.skipped(completed, report.nonfinite, keys))
             else:
                 watch.clean()

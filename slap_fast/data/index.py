@@ -145,13 +145,16 @@ class ClipIndex:
         for array in (self.records, self.durations):
             release_pages(array)
 
-    def key(self, clip: int) -> str:
-        """The clip's name in its tar, without the extension."""
+    def key(self, clip: int, *, patient: bool = True) -> str:
+        """The clip's name in its tar, without the extension.
+
+        Args:
+            patient: ask a storage that does not answer again.
+        """
         record = self.records[clip]
         shard = self._shard(record)
         try:
-            # What names a bad clip must not itself wait for a storage that does not answer.
-            read = partial(self._read, shard, patient=False)
+            read = partial(self._read, shard, patient=patient)
             name = member_name(read, int(record["audio_offset"]))
         except TarError as error:
             raise DatasetError(f"{self._files.path(shard)}: {error}; {REINDEX}") from error

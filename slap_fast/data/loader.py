@@ -305,11 +305,7 @@ class Loader:
         ]
 
     def _drop(self, step: int, ref: ClipRef, reason: str) -> None:
-        try:
-            key = self._index.key(ref.clip)
-        except (DatasetError, OSError):
-            # Where the tar's own header is damaged, the row still names the clip.
-            key = f"row {ref.clip}"
+        key = self._index.name(ref.clip)
         shard = self._index.shard_name(ref.clip)
         self.dropped.append(DroppedClip(key, shard, reason, step))
         logger.warning("dropped clip %s of %s: %s", key, shard, reason)

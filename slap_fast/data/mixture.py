@@ -105,6 +105,14 @@ class Mixture:
         index, row = self._locate(clip)
         return index.key(row)
 
+    def name(self, clip: int) -> str:
+        """The clip's key for a message, or its number where the key cannot be read, be it now or for good."""
+        index, row = self._locate(clip)
+        try:
+            return index.key(row, patient=False)
+        except DatasetError:
+            return f"row {clip}"
+
     def read_audio(self, clip: int) -> bytes:
         index, row = self._locate(clip)
         return index.read_audio(row)
