@@ -27,7 +27,8 @@ class BufferPool:
         block = self._fitting(size)
         if block is None:
             # Some room, so that batches which differ a little share blocks.
-            block = mmap.mmap(-1, -(-max(size + size // 8, 1) // _HUGE_PAGE) * _HUGE_PAGE)
+            length = -(-max(size + size // 8, 1) // _HUGE_PAGE) * _HUGE_PAGE
+            block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 block.madvise(mmap.MADV_HUGEPAGE)
         # The owner of a map is no array, so every view of this array refers to this array, and not past it.

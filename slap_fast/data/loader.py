@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 _REASONS_TOLD = 5
 
-
 _T = TypeVar("_T")
 
 
