@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import weakref
 from collections import deque
@@ -29,7 +30,8 @@ class BufferPool:
             # Some room, so that batches which differ a little share blocks.
             length = -(-max(size + size // 8, 1) // _HUGE_PAGE) * _HUGE_PAGE
             block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            # A hint that not every system understands.
+            with contextlib.suppress(AttributeError, OSError):
                 block.madvise(mmap.MADV_HUGEPAGE)
         # The owner of a map is no array, so every view of this array refers to this array, and not past it.
         array = np.frombuffer(block, np.uint8, size)
