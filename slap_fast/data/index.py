@@ -184,7 +184,7 @@ class ClipIndex:
         errors = [self._implausible(*pair) for pair in zip(records, changed.tolist(), strict=True)]
         spans = [() if error else record.spans() for record, error in zip(records, errors, strict=True)]
         flat = [span for group in spans for span in group]
-        block = memoryview(self._buffers.take(sum(span.size for span in flat)))
+        block = self._buffers.take(sum(span.size for span in flat)).data
         buffers, start = [], 0
         for span in flat:
             buffers.append(block[start : start + span.size])

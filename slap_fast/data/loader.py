@@ -279,13 +279,20 @@ class Loader:
         )
         clips: list[_DecodedClip | None] = []
         for ref, content in zip(refs, contents, strict=True):
-            outcome = next(decoded) if isinstance(content, _Content) else content
+            outcome: _DecodedClip | DecodeFailure
+            if isinstance(content, _Content):
+                waveform = next(decoded)
+                outcome = (
+                    _DecodedClip(ref.clip, waveform, content.caption) if isinstance(waveform, Tensor) else waveform
+                )
+            else:
+                outcome = content
             if isinstance(outcome, DecodeFailure):
                 self._drop(step, ref, outcome.reason)
                 clips.append(None)
             else:
                 self._failures_in_a_row = 0
-                clips.append(_DecodedClip(ref.clip, outcome, content.caption))
+                clips.append(outcome)
         return clips
 
     def _read(self, refs: Sequence[ClipRef]) -> list[_Content | DecodeFailure]:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -38,6 +39,7 @@ SAMPLES = 3000
 # A clip takes a megabyte; the codecs have tables of their own.
 MOST_GROWTH = 300 << 20
 SLOWEST_SECONDS = 5.0
+_ORDERS: tuple[Literal["little"], Literal["big"]] = ("little", "big")
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -57,11 +59,11 @@ def extremes(blob: bytes, generator: np.random.Generator) -> list[bytes]:
     """Fields of the header, which may be counts, sizes or rates, at the ends of their ranges."""
     found = []
     for width in (1, 2, 4):
-        for order in ("little", "big"):
+        for order in _ORDERS:
             data = bytearray(blob)
             place = int(generator.integers(0, min(128, len(data) - width)))
             value = int(generator.choice(_EXTREMES)) % 2 ** (8 * width)
-            data[place : place + width] = value.to_bytes(width, order)  # type: ignore[arg-type]
+            data[place : place + width] = value.to_bytes(width, order)
             found.append(bytes(data))
     return found
 
