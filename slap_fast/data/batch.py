@@ -81,11 +81,15 @@ class Batch:
         return [Batch(*values) for values in columns]
 
     def pin_memory(self) -> Batch:
-        pinned: dict[str, Any] = {
-            field.name: value.pin_memory() if isinstance(value := getattr(self, field.name), Tensor) else value
-            for field in dataclasses.fields(self)
-        }
+        """The batch in page-locked memory, offsets included: a copy from elsewhere would make the host wait."""
+        pinned: dict[str, Any] = {field.name: _pinned(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return Batch(**pinned)
+
+
+def _pinned(value: Tensor | PackedLayout) -> Tensor | PackedLayout:
+    if isinstance(value, PackedLayout):
+        return PackedLayout(value.lengths, value.cu_seqlens.pin_memory())
+    return value.pin_memory()
 
 
 def _split(packed: Tensor, layouts: Sequence[PackedLayout]) -> tuple[Tensor, ...]:
