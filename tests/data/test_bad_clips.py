@@ -126,6 +126,10 @@ CLIPS, BATCH = 256, 32
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipIndex, dict[str, str]]:
+    return write_spoiled(tmp_path_factory.mktemp("spoiled") / "data")
+
+
+def write_spoiled(folder: Path) -> tuple[ClipIndex, dict[str, str]]:
     """256 clips, and what is wrong with each bad one by its key; one more has lost its name as well."""
     clips = [make_clip(number) for number in range(CLIPS)]
     planted: dict[str, str] = {}
@@ -137,7 +141,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipIndex, dict[s
             clips[clip] = BAD[kind](clips[clip])
     for number, kind in enumerate(GOOD):
         clips[5 * number] = GOOD[kind](clips[5 * number])
-    index = write_dataset(tmp_path_factory.mktemp("spoiled") / "data", clips, clips_per_shard=50)
+    index = write_dataset(folder, clips, clips_per_shard=50)
 
     records = np.load(index.folder / INDEX_NAME, mmap_mode="r+")
     for clip, kind in places.items():
