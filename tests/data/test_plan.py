@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +38,7 @@ def make_index(
     records["captions"] = captions
     durations = (records["samples"] / 16_000).astype(np.float32)
     info = {"shards": [{"clips": size} for size in shard_sizes]}
-    return FakeIndex(records=records, durations=durations, info=info, folder=Path(folder))
+    return FakeIndex(records=records, durations=durations, info=info, location=folder)
 
 
 def make_plan(clips: int = 50, batch_size: int = 8, seed: int = 3, shuffle_shards: int = 64, **index: Any) -> Plan:
