@@ -7,7 +7,7 @@ are held against soundfile's, in the order of the plan.
 
 "Alone" is a decoder fed from memory, that does nothing else: the wall for a loader. Decoding takes both of two cores
 (`--threads 2`), so whatever else a loader does takes from it. What it does besides for a clip: read 190 kB, parse a
-JSON file, tokenise a caption, draw the masks; in all a tenth of a millisecond of Python or less, against one of
+JSON file, tokenise a caption, draw the masks; in all a tenth of a millisecond of a core, against 0.9 of
 decoding. A copy of the decoded clip (640 kB, read and written, with fresh pages) would be another tenth.
 
 Why DALI is the fastest: both are libsndfile over libFLAC. In soundfile's build the function that moves libFLAC's

@@ -52,14 +52,13 @@ class LocalShards:
     """Tars in a folder of this machine."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
-        self._names = names
+        self._paths = [os.path.join(folder, name) for name in names]
         self._handles: OrderedDict[int, _Handle] = OrderedDict()
         self._lock = threading.Lock()
 
     def path(self, shard: int) -> str:
         """See `ShardFiles.path`."""
-        return str(self._folder / self._names[shard])
+        return self._paths[shard]
 
     def read(
         self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
@@ -99,7 +98,7 @@ class LocalShards:
         with self._lock:
             handle = self._handles.pop(shard, None)
             if handle is None:
-                handle = _Handle(self._folder / self._names[shard])
+                handle = _Handle(self._paths[shard])
             self._handles[shard] = handle
             # An evicted handle closes when the last thread that reads through it lets go.
             if len(self._handles) > _OPEN_SHARDS:
@@ -110,7 +109,7 @@ class LocalShards:
 class _Handle:
     """An open tar that closes with its last reference."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = -1
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
