@@ -1,0 +1,57 @@
+"""Counted operations against those of the products that a step really makes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from slap_fast.models.flops import forward_flops, step_flops
+from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.recipe import ObjectivesConfig
+from tests.training import tiny
+
+
+@pytest.mark.parametrize("shared_pass", [False, True])
+def test_projections_are_those_that_a_step_runs(shared_pass: bool) -> None:
+    run = tiny.run_config()
+    config, batch = run.recipe.model, tiny.batch(run, 0)
+    model = PretrainingModel(config, ObjectivesConfig(shared_pass=shared_pass))
+    with FlopCounterMode(display=False) as counter:
+        model(batch, 0.05)["loss"].backward()
+    ran = sum(
+        count for op, count in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm")
+    )
+    # What the counter does not see, because it lies in the losses' own ops.
+    unseen = dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, vocab_size=0),
+        prototype=dataclasses.replace(config.prototype, prototypes=0),
+    )
+    lengths = batch.tokens.lengths, batch.text.lengths, batch.masked.total
+    counted = step_flops(unseen, *lengths, shared_pass=shared_pass)
+    student, teacher = 2 - shared_pass, 1
+    for part, (_, attention) in forward_flops(unseen, *lengths).items():
+        counted -= ((student * 3 + teacher) if part == "audio_encoder" else 3) * attention
+    # No gradient by the patches themselves is needed.
+    counted -= student * 2 * 256 * config.audio.width * batch.tokens.total
+    # The two probes are projected once a step, whatever the batch.
+    counted += 3 * 2 * 2 * config.audio.width**2
+    assert ran == counted
+
+
+def test_attention_visits_the_pairs_of_windows_clips_and_captions() -> None:
+    config = tiny.model_config()
+    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, window_columns=2))
+    tokens, words = 12, 5
+    near = sum(abs(query - key) <= 4 for query in range(tokens) for key in range(tokens))
+    flops = forward_flops(config, [tokens, tokens], [words, words], 0)
+    assert flops["audio_encoder"].attention == 2 * 4 * 16 * (tokens**2 + 2 * near)
+    assert flops["text_encoder"].attention == 2 * 4 * 16 * 2 * words**2
+    assert flops["caption_decoder"].attention == 2 * 4 * 16 * ((words - 1) * tokens + 4 * 5 // 2)
+
+
+def test_not_one_caption_a_clip_is_an_error() -> None:
+    with pytest.raises(ValueError, match="2 clips and 1 captions"):
+        forward_flops(tiny.model_config(), [4, 4], [3], 0)
