@@ -35,11 +35,13 @@ from slap_fast.training import schedule
 from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
 from slap_fast.training.checkpoint import Checkpoints
 from slap_fast.training.config_io import config_from_arguments
+from slap_fast.training.device_peak import peak_of_all_ranks
 from slap_fast.training.distributed import Ranks, StopSignal, started, sum_over_ranks, together
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_engine
+from slap_fast.training.engine import build_engine, precision_of
 from slap_fast.training.export import save_student
 from slap_fast.training.logs import RunLog
+from slap_fast.training.metrics import StepCounts, batch_metrics, memory_in_use
 from slap_fast.training.recipe import RunConfig
 from slap_fast.training.step import take_step
 from slap_fast.training.watch import FiniteWatch, Speed, suspects
@@ -108,7 +110,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     )
     # Not before: until here a signal has nothing to save, and shall end the process at once.
     stop = StopSignal()
-    watch, speed = FiniteWatch(resumed.skipped_steps), Speed()
+    watch = FiniteWatch(resumed.skipped_steps)
+    speed = Speed(peak_of_all_ranks(ranks.device, precision_of(engine)))
+    step_counts = StepCounts(model_config, shared_pass=recipe.objectives.shared_pass)
     with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
         log.say(*resumed.notes, *(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
         for step, batch in loader:
@@ -116,6 +120,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             settings = schedule.settings(step, recipe)
             batch = batch.to(ranks.device, non_blocking=True)
             audio_seconds = batch.samples.total / model_config.mel.sample_rate
+            logged = (step + 1) % training.log_every == 0 or step + 1 == last_step
             report = take_step(
                 engine,
                 average,
@@ -124,20 +129,20 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 stop=stop.requested,
                 audio_seconds=audio_seconds,
                 micro_batch_size=training.micro_batch_size,
+                detailed=logged,
+                counts=step_counts.of(batch, detailed=logged) | {"dropped_clips": len(loader.dropped)},
+                levels={"memory": memory_in_use(ranks.device)} if logged else {},
             )
             completed = step + 1
-            speed.add(recipe.schedule.batch_size, report.audio_seconds)
+            speed.add(recipe.schedule.batch_size, report.audio_seconds, report.counts["flops"])
             if report.nonfinite:
                 keys = [datasets.name(clip) for clip in suspects(batch)]
                 log.skipped(watch.skipped(completed, report.nonfinite, keys))
             else:
                 watch.clean()
-                if completed % training.log_every == 0 or completed == last_step:
-                    own = {
-                        "data_wait_seconds": loader.waited_seconds,
-                        "data_wait_share": loader.waited_share(),
-                        "dropped_clips": len(loader.dropped),
-                    }
+                if logged:
+                    wait = {"data_wait_seconds": loader.waited_seconds, "data_wait_share": loader.waited_share()}
+                    own = wait | batch_metrics(report.counts, report.levels)
                     log.step(completed, report, settings, speed.read() | own, watch.skipped_steps)
             log.advance()
             if report.stop:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops.packing import PackedLayout
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, prototype_usage
 
 
 def self_distillation(
@@ -54,3 +55,49 @@ def self_distillation(
         potential=potential,
         group=group,
     )
+
+
+@torch.no_grad()
+def teacher_agreement(student_features: Tensor, teacher_features: Tensor, masked: PackedLayout) -> Tensor:
+    """Cosine of what student and teacher say of a masked position: mean over a clip's, then over these clips.
+
+    Args:
+        student_features: `[M, D]` floating point, L2-normalised.
+        teacher_features: `[M, D]`.
+        masked: which of the M positions belong to which clip. A clip without any counts as 0.
+
+    Returns:
+        Scalar in [-1, 1], float32 (float64 for float64), without a gradient.
+    """
+    dtype = torch.promote_types(student_features.dtype, torch.float32)
+    cosine = torch.linalg.vecdot(student_features.to(dtype), teacher_features.to(dtype))
+    lengths = masked.cu_seqlens.diff()
+    weight = (lengths * len(masked)).to(dtype).reciprocal()
+    return torch.dot(cosine, torch.repeat_interleave(weight, lengths, output_size=masked.total))
+
+
+@torch.no_grad()
+def usage_entropy(
+    teacher_features: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    teacher_temperature: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """How evenly the teacher uses its prototypes over the masked positions of all ranks.
+
+    The entropy of `prototype_usage`, in nats: `ln K` where all K prototypes are used alike, 0 where one takes every
+    position. Sinkhorn-Knopp balances the targets whatever the features are; this is before it, and falls where the
+    teacher collapses.
+
+    Args:
+        teacher_features: `[M, D]` floating point, L2-normalised.
+        teacher_prototypes: `[K, D]`.
+        teacher_temperature: positive.
+        group: None: this process alone.
+
+    Returns:
+        Scalar, the same on every rank, without a gradient.
+    """
+    usage = prototype_usage(teacher_features, teacher_prototypes, teacher_temperature=teacher_temperature, group=group)
+    return torch.special.entr(usage).sum()

@@ -134,6 +134,36 @@ def sinkhorn_potential(
     )
 
 
+def prototype_usage(
+    teacher: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    teacher_temperature: float,
+    group: dist.ProcessGroup | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """How the teacher, before its assignment is balanced, shares out T tokens among K prototypes.
+
+    Args:
+        teacher: as for `sinkhorn_potential`, as are the others.
+
+    Returns:
+        `[K]` float32 (float64 for float64), the mean over tokens of `softmax(teacher @ teacher_prototypes.T /
+        teacher_temperature)`: the same on every rank, without a gradient, and zeros if no rank has a token.
+
+    Raises:
+        ValueError: as `sinkhorn_potential`.
+    """
+    validate_potential(teacher, teacher_prototypes, teacher_temperature, iterations=1)
+    chosen = _select(backend, teacher, teacher_prototypes)
+    temperature = _divisor(teacher, teacher_temperature)
+    # Under a potential of 0 a sweep normalises each token over the prototypes, and sums over tokens.
+    even = temperature.new_zeros(teacher_prototypes.shape[0])
+    mass = _sinkhorn_sweep(teacher.detach(), teacher_prototypes.detach(), temperature, even, chosen)
+    largest, log_sum = collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group)
+    return (largest + log_sum).softmax(0).nan_to_num(0.0)
+
+
 def _sinkhorn(
     teacher: Tensor,
     prototypes: Tensor,

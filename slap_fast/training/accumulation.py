@@ -18,6 +18,7 @@ from torch import Tensor
 
 from slap_fast.data.batch import Batch
 from slap_fast.objectives.contrastive import contrastive
+from slap_fast.objectives.self_distillation import usage_entropy
 from slap_fast.ops import collectives
 from slap_fast.ops.contrastive_loss import ContrastiveOutput
 from slap_fast.ops.prototype_cross_entropy import sinkhorn_potential
@@ -30,6 +31,7 @@ def accumulate_gradients(
     teacher_temperature: float,
     micro_batch_size: int,
     group: dist.ProcessGroup | None = None,
+    detailed: bool = False,
 ) -> dict[str, Tensor]:
     """Forward and backward of one rank's batch; `engine.step` is left to do. A collective call.
 
@@ -38,6 +40,7 @@ def accumulate_gradients(
         batch: of as many clips on every rank.
         micro_batch_size: clips whose activations are held at once.
         group: the ranks that share the global batch; None: this process alone.
+        detailed: as for `PretrainingModel.losses`.
 
     Returns:
         What `PretrainingModel.losses` returns for `batch`, without gradients.
@@ -52,24 +55,30 @@ def accumulate_gradients(
         prototypes = outputs.pop("teacher_prototypes")
         seen.append(outputs)
     contrast, rests = _whole_batch(engine, batch, parts, seen, prototypes, teacher_temperature, group)
-    self_distillation, caption = torch.zeros_like(contrast.loss), torch.zeros_like(contrast.loss)
+    sums = {name: torch.zeros_like(contrast.loss) for name in ("self_distillation", "caption", "teacher_agreement")}
     for index, (part, rest, random_state) in enumerate(zip(parts, rests, random_states, strict=True)):
         engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
         # Dropout, if a module has any, drops what it dropped in the first pass.
         random_state.restore()
         outputs = engine(part, teacher_temperature, rest, call="part_losses")
         engine.backward(outputs["loss"])
-        self_distillation += outputs["self_distillation"]
-        caption += outputs["caption"]
+        for name, total in sums.items():
+            total += outputs[name]
+    details = {}
+    if detailed:
+        teacher = torch.cat([part["teacher_bottleneck"] for part in seen])
+        details["prototype_entropy"] = usage_entropy(
+            teacher, prototypes, teacher_temperature=teacher_temperature, group=group
+        )
     return {
-        "loss": engine.module.weighted_sum(contrast.loss, self_distillation, caption),
+        "loss": engine.module.weighted_sum(contrast.loss, sums["self_distillation"], sums["caption"]),
         "contrastive": contrast.loss,
-        "self_distillation": self_distillation,
-        "caption": caption,
+        **sums,
         "accuracy": contrast.accuracy,
         "positive_similarity": contrast.positive_similarity,
         "negative_similarity": contrast.negative_similarity,
         "logit_scale": seen[0]["logit_scale"].squeeze(),
+        **details,
     }
 
 

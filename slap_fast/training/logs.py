@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,9 +51,13 @@ class RunLog:
             self._bar.update()
 
     def step(
-        self, step: int, report: Report, settings: StepSettings, speed: dict[str, float], skipped_steps: int
+        self, step: int, report: Report, settings: StepSettings, speed: Mapping[str, float | None], skipped_steps: int
     ) -> None:
-        """Record a step that was applied."""
+        """Record a step that was applied.
+
+        Args:
+            speed: of `Speed.read`, and whatever else is to stand beside it; None is null.
+        """
         if not self._enabled:
             return
         values = {
@@ -60,13 +65,11 @@ class RunLog:
             **report.values,
             **dataclasses.asdict(settings),
             "grad_norm": report.grad_norm,
+            **{f"grad_norm/{tower}": norm for tower, norm in report.grad_norms.items()},
             **speed,
             "skipped_steps": skipped_steps,
         }
-        self._write(values)
-        if self._tensorboard is not None:
-            for key in values.keys() - {"step"}:
-                self._tensorboard.add_scalar(key, values[key], step)
+        self._scalars(step, values)
         losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
         clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
@@ -83,6 +86,13 @@ class RunLog:
         if self._enabled:
             for message in messages:
                 self._bar.write(message, file=sys.stderr)
+
+    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        self._write(dict(values))
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                if key != "step" and value is not None:
+                    self._tensorboard.add_scalar(key, value, step)
 
     def _write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")

@@ -6,6 +6,7 @@ The losses are computed inside `forward`, because under ZeRO-3 a parameter is wh
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from slap_fast.models.prototype_head import PrototypeHead
 from slap_fast.models.slap import SLAP
 from slap_fast.objectives.captioning import captioning
 from slap_fast.objectives.contrastive import contrastive
-from slap_fast.objectives.self_distillation import self_distillation
+from slap_fast.objectives.self_distillation import self_distillation, teacher_agreement, usage_entropy
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.training.recipe import ObjectivesConfig
 
@@ -89,24 +90,38 @@ class PretrainingModel(nn.Module):
             for name, parameter in teacher.named_parameters():
                 yield f"{prefix}.{name}", parameter, followed[name]
 
+    def tower_of(self, parameter: nn.Parameter) -> str:
+        """`audio_encoder`, `text_encoder`, `caption_decoder`, or `heads` for every other part of the student."""
+        return self._towers[parameter]
+
+    @functools.cached_property
+    def _towers(self) -> dict[nn.Parameter, str]:
+        towers = dict.fromkeys(self.parameters(), "heads")
+        for name in ("audio_encoder", "text_encoder", "caption_decoder"):
+            towers |= dict.fromkeys(getattr(self.student, name).parameters(), name)
+        return towers
+
     def forward(
         self, *inputs: Any, call: Literal["losses", "embeddings", "part_losses"] = "losses"
     ) -> dict[str, Tensor]:
         """The method named `call`: engines run `forward` alone, and ZeRO-3 has hooks around it."""
         return getattr(self, call)(*inputs)
 
-    def losses(self, batch: Batch, teacher_temperature: float, group: ProcessGroup | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, teacher_temperature: float, group: ProcessGroup | None = None, detailed: bool = False
+    ) -> dict[str, Tensor]:
         """The losses of one rank's batch.
 
         Args:
             batch: on the device of the model.
             teacher_temperature: of this step's schedule.
             group: the ranks that share the global batch; None: this process alone.
+            detailed: also measure what takes another sweep over the prototypes; the same on every rank.
 
         Returns:
             0-dim float32 tensors: `loss`, the weighted sum, whose gradient averaged over ranks is the global one;
             `contrastive`, `self_distillation`, `caption`; and for the log `accuracy`, `positive_similarity`,
-            `negative_similarity`, `logit_scale`.
+            `negative_similarity`, `logit_scale`, `teacher_agreement`, and if `detailed` `prototype_entropy`.
         """
         student = self._student(batch)
         contrast = contrastive(
@@ -118,10 +133,13 @@ class PretrainingModel(nn.Module):
             exchange=self.contrastive_exchange,
         )
         caption = self._caption(batch, student, group)
-        student_side = self._student_bottleneck(batch, student)
-        distillation = self._distillation(
-            batch, student_side, self._teacher_bottleneck(batch), teacher_temperature, group=group
-        )
+        student_side, teacher_side = self._student_bottleneck(batch, student), self._teacher_bottleneck(batch)
+        distillation = self._distillation(batch, student_side, teacher_side, teacher_temperature, group=group)
+        details = {}
+        if detailed:
+            details["prototype_entropy"] = usage_entropy(
+                *teacher_side, teacher_temperature=teacher_temperature, group=group
+            )
         return {
             "loss": self.weighted_sum(contrast.loss, distillation, caption),
             "contrastive": contrast.loss.detach(),
@@ -131,6 +149,8 @@ class PretrainingModel(nn.Module):
             "positive_similarity": contrast.positive_similarity.detach(),
             "negative_similarity": contrast.negative_similarity.detach(),
             "logit_scale": student.logit_scale.detach().squeeze(),
+            "teacher_agreement": teacher_agreement(student_side[0], teacher_side[0], batch.masked),
+            **details,
         }
 
     @torch.no_grad()
@@ -156,14 +176,15 @@ class PretrainingModel(nn.Module):
 
         Returns:
             0-dim float32 tensors: `loss`, whose gradients summed over the micro-batches of a rank are those of the
-            whole batch's loss, and whose value means nothing; `self_distillation` and `caption`, whose sums are the
-            whole batch's.
+            whole batch's loss, and whose value means nothing; `self_distillation`, `caption` and `teacher_agreement`,
+            whose sums are the whole batch's.
         """
         student = self._student(batch)
         caption = rest.token_share * self._caption(batch, student, None)
+        student_side = self._student_bottleneck(batch, student)
         distillation = rest.clip_share * self._distillation(
             batch,
-            self._student_bottleneck(batch, student),
+            student_side,
             (rest.teacher_bottleneck, rest.teacher_prototypes),
             teacher_temperature,
             potential=rest.potential,
@@ -178,6 +199,8 @@ class PretrainingModel(nn.Module):
             "loss": self.weighted_sum(contrast, distillation, caption),
             "self_distillation": distillation.detach(),
             "caption": caption.detach(),
+            "teacher_agreement": rest.clip_share
+            * teacher_agreement(student_side[0], rest.teacher_bottleneck, batch.masked),
         }
 
     def weighted_sum(self, contrastive: Tensor, self_distillation: Tensor, caption: Tensor) -> Tensor:

@@ -61,20 +61,29 @@ def suspects(batch: Batch) -> list[int]:
 
 
 class Speed:
-    """Clips and audio seconds a second since the last reading."""
+    """Clips, audio seconds and useful arithmetic a second since the last reading.
 
-    def __init__(self) -> None:
+    Args:
+        peak_flops: FLOP/s of the devices of all ranks; None: unknown.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self._peak_flops = peak_flops
         self._restart()
 
-    def add(self, clips: int, audio_seconds: float) -> None:
+    def add(self, clips: int, audio_seconds: float, flops: float = 0.0) -> None:
+        """A step of all ranks."""
         self._clips += clips
         self._audio_seconds += audio_seconds
+        self._flops += flops
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, float | None]:
         elapsed = time.perf_counter() - self._since
         speed = {
             "clips_per_second": self._clips / elapsed,
             "audio_seconds_per_second": self._audio_seconds / elapsed,
+            "teraflops_per_second": self._flops / elapsed / 1e12,
+            "mfu": None if self._peak_flops is None else self._flops / elapsed / self._peak_flops,
         }
         self._restart()
         return speed
@@ -83,3 +92,4 @@ class Speed:
         self._since = time.perf_counter()
         self._clips = 0
         self._audio_seconds = 0.0
+        self._flops = 0.0

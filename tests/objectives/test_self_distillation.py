@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from slap_fast.objectives.self_distillation import self_distillation
+from slap_fast.objectives.self_distillation import self_distillation, teacher_agreement, usage_entropy
 from slap_fast.ops.packing import PackedLayout
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
@@ -49,3 +49,21 @@ def test_a_batch_without_masked_tokens_gives_zero():
     loss.backward()
     assert loss == 0
     assert not tensors[2].grad.any()
+
+
+def test_agreement_is_a_mean_over_clips_of_cosines():
+    student, teacher = (x.detach() for x in _inputs(LENGTHS)[:2])
+    cosines = (student * teacher).sum(1).split(LENGTHS)
+    expected = sum(part.mean() for part in cosines if len(part)) / len(LENGTHS)
+    layout = PackedLayout.from_lengths(LENGTHS)
+    torch.testing.assert_close(teacher_agreement(student, teacher, layout), expected)
+    nothing = PackedLayout.from_lengths([0, 0])
+    assert teacher_agreement(student[:0], teacher[:0], nothing) == 0.0
+
+
+def test_entropy_tells_even_use_of_prototypes_from_collapse():
+    prototypes = torch.eye(8, dtype=torch.float64)
+    even = usage_entropy(torch.cat([prototypes, prototypes]), prototypes, teacher_temperature=0.01)
+    torch.testing.assert_close(even, torch.tensor(8.0).double().log())
+    assert usage_entropy(prototypes[:1].expand(16, 8), prototypes, teacher_temperature=0.01) < 1e-6
+    assert usage_entropy(prototypes[:0], prototypes, teacher_temperature=0.01) == 0.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slap_fast.ops.backends import prototype_torch as torch_backend
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, sinkhorn_potential
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, prototype_usage, sinkhorn_potential
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
@@ -97,6 +97,17 @@ def test_parts_of_the_tokens_under_the_potential_of_all_add_up_to_the_whole():
     torch.testing.assert_close(total, expected)
     students = tensors[0], tensors[2]
     torch.testing.assert_close(torch.autograd.grad(total, students), torch.autograd.grad(expected, students))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_usage_is_the_mean_of_the_assignment_before_it_is_balanced():
+    _, teacher, _, prototypes = _inputs()
+    usage = prototype_usage(teacher, prototypes, teacher_temperature=0.05)
+    torch.testing.assert_close(usage, (teacher @ prototypes.T / 0.05).softmax(1).mean(0))
+    assert not usage.requires_grad
+    assert torch.equal(prototype_usage(teacher[:0], prototypes, teacher_temperature=0.05), torch.zeros(6).double())
+    native_or_torch = prototype_usage(teacher.float(), prototypes.float(), teacher_temperature=0.05)
+    torch.testing.assert_close(native_or_torch.double(), usage, rtol=1e-5, atol=1e-7)
 
 
 def test_a_sharp_teacher_that_overflows_exp_stays_finite():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from slap_fast.training.config_io import ConfigError
 from slap_fast.training.engine import deepspeed_config, parameter_groups
+from slap_fast.training.gradient_norms import TOWERS
+from slap_fast.training.schedule import settings
 from tests.training import tiny
 from tests.training.ranks import run_worker
 from tests.training.worker import ACCUMULATIONS
@@ -52,8 +55,38 @@ def test_micro_batches_on_two_ranks_give_the_gradients_of_one_process_with_the_w
 
 def test_losses_and_metrics_are_reported_as_of_one_process_with_the_whole_batch(results: dict[str, Any]) -> None:
     reported, expected = results["readings"]["reported"], results["readings"]["expected"]
-    assert {"accuracy", "positive_similarity", "negative_similarity"} <= set(expected)
-    assert {name: reported[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert {"accuracy", "positive_similarity", "negative_similarity", "teacher_agreement"} <= set(expected)
+    assert reported["values"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_counts_are_summed_over_the_ranks_and_the_largest_level_is_reported(results: dict[str, Any]) -> None:
+    reported = results["readings"]["reported"]
+    assert reported["sums"] == {"clips": 5.0, "tokens": 11.0}
+    assert reported["largest"] == {"memory": 3.0, "wait": 1.0}
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(results: dict[str, Any], life: str) -> None:
+    config = tiny.run_config()
+    model = tiny.build(config)
+    model(tiny.batch(config, 0), settings(0, config.recipe).teacher_temperature)["loss"].backward()
+    expected = dict.fromkeys(TOWERS, 0.0)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            tower = next((tower for tower in TOWERS if name.startswith(f"student.{tower}.")), "heads")
+            expected[tower] += float(parameter.grad.square().sum())
+    first, *later = results["lifecycle"][life]["norms"]
+    precise = life.startswith("fp32")
+    assert {tower: first[tower] ** 2 for tower in TOWERS} == pytest.approx(expected, rel=1e-4 if precise else 5e-2)
+    for norms in (first, *later):
+        assert math.hypot(*(norms[tower] for tower in TOWERS)) == pytest.approx(
+            norms["grad_norm"], rel=1e-5 if precise else 1e-2
+        )
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_a_gradient_that_overflows_alone_is_skipped_and_its_tower_named(results: dict[str, Any], life: str) -> None:
+    assert results["lifecycle"][life]["overflow"] == ["gradient of text_encoder"]
 
 
 @pytest.mark.parametrize("life", LIVES)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from slap_fast.training.config_io import load_run_config
+from slap_fast.training.gradient_norms import TOWERS
 from slap_fast.training.logs import RunLog
 from slap_fast.training.schedule import StepSettings
 from slap_fast.training.step import LOSSES, METRICS, Report
 
 CONFIG = load_run_config("quickstart", ["schedule.steps=10"])
 SETTINGS = StepSettings(learning_rate=1e-3, teacher_temperature=0.05, ema_momentum=0.99)
-SPEED = {"clips_per_second": 12.5, "audio_seconds_per_second": 60.0}
+SPEED = {"clips_per_second": 12.5, "audio_seconds_per_second": 60.0, "mfu": None}
 
 
 def report(loss: float) -> Report:
     values = dict.fromkeys((*LOSSES, *METRICS), loss)
-    return Report(nonfinite=(), stop=False, values=values, audio_seconds=10.0, grad_norm=2.0)
+    norms = dict.fromkeys(TOWERS, 1.0)
+    return Report(nonfinite=(), stop=False, values=values, audio_seconds=10.0, grad_norm=2.0, grad_norms=norms)
 
 
 def write(output: Path, steps: range, loss: float) -> None:
@@ -31,12 +36,26 @@ def read(output: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
+def tensorboard(output: Path) -> list[dict[str, float]]:
+    """Scalars by step."""
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            steps.setdefault(event.step, {})[name] = event.value
+    return [steps[step] for step in sorted(steps)]
+
+
 def test_a_record_holds_losses_settings_and_speed(tmp_path: Path) -> None:
     write(tmp_path, range(1, 2), 3.0)
     (record,) = read(tmp_path)
     assert {*LOSSES, *METRICS, "step", "learning_rate", "grad_norm", "clips_per_second"} < record.keys()
     assert (record["step"], record["caption"], record["audio_seconds_per_second"]) == (1, 3.0, 60.0)
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert record["grad_norm/text_encoder"] == 1.0
+    assert record["mfu"] is None
+    # Every scalar of the one is in the other.
+    (step,) = tensorboard(tmp_path)
+    assert step == {name: pytest.approx(value) for name, value in record.items() if name not in ("step", "mfu")}
     assert load_run_config(str(tmp_path / "config.yaml")) == CONFIG
 
 

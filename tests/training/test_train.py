@@ -19,11 +19,13 @@ import yaml
 
 from slap_fast import cli
 from slap_fast.models.slap import SLAP
-from slap_fast.training.step import METRICS
+from slap_fast.training.gradient_norms import TOWERS
+from slap_fast.training.step import DETAILS, METRICS
 from tests.training import tiny
 from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
 
 STEPS = 8
+COUNTED = ("clips_per_second", "data_wait_seconds", "dropped_clips", *(f"grad_norm/{tower}" for tower in TOWERS))
 SCRIPT = [sys.executable, str(ROOT / "slap_fast" / "train.py")]
 
 
@@ -63,11 +65,23 @@ def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     return start([launcher, *flags, SCRIPT[1], *arguments], log)
 
 
+def records(output: Path, key: str) -> list[dict[str, float]]:
+    """The log's records that have `key`, each of a step of its own."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    found = [record for record in lines if key in record]
+    assert [record["step"] for record in found] == sorted({record["step"] for record in found})
+    return found
+
+
 def losses(output: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == sorted({record["step"] for record in records})
-    assert all(math.isfinite(record[metric]) for record in records for metric in METRICS)
-    return {record["step"]: record["loss"] for record in records}
+    found = records(output, "loss")
+    for record in found:
+        assert all(math.isfinite(record[metric]) for metric in (*METRICS, *DETAILS, *COUNTED))
+        assert record["padding_waste"] == 0.0
+        assert record["skipped_steps"] == 0
+        assert record["memory_gib"] > 0.05
+        assert 0.0 < record["mfu"] < 1.0
+    return {int(record["step"]): record["loss"] for record in found}
 
 
 def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
@@ -80,7 +94,8 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
     assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
 
-    processes = start_ranks([[*SCRIPT, *arguments, f"training.output={stopped}"]] * 2, log)
+    arguments += [f"training.output={stopped}"]
+    processes = start_ranks([[*SCRIPT, *arguments]] * 2, log)
     deadline = time.monotonic() + 90
     while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 2:
         assert time.monotonic() < deadline, tail(log)
@@ -93,7 +108,7 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     before = losses(stopped)
     assert 2 <= len(before) < STEPS
 
-    assert finish([launch([*arguments, f"training.output={stopped}"], log)], log, 120) == [0], tail(log)
+    assert finish([launch(arguments, log)], log, 120) == [0], tail(log)
     assert f"continuing after step {len(before)}" in log.read_text()
     assert losses(stopped) == losses(straight)
     assert sorted(losses(stopped)) == list(range(1, STEPS + 1))
@@ -105,9 +120,7 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     assert all((unstopped[name] == value).all() for name, value in model.state_dict().items())
 
     # Finished: started again, it says so and does nothing.
-    again = subprocess.run(
-        [*SCRIPT, *arguments, f"training.output={stopped}"], capture_output=True, text=True, timeout=60
-    )
+    again = subprocess.run([*SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
     assert "is complete" in again.stdout
 

@@ -117,10 +117,14 @@ def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
     model = tiny.build(config)
     with torch.no_grad():
         own = tiny.batch(config, 0, ranks.rank, ranks.world_size)
-        outputs = model(own, TEMPERATURE, dist.group.WORLD)
-        whole = model(tiny.batch(config, 0), TEMPERATURE)
-    reading = _Reading(outputs, stop=False, clips=len(own.clip_ids), audio_seconds=1.0).result()
-    return {"reported": reading, "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS)}}
+        outputs = model(own, TEMPERATURE, dist.group.WORLD, True)
+        whole = model(tiny.batch(config, 0), TEMPERATURE, None, True)
+    counts = {"clips": float(len(own)), "tokens": 10.0**ranks.rank}
+    reading = _Reading(outputs, counts, {"memory": 3.0 - ranks.rank, "wait": float(ranks.rank)}).result()
+    return {
+        "reported": reading._asdict(),
+        "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS, "prototype_entropy")},
+    }
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -147,7 +151,19 @@ def step_on(
         stop=False,
         audio_seconds=1.0,
         micro_batch_size=config.efficiency.training.micro_batch_size,
+        detailed=True,
     )
+
+
+def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks) -> Report:
+    """A step whose losses are finite and whose gradient in the text encoder, on the last rank, is not."""
+    weight = next(engine.module.student.text_encoder.parameters())
+    factor = float("inf") if ranks.rank == ranks.world_size - 1 else 1.0
+    hook = weight.register_hook(lambda gradient: gradient * factor)
+    try:
+        return step_on(engine, average, config, ranks, 9)
+    finally:
+        hook.remove()
 
 
 def lifecycle(ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -171,11 +187,13 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
     followed = {name: names[student] for name, _, student in engine.module.teacher_pairs()}
     start = full_weights(engine, engine.module)
     expected = {name: start[name].double() for name in followed if ranks.is_first}
-    losses = []
+    losses, norms = [], []
     for step in range(4):
         if step == 2:
             checkpoints.save(2, skipped_steps=1)
-        losses.append(step_on(engine, average, config, ranks, step).values)
+        report = step_on(engine, average, config, ranks, step)
+        losses.append(report.values)
+        norms.append({"grad_norm": report.grad_norm, **report.grad_norms})
         current = full_weights(engine, engine.module)
         for name, value in expected.items():
             value.lerp_(current[followed[name]].double(), 1.0 - settings(step, config.recipe).ema_momentum)
@@ -190,6 +208,7 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
     again = [step_on(engine, average, config, ranks, 2).values]
     before = full_weights(engine, engine.module)
     bad = step_on(engine, average, config, ranks, 9, poison=ranks.rank == ranks.world_size - 1)
+    overflow = step_on_with_overflow(engine, average, config, ranks)
     after = full_weights(engine, engine.module)
     # The good step after the bad one goes as if that had never been.
     again.append(step_on(engine, average, config, ranks, 3).values)
@@ -198,7 +217,9 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
         "resumed": [resumed.step, resumed.skipped_steps],
         "resumed_losses": again,
         "teacher_error": drift,
+        "norms": norms,
         "nonfinite": bad.nonfinite,
+        "overflow": overflow.nonfinite,
         "unchanged": all(torch.equal(before[name], after[name]) for name in before),
     }
 
