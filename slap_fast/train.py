@@ -1,8 +1,8 @@
 """Train a model: `deepspeed slap_fast/train.py recipe=quickstart data.train=FOLDER training.output=FOLDER`.
 
 Works as plain `python slap_fast/train.py ...` too, on one process. Any key of the recipe can be given as
-`section.key=value`. The output folder holds config.yaml, log.jsonl, tensorboard/, checkpoints/ and, once the run is
-complete, model/. The same command continues a run that was stopped.
+`section.key=value`. The output folder holds config.yaml, log.jsonl, tensorboard/, checkpoints/, best/ if the model is
+evaluated as it trains, and, once the run is complete, model/. The same command continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from slap_fast.data.dropped_clips import DropReport
 from slap_fast.data.loader import Loader
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
+from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.training import schedule
 from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
 from slap_fast.training.checkpoint import Checkpoints
@@ -77,6 +78,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         tokenizer = build_tokenizer(recipe.data, recipe.model)
         model_config = complete_model_config(recipe.model, datasets, tokenizer)
         model = build_model(config, model_config, tokenizer)
+        evaluation = InLoopEvaluation(config.efficiency.evaluation, output / "best", ranks)
     engine = build_engine(model, config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
     checkpoints = Checkpoints(output / "checkpoints", engine, average, config)
@@ -114,7 +116,16 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     speed = Speed(peak_of_all_ranks(ranks.device, precision_of(engine)))
     step_counts = StepCounts(model_config, shared_pass=recipe.objectives.shared_pass)
     with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
-        log.say(*resumed.notes, *(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
+        log.say(*resumed.notes, *evaluation.resume(completed))
+        log.say(*(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
+
+        def evaluate() -> None:
+            with speed.paused():
+                log.evaluation(completed, evaluation.run(engine, completed))
+
+        # The run may have been stopped between the checkpoint and its scores.
+        if 0 < completed < steps and evaluation.due(completed):
+            evaluate()
         for step, batch in loader:
             torch.manual_seed((seed * 1_000_003 + step) * 65_537 + ranks.rank)
             settings = schedule.settings(step, recipe)
@@ -150,8 +161,12 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             if completed % training.save_every == 0:
                 checkpoints.save(completed, watch.skipped_steps)
                 saved = completed
+            if completed < steps and evaluation.due(completed):
+                evaluate()
         if completed > saved:
             checkpoints.save(completed, watch.skipped_steps)
+        if completed == steps and evaluation.enabled:
+            evaluate()
         if dropped := sum_over_ranks(len(loader.dropped), ranks.device):
             log.say(f"{dropped} unusable clips were replaced by others; {output}/dropped.jsonl names each")
         if completed < steps:

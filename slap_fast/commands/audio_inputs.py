@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slap_fast.commands.shared import CommandError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from slap_fast.evaluation.dataset import AudioInput
 
 MAX_SECONDS = 600.0
@@ -41,7 +38,7 @@ def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> lis
     from slap_fast.audio_files import AUDIO_EXTENSIONS
     from slap_fast.data.index import ClipIndex
     from slap_fast.data.ingest.folders import list_audio
-    from slap_fast.evaluation.dataset import dataset_inputs
+    from slap_fast.evaluation.dataset import dataset_inputs, file_input
 
     inputs: list[AudioInput] = []
     for name in names:
@@ -56,28 +53,3 @@ def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> lis
         else:
             inputs.append(file_input(path, max_seconds=max_seconds))
     return inputs
-
-
-def file_input(path: Path, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
-    from slap_fast.evaluation.dataset import AudioInput
-
-    return AudioInput(str(path), partial(_read_file, path, max_seconds))
-
-
-def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
-    import numpy as np
-
-    from slap_fast.audio_files import AudioError, mono_blocks, open_audio
-
-    blocks: list[np.ndarray] = []
-    samples = 0
-    with open_audio(path) as sound:
-        for block in mono_blocks(sound, sample_rate):
-            blocks.append(block)
-            samples += len(block)
-            # Checked as it is read: headers of some formats do not tell.
-            if samples > max_seconds * sample_rate:
-                raise AudioError("too_long", f"more than {max_seconds:g} s; --max-seconds raises the limit")
-    if not samples:
-        raise AudioError("no_samples", "0 samples")
-    return np.concatenate(blocks)

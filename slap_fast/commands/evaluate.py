@@ -120,11 +120,12 @@ def _need_matplotlib() -> None:
 
 
 def _plot_dataset(model: SLAP, dataset: EmbeddedDataset, arguments: argparse.Namespace, out: Path) -> list[Path]:
+    from slap_fast.evaluation.dataset import evenly
     from slap_fast.evaluation.localisation import events_of, localise, mel_frames
     from slap_fast.evaluation.plots import plot_localisation, plot_similarity
 
     first = dataset.first_captions()
-    shown = first[_evenly(len(first), MATRIX_CLIPS)]
+    shown = first[evenly(len(first), MATRIX_CLIPS)]
     similarity = dataset.audio[dataset.text_to_audio[shown]] @ dataset.text[shown].T
     plot_similarity(similarity.numpy(), [dataset.captions[text] for text in shown.tolist()], out / "similarity.png")
     written = [out / "similarity.png"]
@@ -149,18 +150,13 @@ def _plot_dataset(model: SLAP, dataset: EmbeddedDataset, arguments: argparse.Nam
 
 def _worth_following(clips: list[AudioInput], limit: int) -> list[AudioInput]:
     """Clips at even distances; only those with several known events, where there are such."""
+    from slap_fast.evaluation.dataset import evenly
     from slap_fast.evaluation.localisation import events_of
 
-    candidates = [clips[at] for at in _evenly(len(clips), LOCALISATION_CANDIDATES)]
+    candidates = [clips[at] for at in evenly(len(clips), LOCALISATION_CANDIDATES)]
     eventful = [clip for clip in candidates if len({event.text for event in events_of(clip.metadata())}) > 1]
     candidates = eventful or candidates
-    return [candidates[at] for at in _evenly(len(candidates), limit)]
-
-
-def _evenly(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` positions, at even distances."""
-    limit = min(count, limit)
-    return [position * count // limit for position in range(limit)]
+    return [candidates[at] for at in evenly(len(candidates), limit)]
 
 
 def _write_captions(model: SLAP, dataset: EmbeddedDataset, out: Path, progress: bool) -> Path:
@@ -179,8 +175,7 @@ def _zero_shot(
     import torch
 
     from slap_fast.audio_files import AUDIO_EXTENSIONS
-    from slap_fast.commands.audio_inputs import file_input
-    from slap_fast.evaluation.dataset import embed_inputs
+    from slap_fast.evaluation.dataset import embed_inputs, file_input
     from slap_fast.evaluation.zero_shot import (
         TEMPLATES,
         class_embeddings,

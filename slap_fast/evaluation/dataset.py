@@ -7,19 +7,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.audio_files import AudioError, load_audio
+from slap_fast.audio_files import AudioError, load_audio, mono_blocks, open_audio
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.models.config import ModelConfig
 from slap_fast.progress import progress_bar
 
 BATCH_SECONDS = 240.0
 """Audio encoded at a time: bounds memory, changes no result."""
+MAX_SECONDS = 600.0
+"""A longer file is skipped: attention's cost grows with the square of the length."""
 
 
 class Encoder(Protocol):
@@ -84,13 +87,22 @@ class EmbeddedDataset:
 
 def dataset_inputs(index: ClipIndex, limit: int | None = None) -> list[AudioInput]:
     """The clips of a prepared dataset; of more than `limit`, that many at even distances."""
-    clips: Iterable[int] = range(len(index))
-    if limit is not None and limit < len(index):
-        clips = (step * len(index) // limit for step in range(limit))
+    clips = range(len(index)) if limit is None else evenly(len(index), limit)
     return [
         AudioInput(index.key(clip), partial(_read_clip, index, clip), partial(index.read_metadata, clip))
         for clip in clips
     ]
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` positions, at even distances."""
+    limit = min(count, limit)
+    return [position * count // limit for position in range(limit)]
+
+
+def file_input(path: Path, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
+    """A file whose clip can be read if it is not longer than `max_seconds`."""
+    return AudioInput(str(path), partial(_read_file, path, max_seconds))
 
 
 def read_ahead(
@@ -138,19 +150,25 @@ def embed_inputs(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool
     Raises:
         EvaluationError: nothing could be read; the message holds the first reason.
     """
+    audio = embed_readable(model, inputs, progress=progress)
+    if not audio.inputs:
+        raise EvaluationError(describe_nothing_read(audio.skipped))
+    return audio
 
-    sample_rate = model.config.mel.sample_rate
+
+def embed_readable(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool = False) -> EmbeddedAudio:
+    """Embed what can be read, which may be nothing."""
+    config = model.config
     kept: list[AudioInput] = []
-    embeddings: list[Tensor] = []
     skipped: list[Skipped] = []
+    embeddings = [torch.empty(0, config.audio.width)]
     with progress_bar(total=len(inputs), desc="audio", unit="clip", disable=not progress) as bar:
-        for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate):
+        for batch in batches_of_seconds(read_ahead(inputs, config.mel.sample_rate, skipped), config.mel.sample_rate):
             embeddings.append(model.encode_audio([waveform for _, waveform in batch]).detach().float().cpu())
             kept += [clip for clip, _ in batch]
             bar.update(len(kept) + len(skipped) - bar.n)
-    if not kept:
-        raise EvaluationError(describe_nothing_read(skipped))
-    return EmbeddedAudio(kept, torch.cat(embeddings), skipped)
+    # The empty one gives the width where there is nothing else.
+    return EmbeddedAudio(kept, torch.cat(embeddings[1:] or embeddings), skipped)
 
 
 def describe_nothing_read(skipped: Sequence[Skipped]) -> str:
@@ -161,7 +179,8 @@ def describe_nothing_read(skipped: Sequence[Skipped]) -> str:
 
 def embed_texts(model: Encoder, texts: list[str], *, progress: bool = False, batch_size: int = 256) -> Tensor:
     """`[len(texts), D]` float32 on the CPU."""
-
+    if not texts:
+        return torch.empty(0, model.config.audio.width)
     starts = progress_bar(range(0, len(texts), batch_size), desc="text", unit="batch", disable=not progress)
     return torch.cat([model.encode_text(texts[at : at + batch_size]).detach().float().cpu() for at in starts])
 
@@ -174,14 +193,38 @@ def embed_dataset(
     Raises:
         EvaluationError: no clip could be read.
     """
-    audio = embed_inputs(model, dataset_inputs(index, limit), progress=progress)
+    return _with_captions(model, embed_inputs(model, dataset_inputs(index, limit), progress=progress), progress)
+
+
+def embed_clips(model: Encoder, clips: Sequence[AudioInput]) -> EmbeddedDataset:
+    """Embed some clips of a prepared dataset and all captions of those that can be read, which may be none."""
+    return _with_captions(model, embed_readable(model, clips), progress=False)
+
+
+def _with_captions(model: Encoder, audio: EmbeddedAudio, progress: bool) -> EmbeddedDataset:
     captions, text_to_audio = [], []
     for position, clip in enumerate(audio.inputs):
         own = clip.metadata()["captions"]
         captions += own
         text_to_audio += [position] * len(own)
     text = embed_texts(model, captions, progress=progress)
-    return EmbeddedDataset(audio.inputs, audio.embeddings, captions, text, torch.tensor(text_to_audio), audio.skipped)
+    targets = torch.tensor(text_to_audio, dtype=torch.int64)
+    return EmbeddedDataset(audio.inputs, audio.embeddings, captions, text, targets, audio.skipped)
+
+
+def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
+    blocks: list[np.ndarray] = []
+    samples = 0
+    with open_audio(path) as sound:
+        for block in mono_blocks(sound, sample_rate):
+            blocks.append(block)
+            samples += len(block)
+            # Checked as it is read: headers of some formats do not tell.
+            if samples > max_seconds * sample_rate:
+                raise AudioError("too_long", f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds")
+    if not samples:
+        raise AudioError("no_samples", "0 samples")
+    return np.concatenate(blocks)
 
 
 def _read_clip(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:

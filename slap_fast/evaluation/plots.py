@@ -29,12 +29,15 @@ _PANELS = (
     ("caption", "Captioning", "cross-entropy (nats/token)"),
     ("learning_rate", "Learning rate", "learning rate"),
     ("clips_per_second", "Throughput", "clips/s"),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("prototype_entropy", "Prototypes in use", "entropy (nats)"),
+    ("evaluation/score", "Evaluation", "score"),
 )
 _SMOOTHED = ("loss", "contrastive", "self_distillation", "caption", "clips_per_second")
 
 
 def read_log(log_jsonl: str | Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, ascending; of a step that was logged twice (a resumed run), the later entry.
+    """The logged steps of a run, ascending; of a value that was logged twice (a resumed run), the later one.
 
     A line that is cut short, as a killed run leaves, is passed over.
 
@@ -48,7 +51,8 @@ def read_log(log_jsonl: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            steps[entry["step"]] = entry
+            # A step's scores are an entry of their own.
+            steps.setdefault(entry["step"], {}).update(entry)
     if not steps:
         raise ValueError(f"{log_jsonl}: no logged step in it")
     return [steps[step] for step in sorted(steps)]

@@ -37,15 +37,15 @@ def save_student(engine: Any, folder: Path) -> None:
 
 
 @torch.no_grad()
-def full_weights(engine: Any, module: nn.Module) -> dict[str, Tensor]:
+def full_weights(engine: Any, module: nn.Module, *, on_all_ranks: bool = False) -> dict[str, Tensor]:
     """On rank 0, the state of a module inside an engine: whole, on the CPU, from the float32 masters if there are any.
 
-    A collective call.
+    A collective call. On other ranks nothing, unless `on_all_ranks`.
     """
     weights = {}
     for name, value in module.state_dict(keep_vars=True).items():
         full = _full_parameter(engine, value) if isinstance(value, nn.Parameter) else value
-        if dist.get_rank() == 0:
+        if on_all_ranks or dist.get_rank() == 0:
             weights[name] = full.detach().to("cpu", copy=True)
     return weights
 

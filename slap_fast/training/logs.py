@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,11 +18,21 @@ from slap_fast.training.recipe import RunConfig
 from slap_fast.training.schedule import StepSettings
 from slap_fast.training.step import LOSSES, Report
 
+_SCORES = "evaluation/"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What there is to log of an evaluation and to say about it, on rank 0; nothing elsewhere."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
 
 class RunLog:
     """Writes `config.yaml`, `log.jsonl` and `tensorboard/` in `output` and a progress bar; silent if not `enabled`.
 
-    Records later than `start_step` are dropped from an existing log: the run takes these steps again.
+    What is later than `start_step`, and its scores, are dropped from an existing log: the run makes them again.
     """
 
     def __init__(self, output: Path, config: RunConfig, *, start_step: int, enabled: bool) -> None:
@@ -74,6 +85,14 @@ class RunLog:
         clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
 
+    def evaluation(self, step: int, evaluated: Evaluated) -> None:
+        """Record the scores of the model after `step` as `evaluation/NAME`."""
+        if self._enabled:
+            if evaluated.scores:
+                scores = {f"{_SCORES}{name}": score for name, score in evaluated.scores.items()}
+                self._scalars(step, {"step": step, **scores})
+            self.say(*evaluated.notes)
+
     def skipped(self, record: dict[str, Any]) -> None:
         """Record a step that `FiniteWatch` counted."""
         if self._enabled:
@@ -104,7 +123,9 @@ def _drop_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            scores = any(key.startswith(_SCORES) for key in record)
+            if record["step"] + scores <= step:
                 kept.append(line + "\n")
         # A line that a crash cut short.
         except (ValueError, KeyError, TypeError):

@@ -145,6 +145,32 @@ class LoadingConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores of the model while it trains; on if there is a `dataset` or a `zero_shot`."""
+
+    every: int = 1000
+    """Steps; the last step is one of them."""
+    dataset: str | None = None
+    """A folder that `slap-fast prepare` wrote, for retrieval."""
+    zero_shot: str | None = None
+    """A folder with one folder of audio files a class, or a CSV of file and class."""
+    limit: int | None = None
+    """Use this many clips of each, at even distances."""
+    metric: Literal["r1", "r5", "r10", "map10", "zero_shot"] = "r1"
+    """Chooses the best model: the mean of both ways of retrieval, or the accuracy of classification."""
+
+    def __post_init__(self) -> None:
+        _require(self, every=self.every >= 1, limit=self.limit is None or self.limit >= 1)
+        needed = "zero_shot" if self.metric == "zero_shot" else "dataset"
+        if self.enabled and getattr(self, needed) is None:
+            raise ValueError(f"metric is {self.metric!r}, which needs evaluation.{needed}; give it, or another metric")
+
+    @property
+    def enabled(self) -> bool:
+        return self.dataset is not None or self.zero_shot is not None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What changes results."""
 
@@ -162,6 +188,7 @@ class Efficiency:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +77,13 @@ class Speed:
         self._clips += clips
         self._audio_seconds += audio_seconds
         self._flops += flops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in here is no part of the speed."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def read(self) -> dict[str, float | None]:
         elapsed = time.perf_counter() - self._since

@@ -104,6 +104,7 @@ def test_a_file_may_leave_keys_and_sections_out(tmp_path: Path) -> None:
         ("data.train=[{folder: a, weight: 1}, {folder: a, weight: 2}]", ["['a', 'a']", "each once"]),
         ("data.train=[{folder: a", ["cannot read the value"]),
         ("data.shuffle_shards=0", ["in data: shuffle_shards is 0"]),
+        ("evaluation.zero_shot=esc50", ["in evaluation: metric is 'r1', which needs evaluation.dataset"]),
         ("optimizer.betas=[0.9", ["cannot read the value"]),
         ("--zero_stage", ["section.key=value"]),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from slap_fast.training.config_io import ConfigError
@@ -24,9 +27,23 @@ LIVES += ["fp32, stage 0, in parts", "bf16, stage 1, in parts"]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Starting two ranks costs more than what they do, so they start once.
-    return run_worker(
-        tmp_path_factory.mktemp("ranks"), "gradients", "accumulation", "readings", "lifecycle", "refusals", "diverging"
-    )
+    folder = tmp_path_factory.mktemp("ranks")
+    write_classes(folder / "classes")
+    return run_worker(folder, "gradients", "accumulation", "readings", "lifecycle", "scoring", "refusals", "diverging")
+
+
+def write_classes(folder: Path) -> None:
+    """Noise and a tone, three clips each, and one that cannot be read."""
+    generator = np.random.default_rng(0)
+    for clip in range(3):
+        samples = 5000 + 700 * clip
+        for name, waveform in (
+            ("noise", generator.uniform(-0.3, 0.3, samples)),
+            ("a_tone", np.sin(np.arange(samples) / (5 + clip))),
+        ):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / name / f"{clip}.wav", waveform, 16_000)
+    (folder / "noise" / "9.wav").write_text("not audio")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -87,6 +104,24 @@ def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(resu
 @pytest.mark.parametrize("life", LIVES)
 def test_a_gradient_that_overflows_alone_is_skipped_and_its_tower_named(results: dict[str, Any], life: str) -> None:
     assert results["lifecycle"][life]["overflow"] == ["gradient of text_encoder"]
+
+
+# Stage 2 is that of the runs in test_train.py.
+@pytest.mark.parametrize("life", ["fp32, stage 0", "bf16, stage 1", "fp32, stage 3"])
+def test_an_evaluation_changes_no_loss_and_keeps_the_best_model(results: dict[str, Any], life: str) -> None:
+    seen = results["scoring"][life]
+    assert seen["losses"] == results["lifecycle"][life]["losses"][:2]
+    assert seen["random state kept"]
+    scores, none = seen["scores"]
+    assert scores["score"] == scores["zero_shot_accuracy_at_1"]
+    assert seen["best"]
+    noted, failed = seen["notes"]
+    assert noted[0].startswith("1 clips left out of evaluation; the first: ")
+    assert "9.wav: unreadable" in noted[0]
+    assert noted[1] == f"step 1: zero_shot {scores['score']:.4f}, the best so far"
+    assert none == {}
+    assert failed[0].startswith("the evaluation after step 1 failed: the model carries no tokenizer")
+    assert failed[0].endswith("training goes on")
 
 
 @pytest.mark.parametrize("life", LIVES)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from slap_fast.evaluation.plots import read_log
 from slap_fast.training.config_io import load_run_config
 from slap_fast.training.gradient_norms import TOWERS
-from slap_fast.training.logs import RunLog
+from slap_fast.training.logs import Evaluated, RunLog
 from slap_fast.training.schedule import StepSettings
 from slap_fast.training.step import LOSSES, METRICS, Report
 
@@ -57,6 +58,17 @@ def test_a_record_holds_losses_settings_and_speed(tmp_path: Path) -> None:
     (step,) = tensorboard(tmp_path)
     assert step == {name: pytest.approx(value) for name, value in record.items() if name not in ("step", "mfu")}
     assert load_run_config(str(tmp_path / "config.yaml")) == CONFIG
+
+
+def test_scores_stand_beside_the_step_and_are_taken_again_by_a_run_that_continues_there(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 3), 1.0)
+    with RunLog(tmp_path, CONFIG, start_step=2, enabled=True) as log:
+        log.evaluation(2, Evaluated({"score": 0.25}, ("step 2: 0.25",)))
+        log.evaluation(2, Evaluated(notes=("it failed",)))
+    assert read(tmp_path)[-1] == {"step": 2, "evaluation/score": 0.25}
+    assert read_log(tmp_path / "log.jsonl")[-1]["loss"] == 1.0
+    with RunLog(tmp_path, CONFIG, start_step=2, enabled=True):
+        assert [record["step"] for record in read(tmp_path)] == [1, 2]
 
 
 def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path: Path) -> None:

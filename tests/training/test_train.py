@@ -94,10 +94,11 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
     assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
 
-    arguments += [f"training.output={stopped}"]
+    # Scores are taken of this run only, and change nothing of it.
+    arguments += [f"evaluation.dataset={dataset}", "evaluation.every=2", f"training.output={stopped}"]
     processes = start_ranks([[*SCRIPT, *arguments]] * 2, log)
     deadline = time.monotonic() + 90
-    while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 2:
+    while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline, tail(log)
         time.sleep(0.02)
     # One rank is told; both must stop after the same step.
@@ -108,6 +109,7 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     before = losses(stopped)
     assert 2 <= len(before) < STEPS
 
+    kept = json.loads((stopped / "best" / "best.json").read_text())
     assert finish([launch(arguments, log)], log, 120) == [0], tail(log)
     assert f"continuing after step {len(before)}" in log.read_text()
     assert losses(stopped) == losses(straight)
@@ -118,6 +120,28 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     assert embeddings.shape == (2, 16)
     unstopped = SLAP.from_pretrained(straight / "model").state_dict()
     assert all((unstopped[name] == value).all() for name, value in model.state_dict().items())
+
+    scores = {record["step"]: record for record in records(stopped, "evaluation/score")}
+    assert sorted(scores) == list(range(2, STEPS + 1, 2))
+    best_step = max(scores, key=lambda step: (scores[step]["evaluation/score"], -step))
+    best = json.loads((stopped / "best" / "best.json").read_text())
+    assert (best["step"], best["score"]) == (best_step, scores[best_step]["evaluation/score"])
+    assert best["score"] == (best["scores"]["t2a_r1"] + best["scores"]["a2t_r1"]) / 2
+    assert best["score"] >= kept["score"]
+    command = [
+        "evaluate",
+        str(stopped / "best"),
+        str(dataset),
+        "--out",
+        str(tmp_path / "scores"),
+        "--no-plots",
+        "--quiet",
+    ]
+    assert cli.main(command) == 0
+    retrieval = json.loads((tmp_path / "scores" / "metrics.json").read_text())["retrieval"]
+    assert best["scores"] == {"score": best["score"]} | {
+        name: retrieval[name] for name in best["scores"].keys() - {"score"}
+    }
 
     # Finished: started again, it says so and does nothing.
     again = subprocess.run([*SCRIPT, *arguments], capture_output=True, text=True, timeout=60)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from slap_fast.training import watch
 from slap_fast.training.device_peak import gpu_peak, measured_peak
 from slap_fast.training.metrics import StepCounts, batch_metrics, memory_in_use
 from slap_fast.training.watch import Speed, suspects
@@ -17,6 +18,21 @@ def test_clips_with_samples_that_are_not_finite_are_blamed_alone() -> None:
     batch = tiny.batch(tiny.run_config(), step=3)
     assert suspects(batch) == batch.clip_ids.tolist()
     assert suspects(tiny.poisoned(batch)) == [int(batch.clip_ids[0])]
+
+
+def test_speed_leaves_out_what_pauses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 101.0, 107.0, 110.0, 110.0])
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: next(now))
+    speed = Speed(peak_flops=8e12)
+    speed.add(20, 60.0, 8e12)
+    with speed.paused():
+        pass
+    assert speed.read() == {
+        "clips_per_second": 5.0,
+        "audio_seconds_per_second": 15.0,
+        "teraflops_per_second": 2.0,
+        "mfu": 0.25,
+    }
 
 
 def test_utilization_of_a_device_that_is_not_known_is_null() -> None:

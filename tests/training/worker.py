@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slap_fast.evaluation.in_loop import InLoopEvaluation
+from slap_fast.models.slap import SLAP
 from slap_fast.training import engine as engine_module
 from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.build import checkpoint_activations
@@ -23,7 +25,7 @@ from slap_fast.training.distributed import Ranks, started
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine
 from slap_fast.training.export import full_weights
-from slap_fast.training.recipe import RunConfig
+from slap_fast.training.recipe import EvaluationConfig, RunConfig
 from slap_fast.training.schedule import settings
 from slap_fast.training.step import LOSSES, METRICS, Report, _Reading, discard_stale_gradients, take_step
 from slap_fast.training.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
@@ -222,6 +224,37 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
         "overflow": overflow.nonfinite,
         "unchanged": all(torch.equal(before[name], after[name]) for name in before),
     }
+
+
+def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Losses of the first steps with an evaluation between, its scores, and whether the best model is that of them."""
+    seen = {}
+    for precision, stage in (("fp32", 0), ("bf16", 1), ("fp32", 3)):
+        config = tiny.run_config(zero_stage=stage, precision=precision)
+        engine, average, _ = start_run(config, ranks, folder)
+        engine.module.student.tokenizer = tiny.WordTokenizer()
+        best = folder / f"best-{precision}-{stage}"
+        evaluation = InLoopEvaluation(
+            EvaluationConfig(zero_shot=str(folder / "classes"), metric="zero_shot"), best, ranks
+        )
+        losses = [step_on(engine, average, config, ranks, 0).values]
+        random_state, weights = torch.get_rng_state(), full_weights(engine, engine.module.student)
+        evaluated = [evaluation.run(engine, 1)]
+        engine.module.student.tokenizer = None
+        evaluated.append(evaluation.run(engine, 1))
+        losses.append(step_on(engine, average, config, ranks, 1).values)
+        seen[f"{precision}, stage {stage}"] = {
+            "losses": losses,
+            "scores": [each.scores for each in evaluated],
+            "notes": [each.notes for each in evaluated],
+            "random state kept": torch.equal(random_state, torch.get_rng_state()),
+        }
+        if ranks.is_first:
+            saved = SLAP.from_pretrained(best).state_dict()
+            seen[f"{precision}, stage {stage}"]["best"] = all(
+                torch.equal(saved[name], weights[name]) for name in weights
+            )
+    return seen
 
 
 def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
