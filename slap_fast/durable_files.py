@@ -16,6 +16,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def open_to_readers(path: Path) -> None:
+    """Let all read a file that may read its folder: what was written through a temporary file is its owner's alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
     """Replace a file as one event: readers see the old content or the new, and so does a machine after a crash."""
     temporary = path.with_name(f".{path.name}.tmp")

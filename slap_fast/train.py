@@ -158,6 +158,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             log.advance()
             if report.stop:
                 break
+            checkpoints.poll()
             if completed % training.save_every == 0:
                 checkpoints.save(completed, watch.skipped_steps)
                 saved = completed
@@ -165,6 +166,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 evaluate()
         if completed > saved:
             checkpoints.save(completed, watch.skipped_steps)
+        checkpoints.finish()
         if completed == steps and evaluation.enabled:
             evaluate()
         if dropped := sum_over_ranks(len(loader.dropped), ranks.device):

@@ -12,7 +12,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from slap_fast.durable_files import replace_file
+from slap_fast.durable_files import open_to_readers, replace_file
 from slap_fast.models import inference
 from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
@@ -97,9 +97,15 @@ class SLAP(SLAPNetwork):
         temporary = folder / ".model.safetensors.partial"
         try:
             save_file(weights, temporary)
+            open_to_readers(temporary)
             os.replace(temporary, folder / "model.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
+        self.save_description(folder)
+
+    def save_description(self, folder: str | os.PathLike) -> None:
+        """What `save_pretrained` writes but the weights."""
+        folder = Path(folder)
         self.text_encoder.model.config.save_pretrained(folder / "text_config")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder / "tokenizer")

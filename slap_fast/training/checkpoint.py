@@ -1,61 +1,38 @@
-"""Saving and resuming a run, on all ranks together."""
+"""Saving and resuming a run, on all ranks together.
+
+A checkpoint holds slices of float32 state by the names of the parameters, not DeepSpeed's flat tensors: any number of
+ranks, ZeRO stage and precision continues from it, and a rank writes and reads only its own part.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from slap_fast.durable_files import replace_file
+from slap_fast.models.slap import SLAP
 from slap_fast.training import checkpoint_files as files
 from slap_fast.training.checkpoint_files import Manifest
 from slap_fast.training.config_io import to_yaml
+from slap_fast.training.distributed import any_rank, together
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import parameter_shapes, precision_of
 from slap_fast.training.recipe import RunConfig
+from slap_fast.training.slice_files import HostCopy, SliceReader, own_share, write_slices
+from slap_fast.training.state_slices import adam_steps, create_moments, publish_weights, trained_slices
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or does not belong to this run."""
-
-
-class GuardedWriter:
-    """DeepSpeed's checkpoint engine, but for raising: a rank that leaves early would keep the others waiting."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.written: list[Path] = []
-        self.failure: str | None = None
-
-    def save(self, state_dict: Any, path: str | Path) -> None:
-        if self.failure is None:
-            try:
-                self._inner.save(state_dict, str(path))
-                self.written.append(Path(path))
-            # torch.save reports a full disk as either.
-            except (OSError, RuntimeError) as error:
-                self.failure = f"{path}: {error}"
-
-    def digests(self, folder: Path) -> dict[str, Any]:
-        """`{name in folder: size and hash}` of what was written, now on the disk for good."""
-        try:
-            return {} if self.failure else {str(path.relative_to(folder)): files.digest(path) for path in self.written}
-        except OSError as error:
-            self.failure = str(error)
-            return {}
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        try:
-            self._inner.makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self.failure = self.failure or f"{path}: {error}"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 @dataclass(frozen=True)
@@ -67,8 +44,30 @@ class Resumed:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What came of writing this rank's part: sizes and hashes by file, or why it failed."""
+
+    digests: dict[str, Any]
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A save that is not yet a checkpoint: some rank may still be writing."""
+
+    folder: Path
+    manifest: Manifest  # but for the files
+    written: Future[_Written]
+
+
 class Checkpoints:
     """The checkpoints of one run. Every method is a collective call.
+
+    With `training.async_checkpoints` a save copies this rank's part of the state to host memory, from where a thread
+    writes it. The copy takes 12 bytes for each trained parameter and 4 for each of the teacher, divided by the number
+    of ranks, and the memory is kept for the next one. The thread makes no collective call: ranks agree in `poll` and
+    `finish` that all of them are done, and only then is there a manifest.
 
     Args:
         folder: holds one folder a checkpoint.
@@ -76,52 +75,80 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, engine: Any, average: TeacherAverage, config: RunConfig) -> None:
+        training = config.efficiency.training
         self._folder = folder
         self._engine = engine
         self._average = average
         self._config = to_yaml(config)
-        self._keep = config.efficiency.training.keep_checkpoints
+        self._keep, self._keep_every = training.keep_checkpoints, training.keep_every
+        with together(engine.device):
+            # Now, while no loader uses the tokenizer.
+            self._description = _description(engine.module.student) if dist.get_rank() == 0 else {}
+        self._copy = HostCopy() if training.async_checkpoints else None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+        self._damaged: set[Path] = set()
 
     def save(self, step: int, skipped_steps: int) -> None:
-        """Write a checkpoint, then delete all but the newest ones.
+        """Write a checkpoint; once it is whole, delete those that shall not be kept.
+
+        With `training.async_checkpoints` it becomes whole in a later `poll` or `finish`, which raises what this raises.
 
         Raises:
             CheckpointError: on every rank, if one could not write its part. Earlier checkpoints are untouched.
         """
+        self.finish()
         folder = files.folder_of(self._folder, step)
-        rank = dist.get_rank()
-        writer = GuardedWriter(self._engine.checkpoint_engine)
-        if rank == 0:
-            # What stands under this name is torn: a whole checkpoint of this step would have been resumed from.
-            shutil.rmtree(folder, ignore_errors=True)
-            writer.makedirs(str(folder), exist_ok=True)
-        dist.barrier()
-        self._save_engine(writer, folder.name)
-        state = {"skipped_steps": skipped_steps, "average": self._average.state_dict(rank)}
-        writer.save(state, _side_file(folder, rank))
-        digests = writer.digests(folder)
-
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (writer.failure, digests))
-        failure = next((reason for reason, _ in gathered if reason), None)
-        if failure is None:
-            written = {name: value for _, part in gathered for name, value in part.items()}
-            failure = _on_first_rank(lambda: files.write_manifest(folder, self._manifest(step, written)))
-        if failure is not None:
-            if rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-            dist.barrier()
+        if failure := _on_first_rank(lambda: _make_empty(folder)):
             raise CheckpointError(self._no_room(step, failure))
-        if rank == 0:
-            prune(self._folder, self._keep)
+        with together(self._engine.device):
+            slices = [*trained_slices(self._engine), *self._average.slices()]
+            share = own_share(slices, dist.get_rank(), dist.get_world_size())
+            if self._copy is not None:
+                share = self._copy.take(share)
+        manifest = self._manifest(step, skipped_steps)
+        self._pending = _Pending(folder, manifest, self._writer.submit(self._write, folder, share))
+        if self._copy is None:
+            self.finish()
+
+    def poll(self) -> None:
+        """Complete the last save if every rank has written its part, else leave it for later.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        if self._pending is not None and not any_rank(not self._pending.written.done(), self._engine.device):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the last save, and complete it.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, pending.written.result())
+        failure = next((part.failure for part in gathered if part.failure), None)
+        if failure is None:
+            digests = {name: value for part in gathered for name, value in part.digests.items()}
+            failure = _on_first_rank(lambda: self._complete(pending, digests))
+        if failure is not None:
+            if dist.get_rank() == 0:
+                files.delete(pending.folder)
+            dist.barrier()
+            raise CheckpointError(self._no_room(pending.manifest.step, failure))
 
     def resume(self, *, allowed: bool = True) -> Resumed:
         """Restore model, optimizer and teacher from the newest whole checkpoint; without any, start at step 0.
 
         Raises:
-            CheckpointError: on every rank and before anything is changed: the checkpoint is of another model, or of
-                another number of ranks, ZeRO stage or precision; or none is whole any more; or there are checkpoints,
-                and the run is not `allowed` to continue.
+            CheckpointError: on every rank and before anything is changed: the checkpoint is of another model; or none
+                is whole any more; or there are checkpoints, and the run is not `allowed` to continue.
+            OSError: on a rank that cannot read its part.
+            OtherRankFailed: on the others.
         """
         found, notes = self._newest()
         if found is None:
@@ -132,26 +159,39 @@ class Checkpoints:
                 f"training.resume is false, but {self._folder} holds checkpoints up to step {manifest.step}; "
                 "choose another training.output, or delete the folder"
             )
-        self._require_same_run(folder, manifest)
-        self._engine.load_checkpoint(str(self._folder), tag=folder.name)
-        own = _read_side_file(folder, dist.get_rank())
-        average = own["average"]
-        if not average and dist.get_rank() > 0:
-            average = _read_side_file(folder, 0)["average"]
-        self._average.load_state_dict(average)
+        own = self._manifest(manifest.step, manifest.skipped_steps)
+        _require_same_model(folder, manifest, own)
+        with together(self._engine.device):
+            create_moments(self._engine, manifest.adam_steps)
+            with SliceReader([files.rank_file(folder, rank) for rank in range(manifest.world_size)]) as reader:
+                for part in (*trained_slices(self._engine), *self._average.slices()):
+                    reader.read_into(part)
+        publish_weights(self._engine)
+        self._average.publish()
         notes.append(f"continuing after step {manifest.step} from {folder}")
-        return Resumed(manifest.step, own["skipped_steps"], tuple(notes))
+        if (layout := _layout(manifest)) != _layout(own):
+            notes.append(f"saved by {layout}; the same weights, moments and teacher go on with {_layout(own)}")
+        return Resumed(manifest.step, manifest.skipped_steps, tuple(notes))
 
-    def _save_engine(self, writer: GuardedWriter, tag: str) -> None:
-        engine = self._engine
-        inner, engine.checkpoint_engine = engine.checkpoint_engine, writer
-        # DeepSpeed drops scripts beside the checkpoints; on a full disk that would raise on one rank.
-        engine._copy_recovery_script = lambda save_path: None
+    def _write(self, folder: Path, share: dict[str, Tensor]) -> _Written:
+        """This rank's part, on the disk for good."""
         try:
-            # Its own `latest` comes before the other ranks have finished; the manifest comes after.
-            engine.save_checkpoint(str(self._folder), tag=tag, save_latest=False)
-        finally:
-            engine.checkpoint_engine = inner
+            path = files.rank_file(folder, dist.get_rank())
+            write_slices(path, share)
+            for name, content in self._description.items():
+                described = files.model_folder(folder) / name
+                described.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(described, [content])
+            written = [path, *(files.model_folder(folder) / name for name in self._description)]
+            return _Written({path.relative_to(folder).as_posix(): files.digest(path) for path in written})
+        # Whatever it is, the other ranks wait to hear of it.
+        except Exception as error:
+            return _Written({}, failure=str(error) if isinstance(error, OSError) else repr(error))
+
+    def _complete(self, pending: _Pending, digests: dict[str, Any]) -> None:
+        files.write_manifest(pending.folder, dataclasses.replace(pending.manifest, files=digests))
+        self._damaged.discard(pending.folder)
+        files.prune(self._folder, self._keep, self._keep_every, self._damaged)
 
     def _newest(self) -> tuple[tuple[Path, Manifest] | None, list[str]]:
         """The newest checkpoint whose files are as its manifest says, and notes on those that were passed over."""
@@ -167,44 +207,26 @@ class Checkpoints:
                 if reason is None:
                     return (folder, manifest), notes
             notes.append(f"passed over the checkpoint {folder}: {reason}")
-        if any(isinstance(manifest, Manifest) for _, manifest in listed[0]):
+            self._damaged.add(folder)
+        if any(manifest != files.UNFINISHED for _, manifest in listed[0]):
             raise CheckpointError(
                 f"no checkpoint in {self._folder} is whole: {'; '.join(notes)}. Delete the folder to start at step 0"
             )
         # A save that never finished is nothing to lose: the first one was interrupted.
         return None, notes
 
-    def _manifest(self, step: int, written: dict[str, Any]) -> Manifest:
+    def _manifest(self, step: int, skipped_steps: int) -> Manifest:
         return Manifest(
             step=step,
+            skipped_steps=skipped_steps,
+            adam_steps=adam_steps(self._engine),
             world_size=dist.get_world_size(),
             zero_stage=self._engine.zero_optimization_stage(),
             precision=precision_of(self._engine),
             parameters=parameter_shapes(self._engine.module),
-            files=written,
+            files={},
             config=self._config,
         )
-
-    def _require_same_run(self, folder: Path, manifest: Manifest) -> None:
-        own = self._manifest(manifest.step, manifest.files)
-        for name in own.parameters | manifest.parameters:
-            saved, wanted = manifest.parameters.get(name), own.parameters.get(name)
-            if saved != wanted:
-                raise CheckpointError(
-                    f"{folder} is of another model: {name} is {saved or 'absent'} there and {wanted or 'absent'} in "
-                    "this recipe. Restore the recipe's model section, or choose another training.output to start anew"
-                )
-        if (manifest.world_size, manifest.zero_stage, manifest.precision) != (
-            own.world_size,
-            own.zero_stage,
-            own.precision,
-        ):
-            raise CheckpointError(
-                f"{folder} was saved by {manifest.world_size} ranks at zero_stage={manifest.zero_stage} in "
-                f"{manifest.precision}; this run has {own.world_size} ranks at zero_stage={own.zero_stage} in "
-                f"{own.precision}. Resume with {manifest.world_size} ranks, training.zero_stage={manifest.zero_stage} "
-                f"and training.precision={manifest.precision}, or choose another training.output to start anew"
-            )
 
     def _no_room(self, step: int, failure: str) -> str:
         need = _size(self._engine) / 1e9
@@ -229,26 +251,38 @@ def _on_first_rank(action: Callable[[], None]) -> str | None:
     return failure[0]
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all checkpoints, torn ones too, but the newest `keep` that have a manifest."""
-    whole = [path for path in files.folders(checkpoints) if isinstance(files.read_manifest(path), Manifest)]
-    for path in files.folders(checkpoints):
-        if path not in whole[:keep]:
-            shutil.rmtree(path, ignore_errors=True)
+def _make_empty(folder: Path) -> None:
+    # What stands under this name is torn: a whole checkpoint of this step would have been resumed from.
+    files.delete(folder)
+    folder.mkdir(parents=True)
 
 
-def _side_file(folder: Path, rank: int) -> Path:
-    return folder / f"slap_fast-rank-{rank:05d}.pt"
+def _description(student: SLAP) -> dict[str, bytes]:
+    """The files of a saved model but its weights, `{name: content}`."""
+    with tempfile.TemporaryDirectory() as folder:
+        student.save_description(folder)
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def _read_side_file(folder: Path, rank: int) -> dict[str, Any]:
-    return torch.load(_side_file(folder, rank), map_location="cpu", weights_only=True)
+def _require_same_model(folder: Path, saved: Manifest, own: Manifest) -> None:
+    for name in own.parameters | saved.parameters:
+        there, here = saved.parameters.get(name), own.parameters.get(name)
+        if there != here:
+            raise CheckpointError(
+                f"{folder} is of another model: {name} is {there or 'absent'} there and {here or 'absent'} in "
+                "this recipe. Restore the recipe's model section, or choose another training.output to start anew"
+            )
+
+
+def _layout(manifest: Manifest) -> str:
+    ranks = "1 rank" if manifest.world_size == 1 else f"{manifest.world_size} ranks"
+    return f"{ranks} at zero_stage={manifest.zero_stage} in {manifest.precision}"
 
 
 def _size(engine: Any) -> int:
-    """Bytes of a checkpoint, nearly: parameters, float32 masters with two moments, and the teacher's average."""
-    total = 0
-    for parameter in engine.module.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())
-        total += count * (parameter.element_size() + (12 if parameter.requires_grad else 4))
-    return total
+    """Bytes of a checkpoint, nearly: float32 masters with two moments, and the teacher's average."""
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel()) * (12 if parameter.requires_grad else 4)
+        for parameter in engine.module.parameters()
+    )

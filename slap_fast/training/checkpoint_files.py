@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 from slap_fast.durable_files import replace_file, sync_folder
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 1
+FORMAT = 2
+UNFINISHED = f"no {MANIFEST}: the save did not finish"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Manifest:
 
     Attributes:
         step: steps completed.
+        skipped_steps: those of them that were not applied.
+        adam_steps: steps that Adam has counted; 0: there are no moments.
         world_size: ranks that saved.
         zero_stage: DeepSpeed's ZeRO stage.
         precision: `bf16` or `fp32`.
@@ -30,6 +36,8 @@ class Manifest:
     """
 
     step: int
+    skipped_steps: int
+    adam_steps: int
     world_size: int
     zero_stage: int
     precision: str
@@ -40,6 +48,16 @@ class Manifest:
 
 def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    """What one rank saved, of float32 weights, Adam's moments and the teacher's average."""
+    return folder / f"rank-{rank:05d}.safetensors"
+
+
+def model_folder(folder: Path) -> Path:
+    """The student but its weights, as `SLAP.save_description` writes it."""
+    return folder / "model"
 
 
 def folders(checkpoints: Path) -> list[Path]:
@@ -62,6 +80,8 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    for parent in sorted({(folder / name).parent for name in manifest.files}, reverse=True):
+        sync_folder(parent)
     sync_folder(folder)
     write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1))
     write_durably(folder.parent / "latest", folder.name)
@@ -75,9 +95,28 @@ def read_manifest(folder: Path) -> Manifest | str:
             return f"{MANIFEST} has another format than {FORMAT}"
         return Manifest(**content)
     except FileNotFoundError:
-        return f"no {MANIFEST}: the save did not finish"
+        return UNFINISHED
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint, so that a crash on the way leaves none rather than half of one."""
+    with suppress(OSError):
+        (folder / MANIFEST).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(checkpoints: Path, keep: int, keep_every: int | None = None, damaged: Collection[Path] = ()) -> None:
+    """Delete all checkpoints, also torn and `damaged` ones, but the newest `keep` and each `keep_every`-th step's."""
+    manifests = {folder: UNFINISHED if folder in damaged else read_manifest(folder) for folder in folders(checkpoints)}
+    whole = {folder: manifest.step for folder, manifest in manifests.items() if isinstance(manifest, Manifest)}
+    kept = set(list(whole)[:keep])
+    if keep_every is not None:
+        kept |= {folder for folder, step in whole.items() if step % keep_every == 0}
+    for folder in manifests:
+        if folder not in kept:
+            delete(folder)
 
 
 def fault(folder: Path, manifest: Manifest, share: int = 0, of: int = 1) -> str | None:

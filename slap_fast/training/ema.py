@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slap_fast.training.state_slices import AVERAGE, Slice, shard_extent
+
 
 class TeacherAverage:
     """Moves each teacher parameter towards its student parameter.
@@ -34,33 +36,21 @@ class TeacherAverage:
         """`teacher = momentum * teacher + (1 - momentum) * student`; call it only after a step that was applied."""
         averages = self._held() if self._replicas is None else self._replicas
         torch._foreach_lerp_(averages, self._current(), 1.0 - momentum)
-        self._publish()
+        self.publish()
 
-    def state_dict(self, rank: int) -> dict[str, Tensor]:
-        """What this rank has to store: its shards at stage 3, elsewhere the replica on rank 0 (nothing in float32)."""
-        if self._replicas is None or (rank > 0 and not self._sharded):
-            return {}
-        return dict(zip(self.names, self._replicas, strict=True))
+    def slices(self) -> list[Slice]:
+        """The average as this rank holds it: its shards at stage 3, elsewhere all of it."""
+        averages = self._held() if self._replicas is None else self._replicas
+        slices = []
+        for name, teacher, average in zip(self.names, self._teachers, averages, strict=True):
+            offset, length = shard_extent(teacher) if self._sharded else (0, average.numel())
+            if length:
+                slices.append(Slice(AVERAGE, name, offset, average.view(-1)[:length], replicated=not self._sharded))
+        return slices
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the average (`{}`: the teacher's own parameters, already loaded, are it) and the teacher with it."""
-        if self._replicas is not None:
-            for name, replica in zip(self.names, self._replicas, strict=True):
-                replica.copy_(state[name])
-        self._publish()
-
-    def _held(self) -> list[Tensor]:
-        return [teacher.ds_tensor.data if self._sharded else teacher.data for teacher in self._teachers]
-
-    def _current(self) -> list[Tensor]:
-        if not self._sharded:
-            return [student.detach().float() for student in self._students]
-        from deepspeed.utils import safe_get_local_fp32_param
-
-        return [safe_get_local_fp32_param(student).detach().view(-1) for student in self._students]
-
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Give the teacher that runs the values of the average. A collective call at stage 3."""
         if self._replicas is not None:
             torch._foreach_copy_(self._held(), self._replicas)
         if not self._sharded:
@@ -72,3 +62,13 @@ class TeacherAverage:
         if gathered:
             gathered[0].partition(gathered)
             gathered[0].all_gather(gathered)
+
+    def _held(self) -> list[Tensor]:
+        return [teacher.ds_tensor.data if self._sharded else teacher.data for teacher in self._teachers]
+
+    def _current(self) -> list[Tensor]:
+        if not self._sharded:
+            return [student.detach().float() for student in self._students]
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return [safe_get_local_fp32_param(student).detach().view(-1) for student in self._students]

@@ -1,9 +1,11 @@
-"""The finished model: the student in float32, with its tokenizer, from any ZeRO stage."""
+"""The student in float32, with its tokenizer, as a model to use: from an engine or from a checkpoint."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slap_fast.models.slap import SLAP
+from slap_fast.training import checkpoint_files as files
+from slap_fast.training.checkpoint_files import Manifest
+from slap_fast.training.slice_files import SliceReader, write_slices
+from slap_fast.training.state_slices import WEIGHT
+
+
+class ExportError(ValueError):
+    """A checkpoint that no model can be made of."""
 
 
 def save_student(engine: Any, folder: Path) -> None:
@@ -26,14 +36,53 @@ def save_student(engine: Any, folder: Path) -> None:
         model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
         model.load_state_dict(weights)
         model.tokenizer = student.tokenizer
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with _whole_or_absent(folder) as partial:
             model.save_pretrained(partial)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
+
+
+def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
+    """What `save_student` would have written at the step of a checkpoint, on one process and without its engine.
+
+    Args:
+        checkpoint: of any ZeRO stage, precision and number of ranks.
+        folder: does not exist yet.
+
+    Returns:
+        The manifest of the checkpoint.
+
+    Raises:
+        ExportError: the checkpoint is not whole.
+        OSError: files cannot be read or written.
+    """
+    manifest = files.read_manifest(checkpoint)
+    reason = files.fault(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
+    if not isinstance(manifest, Manifest) or reason is not None:
+        raise ExportError(f"{checkpoint} is not a whole checkpoint: {reason}")
+    prefix = "student."
+    with SliceReader([files.rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
+        weights = {
+            name.removeprefix(prefix): reader.whole(WEIGHT, name, shape)
+            for name, shape in manifest.parameters.items()
+            if name.startswith(prefix)
+        }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _whole_or_absent(folder) as partial:
+        shutil.copytree(files.model_folder(checkpoint), partial)
+        write_slices(partial / "model.safetensors", weights)
+    return manifest
+
+
+@contextmanager
+def _whole_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `folder` if all went well."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @torch.no_grad()

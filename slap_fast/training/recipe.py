@@ -121,6 +121,11 @@ class TrainingConfig:
     """ring: a rank's memory for the contrastive loss does not grow with the number of ranks."""
     save_every: int = 1000
     keep_checkpoints: int = 2
+    """The newest that are kept."""
+    keep_every: int | None = None
+    """Keep each checkpoint whose step is a multiple of this, too."""
+    async_checkpoints: bool = True
+    """Go on while a checkpoint is written, from a copy of the state in host memory."""
     resume: bool = True
     """Continue from the newest whole checkpoint in `output`."""
     log_every: int = 10
@@ -131,6 +136,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self, save_every=self.save_every >= 1, keep_checkpoints=self.keep_checkpoints >= 1)
+        _require(self, keep_every=self.keep_every is None or self.keep_every >= 1)
         _require(self, micro_batch_size=self.micro_batch_size is None or self.micro_batch_size >= 1)
         _require(self, log_every=self.log_every >= 1, stop_after=self.stop_after is None or self.stop_after >= 1)
         _require(self, timeout=self.timeout > 0)

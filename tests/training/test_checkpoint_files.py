@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from slap_fast.training import checkpoint_files as files
-from slap_fast.training.checkpoint import prune
-from slap_fast.training.checkpoint_files import Manifest
+from slap_fast.training.checkpoint_files import Manifest, prune
 
 
 def write(checkpoints: Path, step: int) -> Path:
@@ -18,6 +17,8 @@ def write(checkpoints: Path, step: int) -> Path:
         (folder / name).write_bytes(bytes(range(100)) * step)
     manifest = Manifest(
         step=step,
+        skipped_steps=0,
+        adam_steps=step,
         world_size=2,
         zero_stage=1,
         precision="fp32",
@@ -54,7 +55,7 @@ def test_every_kind_of_damage_is_found_by_the_rank_that_looks_there(tmp_path: Pa
     assert "b.pt cannot be read" in str(fault(folder))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2, "step": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 3, "step": 3}'])
 def test_a_manifest_that_cannot_be_read_is_no_manifest(text: str, tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
     (folder / files.MANIFEST).write_text(text)
@@ -67,3 +68,13 @@ def test_the_newest_whole_checkpoints_are_kept(tmp_path: Path) -> None:
     files.folder_of(tmp_path, 11).mkdir()
     prune(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000010"]
+    prune(tmp_path, keep=1, damaged={files.folder_of(tmp_path, 10)})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002"]
+
+
+def test_checkpoints_of_every_so_many_steps_are_kept_too(tmp_path: Path) -> None:
+    for step in (3, 4, 6, 8, 9, 10, 11):
+        write(tmp_path, step)
+    (files.folder_of(tmp_path, 8) / files.MANIFEST).unlink()
+    prune(tmp_path, keep=1, keep_every=4)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000004", "step-00000011"]

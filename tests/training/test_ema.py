@@ -44,25 +44,30 @@ def test_many_small_steps_add_up_in_any_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_average_continues_from_its_state(dtype: torch.dtype) -> None:
-    student, teacher = modules(dtype)
+@pytest.mark.parametrize("dtype_before", [torch.float32, torch.bfloat16])
+def test_an_average_continues_from_its_slices_in_any_precision(dtype_before: torch.dtype, dtype: torch.dtype) -> None:
+    student, teacher = modules(dtype_before)
     average = TeacherAverage(pairs(student, teacher))
     average.update(0.9)
-    state = {name: value.clone() for name, value in average.state_dict(rank=0).items()}
-    saved = {name: value.clone() for name, value in teacher.state_dict().items()}
+
+    student_after, teacher_after = modules(dtype, seed=8)
+    resumed = TeacherAverage(pairs(student_after, teacher_after))
+    for saved, restored in zip(average.slices(), resumed.slices(), strict=True):
+        assert (saved.kind, saved.name, saved.offset) == (restored.kind, restored.name, restored.offset)
+        assert saved.value.dtype == restored.value.dtype == torch.float32
+        restored.value.copy_(saved.value)
+    resumed.publish()
+    assert torch.equal(flat(teacher_after), torch.cat([part.value for part in average.slices()]).to(dtype).double())
+
+    student_after.load_state_dict(student.state_dict())
+    student.load_state_dict(student_after.state_dict())
     average.update(0.9)
-
-    other = modules(dtype, seed=8)[1]
-    other.load_state_dict(saved)
-    resumed = TeacherAverage(pairs(student, other))
-    resumed.load_state_dict(state)
     resumed.update(0.9)
-    assert torch.equal(flat(other), flat(teacher))
-    for name, value in average.state_dict(rank=0).items():
-        assert torch.equal(resumed.state_dict(rank=0)[name], value)
+    for expected, value in zip(average.slices(), resumed.slices(), strict=True):
+        assert torch.equal(value.value, expected.value)
 
 
-def test_only_the_first_rank_stores_a_replica() -> None:
-    average = TeacherAverage(pairs(*modules(torch.bfloat16)))
-    assert average.state_dict(rank=0).keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert average.state_dict(rank=1) == {}
+def test_every_rank_holds_the_same_average_unless_it_is_sharded() -> None:
+    slices = TeacherAverage(pairs(*modules(torch.bfloat16))).slices()
+    assert [part.name for part in slices] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert all(part.replicated and part.offset == 0 for part in slices)

@@ -60,12 +60,14 @@ def run_config(
     clipping: float = 1.0,
     micro_batch_size: int | None = None,
     exchange: Any = "gather",
+    batch_size: int = BATCH_SIZE,
+    async_checkpoints: bool = True,
 ) -> RunConfig:
     return RunConfig(
         recipe=Recipe(
             model=model_config(width),
             optimizer=OptimizerConfig(learning_rate=3e-3, gradient_clipping=clipping),
-            schedule=ScheduleConfig(steps=20, warmup_steps=2, batch_size=BATCH_SIZE, ema_momentum=0.9),
+            schedule=ScheduleConfig(steps=20, warmup_steps=2, batch_size=batch_size, ema_momentum=0.9),
         ),
         efficiency=Efficiency(
             training=TrainingConfig(
@@ -74,6 +76,7 @@ def run_config(
                 precision=precision,
                 micro_batch_size=micro_batch_size,
                 contrastive_exchange=exchange,
+                async_checkpoints=async_checkpoints,
                 timeout=60.0,
             ),
             loading=LoadingConfig(),
