@@ -149,6 +149,42 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     assert "is complete" in again.stdout
 
 
+def test_a_run_goes_on_with_other_ranks_and_stages_without_repeating_or_missing_a_clip(
+    dataset: Path, recipe: Path, tmp_path: Path
+) -> None:
+    # Three steps an epoch: each change comes in the middle of one.
+    common = [f"recipe={recipe}", f"data.train={dataset}", "schedule.batch_size=4", "training.precision=fp32"]
+    changing = [*common, f"training.output={tmp_path / 'changing'}", "training.save_every=1"]
+    runs = [
+        (1, [*common, f"training.output={tmp_path / 'straight'}"]),
+        (2, [*changing, "training.zero_stage=3", "training.stop_after=2"]),
+        (1, [*changing, "training.zero_stage=0", "training.stop_after=5", "training.keep_every=3"]),
+        (4, [*changing, "training.zero_stage=1", "training.keep_every=3"]),
+    ]
+    folder, log = tmp_path / "trainings", tmp_path / "log.txt"
+    folder.mkdir()
+    (folder / "trainings.json").write_text(json.dumps(runs))
+    assert finish(
+        [start([sys.executable, "-m", "tests.training.phases", str(tmp_path), "trainings"], log)], log, 120
+    ) == [0], tail(log)
+
+    def clips(run: int) -> list[list[int]]:
+        ranks = [json.loads(path.read_text()) for path in sorted((folder / f"clips-{run}").iterdir())]
+        return [sorted(clip for part in step for clip in part) for step in zip(*ranks, strict=True)]
+
+    assert clips(1) + clips(2) + clips(3) == clips(0)
+    assert [len(clips(run)) for run in range(4)] == [STEPS, 2, 3, 3]
+    assert losses(tmp_path / "changing") == pytest.approx(losses(tmp_path / "straight"), rel=1e-4)
+    kept = sorted(path.name for path in (tmp_path / "changing" / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
+
+    # At the last step a checkpoint holds the model that the run ended with.
+    assert cli.main(["export", str(tmp_path / "changing"), "--out", str(tmp_path / "exported")]) == 0
+    for path in (tmp_path / "changing" / "model").rglob("*"):
+        exported = tmp_path / "exported" / path.relative_to(tmp_path / "changing" / "model")
+        assert exported.is_dir() if path.is_dir() else exported.read_bytes() == path.read_bytes(), path
+
+
 @pytest.mark.parametrize(("file", "error"), [("dataset.json", "DatasetError"), ("shard-000000.tar", "TooManyBadClips")])
 def test_an_error_on_one_rank_ends_all(dataset: Path, recipe: Path, tmp_path: Path, file: str, error: str) -> None:
     log, damaged = tmp_path / "log.txt", tmp_path / "damaged"

@@ -1,0 +1,263 @@
+"""Phases of a run, each on a number of ranks of its own: `python -m tests.training.phases FOLDER NAME`.
+
+Every rank is forked from a process that has imported everything, which costs more than what a rank of the tests does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slap_fast import train as train_script
+from slap_fast.training import checkpoint as checkpoint_module
+from slap_fast.training import checkpoint_files as files
+from slap_fast.training import engine as engine_module
+from slap_fast.training import slice_files
+from slap_fast.training.checkpoint import Checkpoints
+from slap_fast.training.distributed import Ranks, import_deepspeed, started
+from slap_fast.training.export import export_checkpoint, save_student
+from slap_fast.training.recipe import RunConfig
+from slap_fast.training.slice_files import SliceReader
+from tests.training import tiny
+from tests.training.ranks import free_port
+from tests.training.worker import persistent_in_part, start_run, step_on
+
+BATCH_SIZE = 4
+# The layouts that a run passes through, as (ranks, ZeRO stage, precision), with a step before each change.
+CHAINS: dict[str, Sequence[tuple[int, int, str]]] = {
+    **{f"stages {a}, {a}, {b}": [(2, a, "fp32"), (1, a, "fp32"), (4, b, "fp32")] for a, b in enumerate((3, 1, 0, 2))},
+    "bf16 to fp32": [(2, 0, "bf16"), (1, 3, "fp32"), (4, 1, "fp32")],
+    "fp32 to bf16": [(2, 2, "fp32"), (1, 1, "bf16"), (4, 3, "bf16")],
+}
+WORLD_SIZES = (2, 1, 4)
+STEPS = 4
+# Steps completed when the layout changes.
+CHANGES = (2, 3, STEPS)
+
+# Ranks, what they do, and the files after which they are killed.
+Phase = tuple[int, Callable[[], None], Sequence[Path]]
+
+
+def run_phase(world_size: int, action: Callable[[], None], kill_after: Sequence[Path] = ()) -> None:
+    """Run `action` on every rank: until it ends well, or until these files are there, and then kill all."""
+    port = str(free_port())
+    children = []
+    gc.collect()
+    for rank in range(world_size):
+        if (child := os.fork()) == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            try:
+                action()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    while not all(path.exists() for path in kill_after):
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            sys.exit("a rank ended before it was killed")
+        time.sleep(0.01)
+    for child in children if kill_after else ():
+        os.kill(child, signal.SIGKILL)
+    expected = -signal.SIGKILL if kill_after else 0
+    for _ in children:
+        _, status = os.wait()
+        if os.waitstatus_to_exitcode(status) != expected:
+            # The others would wait for the rank that failed; they go with this process's group.
+            sys.exit(f"a rank ended with {os.waitstatus_to_exitcode(status)} instead of {expected}")
+
+
+def in_group(action: Callable[..., None], *arguments: Any) -> None:
+    with started(60.0) as ranks:
+        action(ranks, *arguments)
+
+
+def chains(folder: Path) -> list[Phase]:
+    """Each chain of layouts, and a run that keeps one."""
+    phases: list[Phase] = [(1, partial(in_group, _straight_run, folder), ())]
+    for phase in range(len(CHANGES)):
+        phases.append((WORLD_SIZES[phase], partial(in_group, _all_chains, folder, phase), ()))
+    return phases
+
+
+def _straight_run(ranks: Ranks, folder: Path) -> None:
+    config = tiny.run_config(batch_size=BATCH_SIZE)
+    engine, average, _ = start_run(config, ranks, folder / "straight")
+    losses = [step_on(engine, average, config, ranks, step).values["loss"] for step in range(STEPS)]
+    (folder / "straight.json").write_text(json.dumps(losses))
+
+
+def _all_chains(ranks: Ranks, folder: Path, phase: int) -> None:
+    for name, layouts in CHAINS.items():
+        _, stage, precision = layouts[phase]
+        config = tiny.run_config(zero_stage=stage, precision=precision, batch_size=BATCH_SIZE)
+        seen = _go_on(ranks, config, folder / name, phase)
+        if ranks.is_first:
+            (folder / f"{name}-{phase}.json").write_text(json.dumps(seen))
+
+
+def _go_on(ranks: Ranks, config: RunConfig, folder: Path, phase: int) -> dict[str, Any]:
+    """Resume, save at once elsewhere, take the steps of the phase, save, and make a model in two ways."""
+    engine, average, checkpoints = start_run(config, ranks, folder / "run", seed=phase)
+    resumed = checkpoints.resume()
+    seen: dict[str, Any] = {"resumed": [resumed.step, resumed.skipped_steps], "notes": resumed.notes}
+    if phase:
+        again = Checkpoints(folder / f"again-{phase}", engine, average, config)
+        again.save(resumed.step, resumed.skipped_steps)
+        again.finish()
+        if ranks.is_first:
+            first, second = (folder / sub for sub in ("run", f"again-{phase}"))
+            seen["differences"] = differences(*(files.folder_of(part, resumed.step) for part in (first, second)))
+    steps = range(resumed.step, CHANGES[phase])
+    seen["losses"] = [step_on(engine, average, config, ranks, step).values["loss"] for step in steps]
+    checkpoints.save(CHANGES[phase], skipped_steps=phase)
+    checkpoints.finish()
+    if phase == 0:
+        save_student(engine, folder / "model")
+        if ranks.is_first:
+            export_checkpoint(files.folder_of(folder / "run", CHANGES[phase]), folder / "exported")
+    return seen
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """What two checkpoints of one model hold differently, bit for bit, whatever their layouts."""
+    manifests = [files.read_manifest(folder) for folder in (first, second)]
+    one, other = (manifest for manifest in manifests if isinstance(manifest, files.Manifest))
+    assert one.parameters == other.parameters
+    found = [] if one.adam_steps == other.adam_steps > 0 else [f"steps {one.adam_steps}, {other.adam_steps}"]
+    readers = [
+        SliceReader([files.rank_file(folder, rank) for rank in range(manifest.world_size)])
+        for folder, manifest in ((first, one), (second, other))
+    ]
+    for name, shape in one.parameters.items():
+        for kind in ("average",) if name.startswith("teacher") else ("weight", "exp_avg", "exp_avg_sq"):
+            values = [reader.whole(kind, name, shape) for reader in readers]
+            if not torch.equal(*values):
+                found.append(f"{kind} of {name}")
+    return found
+
+
+def killed_while_saving(folder: Path) -> list[Phase]:
+    """A run whose ranks are killed half-way through writing, while they train, and the run that follows."""
+    marks = [folder / f"{mark}-{rank}" for mark in ("half", "trained") for rank in range(2)]
+    return [
+        (2, partial(in_group, _train_while_writing, folder), marks),
+        (2, partial(in_group, _after_the_kill, folder), ()),
+    ]
+
+
+def _config() -> RunConfig:
+    return tiny.run_config(zero_stage=1)
+
+
+def _train_while_writing(ranks: Ranks, folder: Path) -> None:
+    config = _config()
+    engine, average, checkpoints = start_run(config, ranks, folder / "run")
+    released = threading.Event()
+
+    def write_late(path: Path, share: dict[str, torch.Tensor]) -> None:
+        released.wait()
+        slice_files.write_slices(path, share)
+
+    setattr(checkpoint_module, "write_slices", write_late)  # noqa: B010 - mypy allows no assignment
+    losses = [step_on(engine, average, config, ranks, 0).values]
+    checkpoints.save(1, 0)
+    for step in (1, 2):
+        losses.append(step_on(engine, average, config, ranks, step).values)
+        checkpoints.poll()
+    assert isinstance(files.read_manifest(files.folder_of(folder / "run", 1)), str)
+    released.set()
+    checkpoints.finish()
+    if ranks.is_first:
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+    def write_half(path: Path, share: dict[str, torch.Tensor]) -> None:
+        slice_files.write_slices(path, share)
+        os.truncate(path, path.stat().st_size // 2)
+        (folder / f"half-{ranks.rank}").touch()
+        threading.Event().wait()
+
+    setattr(checkpoint_module, "write_slices", write_half)  # noqa: B010
+    checkpoints.save(3, 0)
+    step_on(engine, average, config, ranks, 3)
+    checkpoints.poll()
+    (folder / f"trained-{ranks.rank}").touch()
+    signal.pause()
+
+
+def _after_the_kill(ranks: Ranks, folder: Path) -> None:
+    config = _config()
+    engine, average, checkpoints = start_run(config, ranks, folder / "run", seed=1)
+    resumed = checkpoints.resume()
+    losses = [step_on(engine, average, config, ranks, step).values for step in (1, 2)]
+    if ranks.is_first:
+        seen = {"step": resumed.step, "notes": resumed.notes, "losses": losses}
+        (folder / "after.json").write_text(json.dumps(seen))
+
+
+def trainings(folder: Path) -> list[Phase]:
+    """Runs of the training script, given in `trainings.json` as `[ranks, arguments]`; they record their clips."""
+    runs = json.loads((folder / "trainings.json").read_text())
+    return [
+        (world_size, partial(_recorded_training, folder / f"clips-{run}", arguments), ())
+        for run, (world_size, arguments) in enumerate(runs)
+    ]
+
+
+def _recorded_training(folder: Path, arguments: list[str]) -> None:
+    take_step, clips = train_script.take_step, []
+
+    def recorded(engine: Any, average: Any, batch: Any, *others: Any, **named: Any) -> Any:
+        clips.append(batch.clip_ids.tolist())
+        return take_step(engine, average, batch, *others, **named)
+
+    setattr(train_script, "take_step", recorded)  # noqa: B010
+    train_script.main(arguments)
+    folder.mkdir(exist_ok=True)
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(clips))
+
+
+def _import_everything() -> None:
+    """Also what DeepSpeed and transformers import on their first use: together it takes seconds a rank."""
+    import_deepspeed()
+    for module in (
+        "torch._inductor.compile_fx",
+        "torch.utils.tensorboard",
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.runtime.superoffload.superoffload_stage3",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.runtime.zero.stage_1_and_2",
+    ):
+        importlib.import_module(module)
+    config = tiny.run_config()
+    tiny.build(config)(tiny.batch(config, 0), 0.05)
+
+
+PHASES = {"chains": chains, "killed_while_saving": killed_while_saving, "trainings": trainings}
+
+
+def main() -> None:
+    folder, *names = sys.argv[1:]
+    _import_everything()
+    setattr(engine_module, "deepspeed_config", persistent_in_part)  # noqa: B010
+    for name in names:
+        for phase in PHASES[name](Path(folder) / name):
+            run_phase(*phase)
+
+
+if __name__ == "__main__":
+    main()
