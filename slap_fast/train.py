@@ -37,10 +37,20 @@ from slap_fast.training.build import build_model, build_tokenizer, complete_mode
 from slap_fast.training.checkpoint import Checkpoints
 from slap_fast.training.config_io import config_from_arguments
 from slap_fast.training.device_peak import peak_of_all_ranks
-from slap_fast.training.distributed import Ranks, StopSignal, started, sum_over_ranks, together
+from slap_fast.training.distributed import (
+    OtherRankFailed,
+    Ranks,
+    StopSignal,
+    started,
+    sum_over_ranks,
+    together,
+)
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine, precision_of
 from slap_fast.training.export import save_student
+from slap_fast.training.heartbeat import RendezvousError
+from slap_fast.training.launch import settle_environment
+from slap_fast.training.launcher import report_failure
 from slap_fast.training.logs import RunLog
 from slap_fast.training.metrics import StepCounts, batch_metrics, memory_in_use
 from slap_fast.training.recipe import RunConfig
@@ -50,10 +60,11 @@ from slap_fast.training.watch import FiniteWatch, Speed, suspects
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or say that there is nothing left to train."""
+    settle_environment()
     config = config_from_arguments(sys.argv[1:] if arguments is None else arguments)
     model_folder = Path(config.efficiency.training.output) / "model"
     if model_folder.exists():
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ["RANK"] == "0":
             print(f"{model_folder} is complete; choose another training.output to train again")
         return
     with started(config.efficiency.training.timeout) as ranks:
@@ -120,6 +131,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         log.say(*(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
 
         def evaluate() -> None:
+            ranks.heartbeat.doing(f"scoring the model of step {completed}")
             with speed.paused():
                 log.evaluation(completed, evaluation.run(engine, completed))
 
@@ -127,6 +139,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         if 0 < completed < steps and evaluation.due(completed):
             evaluate()
         for step, batch in loader:
+            ranks.heartbeat.doing(f"in step {step + 1}")
             torch.manual_seed((seed * 1_000_003 + step) * 65_537 + ranks.rank)
             settings = schedule.settings(step, recipe)
             batch = batch.to(ranks.device, non_blocking=True)
@@ -160,11 +173,14 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 break
             checkpoints.poll()
             if completed % training.save_every == 0:
+                ranks.heartbeat.doing(f"saving the checkpoint of step {completed}")
                 checkpoints.save(completed, watch.skipped_steps)
                 saved = completed
             if completed < steps and evaluation.due(completed):
                 evaluate()
+            ranks.heartbeat.doing(f"waiting for the clips of step {completed + 1}")
         if completed > saved:
+            ranks.heartbeat.doing(f"saving the checkpoint of step {completed}")
             checkpoints.save(completed, watch.skipped_steps)
         checkpoints.finish()
         if completed == steps and evaluation.enabled:
@@ -174,6 +190,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         if completed < steps:
             log.say(f"stopped after step {completed} of {steps}, saved; the same command continues")
             return
+    ranks.heartbeat.doing("saving the model")
     save_student(engine, output / "model")
 
 
@@ -184,11 +201,17 @@ def _describe(error: Exception) -> str:
     return traceback.format_exc()
 
 
+def _mendable_by_restart(error: Exception) -> bool:
+    """Not what this package says about its input: bad keys, data, disks and losses are the same the next time."""
+    return isinstance(error, OtherRankFailed | RendezvousError) or not type(error).__module__.startswith("slap_fast.")
+
+
 if __name__ == "__main__":
     try:
         main()
     except Exception as error:
         sys.stderr.write(f"rank {os.environ.get('RANK', '0')}: {_describe(error)}")
         sys.stderr.flush()
+        report_failure(error, mendable_by_restart=_mendable_by_restart(error))
         # Not sys.exit: the other ranks wait for this one, and it must not wait for them on its way out.
         os._exit(1)

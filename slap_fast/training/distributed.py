@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store, TCPStore, distributed_c10d
 
 from slap_fast.extras import MissingExtraError
+from slap_fast.training.heartbeat import Heartbeat, RendezvousError, kept_by_launcher, meet
+from slap_fast.training.launch import settle_environment
+from slap_fast.training.launcher import watch_launcher
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    heartbeat: Heartbeat
 
     @property
     def is_first(self) -> bool:
@@ -37,14 +41,20 @@ def started(timeout: float) -> Iterator[Ranks]:
     """Join the process group the launcher describes; without a launcher, be a group of one.
 
     Args:
-        timeout: seconds after which a collective without an answer raises.
+        timeout: seconds after which a rank that does not come, or does not answer, ends the run.
+
+    Raises:
+        LaunchError: the environment does not say which rank this is.
+        RendezvousError: not all ranks have come.
     """
-    _set_environment_defaults()
+    settle_environment()
+    watch_launcher(timeout)
     deepspeed = import_deepspeed()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout), verbose=False
-    )
-    local_rank = int(os.environ["LOCAL_RANK"])
+    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    store = _connect(rank, timeout)
+    heartbeat = Heartbeat(store, meet(store, rank, world_size, timeout), rank, timeout)
+    if world_size > 1:
+        heartbeat.start()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
@@ -52,9 +62,45 @@ def started(timeout: float) -> Iterator[Ranks]:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
-    yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    limit_waiting(timeout)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            # Binds NCCL to the device; a single rank has nothing to bind.
+            device_id=device if device.type == "cuda" and world_size > 1 else None,
+        )
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout), verbose=False)
+        yield Ranks(rank, world_size, local_rank, device, heartbeat)
+    except RuntimeError as error:
+        if world_size > 1 and not type(error).__module__.startswith("slap_fast."):
+            heartbeat.report()
+        raise
+    heartbeat.stop()
     # Not in a `finally`: after an error the other ranks are elsewhere, and an orderly farewell would wait for them.
     dist.destroy_process_group()
+
+
+def _connect(rank: int, timeout: float) -> Store:
+    """The store that the ranks share: torchrun keeps one for them, otherwise rank 0 does."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return TCPStore(
+            host,
+            port,
+            is_master=rank == 0 and not kept_by_launcher(),
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RendezvousError(
+            f"no store at {host}:{port} within {timeout:g} s ({reason}). It is the launcher's or rank 0's: is that "
+            "running, and do MASTER_ADDR and MASTER_PORT lead to it from here?"
+        ) from error
 
 
 def import_deepspeed() -> Any:
@@ -73,12 +119,13 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def limit_group_timeouts(timeout: float) -> None:
-    """Give every process group the timeout: the sub-groups that DeepSpeed makes do not inherit it."""
-    from torch.distributed import distributed_c10d
+def limit_waiting(timeout: float) -> None:
+    """Give every process group that is made from now on the timeout.
 
-    for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
+    That of the first group is not passed on: those that DeepSpeed makes would wait for 10 or 30 minutes.
+    """
+    distributed_c10d.default_pg_timeout = timedelta(seconds=timeout)
+    distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=timeout)
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
@@ -138,11 +185,3 @@ class StopSignal:
 
 def _local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-
-
-def _set_environment_defaults() -> None:
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slap_fast.training.config_io import ConfigError
-from slap_fast.training.distributed import Ranks, import_deepspeed, limit_group_timeouts
+from slap_fast.training.distributed import Ranks, import_deepspeed
 from slap_fast.training.recipe import OptimizerConfig, RunConfig
 
 Precision = Literal["bf16", "fp32"]
@@ -33,7 +33,6 @@ def build_engine(
             config=settings,
             dist_init_required=False,
         )
-    limit_group_timeouts(config.efficiency.training.timeout)
     # Stage 0 in bf16 makes the optimizer's state by a step with zero gradients, which would count as the first.
     getattr(engine.optimizer, "optimizer", engine.optimizer).state.clear()
     return engine

@@ -1,0 +1,114 @@
+"""Ranks that freeze, die, leave or never come, as the others see them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from tests.training.heartbeat_rank import live
+from tests.training.ranks import free_port
+
+TIMEOUT = 4.0
+
+
+@dataclass
+class Rank:
+    process: BaseProcess
+    orders: Connection
+    log: Path
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def send(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def hears(self, timeout: float = 60.0) -> str:
+        assert self.orders.poll(timeout), self.log.read_text()
+        return self.orders.recv()
+
+
+@contextmanager
+def ranks(folder: Path, count: int, of: int | None = None) -> Iterator[list[Rank]]:
+    context = get_context("forkserver")
+    # Loads torch once for all.
+    context.set_forkserver_preload(["tests.training.heartbeat_rank"])
+    port, started = free_port(), []
+    for rank in range(count):
+        ours, theirs = context.Pipe()
+        log = folder / f"{rank}.log"
+        arguments = (port, rank, of or count, TIMEOUT, str(log), theirs)
+        process = context.Process(target=live, args=arguments, daemon=True)
+        process.start()
+        started.append(Rank(process, ours, log))
+    try:
+        if not of:
+            assert [rank.hears() for rank in started] == ["met"] * count
+        yield started
+    finally:
+        for rank in started:
+            rank.process.kill()
+            rank.process.join()
+
+
+@pytest.mark.parametrize("frozen", [1, 0], ids=["another", "the one that keeps the store"])
+def test_a_frozen_rank_is_named_and_killed_in_time(tmp_path: Path, frozen: int) -> None:
+    with ranks(tmp_path, 2) as both:
+        witness, victim = both[1 - frozen], both[frozen]
+        began = time.monotonic()
+        victim.freeze()
+        witness.process.join(30)
+        assert time.monotonic() - began < 2 * TIMEOUT
+        assert witness.process.exitcode == 1
+        victim.process.join(10)
+        assert victim.process.exitcode == -signal.SIGKILL
+    name = rf"rank {frozen} \(host \S+, process {victim.process.pid}\)"
+    said = witness.log.read_text()
+    assert re.search(
+        rf"{name} has not answered for 2\.8 s; last known, since [\d:]{{8}}: in step 7; the run ends", said
+    )
+    assert re.search(rf"killed {name}", said)
+
+
+def test_who_was_frozen_itself_accuses_nobody_and_who_left_is_not_accused(tmp_path: Path) -> None:
+    with ranks(tmp_path, 2) as both:
+        for rank in both:
+            rank.freeze()
+        time.sleep(TIMEOUT)
+        for rank in both:
+            rank.send(signal.SIGCONT)
+        both[1].orders.send("leave")
+        assert both[1].hears() == "left"
+        both[1].orders.send("end")
+        both[1].process.join(10)
+        assert both[1].process.exitcode == 0
+        both[0].process.join(TIMEOUT)
+        both[0].orders.send("leave")
+        assert both[0].hears() == "left"
+    assert "answer" not in both[0].log.read_text() + both[1].log.read_text()
+
+
+def test_a_rank_that_died_is_named_after_a_collective_call_failed(tmp_path: Path) -> None:
+    with ranks(tmp_path, 2) as both:
+        both[1].process.kill()
+        both[0].orders.send("report")
+        assert both[0].hears() == "left"
+    said = both[0].log.read_text()
+    assert re.search(r"rank 1 \(.*\) does not answer any more; last known, since [\d:]{8}: in step 7", said)
+
+
+def test_a_rank_that_never_came_is_named_and_so_are_those_that_did(tmp_path: Path) -> None:
+    with ranks(tmp_path, 1, of=3) as one:
+        assert one[0].hears().startswith(f"ranks 1, 2 of 3 did not start within {TIMEOUT:g} s; here: rank 0 (host ")
