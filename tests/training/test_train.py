@@ -12,51 +12,27 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-import yaml
 
 from slap_fast import cli
 from slap_fast.models.slap import SLAP
 from slap_fast.training.gradient_norms import TOWERS
 from slap_fast.training.step import DETAILS, METRICS
-from tests.training import tiny
 from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
+from tests.training.tiny_run import STEPS, write_dataset, write_recipe
 
-STEPS = 8
 COUNTED = ("clips_per_second", "data_wait_seconds", "dropped_clips", *(f"grad_norm/{tower}" for tower in TOWERS))
 SCRIPT = [sys.executable, str(ROOT / "slap_fast" / "train.py")]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dataset") / "train"
-    generator = np.random.default_rng(3)
-    for clip in range(12):
-        waveform = 0.3 * generator.standard_normal(int(generator.integers(5000, 12_000)))
-        soundfile.write(source / f"clip{clip}.wav", waveform, 16_000)
-        (source / f"clip{clip}.txt").write_text(f"noise number {clip} of a short kind")
-    assert (
-        cli.main(["prepare", str(source), "--out", str(out), "--vocab-size", "300", "--workers", "0", "--quiet"]) == 0
-    )
-    return out
+    return write_dataset(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dataset") / "train")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = {
-        "audio": {"width": 16, "layers": 3, "heads": 2, "mlp_width": 24, "pooling_heads": 2},
-        "text": {"pretrained": None, "width": 16, "layers": 2, "heads": 2, "mlp_width": 24, "pooling_heads": 2},
-        "caption": {"width": 16, "layers": 1, "heads": 2, "mlp_width": 24},
-        "prototype": {"prototypes": 20, "hidden": 24, "bottleneck": 8},
-    }
-    schedule = {"steps": STEPS, "warmup_steps": 2, "batch_size": tiny.BATCH_SIZE}
-    training = {"zero_stage": 2, "log_every": 1, "timeout": 60.0}
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    content = {"recipe": {"model": model, "schedule": schedule}, "efficiency": {"training": training}}
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
 
 
 def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,263 @@
+"""Kills, freezes and stops a run at random moments; it has to go on by itself and end as if nothing had happened.
+
+`python -m tests.drills.recovery --faults 50 --seed 0` prints one line of JSON a fault, and a summary. The exit code is
+1 if a fault cost more than the steps since the last checkpoint, took longer than a minute, or left a process behind, or
+if the log of the run is not that of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slap_fast.training import checkpoint_files
+from tests.drills.processes import DrillFailed, Marked, send, wait
+from tests.training.ranks import ROOT, environment
+from tests.training.tiny_run import write_dataset, write_recipe
+
+RANKS = 2
+TIMEOUT = 10.0
+MINUTE = 60.0
+STEPS_A_FAULT = 8
+MOMENTS = ("step", "save", "start")
+FAULTS = {
+    "rank": "SIGKILL to one rank",
+    "ranks": "SIGKILL to all ranks",
+    "freeze": "SIGSTOP to one rank",
+    "stop": "SIGTERM to the launcher",
+    "launcher": "SIGKILL to the launcher",
+    "everything": "SIGKILL to the launcher and all ranks",
+}
+# torchrun starts the ranks again; a launcher that is gone has to be started again.
+SURVIVED_BY_THE_LAUNCHER = ("rank", "ranks", "freeze")
+
+
+class Records:
+    """What a run has left in its output folder so far."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """The log, by step; a last line that is being written does not count."""
+        try:
+            lines = (self.output / "log.jsonl").read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return {}
+        return {record["step"]: record for record in map(json.loads, lines)}
+
+    def newest(self) -> int:
+        """The last step in the log; 0 without one."""
+        return max(self.records(), default=0)
+
+    def incarnation(self) -> int:
+        """Another number once a new life has taken over the log."""
+        try:
+            return (self.output / "log.jsonl").stat().st_ino
+        except FileNotFoundError:
+            return 0
+
+    def saved(self) -> int:
+        """The step of the newest whole checkpoint; 0 without one."""
+        manifests = map(checkpoint_files.read_manifest, checkpoint_files.folders(self.output / "checkpoints"))
+        return max((found.step for found in manifests if isinstance(found, checkpoint_files.Manifest)), default=0)
+
+    def saving(self) -> bool:
+        folders = checkpoint_files.folders(self.output / "checkpoints")
+        return any(not (folder / checkpoint_files.MANIFEST).exists() for folder in folders)
+
+
+class Run(Records):
+    """One run on this host through all its lives, and its launcher, torchrun."""
+
+    def __init__(self, output: Path, arguments: Sequence[str], restarts: int) -> None:
+        super().__init__(output)
+        self.marked = Marked()
+        self._words = output.with_suffix(".log")
+        flags = ["--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", str(restarts)]
+        script = [str(ROOT / "slap_fast" / "train.py"), *arguments, f"training.output={output}"]
+        self._command = [sys.executable, "-m", "torch.distributed.run", *flags, *script]
+        self.launch()
+
+    def launch(self) -> None:
+        with self._words.open("ab") as stream:
+            self.launcher = subprocess.Popen(
+                self._command,
+                stdout=stream,
+                stderr=stream,
+                env=environment(**self.marked.environment),
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    def words(self) -> str:
+        return self._words.read_text(errors="replace")
+
+    def finish(self, timeout: float) -> None:
+        """Wait for the end, which has to be a good one."""
+        try:
+            code = self.launcher.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise DrillFailed(f"no end within {timeout:g} s:\n{self.words()[-4000:]}") from error
+        if code != 0 or not (self.output / "model").is_dir():
+            raise DrillFailed(f"exit code {code}:\n{self.words()[-4000:]}")
+        wait(lambda: not self.marked.alive(), MINUTE, "no process is left after the end")
+
+
+@dataclass
+class Strike:
+    """What a fault met, and what became of the run."""
+
+    fault: str
+    moment: str
+    victims: int
+    step: int
+    saved: int
+    gone_after: float | None = None
+    named_after: float | None = None
+    went_on_after: float | None = None
+    continued_at: int = 0
+    torn: int = 0
+
+
+def strike(
+    run: Run, fault: str, moment: str, at_step: int, generator: random.Random, *, relaunch: bool = True
+) -> Strike:
+    """Strike once, at `at_step` or later, and wait until it goes on; without `relaunch`, or until it has ended.
+
+    Raises:
+        DrillFailed: it does not within a minute, or not where it should.
+    """
+    _await_moment(run, moment, at_step, generator)
+    ranks, said, incarnation = run.marked.ranks(), len(run.words()), run.incarnation()
+    struck = Strike(fault, moment, 0, run.newest(), run.saved())
+    began = time.monotonic()
+    victims = _victims(fault, run.launcher.pid, ranks, generator)
+    struck.victims = len(victims)
+    for victim in victims:
+        send(victim, {"freeze": signal.SIGSTOP, "stop": signal.SIGTERM}.get(fault, signal.SIGKILL))
+
+    if fault not in SURVIVED_BY_THE_LAUNCHER:
+        run.launcher.wait(MINUTE)
+        wait(lambda: not run.marked.alive(), MINUTE, f"all ranks end after {FAULTS[fault]}")
+        struck.gone_after = _since(began)
+        if fault != "everything" and moment != "start" and run.saved() < struck.step:
+            raise DrillFailed(f"{FAULTS[fault]}: {struck.step} steps were done, but {run.saved()} are saved")
+        if not relaunch:
+            return struck
+        run.launch()
+    elif fault == "freeze":
+        # By number alone if it froze before it could say who it is.
+        named = re.compile(rf"process ({'|'.join(map(str, victims))})\) has not answered|did not start within")
+        wait(lambda: named.search(run.words(), said) is not None, MINUTE, "the frozen rank is named")
+        struck.named_after = _since(began)
+    wait(lambda: run.incarnation() not in (0, incarnation) and bool(run.records()), MINUTE, "the run goes on")
+    struck.went_on_after = _since(began)
+    if set(victims) & set(run.marked.alive()):
+        raise DrillFailed(f"{FAULTS[fault]}: a victim still runs")
+
+    new_words = run.words()[said:]
+    continued = re.findall(r"continuing after step (\d+)", new_words)
+    struck.continued_at = int(continued[-1]) if continued else 0
+    struck.torn = new_words.count("passed over the checkpoint")
+    if struck.continued_at < struck.saved:
+        raise DrillFailed(f"the run went on from an older checkpoint than the newest: {struck}")
+    return struck
+
+
+def _await_moment(run: Run, moment: str, at_step: int, generator: random.Random) -> None:
+    wait(lambda: run.newest() >= at_step, MINUTE, f"step {at_step}")
+    if moment == "save":
+        wait(run.saving, MINUTE, "a save begins", every=0.0005)
+    elif moment == "step":
+        time.sleep(generator.uniform(0.0, 0.2))
+    else:
+        # The death of a rank makes all start again.
+        for rank in list(run.marked.ranks().values())[:1]:
+            send(rank, signal.SIGKILL)
+        time.sleep(generator.uniform(0.0, 8.0))
+
+
+def _victims(fault: str, launcher: int, ranks: dict[int, int], generator: random.Random) -> list[int]:
+    victims = [] if fault in SURVIVED_BY_THE_LAUNCHER else [launcher]
+    if fault in ("ranks", "everything"):
+        victims += ranks.values()
+    elif fault in ("rank", "freeze") and ranks:
+        victims += [ranks[generator.choice(sorted(ranks))]]
+    return victims
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 2)
+
+
+def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[Strike]:
+    """Run through a plan of `(fault, moment)`; what became of each.
+
+    Raises:
+        DrillFailed: something was lost, hung or left behind.
+    """
+    generator = random.Random(seed)
+    (folder / "source").mkdir()
+    dataset = write_dataset(folder / "source", folder / "dataset")
+    steps = STEPS_A_FAULT * (len(plan) + 1)
+    recipe = write_recipe(folder / "tiny.yaml", steps=steps, save_every=3, timeout=TIMEOUT)
+    arguments = [f"recipe={recipe}", f"data.train={dataset}"]
+    straight = Run(folder / "straight", arguments, restarts=0)
+    try:
+        straight.finish(MINUTE + 2 * steps)
+    finally:
+        straight.marked.kill()
+    run = Run(folder / "struck", arguments, restarts=2 * len(plan))
+    outcomes = []
+    try:
+        for number, (fault, moment) in enumerate(plan):
+            outcomes.append(strike(run, fault, moment, 2 + STEPS_A_FAULT * number, generator))
+            print(json.dumps(asdict(outcomes[-1])), flush=True)
+        run.finish(MINUTE + 2 * steps)
+    finally:
+        run.marked.kill()
+    losses = [{step: record["loss"] for step, record in each.records().items()} for each in (run, straight)]
+    if losses[0] != losses[1] or sorted(losses[0]) != list(range(1, steps + 1)):
+        raise DrillFailed(f"the log differs from that of the undisturbed run: {losses}")
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=50, help="how many (50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), help="all by default")
+    options = parser.parse_args()
+    generator = random.Random(options.seed)
+    moments = generator.choices(MOMENTS, weights=(4, 4, 2), k=options.faults)
+    plan = [(generator.choice(options.kinds), moment) for moment in moments]
+    with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
+        try:
+            outcomes = drill(Path(folder), plan, options.seed)
+        except DrillFailed as failure:
+            print(f"failed: {failure}", file=sys.stderr)
+            return 1
+    went_on = [outcome.went_on_after or 0.0 for outcome in outcomes]
+    print(
+        f"{len(outcomes)} faults survived ({dict(Counter(fault for fault, _ in plan))}); the run went on after "
+        f"{statistics.median(went_on):.1f} s (median), {max(went_on):.1f} s (longest)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The shortest drill; `python -m tests.drills.recovery` is the long one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.drills.recovery import TIMEOUT, Run, strike
+from tests.training.tiny_run import write_dataset, write_recipe
+
+
+@pytest.mark.slow
+def test_a_frozen_rank_costs_a_restart_and_a_dead_launcher_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    dataset = write_dataset(tmp_path / "source", tmp_path / "dataset")
+    recipe = write_recipe(tmp_path / "tiny.yaml", steps=100_000, save_every=3, timeout=TIMEOUT)
+    run, generator = Run(tmp_path / "run", [f"recipe={recipe}", f"data.train={dataset}"], restarts=1), random.Random(0)
+    try:
+        frozen = strike(run, "freeze", "save", 4, generator)
+        assert frozen.named_after is not None
+        assert frozen.named_after < TIMEOUT
+        assert 3 <= frozen.saved <= frozen.continued_at
+        orphaned = strike(run, "launcher", "step", frozen.continued_at + 1, generator, relaunch=False)
+        assert orphaned.gone_after is not None
+        assert run.saved() >= orphaned.step > frozen.continued_at
+        # No step twice, none left out.
+        assert list(run.records()) == list(range(1, run.newest() + 1))
+    finally:
+        run.marked.kill()
