@@ -53,8 +53,7 @@ def started(timeout: float) -> Iterator[Ranks]:
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     store = _connect(rank, timeout)
     heartbeat = Heartbeat(store, meet(store, rank, world_size, timeout), rank, timeout)
-    if world_size > 1:
-        heartbeat.start()
+    heartbeat.start()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
@@ -75,7 +74,7 @@ def started(timeout: float) -> Iterator[Ranks]:
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout), verbose=False)
         yield Ranks(rank, world_size, local_rank, device, heartbeat)
     except RuntimeError as error:
-        if world_size > 1 and not type(error).__module__.startswith("slap_fast."):
+        if not type(error).__module__.startswith("slap_fast."):
             heartbeat.report()
         raise
     heartbeat.stop()

@@ -64,10 +64,11 @@ def meet(store: Store, rank: int, world_size: int, timeout: float) -> list[Ident
         RendezvousError: some have not come within `timeout` seconds, each of them named; or two claim this rank.
     """
     own = Identity.own(rank)
-    if store.add(f"arrivals/{rank}", 1) > 1:
-        raise RendezvousError(f"two processes have RANK={rank}; one is {own}")
     keys = [f"identity/{other}" for other in range(world_size)]
-    store.set(keys[rank], json.dumps(asdict(own)))
+    # The first to come stays; a process that trains a second time is itself.
+    first = _identity(store.compare_set(keys[rank], "", json.dumps(asdict(own))))
+    if first != own:
+        raise RendezvousError(f"two processes have RANK={rank}: {first} and {own}")
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError as error:
@@ -104,8 +105,9 @@ class Heartbeat:
         self._listening = threading.Thread(target=self._listen, name="heartbeat watch", daemon=True)
 
     def start(self) -> None:
-        self._exchanging.start()
-        self._listening.start()
+        if len(self._ranks) > 1:
+            self._exchanging.start()
+            self._listening.start()
 
     def doing(self, what: str) -> None:
         """Said about this rank if it falls silent."""
@@ -114,10 +116,13 @@ class Heartbeat:
     def stop(self) -> None:
         """This rank is done: its silence means nothing from now on."""
         self._stopped.set()
-        self._exchanging.join(2 * self._interval)
+        if self._exchanging.is_alive():
+            self._exchanging.join(2 * self._interval)
 
     def report(self) -> None:
         """After a collective call failed: name who is gone. Takes a few seconds at most."""
+        if len(self._ranks) == 1:
+            return
         asking = threading.Thread(target=self._name_missing, daemon=True)
         asking.start()
         asking.join(10 * self._interval)

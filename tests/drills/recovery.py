@@ -142,6 +142,7 @@ def strike(
         DrillFailed: it does not within a minute, or not where it should.
     """
     _await_moment(run, moment, at_step, generator)
+    wait(lambda: bool(run.marked.ranks()), MINUTE, "ranks are started")
     ranks, said, incarnation = run.marked.ranks(), len(run.words()), run.incarnation()
     struck = Strike(fault, moment, 0, run.newest(), run.saved())
     began = time.monotonic()
@@ -195,7 +196,7 @@ def _victims(fault: str, launcher: int, ranks: dict[int, int], generator: random
     victims = [] if fault in SURVIVED_BY_THE_LAUNCHER else [launcher]
     if fault in ("ranks", "everything"):
         victims += ranks.values()
-    elif fault in ("rank", "freeze") and ranks:
+    elif fault in ("rank", "freeze"):
         victims += [ranks[generator.choice(sorted(ranks))]]
     return victims
 

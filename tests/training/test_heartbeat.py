@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
+from slap_fast.training.heartbeat import RendezvousError, meet
 from tests.training.heartbeat_rank import live
 from tests.training.ranks import free_port
 
@@ -112,3 +115,14 @@ def test_a_rank_that_died_is_named_after_a_collective_call_failed(tmp_path: Path
 def test_a_rank_that_never_came_is_named_and_so_are_those_that_did(tmp_path: Path) -> None:
     with ranks(tmp_path, 1, of=3) as one:
         assert one[0].hears().startswith(f"ranks 1, 2 of 3 did not start within {TIMEOUT:g} s; here: rank 0 (host ")
+
+
+def test_two_processes_with_the_same_rank_are_named() -> None:
+    store = HashStore()
+    (first,) = meet(store, 0, 1, TIMEOUT)
+    # Training again in the same process is no conflict.
+    assert meet(store, 0, 1, TIMEOUT) == [first]
+    other = replace(first, process=first.process + 1)
+    store.set("identity/0", json.dumps(asdict(other)))
+    with pytest.raises(RendezvousError, match=re.escape(f"two processes have RANK=0: {other} and {first}")):
+        meet(store, 0, 1, TIMEOUT)
