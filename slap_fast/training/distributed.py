@@ -51,8 +51,8 @@ def started(timeout: float) -> Iterator[Ranks]:
     watch_launcher(timeout)
     deepspeed = import_deepspeed()
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    store = _connect(rank, timeout)
-    heartbeat = Heartbeat(store, meet(store, rank, world_size, timeout), rank, timeout)
+    store, members = meet(_connect(rank, timeout), rank, world_size, timeout)
+    heartbeat = Heartbeat(store, members, rank, timeout)
     heartbeat.start()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)

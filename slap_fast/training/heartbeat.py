@@ -9,10 +9,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +57,41 @@ def kept_by_launcher() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def meet(store: Store, rank: int, world_size: int, timeout: float) -> list[Identity]:
-    """Wait for all ranks; who they are.
+def meet(store: Store, rank: int, world_size: int, timeout: float) -> tuple[Store, list[Identity]]:
+    """Wait for all ranks; a part of the store that is theirs alone, and who they are.
+
+    torchrun keeps one store through all restarts, with what earlier lives wrote. So rank 0 gives each life a new name,
+    and a rank believes only a list that it is on itself.
 
     Raises:
-        RendezvousError: some have not come within `timeout` seconds, each of them named; or two claim this rank.
+        RendezvousError: some have not come within `timeout` seconds, each of them named.
     """
-    own = Identity.own(rank)
-    keys = [f"identity/{other}" for other in range(world_size)]
-    # The first to come stays; a process that trains a second time is itself.
-    first = _identity(store.compare_set(keys[rank], "", json.dumps(asdict(own))))
-    if first != own:
-        raise RendezvousError(f"two processes have RANK={rank}: {first} and {own}")
-    try:
-        store.wait(keys, timedelta(seconds=timeout))
-    except RuntimeError as error:
-        missing = [other for other, key in enumerate(keys) if not store.check([key])]
-        here = [str(_identity(store.get(key))) for other, key in enumerate(keys) if other not in missing]
+    own, deadline = Identity.own(rank), time.monotonic() + timeout
+    life, part = "", store
+    if rank == 0:
+        store.set("life", uuid.uuid4().hex)
+    while time.monotonic() < deadline:
+        if store.check(["life"]) and (current := store.get("life").decode()) != life:
+            life, part = current, PrefixStore(current, store)
+            part.set(str(rank), json.dumps(asdict(own)))
+        if rank == 0 and part.check([str(other) for other in range(world_size)]):
+            part.set("all", json.dumps([asdict(each) for each in _present(part, world_size).values()]))
+        if life and part.check(["all"]):
+            ranks = [Identity(**each) for each in json.loads(part.get("all"))]
+            if ranks[rank : rank + 1] == [own]:
+                return part, ranks
+        time.sleep(min(0.2, timeout / 10))
+    present = _present(part, world_size) if life else {}
+    if missing := [other for other in range(world_size) if other not in present]:
+        here = ", ".join(_shortened([str(each) for each in present.values()])) or "none"
         raise RendezvousError(
-            f"{_ranks(missing)} of {world_size} did not start within {timeout:g} s; here: {_shortened(here)}. "
-            "See what they say on their own hosts"
-        ) from error
-    return [_identity(content) for content in store.multi_get(keys)]
+            f"{_ranks(missing)} of {world_size} did not start within {timeout:g} s; here: {here}. "
+            "What they say on their own hosts may tell why"
+        )
+    raise RendezvousError(
+        f"rank 0 did not start within {timeout:g} s, or it took another process for this {own}: see that each RANK is "
+        "given once"
+    )
 
 
 class Heartbeat:
@@ -210,16 +223,19 @@ def _last_words(beat: dict[str, Any]) -> str:
     return f"; last known, since {time.strftime('%H:%M:%S', time.localtime(beat['since']))}: {beat['doing']}"
 
 
-def _identity(content: bytes) -> Identity:
-    return Identity(**json.loads(content))
+def _present(store: Store, world_size: int) -> dict[int, Identity]:
+    """Those who have come, by rank."""
+    come = [rank for rank in range(world_size) if store.check([str(rank)])]
+    return {rank: Identity(**json.loads(store.get(str(rank)))) for rank in come}
 
 
 def _ranks(numbers: Sequence[int]) -> str:
-    return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {_shortened([str(number) for number in numbers])}"
+    names = ", ".join(_shortened([str(number) for number in numbers]))
+    return f"rank {names}" if len(numbers) == 1 else f"ranks {names}"
 
 
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 16 else f"{', '.join(names[:16])} and {len(names) - 16} more"
+def _shortened(names: Sequence[str]) -> list[str]:
+    return [*names[:16], f"{len(names) - 16} more"] if len(names) > 16 else list(names)
 
 
 def _start_time(process: int) -> int:

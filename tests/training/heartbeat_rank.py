@@ -17,9 +17,9 @@ def live(port: int, rank: int, world_size: int, timeout: float, log: str, orders
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     minute = timedelta(seconds=60)
-    store = TCPStore("127.0.0.1", port, is_master=rank == 0, timeout=minute, wait_for_workers=False, multi_tenant=True)
+    shared = TCPStore("127.0.0.1", port, is_master=rank == 0, timeout=minute, wait_for_workers=False, multi_tenant=True)
     try:
-        ranks = meet(store, rank, world_size, timeout)
+        store, ranks = meet(shared, rank, world_size, timeout)
     except RendezvousError as error:
         orders.send(str(error))
         return

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -16,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore
 
-from slap_fast.training.heartbeat import RendezvousError, meet
+from slap_fast.training.heartbeat import Identity, RendezvousError, meet
 from tests.training.heartbeat_rank import live
 from tests.training.ranks import free_port
 
@@ -117,12 +118,24 @@ def test_a_rank_that_never_came_is_named_and_so_are_those_that_did(tmp_path: Pat
         assert one[0].hears().startswith(f"ranks 1, 2 of 3 did not start within {TIMEOUT:g} s; here: rank 0 (host ")
 
 
-def test_two_processes_with_the_same_rank_are_named() -> None:
-    store = HashStore()
-    (first,) = meet(store, 0, 1, TIMEOUT)
-    # Training again in the same process is no conflict.
-    assert meet(store, 0, 1, TIMEOUT) == [first]
-    other = replace(first, process=first.process + 1)
-    store.set("identity/0", json.dumps(asdict(other)))
-    with pytest.raises(RendezvousError, match=re.escape(f"two processes have RANK=0: {other} and {first}")):
-        meet(store, 0, 1, TIMEOUT)
+def test_a_rank_meets_those_of_its_own_life_and_not_of_one_before() -> None:
+    store, own = HashStore(), Identity.own(1)
+    before = PrefixStore("before", store)
+    store.set("life", "before")
+    dead = [replace(own, rank=rank, process=own.process + 1) for rank in range(2)]
+    for rank in dead:
+        before.set(str(rank.rank), json.dumps(asdict(rank)))
+    before.set("all", json.dumps([asdict(rank) for rank in dead]))
+    with pytest.raises(RendezvousError, match=r"^rank 0 did not start within 0\.5 s, or .* each RANK is given once"):
+        meet(store, 1, 2, 0.5)
+
+    with ThreadPoolExecutor() as threads:
+        late = threads.submit(meet, store, 1, 2, 30.0)
+        first = threads.submit(meet, store, 0, 2, 30.0)
+        met = [own, Identity.own(0)]
+        assert late.result()[1] == first.result()[1] == sorted(met, key=lambda each: each.rank)
+    # Nothing of the life before is left to be read.
+    part = late.result()[0]
+    part.set("address", "new")
+    assert first.result()[0].get("address") == b"new"
+    assert not before.check(["address"])
