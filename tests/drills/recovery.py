@@ -165,7 +165,12 @@ def strike(
         named = re.compile(rf"process ({'|'.join(map(str, victims))})\) has not answered|did not start within")
         wait(lambda: named.search(run.words(), said) is not None, MINUTE, "the frozen rank is named")
         struck.named_after = _since(began)
-    wait(lambda: run.incarnation() not in (0, incarnation) and bool(run.records()), MINUTE, "the run goes on")
+
+    def goes_on() -> bool:
+        taken_over = run.incarnation() not in (0, incarnation)
+        return taken_over and (struck.saved == 0 or "continuing after step" in run.words()[said:])
+
+    wait(goes_on, MINUTE, "the run goes on")
     struck.went_on_after = _since(began)
     if set(victims) & set(run.marked.alive()):
         raise DrillFailed(f"{FAULTS[fault]}: a victim still runs")

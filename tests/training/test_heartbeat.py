@@ -49,7 +49,7 @@ def ranks(folder: Path, count: int, of: int | None = None) -> Iterator[list[Rank
     context = get_context("forkserver")
     # Loads torch once for all.
     context.set_forkserver_preload(["tests.training.heartbeat_rank"])
-    port, started = free_port(), []
+    port, started = free_port(), list[Rank]()
     for rank in range(count):
         ours, theirs = context.Pipe()
         log = folder / f"{rank}.log"
@@ -62,9 +62,9 @@ def ranks(folder: Path, count: int, of: int | None = None) -> Iterator[list[Rank
             assert [rank.hears() for rank in started] == ["met"] * count
         yield started
     finally:
-        for rank in started:
-            rank.process.kill()
-            rank.process.join()
+        for each in started:
+            each.process.kill()
+            each.process.join()
 
 
 @pytest.mark.parametrize("frozen", [1, 0], ids=["another", "the one that keeps the store"])
