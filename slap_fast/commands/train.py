@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "train a model in this process; for several, run: deepspeed slap_fast/train.py"
+HELP = "train a model in this process; for several, run: torchrun --nproc-per-node N slap_fast/train.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.drills.processes import DrillFailed, Marked, send, wait
-from tests.drills.recovery import MINUTE, TIMEOUT, Records
+from tests.drills.recovery import MINUTE, START_UP, TIMEOUT, Records
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
 
@@ -117,7 +117,7 @@ class Cluster:
         return self.log(host).read_text(errors="replace")
 
     def reach(self, step: int) -> None:
-        wait(lambda: self.run.newest() >= step, 2 * MINUTE, f"step {step} of {self._folder}")
+        wait(lambda: self.run.newest() >= step, START_UP, f"step {step} of {self._folder}")
 
     def end(self, timeout: float, hosts: Sequence[int] | None = None) -> list[int]:
         """Exit codes, once all that was started on these hosts has ended; those of all hosts by default."""
@@ -163,7 +163,7 @@ def starts_by_variables(cluster: Cluster) -> dict[str, float]:
     """Four tasks of srun on two hosts, from start to model."""
     began = time.monotonic()
     cluster.by_environment(2, slurm)
-    _require(cluster.end(3 * MINUTE) == [0] * 4, "four ranks did not all end well")
+    _require(cluster.end(START_UP) == [0] * 4, "four ranks did not all end well")
     return {"seconds": _since(began)}
 
 
@@ -173,9 +173,9 @@ def survives_a_killed_rank(cluster: Cluster) -> dict[str, float]:
     cluster.reach(4)
     began, life = time.monotonic(), cluster.run.incarnation()
     send(cluster.marked.ranks()[1], signal.SIGKILL)
-    wait(lambda: cluster.run.incarnation() != life, 2 * MINUTE, "both hosts go on")
+    wait(lambda: cluster.run.incarnation() != life, START_UP, "both hosts go on")
     went_on = _since(began)
-    _require(cluster.end(3 * MINUTE) == [0, 0], "torchrun did not end well on both hosts")
+    _require(cluster.end(START_UP) == [0, 0], "torchrun did not end well on both hosts")
     return {"went on after": went_on}
 
 
@@ -199,10 +199,10 @@ def goes_on_with_the_hosts_that_remain(cluster: Cluster) -> dict[str, float]:
     cluster.reach(4)
     began, life = time.monotonic(), cluster.run.incarnation()
     cluster.hosts.cut_off(2)
-    wait(lambda: cluster.run.incarnation() != life, 3 * MINUTE, "the host that is left goes on")
+    wait(lambda: cluster.run.incarnation() != life, START_UP, "the host that is left goes on")
     went_on = _since(began)
-    _require(cluster.end(3 * MINUTE, [1]) == [0], "the host that is left did not end well")
-    cut_off = cluster.end(3 * MINUTE, [2])
+    _require(cluster.end(START_UP, [1]) == [0], "the host that is left did not end well")
+    cut_off = cluster.end(START_UP, [2])
     _require(cut_off != [0], "the host that was cut off claims to have done its part")
     return {"went on after": went_on, "the other had ended after": _since(began)}
 

@@ -107,3 +107,34 @@ def test_a_rank_whose_launcher_died_during_its_start_does_not_start(tmp_path: Pa
     )
     assert "rank 1: the launcher died before this rank had started" in done.stderr
     assert time.monotonic() - began < 15
+
+
+FAILING = """
+import sys
+from slap_fast.training.launcher import report_failure
+report_failure(ValueError("a bad key"), mendable_by_restart=sys.argv[1] == "mendable")
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "restart", "gives_up"), [("mendable", 1, False), ("lasting", 1, True), ("lasting", 3, False)]
+)
+def test_torchrun_gives_up_where_restarts_are_left_and_would_not_help(
+    tmp_path: Path, error: str, restart: int, gives_up: bool
+) -> None:
+    (tmp_path / "torchrun").write_text(LAUNCHER)
+    elastic = {"RUN_ID": "none", "MAX_RESTARTS": "3", "RESTART_COUNT": str(restart)}
+    elastic["ERROR_FILE"] = str(tmp_path / "error.json")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "torchrun"), sys.executable, "-c", FAILING, error],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(**{f"TORCHELASTIC_{name}": value for name, value in elastic.items()}),
+        cwd=ROOT,
+    )
+    assert done.returncode == (-signal.SIGTERM if gives_up else 1), done.stderr
+    assert ("torchrun is told to give up" in done.stderr) is gives_up
+    # What torchrun shows at its end.
+    assert "ValueError: a bad key" in (tmp_path / "error.json").read_text()
