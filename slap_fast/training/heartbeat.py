@@ -107,7 +107,7 @@ class Heartbeat:
     def __init__(self, store: Store, ranks: Sequence[Identity], rank: int, timeout: float) -> None:
         self._ranks, self._own, self._next = ranks, ranks[rank], ranks[(rank + 1) % len(ranks)]
         # A connection of its own: what waits for an answer holds a connection's lock.
-        self._store = PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined] - its stub lacks it
+        self._store = PrefixStore("heartbeat", store.clone())  # type: ignore[attr-defined]  # its stub lacks it
         self._interval = min(1.0, timeout / 10)
         self._patience = round(0.7 * timeout / self._interval)
         self._doing, self._since = "starting", time.time()
