@@ -28,7 +28,7 @@ import torch
 
 from slap_fast.data.decoding import make_decoder
 from slap_fast.data.dropped_clips import DropReport
-from slap_fast.data.loader import Loader
+from slap_fast.data.loader import Loader, TooManyBadClips
 from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
 from slap_fast.evaluation.in_loop import InLoopEvaluation
@@ -202,8 +202,12 @@ def _describe(error: Exception) -> str:
 
 
 def _mendable_by_restart(error: Exception) -> bool:
-    """Not what this package says about its input: bad keys, data, disks and losses are the same the next time."""
-    return isinstance(error, OtherRankFailed | RendezvousError) or not type(error).__module__.startswith("slap_fast.")
+    """Not what this package says about its input: bad keys, full disks and losses are the same the next time.
+
+    But the storage of the clips may be back by then.
+    """
+    transient = isinstance(error, OtherRankFailed | RendezvousError | TooManyBadClips)
+    return transient or not type(error).__module__.startswith("slap_fast.")
 
 
 if __name__ == "__main__":
