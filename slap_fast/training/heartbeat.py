@@ -138,7 +138,7 @@ class Heartbeat:
             return
         asking = threading.Thread(target=self._name_missing, daemon=True)
         asking.start()
-        asking.join(10 * self._interval)
+        asking.join(5 * self._interval)
         if asking.is_alive():
             self._say(f"the store of {self._keeper()} does not answer")
 
