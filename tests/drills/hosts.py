@@ -238,6 +238,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(map(_name, DRILLS))}; default: all")
     chosen = parser.parse_args().drills
+    # Leave nothing behind when told to stop, either.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="hosts-") as name:
         folder = Path(name)
         (folder / "source").mkdir()

@@ -255,6 +255,8 @@ def main() -> int:
     generator = random.Random(options.seed)
     moments = generator.choices(MOMENTS, weights=(4, 4, 2), k=options.faults)
     plan = [(generator.choice(options.kinds), moment) for moment in moments]
+    # Leave nothing behind when told to stop, either.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
         try:
             outcomes = drill(Path(folder), plan, options.seed)
