@@ -18,7 +18,7 @@ def test_a_frozen_rank_costs_a_restart_and_a_dead_launcher_leaves_a_good_checkpo
     recipe = write_recipe(tmp_path / "tiny.yaml", steps=100_000, save_every=3, timeout=TIMEOUT)
     run, generator = Run(tmp_path / "run", [f"recipe={recipe}", f"data.train={dataset}"], restarts=1), random.Random(0)
     try:
-        frozen = strike(run, "freeze", "save", 4, generator)
+        frozen = strike(run, "freeze", "save", 7, generator)
         assert frozen.named_after is not None
         assert frozen.named_after < TIMEOUT
         assert 3 <= frozen.saved <= frozen.continued_at
