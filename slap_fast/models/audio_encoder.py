@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slap_fast.models.config import ModelConfig
-from slap_fast.models.layers import EncoderBlock, RMSNorm, SelfAttention, initialize_weights, run_block
+from slap_fast.models.layers import EncoderBlock, RMSNorm, Segments, SelfAttention, initialize_weights, run_block
 from slap_fast.ops.packing import PackedLayout
 
 
@@ -56,8 +56,9 @@ class AudioEncoder(nn.Module):
         if masked_tokens is not None:
             x = x.index_copy(0, masked_tokens, self.mask_token.to(x.dtype).expand(masked_tokens.shape[0], -1))
         checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+        segments = Segments.of(token_layout)
         branch = None
         for block in self.blocks:
-            x, branch = run_block(block, x, branch, token_layout, checkpointed=checkpointed)
+            x, branch = run_block(block, x, branch, segments, checkpointed=checkpointed)
         normed, _ = self.norm(x, branch)
         return normed

@@ -12,6 +12,7 @@ from slap_fast.models.layers import (
     CrossAttention,
     DecoderBlock,
     RMSNorm,
+    Segments,
     SelfAttention,
     initialize_weights,
     run_block,
@@ -67,8 +68,9 @@ class CaptionDecoder(nn.Module):
         x = self.token_embedding(input_ids)
         features, _ = self.feature_norm(features)
         checkpointed = self.gradient_checkpointing and x.requires_grad
+        segments, feature_segments = Segments.of(layout), Segments.of(feature_layout)
         branch = None
         for block in self.blocks:
-            x, branch = run_block(block, x, branch, layout, features, feature_layout, checkpointed=checkpointed)
+            x, branch = run_block(block, x, branch, segments, features, feature_segments, checkpointed=checkpointed)
         normed, _ = self.norm(x, branch)
         return readout(normed, self.token_embedding.weight)

@@ -6,6 +6,8 @@ normalized, in the same pass.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +17,17 @@ from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary_qkv
 from slap_fast.ops.swiglu import swiglu
 from slap_fast.ops.varlen_attention import varlen_attention
+
+
+class Segments(NamedTuple):
+    """What a block needs of a `PackedLayout`: one that saw each length would be compiled for these lengths alone."""
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+    @classmethod
+    def of(cls, layout: PackedLayout) -> Segments:
+        return cls(layout.cu_seqlens, layout.max_seqlen)
 
 
 class RMSNorm(nn.Module):
@@ -71,7 +84,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, layout: PackedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: Segments) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [T, 3, H, D]
         q, k, v = apply_rotary_qkv(
             qkv,
@@ -94,7 +107,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(feature_width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, layout: PackedLayout, features: Tensor, feature_layout: PackedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: Segments, features: Tensor, feature_layout: Segments) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, -1))
         k, v = self.kv(features).unflatten(-1, (2, self.heads, -1)).unbind(1)
         attended = varlen_attention(
@@ -119,7 +132,7 @@ class EncoderBlock(nn.Module):
         self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = SwiGLU(width, mlp_width)
 
-    def forward(self, x: Tensor, branch: Tensor | None, layout: PackedLayout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, branch: Tensor | None, layout: Segments) -> tuple[Tensor, Tensor]:
         normed, x = self.attention_norm(x, branch)
         normed, x = self.mlp_norm(x, self.attention(normed, layout))
         return x, self.mlp(normed)
@@ -148,9 +161,9 @@ class DecoderBlock(nn.Module):
         self,
         x: Tensor,
         branch: Tensor | None,
-        layout: PackedLayout,
+        layout: Segments,
         features: Tensor,
-        feature_layout: PackedLayout,
+        feature_layout: Segments,
     ) -> tuple[Tensor, Tensor]:
         normed, x = self.attention_norm(x, branch)
         normed, x = self.cross_attention_norm(x, self.attention(normed, layout))

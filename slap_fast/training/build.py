@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from slap_fast.models.config import ModelConfig
+from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import DataConfig, RunConfig
 
@@ -47,7 +48,11 @@ def complete_model_config(model: ModelConfig, datasets: Mixture, tokenizer: Any)
 
 
 def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:
-    """The same initial weights on every rank and at every ZeRO stage."""
+    """The same initial weights on every rank and at every ZeRO stage.
+
+    Raises:
+        ConfigError: the blocks shall be compiled, and there is no compiler.
+    """
     torch.manual_seed(config.recipe.schedule.seed)
     model = PretrainingModel(
         model_config,
@@ -57,6 +62,9 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
     model.student.tokenizer = tokenizer
     if config.efficiency.training.activation_checkpointing:
         checkpoint_activations(model)
+    # Stage 3 has hooks around every module within a block, and each would end a compiled program.
+    if config.efficiency.training.compile and config.efficiency.training.zero_stage < 3:
+        compile_blocks(model)
     return model.train()
 
 

@@ -71,4 +71,8 @@ class TeacherAverage:
             return [student.detach().float() for student in self._students]
         from deepspeed.utils import safe_get_local_fp32_param
 
-        return [safe_get_local_fp32_param(student).detach().view(-1) for student in self._students]
+        # Offloaded optimizer states are on the host, whatever the device of the teacher's shards.
+        return [
+            safe_get_local_fp32_param(student).detach().view(-1).to(teacher.ds_tensor.device)
+            for teacher, student in zip(self._teachers, self._students, strict=True)
+        ]

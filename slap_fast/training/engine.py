@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,13 @@ from torch import nn
 
 from slap_fast.training.config_io import ConfigError
 from slap_fast.training.distributed import Ranks, import_deepspeed
-from slap_fast.training.recipe import OptimizerConfig, RunConfig
+from slap_fast.training.recipe import OptimizerConfig, RunConfig, TrainingConfig
 
 Precision = Literal["bf16", "fp32"]
+
+# Elements whose gradients are reduced together at stages 1 to 3, long enough for any network. DeepSpeed's own choice,
+# ten times as many, holds several copies of all gradients of a model of this size.
+REDUCE_BUCKET_SIZE = 50_000_000
 
 
 def build_engine(
@@ -25,6 +30,13 @@ def build_engine(
     """
     deepspeed = import_deepspeed()
     settings = deepspeed_config(config, ranks.world_size, resolve_precision(config, ranks.device))
+    # All of a bucket is allocated, however few gradients there are.
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    settings["zero_optimization"]["reduce_bucket_size"] = min(REDUCE_BUCKET_SIZE, trained)
+    training = config.efficiency.training
+    if ranks.is_first:
+        for note in without_effect(training, ranks.device):
+            print(note, file=sys.stderr)
     # One of its optimizers prints the machine's memory at every turn.
     with contextlib.redirect_stdout(None):
         engine, *_ = deepspeed.initialize(
@@ -36,6 +48,19 @@ def build_engine(
     # Stage 0 in bf16 makes the optimizer's state by a step with zero gradients, which would count as the first.
     getattr(engine.optimizer, "optimizer", engine.optimizer).state.clear()
     return engine
+
+
+def without_effect(training: TrainingConfig, device: torch.device) -> list[str]:
+    """What the recipe asks for in vain, and why."""
+    notes = []
+    if training.compile and training.zero_stage == 3:
+        notes.append(
+            "training.compile has no effect at zero_stage=3: DeepSpeed's hooks within each block cannot be compiled; "
+            "blocks run as they are"
+        )
+    if device.type == "cpu" and (training.offload_optimizer or training.offload_parameters):
+        notes.append("training.offload_... has no effect without a GPU: all states are in the host's memory as it is")
+    return notes
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
@@ -55,10 +80,16 @@ def deepspeed_config(config: RunConfig, world_size: int, precision: Precision) -
             f"schedule.batch_size ({batch_size}) does not divide among {world_size} ranks; "
             f"use schedule.batch_size={batch_size // world_size * world_size or world_size}"
         )
-    micro_batch_size, stage = config.efficiency.training.micro_batch_size, config.efficiency.training.zero_stage
+    training = config.efficiency.training
+    micro_batch_size, stage = training.micro_batch_size, training.zero_stage
     accumulates = micro_batch_size is not None and micro_batch_size < batch_size // world_size
     # Sums over many micro-batches lose digits in bf16; stage 0 has no other sums.
     precise = {"grad_accum_dtype": "fp32"} if accumulates and precision == "bf16" and stage > 0 else {}
+    zero: dict[str, Any] = {"stage": stage}
+    if training.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if training.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": batch_size // world_size,
@@ -67,8 +98,12 @@ def deepspeed_config(config: RunConfig, world_size: int, precision: Precision) -
         "gradient_clipping": config.recipe.optimizer.gradient_clipping,
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "data_types": precise,
-        "zero_optimization": {"stage": stage},
+        # Sums over many ranks lose digits as well: a ring in bf16 rounds once a rank.
+        "communication_data_type": "fp32",
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        # Its own optimizer for offloading would be compiled on first use.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**62,
     }
 

@@ -117,6 +117,12 @@ class TrainingConfig:
     """Clips that a rank holds the activations of at once; None: its whole share of the batch."""
     activation_checkpointing: bool = False
     """Hold only the input of each transformer block, and compute the block again on the way back."""
+    compile: bool = False
+    """Compile each transformer block with `torch.compile`, at ZeRO stages 0 to 2."""
+    offload_optimizer: bool = False
+    """Hold the optimizer's state in the host's memory and update there, at ZeRO stages 1 to 3."""
+    offload_parameters: bool = False
+    """Hold parameters there too while they are not in use, at ZeRO stage 3."""
     contrastive_exchange: Literal["gather", "ring"] = "gather"
     """ring: a rank's memory for the contrastive loss does not grow with the number of ranks."""
     save_every: int = 1000
@@ -140,6 +146,12 @@ class TrainingConfig:
         _require(self, micro_batch_size=self.micro_batch_size is None or self.micro_batch_size >= 1)
         _require(self, log_every=self.log_every >= 1, stop_after=self.stop_after is None or self.stop_after >= 1)
         _require(self, timeout=self.timeout > 0)
+        for name, lowest in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, name) and self.zero_stage < lowest:
+                raise ValueError(
+                    f"{name} is true at zero_stage={self.zero_stage}; set training.zero_stage={lowest}"
+                    f"{' or higher' if lowest < 3 else ''}, or training.{name}=false"
+                )
 
 
 @dataclass(frozen=True)
