@@ -133,7 +133,7 @@ setup(
     packages=[*find_packages(include=["slap_fast", "slap_fast.*"]), "slap_fast.kernels"],
     # A top-level package named `kernels` would shadow another library's.
     package_dir={"slap_fast.kernels": "kernels"},
-    package_data={"slap_fast": ["recipes/*.yaml", "ops/backends/*.json"]},
+    package_data={"slap_fast": ["recipes/*.yaml", "planning/*.yaml", "ops/backends/*.json"]},
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,4 +1,4 @@
-"""`slap-fast`: prepare, train, export, evaluate, embed, search, caption, info.
+"""`slap-fast`: prepare, plan, train, export, evaluate, embed, search, caption, info.
 
 Results go to stdout; progress, skips and errors to stderr. Exit codes: 0 done; 1 done, but some clips were skipped,
 each named; 2 not done, because of what was asked or given, in one line; 130 interrupted; 141 the reader of stdout left.
@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 
 from slap_fast import __version__, cpu_runtime
-from slap_fast.commands import caption, embed, evaluate, export, info, prepare, search, train
+from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, search, train
 from slap_fast.commands.shared import one_line
 
 COMMANDS = {
     "prepare": prepare,
+    "plan": plan,
     "train": train,
     "export": export,
     "evaluate": evaluate,

@@ -93,7 +93,7 @@ def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
         raise ConfigError(f"{where}: cannot read the value: {error}") from error
     if value is not None and str in typing.get_args(hint) and _list_type(hint) is None:
         value = text
-    return path, _coerce(value, hint, key, where)
+    return path, coerce(value, hint, key, where)
 
 
 def _flatten(cls: type, content: Any, prefix: tuple[str, ...], where: str) -> dict[tuple[str, ...], Any]:
@@ -115,7 +115,7 @@ def _flatten(cls: type, content: Any, prefix: tuple[str, ...], where: str) -> di
             # A section whose keys are all commented out reads as null.
             flat.update(_flatten(hints[key], {} if value is None else value, path, where))
         else:
-            flat[path] = _coerce(value, hints[key], ".".join(path[1:]), where)
+            flat[path] = coerce(value, hints[key], ".".join(path[1:]), where)
     return flat
 
 
@@ -171,7 +171,7 @@ def _unknown(key: str, where: str) -> NoReturn:
     raise ConfigError(f"{where}: unknown key {key!r}; did you mean {max(known, key=likeness)!r}?")
 
 
-def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
+def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
     """`value` as `hint`, or a `ConfigError`; nothing is guessed but int to float, and YAML's text for `1e-4`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -179,9 +179,9 @@ def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
             return None
         listed = _list_type(hint)
         if listed is not None and isinstance(value, list):
-            return _coerce(value, listed, key, where)
+            return coerce(value, listed, key, where)
         (hint,) = (argument for argument in arguments if argument not in (type(None), listed))
-        return _coerce(value, hint, key, where)
+        return coerce(value, hint, key, where)
     if origin is Literal:
         matches = [choice for choice in arguments if type(choice) is type(value) and choice == value]
         if matches:
@@ -195,7 +195,7 @@ def _coerce(value: Any, hint: Any, key: str, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{where}: {key} is {value!r}; it must be a list of {len(arguments)} values")
-        return tuple(_coerce(item, item_hint, key, where) for item, item_hint in zip(value, arguments, strict=True))
+        return tuple(coerce(item, item_hint, key, where) for item, item_hint in zip(value, arguments, strict=True))
     if hint in (bool, str):
         if isinstance(value, hint):
             return value
@@ -222,7 +222,7 @@ def _item(value: Any, cls: Any, key: str, where: str) -> Any:
     if not isinstance(value, Mapping) or set(value) != set(hints):
         example = "{" + ", ".join(f"{name}: ..." for name in hints) + "}"
         raise ConfigError(f"{where}: {key} is {value!r}; it must be {example}")
-    fields = {name: _coerce(value[name], hint, f"{key}.{name}", where) for name, hint in hints.items()}
+    fields = {name: coerce(value[name], hint, f"{key}.{name}", where) for name, hint in hints.items()}
     try:
         return cls(**fields)
     except ValueError as error:

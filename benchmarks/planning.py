@@ -1,0 +1,160 @@
+"""`python -m benchmarks.planning DATASET`: what `slap-fast plan` says of small runs, against those runs.
+
+Each case trains the quickstart recipe for a few steps on DATASET (of `slap-fast prepare --synthetic`), on one or two
+ranks of this machine's CPU, and is planned with the same arguments. Memory is the kernel's high-water mark of a rank's
+resident set; a step is the median of those after the first two, without what it waited for data. Nothing is held to a
+bound: the ratios are what there is to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.case import Settings
+from benchmarks.harness.results import build_result, save_result
+
+STEPS = 7
+SETTLED = 2
+ROOT = Path(__file__).resolve().parents[1]
+CASES: dict[str, tuple[int, tuple[str, ...]]] = {
+    **{
+        f"{ranks} rank{'s' * (ranks > 1)}, stage {stage}": (ranks, (f"training.zero_stage={stage}",))
+        for ranks in (1, 2)
+        for stage in range(4)
+    },
+    "2 ranks, stage 1, fp32": (2, ("training.zero_stage=1", "training.precision=fp32")),
+    "2 ranks, stage 1, micro-batches of 8": (2, ("training.zero_stage=1", "training.micro_batch_size=8")),
+    "2 ranks, stage 3, micro-batches of 8": (2, ("training.zero_stage=3", "training.micro_batch_size=8")),
+    "1 rank, stage 1, checkpointed": (1, ("training.zero_stage=1", "training.activation_checkpointing=true")),
+    "1 rank, stage 1, wide, fp32": (
+        1,
+        (
+            "training.zero_stage=1",
+            "training.precision=fp32",
+            "schedule.batch_size=8",
+            "model.audio.width=512",
+            "model.audio.mlp_width=2048",
+            "model.text.width=512",
+            "model.caption.width=512",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one (may be repeated)")
+    parser.add_argument("--out", type=Path, help="folder to write the figures to, as a result of this benchmark")
+    parser.add_argument("--rank", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.rank is not None:
+        _train(options.rank)
+        return 0
+    figures: list[dict[str, Any]] = []
+    print(f"{'case':38} {'memory, GB':>22} {'ratio':>6} {'step, s':>22} {'ratio':>6}")
+    for name in options.case or CASES:
+        ranks, arguments = CASES[name]
+        arguments = ("recipe=quickstart", f"data.train={options.dataset}", *arguments)
+        planned, measured = _planned(ranks, arguments), _measured(ranks, arguments, options.dataset)
+        for what in ("memory", "step"):
+            figures += [
+                {"name": f"{name}: {what} planned", "value": planned[what], "bound": None},
+                {"name": f"{name}: {what} measured", "value": measured[what], "bound": None},
+            ]
+        cells = [
+            f"{planned[what] / unit:>9.3f} for {measured[what] / unit:>8.3f} {planned[what] / measured[what]:>6.2f}"
+            for what, unit in (("memory", 1e9), ("step", 1.0))
+        ]
+        print(f"{name:38} {cells[0]} {cells[1]}", flush=True)
+    if options.out is not None:
+        settings = Settings(device="cpu", threads=len(os.sched_getaffinity(0)))
+        save_result({**build_result("planning", "Plans against runs", [], settings), "figures": figures}, options.out)
+    return 0
+
+
+def _planned(ranks: int, arguments: Sequence[str]) -> dict[str, float]:
+    from slap_fast.planning.planner import make_plan
+    from slap_fast.planning.request import parse_request
+
+    plan = make_plan(parse_request([*arguments, f"devices={ranks}", "device=cpu"]))
+    return {"memory": plan.asked.peak, "step": plan.asked.time.total}
+
+
+def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common |= {"LOCAL_WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "benchmarks.planning", str(dataset), "--rank", *arguments]
+        command += [f"training.output={folder}/run", f"training.stop_after={STEPS}", "training.log_every=1"]
+        children = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        try:
+            outputs = [child.communicate(timeout=600) for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        for child, (_, errors) in zip(children, outputs, strict=True):
+            if child.returncode:
+                raise RuntimeError(f"a rank ended with {child.returncode}:\n{errors[-3000:]}")
+        seen = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+        return {
+            "memory": max(rank["peak"] for rank in seen),
+            "step": max(statistics.median(rank["seconds"][SETTLED:]) for rank in seen),
+        }
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """One rank; its last line has the seconds of its steps, and its peak of resident memory before the checkpoint."""
+    from slap_fast import cpu_runtime
+
+    cpu_runtime.settle()
+    from slap_fast import train
+    from slap_fast.training.checkpoint import Checkpoints
+
+    take_step = train.take_step
+    seconds: list[float] = []
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        report = take_step(*arguments, **options)
+        seconds.append(time.perf_counter() - began)
+        return report
+
+    def report(*_: object) -> None:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        print(json.dumps({"peak": int(found[1]) * 1024, "seconds": seconds}), flush=True)
+
+    # What is measured is the training alone.
+    setattr(train, "take_step", timed)  # noqa: B010
+    setattr(Checkpoints, "save", report)  # noqa: B010
+    train.main(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""What is known of devices, and where each figure is from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slap_fast.training.config_io import ConfigError
+
+PATH = Path(__file__).with_name("devices.yaml")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    Attributes:
+        value: in operations, bytes or seconds, or a share.
+        kind: "measured", "nominal", "assumed" or "given" by the user.
+        origin: the result, the data sheet, or the reason.
+    """
+
+    value: float
+    kind: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device; `devices.yaml` says what its figures mean.
+
+    Attributes:
+        node: devices that `link` connects.
+    """
+
+    key: str
+    name: str
+    memory: Figure
+    peak_bf16: Figure
+    peak_fp32: Figure
+    share: Figure
+    bandwidth: Figure
+    call: Figure
+    hook: Figure
+    link: Figure
+    network: Figure
+    collective_share: Figure
+    overhead: Figure
+    node: int
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.key == "cpu"
+
+    def figures(self) -> dict[str, Figure]:
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Figure)
+        }
+
+    def rate(self, *, bf16: bool) -> float:
+        """Operations a second that large matrix products reach."""
+        return (self.peak_bf16 if bf16 else self.peak_fp32).value * self.share.value
+
+    def collective_bandwidth(self, devices: int) -> float:
+        """Bytes a second that each of so many devices sends and receives in a collective."""
+        between_nodes = devices > self.node and not self.is_cpu
+        return (self.network if between_nodes else self.link).value * self.collective_share.value
+
+
+def find_device(key: str, devices: int) -> Device:
+    """The device that `devices.yaml` has under `key`; of a CPU, the share of this machine that a rank has.
+
+    Raises:
+        ConfigError: there is none; the message names those that there are.
+    """
+    known = yaml.safe_load(PATH.read_text(encoding="utf-8"))
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ConfigError(f"device={key}: no such device; {hint}(known: {', '.join(known)})")
+    fields: dict[str, Any] = {
+        name: _figure(value) if isinstance(value, dict) else value for name, value in known[key].items()
+    }
+    if key == "cpu":
+        cores = max(1, len(os.sched_getaffinity(0)) // devices)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices
+        fields["memory"] = Figure(memory, "measured", f"this machine's, for one of {devices} ranks")
+        for name in ("peak_bf16", "peak_fp32", "bandwidth"):
+            fields[name] = dataclasses.replace(fields[name], value=fields[name].value * cores)
+        fields["name"] = f"{cores} of this machine's cores, each taken for {fields['name']}"
+    return Device(key=key, **fields)
+
+
+def _figure(entry: dict[str, Any]) -> Figure:
+    origin = entry.get("origin") or f"fitted to benchmarks/results/{entry['result']}.json, {entry['case']}"
+    return Figure(float(entry["value"]), entry["is"], origin)

@@ -1,0 +1,155 @@
+"""A plan in words and tables, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from slap_fast.planning.planner import Option, Plan
+
+_OWN = ("training.zero_stage", "training.micro_batch_size", "training.activation_checkpointing")
+
+
+def command(plan: Plan) -> str:
+    """What to run for the plan's best option."""
+    request, best = plan.request, plan.best
+    given = [argument for argument in request.arguments if argument.partition("=")[0] not in _OWN]
+    chosen = [f"training.zero_stage={best.stage}"]
+    if best.micro_batch_size < plan.share:
+        chosen.append(f"training.micro_batch_size={best.micro_batch_size}")
+    if best.checkpointed:
+        chosen.append("training.activation_checkpointing=true")
+    launcher = f"deepspeed --num_accelerators {request.devices}"
+    if request.device.is_cpu:
+        launcher = f"DS_ACCELERATOR=cpu {launcher}"
+    elif request.devices > request.device.node:
+        launcher = "deepspeed --hostfile hosts"
+    return " ".join([launcher, "slap_fast/train.py", *given, *chosen])
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The whole plan: bytes, seconds and counts."""
+    request, device = plan.request, plan.request.device
+    schedule = request.config.recipe.schedule
+    total = plan.best.time.total
+    clips = schedule.batch_size / total
+    return {
+        "devices": request.devices,
+        "device": {
+            "key": device.key,
+            "name": device.name,
+            "figures": {name: dataclasses.asdict(figure) for name, figure in device.figures().items()},
+        },
+        "precision": "bf16" if plan.bf16 else "fp32",
+        "workload": {
+            "origin": plan.workload.origin,
+            "mean_seconds": plan.workload.mean,
+            "longest_seconds": plan.workload.longest,
+            "caption_tokens": plan.workload.caption_tokens,
+            "flac_bytes_per_second": plan.workload.bytes_per_second,
+        },
+        "parameters": dataclasses.asdict(plan.parameters),
+        "clips_per_device": plan.share,
+        "useful_operations_per_device": plan.useful,
+        "options": [dataclasses.asdict(option) for option in plan.options],
+        "asked": dataclasses.asdict(plan.asked),
+        "recommended": None if plan.recommended is None else dataclasses.asdict(plan.recommended),
+        "command": None if plan.recommended is None else command(plan),
+        "of_recommended_else_asked": {
+            "step_seconds": total,
+            "days": schedule.steps * total / 86_400,
+            "clips_per_second": clips,
+            "audio_seconds_per_second": clips * plan.workload.mean,
+            "utilization": utilization(plan),
+            "storage_bytes_per_second": clips * plan.workload.mean * plan.workload.bytes_per_second,
+        },
+    }
+
+
+def utilization(plan: Plan) -> float:
+    """The share of the device's peak that the step's useful operations come to."""
+    device = plan.request.device
+    peak = (device.peak_bf16 if plan.bf16 else device.peak_fp32).value
+    return plan.useful / plan.best.time.total / peak
+
+
+def as_text(plan: Plan) -> str:
+    request, device, workload = plan.request, plan.request.device, plan.workload
+    schedule = request.config.recipe.schedule
+    lines = [
+        f"{request.devices} x {device.name}, {'bf16' if plan.bf16 else 'fp32'}; "
+        f"batch {schedule.batch_size:,}, {plan.share:,} clips a device",
+        f"clips: {workload.origin}; {workload.mean:.1f} s on average, {workload.longest:.1f} s at most, "
+        f"captions of {workload.caption_tokens} tokens",
+        f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher",
+        "",
+        f"peak memory of a device in GB, * where it fits in {request.options.usable_memory:.0%} of "
+        f"{device.memory.value / 1e9:.1f} GB",
+        *_table(plan),
+        "",
+    ]
+    if plan.recommended is None:
+        lines.append(
+            "nothing fits: take more devices, a smaller schedule.batch_size, or training.offload_optimizer=true"
+        )
+        lines.append("as the recipe says, it would be")
+    else:
+        lines += ["recommended, the fastest that fits:", f"  {command(plan)}"]
+    return "\n".join([*lines, *_details(plan), "", *_figures(plan)])
+
+
+def _table(plan: Plan) -> list[str]:
+    lines = [f"  {'micro-batch':>11}  {'checkpointed':>12}" + "".join(f"  {f'stage {stage}':>9}" for stage in range(4))]
+    rows: dict[tuple[bool, int], list[Option]] = {}
+    for option in plan.options:
+        rows.setdefault((option.checkpointed, option.micro_batch_size), []).append(option)
+    for (checkpointed, size), options in rows.items():
+        cells = "".join(f"  {option.peak / 1e9:>8.1f}{'*' if option.fits else ' '}" for option in options)
+        lines.append(f"  {size:>11,}  {'yes' if checkpointed else 'no':>12}{cells}".rstrip())
+    return lines
+
+
+def _details(plan: Plan) -> list[str]:
+    request, best = plan.request, plan.best
+    schedule, held, time = request.config.recipe.schedule, best.memory, best.time
+    clips = schedule.batch_size / time.total
+    storage = clips * plan.workload.mean * plan.workload.bytes_per_second
+    parts = [
+        ("parameters", held.parameters),
+        ("optimizer", held.optimizer),
+        ("gradients", held.gradients),
+        ("teacher's average", held.teacher),
+        ("activations", held.activations),
+    ]
+    named = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts if value >= 5e7)
+    seconds = ", ".join(
+        f"{name} {value * 1e3:,.1f}" for name, value in dataclasses.asdict(time).items() if value >= 5e-5
+    )
+    lines = [
+        f"  memory   {best.peak / 1e9:.1f} GB at the peak, {request.device.overhead.value / 1e9:.1f} of it no tensors; "
+        f"tensors: {named}"
+    ]
+    if held.host:
+        lines.append(f"  host     {held.host / 1e9:.1f} GB of its memory for each device")
+    return [
+        *lines,
+        f"  step     {time.total * 1e3:,.1f} ms: {seconds}",
+        f"  speed    {clips:,.0f} clips/s, {clips * plan.workload.mean:,.0f} s of audio a second, "
+        f"{utilization(plan):.0%} of the peak in useful operations",
+        f"  run      {schedule.steps:,} steps in {_span(schedule.steps * time.total)}",
+        f"  storage  {storage / request.devices / 1e6:,.1f} MB/s a device, {storage / 1e6:,.1f} MB/s in all",
+    ]
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _figures(plan: Plan) -> list[str]:
+    lines = ["figures of the device (operations, bytes and seconds)"]
+    for name, figure in plan.request.device.figures().items():
+        lines.append(f"  {name:<16}  {figure.value:>9.3g}  {figure.kind}: {figure.origin}")
+    return lines

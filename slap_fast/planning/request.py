@@ -1,0 +1,118 @@
+"""What is to be planned: `recipe=paper devices=64 [device=h100] [section.key=value ...] [plan.key=value ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from slap_fast.planning.devices import Device, Figure, find_device
+from slap_fast.training.config_io import ConfigError, coerce, config_from_arguments
+from slap_fast.training.recipe import RunConfig
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What planning assumes, where the user knows better. None: as `devices.yaml` or the dataset has it."""
+
+    memory_gb: float | None = None
+    """Of a device, in 1e9 bytes."""
+    usable_memory: float = 0.92
+    """The share of it that a step may take by this count; the rest is what the allocator cannot use."""
+    compute_share: float | None = None
+    """Of the device's peak that large products reach."""
+    network_gb: float | None = None
+    """1e9 bytes a second between nodes, for each device, one way."""
+    devices_per_node: int | None = None
+    seconds: float | None = None
+    """Every clip is so long."""
+    caption_tokens: float | None = None
+    flac_bytes_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"plan.{name} is {value}; it must be positive")
+        for name in ("usable_memory", "compute_share"):
+            if (getattr(self, name) or 0) > 1:
+                raise ConfigError(f"plan.{name} is {getattr(self, name)}; it is a share, at most 1")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """
+    Attributes:
+        arguments: the recipe and its overrides, as training takes them.
+    """
+
+    config: RunConfig
+    arguments: tuple[str, ...]
+    devices: int
+    device: Device
+    options: PlanOptions
+
+
+def parse_request(arguments: Sequence[str]) -> PlanRequest:
+    """
+    Raises:
+        ConfigError: an argument that cannot be understood, or devices among which the batch does not divide.
+    """
+    own = {"devices": "1", "device": "h100"}
+    options: dict[str, object] = {}
+    rest = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if key in own and equals:
+            own[key] = text
+        elif key.startswith("plan."):
+            options[key.removeprefix("plan.")] = _option(key, text, argument)
+        elif equals and "." not in key and key != "recipe":
+            nearest = difflib.get_close_matches(key, [*own, "recipe"], n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ConfigError(f"argument {argument!r}: unknown key {key!r}{hint}")
+        else:
+            rest.append(argument)
+    config = config_from_arguments(rest)
+    devices = coerce(own["devices"], int, "devices", f"argument 'devices={own['devices']}'")
+    batch_size = config.recipe.schedule.batch_size
+    if devices < 1 or batch_size % devices:
+        near = sorted(
+            (count for count in range(1, batch_size + 1) if batch_size % count == 0), key=lambda n: abs(n - devices)
+        )
+        raise ConfigError(
+            f"devices={devices}: schedule.batch_size ({batch_size}) does not divide among them; use devices={near[0]}, "
+            "or another schedule.batch_size"
+        )
+    settings = PlanOptions(**options)  # type: ignore[arg-type]
+    return PlanRequest(config, tuple(rest), devices, _adjusted(find_device(own["device"], devices), settings), settings)
+
+
+def _option(key: str, text: str, argument: str) -> object:
+    hints = typing.get_type_hints(PlanOptions)
+    name = key.removeprefix("plan.")
+    if name not in hints:
+        nearest = difflib.get_close_matches(name, hints, n=1, cutoff=0.0)
+        raise ConfigError(f"argument {argument!r}: unknown key {key!r}; did you mean 'plan.{nearest[0]}'?")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"argument {argument!r}: cannot read the value: {error}") from error
+    return coerce(value, hints[name], key, f"argument {argument!r}")
+
+
+def _adjusted(device: Device, options: PlanOptions) -> Device:
+    changes: dict[str, object] = {}
+    for name, given in (
+        ("memory", None if options.memory_gb is None else options.memory_gb * 1e9),
+        ("share", options.compute_share),
+        ("network", None if options.network_gb is None else options.network_gb * 1e9),
+    ):
+        if given is not None:
+            changes[name] = Figure(given, "given", "this command")
+    if options.devices_per_node is not None:
+        changes["node"] = options.devices_per_node
+    return dataclasses.replace(device, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""What there is to train on, as far as planning cares: how long clips and captions are, and how large their files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from slap_fast.data.mixture import Mixture
+from slap_fast.training.config_io import ConfigError
+from slap_fast.training.recipe import DataConfig
+
+_QUANTILES = 4096
+_SAMPLE = 1 << 16
+_CAPTIONS = 256
+# Byte-level BPE with a vocabulary of English splits a third of the words; two tokens begin and end a caption.
+_TOKENS_A_WORD = 1.33
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    Attributes:
+        seconds: ascending quantiles of the clips' durations.
+        caption_tokens: of an average caption, with those that begin and end it.
+        bytes_per_second: of FLAC for a second of audio.
+        origin: where durations, captions and bytes are from.
+    """
+
+    seconds: np.ndarray
+    caption_tokens: int
+    bytes_per_second: float
+    origin: str
+
+    @property
+    def mean(self) -> float:
+        return float(self.seconds.mean())
+
+    @property
+    def longest(self) -> float:
+        return float(self.seconds[-1])
+
+    def clips(self, count: int) -> np.ndarray:
+        """`[count]` durations that stand for so many clips: evenly spaced quantiles."""
+        places = (np.arange(count) + 0.5) / count * (len(self.seconds) - 1)
+        return np.interp(places, np.arange(len(self.seconds)), self.seconds)
+
+    def excess(self, count: int, drawn: int) -> float:
+        """How much more audio than on average the longest of many micro-batches has: three standard deviations.
+
+        Args:
+            count: clips of the micro-batch.
+            drawn: clips that were drawn and shared out evenly, of which it is a part; `count` if it was drawn alone.
+        """
+        deviation = float(self.seconds.std()) / self.mean
+        most = self.longest / self.mean
+        return min(most, 1 + 3 * deviation / math.sqrt(max(count, drawn)))
+
+
+def web_mix(max_duration: float, bytes_per_second: float, caption_tokens: int = 20) -> Workload:
+    """A stand-in for web-scale captioned audio, the one of `python -m benchmarks training_step`.
+
+    Half of the clips last exactly 10 s (AudioSet, VGGSound, AudioCaps), a quarter is spread evenly over 15 to 30 s
+    (Clotho), and a quarter log-evenly over 1 to 30 s (recordings of all kinds).
+    """
+    quarter = (np.arange(_QUANTILES // 4) + 0.5) / (_QUANTILES // 4)
+    tens = np.full(_QUANTILES // 2, 10.0)
+    seconds = np.concatenate([tens, 15 + 15 * quarter, np.exp(quarter * math.log(30.0))])
+    return Workload(
+        np.sort(np.minimum(seconds, max_duration)),
+        caption_tokens,
+        bytes_per_second,
+        "an assumed mix: half of the clips 10 s, a quarter 15 to 30 s, a quarter 1 to 30 s",
+    )
+
+
+def of_datasets(datasets: Mixture, data: DataConfig, caption_tokens: float | None) -> Workload:
+    """Durations and sizes as in the datasets that the recipe names, each by its weight.
+
+    Args:
+        caption_tokens: of an average caption; None: estimated from its words.
+    """
+    drawn, sizes, seconds = [], 0.0, 0.0
+    words: list[int] = []
+    for index, weight in zip(datasets.indexes, datasets.weights, strict=True):
+        rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), _SAMPLE)).astype(np.int64))
+        records, durations = index.records[rows], index.durations[rows].astype(np.float64)
+        share = float(weight)
+        sizes += share * float(records["audio_size"].mean())
+        seconds += share * float(durations.mean())
+        own = durations if data.crop_above_max_duration else durations[durations <= data.max_duration]
+        own = np.sort(np.minimum(own, data.max_duration))
+        places = (np.arange(max(1, round(share * _QUANTILES))) + 0.5) / max(1, round(share * _QUANTILES))
+        drawn.append(np.quantile(own, places) if len(own) else np.zeros(0))
+        for row in rows[:: max(1, len(rows) // _CAPTIONS)]:
+            words += [len(caption.split()) for caption in index.read_metadata(int(row))["captions"]]
+    durations = np.sort(np.concatenate(drawn))
+    if not len(durations):
+        raise ConfigError(
+            f"no clip of data.train is as short as data.max_duration ({data.max_duration:g} s); raise that, or set "
+            "data.crop_above_max_duration=true"
+        )
+    average = _TOKENS_A_WORD * float(np.mean(words)) + 2 if caption_tokens is None else caption_tokens
+    return Workload(durations, round(average), sizes / seconds, f"data.train: {len(datasets)} clips")
