@@ -156,8 +156,9 @@ def _unknown(key: str, where: str) -> NoReturn:
     if below:
         raise ConfigError(f"{where}: {key!r} is a section; set one of its keys, such as {below[0]!r}")
 
-    # A right name under a wrong section is looked for everywhere, a wrong name in the section that was named.
+    # A right name under a wrong section is looked for everywhere, a wrong name in the section that was named or meant.
     leaf, section = key.rpartition(".")[2], key.partition(".")[0]
+    section = next(iter(difflib.get_close_matches(section, {name.partition(".")[0] for name in known}, n=1)), section)
     if not any(candidate.endswith(f".{leaf}") for candidate in known):
         known = [candidate for candidate in known if candidate.startswith(f"{section}.")] or known
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
 
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from slap_fast.training.heartbeat import Heartbeat, RendezvousError, meet
 
@@ -26,6 +28,10 @@ def live(port: int, rank: int, world_size: int, timeout: float, log: str, orders
     heartbeat = Heartbeat(store, ranks, rank, timeout)
     heartbeat.doing("in step 7")
     heartbeat.start()
+    # Two beats of its own: after the first it has heard the other.
+    beats = PrefixStore("heartbeat", store)
+    while world_size > 1 and json.loads(beats.get(str(rank)))["turn"] < 2:
+        time.sleep(0.01)
     orders.send("met")
     if orders.recv() == "report":
         heartbeat.report()
