@@ -28,7 +28,9 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(peer["name"] for case in cases for peer in case["peers"] if peer["status"] == OK))
     colours = {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
     figure = Figure(figsize=(13, 2.2 + 0.3 * len(cases) + 0.07 * len(names)), layout="constrained")
-    time_axis, memory_axis = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    weighed = any("step_bytes" in peer.get("memory", {}) for case in cases for peer in case["peers"])
+    axes = figure.subplots(1, 1 + weighed, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + weighed])[0]
+    time_axis, memory_axis = axes[0], axes[-1]
     for position, case in enumerate(cases):
         for peer in case["peers"]:
             if peer["status"] != OK:
@@ -55,8 +57,9 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
     time_axis.set_yticks(range(len(cases)), [case["name"] for case in cases])
     time_axis.set_ylim(len(cases) - 0.5, -0.5)
     time_axis.set_xlabel("seconds a step (median, quartiles; further left is faster)")
-    memory_axis.set_xlabel("peak memory of a step, MiB")
-    for axis in (time_axis, memory_axis):
+    if weighed:
+        memory_axis.set_xlabel("peak memory of a step, MiB")
+    for axis in axes:
         axis.set_xscale("log")
         axis.grid(which="major", linewidth=0.4)
         axis.set_axisbelow(True)
