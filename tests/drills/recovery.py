@@ -163,8 +163,10 @@ def strike(
             return struck
         run.launch()
     elif fault == "freeze":
-        # By number alone if it froze before it could say who it is.
-        named = re.compile(rf"process ({'|'.join(map(str, victims))})\) has not answered|did not start within")
+        numbers = "|".join(map(str, victims))
+        # By number alone if it froze before it could say who it is; by torchrun if that was about to end it anyway.
+        words = rf"process ({numbers})\) has not answered|did not start within|Unable to shutdown process ({numbers}) "
+        named = re.compile(words)
         wait(lambda: named.search(run.words(), said) is not None, MINUTE, "the frozen rank is named")
         struck.named_after = _since(began)
 
