@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.process_memory import status_bytes
 from slap_fast.data.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, write_index, write_json
 from slap_fast.data.index import ClipIndex
 from slap_fast.data.plan import Plan
@@ -66,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     figures = {"clips": options.clips, **json.loads(child.stdout)}
     if options.out is not None:
-        from benchmarks.harness.results import result_name, save_result
+        from benchmarks.harness.results import save_result
 
-        result = _result(figures)
-        save_result(result, options.out / f"{result_name(result)}.json")
+        save_result(_result(figures), options.out)
     missed = False
     for name, value in figures.items():
         bound = BOUNDS.get(name)
@@ -199,10 +198,7 @@ def _not_once(index: ClipIndex) -> int:
 
 
 def _megabytes(key: str) -> float:
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(found[1]) * 1024 / 1e6
+    return status_bytes(key) / 1e6
 
 
 def _forget_peak() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.case import Settings
+from benchmarks.harness.process_memory import status_bytes
 from benchmarks.harness.results import build_result, save_result
 
 STEPS = 7
@@ -146,9 +146,7 @@ def _train(arguments: Sequence[str]) -> None:
         return report
 
     def report(*_: object) -> None:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None
-        print(json.dumps({"peak": int(found[1]) * 1024, "seconds": seconds}), flush=True)
+        print(json.dumps({"peak": status_bytes("VmHWM"), "seconds": seconds}), flush=True)
 
     # What is measured is the training alone.
     setattr(train, "take_step", timed)  # noqa: B010

@@ -15,7 +15,7 @@ from benchmarks.harness.case import Case, Peer, Settings, benchmark_names, defau
 from benchmarks.harness.measure import ERROR, FAILED, measure_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
-from benchmarks.harness.results import build_result, load_result, result_name, save_result, with_earlier
+from benchmarks.harness.results import build_result, load_result, result_path, save_result, with_earlier
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,7 +96,7 @@ def _run(argv: Sequence[str]) -> int:
         cases = module.cases(settings)
         wanted = [_with_peers(case, options.peers) for case in _wanted(cases, options.cases)]
         result = build_result(name, module.TITLE, measured, settings)
-        path = options.out / f"{result_name(result)}.json"
+        path = result_path(result, options.out)
         earlier = load_result(path) if options.add and path.exists() else None
         order = [case.name for case in cases]
         if earlier is not None:
@@ -105,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
             print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
             measured.append(measure_case(name, case, settings, memory=not options.no_memory))
             # After each case: some run for hours.
-            save_result(result if earlier is None else with_earlier(result, earlier, order), path)
+            save_result(result if earlier is None else with_earlier(result, earlier, order), options.out)
         print(f"\n{module.TITLE}\n\n{render(load_result(path))}\n-> {path}")
         right &= all(peer["status"] not in (FAILED, ERROR) for case in measured for peer in case["peers"])
     return 0 if right else 1

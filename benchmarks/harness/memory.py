@@ -20,7 +20,6 @@ import contextlib
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.case import Run, Settings, load_benchmark
+from benchmarks.harness.process_memory import status_bytes
 
 STEPS = 2
 LONG_STEP_SECONDS = 10.0  # a first step that takes longer is not repeated
@@ -87,7 +87,7 @@ def _measure_cpu(setup: Callable[[], Run]) -> Memory:
     if not clear_refs.exists():
         return {"reason": "peak resident memory is read from /proc, which this system does not have"}
     figures = _measure(
-        setup, lambda: _status_bytes("VmRSS"), lambda: _status_bytes("VmHWM"), lambda: clear_refs.write_text("5")
+        setup, lambda: status_bytes("VmRSS"), lambda: status_bytes("VmHWM"), lambda: clear_refs.write_text("5")
     )
     return {**figures, "method": "peak RSS of a fresh process"}
 
@@ -119,13 +119,6 @@ def _measure(
         "kept_bytes": kept - set_up,
         "working_bytes": highest_warm - max(left, kept),
     }
-
-
-def _status_bytes(key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(found[1]) * 1024
 
 
 def _main() -> None:

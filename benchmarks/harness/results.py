@@ -81,9 +81,15 @@ def result_name(result: dict[str, Any]) -> str:
     return f"{result['benchmark']}-{settings['device']}{cold}{quick}"
 
 
-def save_result(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def result_path(result: dict[str, Any], folder: Path) -> Path:
+    return folder / f"{result_name(result)}.json"
+
+
+def save_result(result: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = result_path(result, folder)
     path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    return path
 
 
 def load_result(path: Path) -> dict[str, Any]:
