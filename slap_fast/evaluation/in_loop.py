@@ -32,7 +32,7 @@ from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_met
 from slap_fast.evaluation.zero_shot import class_embeddings, labelled_files, zero_shot_metrics
 from slap_fast.models.slap import SLAP
 from slap_fast.training.distributed import Ranks
-from slap_fast.training.export import full_weights
+from slap_fast.training.export import full_weights, model_like
 from slap_fast.training.logs import Evaluated
 from slap_fast.training.recipe import EvaluationConfig
 
@@ -174,8 +174,7 @@ class InLoopEvaluation:
 def _copy_of_student(engine: Any) -> SLAP:
     """The whole student in float32 on the CPU of every rank. A collective call."""
     student = engine.module.student
-    model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
-    model.load_state_dict(full_weights(engine, student, on_all_ranks=True))
+    model = model_like(student, full_weights(engine, student, on_all_ranks=True))
     model.tokenizer = copy.deepcopy(student.tokenizer)
     return model
 

@@ -27,7 +27,7 @@ from slap_fast.training.distributed import any_rank, together
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import parameter_shapes, precision_of
 from slap_fast.training.recipe import RunConfig
-from slap_fast.training.slice_files import HostCopy, SliceReader, own_share, write_slices
+from slap_fast.training.slice_files import SliceReader, StateSnapshot, own_share, write_slices
 from slap_fast.training.state_slices import adam_steps, create_moments, publish_weights, trained_slices
 
 
@@ -84,7 +84,7 @@ class Checkpoints:
         with together(engine.device):
             # Now, while no loader uses the tokenizer.
             self._description = _description(engine.module.student) if dist.get_rank() == 0 else {}
-        self._copy = HostCopy() if training.async_checkpoints else None
+        self._copy = StateSnapshot() if training.async_checkpoints else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
         self._damaged: set[Path] = set()

@@ -33,12 +33,18 @@ def save_student(engine: Any, folder: Path) -> None:
     student = engine.module.student
     weights = full_weights(engine, student)
     if dist.get_rank() == 0:
-        model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
-        model.load_state_dict(weights)
-        model.tokenizer = student.tokenizer
+        model = model_like(student, weights)
         with _whole_or_absent(folder) as partial:
             model.save_pretrained(partial)
     dist.barrier()
+
+
+def model_like(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
+    """A model of its own with whole `weights`, for a student whose parameters are an engine's."""
+    model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
+    model.load_state_dict(weights)
+    model.tokenizer = student.tokenizer
+    return model
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:

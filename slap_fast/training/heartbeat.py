@@ -18,6 +18,8 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store
 
+from slap_fast.training.process_stat import start_time
+
 
 class RendezvousError(RuntimeError):
     """Not all ranks have met."""
@@ -37,14 +39,14 @@ class Identity:
 
     @classmethod
     def own(cls, rank: int) -> Identity:
-        return cls(rank, socket.gethostname(), os.getpid(), _start_time(os.getpid()), _namespace())
+        return cls(rank, socket.gethostname(), os.getpid(), start_time(os.getpid()), _namespace())
 
     def __str__(self) -> str:
         return f"rank {self.rank} (host {self.host}, process {self.process})"
 
     def kill(self) -> bool:
         """SIGKILL, which ends a stopped process too, if it is of this host; whether it was sent."""
-        if self.namespace != _namespace() or self.started != _start_time(self.process):
+        if self.namespace != _namespace() or self.started != start_time(self.process):
             return False
         with suppress(OSError):
             os.kill(self.process, signal.SIGKILL)
@@ -236,14 +238,6 @@ def _ranks(numbers: Sequence[int]) -> str:
 
 def _shortened(names: Sequence[str]) -> list[str]:
     return [*names[:16], f"{len(names) - 16} more"] if len(names) > 16 else list(names)
-
-
-def _start_time(process: int) -> int:
-    """-1 if there is no such process, or no /proc."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
-    except OSError:
-        return -1
 
 
 def _namespace() -> str:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from slap_fast.training.process_stat import parent
+
 LAUNCHERS = ("torchrun", "deepspeed")
 MODULES = (
     "torch.distributed.run",
@@ -45,7 +47,7 @@ def watch_launcher(timeout: float) -> None:
 def launchers_of(process: int) -> list[int]:
     """The ancestors of a process that are launchers, the nearest first; `deepspeed` is two."""
     ancestors: dict[int, list[str]] = {}
-    while (process := _parent(process)) > 0:
+    while (process := parent(process)) > 0:
         ancestors[process] = _command(process)
     found = [ancestor for ancestor, command in ancestors.items() if is_launcher(command)]
     if not found and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -114,12 +116,3 @@ def _command(process: int) -> list[str]:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:
         return []
-
-
-def _parent(process: int) -> int:
-    """0 without one, and for a process that is gone."""
-    try:
-        # After the name, in parentheses that it may contain itself, come the state and the parent.
-        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 0

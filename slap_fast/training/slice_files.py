@@ -43,7 +43,7 @@ def write_slices(path: Path, share: dict[str, Tensor]) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
-class HostCopy:
+class StateSnapshot:
     """Host memory for a copy of what a rank writes, kept from save to save; pinned where the state is on a GPU."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slap_fast.training.slice_files import HostCopy, MissingSlice, SliceReader, own_share, write_slices
+from slap_fast.training.slice_files import MissingSlice, SliceReader, StateSnapshot, own_share, write_slices
 from slap_fast.training.state_slices import Slice
 
 STATE = {("weight", "a"): torch.arange(10.0), ("exp_avg", "a"): -torch.arange(10.0), ("weight", "b"): torch.ones(1)}
@@ -74,7 +74,7 @@ def test_those_who_read_the_folder_read_the_files(tmp_path: Path) -> None:
 def test_a_copy_keeps_what_was_there_and_its_memory() -> None:
     share = own_share(cut(1, 0, replicated=True), 0, 1)
     expected = {key: value.clone() for key, value in share.items()}
-    copy = HostCopy()
+    copy = StateSnapshot()
     first = copy.take(share)
     for value in share.values():
         value.zero_()
