@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -85,6 +86,8 @@ class CMakeBuild(build_ext):
         except ImportError as error:
             raise NativeBuildError("pybind11 is not installed") from error
 
+        # By its path: to import slap_fast takes what the build need not have.
+        sources = runpy.run_path(str(ROOT / "slap_fast" / "native_sources.py"))
         build = self._cmake_folder()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
@@ -96,6 +99,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSLAP_FAST_VERSION={self.distribution.get_version()}",
+            f"-DSLAP_FAST_SOURCES={sources['digest'](ROOT)}",
             f"-DSLAP_FAST_CUDA={'ON' if cuda else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]

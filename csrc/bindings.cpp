@@ -375,6 +375,7 @@ void bind_score_losses(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
   module.attr("__version__") = SLAP_FAST_VERSION;
+  module.attr("__sources__") = SLAP_FAST_SOURCES;
 
   module.def("compiled_isas", &compiled_names);
   module.def("detected_isa", [] { return slap_fast::isa_name(slap_fast::detected_isa()); });

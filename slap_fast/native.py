@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import slap_fast
+from slap_fast.native_sources import digest
 
 ISA_VARIABLE = "SLAP_FAST_ISA"
 _REASON_FILE = Path(__file__).with_name("_C.unavailable.txt")  # written by setup.py
@@ -29,6 +30,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, (
             f"the native module is of version {module.__version__}, slap-fast of {slap_fast.__version__}: reinstall"
         )
+    own = digest(Path(__file__).resolve().parents[1])
+    if own is not None and getattr(module, "__sources__", None) not in ("", own):
+        return None, "the native module was built from other C++ code than is here: `pip install -e .` again"
     forced = os.environ.get(ISA_VARIABLE)
     if forced:
         try:

@@ -17,6 +17,7 @@ import pytest
 
 import slap_fast
 from slap_fast import native
+from slap_fast.native_sources import digest
 from tests.ops._native import needs_native
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,29 @@ def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="0.0.1"))
     with pytest.warns(RuntimeWarning, match="of version 0.0.1"):
         assert native.load() is None
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_module_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = SimpleNamespace(__version__=slap_fast.__version__, __sources__="0" * 64)
+    monkeypatch.setattr(importlib, "import_module", lambda name: stale)
+    with pytest.warns(RuntimeWarning, match="built from other C\\+\\+ code than is here"):
+        assert native.load() is None
+
+
+def test_any_change_of_the_sources_shows_in_their_digest(tmp_path: Path) -> None:
+    assert digest(tmp_path) is None
+    (tmp_path / "CMakeLists.txt").write_text("project(a)")
+    (tmp_path / "csrc" / "cpu").mkdir(parents=True)
+    seen = [digest(tmp_path)]
+    for name, content in (("a.cpp", "int a;"), ("a.cpp", "int b;"), ("cpu/a.h", ""), ("../CMakeLists.txt", "")):
+        (tmp_path / "csrc" / name).write_text(content)
+        seen.append(digest(tmp_path))
+    (tmp_path / "csrc" / "a.cpp").rename(tmp_path / "csrc" / "c.cpp")
+    seen.append(digest(tmp_path))
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "csrc" / "notes.txt").write_text("no code")
+    assert digest(tmp_path) == seen[-1]
 
 
 @needs_native
