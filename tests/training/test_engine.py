@@ -29,7 +29,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Starting two ranks costs more than what they do, so they start once.
     folder = tmp_path_factory.mktemp("ranks")
     write_classes(folder / "classes")
-    return run_worker(folder, "gradients", "accumulation", "readings", "lifecycle", "scoring", "refusals", "diverging")
+    names = ("gradients", "accumulation", "large_batch", "readings", "lifecycle", "scoring", "refusals", "diverging")
+    return run_worker(folder, *names)
 
 
 def write_classes(folder: Path) -> None:
@@ -65,6 +66,16 @@ def test_micro_batches_on_two_ranks_give_the_gradients_of_one_process_with_the_w
     results: dict[str, Any], stage: int, case: int
 ) -> None:
     seen = results["accumulation"][f"stage {stage}, case {case}"]
+    assert "student.logit_scale.delta" in seen["gradients"]
+    assert max(seen["gradients"].values()) < 5e-6, max(seen["gradients"].items(), key=lambda item: item[1])
+    assert seen["outputs"] < 1e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_2048_clips_in_micro_batches_of_32_give_the_gradients_of_all_at_once(
+    results: dict[str, Any], stage: int
+) -> None:
+    seen = results["large_batch"][f"stage {stage}"]
     assert "student.logit_scale.delta" in seen["gradients"]
     assert max(seen["gradients"].values()) < 5e-6, max(seen["gradients"].items(), key=lambda item: item[1])
     assert seen["outputs"] < 1e-6

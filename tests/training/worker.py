@@ -25,6 +25,7 @@ from slap_fast.training.distributed import Ranks, started
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine
 from slap_fast.training.export import full_weights
+from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import EvaluationConfig, RunConfig
 from slap_fast.training.schedule import settings
 from slap_fast.training.step import LOSSES, METRICS, Report, _Reading, discard_stale_gradients, take_step
@@ -71,8 +72,6 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """At each ZeRO stage, the errors of gradients and outputs in micro-batches against one process at once."""
-    from deepspeed.utils import safe_get_full_grad
-
     seen: dict[str, Any] = {}
     for stage in range(4):
         config = tiny.run_config(zero_stage=stage, clipping=0.0)
@@ -85,30 +84,46 @@ def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
                 module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
             if checkpointed:
                 checkpoint_activations(engine.module)
-            alone.zero_grad()
-            expected = alone(tiny.batch(config, step), TEMPERATURE)
-            expected["loss"].backward()
-            discard_stale_gradients(engine)
-            own = tiny.batch(config, step, ranks.rank, ranks.world_size)
-            if micro_batch_size is None:
-                outputs = engine(own, TEMPERATURE, dist.group.WORLD)
-                engine.backward(outputs["loss"])
-            else:
-                outputs = accumulate_gradients(engine, own, TEMPERATURE, micro_batch_size, dist.group.WORLD)
-            errors = {}
-            for (name, parameter), other in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
-                if parameter.requires_grad:
-                    assert other.grad is not None, name
-                    errors[name] = relative_error(safe_get_full_grad(parameter), other.grad)
-            engine.step()
-            values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
-            dist.all_reduce(values)
-            wanted = torch.stack([expected[name].detach() for name in (*LOSSES, *METRICS)])
-            seen[f"stage {stage}, case {step}"] = {
-                "gradients": errors,
-                "outputs": relative_error(values / ranks.world_size, wanted),
-            }
+            seen[f"stage {stage}, case {step}"] = _errors(engine, alone, config, ranks, step, micro_batch_size)
     return seen
+
+
+def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """The same of 2,048 clips in micro-batches of 32."""
+    seen: dict[str, Any] = {}
+    for stage in range(4):
+        config = tiny.run_config(zero_stage=stage, clipping=0.0, batch_size=2048)
+        alone, model = tiny.build(config), tiny.build(config)
+        engine = build_engine(model, config, ranks)
+        seen[f"stage {stage}"] = _errors(engine, alone, config, ranks, 0, 32)
+    return seen
+
+
+def _errors(
+    engine: Any, alone: PretrainingModel, config: RunConfig, ranks: Ranks, step: int, micro_batch_size: int | None
+) -> dict[str, Any]:
+    from deepspeed.utils import safe_get_full_grad
+
+    alone.zero_grad()
+    expected = alone(tiny.batch(config, step), TEMPERATURE)
+    expected["loss"].backward()
+    discard_stale_gradients(engine)
+    own = tiny.batch(config, step, ranks.rank, ranks.world_size)
+    if micro_batch_size is None:
+        outputs = engine(own, TEMPERATURE, dist.group.WORLD)
+        engine.backward(outputs["loss"])
+    else:
+        outputs = accumulate_gradients(engine, own, TEMPERATURE, micro_batch_size, dist.group.WORLD)
+    errors = {}
+    for (name, parameter), other in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
+        if parameter.requires_grad:
+            assert other.grad is not None, name
+            errors[name] = relative_error(safe_get_full_grad(parameter), other.grad)
+    engine.step()
+    values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
+    dist.all_reduce(values)
+    wanted = torch.stack([expected[name].detach() for name in (*LOSSES, *METRICS)])
+    return {"gradients": errors, "outputs": relative_error(values / ranks.world_size, wanted)}
 
 
 def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
