@@ -27,6 +27,7 @@ from benchmarks.harness.results import build_result, save_result
 
 STEPS = 7
 SETTLED = 2
+COLUMNS = ["quickstart, trained on", "planned peak, GB", "resident, GB", "ratio", "planned step, s", "step, s", "ratio"]
 ROOT = Path(__file__).resolve().parents[1]
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     **{
@@ -63,25 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rank is not None:
         _train(options.rank)
         return 0
-    figures: list[dict[str, Any]] = []
-    print(f"{'case':38} {'memory, GB':>22} {'ratio':>6} {'step, s':>22} {'ratio':>6}")
+    rows: list[list[str | float]] = []
+    print(" | ".join(COLUMNS))
     for name in options.case or CASES:
         ranks, arguments = CASES[name]
         arguments = ("recipe=quickstart", f"data.train={options.dataset}", *arguments)
         planned, measured = _planned(ranks, arguments), _measured(ranks, arguments, options.dataset)
-        for what in ("memory", "step"):
-            figures += [
-                {"name": f"{name}: {what} planned", "value": planned[what], "bound": None},
-                {"name": f"{name}: {what} measured", "value": measured[what], "bound": None},
-            ]
-        cells = [
-            f"{planned[what] / unit:>9.3f} for {measured[what] / unit:>8.3f} {planned[what] / measured[what]:>6.2f}"
-            for what, unit in (("memory", 1e9), ("step", 1.0))
-        ]
-        print(f"{name:38} {cells[0]} {cells[1]}", flush=True)
+        row: list[str | float] = [name]
+        for what, unit in (("memory", 1e9), ("step", 1.0)):
+            row += [planned[what] / unit, measured[what] / unit, planned[what] / measured[what]]
+        rows.append(row)
+        print(f"{name} | {' | '.join(f'{value:.3g}' for value in row[1:])}", flush=True)
     if options.out is not None:
         settings = Settings(device="cpu", threads=len(os.sched_getaffinity(0)))
-        save_result({**build_result("planning", "Plans against runs", [], settings), "figures": figures}, options.out)
+        result = build_result("planning", "Plans against runs", [], settings)
+        save_result(result | {"table": {"columns": COLUMNS, "rows": rows}}, options.out)
     return 0
 
 

@@ -23,6 +23,8 @@ def render(result: dict[str, Any]) -> str:
     cases = result["cases"]
     if "figures" in result:
         return f"{_figures(result['figures'])}\n\n{_circumstances(result)}\n"
+    if "table" in result:
+        return f"{_table(**result['table'])}\n\n{_circumstances(result)}\n"
     units = list(dict.fromkeys(unit for case in cases for unit in case["work"]))
     rates = ["x real time" if unit == AUDIO_SECONDS else f"{unit}/s" for unit in units]
     peers = [peer for case in cases for peer in case["peers"]]
@@ -96,6 +98,11 @@ def _figures(figures: list[dict[str, Any]]) -> str:
         for figure in figures
     ]
     return _markdown_table([["figure", "measured", "must be below"], *rows])
+
+
+def _table(columns: list[str], rows: list[list[str | float | None]]) -> str:
+    cells = [["" if cell is None else _fact(cell) for cell in row] for row in rows]
+    return _markdown_table([columns, *cells])
 
 
 def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:

@@ -8,7 +8,8 @@
                            "memory": {"setup_bytes", "step_bytes", "kept_bytes", "working_bytes", "method"}
                                      or {"reason"}}]}]}
 
-A benchmark without peers has no cases, but "figures": [{"name", "value", "bound": what it must lie below, or null}].
+A benchmark without peers has no cases, but "figures": [{"name", "value", "bound": what it must lie below, or null}],
+or a "table": {"columns": [name], "rows": [[text, number or null]]}.
 Times are in seconds; `ratio` is the baseline's time over the peer's, above 1 where the peer is faster. A peer whose
 status is not "ok" has a reason and none of what follows `errors`.
 """

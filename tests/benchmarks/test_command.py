@@ -133,6 +133,13 @@ def test_a_marker_that_cannot_be_filled_is_named(results: Path, text: str, messa
         render_readme(text, results)
 
 
+def test_a_table_of_a_result_without_peers_is_shown_as_it_is(result: dict[str, Any]) -> None:
+    table = {"columns": ["fault", "times", "after (s)"], "rows": [["kill", 1200, 3.456], ["freeze", 2, None]]}
+    lines = render(result | {"cases": [], "table": table}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:4])]
+    assert cells == [["fault", "times", "after (s)"], ["kill", "1,200", "3.46"], ["freeze", "2", ""]]
+
+
 def test_plots_are_drawn_from_the_json_alone(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "copy.json").write_text((results / "toy-cpu-quick.json").read_text())

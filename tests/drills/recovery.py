@@ -1,6 +1,6 @@
 """Kills, freezes and stops a run at random moments; it has to go on by itself and end as if nothing had happened.
 
-`python -m tests.drills.recovery --faults 50 --seed 0` prints one line of JSON a fault, and a summary. The exit code is
+`python -m tests.drills.recovery --faults 50 --seed 0` prints one line of JSON a fault, and a table. The exit code is
 1 if a fault cost more than the steps since the last checkpoint, hung for a minute, or left a process behind, or if the
 log of the run is not that of an undisturbed one.
 """
@@ -17,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.case import Settings
+from benchmarks.harness.report import render
+from benchmarks.harness.results import build_result, save_result
 from slap_fast.training import checkpoint_files
 from tests.drills.processes import DrillFailed, Marked, send, wait
 from tests.training.ranks import ROOT, environment
@@ -43,6 +45,16 @@ FAULTS = {
     "launcher": "SIGKILL to the launcher",
     "everything": "SIGKILL to the launcher and all ranks",
 }
+COLUMNS = (
+    "fault",
+    "times",
+    "of them while saving",
+    "steps lost, at most",
+    "named after, at most (s)",
+    "all processes gone after, at most (s)",
+    "went on after, median (s)",
+    "at most (s)",
+)
 # torchrun starts the ranks again; a launcher that is gone has to be started again.
 SURVIVED_BY_THE_LAUNCHER = ("rank", "ranks", "freeze")
 
@@ -133,6 +145,11 @@ class Strike:
     went_on_after: float | None = None
     continued_at: int = 0
     torn: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Steps that were in the log, and had to be taken again."""
+        return max(0, self.step - self.continued_at)
 
 
 def strike(
@@ -248,11 +265,29 @@ def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[Stri
     return outcomes
 
 
+def summarise(outcomes: Sequence[Strike]) -> dict[str, list[Any]]:
+    """A row a kind of fault, and one for all: a benchmark result's `table`."""
+    kinds = {words: [each for each in outcomes if each.fault == fault] for fault, words in FAULTS.items()}
+    rows = []
+    for words, struck in {**kinds, "all": list(outcomes)}.items():
+        if struck:
+            saving, went_on = [each.moment == "save" for each in struck], [each.went_on_after for each in struck]
+            row = [words, len(struck), sum(saving), max(each.lost for each in struck)]
+            row += [_longest(each.named_after for each in struck), _longest(each.gone_after for each in struck)]
+            rows.append([*row, statistics.median(filter(None, went_on)), _longest(went_on)])
+    return {"columns": list(COLUMNS), "rows": rows}
+
+
+def _longest(seconds: Iterable[float | None]) -> float | None:
+    return max(filter(None, seconds), default=None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50, help="how many (50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), help="all by default")
+    parser.add_argument("--out", type=Path, help="folder to write the table to, as a benchmark's result")
     options = parser.parse_args()
     generator = random.Random(options.seed)
     moments = generator.choices(MOMENTS, weights=(4, 4, 2), k=options.faults)
@@ -265,11 +300,11 @@ def main() -> int:
         except DrillFailed as failure:
             print(f"failed: {failure}", file=sys.stderr)
             return 1
-    went_on = [outcome.went_on_after or 0.0 for outcome in outcomes]
-    print(
-        f"{len(outcomes)} faults survived ({dict(Counter(fault for fault, _ in plan))}); the run went on after "
-        f"{statistics.median(went_on):.1f} s (median), {max(went_on):.1f} s (longest)"
-    )
+    settings = Settings(device="cpu", threads=RANKS)
+    result = build_result("recovery", "Faults of a run on two ranks", [], settings) | {"table": summarise(outcomes)}
+    print(render(result))
+    if options.out is not None:
+        save_result(result, options.out)
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.recovery import TIMEOUT, Run, strike
+from tests.drills.recovery import TIMEOUT, Run, Strike, strike, summarise
 from tests.training.tiny_run import write_dataset, write_recipe
 
 
@@ -29,3 +29,16 @@ def test_a_frozen_rank_costs_a_restart_and_a_dead_launcher_leaves_a_good_checkpo
         assert list(run.records()) == list(range(1, run.newest() + 1))
     finally:
         run.marked.kill()
+
+
+def test_a_drill_is_summed_up_by_kind_of_fault() -> None:
+    outcomes = [
+        Strike("rank", "step", 1, step=5, saved=3, went_on_after=9.0, continued_at=3),
+        Strike("rank", "save", 1, step=6, saved=3, went_on_after=12.0, continued_at=6, torn=1),
+        Strike("stop", "save", 1, step=8, saved=6, gone_after=2.0, went_on_after=10.0, continued_at=9),
+    ]
+    assert summarise(outcomes)["rows"] == [
+        ["SIGKILL to one rank", 2, 1, 2, None, None, 10.5, 12.0],
+        ["SIGTERM to the launcher", 1, 1, 0, None, 2.0, 10.0, 10.0],
+        ["all", 3, 2, 2, None, 2.0, 10.0, 12.0],
+    ]
