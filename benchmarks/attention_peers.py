@@ -34,12 +34,6 @@ def backend(workload: Workload, name: str) -> Run:
             q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=workload.window, backend=name
         )
 
-    # The first call of any custom op has PyTorch import its compiler, 80 MB that are no working memory of this one.
-    few = torch.ones(1, workload.heads, workload.head_dim, dtype=workload.dtype, device=workload.device)
-    few.requires_grad_(workload.backward)
-    one = torch.tensor([0, 1], dtype=torch.int32, device=workload.device)
-    varlen_attention(few, few, few, one, max_seqlen_q=1, window=workload.window, backend=name)
-
     return _run(workload, [attend], lambda x: [x], lambda parts: parts[0])
 
 

@@ -42,10 +42,6 @@ def slap_fast(clips: Clips, backend: str = "auto", *, backward: bool) -> Run:
     def frames_of(waveform: Tensor) -> Tensor:
         return log_mel(waveform, cu_seqlens, clips.config, total_frames=total_frames, backend=backend)
 
-    # The first call of any custom op has PyTorch import its compiler, 80 MB that are no working memory of this one.
-    few = waveform[: clips.config.n_fft].detach().requires_grad_(backward)
-    log_mel(few, torch.tensor([0, few.shape[0]], device=few.device), clips.config, backend=backend)
-
     return _run(frames_of, waveform, clips.gradient() if backward else None)
 
 

@@ -221,7 +221,6 @@ def backend_peers(op: str, workload: Workload, few: Workload, setup: Callable[[W
 
     def refusal(name: str) -> str | None:
         try:
-            # Also has the first call of a custom op import PyTorch's compiler: 80 MB that no loss works with.
             setup(few, name).step()
         except ValueError as error:
             return str(error)

@@ -11,10 +11,10 @@ Run only where it is named: `python -m benchmarks losses_at_scale`. See `losses`
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 from benchmarks import losses_peers as peers
-from benchmarks.harness.case import Case, Peer, Run, Settings
+from benchmarks.harness.case import Case, Peer, Settings
 from benchmarks.losses import contrastive_case, contrastive_workloads, inf_cl_peers, measured_dtypes
 from benchmarks.losses_workload import Contrastive
 from benchmarks.matrix_product import product_case
@@ -36,10 +36,4 @@ def cases(settings: Settings) -> list[Case]:
 
 def _ours(workload: Contrastive) -> Peer:
     """The backend that serves where none is named."""
-
-    def setup() -> Run:
-        # The first call of any custom op has PyTorch import its compiler, 80 MB that are no working memory of this one.
-        peers.contrastive_backend(replace(workload, rows=2, distinct=2), "auto").step()
-        return peers.contrastive_backend(workload, "auto")
-
-    return Peer("slap-fast", setup)
+    return Peer("slap-fast", partial(peers.contrastive_backend, workload, "auto"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "slap-fast[bench]"') from error
 
@@ -61,6 +63,10 @@ def plot_result(result: dict[str, Any], path: Path) -> None:
         memory_axis.set_xlabel("peak memory of a step, MiB")
     for axis in axes:
         axis.set_xscale("log")
+        # To whole powers of ten, which alone are labelled: the numbers between them run into each other.
+        low, high = (math.log10(limit) for limit in axis.get_xlim())
+        axis.set_xlim(10 ** math.floor(low), 10 ** math.ceil(high))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(which="major", linewidth=0.4)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
