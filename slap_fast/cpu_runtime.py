@@ -7,9 +7,10 @@ import os
 _SETTINGS = {
     # Threads that spin while they wait make a step 20 times slower when another process wants a core.
     "OMP_WAIT_POLICY": "passive",
-    # oneDNN keeps a compiled product for each shape it has seen. A packed batch has a new length at every step, so the
-    # cache never hits across steps and grows by gigabytes; without it a step takes as long.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
+    # oneDNN keeps a compiled product for each shape it has seen, 1,024 of them. A packed batch has a new length at every
+    # step, so most are of no more use, and hold gigabytes. 32 serve the layers of a step: without any, it takes 10 %
+    # longer, in micro-batches 17 %.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
 }
 
 
