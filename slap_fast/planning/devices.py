@@ -7,11 +7,13 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from slap_fast.training.config_io import ConfigError
+from slap_fast.training.device_peak import data_sheet_peak
+from slap_fast.training.engine import Precision
 
 PATH = Path(__file__).with_name("devices.yaml")
 
@@ -88,6 +90,9 @@ def find_device(key: str, devices: int) -> Device:
     fields: dict[str, Any] = {
         name: _figure(value) if isinstance(value, dict) else value for name, value in known[key].items()
     }
+    for precision in get_args(Precision):
+        if peak := data_sheet_peak(fields["name"], precision):
+            fields[f"peak_{precision}"] = Figure(peak, "nominal", "data sheet, without sparsity and TF32")
     if key == "cpu":
         cores = max(1, len(os.sched_getaffinity(0)) // devices)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices

@@ -55,9 +55,14 @@ def peak_of_all_ranks(device: torch.device, precision: Precision) -> float | Non
 
 
 def gpu_peak(name: str, precision: Precision) -> float | None:
-    """FLOP/s of a GPU by its name; None for one that the table does not have, and for float32 products in TF32."""
+    """As `data_sheet_peak`; None also for float32 products in TF32, which no row of it is for."""
     if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
         return None
+    return data_sheet_peak(name, precision)
+
+
+def data_sheet_peak(name: str, precision: Precision) -> float | None:
+    """FLOP/s of a GPU by its name, dense, in float32 without TF32; None for one that the table does not have."""
     for pattern, bf16, fp32 in _GPUS:
         if re.search(rf"\b(?:{pattern})(?!\w)", name):
             return 1e12 * (bf16 if precision == "bf16" else fp32)
