@@ -39,8 +39,6 @@ ACCUMULATIONS = ((2, False, False), (1, True, False), (None, False, True), (2, F
 
 def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """At each ZeRO stage, the relative error of each parameter's gradient against one process with the whole batch."""
-    from deepspeed.utils import safe_get_full_grad
-
     errors: dict[str, dict[str, float]] = {}
     for stage in range(4):
         config = tiny.run_config(zero_stage=stage, clipping=0.0, exchange="ring" if stage == 1 else "gather")
@@ -56,17 +54,12 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
             discard_stale_gradients(engine)
             own = engine(tiny.batch(config, step, ranks.rank, ranks.world_size), TEMPERATURE, dist.group.WORLD)
             engine.backward(own["loss"])
-            worst = {}
-            for (name, parameter), expected in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
-                if parameter.requires_grad:
-                    assert expected.grad is not None, name
-                    worst[name] = relative_error(safe_get_full_grad(parameter), expected.grad)
+            errors[f"stage {stage}, step {step}"] = gradient_errors(engine, alone)
             engine.step()
             with torch.no_grad():
                 for parameter in alone.parameters():
                     if parameter.grad is not None:
                         parameter.sub_(1e-2 * parameter.grad)
-            errors[f"stage {stage}, step {step}"] = worst
     return errors
 
 
@@ -84,7 +77,7 @@ def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
                 module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
             if checkpointed:
                 checkpoint_activations(engine.module)
-            seen[f"stage {stage}, case {step}"] = _errors(engine, alone, config, ranks, step, micro_batch_size)
+            seen[f"stage {stage}, case {step}"] = errors_in_parts(engine, alone, config, ranks, step, micro_batch_size)
     return seen
 
 
@@ -95,15 +88,13 @@ def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
         config = tiny.run_config(zero_stage=stage, clipping=0.0, batch_size=2048)
         alone, model = tiny.build(config), tiny.build(config)
         engine = build_engine(model, config, ranks)
-        seen[f"stage {stage}"] = _errors(engine, alone, config, ranks, 0, 32)
+        seen[f"stage {stage}"] = errors_in_parts(engine, alone, config, ranks, 0, 32)
     return seen
 
 
-def _errors(
+def errors_in_parts(
     engine: Any, alone: PretrainingModel, config: RunConfig, ranks: Ranks, step: int, micro_batch_size: int | None
 ) -> dict[str, Any]:
-    from deepspeed.utils import safe_get_full_grad
-
     alone.zero_grad()
     expected = alone(tiny.batch(config, step), TEMPERATURE)
     expected["loss"].backward()
@@ -114,11 +105,7 @@ def _errors(
         engine.backward(outputs["loss"])
     else:
         outputs = accumulate_gradients(engine, own, TEMPERATURE, micro_batch_size, dist.group.WORLD)
-    errors = {}
-    for (name, parameter), other in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
-        if parameter.requires_grad:
-            assert other.grad is not None, name
-            errors[name] = relative_error(safe_get_full_grad(parameter), other.grad)
+    errors = gradient_errors(engine, alone)
     engine.step()
     values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
     dist.all_reduce(values)
@@ -142,6 +129,18 @@ def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
         "reported": reading._asdict(),
         "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS, "prototype_entropy")},
     }
+
+
+def gradient_errors(engine: Any, alone: PretrainingModel) -> dict[str, float]:
+    """By the name of each trained parameter; a collective call."""
+    from deepspeed.utils import safe_get_full_grad
+
+    errors = {}
+    for (name, parameter), expected in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
+        if parameter.requires_grad:
+            assert expected.grad is not None, name
+            errors[name] = relative_error(safe_get_full_grad(parameter), expected.grad)
+    return errors
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
