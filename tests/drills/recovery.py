@@ -274,12 +274,16 @@ def summarise(outcomes: Sequence[Strike]) -> dict[str, list[Any]]:
             saving, went_on = [each.moment == "save" for each in struck], [each.went_on_after for each in struck]
             row = [words, len(struck), sum(saving), max(each.lost for each in struck)]
             row += [_longest(each.named_after for each in struck), _longest(each.gone_after for each in struck)]
-            rows.append([*row, statistics.median(filter(None, went_on)), _longest(went_on)])
+            rows.append([*row, statistics.median(_measured(went_on)), _longest(went_on)])
     return {"columns": list(COLUMNS), "rows": rows}
 
 
 def _longest(seconds: Iterable[float | None]) -> float | None:
-    return max(filter(None, seconds), default=None)
+    return max(_measured(seconds), default=None)
+
+
+def _measured(seconds: Iterable[float | None]) -> list[float]:
+    return [value for value in seconds if value is not None]
 
 
 def main() -> int:
