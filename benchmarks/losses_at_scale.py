@@ -3,8 +3,7 @@
 B = 131,072 on a CPU, where a matrix of all pairs would take 69 GB in float32, and 1,048,576 on a GPU, where it would
 take 4.4 TB; there Inf-CL is a peer of the softmax. 768 channels, forward and backward: 8 B² D are 106 TFLOP and 6.8
 PFLOP. Two AVX-512 cores at 486 GFLOP/s in float32 and 860 in bf16 cannot take less than 217 and 123 s a step, a GPU at
-700 TFLOP/s in bf16 9.6 s. A step of minutes is taken four times, two of
-them for its memory.
+700 TFLOP/s in bf16 9.6 s. A step of minutes is taken four times, two of them for its memory.
 
 Run only where it is named: `python -m benchmarks losses_at_scale`. See `losses` for the rest.
 """

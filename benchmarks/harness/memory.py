@@ -69,7 +69,6 @@ def measure_in_child(benchmark: str, case: str, peer: str, settings: Settings) -
 
 def measure_here(benchmark: str, case: str, peer: str, settings: Settings) -> Memory:
     """What the child runs; see `measure_in_child`."""
-    importlib.import_module("torch._dynamo")
     torch.set_num_threads(settings.threads)
     found = next(c for c in load_benchmark(benchmark).cases(settings) if c.name == case)
     setup = next(p for p in found.peers if p.name == peer).setup
@@ -89,6 +88,7 @@ def _measure_cpu(setup: Callable[[], Run]) -> Memory:
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists():
         return {"reason": "peak resident memory is read from /proc, which this system does not have"}
+    importlib.import_module("torch._dynamo")
     figures = _measure(
         setup, lambda: status_bytes("VmRSS"), lambda: status_bytes("VmHWM"), lambda: clear_refs.write_text("5")
     )
