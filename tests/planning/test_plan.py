@@ -137,6 +137,14 @@ def test_a_plan_says_of_each_figure_whether_it_was_measured(capsys: pytest.Captu
     assert "16 clips a device" in printed
 
 
+@pytest.mark.parametrize("key", yaml.safe_load(PATH.read_text()))
+def test_every_device_has_its_peaks_and_says_where_they_are_from(key: str) -> None:
+    figures = find_device(key, 1).figures()
+    for name in ("peak_bf16", "peak_fp32"):
+        assert figures[name].value > 1e11
+        assert figures[name].kind == ("measured" if key == "cpu" else "nominal")
+
+
 def test_longer_clips_and_captions_take_longer() -> None:
     short, long, wordy = (
         plan("device=cpu", f"plan.seconds={seconds}", f"plan.caption_tokens={tokens}").asked
