@@ -1,0 +1,42 @@
+"""Named variants of the kernels, where only a measurement on a GPU can choose: the first of each tuple is the default.
+
+    with variants.use(attention_forward="128x64"):
+        step()
+
+A launcher asks `chosen(name)` at each launch. `python -m benchmarks.gpu_round` times every variant; to promote one,
+move it to the front. The choice holds for the whole process, not for a thread: autograd runs the backward in its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+VARIANTS: dict[str, tuple[str, ...]] = {}
+
+_chosen: dict[str, str] = {}
+
+
+def chosen(name: str) -> str:
+    """The variant of `name` that launches take now."""
+    return _chosen.get(name, VARIANTS[name][0])
+
+
+@contextmanager
+def use(**choices: str) -> Iterator[None]:
+    """Take the named variants inside the block. For benchmarks and tests.
+
+    Raises:
+        ValueError: an unknown name or variant.
+    """
+    for name, variant in choices.items():
+        if variant not in VARIANTS.get(name, ()):
+            known = "; ".join(f"{key}: {', '.join(values)}" for key, values in sorted(VARIANTS.items()))
+            raise ValueError(f"there is no variant {name}={variant!r}; there are {known or 'none'}")
+    before = dict(_chosen)
+    _chosen.update(choices)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)
