@@ -58,7 +58,6 @@ def _assert_as_accurate(isa: str, arguments: list) -> None:
         assert error <= 2 * peer_error + rounding, f"{name}: error {error:.3g}, plain {peer_error:.3g}"
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_and_gradients_are_as_exact_as_those_of_pytorch(isa, dtype, kind):
@@ -83,7 +82,6 @@ def test_any_scale_is_as_exact_for_embeddings_that_are_much_alike(dtype, kind, s
         _assert_as_accurate(isa, [audio, text, torch.tensor([scale]), bias, None, None, -3, kind, 0])
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_identical_rows_tie_and_have_no_gradient(isa, dtype):
     clips = 97

@@ -10,7 +10,7 @@ import torch
 from slap_fast.ops.backends import linear_cross_entropy_native as backend
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
 
 pytestmark = needs_native
@@ -40,7 +40,6 @@ def _inputs(tokens, vocabulary, width, dtype=torch.float32, logits=3.0):
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("logits", [1.0, 30.0])
 @pytest.mark.parametrize("options", OPTIONS)
@@ -54,7 +53,6 @@ def test_error_is_at_most_twice_that_of_the_torch_backend(isa, dtype, logits, op
         )
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_odd_sizes_and_ignored_tokens(isa, dtype):
     rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (1e-2, 3e-2)

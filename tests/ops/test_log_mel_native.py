@@ -14,7 +14,7 @@ from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.mel_presets import PRESETS
 from slap_fast.ops.packing import PackedLayout
 from tests.ops._mel_configs import LENGTHS, mel_configs
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 from tests.oracles import log_mel as oracle
 
 pytestmark = needs_native
@@ -23,7 +23,6 @@ SLAP = MelConfig(mean=-4.0, std=3.0)
 EPSILON = torch.finfo(torch.float32).eps
 # No sample, one, around a window and the second frame, around the frames that one task takes, and a few seconds.
 EDGES = [0, 1, 2, 399, 400, 401, 559, 560, 561, 400 + 160 * 62, 400 + 160 * 63, 400 + 160 * 64, 0, 90_001]
-each_instruction_set = pytest.mark.parametrize("isa", instruction_sets())
 # Float32 sees a value of next to no energy only as rounding noise, whoever computes it; the guards say how little that
 # may be. What becomes of smaller ones is in tests/native, where every value has a bound of its own.
 CONDITIONED = {"input_scale": 1.0, "log_guard": 0.1, "dynamic_range": None, "normalize_per_clip": False}
@@ -59,7 +58,6 @@ def _assert_as_exact_as_pytorch(actual: Tensor, pytorch: Tensor, exact: Tensor) 
     assert (actual - exact).abs().max() <= allowed
 
 
-@each_instruction_set
 @given(config=mel_configs(**CONDITIONED), lengths=st.lists(LENGTHS, max_size=5), seed=st.integers(0, 2**31))
 def test_frames_are_as_exact_as_pytorch_for_any_convention(
     isa: str, config: MelConfig, lengths: list[int], seed: int
@@ -73,7 +71,6 @@ def test_frames_are_as_exact_as_pytorch_for_any_convention(
 
 
 # The slope of a magnitude of next to nothing is that of rounding noise, too.
-@each_instruction_set
 @given(
     config=mel_configs(**CONDITIONED, power_guard=1e-3),
     lengths=st.lists(LENGTHS, min_size=1, max_size=5),
@@ -90,7 +87,6 @@ def test_gradients_are_as_exact_as_pytorch_for_any_convention(
     _assert_as_exact_as_pytorch(actual, pytorch, exact)
 
 
-@each_instruction_set
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_equals_float64_forward_and_backward(name: str, isa: str) -> None:
     config = MelConfig.preset(name)
@@ -106,7 +102,6 @@ def test_a_preset_equals_float64_forward_and_backward(name: str, isa: str) -> No
     assert (grad - exact_grad).norm() <= 2 * (pytorch_grad - exact_grad).norm() + 4 * EPSILON * exact_grad.norm()
 
 
-@each_instruction_set
 @pytest.mark.parametrize(
     "config",
     [
@@ -133,7 +128,6 @@ def test_bits_depend_on_neither_threads_nor_batch_nor_call(config: MelConfig, is
             assert torch.equal(_gradient(waveform, cu_seqlens, config, "native", grad), grad_alone)
 
 
-@each_instruction_set
 @given(config=mel_configs(), lengths=st.lists(LENGTHS, min_size=1, max_size=3))
 def test_int16_samples_stand_for_their_fraction_of_32768(isa: str, config: MelConfig, lengths: list[int]) -> None:
     waveform, cu_seqlens = _clips(lengths)
@@ -146,7 +140,6 @@ def test_int16_samples_stand_for_their_fraction_of_32768(isa: str, config: MelCo
     assert torch.equal(actual, expected)
 
 
-@each_instruction_set
 @given(config=mel_configs(**CONDITIONED), lengths=st.lists(LENGTHS, min_size=1, max_size=4), data=st.data())
 def test_nan_reaches_the_frames_that_hold_it_and_no_others(
     isa: str, config: MelConfig, lengths: list[int], data: st.DataObject
@@ -159,7 +152,6 @@ def test_nan_reaches_the_frames_that_hold_it_and_no_others(
     assert torch.equal(actual.isnan(), _oracle(waveform, lengths, config).isnan())
 
 
-@each_instruction_set
 @pytest.mark.parametrize("sample", [torch.nan, torch.inf, -torch.inf])
 def test_a_bad_sample_spoils_no_gradient_beyond_its_frames(sample: float, isa: str) -> None:
     lengths = [3000, 20_000, 1000]
@@ -173,7 +165,6 @@ def test_a_bad_sample_spoils_no_gradient_beyond_its_frames(sample: float, isa: s
     assert changed.any()
 
 
-@each_instruction_set
 @pytest.mark.parametrize("scale", [1e-30, 1e-38, 1e-42])
 def test_a_whisper_too_small_to_square_is_silence(scale: float, isa: str) -> None:
     waveform, cu_seqlens = _clips([5000])

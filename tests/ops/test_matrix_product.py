@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.backends.matrix_product import matrix_product
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Around a micro-kernel's tile, and beyond what is packed at once in each dimension.
@@ -23,7 +23,6 @@ def _matrix(rows: int, columns: int, dtype: torch.dtype, *, transposed: bool) ->
 
 
 @needs_native
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_are_as_exact_as_those_of_pytorch_in_float32(isa, dtype):
     for (rows, columns, depth), left, right in itertools.product(SHAPES, (False, True), (False, True)):

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast import native
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.mel_normalization import normalize_clips
 from slap_fast.ops.packing import PackedLayout
+from tests.ops._native import native_code, needs_native
 from tests.oracles import log_mel as oracle
 
 COUNTS = [0, 1, 4, 0, 7, 2, 0]
@@ -42,32 +42,17 @@ def test_it_equals_the_oracle_clip_by_clip(config, counts, seed):
     np.testing.assert_allclose(normalize_clips(frames, cu_frames, config).numpy(), np.concatenate(expected), atol=1e-9)
 
 
-@pytest.fixture
-def restored():
-    threads, isa = torch.get_num_threads(), native.isa()
-    yield
-    torch.set_num_threads(threads)
-    native.load().force_isa(isa)
-
-
-@pytest.mark.usefixtures("restored")
-@pytest.mark.skipif(native.unavailable() is not None, reason="no native module")
+@needs_native
 @pytest.mark.parametrize("config", KINDS, ids=IDS)
-def test_native_code_equals_float64_on_every_instruction_set_and_thread_count(config):
+def test_native_code_equals_float64_on_every_instruction_set_and_thread_count(config, isa):
     frames, cu_frames = _frames([*COUNTS, 255, 256, 257, 90_000], dtype=torch.float32)
     expected = normalize_clips(frames.double(), cu_frames, config)
-    module = native.load()
-    for isa in module.compiled_isas():
-        if isa == "avx512_bf16":
-            continue  # the code of avx512
-        module.force_isa(isa)
-        alone = None
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            result = normalize_clips(frames, cu_frames, config, backend="native")
-            torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-6)
-            alone = result if alone is None else alone
-            assert torch.equal(result, alone)
+    results = []
+    for threads in (1, 3):
+        with native_code(isa=isa, threads=threads):
+            results.append(normalize_clips(frames, cu_frames, config, backend="native"))
+    torch.testing.assert_close(results[0].double(), expected, rtol=0, atol=3e-6)
+    assert torch.equal(*results)
 
 
 def test_nan_reaches_what_it_is_compared_with_and_no_other_clip():
@@ -83,7 +68,7 @@ def test_nan_reaches_what_it_is_compared_with_and_no_other_clip():
             assert bool(touched[5:11].all()) == (config.dynamic_range is not None)
 
 
-@pytest.mark.skipif(native.unavailable() is not None, reason="no native module")
+@needs_native
 @pytest.mark.parametrize("offsets", [[0, 4], [0, 4, 2, 5], [0, 9, 5], [1, 5], [0, -1, 5], [0, 2**62, 5]])
 def test_native_code_refuses_malformed_offsets(offsets):
     with pytest.raises(ValueError, match="cu_frames"):

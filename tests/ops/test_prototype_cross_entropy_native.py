@@ -12,7 +12,7 @@ from slap_fast.ops.backends import prototype_native as backend
 from slap_fast.ops.backends import prototype_torch
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
 pytestmark = needs_native
@@ -39,7 +39,6 @@ def _inputs(tokens, prototypes, width, dtype=torch.float32):
     return tuple(unit_rows(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes))
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("teacher_temperature", [0.04, 0.07])
 def test_error_is_at_most_twice_that_of_the_torch_backend(isa, dtype, teacher_temperature):
@@ -57,7 +56,6 @@ def test_error_is_at_most_twice_that_of_the_torch_backend(isa, dtype, teacher_te
         assert_as_accurate_as_plain(native, plain, (student, student_prototypes))
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_odd_sizes_and_every_way_of_centering(isa, dtype):
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2
@@ -80,7 +78,6 @@ def test_odd_sizes_and_every_way_of_centering(isa, dtype):
             assert (got.double() - wanted).norm() <= tolerance * (1 + wanted.norm()), (tokens, prototypes, width)
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("temperature", [1e-3, 0.04, 1.0])
 def test_three_rounds_of_sinkhorn_end_at_the_potentials_of_float64(isa, temperature):
     """At the sharpest, `exp` of most scores overflows, and whole columns of assignments would underflow to 0."""

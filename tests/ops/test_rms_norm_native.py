@@ -8,13 +8,12 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import add_rms_norm
 from slap_fast.ops.backends import rms_norm_native
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 
 pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-6
-each_instruction_set = pytest.mark.parametrize("isa", instruction_sets())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -41,7 +40,6 @@ def _pytorch(x: Tensor, residual: Tensor, grad_normed: Tensor, grad_summed: Tens
     return [normed.detach(), summed.detach(), grads[0] + grad_summed, grads[1]]
 
 
-@each_instruction_set
 @each_dtype
 @pytest.mark.parametrize("width", [1, 3, 17, 64, 100, 768])
 def test_as_exact_as_pytorch(isa, dtype, width):
@@ -54,7 +52,6 @@ def test_as_exact_as_pytorch(isa, dtype, width):
         assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps / 4 * wanted.norm()
 
 
-@each_instruction_set
 def test_many_rows_cost_the_gradient_of_the_weight_no_accuracy(isa):
     x, nothing, grad_normed, grad_summed, weight = _tensors(20_000, 24, torch.float32)
     nothing.zero_()
@@ -65,7 +62,6 @@ def test_many_rows_cost_the_gradient_of_the_weight_no_accuracy(isa):
     assert (actual - wanted).norm() <= 2e-7 * wanted.norm()
 
 
-@each_instruction_set
 @each_dtype
 def test_bits_depend_on_neither_threads_nor_other_rows(isa, dtype):
     tensors = _tensors(1003, 100, dtype)
@@ -80,7 +76,6 @@ def test_bits_depend_on_neither_threads_nor_other_rows(isa, dtype):
     assert all(torch.equal(part, whole[31:97]) for part, whole in zip(some[:3], expected[:3], strict=True))
 
 
-@each_instruction_set
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e15])
 def test_rows_of_any_size(isa, scale):
     """A row of zeros has no direction: eps alone stands below it, and its gradient is finite."""
@@ -92,7 +87,6 @@ def test_rows_of_any_size(isa, scale):
         assert (ours - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-@each_instruction_set
 @each_dtype
 def test_a_nan_stays_in_its_row(isa, dtype):
     tensors = _tensors(5, 20, dtype)

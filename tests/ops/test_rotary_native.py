@@ -8,7 +8,7 @@ from slap_fast import native
 from slap_fast.ops.backends import rotary_native, rotary_torch
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 
 pytestmark = needs_native
 
@@ -16,7 +16,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Around the positions whose turns are in a table, and more tokens than one task takes.
 LENGTHS = [4, 0, 1, 13, 63, 64, 65, 259, 1000]
 THETAS = {None: [10_000.0], 4: [10_000.0, 100.0], 7: [50.0, 20.0]}
-each_instruction_set = pytest.mark.parametrize("isa", instruction_sets())
 
 
 def _qkv(lengths: list[int], dtype: torch.dtype, *, heads: int = 3, head_dim: int = 64) -> tuple[Tensor, Tensor]:
@@ -33,7 +32,6 @@ def _rotate(backend: str, q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_f
     return torch.cat(outputs, dim=1)
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens_per_frame", THETAS)
 @pytest.mark.parametrize("head_dim", [4, 12, 60, 64, 136])
@@ -50,7 +48,6 @@ def test_as_exact_as_pytorch_from_strided_views_both_ways(isa, dtype, tokens_per
         assert (actual - exact).abs().amax() <= allowed
 
 
-@each_instruction_set
 def test_an_hour_of_positions_is_as_exact_as_the_first_second(isa):
     q = torch.randn(90_000, 1, 16, generator=torch.Generator().manual_seed(2))
     cu_seqlens = PackedLayout.from_lengths([90_000]).cu_seqlens
@@ -61,7 +58,6 @@ def test_an_hour_of_positions_is_as_exact_as_the_first_second(isa):
         assert (actual - exact).abs().max() < 1e-6
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_depend_on_neither_threads_nor_batch(isa, dtype):
     lengths = [*LENGTHS, 1003]
@@ -78,7 +74,6 @@ def test_bits_depend_on_neither_threads_nor_batch(isa, dtype):
         assert all(map(torch.equal, together, expected))
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_rotation_leaves_every_value_of_a_storage_type(isa, dtype):
     """Position 0 turns by nothing: what comes out is what went in, read, written and rounded; NaN stays NaN."""
@@ -94,7 +89,6 @@ def test_no_rotation_leaves_every_value_of_a_storage_type(isa, dtype):
     assert torch.equal(rotated[0, values.isinf(), 0], values[values.isinf()])
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_is_to_nearest_even_also_of_subnormals_and_to_infinity(isa, dtype):
     generator = torch.Generator().manual_seed(4)

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.varlen_attention import varlen_attention
-from tests.ops._native import instruction_sets, native_code, needs_native
+from tests.ops._native import native_code, needs_native
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
 pytestmark = needs_native
 
-each_instruction_set = pytest.mark.parametrize("isa", instruction_sets())
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1), (600, 10)]
 # Nothing, one token, and what lies around a vector, a group of queries, a block of keys and a stretch of a clip.
@@ -74,7 +73,6 @@ def _assert_as_exact_as_pytorch(tensors, layouts, **settings):
         assert _error(mine, wanted) <= 2 * _error(peer, wanted) + few, name
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_output_and_gradients_are_as_exact_as_pytorch(isa, dtype, window):
@@ -83,7 +81,6 @@ def test_output_and_gradients_are_as_exact_as_pytorch(isa, dtype, window):
         _assert_as_exact_as_pytorch(tensors, layouts, window=window)
 
 
-@each_instruction_set
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (0, -1), (2, 1), (40, 3)])
 def test_cross_attention_grouped_heads_and_any_scale(isa, window):
     lengths_q, lengths_k = [3, 1, 70, 0, 2, 600], [9, 4, 33, 3, 0, 40]
@@ -94,7 +91,6 @@ def test_cross_attention_grouped_heads_and_any_scale(isa, window):
                 _assert_as_exact_as_pytorch(tensors, layouts, window=window, scale=scale)
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [3, 16, 24, 64, 80, 200, 256])
 def test_any_head_dimension(isa, dtype, head_dim):
@@ -104,7 +100,6 @@ def test_any_head_dimension(isa, dtype, head_dim):
         _assert_as_exact_as_pytorch(tensors, layouts, window=(20, 9))
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [1, 16, 64, 256])
 def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(isa, dtype, head_dim):
@@ -132,7 +127,6 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(isa, dtype, head_
         assert _error(value, right) <= 2 * _error(peer, right) + torch.finfo(dtype).eps / 8
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
 def test_bits_depend_on_the_clip_alone(isa, dtype, window):
@@ -152,7 +146,6 @@ def test_bits_depend_on_the_clip_alone(isa, dtype, window):
     assert torch.equal(lse, expected[1][:, 700:733])
 
 
-@each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_nothing_leaks_across_a_border(isa, dtype, bad):
@@ -173,7 +166,6 @@ def test_nothing_leaks_across_a_border(isa, dtype, bad):
                 assert torch.equal(first[others], second[others]), (clip, name)
 
 
-@each_instruction_set
 def test_large_scores_neither_overflow_nor_vanish(isa):
     tensors, layouts = _inputs([300], head_dim=64)
     tensors[0] *= 1e4

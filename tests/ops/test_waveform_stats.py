@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
 import pytest
 import torch
@@ -9,36 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from slap_fast import native
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.waveform_stats import waveform_stats
+from tests.ops._native import BACKENDS, instruction_sets, native_code, needs_native
 from tests.oracles import waveform_stats as oracle
 
 BLOCK = 32768  # of the native kernel
-NATIVE = pytest.param(
-    "native", marks=pytest.mark.skipif(native.unavailable() is not None, reason="no native module in this build")
-)
-BACKENDS = [NATIVE, "torch"]
-
-
-def _instruction_sets() -> list[str]:
-    module = native.load()
-    if module is None:
-        return []
-    names = ["baseline", "avx2", "avx512", "avx512_bf16"]
-    runs = names[: names.index(module.detected_isa()) + 1]
-    return [name for name in module.compiled_isas() if name in runs]
-
-
-@pytest.fixture
-def restored() -> Iterator[None]:
-    """Puts the instruction set and the thread count back."""
-    module, threads = native.load(), torch.get_num_threads()
-    chosen = module.chosen_isa() if module else None
-    yield
-    torch.set_num_threads(threads)
-    if module:
-        module.force_isa(chosen)
 
 
 def _clips(lengths: list[int], seed: int = 0, bad: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -99,26 +75,20 @@ def test_a_clip_without_a_finite_sample_has_zero_peak_and_energy(backend: str) -
     assert [values.tolist() for values in stats] == [[0.0], [0.0], [40]]
 
 
-@pytest.mark.usefixtures("restored")
-@pytest.mark.skipif(native.unavailable() is not None, reason="no native module in this build")
+@needs_native
 def test_bits_do_not_depend_on_threads_instruction_set_or_batch() -> None:
     lengths = [7, 1_000_003, 0, BLOCK, 33, 400_001]
     waveform, cu_seqlens = _clips(lengths, bad=1e-4)
-    module = native.load()
-    assert module is not None
+    clips = waveform.split(lengths)
     expected = None
-    for isa in _instruction_sets():
-        module.force_isa(isa)
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for isa, threads in itertools.product(instruction_sets(), (1, 2, 5)):
+        with native_code(isa=isa, threads=threads):
             stats = waveform_stats(waveform, cu_seqlens, backend="native")
-            alone = [
-                waveform_stats(clip, torch.tensor([0, len(clip)]), backend="native") for clip in waveform.split(lengths)
-            ]
-            expected = expected or stats
-            for field, values in enumerate(stats):
-                assert torch.equal(values, expected[field]), (isa, threads)
-                assert torch.equal(values, torch.cat([one[field] for one in alone])), (isa, threads)
+            alone = [waveform_stats(clip, torch.tensor([0, len(clip)]), backend="native") for clip in clips]
+        expected = expected or stats
+        for field, values in enumerate(stats):
+            assert torch.equal(values, expected[field]), (isa, threads)
+            assert torch.equal(values, torch.cat([one[field] for one in alone])), (isa, threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
