@@ -34,10 +34,9 @@ dispatch.register(
     "rms_norm",
     [
         dispatch.Backend("native", unavailable=native.unavailable, rejects=rms_norm_native.rejects),
+        dispatch.Backend("triton", unavailable=rms_norm_triton.unavailable, rejects=rms_norm_triton.rejects),
         # Not one of the tables above: PyTorch differentiates its own operations, and its compiler fuses them.
         dispatch.Backend("torch"),
-        # Last, so only by name, until a GPU has measured it.
-        dispatch.Backend("triton", unavailable=rms_norm_triton.unavailable, rejects=rms_norm_triton.rejects),
     ],
 )
 

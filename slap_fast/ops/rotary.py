@@ -30,9 +30,8 @@ dispatch.register(
     "apply_rotary",
     [
         dispatch.Backend("native", unavailable=native.unavailable, rejects=rotary_native.rejects),
-        dispatch.Backend("torch"),
-        # Last, so only by name, until a GPU has measured it.
         dispatch.Backend("triton", unavailable=rotary_triton.unavailable, rejects=rotary_triton.rejects),
+        dispatch.Backend("torch"),
     ],
 )
 

@@ -15,16 +15,21 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import swiglu_native
+from slap_fast.ops.backends import swiglu_native, swiglu_triton
 
-_FORWARD: dict[str, Callable[[Tensor, Tensor], None]] = {"native": swiglu_native.forward}  # (gate_up, out)
+_FORWARD: dict[str, Callable[[Tensor, Tensor], None]] = {  # (gate_up, out)
+    "native": swiglu_native.forward,
+    "triton": swiglu_triton.forward,
+}
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {  # (grad, gate_up, grad_gate_up)
     "native": swiglu_native.backward,
+    "triton": swiglu_triton.backward,
 }
 dispatch.register(
     "swiglu",
     [
         dispatch.Backend("native", unavailable=native.unavailable, rejects=swiglu_native.rejects),
+        dispatch.Backend("triton", unavailable=swiglu_triton.unavailable, rejects=swiglu_triton.rejects),
         # Not one of the tables above: PyTorch differentiates its own operations, and its compiler fuses them.
         dispatch.Backend("torch"),
     ],
@@ -76,7 +81,7 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
         backend: "auto" or the name of one that `slap-fast info` lists.
 
     Returns:
-        `[..., M]` of the dtype of `gate_up`, contiguous. Native code computes in float32 and rounds once.
+        `[..., M]` of the dtype of `gate_up`, contiguous. Native code and Triton compute in float32 and round once.
 
     Raises:
         ValueError: an odd last dimension, another dtype, or a backend that cannot serve.

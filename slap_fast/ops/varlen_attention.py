@@ -37,9 +37,9 @@ BACKENDS: dict[str, VarlenAttentionBackend] = {
     "flash_attn_4": varlen_attention_flash4,
     "flash_attn_3": varlen_attention_flash3,
     "flash_attn_2": varlen_attention_flash2,
+    "triton": varlen_attention_triton,
     "torch_varlen": varlen_attention_torch_varlen,
     "torch_efficient": varlen_attention_torch_efficient,
-    "triton": varlen_attention_triton,
     "torch_padded": varlen_attention_torch_padded,
 }
 dispatch.register(
