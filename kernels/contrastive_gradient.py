@@ -27,7 +27,7 @@ def gradient_kernel(
     row_loss: tl.tensor,
     column_largest: tl.tensor,
     column_loss: tl.tensor,
-    grad_logits: tl.tensor,  # [workspace_r, workspace_c]
+    grad_logits: tl.tensor,  # in whole tiles
     parts: tl.tensor,  # [1 or 2, programs]: of the gradients of scale and bias
     stride_a: tl.tensor,
     stride_t: tl.tensor,
@@ -98,7 +98,7 @@ def gradient_kernel(
         if HAS_BIAS:
             sum_bias += tl.sum(gradient, 1)
         target = grad_logits + (piece * WIDTH + tl.arange(0, WIDTH))[None, :]
-        tl.store(target, gradient.to(grad_logits.dtype.element_ty), mask=inside_r[:, None] & inside_c[None, :])
+        tl.store(target, gradient.to(grad_logits.dtype.element_ty))
 
     inverse = 1.0 / tl.load(unit)
     parts += tl.program_id(0)

@@ -22,8 +22,9 @@ from slap_fast.kernels.contrastive_statistics import (
     finish_rows_kernel,
     statistics_kernel,
 )
+from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.score_parts import fold, running
-from slap_fast.kernels.score_products import blocks, float16_unit, gradients
+from slap_fast.kernels.score_products import float16_unit, gradients
 from slap_fast.kernels.score_tiles import score_tile_for, tile_constants
 
 _FINISH = 256
@@ -83,15 +84,16 @@ def sums(
 
     running_r, running_c = (running(streams, *shape, audio.device) for shape in ((3, rows), (2, columns)))
     positive_similarity = floats(rows)
-    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
+    block_r, block_c = block_shape(rows, columns, score_parts.AREA)
+    most_r, most_c = min(rows, block_r), min(columns, block_c)
     row_parts = floats(streams * 3 * triton.cdiv(most_c, tile.columns) * most_r)
     column_parts = floats(streams * 2 * triton.cdiv(most_r, tile.rows) * most_c)
     row_loss, row_positive, row_facts = floats(rows), floats(rows), floats(4, rows)
     column_loss, column_best = floats(columns), floats(2, columns)
     exponential = kind == "infonce"
     with launch.on_device_of(audio):
-        for begin_r, end_r in blocks(rows, score_parts.BLOCK):
-            for begin_c, end_c in blocks(columns, score_parts.BLOCK):
+        for begin_r, end_r in blocks(rows, block_r):
+            for begin_c, end_c in blocks(columns, block_c):
                 height, width = end_r - begin_r, end_c - begin_c
                 tiles_r, tiles_c = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.columns)
                 statistics_kernel[(tiles_r * tiles_c,)](

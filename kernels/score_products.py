@@ -7,15 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slap_fast.kernels.score_blocks import block_shape, blocks
+
+__all__ = ["blocks", "float16_unit", "gradients"]
+
 # 128 MiB of gradients: 8192 x 8192 in 16 bits. Either product then moves its float32 sums once for 16,384 operations on
 # each of their elements, and has hundreds of tiles, enough for every multiprocessor.
-BLOCK_ROWS = 8192
-_BLOCK_ELEMENTS = 1 << 26
-
-
-def blocks(size: int, block: int) -> list[tuple[int, int]]:
-    """`(begin, end)` of the blocks of a dimension."""
-    return [(begin, min(begin + block, size)) for begin in range(0, size, block)]
+_BLOCK_BYTES = 1 << 27
 
 
 def float16_unit(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -50,17 +48,17 @@ def gradients(
     Args:
         a: `[R, D]`, last stride 1.
         b: `[C, D]`, the same dtype.
-        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given, of the dtype of `a`.
+        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given, of the dtype of `a`. That
+            one is a corner of a larger tensor: its rows and columns go on to multiples of `score_blocks.TILE`, and
+            its pitch is such a multiple. So `fill` may store whole tiles without a mask, which takes 16 bytes at a
+            time; what it leaves beyond the corner is never read.
         dtype: of the results: float32 or that of `a`.
         needs_a, needs_b: which of the two to compute; the other comes back with the shape `[0]`.
         factor: one float32 element; None: 1.
-        block_rows: rows of a block, 0: as many as a fixed budget of memory holds.
+        block_rows: rows of a block, rounded up to whole tiles; 0: as many as a fixed budget of memory holds.
     """
     rows, columns = a.shape[0], b.shape[0]
-    block_rows = min(rows, block_rows or BLOCK_ROWS)
-    budget = _BLOCK_ELEMENTS * 2 // a.dtype.itemsize
-    # Rows of G begin at multiples of 128 bytes, whatever the last block's width.
-    block_columns = min(-(-columns // 64) * 64, max(64, budget // max(1, block_rows) // 64 * 64))
+    block_rows, block_columns = block_shape(rows, columns, _BLOCK_BYTES // a.dtype.itemsize, block_rows)
     grad_a = a.new_empty(a.shape if needs_a else 0, dtype=dtype)
     grad_b = b.new_empty(b.shape if needs_b else 0, dtype=dtype)
     if not (needs_a or needs_b):
@@ -75,10 +73,10 @@ def gradients(
         return others.new_empty(most, others.shape[1], dtype=torch.float32)
 
     several = rows > block_rows
-    sums_a = sums(grad_a, block_rows, a)
-    sums_b = sums(grad_b, columns if several else block_columns, b)
+    sums_a = sums(grad_a, min(rows, block_rows), a)
+    sums_b = sums(grad_b, columns if several else min(columns, block_columns), b)
     block = a.new_empty(block_rows, block_columns)
-    most = max(block_rows if columns > block_columns else 0, block_columns if several else 0)
+    most = max(min(rows, block_rows) if columns > block_columns else 0, min(columns, block_columns) if several else 0)
     scratch = a.new_empty(most, a.shape[1], dtype=torch.float32)
     for first, last in blocks(rows, block_rows):
         total_a = sums_a[first:last] if sums_a is grad_a else sums_a[: last - first]

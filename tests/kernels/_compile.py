@@ -6,6 +6,7 @@ arguments' own types, strides and alignments, and runs nothing. Triton caches wh
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -40,6 +41,7 @@ class Compiled:
         threads: of a block.
         ptx: its text.
         hash: of all that the compiler was given.
+        cubin: what the GPU would load.
     """
 
     name: str
@@ -49,6 +51,16 @@ class Compiled:
     threads: int
     ptx: str = field(repr=False)
     hash: str = field(repr=False)
+    cubin: bytes = field(repr=False)
+
+    @functools.cached_property
+    def sass(self) -> str:
+        """The machine's instructions, as cuobjdump writes them."""
+        return _cuobjdump("-sass", self.cubin)
+
+    def count(self, instruction: str) -> int:
+        """Instructions of the SASS whose name is `instruction` or begins with it and a dot."""
+        return len(re.findall(rf"\b{re.escape(instruction)}(?![\w])", self.sass))
 
 
 class _AbsentGPU:
@@ -92,12 +104,16 @@ def cross_compile(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
             triton.runtime.driver._active = active
 
 
-def _measure(kernel: Any) -> Compiled:
+def _cuobjdump(option: str, cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(kernel.asm["cubin"])
-        command = [os.fspath(_CUOBJDUMP), "-res-usage", os.fspath(cubin)]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [os.fspath(_CUOBJDUMP), option, os.fspath(path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _measure(kernel: Any) -> Compiled:
+    report = _cuobjdump("-res-usage", kernel.asm["cubin"])
     usage = _USAGE.search(report)
     assert usage is not None, report
     return Compiled(
@@ -108,4 +124,5 @@ def _measure(kernel: Any) -> Compiled:
         threads=32 * kernel.metadata.num_warps,
         ptx=kernel.asm["ptx"],
         hash=kernel.hash,
+        cubin=kernel.asm["cubin"],
     )

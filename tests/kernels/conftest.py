@@ -11,11 +11,12 @@ import torch
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that parts are folded, and products summed, over several blocks both ways."""
-    from slap_fast.kernels import score_parts, score_products
+    from slap_fast.kernels import score_blocks, score_parts, score_products
 
-    monkeypatch.setattr(score_parts, "BLOCK", 128)
-    monkeypatch.setattr(score_products, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(score_products, "_BLOCK_ELEMENTS", 128 * 192)
+    monkeypatch.setattr(score_blocks, "TILE", 128)
+    monkeypatch.setattr(score_parts, "AREA", 128 * 128)
+    monkeypatch.setattr(score_parts, "BLOCK", 128, raising=False)
+    monkeypatch.setattr(score_products, "_BLOCK_BYTES", 128 * 128)
 
 
 @pytest.fixture

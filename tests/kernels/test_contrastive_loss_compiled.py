@@ -63,6 +63,8 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(
         assert kernel.registers <= registers, kernel
         assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
         assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+    assert compiled[-1].count("STG.E.128") > 0
+    assert compiled[-1].count("STG.E.U16") == 0
 
 
 @pytest.mark.slow
