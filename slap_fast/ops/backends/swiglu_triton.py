@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU MLP by Triton kernels: float32, float16 and bfloat16 on a GPU; CUDA graphs after a first call."""
+"""The gate of a SwiGLU MLP by Triton kernels: float32, float16 and bfloat16 on a GPU."""
 
 from __future__ import annotations
 
