@@ -19,6 +19,7 @@ from slap_fast.ops.backends import (
     varlen_attention_torch_efficient,
     varlen_attention_torch_varlen,
 )
+from slap_fast.ops.backends.varlen_attention_gpu import deterministic_kernels
 from tests.ops import _attention_libraries as libraries
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
@@ -171,3 +172,28 @@ def test_a_missing_or_broken_library_and_a_wrong_gpu_say_why(monkeypatch: pytest
 
 def test_every_library_is_listed_with_its_reason() -> None:
     assert set(MODULES) <= {name for name, _ in dispatch.report()["varlen_attention"]}
+
+
+@pytest.mark.parametrize("user", [(False, False, True), (True, True, True), (True, False, False)])
+def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tuple[bool, bool, bool]) -> None:
+    def switches() -> tuple[bool, bool, bool]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )
+
+    def set_switches(enabled: bool, warn_only: bool, fill: bool) -> None:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+    before = switches()
+    try:
+        set_switches(*user)
+        with deterministic_kernels():
+            assert switches() == (True, False, user[0] and user[2])
+            filled = bool((torch.empty(1000, dtype=torch.int8) == 127).all())  # an integer's largest
+            assert filled == (user[0] and user[2])
+        assert switches() == user
+    finally:
+        set_switches(*before)

@@ -96,13 +96,19 @@ def lse_for_kernel(lse: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """PyTorch's own attention kernels add up dQ in a fixed order only where its global switch asks for it."""
+    """PyTorch's own attention kernels add up dQ in a fixed order only where its global switch asks for it.
+
+    The switch also has every new tensor filled with NaN, by a kernel of its own, unless that is switched off.
+    """
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    torch.use_deterministic_algorithms(True)
     try:
+        torch.utils.deterministic.fill_uninitialized_memory = filled and before
+        torch.use_deterministic_algorithms(True)
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
