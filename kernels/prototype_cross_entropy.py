@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from slap_fast.kernels import launch, score_logsumexp, score_parts
+from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
-from slap_fast.kernels.score_products import blocks, float16_unit, gradients
+from slap_fast.kernels.score_products import float16_unit, gradients
 from slap_fast.kernels.score_tiles import (
     ScoreTile,
     exp,
@@ -125,7 +126,7 @@ def gradient_kernel(
     teacher_largest: tl.tensor,
     teacher_sum: tl.tensor,
     token_weight: tl.tensor,
-    grad_scores: tl.tensor,
+    grad_scores: tl.tensor,  # in whole tiles
     stride_s: tl.tensor,
     stride_t: tl.tensor,
     stride_sp: tl.tensor,
@@ -177,8 +178,7 @@ def gradient_kernel(
         if HAS_POTENTIAL:
             shift -= tl.load(potential + c, mask=c < columns, other=0.0)
         gradient -= exp(logits_of(their_pieces[piece], teacher_scale, shift, inside_r) - their_most) * their_share
-        mask = inside_r[:, None] & (c < columns)[None, :]
-        tl.store(grad_scores + within[None, :], gradient.to(grad_scores.dtype.element_ty), mask=mask)
+        tl.store(grad_scores + within[None, :], gradient.to(grad_scores.dtype.element_ty))
 
 
 def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None) -> Tensor:
@@ -188,7 +188,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
         row_shift = torch.zeros(teacher.shape[0], dtype=torch.float32, device=teacher.device)
     else:
         of_tokens = score_logsumexp.of_rows(teacher, prototypes, scale=scale, column_shift=potential)
-        row_shift = of_tokens.largest + of_tokens.total.log()
+        row_shift = of_tokens[0] + of_tokens[1].log()
     largest, total = score_logsumexp.of_columns(teacher, prototypes, scale=scale, row_shift=row_shift)
     return largest + total.log()
 
@@ -199,10 +199,11 @@ def _statistics(
     """`[2, 3, T]` of the teacher and of the student: largest logit, sum of exponentials, and of `weight * score`."""
     rows, columns, device = inputs[0].shape[0], inputs[2].shape[0], inputs[0].device
     sums = running(2, 3, rows, device)
-    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
+    block_r, block_c = block_shape(rows, columns, score_parts.AREA)
+    most_r, most_c = min(rows, block_r), min(columns, block_c)
     parts = torch.empty(6 * triton.cdiv(most_c, tile.columns) * most_r, dtype=torch.float32, device=device)
-    for begin_r, end_r in blocks(rows, score_parts.BLOCK):
-        for begin_c, end_c in blocks(columns, score_parts.BLOCK):
+    for begin_r, end_r in blocks(rows, block_r):
+        for begin_c, end_c in blocks(columns, block_c):
             tiles_r, tiles_c = triton.cdiv(end_r - begin_r, tile.rows), triton.cdiv(end_c - begin_c, tile.columns)
             statistics_kernel[(tiles_r * tiles_c,)](
                 *inputs, parts, *strides, begin_r, begin_c, end_r, end_c, tiles_r, tiles_c, end_r - begin_r, **constants

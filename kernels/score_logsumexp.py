@@ -1,12 +1,10 @@
 """Log-sum-exps of `scale * a @ b.T` over its rows or its columns, with what is subtracted first: kernel and launcher.
 
-Captions need the rows' over the vocabulary, with each row's target logit and its mean logit; a Sinkhorn round those of
-rows less the prototypes' potentials, then those of columns less the rows'.
+Captions need the rows' over the vocabulary; a Sinkhorn round those of rows less the prototypes' potentials, then those
+of columns less the rows'.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -14,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from slap_fast.kernels import launch, score_parts
+from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
-from slap_fast.kernels.score_products import blocks
 from slap_fast.kernels.score_tiles import (
     exp,
     finite_or_zero,
@@ -35,9 +33,7 @@ def logsumexp_kernel(
     scale: tl.tensor,  # one element, if HAS_SCALE
     row_shift: tl.tensor,  # [R], subtracted unless OF_ROWS
     column_shift: tl.tensor,  # [C], subtracted if HAS_COLUMN_SHIFT
-    targets: tl.tensor,  # [R] column of which to write the logit, if HAS_TARGET
-    target_logit: tl.tensor,  # [R]
-    parts: tl.tensor,  # [2 or 3, tiles_c, height], or [2, tiles_r, width]
+    parts: tl.tensor,  # [2, tiles_c, height], or [2, tiles_r, width]
     stride_a: tl.tensor,
     stride_b: tl.tensor,
     begin_r: tl.tensor,
@@ -51,7 +47,6 @@ def logsumexp_kernel(
     OF_ROWS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_COLUMN_SHIFT: tl.constexpr,
-    HAS_TARGET: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -67,14 +62,11 @@ def logsumexp_kernel(
     multiplier = 1.0
     if HAS_SCALE:
         multiplier = tl.load(scale)
-    if HAS_TARGET:
-        own = tl.load(targets + r, mask=r < rows, other=-1)
-        own = tl.where(own < columns, own, -1).to(tl.int32)
     if not OF_ROWS:
         shift_r = tl.load(row_shift + r, mask=r < rows, other=0.0)[:, None]
         parts += tile_r * width
     WIDTH: tl.constexpr = BLOCK_C // PIECES
-    row_largest, row_sum, row_total = nothing(BLOCK_R)
+    row_largest, row_sum, unused = nothing(BLOCK_R)
     tiles = pieces(tile, PIECES)
     for piece in tl.static_range(PIECES):
         c = column + piece * WIDTH + tl.arange(0, WIDTH)
@@ -82,12 +74,6 @@ def logsumexp_kernel(
         if HAS_COLUMN_SHIFT:
             shift_c -= tl.load(column_shift + c, mask=c < columns, other=0.0)
         logits = logits_of(tiles[piece], multiplier, shift_c, r < rows)
-        if HAS_TARGET:
-            row_total += tl.sum(tiles[piece], 1)
-            found = (own >= column + piece * WIDTH) & (own < column + (piece + 1) * WIDTH)
-            if tl.max(found.to(tl.int32), 0) > 0:
-                chosen = own[:, None] == c[None, :]
-                tl.store(target_logit + r, tl.sum(tl.where(chosen, tiles[piece], 0.0), 1), mask=found)
         if OF_ROWS:
             largest = tl.maximum(row_largest, tl.max(logits, 1))
             reference = finite_or_zero(largest)
@@ -102,48 +88,20 @@ def logsumexp_kernel(
             tl.store(parts + tiles_r * width + c, column_sum, mask=c < width)
     if OF_ROWS:
         r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
-        store_rows(parts + tile_c * height, r, tiles_c * height, height, (row_largest, row_sum, row_total), HAS_TARGET)
+        store_rows(parts + tile_c * height, r, tiles_c * height, height, (row_largest, row_sum, unused), False)
 
 
-class RowSums(NamedTuple):
-    """`[R]` each, float32.
-
-    Attributes:
-        largest, total: the largest logit of each row, and the sum of exponentials relative to it.
-        sum: of the row's logits, with targets.
-        target: the logit of the row's target, with targets; unwritten where there is none.
-    """
-
-    largest: Tensor
-    total: Tensor
-    sum: Tensor
-    target: Tensor
-
-
-def of_rows(
-    a: Tensor,
-    b: Tensor,
-    *,
-    scale: Tensor | None = None,
-    column_shift: Tensor | None = None,
-    targets: Tensor | None = None,
-) -> RowSums:
-    """Sums over the columns of `scale * a @ b.T - column_shift`; last strides are 1.
-
-    Targets, int64, come without a scale and a shift.
-    """
-    rows = a.shape[0]
-    slots = 2 if targets is None else 3
-    sums = running(1, slots, rows, a.device)
-    target_logit = torch.empty(rows, dtype=torch.float32, device=a.device)
-    _sweep(a, b, sums, scale, None, column_shift, targets, target_logit)
-    return RowSums(sums[0, 0], sums[0, 1], sums[0, -1], target_logit)
+def of_rows(a: Tensor, b: Tensor, *, scale: Tensor | None = None, column_shift: Tensor | None = None) -> Tensor:
+    """`[2, R]`: largest of each row of `scale * a @ b.T - column_shift`, and sum of exponentials relative to it."""
+    sums = running(1, 2, a.shape[0], a.device)
+    _sweep(a, b, sums, scale, None, column_shift)
+    return sums[0]
 
 
 def of_columns(a: Tensor, b: Tensor, *, scale: Tensor, row_shift: Tensor) -> Tensor:
     """`[2, C]`: largest of each column of `scale * a @ b.T - row_shift`, and sum of exponentials relative to it."""
     sums = running(1, 2, b.shape[0], a.device)
-    _sweep(a, b, sums, scale, row_shift, None, None, row_shift)
+    _sweep(a, b, sums, scale, row_shift, None)
     return sums[0]
 
 
@@ -154,28 +112,27 @@ def _sweep(
     scale: Tensor | None,
     row_shift: Tensor | None,
     column_shift: Tensor | None,
-    targets: Tensor | None,
-    target_logit: Tensor,
 ) -> None:
     rows, columns = a.shape[0], b.shape[0]
     of_rows = row_shift is None
     tile = score_tile_for(a.dtype, launch.capability(a.device))
     constants = tile_constants(tile, a.dtype, a.shape[1])
-    most_r, most_c = min(rows, score_parts.BLOCK), min(columns, score_parts.BLOCK)
+    block_r, block_c = block_shape(rows, columns, score_parts.AREA)
+    most_r, most_c = min(rows, block_r), min(columns, block_c)
     size = triton.cdiv(most_c, tile.columns) * most_r if of_rows else triton.cdiv(most_r, tile.rows) * most_c
-    parts = torch.empty(sums.shape[1] * size, dtype=torch.float32, device=a.device)
+    parts = torch.empty(2 * size, dtype=torch.float32, device=a.device)
     # A kernel that has no use for a tensor is given another.
-    given = [target_logit if x is None else x for x in (scale, row_shift, column_shift, targets)]
+    given = [sums if x is None else x for x in (scale, row_shift, column_shift)]
     with launch.on_device_of(a):
-        for begin_r, end_r in blocks(rows, score_parts.BLOCK):
-            for begin_c, end_c in blocks(columns, score_parts.BLOCK):
+        for begin_r, end_r in blocks(rows, block_r):
+            for begin_c, end_c in blocks(columns, block_c):
                 height, width = end_r - begin_r, end_c - begin_c
                 tiles_r, tiles_c = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.columns)
                 logsumexp_kernel[(tiles_r * tiles_c,)](
-                    a, b, *given, target_logit, parts, a.stride(0), b.stride(0),
+                    a, b, *given, parts, a.stride(0), b.stride(0),
                     begin_r, begin_c, end_r, end_c, tiles_r, tiles_c, height, width,
                     OF_ROWS=of_rows, HAS_SCALE=scale is not None, HAS_COLUMN_SHIFT=column_shift is not None,
-                    HAS_TARGET=targets is not None, **constants,
+                    **constants,
                 )  # fmt: skip
                 if of_rows:
                     fold(parts, sums, tiles_c, begin_r, height)

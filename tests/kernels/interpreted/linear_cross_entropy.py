@@ -71,6 +71,16 @@ def test_an_ignored_token_counts_for_nothing_and_a_wrong_target_makes_nan() -> N
         )[1])  # fmt: skip
 
 
+def test_a_sure_token_has_a_loss_of_rounding_and_never_below_zero() -> None:
+    _, weight, target = _case(7, 210, 70, torch.float32)
+    hidden = weight[target]  # logits of about 70, of which the target's is the largest by about 50
+    for row, word in zip(hidden, target, strict=True):
+        total, *_ = linear_cross_entropy_triton.loss_and_gradients(
+            row[None], weight, word[None], -100, 0.0, 0.0, False, False
+        )
+        assert 0.0 <= total <= 4 * torch.finfo(torch.float32).eps * row.norm() ** 2
+
+
 @pytest.mark.parametrize("tokens", [0, 3])
 def test_without_tokens_that_count(tokens: int) -> None:
     hidden, weight = torch.randn(tokens, 8), torch.randn(5, 8)
