@@ -22,6 +22,7 @@ from slap_fast.ops.backends import contrastive_native, contrastive_torch, contra
 from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend
 from slap_fast.ops.contrastive_ring import ring_sums
 from slap_fast.ops.contrastive_validation import validate
+from slap_fast.ops.custom_op import custom_op
 
 # In the order of preference.
 BACKENDS: dict[str, ContrastiveBackend] = {
@@ -52,7 +53,7 @@ class ContrastiveOutput(NamedTuple):
     negative_similarity: Tensor
 
 
-@torch.library.custom_op("slap_fast::contrastive_sums", mutates_args=())
+@custom_op("slap_fast::contrastive_sums")
 def _contrastive_sums(
     audio: Tensor,
     text: Tensor,
@@ -90,7 +91,7 @@ def _(
     return row_loss, column_loss, row_positive, audio.new_empty(4, rows, dtype=dtype), column_best
 
 
-@torch.library.custom_op("slap_fast::contrastive_sums_backward", mutates_args=())
+@custom_op("slap_fast::contrastive_sums_backward")
 def _contrastive_sums_backward(
     grad_row: Tensor,
     grad_column: Tensor,

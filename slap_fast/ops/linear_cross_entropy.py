@@ -7,7 +7,6 @@ three products in all. Definitions: PyTorch's `cross_entropy` for `ignore_index`
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
@@ -18,6 +17,7 @@ from slap_fast.ops.backends import (
     linear_cross_entropy_triton,
 )
 from slap_fast.ops.backends.linear_cross_entropy_interface import LinearCrossEntropyBackend
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.linear_cross_entropy_validation import validate
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
 
@@ -35,7 +35,7 @@ dispatch.register(
 )
 
 
-@torch.library.custom_op("slap_fast::linear_cross_entropy", mutates_args=())
+@custom_op("slap_fast::linear_cross_entropy")
 def _linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

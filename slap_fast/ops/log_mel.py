@@ -18,11 +18,12 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import log_mel_cuda, log_mel_native, log_mel_torch
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.mel_normalization import normalize_clips
 
 
-@torch.library.custom_op("slap_fast::log_mel", mutates_args=())
+@custom_op("slap_fast::log_mel")
 def _log_mel(
     waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, total_frames: int, backend: str
 ) -> Tensor:
@@ -35,7 +36,7 @@ def _(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, tota
     return waveform.new_empty(total_frames, MelConfig.parse(config).n_mels, dtype=dtype)
 
 
-@torch.library.custom_op("slap_fast::log_mel_backward", mutates_args=())
+@custom_op("slap_fast::log_mel_backward")
 def _log_mel_backward(
     grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, backend: str
 ) -> Tensor:
@@ -73,7 +74,9 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad = _log_mel_backward(grad.contiguous(), *ctx.saved_tensors, ctx.config, ctx.backend)  # type: ignore[attr-defined]
+    waveform, cu_seqlens, cu_frames = ctx.saved_tensors  # type: ignore[attr-defined]
+    settings = ctx.config, ctx.backend  # type: ignore[attr-defined]
+    grad = _log_mel_backward(grad.contiguous(), waveform, cu_seqlens, cu_frames, *settings)
     return grad, None, None, None, None, None
 
 

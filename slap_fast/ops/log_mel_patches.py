@@ -14,12 +14,13 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import log_mel_native
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.log_mel import frame_offsets, log_mel
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.patchify import PatchGrid, patchify, unpatchify
 
 
-@torch.library.custom_op("slap_fast::log_mel_patches", mutates_args=())
+@custom_op("slap_fast::log_mel_patches")
 def _log_mel_patches(
     waveform: Tensor,
     cu_seqlens: Tensor,

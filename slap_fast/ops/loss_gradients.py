@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.custom_op import custom_op
 
 # On CPUs a product that changes its type takes a copy of what it multiplies at once.
 _PARTS = 16
@@ -33,7 +34,7 @@ def empty_gradient(x: Tensor, needed: bool) -> Tensor:
     return x.new_empty(x.shape if needed else (0,), dtype=accumulator(x.dtype))
 
 
-@torch.library.custom_op("slap_fast::scale_gradient", mutates_args=())
+@custom_op("slap_fast::scale_gradient")
 def _scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """`gradient * factor`, rounded once to `dtype`, without a copy of the whole in between."""
     scaled = torch.empty_like(gradient, dtype=dtype)

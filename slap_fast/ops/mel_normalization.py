@@ -10,13 +10,14 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import dispatch
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.mel_config import MelConfig
 
 # NeMo's, which keeps a silent bin finite.
 _DEVIATION_GUARD = 1e-5
 
 
-@torch.library.custom_op("slap_fast::mel_normalization", mutates_args=())
+@custom_op("slap_fast::mel_normalization")
 def _mel_normalization(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     forward = _forward_native if backend == "native" else _forward_torch
     return forward(frames, cu_frames, MelConfig.parse(config))
@@ -27,7 +28,7 @@ def _(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     return torch.empty_like(frames)
 
 
-@torch.library.custom_op("slap_fast::mel_normalization_backward", mutates_args=())
+@custom_op("slap_fast::mel_normalization_backward")
 def _mel_normalization_backward(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     return _backward_torch(grad, frames, cu_frames, MelConfig.parse(config))
 

@@ -19,6 +19,7 @@ from slap_fast.ops import collectives, dispatch
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import prototype_native, prototype_torch, prototype_triton
 from slap_fast.ops.backends.prototype_interface import PrototypeBackend
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
 from slap_fast.ops.prototype_validation import validate, validate_options, validate_potential
 
@@ -34,7 +35,7 @@ dispatch.register(
 )
 
 
-@torch.library.custom_op("slap_fast::sinkhorn_sweep", mutates_args=())
+@custom_op("slap_fast::sinkhorn_sweep")
 def _sinkhorn_sweep(
     teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str
 ) -> Tensor:
@@ -47,7 +48,7 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tenso
     return teacher.new_empty(prototypes.shape[0], dtype=accumulator(teacher.dtype))
 
 
-@torch.library.custom_op("slap_fast::prototype_cross_entropy", mutates_args=())
+@custom_op("slap_fast::prototype_cross_entropy")
 def _prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,

@@ -19,6 +19,7 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import rms_norm_native, rms_norm_triton
+from slap_fast.ops.custom_op import custom_op
 
 # (x, residual, weight, eps, summed, normed, rstd): writes the last three, `summed` only where there is a residual.
 _FORWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, float, Tensor | None, Tensor, Tensor], None]] = {
@@ -46,7 +47,7 @@ def _empty(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("slap_fast::rms_norm", mutates_args=())
+@custom_op("slap_fast::rms_norm")
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     normed, rstd = _empty(x)
     _FORWARD[backend](x, None, weight, eps, None, normed, rstd)
@@ -58,7 +59,7 @@ def _(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tens
     return _empty(x)
 
 
-@torch.library.custom_op("slap_fast::add_rms_norm", mutates_args=())
+@custom_op("slap_fast::add_rms_norm")
 def _add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +75,7 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str) -> 
     return normed, x.new_empty(x.shape), rstd
 
 
-@torch.library.custom_op("slap_fast::rms_norm_backward", mutates_args=())
+@custom_op("slap_fast::rms_norm_backward")
 def _rms_norm_backward(
     grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad_normed: Tensor, _: object) -> tuple[Tensor | None, ...]:
-    grad, grad_weight = _rms_norm_backward(grad_normed, None, *ctx.saved_tensors, ctx.backend)  # type: ignore[attr-defined]
+    x, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
+    grad, grad_weight = _rms_norm_backward(grad_normed, None, x, weight, rstd, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad_weight, None, None
 
 
@@ -117,7 +119,8 @@ def _add_backward(
 ) -> tuple[Tensor | None, ...]:
     grad, grad_weight = grad_summed, None
     if grad_normed is not None:
-        grad, grad_weight = _rms_norm_backward(grad_normed, grad_summed, *ctx.saved_tensors, ctx.backend)  # type: ignore[attr-defined]
+        summed, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad, grad_weight = _rms_norm_backward(grad_normed, grad_summed, summed, weight, rstd, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad, grad_weight, None, None
 
 

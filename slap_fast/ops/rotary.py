@@ -18,6 +18,7 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import rotary_native, rotary_torch, rotary_triton
+from slap_fast.ops.custom_op import custom_op
 
 # Each writes the rotated q and k to out_q and out_k, which may be q and k themselves:
 # (q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k).
@@ -36,7 +37,7 @@ dispatch.register(
 )
 
 
-@torch.library.custom_op("slap_fast::apply_rotary", mutates_args=())
+@custom_op("slap_fast::apply_rotary")
 def _apply_rotary(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], inverse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -52,14 +53,14 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.custom_op("slap_fast::apply_rotary_", mutates_args=("q", "k"))
+@custom_op("slap_fast::apply_rotary_", mutates_args=("q", "k"))
 def _apply_rotary_(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], backend: str
 ) -> None:
     _ROTATE[backend](q, k, cu_seqlens, tokens_per_frame, thetas, False, q, k)
 
 
-@torch.library.custom_op("slap_fast::rotary_unpack", mutates_args=())
+@custom_op("slap_fast::rotary_unpack")
 def _unpack(
     qkv: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, thetas: list[float], inverse: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,7 @@ def _(
     return q, k, v
 
 
-@torch.library.custom_op("slap_fast::rotary_pack", mutates_args=())
+@custom_op("slap_fast::rotary_pack")
 def _pack(
     q: Tensor,
     k: Tensor,

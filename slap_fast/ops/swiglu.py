@@ -16,6 +16,7 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import swiglu_native, swiglu_triton
+from slap_fast.ops.custom_op import custom_op
 
 _FORWARD: dict[str, Callable[[Tensor, Tensor], None]] = {  # (gate_up, out)
     "native": swiglu_native.forward,
@@ -36,7 +37,7 @@ dispatch.register(
 )
 
 
-@torch.library.custom_op("slap_fast::swiglu", mutates_args=())
+@custom_op("slap_fast::swiglu")
 def _swiglu(gate_up: Tensor, backend: str) -> Tensor:
     out = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
     _FORWARD[backend](gate_up, out)
@@ -48,7 +49,7 @@ def _(gate_up: Tensor, backend: str) -> Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@torch.library.custom_op("slap_fast::swiglu_backward", mutates_args=())
+@custom_op("slap_fast::swiglu_backward")
 def _swiglu_backward(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
     grad_gate_up = gate_up.new_empty(gate_up.shape)
     _BACKWARD[backend](grad, gate_up, grad_gate_up)

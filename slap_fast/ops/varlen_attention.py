@@ -27,6 +27,7 @@ from slap_fast.ops.backends import (
 )
 from slap_fast.ops.backends import varlen_attention_preference as preference
 from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
+from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.varlen_validation import validate
 
 # In the order of preference where none was measured.
@@ -54,9 +55,8 @@ _SETTINGS = (
 )
 
 
-@torch.library.custom_op(
+@custom_op(
     "slap_fast::varlen_attention",
-    mutates_args=(),
     schema=f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)",
 )
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
@@ -69,9 +69,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=accumulator(q.dtype))
 
 
-@torch.library.custom_op(
+@custom_op(
     "slap_fast::varlen_attention_backward",
-    mutates_args=(),
     schema="(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
 )

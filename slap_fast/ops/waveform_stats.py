@@ -20,6 +20,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import dispatch
+from slap_fast.ops.custom_op import custom_op
 
 
 class WaveformStats(NamedTuple):
@@ -30,7 +31,7 @@ class WaveformStats(NamedTuple):
     nonfinite: Tensor
 
 
-@torch.library.custom_op("slap_fast::waveform_stats", mutates_args=())
+@custom_op("slap_fast::waveform_stats")
 def _waveform_stats(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _BACKENDS[backend](waveform, cu_seqlens)
 

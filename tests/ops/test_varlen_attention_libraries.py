@@ -176,16 +176,18 @@ def test_every_library_is_listed_with_its_reason() -> None:
 
 @pytest.mark.parametrize("user", [(False, False, True), (True, True, True), (True, False, False)])
 def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tuple[bool, bool, bool]) -> None:
+    filling: Any = torch.utils.deterministic
+
     def switches() -> tuple[bool, bool, bool]:
         return (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,
+            filling.fill_uninitialized_memory,
         )
 
     def set_switches(enabled: bool, warn_only: bool, fill: bool) -> None:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        filling.fill_uninitialized_memory = fill
 
     before = switches()
     try:

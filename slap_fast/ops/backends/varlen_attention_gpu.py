@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,15 +101,16 @@ def deterministic_kernels() -> Iterator[None]:
 
     The switch also has every new tensor filled with NaN, by a kernel of its own, unless that is switched off.
     """
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic
+    filled = filling.fill_uninitialized_memory
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     try:
-        torch.utils.deterministic.fill_uninitialized_memory = filled and before
+        filling.fill_uninitialized_memory = filled and before
         torch.use_deterministic_algorithms(True)
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        filling.fill_uninitialized_memory = filled
