@@ -13,12 +13,30 @@ cpu_runtime.settle()
 
 import torch  # noqa: E402 - it reads what was just settled
 
+from tests._lost_device import LostDevice  # noqa: E402
+from tests._missing_packages import pytest_make_collect_report  # noqa: E402, F401 - a hook
+
 # Before any test imports a library that reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 hypothesis.settings.register_profile("slap-fast", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("slap-fast")
+
+_BYTES_PER_WORKER = 4 << 30  # of GPU memory: a CUDA context, and what the largest test allocates
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LostDevice())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """`-m gpu -n auto`: as many workers as there are cores, and as the GPU has memory for."""
+    if config.option.markexpr != "gpu" or not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(len(os.sched_getaffinity(0)), free // _BYTES_PER_WORKER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

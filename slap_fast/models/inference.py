@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slap_fast.audio_files import load_audio
 from slap_fast.models.errors import ModelError
 from slap_fast.models.network import SLAPNetwork
 from slap_fast.ops.packing import PackedLayout
@@ -29,6 +28,8 @@ _DENSE_CONTEXT = 2
 def _waveform(model: SLAPNetwork, audio: Audio, position: int) -> Tensor:
     """One clip as 1-D float32 on the CPU."""
     if isinstance(audio, str | os.PathLike):
+        from slap_fast.audio_files import load_audio  # what decodes files is not needed for waveforms
+
         audio = load_audio(audio, model.config.mel.sample_rate)
     waveform = torch.as_tensor(audio)
     if waveform.dim() != 1 or waveform.shape[0] == 0:
