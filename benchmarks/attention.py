@@ -29,7 +29,6 @@ the global ones. PyTorch's own products reach less than the peak of the hardware
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from typing import Any
 
@@ -37,9 +36,10 @@ import torch
 
 from benchmarks import attention_peers as peers
 from benchmarks.attention_workload import Workload
-from benchmarks.harness.case import Case, Peer, Settings
+from benchmarks.harness.case import Case, Peer, Settings, missing
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
+from benchmarks.our_peers import PREFIX, variant_peers
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends.varlen_attention_preference import LONGEST_CLIP
 from slap_fast.ops.varlen_attention import BACKENDS
@@ -51,7 +51,6 @@ DIRECTIONS = {"forward": False, "forward and backward": True}
 # Ten and two times what a right peer was seen to be off.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HOUR = "one hour"
-BACKEND_PREFIX = "slap-fast, "
 TOO_LARGE = "its mask of all pairs would take 16 GB and more"
 
 
@@ -59,7 +58,7 @@ def workloads(settings: Settings) -> dict[str, tuple[int, ...]]:
     """Tokens of each clip, by name."""
     if settings.quick:
         return {"mixed clips": (3, 40, 130), "equal clips": (60,) * 3, HOUR: (1000,)}
-    clips = 16 if settings.device == "cpu" else 128
+    clips = 16 if settings.device == "cpu" else 256
     # Four tokens, a column of patches, last 160 ms.
     mixed = tuple(4 * int(6.25 * 30 ** (clip / clips)) for clip in range(clips))
     return {"mixed clips": mixed, "equal clips": (250,) * clips, HOUR: (90_000,)}
@@ -68,6 +67,8 @@ def workloads(settings: Settings) -> dict[str, tuple[int, ...]]:
 def cases(settings: Settings) -> list[Case]:
     heads, head_dim = (2, 16) if settings.quick else (12, 64)
     dtypes = [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
+    if settings.device == "cuda":
+        dtypes.reverse()  # what models train in comes first, where there is a budget
     found = [product_case(dtype, settings) for dtype in dtypes]
     for name, lengths in workloads(settings).items():
         for kind in ("local",) if name == HOUR else tuple(WINDOWS):
@@ -83,11 +84,14 @@ def _case(name: str, workload: Workload, kind: str, direction: str, settings: Se
     is_long = len(workload.lengths) == 1
     too_large = TOO_LARGE if workload.longest > LONGEST_CLIP else None
     found = [
-        Peer("SDPA, clip by clip", partial(peers.sdpa_by_clip, workload), too_large),
-        Peer("products, clip by clip", partial(peers.products_by_clip, workload), too_large),
         Peer("SDPA, padded", partial(peers.sdpa_padded, workload), too_large),
         Peer("flex_attention", partial(peers.flex, workload), _no_flex(workload, settings)),
     ]
+    if workload.device == "cpu":  # a GPU would wait for the launches
+        found[:0] = [
+            Peer("SDPA, clip by clip", partial(peers.sdpa_by_clip, workload), too_large),
+            Peer("products, clip by clip", partial(peers.products_by_clip, workload), too_large),
+        ]
     if is_long:
         found.insert(0, Peer("SDPA, in blocks", partial(peers.sdpa_in_blocks, workload)))
     if workload.device == "cuda":
@@ -138,15 +142,18 @@ def _backends(workload: Workload) -> list[Peer]:
         "right": workload.window[1],
         "needs_grad": workload.backward,
     }
-    return [
+    found = [
         Peer(
-            BACKEND_PREFIX + name,
+            PREFIX + name,
             partial(peers.backend, workload, name),
             unavailable[name] or module.rejects(**wanted) or _too_padded(name, workload),
         )
         for name, module in BACKENDS.items()
         if module.rejects(**simplest) is None
     ]
+    without_triton = unavailable["triton"] or BACKENDS["triton"].rejects(**wanted)
+    setup = partial(peers.backend, workload, "triton")
+    return [*found, *variant_peers("varlen_attention", workload.device, setup, without_triton)]
 
 
 def _too_padded(name: str, workload: Workload) -> str | None:
@@ -164,4 +171,4 @@ def _no_flex(workload: Workload, settings: Settings) -> str | None:
 def _no_xformers(workload: Workload) -> str | None:
     if workload.is_local:
         return "its block-diagonal masks have no window to the right"
-    return None if importlib.util.find_spec("xformers") else "xformers not installed"
+    return missing("xformers", "xformers")

@@ -15,10 +15,12 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.attention import BACKEND_PREFIX, DIRECTIONS, WINDOWS
+from benchmarks.attention import DIRECTIONS, WINDOWS
 from benchmarks.harness.measure import OK
 from benchmarks.harness.results import load_result
+from benchmarks.our_peers import PREFIX
 from slap_fast.ops.backends import varlen_attention_preference as preference
+from slap_fast.ops.varlen_attention import BACKENDS
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -34,11 +36,9 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     slowdowns: dict[tuple[str, ...], dict[str, list[float]]] = {}
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for case in result["cases"]:
-        times = {
-            peer["name"].removeprefix(BACKEND_PREFIX): peer["time"]["median"]
-            for peer in case["peers"]
-            if peer["name"].startswith(BACKEND_PREFIX) and peer["status"] == OK
-        }
+        # Without the variants of kernels: those are for `slap_fast.kernels.variants` to order.
+        measured = {peer["name"]: peer["time"]["median"] for peer in case["peers"] if peer["status"] == OK}
+        times = {name: measured[PREFIX + name] for name in BACKENDS if PREFIX + name in measured}
         if not times:
             continue
         facts = case["facts"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness.case import Outputs
+from benchmarks.harness.inputs import normal
 from slap_fast.ops import PackedLayout, varlen_attention
 
+LONGEST_PADDED = 4096
 FORWARD_PRODUCTS = 2  # scores, and the sum of values
 BACKWARD_PRODUCTS = 5  # scores anew, and the gradients of probabilities, values, queries and keys
 
@@ -72,27 +75,33 @@ class Workload:
         return PackedLayout.from_lengths(self.lengths, device=self.device)
 
     def reference(self) -> Outputs:
-        """By the PyTorch backend in float64 on the host, a head at a time: an hour of all heads would fill memory."""
-        layout = PackedLayout.from_lengths(self.lengths)
-        tensors, gradient = [x.cpu() for x in self.tensors()], self.gradient().cpu()
-        names = ("out", *(("dq", "dk", "dv") if self.backward else ()))
-        outputs = {name: torch.empty(self.tokens, self.heads, self.head_dim) for name in names}
-        for head in range(self.heads):
-            q, k, v = (x[:, head : head + 1].double().requires_grad_(self.backward) for x in tensors)
-            out = varlen_attention(
-                q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=self.window, backend="torch"
-            )
-            results = [out.detach()]
-            if self.backward:
-                results += torch.autograd.grad(out, (q, k, v), gradient[:, head : head + 1].double())
-            for name, result in zip(names, results, strict=True):
-                outputs[name][:, head] = result[:, 0]
-        return outputs
+        """By a PyTorch backend in float64, a head at a time: an hour of all heads would fill memory."""
+        outputs = _reference(replace(self, backward=True))
+        return outputs if self.backward else {"out": outputs["out"]}
 
     def _normal(self, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(self.tokens, self.heads, self.head_dim, generator=generator)
-        return x.to(self.device, self.dtype)
+        return normal(seed, self.tokens, self.heads, self.head_dim, device=self.device, dtype=self.dtype)
+
+
+@functools.lru_cache(maxsize=1)  # the case with the backward follows the one without
+def _reference(workload: Workload) -> Outputs:
+    # Padded to the longest clip on a GPU, as long as that is short; clip by clip on the host.
+    on_host = workload.device == "cpu" or workload.longest > LONGEST_PADDED
+    device, backend = ("cpu", "torch") if on_host else (workload.device, "torch_padded")
+    layout = PackedLayout.from_lengths(workload.lengths, device=device)
+    tensors, gradient = [x.to(device) for x in workload.tensors()], workload.gradient().to(device)
+    names = ("out", "dq", "dk", "dv")
+    shape = (workload.tokens, workload.heads, workload.head_dim)
+    outputs = {name: torch.empty(shape, device=device) for name in names}
+    for head in range(workload.heads):
+        q, k, v = (x[:, head : head + 1].double().requires_grad_() for x in tensors)
+        out = varlen_attention(
+            q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=workload.window, backend=backend
+        )
+        results = [out.detach(), *torch.autograd.grad(out, (q, k, v), gradient[:, head : head + 1].double())]
+        for name, result in zip(names, results, strict=True):
+            outputs[name][:, head] = result[:, 0]
+    return {name: value.to(workload.device) for name, value in outputs.items()}
 
 
 def _visible_pairs(length: int, left: int, right: int) -> int:

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from benchmarks.harness.inputs import normal
 from slap_fast.ops import MelConfig
 
 
@@ -94,8 +95,7 @@ class Clips:
 @functools.lru_cache(maxsize=2)
 def _noise(count: int, deviation: float, seed: int, device: str) -> Tensor:
     """Kept for the peers of a case to share: an hour of samples is 230 MB."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, generator=generator).mul_(deviation).to(device)
+    return normal(seed, count, device=device).mul_(deviation)
 
 
 def mixed_seconds(clips: int, shortest: float = 1.0, longest: float = 30.0) -> tuple[float, ...]:

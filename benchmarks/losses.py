@@ -48,10 +48,11 @@ from typing import TypeVar
 import torch
 
 from benchmarks import losses_peers as peers
-from benchmarks.harness.case import Case, Peer, Run, Settings
+from benchmarks.harness.case import Case, Peer, Run, Settings, missing
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.losses_workload import CHECKED_ROWS, Captions, Contrastive, Prototypes
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
+from benchmarks.our_peers import PREFIX, variant_peers
 from slap_fast.ops import dispatch
 
 TITLE = "Losses without their big matrices, forward and backward"
@@ -61,7 +62,6 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 LARGEST_PLAIN = 16_384  # on a CPU a step beyond takes minutes
 # Matrices of all pairs that a peer holds at its peak, by what was seen.
 STORED = {"infonce": 4, "sigmoid": 5, "compiled": 2, "captions": 3, "prototypes": 3}
-BACKEND_PREFIX = "slap-fast, "
 
 Workload = TypeVar("Workload", Contrastive, Captions, Prototypes)
 
@@ -69,7 +69,9 @@ Workload = TypeVar("Workload", Contrastive, Captions, Prototypes)
 def cases(settings: Settings) -> list[Case]:
     dtypes = measured_dtypes(settings)
     found = [product_case(dtype, settings) for dtype in dtypes]
-    for batch in (256, 512) if settings.quick else (4_096, 8_192, 16_384, 32_768):
+    # On a GPU the paper's batch too, and fewer between: it has minutes, not hours.
+    batches = (2_048, 8_192, 32_768) if settings.device == "cuda" else (4_096, 8_192, 16_384, 32_768)
+    for batch in (256, 512) if settings.quick else batches:
         found += [
             contrastive_case(workload, _contrastive_peers(workload, settings))
             for workload in contrastive_workloads(batch, settings)
@@ -81,7 +83,9 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def measured_dtypes(settings: Settings) -> list[torch.dtype]:
-    return [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
+    """On a GPU what models train in comes first, where there is a budget."""
+    half = [torch.bfloat16] if has_bf16_units(settings.device) else []
+    return [*half, torch.float32] if settings.device == "cuda" else [torch.float32, *half]
 
 
 def contrastive_workloads(batch: int, settings: Settings) -> list[Contrastive]:
@@ -110,12 +114,11 @@ def contrastive_case(workload: Contrastive, found: list[Peer]) -> Case:
 def inf_cl_peers(workload: Contrastive) -> list[Peer]:
     if workload.device != "cuda" or workload.kind != "infonce":
         return []
-    missing = peers.missing("inf_cl", "inf_cl")
-    return [Peer("Inf-CL", lambda: peers.contrastive(workload, peers.inf_cl(workload)), missing)]
+    return [Peer("Inf-CL", lambda: peers.contrastive(workload, peers.inf_cl(workload)), missing("inf_cl", "inf_cl"))]
 
 
 def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
-    no_open_clip = peers.missing("open_clip", "open_clip_torch")
+    no_open_clip = missing("open_clip", "open_clip_torch")
     matrix = workload.rows**2 * workload.dtype.itemsize
     too_large = peers.no_room(STORED[workload.kind] * matrix, workload.device)
     too_large_compiled = peers.no_room(STORED["compiled"] * matrix, workload.device)
@@ -131,7 +134,16 @@ def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
         peer("chunks under checkpoint", peers.checkpointed),
         *inf_cl_peers(workload),
         *backend_peers("contrastive_loss", workload, few, peers.contrastive_backend),
+        *_by_ids(workload),
     ]
+
+
+def _by_ids(workload: Contrastive) -> list[Peer]:
+    """Positives found by the ids of the clips, as training does it; on a GPU other kernels serve that."""
+    if workload.device != "cuda":
+        return []
+    reason = dict(dispatch.report()["contrastive_loss"])["triton"]
+    return [Peer(f"{PREFIX}triton, by ids", partial(peers.contrastive_by_ids, workload, "triton"), reason)]
 
 
 def _captions_case(workload: Captions) -> Case:
@@ -153,11 +165,11 @@ def _captions_case(workload: Captions) -> Case:
     ]
     if workload.device == "cuda":
         found += [
-            peer("Liger-Kernel", peers.liger, peers.missing("liger_kernel", "liger-kernel")),
+            peer("Liger-Kernel", peers.liger, missing("liger_kernel", "liger-kernel")),
             peer(
                 "cut-cross-entropy",
                 peers.cut_cross_entropy,
-                peers.missing("cut_cross_entropy", "cut-cross-entropy")
+                missing("cut_cross_entropy", "cut-cross-entropy")
                 or ("its gradients are filtered for 16-bit floats" if workload.dtype == torch.float32 else None),
             ),
         ]
@@ -226,10 +238,11 @@ def backend_peers(op: str, workload: Workload, few: Workload, setup: Callable[[W
             return str(error)
         return None
 
-    return [
-        Peer(BACKEND_PREFIX + name, partial(setup, workload, name), unavailable or refusal(name))
-        for name, unavailable in dispatch.report()[op]
+    reasons: dict[str, str | None] = {name: unavailable or refusal(name) for name, unavailable in dispatch.report()[op]}
+    backends: list[Peer] = [
+        Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
     ]
+    return [*backends, *variant_peers(op, workload.device, partial(setup, workload, "triton"), reasons["triton"])]
 
 
 def _same_as_open_clip(workload: Contrastive, no_open_clip: str | None) -> str | None:

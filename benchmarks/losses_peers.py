@@ -85,6 +85,15 @@ def contrastive_backend(workload: Contrastive, name: str) -> Run:
     return contrastive(workload, loss)
 
 
+def contrastive_by_ids(workload: Contrastive, name: str) -> Run:
+    ids = torch.arange(workload.rows, device=workload.device)
+
+    def loss(audio: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        return contrastive_loss(audio, text, scale, bias, ids=ids, kind=workload.kind, backend=name).loss
+
+    return contrastive(workload, loss)
+
+
 def captions_backend(workload: Captions, name: str) -> Run:
     return captions(workload, partial(linear_cross_entropy, backend=name))
 
@@ -229,11 +238,6 @@ def dinov2(workload: Prototypes) -> Loss:
         return -(target * prediction).sum(-1).mean()
 
     return loss
-
-
-def missing(module: str, package: str) -> str | None:
-    """Why the peer of an optional `package` cannot run, None if it can."""
-    return None if importlib.util.find_spec(module) else f"{package} not installed"
 
 
 def no_room(byte_count: float, device: str) -> str | None:

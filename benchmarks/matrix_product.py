@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.inputs import normal
 
 USEFUL = "useful GFLOP"
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -21,8 +22,7 @@ def product_case(dtype: torch.dtype, settings: Settings) -> Case:
     size = 64 if settings.quick else 2048 if settings.device == "cpu" else 8192
 
     def factors() -> list[Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        return [torch.randn(size, size, generator=generator).to(settings.device, dtype) for _ in range(2)]
+        return [normal(seed, size, size, device=settings.device, dtype=dtype) for seed in range(2)]
 
     def setup() -> Run:
         a, b = factors()

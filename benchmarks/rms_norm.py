@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, missing
+from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.log_mel_clips import mixed_seconds
+from benchmarks.our_peers import gpu_backends
 from slap_fast.models.config import ModelConfig
 from slap_fast.ops import add_rms_norm
 
@@ -54,7 +56,7 @@ class Stream:
         return tuple(self._numbers(seed, self.tokens, self.width) for seed in (3, 4))
 
     def _numbers(self, seed: int, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
+        return normal(seed, *shape, device=self.device, dtype=self.dtype)
 
     @property
     def gigabytes(self) -> float:
@@ -83,7 +85,9 @@ def _case(stream: Stream, settings: Settings, *, backward: bool) -> Case:
     peers = (
         Peer("add, F.rms_norm", lambda: run(plain)),
         Peer("add, F.rms_norm, torch.compile", lambda: run(compiled()), too_slow),
+        *_gpu_libraries(stream, run),
         Peer("slap-fast", lambda: run(ours)),
+        *gpu_backends("rms_norm", stream.device, lambda name: run(partial(ours, backend=name))),
     )
     direction = "forward and backward" if backward else "forward"
     return Case(
@@ -119,6 +123,29 @@ def _copy(stream: Stream) -> Case:
 def _plain(stream: Stream, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     summed = x + residual
     return F.rms_norm(summed, weight.shape, weight, stream.eps), summed
+
+
+def _gpu_libraries(stream: Stream, run: Callable[[Norm], Run]) -> list[Peer]:
+    if stream.device != "cuda":
+        return []
+    return [
+        Peer("Liger-Kernel", lambda: run(_liger(stream)), missing("liger_kernel", "liger-kernel")),
+        Peer("QuACK", lambda: run(_quack(stream)), missing("quack", "quack-kernels")),
+    ]
+
+
+def _liger(stream: Stream) -> Norm:
+    from liger_kernel.ops import LigerFusedAddRMSNormFunction
+
+    return lambda x, residual, weight: LigerFusedAddRMSNormFunction.apply(
+        x, residual, weight, stream.eps, 0.0, "llama", False
+    )
+
+
+def _quack(stream: Stream) -> Norm:
+    from quack.rmsnorm import rmsnorm
+
+    return lambda x, residual, weight: rmsnorm(x, weight, residual=residual, eps=stream.eps, prenorm=True)
 
 
 def _reference(stream: Stream, *, backward: bool) -> Outputs:

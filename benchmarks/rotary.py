@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.log_mel_clips import mixed_seconds
+from benchmarks.our_peers import gpu_backends
 from slap_fast.models.config import ModelConfig
 from slap_fast.ops import PackedLayout, apply_rotary, apply_rotary_qkv
 
@@ -60,7 +62,7 @@ class Projection:
 
     def _numbers(self, seed: int, parts: int) -> Tensor:
         shape = (sum(self.lengths), parts, self.heads, self.head_dim)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
+        return normal(seed, *shape, device=self.device, dtype=self.dtype)
 
     @property
     def gigabytes(self) -> float:
@@ -87,6 +89,7 @@ def _forward(projection: Projection, settings: Settings) -> Case:
         Peer("rotate_half, torch.compile", lambda: run(_compiled(projection)), _too_slow_to_compile(settings)),
         Peer("slap-fast, PyTorch backend", lambda: run(_rotary(projection, "torch"))),
         Peer("slap-fast", lambda: run(_rotary(projection))),
+        *_triton(projection, lambda: run(_rotary(projection, "triton"))),
         Peer("slap-fast, in place", lambda: _run_in_place(projection)),
     )
     return _case("forward", projection, peers, backward=False)
@@ -100,6 +103,7 @@ def _both(projection: Projection, settings: Settings) -> Case:
         Peer("slap-fast, PyTorch backend", lambda: run(_rotary_qkv(projection, "torch"))),
         Peer("slap-fast, views", lambda: run(_rotary(projection))),
         Peer("slap-fast", lambda: run(_rotary_qkv(projection))),
+        *_triton(projection, lambda: run(_rotary_qkv(projection, "triton"))),
     )
     return _case("forward and backward", projection, peers, backward=True)
 
@@ -137,6 +141,11 @@ def _copy(projection: Projection) -> Case:
         tolerance=0.0,
         work={GIGABYTES: 2 * projection.gigabytes},
     )
+
+
+def _triton(projection: Projection, setup: Callable[[], Run]) -> list[Peer]:
+    """The backend by its name; PyTorch's has a row on every device."""
+    return gpu_backends("apply_rotary", projection.device, lambda _name: setup())[:1]
 
 
 def _too_slow_to_compile(settings: Settings) -> str | None:

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, missing
+from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
+from benchmarks.our_peers import gpu_backends
 from slap_fast.models.config import ModelConfig
 from slap_fast.ops import swiglu
 
@@ -46,8 +48,7 @@ class Hidden:
         return self._numbers(1, self.width)
 
     def _numbers(self, seed: int, width: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.tokens, width, generator=generator).to(self.device, self.dtype)
+        return normal(seed, self.tokens, width, device=self.device, dtype=self.dtype)
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -68,7 +69,9 @@ def _case(hidden: Hidden, settings: Settings, *, backward: bool) -> Case:
         peers=(
             Peer("PyTorch", lambda: run(_plain)),
             Peer("torch.compile", lambda: run(torch.compile(_plain, fullgraph=True, dynamic=True)), too_slow),
+            *_liger(hidden, run),
             Peer("slap-fast", lambda: run(swiglu)),
+            *gpu_backends("swiglu", hidden.device, lambda name: run(partial(swiglu, backend=name))),
         ),
         baseline="PyTorch",
         reference=lambda: _outputs(_plain, hidden.gate_up().double(), hidden.gradient().double(), backward=backward),
@@ -76,6 +79,17 @@ def _case(hidden: Hidden, settings: Settings, *, backward: bool) -> Case:
         work={"GB": 1e-9 * hidden.dtype.itemsize * values},
         facts={"tokens": hidden.tokens, "hidden width": hidden.width},
     )
+
+
+def _liger(hidden: Hidden, run: Callable[[Gate], Run]) -> list[Peer]:
+    """Its kernel for a gate and what it lets through side by side, as here; on a GPU alone."""
+
+    def setup() -> Run:
+        from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
+
+        return run(lambda gate_up: LigerFusedGateUpSiLUMulFunction.apply(gate_up))
+
+    return [Peer("Liger-Kernel", setup, missing("liger_kernel", "liger-kernel"))] if hidden.device == "cuda" else []
 
 
 def _plain(gate_up: Tensor) -> Tensor:

@@ -24,15 +24,16 @@ shrink with the tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
-from benchmarks.harness.machine import has_bf16_units
+from benchmarks.harness.machine import available_bytes, has_bf16_units
+from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
 from benchmarks.padded_model import PaddedBatch, PaddedPretrainingModel
 from benchmarks.step_flops import step_flops
 from slap_fast.data.augmentation import MaskSampler
@@ -45,6 +46,8 @@ from slap_fast.models.config import (
     PrototypeHeadConfig,
     TextEncoderConfig,
 )
+from slap_fast.ops import dispatch
+from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_optimizer
 from slap_fast.training.pretraining import PretrainingModel
@@ -56,7 +59,8 @@ TEACHER_TEMPERATURE = 0.07
 EMA_MOMENTUM = 0.994
 # About ten and two times what either peer was seen to be off, at any size.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+GPU_CLIPS = 256
+GPU_CLIPS_BYTES = 110e9  # of memory that they take; with less there are half as many
 OPTIMIZER = OptimizerConfig()
 MODULES = (
     "student.audio_encoder",
@@ -89,12 +93,24 @@ PAPER_MODEL = ModelConfig(text=replace(TextEncoderConfig(), pretrained=None))
 
 @dataclass(frozen=True)
 class Workload:
-    """A batch to be, with the model for it."""
+    """A batch to be, with the model for it.
+
+    Attributes:
+        durations: seconds of each clip.
+        model: its dimensions.
+        dtype: of weights and activations.
+        device: where it runs.
+        checked: clips of the batch that losses and gradients are checked on, where float64 has no room for all.
+    """
 
     durations: tuple[float, ...]
     model: ModelConfig
     dtype: torch.dtype
     device: str
+    checked: tuple[float, ...] | None = None
+
+    def to_check(self) -> Workload:
+        return self if self.checked is None else replace(self, durations=self.checked, checked=None)
 
     def batch(self, dtype: torch.dtype | None = None) -> Batch:
         """The same clips, masks and captions at every call."""
@@ -131,24 +147,43 @@ def caption_length(clip: int) -> int:
 
 
 def cases(settings: Settings) -> list[Case]:
-    if settings.quick:
-        model, clips = QUICK_MODEL, 4
-    elif settings.device == "cpu":
-        model, clips = CPU_MODEL, 8
-    else:
-        model, clips = PAPER_MODEL, 64
+    if settings.device == "cuda" and not settings.quick:
+        return _gpu_cases(settings)
+    model, clips = (QUICK_MODEL, 4) if settings.quick else (CPU_MODEL, 8)
     dtypes = [torch.float32, *([torch.bfloat16] if has_bf16_units(settings.device) else [])]
     scale = 0.2 if settings.quick else 1.0
     mixes = {"mixed": mixed_durations(clips), "equal": (10.0,) * clips}
     return [
-        _case(f"{name} durations, {DTYPE_NAMES[dtype]}", Workload(durations, model, dtype, settings.device))
+        _case(
+            f"{name} durations, {DTYPE_NAMES[dtype]}",
+            Workload(durations, model, dtype, settings.device),
+            (PADDED, PACKED),
+        )
         for name, seconds in mixes.items()
         for durations in [tuple(scale * duration for duration in seconds)]
         for dtype in dtypes
     ]
 
 
-def _case(name: str, workload: Workload) -> Case:
+def _gpu_cases(settings: Settings) -> list[Case]:
+    """The paper's model, the most telling case first. Losses and gradients are checked on four clips of the mix, since
+    a float64 reference of 64 clips takes some 220 GB."""
+    clips = GPU_CLIPS if available_bytes("cuda") > GPU_CLIPS_BYTES else GPU_CLIPS // 2
+    equal = Workload((10.0,) * clips, PAPER_MODEL, torch.bfloat16, "cuda", checked=mixed_durations(4))
+    mixed = replace(equal, durations=mixed_durations(clips // 2))
+    single = replace(equal, durations=(10.0,) * (clips // 4), dtype=torch.float32)
+    unfused = Execution("packed, PyTorch's norm, rotary and SwiGLU", _packed_forward, first=UNFUSED)
+    compiled = Execution("packed, compiled blocks", _packed_forward, prepare=compile_blocks)
+    return [
+        product_case(torch.bfloat16, settings),
+        _case(f"{clips} clips of 10 s, bf16", equal, (PADDED, PACKED, unfused), peak=product_name(torch.bfloat16)),
+        _case(f"{clips // 2} clips, mixed durations, bf16", mixed, (PADDED, PACKED), peak=product_name(torch.bfloat16)),
+        _case(f"{clips} clips of 10 s, bf16, compiled", equal, (PACKED, compiled), peak=product_name(torch.bfloat16)),
+        _case(f"{clips // 4} clips of 10 s, fp32", single, (PADDED, PACKED)),
+    ]
+
+
+def _case(name: str, workload: Workload, executions: Sequence[Execution], peak: str | None = None) -> Case:
     samples = [round(seconds * workload.model.mel.sample_rate) for seconds in workload.durations]
     tokens = [workload.model.num_tokens(count) for count in samples]
     captions = [caption_length(clip) for clip in range(len(samples))]
@@ -156,14 +191,11 @@ def _case(name: str, workload: Workload) -> Case:
     padded_flops = step_flops(tokens, captions, workload.model, padded=True)
     return Case(
         name=name,
-        peers=(
-            Peer("padded, SDPA", partial(_set_up, workload, _padded_forward)),
-            Peer("packed", partial(_set_up, workload, _packed_forward)),
-        ),
-        baseline="padded, SDPA",
-        reference=lambda: _losses_and_gradients(*_padded_forward(workload, torch.float64)),
+        peers=tuple(Peer(execution.name, partial(_set_up, workload, execution)) for execution in executions),
+        baseline=executions[0].name,
+        reference=lambda: _reference(workload.to_check()),
         tolerance=TOLERANCES[workload.dtype],
-        work={"audio tokens": sum(tokens), "useful GFLOP": packed_flops / 1e9},
+        work={USEFUL: packed_flops / 1e9, "audio tokens": sum(tokens)},
         facts={
             "clips": len(tokens),
             "shortest (s)": min(workload.durations),
@@ -173,33 +205,70 @@ def _case(name: str, workload: Workload) -> Case:
             "caption padding share": 1 - sum(captions) / (len(captions) * max(captions)),
             "arithmetic saved": padded_flops / packed_flops,
         },
+        peak=peak,
+        replayable=False,  # it changes the weights that it starts from, and runs an optimizer
     )
 
 
 Forward = Callable[[], dict[str, Tensor]]
 
 
-def _packed_forward(workload: Workload, dtype: torch.dtype) -> tuple[PretrainingModel, Forward]:
-    model, batch = workload.pretraining_model(dtype), workload.batch(dtype)
-    return model, lambda: model(batch, TEACHER_TEMPERATURE)
+def _packed_forward(workload: Workload, model: PretrainingModel) -> Forward:
+    batch = workload.batch(next(model.parameters()).dtype)
+    return lambda: model(batch, TEACHER_TEMPERATURE)
 
 
-def _padded_forward(workload: Workload, dtype: torch.dtype) -> tuple[PretrainingModel, Forward]:
-    model = workload.pretraining_model(dtype)
+def _padded_forward(workload: Workload, model: PretrainingModel) -> Forward:
     padded = PaddedPretrainingModel(model)
-    batch = PaddedBatch.from_packed(workload.batch(dtype), workload.model)
-    return model, lambda: padded(batch, TEACHER_TEMPERATURE)
+    batch = PaddedBatch.from_packed(workload.batch(next(model.parameters()).dtype), workload.model)
+    return lambda: padded(batch, TEACHER_TEMPERATURE)
 
 
-def _set_up(workload: Workload, build: Callable[[Workload, torch.dtype], tuple[PretrainingModel, Forward]]) -> Run:
-    model, forward = build(workload, workload.dtype)
+@dataclass(frozen=True)
+class Execution:
+    """A way to run the model.
+
+    Attributes:
+        name: of the peer.
+        forward: what computes the losses of a batch.
+        prepare: changes the model first.
+        first: backends that "auto" tries first, by op.
+    """
+
+    name: str
+    forward: Callable[[Workload, PretrainingModel], Forward]
+    prepare: Callable[[PretrainingModel], None] | None = None
+    first: Mapping[str, str] = field(default_factory=dict)
+
+
+PADDED = Execution("padded, SDPA", _padded_forward)
+PACKED = Execution("packed", _packed_forward)
+UNFUSED = {"rms_norm": "torch", "apply_rotary": "torch", "swiglu": "torch"}
+
+
+def _set_up(workload: Workload, execution: Execution) -> Run:
+    model = workload.pretraining_model(workload.dtype)
+    if execution.prepare is not None:
+        execution.prepare(model)
+    forward = execution.forward(workload, model)
+    checked = forward if workload.checked is None else execution.forward(workload.to_check(), model)
     update = _Update(model)
 
     def step() -> None:
-        forward()["loss"].backward()
+        with dispatch.preferring(**execution.first):
+            forward()["loss"].backward()
         update()
 
-    return Run(step=step, outputs=lambda: _losses_and_gradients(model, forward))
+    def outputs() -> Outputs:
+        with dispatch.preferring(**execution.first):
+            return _losses_and_gradients(model, checked)
+
+    return Run(step=step, outputs=outputs)
+
+
+def _reference(workload: Workload) -> Outputs:
+    model = workload.pretraining_model(torch.float64)
+    return _losses_and_gradients(model, _padded_forward(workload, model))
 
 
 class _Update:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Settings:
         quick: small sizes and few rounds: proves that everything works, and is no measurement.
         rounds: timed rounds a case; None: as many as `seconds` allows.
         seconds: what the timed rounds of one case may take.
+        budget: seconds after which a benchmark starts no further case; None: it runs them all.
         cold_cache: sweep the caches before each timed step.
     """
 
@@ -34,6 +36,7 @@ class Settings:
     quick: bool = False
     rounds: int | None = None
     seconds: float = 30.0
+    budget: float | None = None
     cold_cache: bool = False
 
 
@@ -81,6 +84,7 @@ class Case:
         facts: what a reader must know of the workload.
         peak: the case of the same benchmark whose fastest peer is what the machine can do of the first unit of work;
             rates are reported as shares of it too.
+        replayable: on a GPU, time replays of CUDA graphs. False where a step changes its own inputs, as training does.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Case:
     work: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float | str] = field(default_factory=dict)
     peak: str | None = None
+    replayable: bool = True
 
     def __post_init__(self) -> None:
         names = [peer.name for peer in self.peers]
@@ -110,8 +115,8 @@ def relative_errors(outputs: Outputs, reference: Outputs) -> dict[str, float]:
         raise ValueError(f"outputs {sorted(outputs)} are not those of the reference {sorted(reference)}")
     errors = {}
     for name, expected in reference.items():
-        value = outputs[name].detach().to("cpu", torch.float64)
-        expected = expected.detach().to("cpu", torch.float64)
+        expected = expected.detach().double()
+        value = outputs[name].detach().to(expected.device, torch.float64)
         if value.shape != expected.shape or not (value.isfinite().all() and expected.isfinite().all()):
             errors[name] = float("inf")
             continue
@@ -119,6 +124,11 @@ def relative_errors(outputs: Outputs, reference: Outputs) -> dict[str, float]:
         error = (value - expected).norm().item()
         errors[name] = error / scale if scale else error
     return errors
+
+
+def missing(module: str, package: str) -> str | None:
+    """Why the peer of an optional `package` cannot run, None if it can."""
+    return None if importlib.util.find_spec(module) else f"{package} not installed"
 
 
 def load_benchmark(name: str) -> ModuleType:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from benchmarks.harness.case import Case, Peer, Settings, benchmark_names, default_names, load_benchmark
-from benchmarks.harness.measure import ERROR, FAILED, measure_case
+from benchmarks.harness.measure import ERROR, FAILED, LEFT_OUT, DeviceLostError, measure_case, without_times
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_readme
-from benchmarks.harness.results import build_result, load_result, result_path, save_result, with_earlier
+from benchmarks.harness.results import build_result, finite, load_result, result_path, save_result, with_earlier
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+DEVICE_LOST = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 1: a peer failed its check or raised, or the README is stale; 2: the command cannot be carried out."""
+    """0: done; 1: a peer failed its check or raised, or the README is stale; 2: the command cannot be carried out;
+    3: the GPU answers this process no more, and the same command with `--resume` goes on after the case that did it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {"plot": _plot, "readme": _readme}
     try:
@@ -67,6 +73,17 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--add", action="store_true", help="keep cases of the last result that are not run now; same machine and commit"
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="as --add, and run only what the last result lacks; a case that it died in is reported and not run again",
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="start no further case of a benchmark after so long"
+    )
+    parser.add_argument(
+        "--lines", type=Path, metavar="FILE", help="also append each case to FILE as a line of JSON when it is done"
+    )
     parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory and its child processes")
     parser.add_argument(
@@ -87,28 +104,74 @@ def _run(argv: Sequence[str]) -> int:
         quick=options.quick,
         rounds=options.rounds or (3 if options.quick else None),
         seconds=options.seconds,
+        budget=options.budget,
         cold_cache=options.cold_cache,
     )
-    benchmarks = [(name, load_benchmark(name)) for name in options.names or names]
-    right = True
-    for name, module in benchmarks:
-        measured: list[dict[str, Any]] = []
-        cases = module.cases(settings)
-        wanted = [_with_peers(case, options.peers) for case in _wanted(cases, options.cases)]
-        result = build_result(name, module.TITLE, measured, settings)
-        path = result_path(result, options.out)
-        earlier = load_result(path) if options.add and path.exists() else None
-        order = [case.name for case in cases]
-        if earlier is not None:
-            with_earlier(result, earlier, order)  # raises now rather than after hours
-        for case in wanted:
-            print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
-            measured.append(measure_case(name, case, settings, memory=not options.no_memory))
-            # After each case: some run for hours.
-            save_result(result if earlier is None else with_earlier(result, earlier, order), options.out)
-        print(f"\n{module.TITLE}\n\n{render(load_result(path))}\n-> {path}")
-        right &= all(peer["status"] not in (FAILED, ERROR) for case in measured for peer in case["peers"])
-    return 0 if right else 1
+    status = 0
+    for name, module in [(name, load_benchmark(name)) for name in options.names or names]:
+        found = _run_benchmark(name, module, settings, options)
+        if found == DEVICE_LOST:
+            return found
+        status = max(status, found)
+    return status
+
+
+def _run_benchmark(name: str, module: ModuleType, settings: Settings, options: argparse.Namespace) -> int:
+    measured: list[dict[str, Any]] = []
+    cases = module.cases(settings)
+    wanted = [_with_peers(case, options.peers) for case in _wanted(cases, options.cases)]
+    result = build_result(name, module.TITLE, measured, settings)
+    path = result_path(result, options.out)
+    earlier = load_result(path) if (options.add or options.resume) and path.exists() else None
+    order = [case.name for case in cases]
+    died_in = None
+    if earlier is not None:
+        with_earlier(result, earlier, order)  # raises now rather than after hours
+        if options.resume:
+            died_in = earlier.get("in_progress")
+            known = {case["name"] for case in earlier["cases"]}
+            wanted = [case for case in wanted if case.name not in known]
+
+    def save(**marks: str) -> None:
+        whole = result if earlier is None else with_earlier(result, earlier, order)
+        save_result(whole | marks, options.out)
+
+    begun = time.monotonic()
+    for case in wanted:
+        print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
+        lost = None
+        if case.name == died_in:
+            measured.append(without_times(case, ERROR, "the process died while it ran this case"))
+        elif settings.budget is not None and time.monotonic() - begun > settings.budget:
+            measured.append(without_times(case, LEFT_OUT, f"the budget of {settings.budget:g} s was used up"))
+        else:
+            save(in_progress=case.name)
+            try:
+                measured.append(measure_case(name, case, settings, memory=not options.no_memory))
+            except DeviceLostError as error:
+                lost = error
+                measured.append(error.measured)
+        # After each case: some run for hours.
+        save()
+        if options.lines is not None:
+            _append_line(options.lines, result | {"cases": measured[-1:]})
+        if lost is not None:
+            print(f"python -m benchmarks: {lost}", file=sys.stderr)
+            return DEVICE_LOST
+    whole = load_result(path)
+    print(f"\n{module.TITLE}\n\n{render(whole)}\n-> {path}")
+    return 0 if _all_right(whole["cases"]) else 1
+
+
+def _all_right(cases: Sequence[dict[str, Any]]) -> bool:
+    return all(peer["status"] not in (FAILED, ERROR) for case in cases for peer in case["peers"])
+
+
+def _append_line(path: Path, result: dict[str, Any]) -> None:
+    """One write, so that lines of processes that share the file do not mix."""
+    line = json.dumps({"result": finite(result)}, allow_nan=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def _wanted(cases: Sequence[Case], texts: Sequence[str] | None) -> list[Case]:

@@ -7,7 +7,8 @@ gives every block of 64 KiB or more back when it is freed, so that the resident 
 than the heap's holes. What a first step loads once (thread pools, code pages) is counted: a few MiB, alike for all.
 PyTorch's compiler is not, 150 MiB that the first call of any custom op imports.
 
-On CUDA it is the caching allocator's own high-water mark of allocated (not reserved) bytes.
+On CUDA it is the caching allocator's own high-water mark of allocated (not reserved) bytes, which needs no process of
+its own.
 
 Those few MiB, and what a step returns, hide the working memory of a lean op. It is measured by itself, in one more
 step: how far the peak lies above what is held when it ends, with what it returned still alive. Pages that earlier steps
@@ -72,16 +73,18 @@ def measure_here(benchmark: str, case: str, peer: str, settings: Settings) -> Me
     torch.set_num_threads(settings.threads)
     found = next(c for c in load_benchmark(benchmark).cases(settings) if c.name == case)
     setup = next(p for p in found.peers if p.name == peer).setup
-    return _measure_cuda(setup) if settings.device == "cuda" else _measure_cpu(setup)
+    return _measure_cpu(setup)
 
 
-def _measure_cuda(setup: Callable[[], Run]) -> Memory:
+def measure_on_gpu(run: Run, setup_bytes: int) -> Memory:
+    """As `measure_in_child`, of what is set up in this process and took `setup_bytes`."""
+
     def peak() -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
 
-    figures = _measure(setup, torch.cuda.memory_allocated, peak, torch.cuda.reset_peak_memory_stats)
-    return {**figures, "method": "torch.cuda.max_memory_allocated"}
+    figures = _measure(lambda: run, torch.cuda.memory_allocated, peak, torch.cuda.reset_peak_memory_stats)
+    return {**figures, "setup_bytes": setup_bytes, "method": "torch.cuda.max_memory_allocated"}
 
 
 def _measure_cpu(setup: Callable[[], Run]) -> Memory:

@@ -31,15 +31,26 @@ def render(result: dict[str, Any]) -> str:
     working = any("working_bytes" in peer.get("memory", {}) for peer in peers)  # older results have none
     header = ["case", "peer", "time a step (quartiles)", "times as fast (quartiles)", *rates, "peak memory of a step"]
     header += ["of it beyond its result"] * working
+    replayed = any(peer.get("replay") for peer in peers)
+    header += ["launched from Python"] * replayed
     peaks = _peak_rates(cases)
     if peaks:
         header.insert(4 + len(units), "share of measured peak")
-    rows = [[case["name"], *_cells(peer, case, units, working, peaks)] for case in cases for peer in case["peers"]]
+    rows = [
+        [case["name"], *_cells(peer, case, units, working, peaks, replayed)] for case in cases for peer in case["peers"]
+    ]
     reasons = [
         f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}"
         for case in cases
         for peer in case["peers"]
         if peer["status"] != OK
+    ]
+    reasons += [
+        f"- {case['name']}, {peer['name']}: timed as Python launches it, since no CUDA graph holds it: "
+        f"{peer['replay']['reason']}"
+        for case in cases
+        for peer in case["peers"]
+        if "reason" in peer.get("replay", {})
     ]
     parts = [_markdown_table([header, *rows]), "\n".join(reasons), _facts(cases), _circumstances(result)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -116,10 +127,10 @@ def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _cells(
-    peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool, peaks: dict[str, float]
+    peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool, peaks: dict[str, float], replayed: bool
 ) -> list[str]:
     if peer["status"] != OK:
-        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working + bool(peaks))]
+        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working + bool(peaks) + replayed)]
     peak = peaks.get(case.get("peak", ""))
     share = f"{peer['rate'][next(iter(case['work']))] / peak:.0%}" if peak else ""
     time, memory = peer["time"], peer.get("memory", {})
@@ -132,6 +143,7 @@ def _cells(
         *([share] * bool(peaks)),
         format_bytes(memory["step_bytes"]) if "step_bytes" in memory else memory.get("reason", ""),
         *([format_bytes(memory["working_bytes"]) if "working_bytes" in memory else ""] * working),
+        *([format_seconds(peer["eager"]["median"]) if "eager" in peer else ""] * replayed),
     ]
 
 

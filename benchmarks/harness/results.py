@@ -5,13 +5,16 @@
                 "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
                            "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
                            "rate": {unit: amount a second},
+                           "eager": {"q1", "median", "q3"} or null, "replay": {"copies"} or {"reason"},
                            "memory": {"setup_bytes", "step_bytes", "kept_bytes", "working_bytes", "method"}
                                      or {"reason"}}]}]}
 
 A benchmark without peers has no cases, but "figures": [{"name", "value", "bound": what it must lie below, or null}],
 or a "table": {"columns": [name], "rows": [[text, number or null]]}.
 Times are in seconds; `ratio` is the baseline's time over the peer's, above 1 where the peer is faster. A peer whose
-status is not "ok" has a reason and none of what follows `errors`.
+status is not "ok" has a reason and none of what follows `errors`. On a GPU `seconds` are replays of a CUDA graph that
+runs the step on `copies` sets of inputs, and `eager` is the same step launched from Python; where a step cannot be
+captured, `replay` has the reason and `seconds` are launched from Python. While a case runs, "in_progress" names it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from benchmarks.harness.case import Settings
 from benchmarks.harness.machine import describe_machine, describe_versions
 
 FORMAT = 1
+_MAY_DIFFER = ("load_average", "rounds", "seconds", "budget")
 OURS = ("slap-fast", "packed")  # what the names of our own peers begin with
 
 
@@ -67,7 +71,7 @@ def with_earlier(result: dict[str, Any], earlier: dict[str, Any], order: Sequenc
 
 def _alike(circumstances: dict[str, Any]) -> dict[str, Any]:
     """Without what may differ between the parts of one measurement."""
-    return {name: value for name, value in circumstances.items() if name not in ("load_average", "rounds", "seconds")}
+    return {name: value for name, value in circumstances.items() if name not in _MAY_DIFFER}
 
 
 def is_ours(peer: str) -> bool:
@@ -89,7 +93,7 @@ def result_path(result: dict[str, Any], folder: Path) -> Path:
 def save_result(result: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = result_path(result, folder)
-    path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -104,12 +108,12 @@ def load_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinity: an error that is infinite is stored as the string "inf"."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

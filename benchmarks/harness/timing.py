@@ -83,7 +83,10 @@ def cpu_timer(step: Callable[[], object], repeats: int) -> float:
 
 
 def cuda_timer(step: Callable[[], object], repeats: int) -> float:
-    """By events on the device: from an idle device to the end of the last kernel, launch gaps included."""
+    """By events on the device: from an idle device to the end of the last kernel, launch gaps included.
+
+    Small steps then measure Python: `benchmarks.harness.replay` is what they are timed by.
+    """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -110,6 +111,38 @@ def select(op: str, requested: str, **traits: object) -> str:
         names = ", ".join(["auto", *(backend.name for backend in backends)])
         raise ValueError(f"{op} has no backend {requested!r}; choose one of {names}")
     raise ValueError(f"{op}: backend {requested!r} cannot serve this call ({'; '.join(refusals)})")
+
+
+@contextmanager
+def preferring(**backends: str) -> Iterator[None]:
+    """Inside the block `backend="auto"` tries the named backend of each named op first. For benchmarks and tests.
+
+        with dispatch.preferring(rms_norm="torch", swiglu="torch"):
+            loss = model(batch)
+
+    It holds for the whole process. A backward takes the backend that its forward took.
+
+    Raises:
+        ValueError: an unknown op or backend.
+    """
+    for op, name in backends.items():
+        if name not in [backend.name for backend in _backends.get(op, ())]:
+            raise ValueError(f"{op!r} has no backend {name!r}; `slap-fast info` lists the backends of each op")
+    before = dict(_preferences)
+    for op, name in backends.items():
+        _preferences[op] = _preference_for(name)
+    try:
+        yield
+    finally:
+        _preferences.clear()
+        _preferences.update(before)
+
+
+def _preference_for(name: str) -> Preference:
+    def order(**_traits: object) -> tuple[str, ...]:
+        return (name,)
+
+    return Preference(order, lambda: f"{name} first")
 
 
 def report() -> dict[str, list[tuple[str, str | None]]]:

@@ -225,3 +225,40 @@ def test_a_part_measured_elsewhere_is_not_added(tmp_path: Path, capsys: pytest.C
     assert main(command) == 2
     assert "differs in machine: cpu" in capsys.readouterr().err
     assert load_result(path) == other
+
+
+SERIES = ["tests.benchmarks.series_toy", "--quick", "--no-memory"]
+
+
+def _statuses(folder: Path) -> dict[str, str]:
+    cases = load_result(folder / "series_toy-cpu-quick.json")["cases"]
+    return {case["name"]: case["peers"][0]["status"] for case in cases}
+
+
+def test_a_reference_that_fails_costs_its_case_alone(tmp_path: Path) -> None:
+    assert main([*SERIES, "--out", str(tmp_path)]) == 1
+    assert _statuses(tmp_path) == {"first": "ok", "without reference": "error", "last": "ok"}
+
+
+def test_what_the_budget_leaves_out_is_listed_and_each_case_is_a_line_as_soon_as_it_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "lines.jsonl"
+    assert main([*SERIES, "--budget", "0", "--lines", str(lines), "--out", str(tmp_path)]) == 0
+    assert set(_statuses(tmp_path).values()) == {"left out"}
+    assert "left out: the budget of 0 s was used up" in capsys.readouterr().out
+    names = [json.loads(line)["result"]["cases"][0]["name"] for line in lines.read_text().splitlines()]
+    assert names == ["first", "without reference", "last"]
+
+
+def test_a_run_that_died_goes_on_after_the_case_that_killed_it(tmp_path: Path) -> None:
+    main([*SERIES, "--cases", "first", "--out", str(tmp_path)])
+    path = tmp_path / "series_toy-cpu-quick.json"
+    path.write_text(json.dumps(load_result(path) | {"in_progress": "without reference"}))
+    seconds = load_result(path)["cases"][0]["peers"][0]["seconds"]
+    assert main([*SERIES, "--resume", "--out", str(tmp_path)]) == 1
+    assert _statuses(tmp_path) == {"first": "ok", "without reference": "error", "last": "ok"}
+    first, died, _ = load_result(path)["cases"]
+    assert first["peers"][0]["seconds"] == seconds
+    assert died["peers"][0]["reason"] == "the process died while it ran this case"
+    assert "in_progress" not in load_result(path)

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from benchmarks import losses, losses_at_scale, losses_peers
-from benchmarks.harness.case import Settings, benchmark_names, default_names, relative_errors
+from benchmarks.harness.case import Settings, benchmark_names, default_names, missing, relative_errors
 from benchmarks.harness.cli import main
 from benchmarks.losses_workload import Captions, Contrastive, Prototypes
+from benchmarks.our_peers import PREFIX
 from slap_fast.ops import dispatch
 from tests.oracles.contrastive_loss import contrastive_loss
 from tests.oracles.linear_cross_entropy import linear_cross_entropy
@@ -46,8 +47,8 @@ def test_every_backend_of_every_loss_has_a_row(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         loss = case["name"].split(",")[0]
         if loss in OPS:
-            names = {peer["name"] for peer in case["peers"] if peer["name"].startswith(losses.BACKEND_PREFIX)}
-            assert names == {losses.BACKEND_PREFIX + name for name, _ in dispatch.report()[OPS[loss]]}
+            names = {peer["name"] for peer in case["peers"] if peer["name"].startswith(PREFIX)}
+            assert names == {PREFIX + name for name, _ in dispatch.report()[OPS[loss]]}
 
 
 def test_the_loss_and_every_gradient_are_checked(result: dict[str, Any]) -> None:
@@ -135,7 +136,7 @@ def test_open_clip_is_read_from_its_file_alone(tmp_path: Path, monkeypatch: pyte
     losses_peers._open_clip_losses.cache_clear()
     workload = Contrastive(4, 4, 8, torch.float32, "cpu", kind="infonce")
     try:
-        assert losses_peers.missing("open_clip", "open_clip_torch") is None
+        assert missing("open_clip", "open_clip_torch") is None
         assert losses_peers.open_clip(workload)(1, 2, 3) == 3
     finally:
         losses_peers._open_clip_losses.cache_clear()

@@ -21,8 +21,8 @@ from slap_fast.training.pretraining import PretrainingModel
 @pytest.mark.parametrize("durations", [(0.4, 2.1, 1.3), (0.05, 0.02, 3.0), (1.7,) * 3], ids=["mixed", "tiny", "equal"])
 def test_packed_and_padded_agree_in_float64(durations: tuple[float, ...]) -> None:
     workload = Workload(durations, QUICK_MODEL, torch.float64, "cpu")
-    padded = training_step._losses_and_gradients(*training_step._padded_forward(workload, torch.float64))
-    packed = training_step._losses_and_gradients(*training_step._packed_forward(workload, torch.float64))
+    padded = training_step._reference(workload)
+    packed = training_step._set_up(workload, training_step.PACKED).outputs()
     errors = relative_errors(packed, padded)
     assert max(errors.values()) < 1e-12, errors
     assert all(float(value.abs().max()) > 0 for value in padded.values())
@@ -49,13 +49,7 @@ def test_the_quick_run_is_right_for_every_peer(tmp_path: Path) -> None:
 def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
     workload = Workload((0.5, 0.3), QUICK_MODEL, torch.bfloat16, "cpu")
     models: list[PretrainingModel] = []
-
-    def build(workload: Workload, dtype: torch.dtype) -> tuple[PretrainingModel, training_step.Forward]:
-        model, forward = training_step._packed_forward(workload, dtype)
-        models.append(model)
-        return model, forward
-
-    run = training_step._set_up(workload, build)
+    run = training_step._set_up(workload, replace(training_step.PACKED, prepare=models.append))
     before = {name: value.clone() for name, value in models[0].state_dict().items()}
     run.outputs()
     assert all(torch.equal(value, before[name]) for name, value in models[0].state_dict().items())
@@ -63,6 +57,14 @@ def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
     after = models[0].state_dict()
     for name in ("student.audio_encoder.patch_embedding.weight", "student_head.prototypes"):
         assert not torch.equal(after[name], before[name])
+
+
+def test_few_clips_are_checked_where_many_are_timed() -> None:
+    few = (0.4, 0.9)
+    workload = Workload((0.5,) * 6, QUICK_MODEL, torch.float32, "cpu", checked=few)
+    outputs = training_step._set_up(workload, training_step.PACKED).outputs()
+    errors = relative_errors(outputs, training_step._reference(replace(workload, durations=few, checked=None)))
+    assert max(errors.values()) < training_step.TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("clips", [4, 8, 64])
@@ -98,9 +100,12 @@ def test_padding_and_full_windows_cost_flops() -> None:
     assert equal[0] == equal[1]
 
 
-def test_the_paper_s_size_is_what_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_step, "has_bf16_units", lambda device: True)
-    cases = training_step.cases(Settings(device="cuda"))
-    assert len(cases) == 4
-    assert cases[0].facts["clips"] == 64
-    assert cases[0].facts["longest (s)"] == max(mixed_durations(64))
+@pytest.mark.parametrize(("gigabytes", "clips"), [(139, 256), (78, 128)])
+def test_the_paper_s_size_is_what_a_gpu_runs(monkeypatch: pytest.MonkeyPatch, gigabytes: int, clips: int) -> None:
+    monkeypatch.setattr(training_step, "available_bytes", lambda device: gigabytes * 2**30)
+    product, equal, mixed, compiled, single = training_step.cases(Settings(device="cuda"))
+    assert [case.facts["clips"] for case in (equal, mixed, compiled, single)] == [clips, clips // 2, clips, clips // 4]
+    assert equal.facts["longest (s)"] == 10.0
+    assert mixed.facts["longest (s)"] == max(mixed_durations(clips // 2))
+    assert equal.peak == compiled.peak == product.name
+    assert not any(case.replayable for case in (equal, mixed, compiled, single))

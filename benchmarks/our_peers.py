@@ -1,0 +1,56 @@
+"""slap-fast's backends and the variants of its Triton kernels as peers of their own: what a GPU chooses between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from benchmarks.harness.case import Peer, Run
+from slap_fast.kernels import variants
+from slap_fast.ops import dispatch
+
+T = TypeVar("T")
+
+PREFIX = "slap-fast, "
+# The names in `variants.VARIANTS` that a launch of each op may ask for.
+VARIANTS_OF: dict[str, tuple[str, ...]] = {
+    "varlen_attention": (),
+    "contrastive_loss": (),
+    "linear_cross_entropy": (),
+    "prototype_cross_entropy": (),
+}
+
+
+def gpu_backends(op: str, device: str, setup: Callable[[str], Run]) -> list[Peer]:
+    """Where the device is a GPU, one peer for each backend of `op` by name, beside what "auto" takes."""
+    if device != "cuda":
+        return []
+    reasons = dict(dispatch.report()[op])
+    return [Peer(PREFIX + name, partial(setup, name), reasons[name]) for name in ("triton", "torch")]
+
+
+def variant_peers(op: str, device: str, setup: Callable[[], Run], unavailable: str | None = None) -> list[Peer]:
+    """Where the device is a GPU, one peer for each variant of the kernels of `op` that is not the default.
+
+    Args:
+        setup: takes the Triton backend.
+        unavailable: why that cannot run such a case.
+    """
+    if device != "cuda":
+        return []
+    return [
+        Peer(f"{PREFIX}triton, {name}={variant}", partial(_set_up, setup, {name: variant}), unavailable)
+        for name in VARIANTS_OF[op]
+        for variant in variants.VARIANTS[name][1:]
+    ]
+
+
+def _set_up(setup: Callable[[], Run], choice: dict[str, str]) -> Run:
+    run = _under(setup, choice)
+    return Run(partial(_under, run.step, choice), partial(_under, run.outputs, choice), run.outputs_take_step)
+
+
+def _under(call: Callable[[], T], choice: dict[str, str]) -> T:
+    with variants.use(**choice):
+        return call()
