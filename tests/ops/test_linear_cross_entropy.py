@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from slap_fast.ops.backends import linear_cross_entropy_torch as torch_backend
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
@@ -148,7 +149,7 @@ def test_float16_gradients_survive_a_mean_over_tokens_once_a_loss_scale_brings_t
 
 def test_compiles_whole_and_once_more_for_changing_lengths():
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(fullgraph=True, backend=counter)
     def loss(hidden, weight, target):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from slap_fast import native
 from slap_fast.ops.log_mel import log_mel
@@ -123,7 +124,7 @@ def test_compiles_whole_and_once_for_changing_lengths():
     import torch._dynamo.testing
 
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(fullgraph=True, backend=counter, dynamic=True)
     def frontend(waveform, cu_seqlens, mel_masked, total_frames, total_tokens):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from slap_fast.ops.backends import prototype_torch as torch_backend
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, prototype_usage, sinkhorn_potential
@@ -203,7 +204,7 @@ def test_the_backward_runs_twice_and_only_for_what_needs_it():
 
 def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def eager(tensors, cu_seqlens, teacher_temperature):
         return prototype_cross_entropy(

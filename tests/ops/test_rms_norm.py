@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from slap_fast.ops import add_rms_norm, rms_norm
 from tests.ops._native import BACKENDS
 from tests.oracles.rms_norm import rms_norm as oracle
+from tests.tolerance import assert_as_exact_as
 
 EPS = 1e-3
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -24,19 +28,22 @@ def _compilable(backend):
 
 @each_backend
 def test_values_and_gradients_equal_the_oracle(backend):
-    inputs = [x.requires_grad_() for x in _inputs(_compilable(backend))]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    normed, summed = add_rms_norm(*inputs, eps=EPS, backend=backend)
-    exact_sum = exact[0] + exact[1]
-    exact_normed = oracle(exact_sum, exact[2], EPS)
-    torch.testing.assert_close(summed.double(), exact_sum)
-    torch.testing.assert_close(normed.double(), exact_normed)
-    for results, exact_results in (((normed, summed), (exact_normed, exact_sum)), ((normed,), (exact_normed,))):
-        grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) for i, x in enumerate(results)]
-        actual = torch.autograd.grad(results, inputs, [grad.to(normed.dtype) for grad in grads], retain_graph=True)
-        expected = torch.autograd.grad(exact_results, exact, [grad.double() for grad in grads], retain_graph=True)
-        for grad, exact_grad in zip(actual, expected, strict=True):
-            torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-5, atol=1e-5)
+    inputs = _inputs(_compilable(backend))
+
+    def by_oracle(x, residual, weight):
+        return oracle(x + residual, weight, EPS), x + residual
+
+    def results(function, dtype, count):
+        """The first `count` results, and the gradients of their random weighting."""
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in inputs]
+        out = function(*leaves)[:count]
+        grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i, x in enumerate(out)]
+        return [*out, *torch.autograd.grad(out, leaves, grads)]
+
+    for count in (1, 2):
+        ours = results(functools.partial(add_rms_norm, eps=EPS, backend=backend), inputs[0].dtype, count)
+        peers, exact = (results(by_oracle, dtype, count) for dtype in (inputs[0].dtype, torch.float64))
+        assert_as_exact_as(ours, peers, exact)
 
 
 @each_backend
@@ -97,7 +104,7 @@ def test_opcheck_also_for_strided_views(native):
 @each_backend
 def test_compiles_whole_and_once_for_changing_lengths(backend):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def block(x, residual, weight):
         normed, x = add_rms_norm(x, residual, weight, eps=EPS, backend=backend)

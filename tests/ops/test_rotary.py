@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
@@ -163,7 +164,7 @@ def test_opcheck_also_for_strided_views(backend):
 @each_backend
 def test_compiles_whole_and_once_for_changing_lengths(backend):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def rotate(qkv, cu_seqlens):
         q, k, v = apply_rotary_qkv(qkv * 2, cu_seqlens, tokens_per_frame=4, backend=backend)

@@ -10,10 +10,12 @@ from slap_fast.ops.packing import PackedLayout
 from slap_fast.ops.varlen_attention import varlen_attention
 from tests.ops._native import native_code, needs_native
 from tests.oracles.varlen_attention import varlen_attention as oracle
+from tests.tolerance import assert_as_exact_as
 
 pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1), (600, 10)]
 # Nothing, one token, and what lies around a vector, a group of queries, a block of keys and a stretch of a clip.
 LENGTHS = [1, 0, 5, 15, 16, 17, 31, 32, 33, 97, 127, 128, 129, 513]
@@ -53,24 +55,14 @@ def _everything(attend, tensors, seed=1):
     return [out.detach(), lse.detach(), *grads]
 
 
-def _error(actual, exact):
-    seen = exact.isfinite()
-    assert torch.equal(actual.isfinite(), seen)
-    return (actual.double() - exact)[seen].norm() / exact[seen].norm().clamp_min(1e-12)
-
-
 def _assert_as_exact_as_pytorch(tensors, layouts, **settings):
     """At most twice the error of the PyTorch backend, which rounds nothing but inputs and results."""
     dtype = tensors[0].dtype
     actual = _everything(lambda x: _attend(x, layouts, **settings), tensors)
     peers = _everything(lambda x: _attend(x, layouts, "torch", **settings), tensors)
     exact = _everything(lambda x: _attend(x, layouts, "torch", **settings), [x.double() for x in tensors])
-    names = ["out", "lse", "grad_q", "grad_k", "grad_v"]
-    for name, mine, peer, wanted in zip(names, actual, peers, exact, strict=True):
-        assert mine.dtype == (torch.float32 if name == "lse" else dtype)
-        # PyTorch may happen to hit the number: a few roundings of what is summed, or a part of one of the result.
-        few = max(4 * torch.finfo(torch.float32).eps, 0 if name == "lse" else torch.finfo(dtype).eps / 8)
-        assert _error(mine, wanted) <= 2 * _error(peer, wanted) + few, name
+    assert [x.dtype for x in actual] == [dtype, torch.float32, dtype, dtype, dtype]
+    assert_as_exact_as(actual, peers, exact, NAMES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -123,8 +115,7 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(isa, dtype, head_
     with native_code(isa=isa):
         actual = _everything(mine, tensors)
     wanted = _everything(exact, [x.double() for x in tensors])
-    for value, peer, right in zip(actual, _everything(sdpa, tensors), wanted, strict=True):
-        assert _error(value, right) <= 2 * _error(peer, right) + torch.finfo(dtype).eps / 8
+    assert_as_exact_as(actual, _everything(sdpa, tensors), wanted, NAMES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -172,8 +163,7 @@ def test_large_scores_neither_overflow_nor_vanish(isa):
     with native_code(isa=isa):
         out, lse = _attend(tensors, layouts)
     exact, exact_lse = _attend([x.double() for x in tensors], layouts, "torch")
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=0)
-    assert _error(out, exact) < 1e-3
+    assert_as_exact_as([out, lse], _attend(tensors, layouts, "torch"), [exact, exact_lse], ("out", "lse"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -196,9 +186,11 @@ def test_five_thousand_short_clips():
     lengths = torch.randint(0, 5, (5000,), generator=torch.Generator().manual_seed(1)).tolist()
     tensors, layouts = _inputs(lengths, heads=1)
     actual = _everything(lambda x: _attend(x, layouts), tensors)
-    padded = _everything(lambda x: _attend(x, layouts, "torch_padded"), tensors)
-    for mine, wanted in zip(actual, padded, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+    padded, exact = (
+        _everything(lambda x: _attend(x, layouts, "torch_padded"), inputs)
+        for inputs in (tensors, [x.double() for x in tensors])
+    )
+    assert_as_exact_as(actual, padded, exact, NAMES)
 
 
 def test_a_query_without_keys_gives_zero_and_minus_infinity():
@@ -212,9 +204,11 @@ def test_a_query_without_keys_gives_zero_and_minus_infinity():
 def test_an_hour_of_audio_stays_within_its_windows():
     tensors, layouts = _inputs([90_000], heads=2)
     actual = _everything(lambda x: _attend(x, layouts, window=(48, 48)), tensors)
-    expected = _everything(lambda x: _attend(x, layouts, "torch", window=(48, 48)), tensors)
-    for mine, wanted in zip(actual, expected, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+    plain, exact = (
+        _everything(lambda x: _attend(x, layouts, "torch", window=(48, 48)), inputs)
+        for inputs in (tensors, [x.double() for x in tensors])
+    )
+    assert_as_exact_as(actual, plain, exact, NAMES)
 
 
 def test_opcheck():
