@@ -168,8 +168,8 @@ def cases(settings: Settings) -> list[Case]:
 def _gpu_cases(settings: Settings) -> list[Case]:
     """The paper's model, the most telling case first. Losses and gradients are checked on four clips of the mix, since
     a float64 reference of 64 clips takes some 220 GB."""
-    clips = GPU_CLIPS if available_bytes("cuda") > GPU_CLIPS_BYTES else GPU_CLIPS // 2
-    equal = Workload((10.0,) * clips, PAPER_MODEL, torch.bfloat16, "cuda", checked=mixed_durations(4))
+    equal = workload_to_trace(settings)
+    clips = len(equal.durations)
     mixed = replace(equal, durations=mixed_durations(clips // 2))
     single = replace(equal, durations=(10.0,) * (clips // 4), dtype=torch.float32)
     unfused = Execution("packed, PyTorch's norm, rotary and SwiGLU", _packed_forward, first=UNFUSED)
@@ -183,6 +183,15 @@ def _gpu_cases(settings: Settings) -> list[Case]:
     ]
 
 
+def workload_to_trace(settings: Settings) -> Workload:
+    """Clips of 10 s through the paper's model in bfloat16, as many as a GPU has memory for; few and small in a quick
+    run."""
+    if settings.quick:
+        return Workload((2.0,) * 4, QUICK_MODEL, torch.bfloat16, settings.device)
+    clips = GPU_CLIPS if available_bytes(settings.device) > GPU_CLIPS_BYTES else GPU_CLIPS // 2
+    return Workload((10.0,) * clips, PAPER_MODEL, torch.bfloat16, settings.device, checked=mixed_durations(4))
+
+
 def _case(name: str, workload: Workload, executions: Sequence[Execution], peak: str | None = None) -> Case:
     samples = [round(seconds * workload.model.mel.sample_rate) for seconds in workload.durations]
     tokens = [workload.model.num_tokens(count) for count in samples]
@@ -191,7 +200,7 @@ def _case(name: str, workload: Workload, executions: Sequence[Execution], peak: 
     padded_flops = step_flops(tokens, captions, workload.model, padded=True)
     return Case(
         name=name,
-        peers=tuple(Peer(execution.name, partial(_set_up, workload, execution)) for execution in executions),
+        peers=tuple(Peer(execution.name, partial(set_up, workload, execution)) for execution in executions),
         baseline=executions[0].name,
         reference=lambda: _reference(workload.to_check()),
         tolerance=TOLERANCES[workload.dtype],
@@ -246,7 +255,7 @@ PACKED = Execution("packed", _packed_forward)
 UNFUSED = {"rms_norm": "torch", "apply_rotary": "torch", "swiglu": "torch"}
 
 
-def _set_up(workload: Workload, execution: Execution) -> Run:
+def set_up(workload: Workload, execution: Execution) -> Run:
     model = workload.pretraining_model(workload.dtype)
     if execution.prepare is not None:
         execution.prepare(model)

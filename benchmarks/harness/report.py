@@ -52,7 +52,7 @@ def render(result: dict[str, Any]) -> str:
         for peer in case["peers"]
         if "reason" in peer.get("replay", {})
     ]
-    parts = [_markdown_table([header, *rows]), "\n".join(reasons), _facts(cases), _circumstances(result)]
+    parts = [markdown_table([header, *rows]), "\n".join(reasons), _facts(cases), _circumstances(result)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -73,7 +73,7 @@ def summarise(result: dict[str, Any]) -> str:
         ratio = paired_ratio(other["seconds"], ours["seconds"])
         row += [other["name"], format_seconds(other["time"]["median"]), _ratio(ratio, False)]
         rows.append([*row, _memory(ours), _memory(other)])
-    return f"{_markdown_table([header, *rows])}\n\n{_circumstances(result)}\n"
+    return f"{markdown_table([header, *rows])}\n\n{_circumstances(result)}\n"
 
 
 def _memory(peer: dict[str, Any]) -> str:
@@ -108,12 +108,12 @@ def _figures(figures: list[dict[str, Any]]) -> str:
         [figure["name"], format_amount(figure["value"]), "" if figure["bound"] is None else f"{figure['bound']:g}"]
         for figure in figures
     ]
-    return _markdown_table([["figure", "measured", "must be below"], *rows])
+    return markdown_table([["figure", "measured", "must be below"], *rows])
 
 
 def _table(columns: list[str], rows: list[list[str | float | None]]) -> str:
     cells = [["" if cell is None else _fact(cell) for cell in row] for row in rows]
-    return _markdown_table([columns, *cells])
+    return markdown_table([columns, *cells])
 
 
 def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
@@ -183,7 +183,7 @@ def _circumstances(result: dict[str, Any]) -> str:
     return "; ".join(filter(None, parts)) + "."
 
 
-def _markdown_table(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(cells[0]))]
     lines = [

@@ -22,7 +22,7 @@ from slap_fast.training.pretraining import PretrainingModel
 def test_packed_and_padded_agree_in_float64(durations: tuple[float, ...]) -> None:
     workload = Workload(durations, QUICK_MODEL, torch.float64, "cpu")
     padded = training_step._reference(workload)
-    packed = training_step._set_up(workload, training_step.PACKED).outputs()
+    packed = training_step.set_up(workload, training_step.PACKED).outputs()
     errors = relative_errors(packed, padded)
     assert max(errors.values()) < 1e-12, errors
     assert all(float(value.abs().max()) > 0 for value in padded.values())
@@ -49,7 +49,7 @@ def test_the_quick_run_is_right_for_every_peer(tmp_path: Path) -> None:
 def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
     workload = Workload((0.5, 0.3), QUICK_MODEL, torch.bfloat16, "cpu")
     models: list[PretrainingModel] = []
-    run = training_step._set_up(workload, replace(training_step.PACKED, prepare=models.append))
+    run = training_step.set_up(workload, replace(training_step.PACKED, prepare=models.append))
     before = {name: value.clone() for name, value in models[0].state_dict().items()}
     run.outputs()
     assert all(torch.equal(value, before[name]) for name, value in models[0].state_dict().items())
@@ -62,7 +62,7 @@ def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
 def test_few_clips_are_checked_where_many_are_timed() -> None:
     few = (0.4, 0.9)
     workload = Workload((0.5,) * 6, QUICK_MODEL, torch.float32, "cpu", checked=few)
-    outputs = training_step._set_up(workload, training_step.PACKED).outputs()
+    outputs = training_step.set_up(workload, training_step.PACKED).outputs()
     errors = relative_errors(outputs, training_step._reference(replace(workload, durations=few, checked=None)))
     assert max(errors.values()) < training_step.TOLERANCES[torch.float32]
 
