@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-VARIANTS: dict[str, tuple[str, ...]] = {}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "contrastive_tile": ("128x128", "128x256", "cublas"),
+    "attention_forward_global": ("128x64", "128x128", "64x128", "64x64"),
+    "attention_forward_local": ("64x64", "64x32"),
+    "attention_grad_q": ("64x64", "64x32"),
+    "attention_grad_kv_global": ("64x64", "32x64"),
+    "attention_grad_kv_local": ("32x64", "64x64"),
+}
 
 _chosen: dict[str, str] = {}
 

@@ -28,6 +28,8 @@ from slap_fast.kernels.varlen_attention_tiles import Tile, tile_for
 
 # Above any length, and far enough from the end of int32 that position + window does not pass it.
 _UNLIMITED = 1 << 30
+# Stands for a scale of 0, which would make NaN of the -inf of what a query does not see.
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 class _Call:
@@ -37,11 +39,10 @@ class _Call:
         self.left, self.right = min(left, _UNLIMITED), min(right, _UNLIMITED)
         self.head_dim, self.dtype = q.shape[2], q.dtype
         self.group = q.shape[1] // k.shape[1]
-        self.narrow = left >= 0 and right >= 0 and left + right < 256
         self.capability = launch.capability(q.device)
 
     def tile(self, kernel: str) -> Tile:
-        return tile_for(kernel, self.head_dim, self.dtype, narrow=self.narrow, capability=self.capability)
+        return tile_for(kernel, self.head_dim, self.dtype, left=self.left, right=self.right, capability=self.capability)
 
     def constants(self, tile: Tile) -> dict[str, object]:
         return {
@@ -63,6 +64,8 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, left: int, right: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`[Tq, H, D]` in the dtype of `q` and `[H, Tq]` float32; the last stride of each input is 1."""
+    if scale < 0:  # the kernel takes the largest of a row before it scales
+        return forward(-q, k, v, cu_seqlens_q, cu_seqlens_k, left, right, -scale)
     total, heads, _ = q.shape
     clips = cu_seqlens_q.shape[0] - 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -76,7 +79,7 @@ def forward(
         forward_kernel[(tiles, heads)](
             q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], total,
-            clips, total, k.shape[0], call.left, call.right, scale, **call.constants(tile),
+            clips, total, k.shape[0], call.left, call.right, max(scale, _SMALLEST_SCALE), **call.constants(tile),
         )  # fmt: skip
     return out, lse
 
@@ -96,28 +99,32 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v in their dtypes; `grad_lse` and `lse` are contiguous, all other last strides are 1."""
+    if scale < 0:
+        settings = cu_seqlens_q, cu_seqlens_k, left, right, -scale
+        grad_q, grad_k, grad_v = backward(grad_out, grad_lse, -q, k, v, out, lse, *settings)
+        return grad_q.neg_(), grad_k, grad_v
     total_q, heads, _ = q.shape
     total_k, kv_heads, _ = k.shape
     clips = cu_seqlens_q.shape[0] - 1
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    delta = torch.empty_like(lse)
+    log2_lse, delta = torch.empty_like(lse), torch.empty_like(lse)
     call = _Call(q, k, left, right)
-    settings = (total_q, clips, total_q, total_k, call.left, call.right, scale)
+    arguments = (total_q, clips, total_q, total_k, call.left, call.right, max(scale, _SMALLEST_SCALE))
     with launch.on_device_of(q):
         if total_q:
             tile = call.tile("grad_q")
             grad_q_kernel[(tile_count(total_q, clips, tile.queries), heads)](
-                q, k, v, out, grad_out, grad_lse, lse, delta, grad_q, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, out, grad_out, grad_lse, lse, log2_lse, delta, grad_q, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *grad_out.stride()[:2],
-                *grad_q.stride()[:2], *settings, **call.constants(tile),
+                *grad_q.stride()[:2], *arguments, **call.constants(tile),
             )  # fmt: skip
         if total_k:
             tile = call.tile("grad_kv")
             grad_kv_kernel[(tile_count(total_k, clips, tile.keys), kv_heads)](
-                q, k, v, grad_out, lse, delta, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, grad_out, log2_lse, delta, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2], *grad_k.stride()[:2],
-                *settings, **call.constants(tile),
+                *arguments, **call.constants(tile),
             )  # fmt: skip
     return grad_q, grad_k, grad_v

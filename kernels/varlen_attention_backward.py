@@ -1,14 +1,15 @@
 """Backward kernels of packed attention: dQ (and delta) by tiles of queries, then dK and dV by tiles of keys.
 
-Each gradient is summed by one program in one order: no atomics, the same bits from run to run. delta, the row sums of
-dO * O, comes from the dQ kernel, which holds those rows anyway: a pass of its own would read both tensors once more.
+Each gradient is summed by one program in one order: no atomics, the same bits from run to run. What the dK and dV
+kernel wants to know of a row comes from the dQ kernel, which holds it anyway: delta, the row sum of dO * O, for which a
+pass of its own would read both tensors once more, and the log-sum-exp in base 2, finite where a row sees nothing.
 """
 
 import triton
 import triton.language as tl
 
-from slap_fast.kernels.packing import clip_extent, find_clip, load_rows, store_rows
-from slap_fast.kernels.varlen_attention_forward import hide, key_range
+from slap_fast.kernels.packing import find_rows, load_rows, store_rows
+from slap_fast.kernels.varlen_attention_forward import hide, key_range, row_bounds
 
 
 @triton.jit(do_not_specialize=["stride_lh", "clips", "total_q", "total_k", "left", "right"])
@@ -20,6 +21,7 @@ def grad_q_kernel(
     grad_out: tl.tensor,
     grad_lse: tl.tensor,
     lse: tl.tensor,
+    log2_lse: tl.tensor,
     delta: tl.tensor,
     grad_q: tl.tensor,
     cu_seqlens_q: tl.tensor,
@@ -53,19 +55,17 @@ def grad_q_kernel(
     BRANCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    tile = tl.program_id(0)
     head = tl.cast(tl.program_id(1), tl.int64)
-    clip = find_clip(cu_seqlens_q, clips, tile, BLOCK_Q)
-    begin_q, length_q = clip_extent(cu_seqlens_q, clip, total_q)
-    begin_k, length_k = clip_extent(cu_seqlens_k, clip, total_k)
-    first = (tile - (begin_q // BLOCK_Q + clip)) * BLOCK_Q
-    if (first < 0) | (first >= length_q):
+    first, begin_q, length_q, begin_k, length_k = find_rows(
+        cu_seqlens_q, cu_seqlens_k, clips, total_q, total_k, BLOCK_Q
+    )
+    if first >= length_q:
         return
     begin_q += first
     present = tl.minimum(length_q - first, BLOCK_Q)
     first += length_k - length_q  # from here on, queries are named by where they stand among the keys
     rows = tl.arange(0, BLOCK_Q)
-    positions = first + rows
+    seen_first, seen_following = row_bounds(first + rows, length_k, left, right, HAS_LEFT, HAS_RIGHT)
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_k, left, right, HAS_LEFT, HAS_RIGHT)
 
     q += tl.cast(begin_q, tl.int64) * stride_qt + head * stride_qh
@@ -83,21 +83,19 @@ def grad_q_kernel(
     tl.store(delta + row_offset + rows, row_delta, mask=rows < present)
     row_lse = tl.load(lse + row_offset + rows, mask=rows < present, other=0.0)
     row_lse = tl.where(row_lse == float("-inf"), 0.0, row_lse * 1.4426950408889634)
+    tl.store(log2_lse + row_offset + rows, row_lse, mask=rows < present)
     log2_scale = scale * 1.4426950408889634
 
     accumulator = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    columns = tl.arange(0, BLOCK_K)
     k += tl.cast(lowest, tl.int64) * stride_kt
     v += tl.cast(lowest, tl.int64) * stride_vt
     for start in range(lowest, highest, BLOCK_K):
         k_tile = load_rows(k, stride_kt, length_k - start, HEAD_DIM, BLOCK_D, BLOCK_K)
         v_tile = load_rows(v, stride_vt, length_k - start, HEAD_DIM, BLOCK_D, BLOCK_K)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * log2_scale  # [BLOCK_Q, BLOCK_K]
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
         if not BRANCH or (start < inner) | (start + BLOCK_K > outer):
-            keys = start + columns
-            scores = tl.where((keys < length_k)[None, :], scores, float("-inf"))
-            scores = hide(scores, keys[None, :] - positions[:, None], left, right, HAS_LEFT, HAS_RIGHT)
-        weights = tl.exp2(scores - row_lse[:, None])
+            scores = hide(scores, start, seen_first, seen_following, HAS_LEFT, BLOCK_K)
+        weights = tl.exp2(scores * log2_scale - row_lse[:, None])
         grad_weights = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)
         grad_scores = (weights * (grad_weights - row_delta[:, None])).to(k_tile.dtype)
         accumulator = tl.dot(grad_scores, k_tile, accumulator, input_precision=PRECISION)
@@ -114,7 +112,7 @@ def grad_kv_kernel(
     k: tl.tensor,
     v: tl.tensor,
     grad_out: tl.tensor,
-    lse: tl.tensor,
+    log2_lse: tl.tensor,
     delta: tl.tensor,
     grad_k: tl.tensor,
     grad_v: tl.tensor,
@@ -147,19 +145,18 @@ def grad_kv_kernel(
     BRANCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    tile = tl.program_id(0)
     head = tl.cast(tl.program_id(1), tl.int64)
-    clip = find_clip(cu_seqlens_k, clips, tile, BLOCK_K)
-    begin_k, length_k = clip_extent(cu_seqlens_k, clip, total_k)
-    begin_q, length_q = clip_extent(cu_seqlens_q, clip, total_q)
-    first = (tile - (begin_k // BLOCK_K + clip)) * BLOCK_K
-    if (first < 0) | (first >= length_k):
+    first, begin_k, length_k, begin_q, length_q = find_rows(
+        cu_seqlens_k, cu_seqlens_q, clips, total_k, total_q, BLOCK_K
+    )
+    if first >= length_k:
         return
     begin_k += first
     present = tl.minimum(length_k - first, BLOCK_K)
     first += length_q - length_k  # from here on, keys are named by where they stand among the queries
-    positions = first + tl.arange(0, BLOCK_K)
+    rows = first + tl.arange(0, BLOCK_K)
     # What a query sees to its left sees that query to its right.
+    seen_first, seen_following = row_bounds(rows, length_q, right, left, HAS_RIGHT, HAS_LEFT)
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_q, right, left, HAS_RIGHT, HAS_LEFT)
 
     k += tl.cast(begin_k, tl.int64) * stride_kt + head * stride_kh
@@ -168,7 +165,7 @@ def grad_kv_kernel(
     v_tile = load_rows(v, stride_vt, present, HEAD_DIM, BLOCK_D, BLOCK_K)
     q += tl.cast(begin_q, tl.int64) * stride_qt + head * GROUP * stride_qh
     grad_out += tl.cast(begin_q, tl.int64) * stride_gt + head * GROUP * stride_gh
-    lse += head * GROUP * stride_lh + begin_q
+    log2_lse += head * GROUP * stride_lh + begin_q
     delta += head * GROUP * stride_lh + begin_q
     log2_scale = scale * 1.4426950408889634
 
@@ -183,14 +180,13 @@ def grad_kv_kernel(
             q_tile = load_rows(q_block, stride_qt, length_q - start, HEAD_DIM, BLOCK_D, BLOCK_Q)
             grad_tile = load_rows(grad_block, stride_gt, length_q - start, HEAD_DIM, BLOCK_D, BLOCK_Q)
             # Beyond the clip queries and gradients read as 0, and add 0 as long as lse and delta are finite.
-            row_lse = tl.load(lse + queries, mask=queries < length_q, other=0.0)
-            row_lse = tl.where(row_lse == float("-inf"), 0.0, row_lse * 1.4426950408889634)
+            row_lse = tl.load(log2_lse + queries, mask=queries < length_q, other=0.0)
             row_delta = tl.load(delta + queries, mask=queries < length_q, other=0.0)
             # Transposed, so that the products that follow take them as they lie.
-            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * log2_scale  # [BLOCK_K, BLOCK_Q]
+            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
             if not BRANCH or (start < inner) | (start + BLOCK_Q > outer):
-                scores = hide(scores, positions[:, None] - queries[None, :], left, right, HAS_LEFT, HAS_RIGHT)
-            weights = tl.exp2(scores - row_lse[None, :])
+                scores = hide(scores, start, seen_first, seen_following, HAS_RIGHT, BLOCK_Q)
+            weights = tl.exp2(scores * log2_scale - row_lse[None, :])
             sum_v = tl.dot(weights.to(grad_tile.dtype), grad_tile, sum_v, input_precision=PRECISION)
             grad_weights = tl.dot(v_tile, tl.trans(grad_tile), input_precision=PRECISION)
             grad_scores = (weights * (grad_weights - row_delta[None, :])).to(q_tile.dtype)
@@ -199,7 +195,7 @@ def grad_kv_kernel(
             grad_block += BLOCK_Q * stride_gt
         q += stride_qh
         grad_out += stride_gh
-        lse += stride_lh
+        log2_lse += stride_lh
         delta += stride_lh
 
     grad_k += tl.cast(begin_k, tl.int64) * stride_dt + head * stride_dh

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from slap_fast.kernels.packing import clip_extent, find_clip, load_rows, store_rows
+from slap_fast.kernels.packing import find_rows, load_rows, store_rows
 
 
 @triton.jit
@@ -34,20 +34,44 @@ def key_range(
 
 
 @triton.jit
-def hide(
-    scores: tl.tensor,
-    distance: tl.tensor,
+def row_bounds(
+    rows: tl.tensor,
+    length: tl.tensor,
     left: tl.tensor,
     right: tl.tensor,
     HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr,
-) -> tl.tensor:
-    """-inf where the key lies outside the window; `distance` is its position minus that of the query."""
-    if HAS_LEFT:
-        scores = tl.where(distance >= -left, scores, float("-inf"))
+) -> tuple[tl.tensor, tl.tensor]:
+    """The first column that each row sees, and how many follow it; a row that sees none begins beyond all columns.
+
+    Without a left side all begin at 0, and what follows may be negative.
+    """
+    last = tl.zeros_like(rows) + (length - 1)
     if HAS_RIGHT:
-        scores = tl.where(distance <= right, scores, float("-inf"))
-    return scores
+        last = tl.minimum(rows + right, last)
+    if not HAS_LEFT:
+        return tl.zeros_like(rows), last
+    first = tl.maximum(rows - left, 0)
+    sees_none = last < first
+    return tl.where(sees_none, 1 << 30, first), tl.where(sees_none, 0, last - first)
+
+
+@triton.jit
+def hide(
+    scores: tl.tensor,
+    start: tl.tensor,
+    first: tl.tensor,
+    following: tl.tensor,
+    HAS_LEFT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """-inf where a row does not see a column, `start` and those after it, by `row_bounds`."""
+    columns = tl.arange(0, COLUMNS)[None, :]
+    if HAS_LEFT:
+        # One comparison for both sides: what lies to the left wraps around.
+        place = (columns + (start - first)[:, None]).to(tl.uint32, bitcast=True)
+        return tl.where(place <= following.to(tl.uint32, bitcast=True)[:, None], scores, float("-inf"))
+    return tl.where(columns <= (following - start)[:, None], scores, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["stride_lh", "clips", "total_q", "total_k", "left", "right"])
@@ -84,19 +108,17 @@ def forward_kernel(
     BRANCH: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    tile = tl.program_id(0)
     head = tl.cast(tl.program_id(1), tl.int64)
-    clip = find_clip(cu_seqlens_q, clips, tile, BLOCK_Q)
-    begin_q, length_q = clip_extent(cu_seqlens_q, clip, total_q)
-    begin_k, length_k = clip_extent(cu_seqlens_k, clip, total_k)
-    first = (tile - (begin_q // BLOCK_Q + clip)) * BLOCK_Q
-    if (first < 0) | (first >= length_q):
+    first, begin_q, length_q, begin_k, length_k = find_rows(
+        cu_seqlens_q, cu_seqlens_k, clips, total_q, total_k, BLOCK_Q
+    )
+    if first >= length_q:
         return
     begin_q += first
     present = tl.minimum(length_q - first, BLOCK_Q)
     first += length_k - length_q  # from here on, queries are named by where they stand among the keys
     rows = tl.arange(0, BLOCK_Q)
-    positions = first + rows
+    seen_first, seen_following = row_bounds(first + rows, length_k, left, right, HAS_LEFT, HAS_RIGHT)
     scale *= 1.4426950408889634  # log2(e): the hardware has no exp, but exp2
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_k, left, right, HAS_LEFT, HAS_RIGHT)
 
@@ -107,20 +129,18 @@ def forward_kernel(
     accumulator = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_Q], tl.float32)
-    columns = tl.arange(0, BLOCK_K)
     k += tl.cast(lowest, tl.int64) * stride_kt
     v += tl.cast(lowest, tl.int64) * stride_vt
     for start in range(lowest, highest, BLOCK_K):
         k_tile = load_rows(k, stride_kt, length_k - start, HEAD_DIM, BLOCK_D, BLOCK_K)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale  # [BLOCK_Q, BLOCK_K]
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
         if not BRANCH or (start < inner) | (start + BLOCK_K > outer):
-            keys = start + columns
-            scores = tl.where((keys < length_k)[None, :], scores, float("-inf"))
-            scores = hide(scores, keys[None, :] - positions[:, None], left, right, HAS_LEFT, HAS_RIGHT)
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
+            scores = hide(scores, start, seen_first, seen_following, HAS_LEFT, BLOCK_K)
+        # The scale is positive, and what it multiplies below is one instruction with the subtraction.
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
         # A row that has seen no key yet: -inf minus -inf would be NaN.
         reference = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - reference[:, None])
+        weights = tl.exp2(scores * scale - reference[:, None])
         decay = tl.exp2(row_max - reference)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         row_max = new_max

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from slap_fast.kernels import variants
+
 
 class Tile(NamedTuple):
     """One kernel's shape.
@@ -27,8 +29,10 @@ class Tile(NamedTuple):
         queries, keys: rows of a tile on either side.
         warps: of a program.
         stages: of the pipeline that loads ahead.
-        branch: skip the masks in steps that every row sees whole: most, without a narrow window. On sm_80 Triton 3.7
-            moves the scores through shared memory for such a branch in the backward, which costs more than the masks.
+        branch: apply the masks in a branch, around which steps go that every row sees whole. In a narrow window there
+            are hardly any, but without a branch LLVM packs the comparisons into words of bits: on sm_90 60 of 480
+            instructions. On sm_80 Triton 3.7 moves the scores through shared memory for such a branch, which costs more
+            than the masks in the backward, and more than the packing in a narrow window.
     """
 
     queries: int
@@ -70,9 +74,41 @@ _SMALL: _Tables = {
 }
 
 
-def tile_for(kernel: str, head_dim: int, dtype: torch.dtype, *, narrow: bool, capability: tuple[int, int]) -> Tile:
-    """The tile of "forward", "grad_q" or "grad_kv"; in a narrow window hardly a step is seen whole."""
-    tables = _LARGE if capability[0] in (9, 10) else _SMALL
-    table = tables[kernel, dtype.itemsize]
+# For 16-bit heads of 33 to 64 channels on sm_90 and sm_100, by variant. What is counted is SASS of Triton 3.7 for sm_90:
+# instructions of a step, registers of a thread, and warps that run at once on a multiprocessor. A step of 64 x 64 keeps
+# the tensor cores busy for 256 clocks, so instructions decide.
+_CANDIDATES: dict[str, dict[str, Tile]] = {
+    # Per 64 x 64: 362 with 128 registers and 16 warps; 290, 214 and 8; 320, 252 and 8; 376, 142 and 12. In the first, two
+    # groups of warps share the keys, as in FlashAttention-3; the others are fewer warps to hide the waiting.
+    "attention_forward_global": {
+        "128x64": Tile(128, 64, 8, 2),
+        "128x128": Tile(128, 128, 8, 2),
+        "64x128": Tile(64, 128, 4, 2),
+        "64x64": Tile(64, 64, 4, 2),
+    },
+    # A window of 97 takes 3 steps of 413 in 12 warps, or 5 of 271 in 16. 128 queries would see 224 keys, not 160.
+    "attention_forward_local": {"64x64": Tile(64, 64, 4, 2), "64x32": Tile(64, 32, 4, 2)},
+    # In the window 3 steps of 359 in 12 warps, or 5 of 220 in 16; without, 326 or 390 per 64 x 64.
+    "attention_grad_q": {"64x64": Tile(64, 64, 4, 2), "64x32": Tile(64, 32, 4, 2)},
+    # Per 64 x 64: 375 in 8 warps, or 464 in 12.
+    "attention_grad_kv_global": {"64x64": Tile(64, 64, 4, 2), "32x64": Tile(32, 64, 4, 2)},
+    # In the window 5 steps of 246 in 12 warps, or 3 of 409 in 8.
+    "attention_grad_kv_local": {"32x64": Tile(32, 64, 4, 2), "64x64": Tile(64, 64, 4, 2)},
+}
+
+
+def tile_for(
+    kernel: str, head_dim: int, dtype: torch.dtype, *, left: int, right: int, capability: tuple[int, int]
+) -> Tile:
+    """The tile of "forward", "grad_q" or "grad_kv" in a window, whose sides are -1 where there is no limit."""
+    large = capability[0] in (9, 10)
+    narrow = left >= 0 and right >= 0 and left + right < 256
+    whole = left < 0 and right < 0
+    if large and dtype.itemsize == 2 and 32 < head_dim <= 64:
+        window = "local" if narrow else "global" if whole else "wide"
+        for name in (f"attention_{kernel}_{window}", f"attention_{kernel}"):
+            if name in _CANDIDATES:
+                return _CANDIDATES[name][variants.chosen(name)]
+    table = (_LARGE if large else _SMALL)[kernel, dtype.itemsize]
     tile = table[min(limit for limit in table if limit >= head_dim)]
-    return tile._replace(branch=tile.branch and not narrow)
+    return tile._replace(branch=tile.branch and (large or not narrow))

@@ -187,9 +187,11 @@ def test_many_short_clips() -> None:
 
 
 @triton.jit
-def _owners(cu_seqlens: tl.tensor, clips: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr) -> None:
+def _owners(
+    cu_seqlens: tl.tensor, clips: tl.tensor, total: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     tile = tl.program_id(0) * 97
-    tl.store(owners + tl.program_id(0), find_clip(cu_seqlens, clips, tile, BLOCK))
+    tl.store(owners + tl.program_id(0), find_clip(cu_seqlens, clips, total, tile, BLOCK))
 
 
 @pytest.mark.parametrize("clips", [1, 2, 63, 64, 65, 5000])
@@ -197,11 +199,11 @@ def test_every_clip_owns_tiles_for_all_its_tokens_and_the_search_finds_them(clip
     lengths = torch.randint(0, 300, (clips,), generator=torch.Generator().manual_seed(clips)).tolist()
     offsets = [0, *accumulate(lengths)]
     firsts = [offset // 64 + clip for clip, offset in enumerate(offsets)]
-    assert firsts[-1] == tile_count(offsets[-1], clips, 64)
+    assert firsts[-1] + 1 == tile_count(offsets[-1], clips, 64)
     assert all(end - begin >= -(-length // 64) for (begin, end), length in zip(pairwise(firsts), lengths, strict=True))
     expected = [clip for clip, (begin, end) in enumerate(pairwise(firsts)) for _ in range(begin, end)][::97]
     owners = torch.zeros(len(expected), dtype=torch.int32)
-    _owners[(len(expected),)](torch.tensor(offsets, dtype=torch.int32), clips, owners, BLOCK=64)
+    _owners[(len(expected),)](torch.tensor(offsets, dtype=torch.int32), clips, offsets[-1], owners, BLOCK=64)
     assert owners.tolist() == expected
 
 
