@@ -3,38 +3,153 @@
 import triton
 import triton.language as tl
 
-from slap_fast.kernels.contrastive_statistics import is_positive
-from slap_fast.kernels.score_tiles import exp, logits_of, pieces, scores, tile_of_program
-
-# Rows of larger tensors begin anywhere.
-_VECTORS = ["grad_row", "grad_column", "grad_positive", "row_largest", "row_loss", "column_largest", "column_loss"]
-_SIZES = ["stride_p", "begin_r", "begin_c", "rows", "columns", "offset", "tiles_r", "tiles_c"]
+from slap_fast.kernels.contrastive_positives import is_plain, positives_and_inside
+from slap_fast.kernels.score_tiles import exp, logits_of, pieces, stored_or_scores, tile_of_program
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VECTORS)
+@triton.jit
+def _softmax(logits: tl.tensor, largest: tl.tensor, log_total: tl.tensor) -> tl.tensor:
+    """`exp(logits - largest - log_total)`, `log_total` times log2(e).
+
+    Not `exp(logits - lse)`: where logits are large, a rounded lse has lost digits that matter.
+    """
+    return tl.exp2(tl.fma(logits - largest, 1.4426950408889634, -log_total))
+
+
+@triton.jit
+def _all_negative(
+    tile: tl.tensor,
+    multiplier: tl.tensor,
+    added: tl.tensor,
+    rows_of: tl.tensor,
+    columns_of: tl.tensor,
+    pitch_r: tl.tensor,
+    pitch_c: tl.tensor,
+    grad_logits: tl.tensor,
+    INFONCE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Store the gradients of a tile of negatives; their sums, of the gradients of scale and bias."""
+    WIDTH: tl.constexpr = BLOCK_C // PIECES
+    rows_of += tl.arange(0, BLOCK_R)
+    weight_r = tl.load(rows_of)[:, None]
+    if INFONCE:
+        largest_r = tl.load(rows_of + pitch_r)[:, None]
+        loss_r = tl.load(rows_of + 2 * pitch_r)[:, None]
+    sum_scale = tl.zeros([BLOCK_R, WIDTH], tl.float32)
+    sum_bias = tl.zeros([BLOCK_R], tl.float32)
+    similarities = pieces(tile, PIECES)
+    for piece in tl.static_range(PIECES):
+        similarity = similarities[piece]
+        within = piece * WIDTH + tl.arange(0, WIDTH)
+        logits = tl.fma(similarity, multiplier, added)
+        if INFONCE:
+            weight_c = tl.load(columns_of + within)[None, :]
+            largest_c = tl.load(columns_of + pitch_c + within)[None, :]
+            loss_c = tl.load(columns_of + 2 * pitch_c + within)[None, :]
+            gradient = _softmax(logits, largest_r, loss_r) * weight_r
+            gradient = tl.fma(_softmax(logits, largest_c, loss_c), tl.broadcast_to(weight_c, logits.shape), gradient)
+        else:
+            gradient = weight_r / (1.0 + exp(-logits))
+        sum_scale = tl.fma(gradient, similarity, sum_scale)
+        if HAS_BIAS:
+            sum_bias += tl.sum(gradient, 1)
+        tl.store(grad_logits + within[None, :], gradient.to(grad_logits.dtype.element_ty))
+    return tl.sum(tl.sum(sum_scale, 1), 0), tl.sum(sum_bias, 0)
+
+
+@triton.jit
+def _any(
+    tile: tl.tensor,
+    multiplier: tl.tensor,
+    added: tl.tensor,
+    audio_keys: tl.tensor,
+    text_keys: tl.tensor,
+    rows_of: tl.tensor,
+    columns_of: tl.tensor,
+    pitch_r: tl.tensor,
+    pitch_c: tl.tensor,
+    grad_logits: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    offset: tl.tensor,
+    INFONCE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The same of any tile."""
+    WIDTH: tl.constexpr = BLOCK_C // PIECES
+    r = row + tl.arange(0, BLOCK_R)
+    inside_r = r < rows
+    rows_of += tl.arange(0, BLOCK_R)
+    weight_r = tl.load(rows_of, mask=inside_r, other=0.0)[:, None]
+    if INFONCE:
+        largest_r = tl.load(rows_of + pitch_r, mask=inside_r, other=0.0)[:, None]
+        loss_r = tl.load(rows_of + 2 * pitch_r, mask=inside_r, other=0.0)[:, None]
+        weight_p = tl.load(rows_of + 3 * pitch_r, mask=inside_r, other=0.0)[:, None]
+    sum_scale = tl.zeros([BLOCK_R, WIDTH], tl.float32)
+    sum_bias = tl.zeros([BLOCK_R], tl.float32)
+    similarities = pieces(tile, PIECES)
+    for piece in tl.static_range(PIECES):
+        similarity = similarities[piece]
+        within = piece * WIDTH + tl.arange(0, WIDTH)
+        c = column + within
+        positive, _, inside_c = positives_and_inside(audio_keys, text_keys, r, c, rows, columns, offset, HAS_IDS)
+        shift = tl.where(inside_c, added, float("-inf"))
+        if INFONCE:
+            weight_c = tl.load(columns_of + within, mask=inside_c, other=0.0)[None, :]
+            largest_c = tl.load(columns_of + pitch_c + within, mask=inside_c, other=0.0)[None, :]
+            loss_c = tl.load(columns_of + 2 * pitch_c + within, mask=inside_c, other=0.0)[None, :]
+            logits = logits_of(similarity, multiplier, shift, inside_r)
+            gradient = _softmax(logits, largest_r, loss_r) * weight_r
+            gradient = tl.fma(_softmax(logits, largest_c, loss_c), tl.broadcast_to(weight_c, logits.shape), gradient)
+            gradient += tl.where(positive, weight_p, 0.0)
+        else:
+            logits = tl.fma(similarity, multiplier, tl.broadcast_to(shift[None, :], similarity.shape))
+            gradient = weight_r / (1.0 + exp(tl.where(positive, logits, -logits)))
+            gradient = tl.where(positive, -gradient, gradient)
+        sum_scale = tl.fma(gradient, similarity, sum_scale)
+        if HAS_BIAS:
+            sum_bias += tl.sum(gradient, 1)
+        tl.store(grad_logits + within[None, :], gradient.to(grad_logits.dtype.element_ty))
+    return tl.sum(tl.sum(sum_scale, 1), 0), tl.sum(sum_bias, 0)
+
+
+@triton.jit(
+    do_not_specialize=["stride_p", "first_r", "first_c", "rows", "columns", "offset", "tiles_r", "tiles_c"],
+    do_not_specialize_on_alignment=["parts"],
+)
 def gradient_kernel(
     audio: tl.tensor,
     text: tl.tensor,
+    stored: tl.tensor,  # similarities of the block, if STORED
     scale: tl.tensor,
     bias: tl.tensor,
     audio_keys: tl.tensor,
     text_keys: tl.tensor,
-    unit: tl.tensor,  # one element: by what the gradients of the rows and columns below were multiplied
-    grad_row: tl.tensor,  # [R]
-    grad_column: tl.tensor,  # [C], infonce
-    grad_positive: tl.tensor,  # [R], infonce: to each of the row's positives
-    row_largest: tl.tensor,
-    row_loss: tl.tensor,
-    column_largest: tl.tensor,
-    column_loss: tl.tensor,
+    flags: tl.tensor,
+    unit: tl.tensor,  # one element: by what the weights below were multiplied
+    rows_of: tl.tensor,  # [1 or 4, pitch_r]: weight of the row, its largest logit, loss * log2(e), weight of a positive
+    columns_of: tl.tensor,  # [3, pitch_c]: weight of the column, its largest logit, loss * log2(e)
     grad_logits: tl.tensor,  # in whole tiles
     parts: tl.tensor,  # [1 or 2, programs]: of the gradients of scale and bias
     stride_a: tl.tensor,
     stride_t: tl.tensor,
+    stride_s: tl.tensor,
     stride_g: tl.tensor,
     stride_p: tl.tensor,
-    begin_r: tl.tensor,
-    begin_c: tl.tensor,
+    pitch_r: tl.tensor,
+    pitch_c: tl.tensor,
+    first_r: tl.tensor,  # tiles before the block
+    first_c: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     offset: tl.tensor,
@@ -43,6 +158,7 @@ def gradient_kernel(
     INFONCE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_IDS: tl.constexpr,
+    STORED: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -51,57 +167,29 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
 ) -> None:
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
-    row = begin_r + tile_r * BLOCK_R
-    column = begin_c + tile_c * BLOCK_C
-    tile = scores(
-        audio, text, stride_a, stride_t, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION
-    )
-    r = row + tl.arange(0, BLOCK_R)
-    inside_r = r < rows
-    multiplier = tl.load(scale)
-    added = 0.0
-    if HAS_BIAS:
-        added = tl.load(bias)
-    weight_r = tl.load(grad_row + r, mask=inside_r, other=0.0)[:, None]
-    if INFONCE:
-        largest_r = tl.load(row_largest + r, mask=inside_r, other=0.0)[:, None]
-        loss_r = tl.load(row_loss + r, mask=inside_r, other=0.0)[:, None]
-    WIDTH: tl.constexpr = BLOCK_C // PIECES
+    row = (first_r + tile_r) * BLOCK_R
+    column = (first_c + tile_c) * BLOCK_C
+    tile = stored_or_scores(
+        stored, stride_s, tile_r, tile_c, audio, text, stride_a, stride_t, row, column, rows, columns,
+        STORED, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    multiplier, added = tl.load(scale), tl.load(bias)
+    rows_of += row
+    columns_of += column
     grad_logits += (tile_r * BLOCK_R + tl.arange(0, BLOCK_R))[:, None] * stride_g + tile_c * BLOCK_C
-    sum_scale = tl.zeros([BLOCK_R], tl.float32)
-    sum_bias = tl.zeros([BLOCK_R], tl.float32)
-    similarities = pieces(tile, PIECES)
-    for piece in tl.static_range(PIECES):
-        similarity = similarities[piece]
-        first = column + piece * WIDTH
-        c = first + tl.arange(0, WIDTH)
-        inside_c = c < columns
-        shift = tl.where(inside_c, added, float("-inf"))
-        logits = logits_of(similarity, multiplier, shift, inside_r)
-        positive, found = is_positive(audio_keys, text_keys, row, first, rows, columns, offset, HAS_IDS, BLOCK_R, WIDTH)
-        if INFONCE:
-            largest_c = tl.load(column_largest + c, mask=inside_c, other=0.0)[None, :]
-            loss_c = tl.load(column_loss + c, mask=inside_c, other=0.0)[None, :]
-            weight_c = tl.load(grad_column + c, mask=inside_c, other=0.0)[None, :]
-            # Not exp(logits - lse): where logits are large, a rounded lse has lost digits that matter.
-            gradient = exp(logits - largest_r - loss_r) * weight_r
-            gradient += exp(logits - largest_c - loss_c) * weight_c
-            if found:
-                weight_p = tl.load(grad_positive + r, mask=inside_r, other=0.0)[:, None]
-                gradient += tl.where(positive, weight_p, 0.0)
-        else:
-            sign = tl.full(logits.shape, 1.0, tl.float32)
-            if found:
-                sign = tl.where(positive, -1.0, 1.0)
-            gradient = sign / (1.0 + exp(-sign * logits)) * weight_r
-        sum_scale += tl.sum(gradient * similarity, 1)
-        if HAS_BIAS:
-            sum_bias += tl.sum(gradient, 1)
-        target = grad_logits + (piece * WIDTH + tl.arange(0, WIDTH))[None, :]
-        tl.store(target, gradient.to(grad_logits.dtype.element_ty))
-
+    plain = is_plain(flags, first_r + tile_r, first_c + tile_c, rows, columns, offset, HAS_IDS, BLOCK_R, BLOCK_C)
+    if plain:
+        sum_scale, sum_bias = _all_negative(
+            tile, multiplier, added, rows_of, columns_of, pitch_r, pitch_c, grad_logits,
+            INFONCE, HAS_BIAS, BLOCK_R, BLOCK_C, PIECES,
+        )  # fmt: skip
+    else:
+        sum_scale, sum_bias = _any(
+            tile, multiplier, added, audio_keys, text_keys, rows_of, columns_of, pitch_r, pitch_c, grad_logits,
+            row, column, rows, columns, offset, INFONCE, HAS_BIAS, HAS_IDS, BLOCK_R, BLOCK_C, PIECES,
+        )  # fmt: skip
     inverse = 1.0 / tl.load(unit)
     parts += tl.program_id(0)
-    tl.store(parts, tl.sum(sum_scale, 0) * inverse)
+    tl.store(parts, sum_scale * inverse)
     if HAS_BIAS:
-        tl.store(parts + stride_p, tl.sum(sum_bias, 0) * inverse)
+        tl.store(parts + stride_p, sum_bias * inverse)

@@ -16,7 +16,7 @@ def whole_tiles(size: int) -> int:
 def block_shape(rows: int, columns: int, area: int, most_rows: int = 0) -> tuple[int, int]:
     """Rows and columns of the blocks of a `[rows, columns]` matrix, multiples of TILE.
 
-    Blocks are square unless a dimension is short, and of one size but for the last, so that none has a tile or two only.
+    Blocks are square unless a dimension is short, and of one size but for the last: none is of a few tiles only.
 
     Args:
         area: elements of a block at most, but that a block has a tile.

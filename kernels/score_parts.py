@@ -40,43 +40,56 @@ def store_rows(
         tl.store(row_parts + 2 * slot, third, mask=row < workspace_r)
 
 
-@triton.jit(do_not_specialize=["tiles", "workspace", "begin", "total"])
+@triton.jit(do_not_specialize=["tiles", "pitch", "stride_t", "stride_b", "count", "begin", "total"])
 def fold_kernel(
-    parts: tl.tensor,  # [streams, SLOTS, tiles, workspace]
+    parts: tl.tensor,  # [streams, SLOTS, tiles, pitch]
     running: tl.tensor,  # [streams, SLOTS, total]
+    flags: tl.tensor,  # [tiles, blocks], if FLAGGED
     tiles: tl.tensor,
-    workspace: tl.tensor,
+    pitch: tl.tensor,
+    stride_t: tl.tensor,
+    stride_b: tl.tensor,
+    count: tl.tensor,
     begin: tl.tensor,
     total: tl.tensor,
     SLOTS: tl.constexpr,
     EXPONENTIAL: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    FLAGGED: tl.constexpr,
     BLOCK: tl.constexpr = 64,
     BLOCK_T: tl.constexpr = 32,
 ) -> None:
-    """Fold the parts of rows, or columns, `begin..begin + workspace` into what was folded before.
+    """Fold the parts of rows, or columns, `begin..begin + count` into what was folded before.
 
-    The second slot is relative to the largest if EXPONENTIAL, the third if WEIGHTED.
+    The second slot is relative to the largest if EXPONENTIAL, the third if WEIGHTED. If FLAGGED, a tile left its parts
+    only where the flag of its block, FLAGGED rows or columns, is set.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     stream = tl.program_id(1)
-    parts += stream * SLOTS * tiles * workspace + index
+    parts += stream * SLOTS * tiles * pitch + index
     running += tl.cast(stream * SLOTS, tl.int64) * total + begin + index
-    inside = index < workspace
+    inside = index < count
     steps = tl.arange(0, BLOCK_T)[:, None]
     largest = tl.load(running, mask=inside, other=0.0)
-    total_sum = tl.load(running + total, mask=inside, other=0.0)
+    total_sum = tl.zeros([BLOCK], tl.float32)
     third = tl.zeros([BLOCK], tl.float32)
-    if SLOTS == 3:
+    if SLOTS > 1:
+        total_sum = tl.load(running + total, mask=inside, other=0.0)
+    if SLOTS > 2:
         third = tl.load(running + 2 * tl.cast(total, tl.int64), mask=inside, other=0.0)
     for first in range(0, tiles, BLOCK_T):
         mask = inside[None, :] & (first + steps < tiles)
-        here = parts[None, :] + (first + steps) * workspace  # [BLOCK_T, BLOCK]
+        if FLAGGED:
+            flag = flags + tl.cast(first + steps, tl.int64) * stride_t + tl.program_id(0) * BLOCK // FLAGGED * stride_b
+            mask = mask & (tl.load(flag, mask=first + steps < tiles, other=0) != 0)
+        here = parts[None, :] + (first + steps) * pitch  # [BLOCK_T, BLOCK]
         part_largest = tl.load(here, mask=mask, other=float("-inf"))
-        part_sum = tl.load(here + tiles * workspace, mask=mask, other=0.0)
-        part_third = tl.zeros_like(part_sum)
-        if SLOTS == 3:
-            part_third = tl.load(here + 2 * tiles * workspace, mask=mask, other=0.0)
+        part_sum = tl.zeros_like(part_largest)
+        part_third = tl.zeros_like(part_largest)
+        if SLOTS > 1:
+            part_sum = tl.load(here + tiles * pitch, mask=mask, other=0.0)
+        if SLOTS > 2:
+            part_third = tl.load(here + 2 * tiles * pitch, mask=mask, other=0.0)
         new_largest = tl.maximum(largest, tl.max(part_largest, 0))
         if EXPONENTIAL:
             reference = finite_or_zero(new_largest)
@@ -91,8 +104,9 @@ def fold_kernel(
         third += tl.sum(part_third, 0)
         largest = new_largest
     tl.store(running, largest, mask=inside)
-    tl.store(running + total, total_sum, mask=inside)
-    if SLOTS == 3:
+    if SLOTS > 1:
+        tl.store(running + total, total_sum, mask=inside)
+    if SLOTS > 2:
         tl.store(running + 2 * tl.cast(total, tl.int64), third, mask=inside)
 
 
@@ -104,11 +118,30 @@ def running(streams: int, slots: int, count: int, device: torch.device) -> Tenso
 
 
 def fold(
-    parts: Tensor, sums: Tensor, tiles: int, begin: int, count: int, *, exponential: bool = True, weighted: bool = False
+    parts: Tensor,
+    sums: Tensor,
+    tiles: int,
+    begin: int,
+    count: int,
+    *,
+    pitch: int | None = None,
+    flags: Tensor | None = None,
+    flagged: int = 0,
+    exponential: bool = True,
+    weighted: bool = False,
 ) -> None:
-    """Launch `fold_kernel` on `[streams, slots, tiles, count]` parts of what `sums` holds from `begin` on."""
+    """Launch `fold_kernel` on parts of `count` rows or columns that `sums` holds from `begin` on.
+
+    Args:
+        parts: `[streams, slots, tiles, pitch]` float32.
+        sums: `[streams, slots, total]` float32.
+        pitch: None: `count`.
+        flags: `[tiles, blocks]`, any strides: which tiles left parts of which blocks; None: all of all.
+        flagged: rows or columns of a block, a multiple of 64.
+    """
     streams, slots, total = sums.shape
     fold_kernel[(triton.cdiv(count, _FOLD), streams)](
-        parts, sums, tiles, count, begin, total, SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, BLOCK=_FOLD,
-        enable_fp_fusion=False,
+        parts, sums, sums if flags is None else flags, tiles, pitch or count,
+        *((0, 0) if flags is None else flags.stride()), count, begin, total,
+        SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, FLAGGED=flagged, BLOCK=_FOLD, enable_fp_fusion=False,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slap_fast.kernels.score_blocks import block_shape, blocks
 
-__all__ = ["blocks", "float16_unit", "gradients"]
+__all__ = ["blocks", "float16_unit", "gradients", "store_product"]
 
 # 128 MiB of gradients: 8192 x 8192 in 16 bits. Either product then moves its float32 sums once for 16,384 operations on
 # each of their elements, and has hundreds of tiles, enough for every multiprocessor.
@@ -95,18 +95,23 @@ def gradients(
     return grad_a, grad_b
 
 
+def store_product(out: Tensor, x: Tensor, y: Tensor) -> None:
+    """`out = x @ y` in float32, of any dtype."""
+    if x.dtype == torch.float32:
+        torch.mm(x, y, out=out)
+    elif x.is_cuda:
+        torch.mm(x, y, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(x.float(), y.float(), out=out)
+
+
 def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor, *, new: bool) -> None:
     """`total += x @ y`, or `total = x @ y` if `new`, in float32.
 
     Not `addmm`: which dtypes of a sum it takes beside those of 16-bit products differs between versions of torch.
     """
     product = total if new else scratch[: total.shape[0]]
-    if x.dtype == torch.float32:
-        torch.mm(x, y, out=product)
-    elif x.is_cuda:
-        torch.mm(x, y, out_dtype=torch.float32, out=product)
-    else:
-        torch.mm(x.float(), y.float(), out=product)
+    store_product(product, x, y)
     if not new:
         total += product
 

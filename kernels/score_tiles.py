@@ -42,6 +42,7 @@ class ScoreTile(NamedTuple):
 # 128 registers a thread, which 8 pieces leave without ids, and half the shared memory, 113 KiB of sm_90 or 50 KiB where
 # sm_86 is to be served too. A tile of 128 x 256 reads a quarter less, but fills a multiprocessor alone.
 _LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8, registers=128), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
+_WIDE = {2: ScoreTile(128, 256, 64, 8, 3, 8), 4: ScoreTile(128, 256, 32, 8, 2, 8)}
 _SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
 
 # Two tiles in the registers of one.
@@ -49,9 +50,9 @@ _LARGE_PAIR = {2: ScoreTile(128, 64, 64, 8, 4, 4), 4: ScoreTile(128, 64, 32, 8, 
 _SMALL_PAIR = {2: ScoreTile(128, 64, 32, 8, 4, 4), 4: ScoreTile(64, 64, 32, 8, 2, 4)}
 
 
-def score_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
+def score_tile_for(dtype: torch.dtype, capability: tuple[int, int], *, wide: bool = False) -> ScoreTile:
     """It depends on nothing that changes from batch to batch: nothing is tuned or compiled anew for a size."""
-    tables = _LARGE if capability[0] in (9, 10) else _SMALL
+    tables = (_WIDE if wide else _LARGE) if capability[0] in (9, 10) else _SMALL
     return tables[dtype.itemsize]
 
 
@@ -127,7 +128,39 @@ def scores(
 
 
 @triton.jit
-def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+def stored_or_scores(
+    stored: tl.tensor,
+    stride_s: tl.tensor,
+    tile_r: tl.tensor,
+    tile_c: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    stride_a: tl.tensor,
+    stride_b: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    STORED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """`scores`, or, if STORED, the tile of a block of them that goes on to whole tiles, with anything finite there."""
+    if STORED:
+        r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
+        c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+        tile = tl.load(stored + r[:, None] * stride_s + c[None, :])
+    else:
+        tile = scores(a, b, stride_a, stride_b, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION)
+    return tile
+
+
+@triton.jit
+def halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The left and the right one."""
     rows: tl.constexpr = tile.shape[0]
     columns: tl.constexpr = tile.shape[1]
     return tl.split(tl.permute(tl.reshape(tile, [rows, 2, columns // 2]), [0, 2, 1]))
@@ -135,9 +168,9 @@ def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 @triton.jit
 def _quarters(tile: tl.tensor) -> tuple:
-    left, right = _halves(tile)
-    first, second = _halves(left)
-    third, fourth = _halves(right)
+    left, right = halves(tile)
+    first, second = halves(left)
+    third, fourth = halves(right)
     return first, second, third, fourth
 
 
@@ -148,7 +181,7 @@ def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
     if PIECES == 4:
         parts = _quarters(tile)
     else:
-        left, right = _halves(tile)
+        left, right = halves(tile)
         first, second, third, fourth = _quarters(left)
         fifth, sixth, seventh, eighth = _quarters(right)
         parts = first, second, third, fourth, fifth, sixth, seventh, eighth
