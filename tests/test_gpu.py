@@ -19,6 +19,7 @@ from slap_fast.ops import (
     linear_cross_entropy,
     log_mel,
     prototype_cross_entropy,
+    swiglu,
     varlen_attention,
     waveform_stats,
 )
@@ -26,6 +27,7 @@ from slap_fast.ops.backends import triton_support
 from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import ObjectivesConfig
 from tests.models.builders import TINY, random_clips
+from tests.ops._gpu_checks import check_swiglu, serving
 from tests.oracles.varlen_attention import varlen_attention as attention_oracle
 from tests.training import tiny
 
@@ -104,6 +106,7 @@ OPS: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
     (_global_attention, [_normal(TOKENS, 4, 32, seed=seed) for seed in range(3)]),
     (_rotary, [_normal(TOKENS, 4, 32), _normal(TOKENS, 2, 32)]),
     (_rms_norm, [_normal(TOKENS, 48), _normal(TOKENS, 48, seed=1), _normal(48, seed=2)]),
+    (swiglu, [_normal(TOKENS, 2 * 36)]),
     (_log_mel, [0.1 * _normal(sum(SAMPLES))]),
     (_contrastive, [_normal(33, 24), _normal(33, 24, seed=1), torch.tensor([20.0], dtype=torch.float64)]),
     (_captions, [_normal(50, 24), _normal(300, 24)]),
@@ -260,6 +263,13 @@ def test_triton_adds_and_normalizes_as_pytorch_does(rows: int, width: int, dtype
         assert torch.equal(value, repeated)
         error = (value.double() - wanted).norm()
         assert error <= 2 * (other.double() - wanted).norm() + torch.finfo(dtype).eps / 4 * wanted.norm()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (1000, 2048), (65, 1031)])
+def test_triton_gates_as_pytorch_does(rows: int, width: int, dtype: torch.dtype) -> None:
+    check_swiglu(serving("swiglu", "triton"), rows, width, dtype)
 
 
 def test_waveform_stats_equal_those_of_the_cpu() -> None:

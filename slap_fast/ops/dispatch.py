@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
+class CannotServeError(ValueError):
+    """The backend that was asked for cannot serve a call that is valid; with "auto", none can."""
+
+
 def _available() -> str | None:
     return None
 
@@ -86,7 +90,8 @@ def select(op: str, requested: str, **traits: object) -> str:
         requested: a backend's name, or "auto" for the first that serves, the fastest by measurement first.
 
     Raises:
-        ValueError: unknown op or backend, or the one asked for (with "auto": any) cannot serve; says why.
+        ValueError: unknown op or backend.
+        CannotServeError: the one asked for, or with "auto" any, cannot serve; says why.
     """
     if op not in _backends:
         raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
@@ -110,7 +115,7 @@ def select(op: str, requested: str, **traits: object) -> str:
     if not refusals:
         names = ", ".join(["auto", *(backend.name for backend in backends)])
         raise ValueError(f"{op} has no backend {requested!r}; choose one of {names}")
-    raise ValueError(f"{op}: backend {requested!r} cannot serve this call ({'; '.join(refusals)})")
+    raise CannotServeError(f"{op}: backend {requested!r} cannot serve this call ({'; '.join(refusals)})")
 
 
 @contextmanager

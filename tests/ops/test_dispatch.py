@@ -43,6 +43,13 @@ def test_a_named_backend_that_cannot_serve_raises_and_says_why(op: str, requeste
         dispatch.select(op, requested, size=9)
 
 
+@pytest.mark.parametrize(("requested", "refused"), [("absent", True), ("small", True), ("tpu", False)])
+def test_a_refusal_is_told_apart_from_a_mistake(op: str, requested: str, refused: bool) -> None:
+    with pytest.raises(ValueError, match=requested) as caught:
+        dispatch.select(op, requested, size=9)
+    assert isinstance(caught.value, dispatch.CannotServeError) == refused
+
+
 def test_auto_with_nothing_that_serves_names_every_reason(op: str) -> None:
     dispatch.register(op, [Backend("absent", unavailable=_not_here), Backend("small", rejects=_small_only)])
     with pytest.raises(ValueError, match=r"absent: no such hardware; small: size 9 is over 4"):
