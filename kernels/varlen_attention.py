@@ -109,21 +109,21 @@ def backward(
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    log2_lse, delta = torch.empty_like(lse), torch.empty_like(lse)
+    facts = torch.empty(heads, total_q, 4, dtype=torch.float32, device=q.device)
     call = _Call(q, k, left, right)
     arguments = (total_q, clips, total_q, total_k, call.left, call.right, max(scale, _SMALLEST_SCALE))
     with launch.on_device_of(q):
         if total_q:
             tile = call.tile("grad_q")
             grad_q_kernel[(tile_count(total_q, clips, tile.queries), heads)](
-                q, k, v, out, grad_out, grad_lse, lse, log2_lse, delta, grad_q, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, out, grad_out, grad_lse, lse, facts, grad_q, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *grad_out.stride()[:2],
                 *grad_q.stride()[:2], *arguments, **call.constants(tile),
             )  # fmt: skip
         if total_k:
             tile = call.tile("grad_kv")
             grad_kv_kernel[(tile_count(total_k, clips, tile.keys), kv_heads)](
-                q, k, v, grad_out, log2_lse, delta, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, grad_out, facts, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2], *grad_k.stride()[:2],
                 *arguments, **call.constants(tile),
             )  # fmt: skip

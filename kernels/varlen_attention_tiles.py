@@ -74,12 +74,12 @@ _SMALL: _Tables = {
 }
 
 
-# For 16-bit heads of 33 to 64 channels on sm_90 and sm_100, by variant. What is counted is SASS of Triton 3.7 for sm_90:
+# For 16-bit heads of 33 to 64 channels on sm_90 and sm_100, by variant. Counted in SASS of Triton 3.7 for sm_90:
 # instructions of a step, registers of a thread, and warps that run at once on a multiprocessor. A step of 64 x 64 keeps
 # the tensor cores busy for 256 clocks, so instructions decide.
 _CANDIDATES: dict[str, dict[str, Tile]] = {
-    # Per 64 x 64: 362 with 128 registers and 16 warps; 290, 214 and 8; 320, 252 and 8; 376, 142 and 12. In the first, two
-    # groups of warps share the keys, as in FlashAttention-3; the others are fewer warps to hide the waiting.
+    # Per 64 x 64: 362 with 128 registers and 16 warps; 290, 214 and 8; 320, 252 and 8; 376, 142 and 12. In the first,
+    # two groups of warps share the keys, as in FlashAttention-3; the wider ones leave few warps to hide the waiting.
     "attention_forward_global": {
         "128x64": Tile(128, 64, 8, 2),
         "128x128": Tile(128, 128, 8, 2),

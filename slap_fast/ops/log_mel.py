@@ -109,8 +109,11 @@ def log_mel(
 
     Raises:
         ValueError: wrong shape or dtype, offsets that do not rise from 0 to S, a `total_frames` that does not fit,
-            or a backend that cannot serve. Offsets on a GPU are not read back, hence not checked, when
-            `total_frames` is given.
+            or a backend that cannot serve.
+
+    Offsets on a GPU are not read back, hence not checked, when `total_frames` is given. Whatever they are, nothing is
+    read or written outside the tensors; where they are malformed or do not make `total_frames` frames, what a frame
+    holds that no clip accounts for is undefined.
     """
     if waveform.dtype not in (torch.float32, torch.float64, torch.int16):
         raise ValueError(f"waveform is {waveform.dtype}; pass float32, float64 or int16 samples")

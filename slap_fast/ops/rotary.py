@@ -170,6 +170,9 @@ def apply_rotary(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, a head dimension that does not split into pairs, offsets
             on the CPU that do not end at T, or `inplace` where a gradient is recorded or memory overlaps itself.
+
+    Offsets on a GPU are not read back, hence not checked. Whatever they are, the Triton kernel turns every token, by
+    its distance from one of them: tokens after the last as if the last sequence went on.
     """
     thetas = _check(q, k, cu_seqlens, tokens_per_frame, theta)
     chosen = dispatch.select("apply_rotary", backend, device=q.device, dtype=q.dtype, head_dim=q.shape[2])

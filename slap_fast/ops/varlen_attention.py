@@ -171,8 +171,13 @@ def varlen_attention(
         sees no key gives 0 and an lse of -inf. Both are differentiable.
 
     Raises:
-        ValueError: shapes, dtypes, devices or windows that do not fit, or offsets that are not monotone from 0 to the
-            total. Offsets on a GPU are not read back, hence not checked.
+        ValueError: shapes, dtypes, devices or windows that do not fit, or, on the CPU, offsets that are not monotone
+            from 0 to the total.
+
+    Offsets on a GPU are not read back, for that would be a wait. By the Triton kernels the first is then taken as 0 and
+    one beyond the total as the total; tokens after the last belong to no sequence, and give 0, an lse of -inf and
+    gradients of 0. Where offsets fall, a token that several sequences claim holds the result of one of them. Nothing
+    is read or written outside the tensors, and every row is written. Other libraries' kernels promise none of this.
     """
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q

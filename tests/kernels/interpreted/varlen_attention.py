@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slap_fast.kernels import variants
 from slap_fast.kernels import varlen_attention as kernels
 from slap_fast.kernels.packing import find_clip, tile_count
+from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import PackedLayout, varlen_attention
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
@@ -102,9 +104,19 @@ def test_cross_attention_with_shared_key_heads_and_a_head_dimension_that_is_padd
     assert_close(case.run(case.tensors, window), case.expected(window, 24**-0.5), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
-def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(window: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("window", "dtype", "choice"),
+    [((-1, -1), torch.float32, {}), ((48, 48), torch.float32, {})]
+    + [
+        ((48, 48) if name.endswith("local") else (-1, -1), torch.float16, {name: variant})
+        for name, names in VARIANTS.items()
+        if name.startswith("attention")
+        for variant in names
+    ],
+)
+def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(
+    window: tuple[int, int], dtype: torch.dtype, choice: dict[str, str]
+) -> None:
     lengths = [33, 140]
     case = Case(lengths, heads=1, kv_heads=1, head_dim=64, dtype=dtype)
     case.grad_lse.zero_()
@@ -119,7 +131,8 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(window: tuple[int
         outputs.append(attended[0].transpose(0, 1))
     peer = torch.cat(outputs)
     same_dtype = [peer, *torch.autograd.grad(peer, peers, case.grad)]
-    out, _, *grads = case.run(case.tensors, window)
+    with variants.use(**choice):
+        out, _, *grads = case.run(case.tensors, window)
     wanted_out, _, *wanted_grads = case.expected(window, 0.125)
     for actual, other, wanted in zip([out, *grads], same_dtype, [wanted_out, *wanted_grads], strict=True):
         assert actual.dtype == dtype
@@ -187,9 +200,7 @@ def test_many_short_clips() -> None:
 
 
 @triton.jit
-def _owners(
-    cu_seqlens: tl.tensor, clips: tl.tensor, total: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr
-) -> None:
+def _owners(cu_seqlens: tl.tensor, clips: tl.tensor, total: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr) -> None:
     tile = tl.program_id(0) * 97
     tl.store(owners + tl.program_id(0), find_clip(cu_seqlens, clips, total, tile, BLOCK))
 
@@ -207,12 +218,51 @@ def test_every_clip_owns_tiles_for_all_its_tokens_and_the_search_finds_them(clip
     assert owners.tolist() == expected
 
 
-def test_malformed_offsets_touch_nothing_that_is_not_theirs() -> None:
-    far = 2**31 - 1
-    q, k, v = (torch.randn(70, 1, 16) for _ in range(3))
-    good = torch.tensor([0, 30, 70], dtype=torch.int32)
-    for bad in ([0, far, 70], [0, 69, 20], [-far, -1, far], [70, 0, 0], [5, 5, 5]):
-        offsets = torch.tensor(bad, dtype=torch.int32)
-        for pair in ((offsets, good), (good, offsets), (offsets, offsets)):
-            out, lse = kernels.forward(q, k, v, *pair, -1, 0, 1.0)
-            kernels.backward(out, lse, q, k, v, out, lse, *pair, -1, 0, 1.0)
+FAR = 2**31 - 1
+
+
+def _all_passes(offsets_q: list[int], offsets_k: list[int], window: tuple[int, int]) -> list[Tensor]:
+    """Output, lse and gradients of 70 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(70, 1, 16, generator=generator) for _ in range(4))
+    offsets = [torch.tensor(each, dtype=torch.int32) for each in (offsets_q, offsets_k)]
+    out, lse = kernels.forward(q, k, v, *offsets, *window, 0.5)
+    return [out, lse, *kernels.backward(grad, torch.zeros_like(lse), q, k, v, out, lse, *offsets, *window, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("malformed", "meant"),
+    [
+        ([0, 30, 50], [0, 30, 50, 70]),  # ends early: what follows sees nothing
+        ([5, 30, 70], [0, 30, 70]),
+        ([0, 30, FAR], [0, 30, 70]),
+        ([-FAR, -1, FAR], [0, 0, 70]),
+        ([0, 30, FAR, FAR], [0, 30, 70, 70]),
+        ([7], [0, 70]),  # no sequence at all
+    ],
+)
+def test_offsets_that_end_early_start_late_or_lead_outside(malformed: list[int], meant: list[int]) -> None:
+    actual, expected = _all_passes(malformed, malformed, (3, 2)), _all_passes(meant, meant, (3, 2))
+    end = 0 if len(malformed) == 1 else min(malformed[-1], 70)
+    for name, value, wanted in zip(("out", "lse", "q", "k", "v"), actual, expected, strict=True):
+        value, wanted = (x.t() if name == "lse" else x for x in (value, wanted))
+        assert torch.equal(value[:end], wanted[:end]), name
+        assert (value[end:] == (-math.inf if name == "lse" else 0.0)).all(), name
+
+
+@pytest.mark.parametrize("bad", [[0, FAR, 70], [0, 69, 20], [70, 0, 0], [5, 5, 5], [0, 70, 0, 70], [0, 640, -5, 64]])
+def test_offsets_that_fall_leave_nothing_unwritten_and_touch_nothing_that_is_not_theirs(bad: list[int]) -> None:
+    good = [0, *range(30, 30 + len(bad) - 2), 70]
+    for pair in ((bad, good), (good, bad), (bad, bad)):
+        for value in _all_passes(*pair, (-1, 0)):
+            assert not value.isnan().any()
+
+
+def test_the_search_finds_the_last_clip_that_begins_at_or_before_a_tile_whatever_the_offsets() -> None:
+    clips, total = 700, 7000  # more than are looked at at once
+    offsets = torch.randint(-100, 8000, (clips + 1,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    firsts = offsets.clamp(0, total) // 64 + torch.arange(clips + 1)
+    tiles = range(0, tile_count(total, clips, 64), 97)
+    owners = torch.zeros(len(tiles), dtype=torch.int32)
+    _owners[(len(tiles),)](offsets, clips, total, owners, BLOCK=64)
+    assert owners.tolist() == [max([0, *(firsts <= tile).nonzero().flatten().tolist()]) for tile in tiles]
