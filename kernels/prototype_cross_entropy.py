@@ -17,17 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slap_fast.kernels import launch, score_logsumexp, score_parts
+from slap_fast.kernels import launch, prototype_scores, score_logsumexp, score_parts
 from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
 from slap_fast.kernels.score_products import float16_unit, gradients
 from slap_fast.kernels.score_tiles import (
     ScoreTile,
-    exp,
     finite_or_zero,
-    logits_of,
     pair_tile_for,
     pieces,
+    score_tile_for,
     scores,
     tile_constants,
     tile_of_program,
@@ -40,7 +39,7 @@ def statistics_kernel(
     teacher: tl.tensor,
     student_prototypes: tl.tensor,
     teacher_prototypes: tl.tensor,
-    potential: tl.tensor,  # [C], if HAS_POTENTIAL
+    shift: tl.tensor,  # [C] in whole tiles, of `column_shift`
     scales: tl.tensor,  # [2]: of the student, of the teacher
     parts: tl.tensor,  # [2, 3, tiles_c, height]: of the teacher, of the student
     stride_s: tl.tensor,
@@ -54,7 +53,7 @@ def statistics_kernel(
     tiles_r: tl.tensor,
     tiles_c: tl.tensor,
     height: tl.tensor,
-    HAS_POTENTIAL: tl.constexpr,
+    STORED: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -64,46 +63,56 @@ def statistics_kernel(
 ) -> None:
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = begin_r + tile_r * BLOCK_R
-    column = begin_c + tile_c * BLOCK_C
+    # Blocks begin at whole tiles, which the compiler cannot know, and without which it loads 2 bytes at a time.
+    column = tl.multiple_of(begin_c + tile_c * BLOCK_C, BLOCK_C)
+    if STORED:
+        teacher += tl.cast(row, tl.int64) * stride_t + column + (tl.arange(0, BLOCK_R) * stride_t)[:, None]
+    else:
+        theirs = scores(
+            teacher, teacher_prototypes, stride_t, stride_tp, row, column, rows, columns,
+            DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        their_pieces = pieces(theirs, PIECES)
     ours = scores(
         student, student_prototypes, stride_s, stride_sp, row, column, rows, columns,
         DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
     )  # fmt: skip
-    theirs = scores(
-        teacher, teacher_prototypes, stride_t, stride_tp, row, column, rows, columns,
-        DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
-    )  # fmt: skip
-    inside_r = row + tl.arange(0, BLOCK_R) < rows
-    student_scale = tl.load(scales)
-    teacher_scale = tl.load(scales + 1)
-    WIDTH: tl.constexpr = BLOCK_C // PIECES
-    student_largest, student_sum, unused = nothing(BLOCK_R)
-    teacher_largest, teacher_sum, product = nothing(BLOCK_R)
     our_pieces = pieces(ours, PIECES)
-    their_pieces = pieces(theirs, PIECES)
+    student_scale = tl.load(scales)
+    # Exponentials are powers of 2.
+    our_scale = student_scale * 1.4426950408889634
+    their_scale = tl.load(scales + 1) * 1.4426950408889634
+    WIDTH: tl.constexpr = BLOCK_C // PIECES
+    # Rows beyond the last are anything: their sums go nowhere.
+    student_largest = tl.full([BLOCK_R], -1e30, tl.float32)
+    teacher_largest, teacher_sum, product = nothing(BLOCK_R)
+    student_sum = product
     for piece in tl.static_range(PIECES):
-        c = column + piece * WIDTH + tl.arange(0, WIDTH)
-        shift = tl.where(c < columns, 0.0, float("-inf"))
-        logits = logits_of(our_pieces[piece], student_scale, shift, inside_r)
-        largest = tl.maximum(student_largest, tl.max(logits, 1))
-        reference = finite_or_zero(largest)
-        student_sum = student_sum * exp(student_largest - reference) + tl.sum(exp(logits - reference[:, None]), 1)
+        within = piece * WIDTH + tl.arange(0, WIDTH)
+        # Less than any score beyond the last column, and finite: it will be multiplied by 0.
+        similarity = tl.where((column + within < columns)[None, :], our_pieces[piece], -1e30)
+        largest = tl.maximum(student_largest, tl.max(similarity, 1))
+        decay = tl.exp2((student_largest - largest) * our_scale)
+        student_sum = student_sum * decay + tl.sum(tl.exp2((similarity - largest[:, None]) * our_scale), 1)
         student_largest = largest
-        if HAS_POTENTIAL:
-            shift -= tl.load(potential + c, mask=c < columns, other=0.0)
-        logits = logits_of(their_pieces[piece], teacher_scale, shift, inside_r)
+        theirs = tl.load(teacher + within[None, :]).to(tl.float32) if STORED else their_pieces[piece]
+        shift_c = tl.load(shift + column + within)[None, :]
+        logits = tl.fma(theirs, their_scale, tl.broadcast_to(shift_c, theirs.shape))
         largest = tl.maximum(teacher_largest, tl.max(logits, 1))
         reference = finite_or_zero(largest)
-        decay = exp(teacher_largest - reference)
-        weights = exp(logits - reference[:, None])
+        decay = tl.exp2(teacher_largest - reference)
+        weights = tl.exp2(logits - reference[:, None])
         teacher_sum = teacher_sum * decay + tl.sum(weights, 1)
-        product = product * decay + tl.sum(weights * (our_pieces[piece] * student_scale), 1)
+        product = product * decay + tl.sum(weights * similarity, 1)
         teacher_largest = largest
+    student_largest *= student_scale
+    teacher_largest *= 0.6931471805599453
+    product *= student_scale
     r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     slot = tiles_c * height
     parts += tile_c * height
     store_rows(parts, r, slot, height, (teacher_largest, teacher_sum, product), True)
-    store_rows(parts + 3 * slot, r, slot, height, (student_largest, student_sum, unused), True)
+    store_rows(parts + 3 * slot, r, slot, height, (student_largest, student_sum, student_sum), False)
 
 
 # Rows of larger tensors begin anywhere.
@@ -119,7 +128,7 @@ def gradient_kernel(
     teacher: tl.tensor,
     student_prototypes: tl.tensor,
     teacher_prototypes: tl.tensor,
-    potential: tl.tensor,
+    shift: tl.tensor,
     scales: tl.tensor,
     student_largest: tl.tensor,
     student_sum: tl.tensor,
@@ -138,7 +147,7 @@ def gradient_kernel(
     columns: tl.tensor,
     tiles_r: tl.tensor,
     tiles_c: tl.tensor,
-    HAS_POTENTIAL: tl.constexpr,
+    STORED: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -148,48 +157,57 @@ def gradient_kernel(
 ) -> None:
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = begin_r + tile_r * BLOCK_R
-    column = begin_c + tile_c * BLOCK_C
+    # Blocks begin at whole tiles, which the compiler cannot know, and without which it loads 2 bytes at a time.
+    column = tl.multiple_of(begin_c + tile_c * BLOCK_C, BLOCK_C)
+    if STORED:
+        teacher += tl.cast(row, tl.int64) * stride_t + column + (tl.arange(0, BLOCK_R) * stride_t)[:, None]
+    else:
+        theirs = scores(
+            teacher, teacher_prototypes, stride_t, stride_tp, row, column, rows, columns,
+            DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        their_pieces = pieces(theirs, PIECES)
     ours = scores(
         student, student_prototypes, stride_s, stride_sp, row, column, rows, columns,
         DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
     )  # fmt: skip
-    theirs = scores(
-        teacher, teacher_prototypes, stride_t, stride_tp, row, column, rows, columns,
-        DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
-    )  # fmt: skip
     r = row + tl.arange(0, BLOCK_R)
     inside_r = r < rows
-    student_scale = tl.load(scales)
-    teacher_scale = tl.load(scales + 1)
-    weight = tl.load(token_weight + r, mask=inside_r, other=0.0)
-    our_most = tl.load(student_largest + r, mask=inside_r, other=0.0)[:, None]
-    their_most = tl.load(teacher_largest + r, mask=inside_r, other=0.0)[:, None]
-    our_share = (weight / tl.load(student_sum + r, mask=inside_r, other=1.0))[:, None]
-    their_share = (weight / tl.load(teacher_sum + r, mask=inside_r, other=1.0))[:, None]
+    our_scale = tl.load(scales) * 1.4426950408889634
+    their_scale = tl.load(scales + 1) * 1.4426950408889634
+    # A probability times the token's weight is one power of 2. Rows beyond the last have a weight of 0; they and
+    # columns beyond the last are never read.
+    weight = tl.log2(tl.load(token_weight + r, mask=inside_r, other=0.0))
+    our_most = tl.load(student_largest + r, mask=inside_r, other=0.0) * 1.4426950408889634
+    their_most = tl.load(teacher_largest + r, mask=inside_r, other=0.0) * 1.4426950408889634
+    our_share = (weight - tl.log2(tl.load(student_sum + r, mask=inside_r, other=1.0)) - our_most)[:, None]
+    their_share = (weight - tl.log2(tl.load(teacher_sum + r, mask=inside_r, other=1.0)) - their_most)[:, None]
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     grad_scores += (tile_r * BLOCK_R + tl.arange(0, BLOCK_R))[:, None] * stride_g + tile_c * BLOCK_C
     our_pieces = pieces(ours, PIECES)
-    their_pieces = pieces(theirs, PIECES)
     for piece in tl.static_range(PIECES):
         within = piece * WIDTH + tl.arange(0, WIDTH)
-        c = column + within
-        shift = tl.where(c < columns, 0.0, float("-inf"))
-        gradient = exp(logits_of(our_pieces[piece], student_scale, shift, inside_r) - our_most) * our_share
-        if HAS_POTENTIAL:
-            shift -= tl.load(potential + c, mask=c < columns, other=0.0)
-        gradient -= exp(logits_of(their_pieces[piece], teacher_scale, shift, inside_r) - their_most) * their_share
+        theirs = tl.load(teacher + within[None, :]).to(tl.float32) if STORED else their_pieces[piece]
+        shift_c = tl.load(shift + column + within)[None, :]
+        our_logits = tl.fma(our_pieces[piece], our_scale, tl.broadcast_to(our_share, theirs.shape))
+        their_logits = tl.fma(theirs, their_scale, tl.broadcast_to(shift_c, theirs.shape)) + their_share
+        gradient = tl.exp2(our_logits) - tl.exp2(their_logits)
         tl.store(grad_scores + within[None, :], gradient.to(grad_scores.dtype.element_ty))
 
 
-def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None) -> Tensor:
-    """`[K]` log of each prototype's mass over the tokens, normalised under the potential; last strides are 1."""
+def sinkhorn_sweep(
+    teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, stored: Tensor | None = None
+) -> Tensor:
+    """`[K]` log of each prototype's mass over the tokens, normalised under the potential; last strides are 1.
+
+    Without a potential, the scores go to `stored`, if there is one, of `prototype_scores.new_scores`.
+    """
     scale = 1.0 / temperature
-    if potential is None:
-        row_shift = torch.zeros(teacher.shape[0], dtype=torch.float32, device=teacher.device)
-    else:
+    row_shift = None
+    if potential is not None:
         of_tokens = score_logsumexp.of_rows(teacher, prototypes, scale=scale, column_shift=potential)
         row_shift = of_tokens[0] + of_tokens[1].log()
-    largest, total = score_logsumexp.of_columns(teacher, prototypes, scale=scale, row_shift=row_shift)
+    largest, total = score_logsumexp.of_columns(teacher, prototypes, scale=scale, row_shift=row_shift, stored=stored)
     return largest + total.log()
 
 
@@ -223,15 +241,20 @@ def loss_and_gradients(
     teacher_temperature: Tensor,
     student_needs_grad: bool,
     prototypes_needs_grad: bool,
+    stored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum and its gradients in float32, of shape `[0]` where not needed; last strides are 1."""
+    """The weighted sum and its gradients in float32, of shape `[0]` where not needed; last strides are 1.
+
+    The teacher's scores are those in `stored`, if there is one, that `sinkhorn_sweep` has written.
+    """
     scales = 1.0 / torch.stack([student_temperature, teacher_temperature])
-    matrices = student, teacher, student_prototypes, teacher_prototypes
+    matrices = student, teacher if stored is None else stored, student_prototypes, teacher_prototypes
     strides = tuple(matrix.stride(0) for matrix in matrices)
-    # A kernel that takes no potential is given some pointer all the same.
-    inputs = *matrices, scales if potential is None else potential, scales
-    tile = pair_tile_for(student.dtype, launch.capability(student.device))
-    constants = tile_constants(tile, student.dtype, student.shape[1]) | {"HAS_POTENTIAL": potential is not None}
+    inputs = *matrices, prototype_scores.column_shift(student_prototypes, potential), scales
+    tile_for = pair_tile_for if stored is None else score_tile_for
+    tile = tile_for(student.dtype, launch.capability(student.device))
+    constants = tile_constants(tile, student.dtype, student.shape[1])
+    constants |= {"STORED": stored is not None, "maxnreg": tile.registers}
     with launch.on_device_of(student):
         sums = _statistics(inputs, strides, tile, constants)
         (teacher_largest, teacher_sum, product), (student_largest, student_sum, _) = sums

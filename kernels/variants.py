@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "prototype_scores": ("stored", "recomputed"),
     "contrastive_tile": ("128x128", "128x256", "cublas"),
     "attention_forward_global": ("128x64", "128x128", "64x128", "64x64"),
     "attention_forward_local": ("64x64", "64x32"),

@@ -4,11 +4,13 @@ DINOv2 (arXiv 2304.07193, section 4), in the log domain and without the scores. 
 `softmax(scores / temperature - potential)`, with one potential per prototype: the per-token normalisation that ends
 each Sinkhorn round is that softmax, and constants (total mass, number of tokens or prototypes) cancel in it. So a round
 only has to sum `exp` over tokens into K numbers, and these are all that ranks exchange. The `[T, K]` scores exist one
-chunk of tokens at a time: each round recomputes the teacher's, and a last sweep makes loss and gradients.
+chunk of tokens at a time: each round recomputes the teacher's, and a last sweep makes loss and gradients. The Triton
+backend keeps the teacher's, where they fit a budget, and the rounds and the loss read them.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -48,6 +50,29 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tenso
     return teacher.new_empty(prototypes.shape[0], dtype=accumulator(teacher.dtype))
 
 
+@custom_op("slap_fast::sinkhorn_first_sweep")
+def _first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """The sweep without a potential, and the scores, which the Triton backend keeps for what follows."""
+    return prototype_triton.first_sweep(teacher, prototypes, temperature)
+
+
+@_first_sweep.register_fake
+def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    mass = teacher.new_empty(prototypes.shape[0], dtype=torch.float32)
+    return mass, prototype_triton.new_scores(teacher, prototypes)
+
+
+@custom_op("slap_fast::sinkhorn_later_sweep")
+def _later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Tensor:
+    """The sweep under the potential of the one before."""
+    return prototype_triton.later_sweep(scores, tokens, temperature, potential)
+
+
+@_later_sweep.register_fake
+def _(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Tensor:
+    return torch.empty_like(potential)
+
+
 @custom_op("slap_fast::prototype_cross_entropy")
 def _prototype_cross_entropy(
     student: Tensor,
@@ -61,8 +86,12 @@ def _prototype_cross_entropy(
     student_needs_grad: bool,
     prototypes_needs_grad: bool,
     backend: str,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return BACKENDS[backend].loss_and_gradients(
+    function = BACKENDS[backend].loss_and_gradients
+    if scores is not None:
+        function = functools.partial(prototype_triton.loss_and_gradients, scores=scores)
+    return function(
         student,
         teacher,
         student_prototypes,
@@ -89,6 +118,7 @@ def _(
     student_needs_grad: bool,
     prototypes_needs_grad: bool,
     backend: str,
+    scores: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         student.new_empty((), dtype=accumulator(student.dtype)),
@@ -130,9 +160,10 @@ def sinkhorn_potential(
     """
     validate_potential(teacher, teacher_prototypes, teacher_temperature, iterations)
     chosen = _select(backend, teacher, teacher_prototypes)
-    return _sinkhorn(
+    potential, _ = _sinkhorn(
         teacher.detach(), teacher_prototypes.detach(), _divisor(teacher, teacher_temperature), iterations, group, chosen
     )
+    return potential
 
 
 def prototype_usage(
@@ -172,12 +203,21 @@ def _sinkhorn(
     iterations: int,
     group: dist.ProcessGroup | None,
     backend: str,
-) -> Tensor:
-    potential: Any = None
-    for _ in range(iterations):
-        mass = _sinkhorn_sweep(teacher, prototypes, temperature, potential, backend)
+) -> tuple[Tensor, Tensor | None]:
+    """The potential, and the teacher's scores where the backend keeps them."""
+    scores = None
+    if backend == "triton" and prototype_triton.keeps_scores(teacher, prototypes):
+        mass, scores = _first_sweep(teacher, prototypes, temperature)
+    else:
+        mass = _sinkhorn_sweep(teacher, prototypes, temperature, None, backend)
+    potential: Any = sum(collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group))
+    for _ in range(1, iterations):
+        if scores is None:
+            mass = _sinkhorn_sweep(teacher, prototypes, temperature, potential, backend)
+        else:
+            mass = _later_sweep(scores, teacher.shape[0], temperature, potential)
         potential = sum(collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group))
-    return potential
+    return potential, scores
 
 
 def _divisor(features: Tensor, temperature: float) -> Tensor:
@@ -242,10 +282,11 @@ def prototype_cross_entropy(
     chosen = _select(backend, student, student_prototypes)
     teacher, teacher_prototypes = teacher.detach(), teacher_prototypes.detach()
     student_divisor, teacher_divisor = _divisor(student, student_temperature), _divisor(student, teacher_temperature)
+    scores = None
     if potential is not None:
         potential = potential.detach().to(teacher_divisor.dtype)
     elif centering == "sinkhorn":
-        potential = _sinkhorn(teacher, teacher_prototypes, teacher_divisor, sinkhorn_iterations, group, chosen)
+        potential, scores = _sinkhorn(teacher, teacher_prototypes, teacher_divisor, sinkhorn_iterations, group, chosen)
     elif center is not None:
         potential = center.detach().to(teacher_divisor.dtype) / teacher_divisor
     total, _, _ = _prototype_cross_entropy(
@@ -260,6 +301,7 @@ def prototype_cross_entropy(
         needs_grad(student),
         needs_grad(student_prototypes),
         chosen,
+        scores,
     )
     return total
 

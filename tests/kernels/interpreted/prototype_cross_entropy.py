@@ -8,21 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.ops import prototype_cross_entropy
+from slap_fast.kernels import prototype_scores, variants
+from slap_fast.ops import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.backends import prototype_torch, prototype_triton
-from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
+from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy says log(0) aloud
 
 
 # Plain Sinkhorn-Knopp overflows in float16.
-CASES = [("sinkhorn", torch.float32), ("center", torch.float16), ("softmax", torch.float32)]
+CASES = [
+    ("sinkhorn", torch.float32, "stored"),
+    ("sinkhorn", torch.float32, "recomputed"),
+    ("center", torch.float16, "stored"),
+    ("softmax", torch.float32, "stored"),
+]
 
 
 @pytest.mark.usefixtures("small_blocks", "poisoned_memory")
-@pytest.mark.parametrize(("centering", "dtype"), CASES)
-def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(centering: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("centering", "dtype", "scores"), CASES)
+def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(centering: str, dtype: torch.dtype, scores: str) -> None:
     lengths = [40, 1, 98]
     student, prototypes = unit_rows(139, 40, seed=1, dtype=dtype), unit_rows(210, 40, seed=2, dtype=dtype)
     teacher, teacher_prototypes = unit_rows(139, 40, seed=3, dtype=dtype), unit_rows(210, 40, seed=4, dtype=dtype)
@@ -44,7 +50,73 @@ def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(centering: str, d
             center=None if center is None else center.to(like), **settings,
         )  # fmt: skip
 
-    assert_as_accurate_as_plain(ours, plain, [student, prototypes])
+    with variants.use(prototype_scores=scores):
+        assert_as_accurate_as_plain(ours, plain, [student, prototypes])
+
+
+@pytest.mark.usefixtures("small_blocks", "poisoned_memory")
+@pytest.mark.parametrize(
+    ("tokens", "count", "temperature"), [(1, 1, 0.04), (17, 100, 1e-3), (150, 257, 0.04), (150, 257, 1e-3)]
+)
+def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
+    tokens: int, count: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the sharpest, `exp` of most scores overflows, and whole columns of assignments would underflow to 0."""
+    monkeypatch.setattr(prototype_scores, "_CHUNK", 64)
+    student, teacher = (unit_rows(tokens, 24, seed=seed, dtype=torch.float16).detach() for seed in (1, 2))
+    prototypes, theirs = (unit_rows(count, 24, seed=seed, dtype=torch.float16).detach() for seed in (3, 4))
+
+    def by_float64(scores: Tensor) -> list[Tensor]:
+        """Potential, loss and gradients from given scores of the teacher."""
+        logits, row = scores.double() / temperature, 0.0
+        for _ in range(3):
+            potential = (logits - row).logsumexp(0)
+            row = (logits - potential).logsumexp(1, keepdim=True)
+
+        def loss(student: Tensor, prototypes: Tensor) -> Tensor:
+            log_probabilities = (student @ prototypes.T / 0.1).log_softmax(1)
+            return -((logits - potential).softmax(1) * log_probabilities).sum(1).mean()
+
+        return [potential, *loss_and_gradients(loss, [student.double(), prototypes.double()])]
+
+    def ours(student: Tensor, prototypes: Tensor) -> Tensor:
+        return prototype_cross_entropy(
+            student, teacher, prototypes, theirs, student_temperature=0.1, teacher_temperature=temperature,
+            backend="triton",
+        )  # fmt: skip
+
+    potential = sinkhorn_potential(teacher, theirs, teacher_temperature=temperature, backend="triton")
+    actual = [potential, *loss_and_gradients(ours, [student, prototypes])]
+    plain, exact = by_float64(teacher @ theirs.T), by_float64(teacher.double() @ theirs.double().T)
+    for got, peer, wanted in zip(actual, plain, exact, strict=True):
+        error, peer_error = ((x - wanted).norm() for x in (got, peer))
+        rounding = torch.finfo(got.dtype).eps * wanted.norm()
+        if got is potential:
+            rounding += 1e-6 / temperature * count**0.5  # of its logits
+        assert error <= 2 * peer_error + rounding
+
+
+def test_scores_beyond_the_budget_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, prototypes = unit_rows(40, 24, seed=1, dtype=torch.float32), unit_rows(70, 24, seed=2, dtype=torch.float32)
+    stored = sinkhorn_potential(teacher, prototypes, teacher_temperature=0.05, backend="triton")
+    monkeypatch.setattr(prototype_triton, "_MOST_BYTES", 40 * 70 * 4 - 1)
+    assert not prototype_triton.keeps_scores(teacher, prototypes)
+    anew = sinkhorn_potential(teacher, prototypes, teacher_temperature=0.05, backend="triton")
+    torch.testing.assert_close(anew, stored)
+
+
+def test_opcheck() -> None:
+    """The ops that pass scores on; those that do not are checked elsewhere."""
+    teacher, prototypes, temperature = torch.randn(13, 24), torch.randn(90, 24), torch.tensor(0.5)
+    mass, scores = torch.ops.slap_fast.sinkhorn_first_sweep(teacher, prototypes, temperature)
+    checks = ("test_schema", "test_faketensor")
+    tensors = teacher, teacher, prototypes, prototypes, mass, torch.rand(13), temperature, temperature
+    for op, inputs in (
+        (torch.ops.slap_fast.sinkhorn_first_sweep, (teacher, prototypes, temperature)),
+        (torch.ops.slap_fast.sinkhorn_later_sweep, (scores, 13, temperature, mass)),
+        (torch.ops.slap_fast.prototype_cross_entropy, (*tensors, True, True, "triton", scores)),
+    ):
+        torch.library.opcheck(op, inputs, test_utils=checks)
 
 
 def test_only_what_is_needed_is_computed_and_strides_are_any() -> None:
