@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from slap_fast.kernels import variants
 from slap_fast.kernels import varlen_attention as kernels
+from slap_fast.kernels.varlen_attention_tiles import _CANDIDATES
 from slap_fast.ops import PackedLayout
 from slap_fast.ops.backends import varlen_attention_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
@@ -77,6 +80,40 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(
             warpgroups = capability == (9, 0) and (kernel.name, head_dim) != _TOO_FEW_ROWS
             assert ("wgmma.mma_async" if warpgroups else "mma.sync") in kernel.ptx, kernel
             assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+
+
+# Registers of a thread: what lets as many warps run at once on a multiprocessor as the table of tiles counts on.
+VARIANT_CEILINGS = {
+    "attention_forward_global": {"128x64": 128, "128x128": 255, "64x128": 255, "64x64": 168},
+    "attention_forward_local": {"64x64": 168, "64x32": 128},
+    "attention_grad_q": {"64x64": 168, "64x32": 128},
+    "attention_grad_kv_global": {"64x64": 255, "32x64": 168},
+    "attention_grad_kv_local": {"32x64": 168, "64x64": 255},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name, ceilings in VARIANT_CEILINGS.items() for variant in ceilings]
+)
+def test_no_variant_spills_and_each_stores_by_the_vector(name: str, variant: str) -> None:
+    with variants.use(**{name: variant}):
+        launched = _compile((9, 0), [100, 28], window=NARROW if name.endswith("local") else GLOBAL)
+    (kernel,) = [kernel for kernel in launched if kernel.name.removesuffix("_kernel") in name]
+    assert kernel.local == 0, kernel
+    assert kernel.registers <= VARIANT_CEILINGS[name][variant], kernel
+    assert "wgmma.mma_async" in kernel.ptx, kernel
+    assert "st.global.v4" in kernel.ptx, kernel
+    # At most one copy of 4 bytes a step, before the loop and in it.
+    assert len(re.findall(r"cp\.async\.\w+\.shared\.global .*, 0x4, ", kernel.ptx)) <= 2, kernel
+
+
+def test_every_variant_has_a_tile_and_the_first_is_the_default() -> None:
+    assert {name: tuple(tiles) for name, tiles in _CANDIDATES.items()} == {
+        name: names for name, names in variants.VARIANTS.items() if name.startswith("attention")
+    }
+    for name, ceilings in VARIANT_CEILINGS.items():
+        assert variants.VARIANTS[name] == tuple(ceilings)
 
 
 @pytest.mark.slow

@@ -89,9 +89,21 @@ def test_nothing_to_rotate(lengths: list[int]) -> None:
     assert rotated.shape == q.shape
 
 
-def test_malformed_offsets_touch_nothing_that_is_not_theirs() -> None:
+def test_malformed_offsets_leave_nothing_unwritten_and_touch_nothing_that_is_not_theirs() -> None:
     q, k, _ = _inputs(torch.float32)
     far = 2**31 - 1
-    for bad in ([0, far, 62], [0, 60, 20], [-far, -1, far], [62, 0, 0]):
-        outputs = torch.empty_like(q), torch.empty_like(k)
+    for bad in ([0, far, 62], [0, 60, 20], [-far, -1, far], [62, 0, 0], [9]):
+        outputs = torch.full_like(q, torch.nan), torch.full_like(k, torch.nan)
         rotary_triton.rotate(q, k, torch.tensor(bad, dtype=torch.int32), 1, [10.0], False, *outputs)
+        for source, turned in zip((q, k), outputs, strict=True):
+            torch.testing.assert_close(turned.norm(dim=-1), source.norm(dim=-1))
+
+
+def test_tokens_after_the_last_offset_are_turned_as_if_its_sequence_went_on() -> None:
+    q, k, _ = _inputs(torch.float32)
+    results = []
+    for offsets in ([0, 20, 62], [0, 20, 40]):
+        outputs = torch.empty_like(q), torch.empty_like(k)
+        rotary_triton.rotate(q, k, torch.tensor(offsets, dtype=torch.int32), 1, [10.0], False, *outputs)
+        results.append(outputs[0])
+    assert torch.equal(*results)
