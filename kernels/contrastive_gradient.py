@@ -77,10 +77,8 @@ def _any(
     column: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
-    offset: tl.tensor,
     INFONCE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_IDS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
@@ -102,7 +100,7 @@ def _any(
         similarity = similarities[piece]
         within = piece * WIDTH + tl.arange(0, WIDTH)
         c = column + within
-        positive, _, inside_c = positives_and_inside(audio_keys, text_keys, r, c, rows, columns, offset, HAS_IDS)
+        positive, _, inside_c = positives_and_inside(audio_keys, text_keys, r, c)
         shift = tl.where(inside_c, added, float("-inf"))
         if INFONCE:
             weight_c = tl.load(columns_of + within, mask=inside_c, other=0.0)[None, :]
@@ -186,7 +184,7 @@ def gradient_kernel(
     else:
         sum_scale, sum_bias = _any(
             tile, multiplier, added, audio_keys, text_keys, rows_of, columns_of, pitch_r, pitch_c, grad_logits,
-            row, column, rows, columns, offset, INFONCE, HAS_BIAS, HAS_IDS, BLOCK_R, BLOCK_C, PIECES,
+            row, column, rows, columns, INFONCE, HAS_BIAS, BLOCK_R, BLOCK_C, PIECES,
         )  # fmt: skip
     inverse = 1.0 / tl.load(unit)
     parts += tl.program_id(0)

@@ -56,17 +56,18 @@ class _Call:
         self.tile = score_tile_for(audio.dtype, launch.capability(audio.device), wide=variant == "128x256")
         self.scale = logit_scale.reshape(()).float()
         self.bias = torch.zeros_like(self.scale) if logit_bias is None else logit_bias.reshape(()).float()
-        # A kernel that takes no ids or stored similarities is given some pointer all the same.
-        self.audio_keys, self.text_keys, self.counts, self.flags = (
-            (self.scale,) * 4 if ids is None else positives_of(*ids, self.tile)
+        self.audio_keys, self.text_keys, self.counts, self.flags = positives_of(
+            self.rows, self.columns, ids, offset, self.tile, audio.device
         )
         self.has_ids, self.has_bias, self.infonce = ids is not None, logit_bias is not None, kind == "infonce"
         self.kind: dict[str, object] = {"INFONCE": self.infonce, "HAS_IDS": self.has_ids}
         # In float32 cuBLAS takes three times as long as TF32x3.
         self.stores = variant == "cublas" and audio.dtype != torch.float32
-        self.stored, self.pitch = self.scale, 16
+        self.stored, self.pitch = self.scale, 16  # a kernel without is given some pointer all the same
         self.constants = self.kind | tile_constants(self.tile, audio.dtype, audio.shape[1]) | {"STORED": self.stores}
         self.constants["maxnreg"] = self.tile.registers
+        if self.stores:
+            self.constants |= {"maxnreg": None, "num_warps": 16}
 
     def launches(self, own_rows: _Range, own_columns: _Range) -> Iterator[tuple[_Range, _Range]]:
         """The parts of a block that one launch takes, once their similarities are stored: all of it where none are."""

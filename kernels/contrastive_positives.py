@@ -1,4 +1,4 @@
-"""Where the positives of the contrastive losses are: keys that are equal where ids are, and flags of the tiles."""
+"""Where the positives of the contrastive losses are: keys of rows and columns, and flags of tiles."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slap_fast.kernels.score_blocks import whole_tiles
 from slap_fast.kernels.score_tiles import ScoreTile
 
 _BLOCK = 128
@@ -17,19 +18,34 @@ _SHARES = 8
 
 
 class Positives(NamedTuple):
-    """What the kernels know of ids.
+    """What the kernels know of positives.
 
     Attributes:
-        audio_keys, text_keys: `[R]` and `[C]` in whole tiles, int32, equal where ids are; -1 for a row without a
-            positive, -2 for a row beyond the matrix, -3 for such a column.
-        counts: `[R]` int32, each row's positives.
-        flags: `[tiles of R, tiles of C]` int8, whether a tile holds a positive.
+        audio_keys, text_keys: `[R]` and `[C]` in whole tiles, int32, equal for positives; -1 for a row without any, -2
+            for a row beyond the matrix, -3 for such a column.
+        counts: `[R]` int32, each row's positives, with ids.
+        flags: `[tiles of R, tiles of C]` int8, whether a tile holds a positive, with ids.
     """
 
     audio_keys: Tensor
     text_keys: Tensor
     counts: Tensor
     flags: Tensor
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "offset"])
+def keys_kernel(
+    audio_keys: tl.tensor,
+    text_keys: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    offset: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Keys of pairs without ids: the column of a row's own text."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(audio_keys + index, tl.maximum(index + offset, -1), mask=index < rows)
+    tl.store(text_keys + index, index, mask=index < columns)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_c"])
@@ -56,21 +72,28 @@ def flag_kernel(
         tl.store(flags + text // BLOCK_C, tl.full([BLOCK], 1, tl.int8), mask=own)
 
 
-def positives_of(audio_ids: Tensor, text_ids: Tensor, tile: ScoreTile) -> Positives:
-    """Sort the `[C]` texts by id and find the `[R]` rows' among them; no host synchronization."""
-    rows, columns = audio_ids.shape[0], text_ids.shape[0]
+def positives_of(
+    rows: int, columns: int, ids: tuple[Tensor, Tensor] | None, offset: int, tile: ScoreTile, device: torch.device
+) -> Positives:
+    """By `[R]` and `[C]` ids, or else the pairs of row `r` and column `r + offset`; no host synchronization."""
+    audio_keys = torch.full((whole_tiles(rows),), -2, dtype=torch.int32, device=device)
+    text_keys = torch.full((whole_tiles(columns),), -3, dtype=torch.int32, device=device)
+    if ids is None:
+        keys_kernel[(max(audio_keys.shape[0], text_keys.shape[0]) // _BLOCK,)](
+            audio_keys, text_keys, rows, columns, offset, BLOCK=_BLOCK
+        )
+        return Positives(audio_keys, text_keys, audio_keys, audio_keys)
+    audio_ids, text_ids = ids
     ordered, order = text_ids.sort()
     begin = torch.searchsorted(ordered, audio_ids, out_int32=True)
     counts = torch.searchsorted(ordered, audio_ids, out_int32=True, right=True) - begin
     tiles_r, tiles_c = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
-    flags = torch.zeros(tiles_r, tiles_c, dtype=torch.int8, device=audio_ids.device)
+    flags = torch.zeros(tiles_r, tiles_c, dtype=torch.int8, device=device)
     if rows:
         flag_kernel[(triton.cdiv(rows, _BLOCK), _SHARES)](
             begin, counts, order, flags, rows, tiles_c,
             BLOCK_R=tile.rows, BLOCK_C=tile.columns, BLOCK=_BLOCK, SHARES=_SHARES,
         )  # fmt: skip
-    audio_keys = begin.new_full((tiles_r * tile.rows,), -2)
-    text_keys = begin.new_full((tiles_c * tile.columns,), -3)
     audio_keys[:rows] = begin.masked_fill_(counts == 0, -1)
     torch.searchsorted(ordered, text_ids, out_int32=True, out=text_keys[:columns])
     return Positives(audio_keys, text_keys, counts, flags)
@@ -100,24 +123,12 @@ def is_plain(
 
 @triton.jit
 def positives_and_inside(
-    audio_keys: tl.tensor,
-    text_keys: tl.tensor,
-    r: tl.tensor,
-    c: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    offset: tl.tensor,
-    HAS_IDS: tl.constexpr,
+    audio_keys: tl.tensor, text_keys: tl.tensor, r: tl.tensor, c: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Masks of the positives among rows `r` and columns `c`, and of the rows and of the columns of the matrix."""
-    if HAS_IDS:
-        row_keys = tl.load(audio_keys + r)
-        column_keys = tl.load(text_keys + c)
-        inside_r = row_keys != -2
-        inside_c = column_keys != -3
-    else:
-        row_keys = tl.where((r < rows) & (r + offset < columns), r + offset, -1)
-        column_keys = c
-        inside_r = r < rows
-        inside_c = c < columns
-    return row_keys[:, None] == column_keys[None, :], inside_r, inside_c
+    """Masks of the positives among rows `r` and columns `c`, and of the rows and of the columns of the matrix.
+
+    Keys are loaded where indices could be compared: the compiler cannot keep what it can load again.
+    """
+    row_keys = tl.load(audio_keys + r)
+    column_keys = tl.load(text_keys + c)
+    return row_keys[:, None] == column_keys[None, :], row_keys != -2, column_keys != -3

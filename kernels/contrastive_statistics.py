@@ -15,7 +15,6 @@ from slap_fast.kernels.contrastive_positives import is_plain, positives_and_insi
 from slap_fast.kernels.score_tiles import (
     exp,
     finite_or_zero,
-    halves,
     logits_of,
     pieces,
     stored_or_scores,
@@ -51,15 +50,16 @@ def _all_negative(
     INFONCE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    PIECES: tl.constexpr,
 ) -> None:
     """Statistics of a tile of negatives."""
-    WIDTH: tl.constexpr = BLOCK_C // 2
+    # Few wide parts: a reduction over rows ends in barriers, whatever its width. Wider ones do not fit into registers.
+    WIDTH: tl.constexpr = 64
+    PARTS: tl.constexpr = BLOCK_C // WIDTH
     logits = tl.fma(tile, multiplier, added)
     row_largest = tl.max(logits, 1)
     row_sum = tl.zeros([BLOCK_R], tl.float32)
-    parts = halves(logits)
-    for part in tl.static_range(2):
+    parts = pieces(logits, PARTS)
+    for part in tl.static_range(PARTS):
         c = part * WIDTH + tl.arange(0, WIDTH)
         column_largest = tl.max(parts[part], 0)
         tl.store(column_parts + c, column_largest)
@@ -87,9 +87,6 @@ def _some(
     slot_c: tl.tensor,
     row: tl.tensor,
     column: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    offset: tl.tensor,
     of_positives: tl.tensor,
     INFONCE: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -110,7 +107,7 @@ def _some(
     for piece in tl.static_range(PIECES):
         within = piece * WIDTH + tl.arange(0, WIDTH)
         c = column + within
-        positive, inside_r, inside_c = positives_and_inside(audio_keys, text_keys, r, c, rows, columns, offset, HAS_IDS)
+        positive, inside_r, inside_c = positives_and_inside(audio_keys, text_keys, r, c)
         shift = tl.where(inside_c, added, float("-inf"))
         logits = logits_of(similarities[piece], multiplier, shift, inside_r)
         logits = tl.where(positive == of_positives, logits, float("-inf"))
@@ -139,10 +136,6 @@ def _own_similarities(
     text_keys: tl.tensor,
     row: tl.tensor,
     column: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    offset: tl.tensor,
-    HAS_IDS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
@@ -154,7 +147,7 @@ def _own_similarities(
     similarities = pieces(tile, PIECES)
     for piece in tl.static_range(PIECES):
         c = column + piece * WIDTH + tl.arange(0, WIDTH)
-        positive, _, _ = positives_and_inside(audio_keys, text_keys, r, c, rows, columns, offset, HAS_IDS)
+        positive, _, _ = positives_and_inside(audio_keys, text_keys, r, c)
         total += tl.sum(tl.where(positive, similarities[piece], 0.0), 1)
     return total
 
@@ -210,20 +203,16 @@ def statistics_kernel(
     plain = is_plain(flags, first_r + tile_r, first_c + tile_c, rows, columns, offset, HAS_IDS, BLOCK_R, BLOCK_C)
     if plain:
         multiplier, added = tl.load(scale), tl.load(bias)
-        _all_negative(
-            tile, multiplier, added, row_parts, column_parts, slot_r, slot_c, INFONCE, BLOCK_R, BLOCK_C, PIECES
-        )
+        _all_negative(tile, multiplier, added, row_parts, column_parts, slot_r, slot_c, INFONCE, BLOCK_R, BLOCK_C)
     else:
         SLOTS: tl.constexpr = 2 if INFONCE else 1
         for of_positives in range(2 if HAS_IDS else 1):
             _some(
                 tile, scale, bias, audio_keys, text_keys,
                 row_parts + of_positives * 2 * slot_r, column_parts + of_positives * SLOTS * slot_c, slot_r, slot_c,
-                row, column, rows, columns, offset, of_positives != 0, INFONCE, HAS_IDS, BLOCK_R, BLOCK_C, PIECES,
+                row, column, of_positives != 0, INFONCE, HAS_IDS, BLOCK_R, BLOCK_C, PIECES,
             )  # fmt: skip
-        own = _own_similarities(
-            tile, audio_keys, text_keys, row, column, rows, columns, offset, HAS_IDS, BLOCK_R, BLOCK_C, PIECES
-        )
+        own = _own_similarities(tile, audio_keys, text_keys, row, column, BLOCK_R, BLOCK_C, PIECES)
         r = tl.arange(0, BLOCK_R)
         if HAS_IDS:
             tl.store(row_parts + 4 * slot_r + r, own)

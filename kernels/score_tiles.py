@@ -25,7 +25,7 @@ class ScoreTile(NamedTuple):
         depth: channels a step.
         warps: of a program.
         stages: of the pipeline that loads ahead.
-        pieces: that the epilogue takes the tile in, 4 or 8.
+        pieces: that the epilogue takes the tile in, a power of two.
         registers: a limit for ptxas, where some version of Triton stops two short of room for a second program.
     """
 
@@ -42,7 +42,7 @@ class ScoreTile(NamedTuple):
 # 128 registers a thread, which 8 pieces leave without ids, and half the shared memory, 113 KiB of sm_90 or 50 KiB where
 # sm_86 is to be served too. A tile of 128 x 256 reads a quarter less, but fills a multiprocessor alone.
 _LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8, registers=128), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
-_WIDE = {2: ScoreTile(128, 256, 64, 8, 3, 8), 4: ScoreTile(128, 256, 32, 8, 2, 8)}
+_WIDE = {2: ScoreTile(128, 256, 64, 8, 3, 16), 4: ScoreTile(128, 256, 32, 8, 2, 16)}
 _SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
 
 # Two tiles in the registers of one.
@@ -159,32 +159,20 @@ def stored_or_scores(
 
 
 @triton.jit
-def halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """The left and the right one."""
+def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     rows: tl.constexpr = tile.shape[0]
     columns: tl.constexpr = tile.shape[1]
     return tl.split(tl.permute(tl.reshape(tile, [rows, 2, columns // 2]), [0, 2, 1]))
 
 
 @triton.jit
-def _quarters(tile: tl.tensor) -> tuple:
-    left, right = halves(tile)
-    first, second = halves(left)
-    third, fourth = halves(right)
-    return first, second, third, fourth
-
-
-@triton.jit
 def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
-    """The tile in 4 or 8 parts, from left to right: an epilogue that takes one at a time needs few registers."""
-    tl.static_assert(PIECES == 4 or PIECES == 8)
-    if PIECES == 4:
-        parts = _quarters(tile)
+    """The tile in PIECES parts, left to right: an epilogue that takes one at a time needs few registers."""
+    if PIECES == 1:
+        parts = (tile,)
     else:
-        left, right = halves(tile)
-        first, second, third, fourth = _quarters(left)
-        fifth, sixth, seventh, eighth = _quarters(right)
-        parts = first, second, third, fourth, fifth, sixth, seventh, eighth
+        left, right = _halves(tile)
+        parts = pieces(left, PIECES // 2) + pieces(right, PIECES // 2)
     return parts
 
 
