@@ -253,8 +253,8 @@ def test_offsets_that_end_early_start_late_or_lead_outside(malformed: list[int],
 @pytest.mark.parametrize("bad", [[0, FAR, 70], [0, 69, 20], [70, 0, 0], [5, 5, 5], [0, 70, 0, 70], [0, 640, -5, 64]])
 def test_offsets_that_fall_leave_nothing_unwritten_and_touch_nothing_that_is_not_theirs(bad: list[int]) -> None:
     good = [0, *range(30, 30 + len(bad) - 2), 70]
-    for pair in ((bad, good), (good, bad), (bad, bad)):
-        for value in _all_passes(*pair, (-1, 0)):
+    for queries, keys in ((bad, good), (good, bad), (bad, bad)):
+        for value in _all_passes(queries, keys, (-1, 0)):
             assert not value.isnan().any()
 
 
