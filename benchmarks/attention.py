@@ -39,7 +39,7 @@ from benchmarks.attention_workload import Workload
 from benchmarks.harness.case import Case, Peer, Settings, missing
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
-from benchmarks.our_peers import PREFIX, variant_peers
+from benchmarks.our_peers import PREFIX, attention_variants, variant_peers
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends.varlen_attention_preference import LONGEST_CLIP
 from slap_fast.ops.varlen_attention import BACKENDS
@@ -153,7 +153,8 @@ def _backends(workload: Workload) -> list[Peer]:
     ]
     without_triton = unavailable["triton"] or BACKENDS["triton"].rejects(**wanted)
     setup = partial(peers.backend, workload, "triton")
-    return [*found, *variant_peers("varlen_attention", workload.device, setup, without_triton)]
+    names = attention_variants(local=workload.is_local, backward=workload.backward)
+    return [*found, *variant_peers("varlen_attention", workload.device, setup, without_triton, names)]
 
 
 def _too_padded(name: str, workload: Workload) -> str | None:

@@ -41,7 +41,6 @@ hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -126,14 +125,13 @@ def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
     def peer(name: str, loss: Callable[[Contrastive], peers.Loss], unavailable: str | None = None) -> Peer:
         return Peer(name, lambda: peers.contrastive(workload, loss(workload)), unavailable)
 
-    few = replace(workload, rows=2, distinct=2)
     return [
         peer(f"open_clip {peers.OPEN_CLIP[workload.kind]}", peers.open_clip, no_open_clip or too_large),
         peer("plain formula", peers.formula, too_large or _same_as_open_clip(workload, no_open_clip)),
         peer("plain formula, torch.compile", peers.compiled, too_large_compiled or _no_compiler(settings)),
         peer("chunks under checkpoint", peers.checkpointed),
         *inf_cl_peers(workload),
-        *backend_peers("contrastive_loss", workload, few, peers.contrastive_backend),
+        *backend_peers("contrastive_loss", workload, peers.contrastive_backend),
         *_by_ids(workload),
     ]
 
@@ -173,8 +171,7 @@ def _captions_case(workload: Captions) -> Case:
                 or ("its gradients are filtered for 16-bit floats" if workload.dtype == torch.float32 else None),
             ),
         ]
-    few = replace(workload, rows=2, distinct=2, vocabulary=8)
-    found += backend_peers("linear_cross_entropy", workload, few, peers.captions_backend)
+    found += backend_peers("linear_cross_entropy", workload, peers.captions_backend)
     return _case(
         f"captions, {workload.rows:,}",
         workload,
@@ -190,8 +187,7 @@ def _prototypes_case(workload: Prototypes) -> Case:
         lambda: peers.prototypes(workload, peers.dinov2(workload)),
         peers.no_room(stored, workload.device),
     )
-    few = replace(workload, rows=2, distinct=2, prototypes=8)
-    found = [plain, *backend_peers("prototype_cross_entropy", workload, few, peers.prototypes_backend)]
+    found = [plain, *backend_peers("prototype_cross_entropy", workload, peers.prototypes_backend)]
     return _case(
         f"prototypes, {workload.rows:,}",
         workload,
@@ -228,17 +224,9 @@ def _case(
     )
 
 
-def backend_peers(op: str, workload: Workload, few: Workload, setup: Callable[[Workload, str], Run]) -> list[Peer]:
-    """One peer a backend of `op`, each with why it cannot run: at all, or by a step on `few` rows such workloads."""
-
-    def refusal(name: str) -> str | None:
-        try:
-            setup(few, name).step()
-        except ValueError as error:
-            return str(error)
-        return None
-
-    reasons: dict[str, str | None] = {name: unavailable or refusal(name) for name, unavailable in dispatch.report()[op]}
+def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], Run]) -> list[Peer]:
+    """One peer a backend of `op`, each with why it cannot run on this machine."""
+    reasons: dict[str, str | None] = dict(dispatch.report()[op])
     backends: list[Peer] = [
         Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
     ]

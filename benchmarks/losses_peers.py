@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -127,6 +127,7 @@ def formula(workload: Contrastive) -> Loss:
     return infonce
 
 
+@lru_cache(maxsize=1)  # set up again for each set of inputs that a graph runs over
 def compiled(workload: Contrastive) -> Loss:
     torch._dynamo.reset()  # each size is compiled for itself, none for all
     return torch.compile(formula(workload), dynamic=False)

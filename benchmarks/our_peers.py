@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -15,10 +15,16 @@ T = TypeVar("T")
 PREFIX = "slap-fast, "
 # The names in `variants.VARIANTS` that a launch of each op may ask for.
 VARIANTS_OF: dict[str, tuple[str, ...]] = {
-    "varlen_attention": (),
-    "contrastive_loss": (),
-    "linear_cross_entropy": (),
-    "prototype_cross_entropy": (),
+    "varlen_attention": (
+        "attention_forward_global",
+        "attention_forward_local",
+        "attention_grad_q",
+        "attention_grad_kv_global",
+        "attention_grad_kv_local",
+    ),
+    "contrastive_loss": ("contrastive_tile",),
+    "linear_cross_entropy": ("caption_tile",),
+    "prototype_cross_entropy": ("prototype_scores", "prototype_tile"),
 }
 
 
@@ -30,18 +36,32 @@ def gpu_backends(op: str, device: str, setup: Callable[[str], Run]) -> list[Peer
     return [Peer(PREFIX + name, partial(setup, name), reasons[name]) for name in ("triton", "torch")]
 
 
-def variant_peers(op: str, device: str, setup: Callable[[], Run], unavailable: str | None = None) -> list[Peer]:
+def attention_variants(*, local: bool, backward: bool) -> tuple[str, ...]:
+    """The names that a call of `varlen_attention` asks for."""
+    others = "global" if local else "local"
+    names = [name for name in VARIANTS_OF["varlen_attention"] if not name.endswith(others)]
+    return tuple(name for name in names if backward or "_grad_" not in name)
+
+
+def variant_peers(
+    op: str,
+    device: str,
+    setup: Callable[[], Run],
+    unavailable: str | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Peer]:
     """Where the device is a GPU, one peer for each variant of the kernels of `op` that is not the default.
 
     Args:
         setup: takes the Triton backend.
         unavailable: why that cannot run such a case.
+        names: those of VARIANTS_OF that the case asks for; None: all.
     """
     if device != "cuda":
         return []
     return [
         Peer(f"{PREFIX}triton, {name}={variant}", partial(_set_up, setup, {name: variant}), unavailable)
-        for name in VARIANTS_OF[op]
+        for name in (VARIANTS_OF[op] if names is None else names)
         for variant in variants.VARIANTS[name][1:]
     ]
 

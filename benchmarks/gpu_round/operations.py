@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.inputs import normal
-from benchmarks.our_peers import VARIANTS_OF
+from benchmarks.our_peers import VARIANTS_OF, attention_variants
 from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import (
     MelConfig,
@@ -76,6 +76,7 @@ class Operation:
         leaves: tensors that a gradient is taken of, float32 and on the device; rounded to `dtype` by `run`.
         call: the op on those, with a backend.
         plain: the PyTorch backend, which takes float64 too.
+        asks: names in `variants.VARIANTS` that its launches ask for; None: all of the op's.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Operation:
     leaves: Callable[[], list[Tensor]]
     call: Callable[[Sequence[Tensor], str], Sequence[Tensor]]
     plain: str = "torch"
+    asks: tuple[str, ...] | None = None
 
     def backend(self, device: str) -> str:
         """Our kernels for the device."""
@@ -92,7 +94,8 @@ class Operation:
     def variants(self, device: str) -> Iterator[dict[str, str]]:
         """The default of every kernel, then on a GPU each variant by itself."""
         yield {}
-        for name in VARIANTS_OF.get(self.op, ()) if device == "cuda" else ():
+        names = VARIANTS_OF.get(self.op, ()) if self.asks is None else self.asks
+        for name in names if device == "cuda" else ():
             yield from ({name: variant} for variant in VARIANTS[name][1:])
 
     def label(self, choice: dict[str, str]) -> str:
@@ -180,7 +183,7 @@ def _attention(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterat
 
             yield Operation(
                 f"attention, {kind}, {_name(dtype)}", "varlen_attention", dtype, leaves, call,
-                "torch" if device == "cpu" else "torch_padded",
+                "torch" if device == "cpu" else "torch_padded", attention_variants(local=kind == "local", backward=True),
             )  # fmt: skip
 
 

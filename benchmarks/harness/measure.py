@@ -14,6 +14,7 @@ from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, relative
 from benchmarks.harness.memory import measure_in_child, measure_on_gpu
 from benchmarks.harness.replay import Replay, capture, input_copies
 from benchmarks.harness.timing import default_timer, paired_ratio, quartiles, time_interleaved
+from slap_fast.ops.dispatch import CannotServeError
 
 OK = "ok"
 FAILED = "failed check"
@@ -157,6 +158,8 @@ def _set_up_and_check(
             seconds = timer(run.step, 1)
         if on_gpu and memory:
             row["memory"] = measure_on_gpu(run, setup_bytes)
+    except CannotServeError as error:
+        return row | {"status": UNAVAILABLE, "reason": str(error)}, None
     except Exception as error:
         status, reason = _what_went_wrong(error)
         return row | {"status": status, "reason": reason}, None
