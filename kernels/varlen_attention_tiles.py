@@ -8,8 +8,8 @@ tuned or compiled anew for a length. No GPU has measured them yet: they were cho
 - To cap the forward at 128 registers, for a fourth program a multiprocessor, spills with Triton 3.9, not with 3.7.
 - Clips of 4 to 750 tokens fill tiles of 64 rows to 92 % (lengths uniform), tiles of 128 to 85 %.
 - In a narrow window a tile of R rows computes scores for R + 96 keys or more, of which each row uses 97.
-- Backward by keys takes 32 queries at a time: two thirds of the registers of 64, so three programs instead of two, and
-  no step wasted on a narrow window. Shared memory is then as busy as the tensor cores, not busier.
+- Backward by keys takes 32 queries at a time in a window: two thirds of the registers of 64, so three programs instead
+  of two, and no step wasted on a narrow one. Shared memory is then as busy as the tensor cores, not busier.
 - Backward for 256 channels on sm_90 sums 32 keys a program, too few rows for `wgmma`: 64 spill.
 """
 
