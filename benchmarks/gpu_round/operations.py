@@ -183,7 +183,8 @@ def _attention(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterat
 
             yield Operation(
                 f"attention, {kind}, {_name(dtype)}", "varlen_attention", dtype, leaves, call,
-                "torch" if device == "cpu" else "torch_padded", attention_variants(local=kind == "local", backward=True),
+                plain="torch" if device == "cpu" else "torch_padded",
+                asks=attention_variants(local=kind == "local", backward=True),
             )  # fmt: skip
 
 
