@@ -21,7 +21,6 @@ from slap_fast.kernels.score_products import float16_unit, gradients
 from slap_fast.kernels.score_tiles import (
     exp,
     pieces,
-    score_tile_for,
     scores,
     tile_constants,
     tile_of_program,
@@ -165,7 +164,8 @@ def loss_and_gradients(
     rows, columns = hidden.shape[0], weight.shape[0]
     # An ignored token's features may be anything, NaN too, and a product of NaN with 0 is NaN.
     hidden = hidden.masked_fill((target == ignore_index)[:, None], 0.0)
-    largest, sum_of_exponentials = score_logsumexp.of_rows(hidden, weight)
+    tile = score_logsumexp.tile_of(hidden, "caption_tile")
+    largest, sum_of_exponentials = score_logsumexp.of_rows(hidden, weight, tile)
     loss, log_total, softmax_weight = torch.empty(3, rows, dtype=torch.float32, device=hidden.device)
     with launch.on_device_of(hidden):
         if rows:
@@ -180,8 +180,7 @@ def loss_and_gradients(
             )  # fmt: skip
         total = loss.sum()
         unit = float16_unit([softmax_weight], hidden.dtype)
-        tile = score_tile_for(hidden.dtype, launch.capability(hidden.device))
-        constants = tile_constants(tile, hidden.dtype, hidden.shape[1])
+        constants = tile_constants(tile, hidden.dtype, hidden.shape[1]) | {"maxnreg": tile.registers}
         smoothed = label_smoothing / columns
 
         def fill(grad: Tensor, own_rows: tuple[int, int], own_columns: tuple[int, int]) -> None:

@@ -26,7 +26,6 @@ from slap_fast.kernels.score_tiles import (
     finite_or_zero,
     pair_tile_for,
     pieces,
-    score_tile_for,
     scores,
     tile_constants,
     tile_of_program,
@@ -202,12 +201,14 @@ def sinkhorn_sweep(
 
     Without a potential, the scores go to `stored`, if there is one, of `prototype_scores.new_scores`.
     """
-    scale = 1.0 / temperature
+    scale, tile = 1.0 / temperature, score_logsumexp.tile_of(teacher, "prototype_tile")
     row_shift = None
     if potential is not None:
-        of_tokens = score_logsumexp.of_rows(teacher, prototypes, scale=scale, column_shift=potential)
+        of_tokens = score_logsumexp.of_rows(teacher, prototypes, tile, scale=scale, column_shift=potential)
         row_shift = of_tokens[0] + of_tokens[1].log()
-    largest, total = score_logsumexp.of_columns(teacher, prototypes, scale=scale, row_shift=row_shift, stored=stored)
+    largest, total = score_logsumexp.of_columns(
+        teacher, prototypes, tile, scale=scale, row_shift=row_shift, stored=stored
+    )
     return largest + total.log()
 
 
@@ -251,8 +252,10 @@ def loss_and_gradients(
     matrices = student, teacher if stored is None else stored, student_prototypes, teacher_prototypes
     strides = tuple(matrix.stride(0) for matrix in matrices)
     inputs = *matrices, prototype_scores.column_shift(student_prototypes, potential), scales
-    tile_for = pair_tile_for if stored is None else score_tile_for
-    tile = tile_for(student.dtype, launch.capability(student.device))
+    if stored is None:
+        tile = pair_tile_for(student.dtype, launch.capability(student.device))
+    else:
+        tile = score_logsumexp.tile_of(student, "prototype_tile")
     constants = tile_constants(tile, student.dtype, student.shape[1])
     constants |= {"STORED": stored is not None, "maxnreg": tile.registers}
     with launch.on_device_of(student):

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slap_fast.kernels import launch, score_parts
+from slap_fast.kernels import launch, score_parts, variants
 from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
 from slap_fast.kernels.score_tiles import (
+    ScoreTile,
     exp,
     finite_or_zero,
     pieces,
@@ -137,28 +138,43 @@ def logsumexp_kernel(
             tl.store(parts + tiles_r * width + c, column_sum, mask=c < width)
 
 
-def of_rows(a: Tensor, b: Tensor, *, scale: Tensor | None = None, column_shift: Tensor | None = None) -> Tensor:
+def tile_of(features: Tensor, variant: str) -> ScoreTile:
+    """The tile that `variants` has for it; float32 stays at 128 x 128, as its three products spill beyond."""
+    wide = variants.chosen(variant) == "128x256" and features.dtype != torch.float32
+    return score_tile_for(features.dtype, launch.capability(features.device), wide=wide)
+
+
+def of_rows(
+    a: Tensor, b: Tensor, tile: ScoreTile, *, scale: Tensor | None = None, column_shift: Tensor | None = None
+) -> Tensor:
     """`[2, R]`: largest of each row of `scale * a @ b.T - column_shift`, and sum of exponentials relative to it."""
     sums = running(1, 2, a.shape[0], a.device)
-    _sweep(a, b, sums, True, scale, None, column_shift)
+    _sweep(a, b, tile, sums, True, scale, None, column_shift)
     return sums[0]
 
 
 def of_columns(
-    a: Tensor, b: Tensor, *, scale: Tensor, row_shift: Tensor | None = None, stored: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    tile: ScoreTile,
+    *,
+    scale: Tensor,
+    row_shift: Tensor | None = None,
+    stored: Tensor | None = None,
 ) -> Tensor:
     """`[2, C]`: largest of each column of `scale * a @ b.T - row_shift`, and sum of exponentials relative to it.
 
     `a @ b.T` goes to `stored`, if there is one, whose rows and columns are multiples of `score_blocks.TILE`.
     """
     sums = running(1, 2, b.shape[0], a.device)
-    _sweep(a, b, sums, False, scale, row_shift, None, stored)
+    _sweep(a, b, tile, sums, False, scale, row_shift, None, stored)
     return sums[0]
 
 
 def _sweep(
     a: Tensor,
     b: Tensor,
+    tile: ScoreTile,
     sums: Tensor,
     of_rows: bool,
     scale: Tensor | None,
@@ -167,7 +183,6 @@ def _sweep(
     stored: Tensor | None = None,
 ) -> None:
     rows, columns = a.shape[0], b.shape[0]
-    tile = score_tile_for(a.dtype, launch.capability(a.device))
     constants = tile_constants(tile, a.dtype, a.shape[1])
     block_r, block_c = block_shape(rows, columns, score_parts.AREA)
     most_r, most_c = min(rows, block_r), min(columns, block_c)

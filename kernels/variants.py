@@ -14,7 +14,10 @@ from contextlib import contextmanager
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "prototype_scores": ("stored", "recomputed"),
+    "prototype_tile": ("128x128", "128x256"),
+    "caption_tile": ("128x128", "128x256"),
     "contrastive_tile": ("128x128", "128x256", "cublas"),
+    "gradient_product": ("tf32x3", "cublas"),
     "attention_forward_global": ("128x64", "128x128", "64x128", "64x64"),
     "attention_forward_local": ("64x64", "64x32"),
     "attention_grad_q": ("64x64", "64x32"),

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from slap_fast.kernels import linear_cross_entropy
+from slap_fast.kernels import linear_cross_entropy, variants
 from slap_fast.ops.backends import linear_cross_entropy_triton, prototype_triton, triton_support
 from tests.kernels._compile import Compiled, cross_compile
 
@@ -84,6 +84,16 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(
             instruction = "STG.E.128" if kernel.name == "logsumexp_kernel" else "LDG.E.128"
             assert kernel.count(instruction) >= 4, kernel
             assert not kernel.count("LDG.E.U16"), kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["captions", "prototypes"])
+def test_wide_tiles_do_not_spill(loss: str) -> None:
+    with variants.use(caption_tile="128x256", prototype_tile="128x256"):
+        compiled = [kernel for kernel in LOSSES[loss]((9, 0), torch.bfloat16, 300, 500) if kernel.name in WITH_PRODUCTS]
+    for kernel in compiled:
+        assert kernel.local == 0, kernel
+        assert "wgmma.mma_async.sync.aligned.m64n256k16" in kernel.ptx, kernel
 
 
 @pytest.mark.slow

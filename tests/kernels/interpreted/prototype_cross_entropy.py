@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.kernels import prototype_scores, variants
+from slap_fast.kernels import prototype_scores, score_blocks, variants
 from slap_fast.ops import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.backends import prototype_torch, prototype_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
@@ -56,13 +56,21 @@ def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(centering: str, d
 
 @pytest.mark.usefixtures("small_blocks", "poisoned_memory")
 @pytest.mark.parametrize(
-    ("tokens", "count", "temperature"), [(1, 1, 0.04), (17, 100, 1e-3), (150, 257, 0.04), (150, 257, 1e-3)]
+    ("tokens", "count", "temperature", "tile"),
+    [
+        (1, 1, 0.04, "128x128"),
+        (17, 100, 1e-3, "128x256"),
+        (150, 257, 0.04, "128x256"),
+        (150, 257, 1e-3, "128x128"),
+    ],
 )
 def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
-    tokens: int, count: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    tokens: int, count: int, temperature: float, tile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the sharpest, `exp` of most scores overflows, and whole columns of assignments would underflow to 0."""
     monkeypatch.setattr(prototype_scores, "_CHUNK", 64)
+    if tile == "128x256":
+        monkeypatch.setattr(score_blocks, "TILE", 256)
     student, teacher = (unit_rows(tokens, 24, seed=seed, dtype=torch.float16).detach() for seed in (1, 2))
     prototypes, theirs = (unit_rows(count, 24, seed=seed, dtype=torch.float16).detach() for seed in (3, 4))
 
@@ -85,8 +93,9 @@ def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
             backend="triton",
         )  # fmt: skip
 
-    potential = sinkhorn_potential(teacher, theirs, teacher_temperature=temperature, backend="triton")
-    actual = [potential, *loss_and_gradients(ours, [student, prototypes])]
+    with variants.use(prototype_tile=tile):
+        potential = sinkhorn_potential(teacher, theirs, teacher_temperature=temperature, backend="triton")
+        actual = [potential, *loss_and_gradients(ours, [student, prototypes])]
     plain, exact = by_float64(teacher @ theirs.T), by_float64(teacher.double() @ theirs.double().T)
     for got, peer, wanted in zip(actual, plain, exact, strict=True):
         error, peer_error = ((x - wanted).norm() for x in (got, peer))
