@@ -150,7 +150,7 @@ def forward_kernel(
         k += BLOCK_K * stride_kt
         v += BLOCK_K * stride_vt
 
-    accumulator /= tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    accumulator *= (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]
     out += tl.cast(begin_q, tl.int64) * stride_ot + head * stride_oh
     store_rows(out, stride_ot, present, accumulator, HEAD_DIM, BLOCK_D, BLOCK_Q)
     lse += head * stride_lh + begin_q
