@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slap_fast.kernels import float32_product
 from slap_fast.kernels.score_blocks import block_shape, blocks
+from slap_fast.kernels.variants import chosen
 
 __all__ = ["blocks", "float16_unit", "gradients", "store_product"]
 
@@ -76,8 +78,12 @@ def gradients(
     sums_a = sums(grad_a, min(rows, block_rows), a)
     sums_b = sums(grad_b, columns if several else min(columns, block_columns), b)
     block = a.new_empty(block_rows, block_columns)
-    most = max(min(rows, block_rows) if columns > block_columns else 0, min(columns, block_columns) if several else 0)
-    scratch = a.new_empty(most, a.shape[1], dtype=torch.float32)
+    scratch = None
+    if not (a.is_cuda and a.dtype == torch.float32 and chosen("gradient_product") == "tf32x3"):
+        most = max(
+            min(rows, block_rows) if columns > block_columns else 0, min(columns, block_columns) if several else 0
+        )
+        scratch = a.new_empty(most, a.shape[1], dtype=torch.float32)
     for first, last in blocks(rows, block_rows):
         total_a = sums_a[first:last] if sums_a is grad_a else sums_a[: last - first]
         for begin, end in blocks(columns, block_columns):
@@ -105,11 +111,14 @@ def store_product(out: Tensor, x: Tensor, y: Tensor) -> None:
         torch.mm(x.float(), y.float(), out=out)
 
 
-def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor, *, new: bool) -> None:
-    """`total += x @ y`, or `total = x @ y` if `new`, in float32.
+def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor | None, *, new: bool) -> None:
+    """`total += x @ y`, or `total = x @ y` if `new`, in float32; without scratch in one kernel, of TF32x3.
 
     Not `addmm`: which dtypes of a sum it takes beside those of 16-bit products differs between versions of torch.
     """
+    if scratch is None:
+        float32_product.store(total, x, y, add=not new)
+        return
     product = total if new else scratch[: total.shape[0]]
     store_product(product, x, y)
     if not new:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slap_fast.kernels import contrastive_loss as kernels
+from slap_fast.kernels import float32_product, score_blocks, score_parts, variants
+from slap_fast.kernels.contrastive_positives import positives_of
+from slap_fast.kernels.score_tiles import ScoreTile
 from slap_fast.ops import contrastive_loss
 from slap_fast.ops.backends import contrastive_torch, contrastive_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
@@ -26,27 +30,38 @@ def _rows(count: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 CASES = [
-    ("infonce", False, 37, torch.float32),
-    ("infonce", False, -100, torch.float32),
-    ("infonce", True, 0, torch.float16),
-    ("sigmoid", False, 100, torch.float16),
-    ("sigmoid", True, 0, torch.float32),
+    ("infonce", False, 37, torch.float32, "128x128"),
+    ("infonce", False, -100, torch.float32, "128x128"),
+    ("infonce", True, 0, torch.float16, "128x128"),
+    ("infonce", False, 260, torch.float32, "128x256"),
+    ("infonce", True, 0, torch.float16, "cublas"),
+    ("sigmoid", False, 100, torch.float16, "128x128"),
+    ("sigmoid", True, 0, torch.float32, "128x128"),
+    ("sigmoid", True, 0, torch.float32, "128x256"),
+    ("sigmoid", False, -3, torch.float16, "cublas"),
 ]
 
 
 @pytest.mark.usefixtures("small_blocks", "poisoned_memory")
-@pytest.mark.parametrize(("kind", "by_ids", "offset", "dtype"), CASES)
+@pytest.mark.parametrize(("kind", "by_ids", "offset", "dtype", "tile"), CASES)
 def test_every_sum_and_gradient_of_a_rectangle_is_that_of_float64(
-    kind: str, by_ids: bool, offset: int, dtype: torch.dtype
+    kind: str, by_ids: bool, offset: int, dtype: torch.dtype, tile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Tiles of negatives alone, of some positives, and at the edge; several blocks each way."""
+    if tile == "128x256":
+        monkeypatch.setattr(score_blocks, "TILE", 256)
+    if tile == "cublas":  # its blocks within those of the statistics
+        monkeypatch.setattr(kernels, "_STORED_AREA", 128 * 128)
+        monkeypatch.setattr(score_parts, "AREA", 128 * 256)
     generator = torch.Generator().manual_seed(0)
-    audio, text = _rows(139, 1, dtype), _rows(210, 2, dtype)
+    audio, text = _rows(139, 1, dtype), _rows(300, 2, dtype)
     scale, bias = torch.tensor([50.0]), torch.tensor(-4.0) if kind == "sigmoid" else None
-    audio_ids, text_ids = (torch.randint(-30, 30, (n,), generator=generator) for n in (139, 210))
+    audio_ids, text_ids = (torch.randint(-30, 30, (n,), generator=generator) for n in (139, 300))
+    text_ids[0 if tile == "128x256" else 128 : 256] += 60  # a tile without a positive
     ids = (audio_ids, text_ids) if by_ids else (None, None)  # some rows have no positive
-    weights = [torch.rand(n, generator=generator) / 400 for n in (139, 210, 139)]
+    weights = [torch.rand(n, generator=generator) / 400 for n in (139, 300, 139)]
     if kind == "sigmoid":
-        weights[1:] = [torch.zeros(210), torch.zeros(139)]
+        weights[1:] = [torch.zeros(300), torch.zeros(139)]
 
     def run(backend: Any, wide: bool = False) -> list[Tensor]:
         inputs = [x.double() if wide else x for x in (audio, text, scale)]
@@ -58,7 +73,9 @@ def test_every_sum_and_gradient_of_a_rectangle_is_that_of_float64(
         assert [grad.shape for grad in grads[:3]] == [x.shape for x in inputs]
         return [*sums, *(grads if bias is not None else grads[:3])]
 
-    actual, peer, exact = run(contrastive_triton), run(contrastive_torch), run(contrastive_torch, wide=True)
+    with variants.use(contrastive_tile=tile):
+        actual = run(contrastive_triton)
+    peer, exact = run(contrastive_torch), run(contrastive_torch, wide=True)
     for index, (got, other, wanted) in enumerate(zip(actual, peer, exact, strict=True)):
         assert got.dtype == other.dtype
         known = wanted.isfinite()
@@ -139,3 +156,46 @@ def test_strided_inputs_and_chunks_of_any_size() -> None:
     actual = torch.autograd.grad(contrastive_loss(*leaves, chunk_size=33, backend="triton").loss, leaves)
     for got, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("highest", [0, 4, 5000])
+def test_a_tile_is_flagged_if_it_holds_a_positive(highest: int) -> None:
+    tile, generator = ScoreTile(64, 32, 16, 4, 1, 4), torch.Generator().manual_seed(0)
+    audio_ids, text_ids = (torch.randint(0, highest + 1, (n,), generator=generator) for n in (139, 300))
+    found = positives_of(139, 300, (audio_ids, text_ids), 0, tile, audio_ids.device)
+    positive = audio_ids[:, None] == text_ids
+    assert torch.equal(found.audio_keys[:139, None] == found.text_keys[:300], positive)
+    assert torch.equal(found.counts, positive.sum(1, dtype=torch.int32))
+    padded = F.pad(positive, (0, 20, 0, 53)).view(3, 64, 10, 32)
+    assert torch.equal(found.flags.bool(), padded.any(3).any(1))
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (130, 32, 40), (128, 77, 256), (200, 64, 130)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_float32_product_reads_nothing_beyond_the_corner(
+    rows: int, depth: int, columns: int, transposed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    storage = torch.full((256, 256), torch.nan)
+    a = (storage.T if transposed else storage)[:rows, :depth]
+    a.copy_(torch.randn(rows, depth, generator=generator))
+    b = torch.randn(depth, columns, generator=generator)
+    out = torch.full((rows, columns), torch.nan)
+    float32_product.store(out, a, b)
+    once = out.clone()
+    float32_product.store(out, a, b, add=True)
+    assert torch.equal(out, 2 * once)
+    exact = a.double() @ b.double()
+    error, peer_error = ((x.double() - exact).norm() for x in (once, a @ b))
+    assert error <= 2 * peer_error + torch.finfo(torch.float32).eps * exact.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tie_is_no_hit_and_positives_alone_leave_no_negative_similarity(kind: str) -> None:
+    audio, text = _rows(1, 1, torch.float32).repeat(70, 1), _rows(1, 2, torch.float32).repeat(70, 1)
+    bias = torch.tensor(-1.0) if kind == "sigmoid" else None
+    for ids, accuracy in ((None, 0.0), (torch.arange(70) % 2, 0.0), (torch.zeros(70, dtype=torch.int64), 1.0)):
+        output = contrastive_loss(audio, text, torch.tensor(9.0), bias, kind=kind, ids=ids, backend="triton")
+        assert output.accuracy == accuracy
+        if ids is not None and accuracy == 1.0:
+            assert output.negative_similarity == 0.0
