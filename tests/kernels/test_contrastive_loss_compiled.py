@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import contrastive_loss as kernels
+from slap_fast.kernels import float32_product, variants
 from slap_fast.ops.backends import contrastive_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
@@ -35,43 +36,71 @@ def _compile(
 # Registers of a thread and KiB of shared memory of a block, at most. A multiprocessor has 65,536 registers and on sm_90
 # 227 KiB: 128 registers for each of 256 threads, and less than half of that memory, let two programs run on one.
 CASES = {
-    ((9, 0), "infonce", False, torch.bfloat16): (128, 97),
-    ((9, 0), "sigmoid", True, torch.bfloat16): (255, 97),
-    ((8, 0), "infonce", True, torch.float32): (255, 49),
+    ((9, 0), "infonce", False, torch.bfloat16, "128x128"): (128, 97),
+    ((9, 0), "infonce", True, torch.bfloat16, "128x128"): (128, 97),
+    ((9, 0), "sigmoid", False, torch.bfloat16, "128x128"): (128, 97),
+    ((9, 0), "sigmoid", True, torch.bfloat16, "128x128"): (128, 97),
+    ((9, 0), "infonce", True, torch.bfloat16, "128x256"): (255, 145),
+    ((9, 0), "infonce", True, torch.bfloat16, "cublas"): (128, 97),
+    ((9, 0), "infonce", True, torch.float32, "128x128"): (235, 97),
+    ((8, 0), "infonce", True, torch.float32, "128x128"): (255, 49),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "kind", "by_ids", "dtype"), CASES)
+@pytest.mark.parametrize(("capability", "kind", "by_ids", "dtype", "tile"), CASES)
 def test_nothing_spills_and_programs_share_a_multiprocessor(
-    capability: tuple[int, int], kind: str, by_ids: bool, dtype: torch.dtype
+    capability: tuple[int, int], kind: str, by_ids: bool, dtype: torch.dtype, tile: str
 ) -> None:
-    registers, shared = CASES[capability, kind, by_ids, dtype]
-    compiled = _compile(capability, kind, by_ids, dtype)
+    registers, shared = CASES[capability, kind, by_ids, dtype, tile]
+    with variants.use(contrastive_tile=tile):
+        compiled = _compile(capability, kind, by_ids, dtype)
+    keys = "flag_kernel" if by_ids else "keys_kernel"
     assert [kernel.name for kernel in compiled] == [
+        keys,
         "statistics_kernel",
-        "fold_kernel",
-        "fold_kernel",
+        *["fold_kernel"] * (4 if by_ids else 2),
+        "products_kernel",
         "finish_rows_kernel",
         "finish_columns_kernel",
+        keys,
         "gradient_kernel",
     ]
     for kernel in compiled:
         assert kernel.local == 0, kernel
         assert kernel.shared <= 1024 * shared, kernel
-    for kernel in (compiled[0], compiled[-1]):
+    for kernel in (compiled[1], compiled[-1]):
         assert kernel.registers <= registers, kernel
-        assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
-        assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
-    assert compiled[-1].count("STG.E.128") > 0
+        if tile == "cublas":
+            assert ".mma" not in kernel.ptx, kernel
+        else:
+            assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
+            assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+    assert compiled[-1].count("STG.E.64" if tile == "cublas" else "STG.E.128") > 0
     assert compiled[-1].count("STG.E.U16") == 0
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
+def test_the_float32_product_loads_and_stores_vectors_and_spills_nothing(capability: tuple[int, int]) -> None:
+    block, audio, text = torch.empty(512, 1024), torch.empty(500, 768), torch.empty(900, 768)
+    with cross_compile(capability) as launched:
+        float32_product.store(torch.empty(500, 768), block[:500, :900], text)
+        float32_product.store(torch.empty(900, 768), block[:500, :900].T, audio, add=True)
+    for kernel in launched:
+        assert kernel.local == 0, kernel
+        assert kernel.shared <= 97 * 1024, kernel
+        assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
+        assert ".tf32" in kernel.ptx, kernel
+        assert kernel.count("LDGSTS.E.BYPASS.128") == kernel.count("LDGSTS"), kernel
+        assert kernel.count("STG.E.128") == kernel.count("STG"), kernel
+
+
+@pytest.mark.slow
 def test_other_sizes_compile_nothing_anew() -> None:
-    first = _compile((9, 0), "infonce", False, torch.bfloat16)
+    first = _compile((9, 0), "infonce", True, torch.bfloat16)
     for rows, columns in ((1, 1), (16, 4096), (4097, 16)):
-        again = _compile((9, 0), "infonce", False, torch.bfloat16, rows=rows, columns=columns)
+        again = _compile((9, 0), "infonce", True, torch.bfloat16, rows=rows, columns=columns)
         assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
 
 
