@@ -115,10 +115,14 @@ def logsumexp_kernel(
         r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
         store_rows(parts + tile_c * height, r, tiles_c * height, height, (largest, total, total), False)
     else:
+        if row + BLOCK_R > rows:
+            tile = tl.where(tl.broadcast_to((r < rows)[:, None], [BLOCK_R, BLOCK_C]), tile, float("-inf"))
         tiles = pieces(tile, PIECES)
-        shift_r = tl.where(r < rows, 0.0, float("-inf"))
+        unit = multiplier
         if HAS_SHIFT:
-            shift_r -= tl.load(row_shift + r, mask=r < rows, other=0.0)
+            unit = 1.0
+            shift_r = tl.load(row_shift + r, mask=r < rows, other=0.0)[:, None]
+        base = unit * 1.4426950408889634
         if STORE:
             stored += tl.cast(row, tl.int64) * pitch + column + tl.arange(0, BLOCK_R)[:, None] * pitch
         parts += tile_r * width
@@ -130,11 +134,12 @@ def logsumexp_kernel(
                 rounded = similarity.to(stored.dtype.element_ty)
                 tl.store(stored + within[None, :], rounded)
                 similarity = rounded.to(tl.float32)
-            logits = tl.fma(similarity, multiplier, tl.broadcast_to(shift_r[:, None], similarity.shape))
-            largest = tl.max(logits, 0)
-            column_sum = tl.sum(exp(logits - largest[None, :]), 0)
+            if HAS_SHIFT:
+                similarity = tl.fma(similarity, multiplier, tl.broadcast_to(-shift_r, similarity.shape))
+            largest = tl.max(similarity, 0)
+            column_sum = tl.sum(tl.exp2((similarity - largest[None, :]) * base), 0)
             c = tile_c * BLOCK_C + within
-            tl.store(parts + c, largest, mask=c < width)
+            tl.store(parts + c, largest * unit, mask=c < width)
             tl.store(parts + tiles_r * width + c, column_sum, mask=c < width)
 
 
