@@ -90,6 +90,7 @@ class ClipItem:
         audio: where the audio comes from.
         origin: file, row or member, for the report and the clip's JSON.
         metadata: JSON values that travel with the clip.
+        seen: files, rows or members of the source that it stands for: itself, and what was merged into it.
     """
 
     name: str
@@ -97,15 +98,17 @@ class ClipItem:
     audio: FileAudio | BytesAudio | TarAudio | RenderedAudio
     origin: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    seen: int = 1
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A clip, row or file of a source that does not go into the dataset, and why."""
+    """A clip, row or file of a source that does not go into the dataset, and why; `seen` as of a `ClipItem`."""
 
     origin: str
     reason: str
     detail: str
+    seen: int = 1
 
 
 @dataclass(frozen=True)

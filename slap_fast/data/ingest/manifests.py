@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class RowSource:
     captions of audio that is named more than once.
     """
 
+    seen: int = 0
     _distinct: int | None = None
     _repeated: frozenset[int] = frozenset()
 
@@ -45,7 +48,9 @@ class RowSource:
         if self._distinct is None:
             hashes = array("Q")
             alone = 0
-            for identity, _ in self.rows():
+            seen = 0
+            for identity, item in self.rows():
+                seen += item.seen
                 if identity:
                     hashes.append(_hash(identity))
                 else:
@@ -53,21 +58,24 @@ class RowSource:
             distinct, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
             self._repeated = frozenset(distinct[counts > 1].tolist())
             self._distinct = alone + len(distinct)
+            self.seen = seen
         return self._distinct
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
         self.count()
         captions: dict[int, list[str]] = {}
+        merged_rows: Counter[int] = Counter()
         if self._repeated:
             for identity, item in self.rows():
                 if isinstance(item, ClipItem) and identity and (digest := _hash(identity)) in self._repeated:
                     captions.setdefault(digest, []).extend(item.captions)
+                    merged_rows[digest] += item.seen
         for identity, item in self.rows():
             if not isinstance(item, ClipItem) or not identity or (digest := _hash(identity)) not in self._repeated:
                 yield item
             elif digest in captions:
                 merged = clean_captions(captions.pop(digest))
-                yield ClipItem(item.name, merged, item.audio, item.origin, item.metadata)
+                yield replace(item, captions=merged, seen=merged_rows[digest])
 
 
 class Manifest(RowSource):

@@ -24,9 +24,11 @@ class Source(Protocol):
 
     Attributes:
         name: what the dataset is called.
+        seen: files, rows or members met, once an iteration has ended: the sum of `seen` over what it yielded.
     """
 
     name: str
+    seen: int
 
     def describe(self) -> dict[str, Any]:
         """JSON values that decide what iteration yields: a resumed run must find them unchanged."""
@@ -116,6 +118,7 @@ class ClipSource:
         total: int | None = None,
     ) -> None:
         self.name = name
+        self.seen = 0
         self._clips = clips
         self._description = description
         self._total = total
@@ -127,5 +130,7 @@ class ClipSource:
         return self._total
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.seen = 0
         for clip in self._clips() if callable(self._clips) else self._clips:
+            self.seen += 1
             yield ClipItem(clip.key, captions_of(list(clip.captions)), RenderedAudio(clip), clip.key, clip.metadata)
