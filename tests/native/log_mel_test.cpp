@@ -411,15 +411,16 @@ void check_refused_calls() {
 
 void test_log_mel() {
   Random random(11);
-  const std::vector<slap_fast::Isa> isas = isas_of_this_machine();
+  std::vector<slap_fast::Isa> isas = isas_of_this_machine();
+  if (isas.back() == slap_fast::Isa::avx512_bf16) isas.pop_back();  // the code of avx512
   struct Kind {
     int trials;
     std::int64_t most_n_fft, frames;
     bool has_reference;
   };
   // Many small conventions, some large ones, and enough frames for tasks, stretches and threads to divide.
-  for (const Kind& kind : {Kind{150, 64, 40, true}, {60, 16, 400, true}, {40, 1024, 4, true}, {25, 600, 150, false},
-                           {12, 40, 3000, false}}) {
+  for (const Kind& kind : {Kind{100, 64, 40, true}, {30, 16, 400, true}, {20, 1024, 4, true}, {12, 600, 150, false},
+                           {6, 40, 3000, false}}) {
     for (int i = 0; i < kind.trials; ++i) {
       const LogMelSpec spec = random_spec(random, kind.most_n_fft);
       Trial trial(random, spec, random_clips(random, spec, kind.frames));
@@ -428,7 +429,7 @@ void test_log_mel() {
     }
   }
   // Reflections longer than the stretches that the backward pass usually divides a clip into.
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < 8; ++i) {
     LogMelSpec spec = random_spec(random, 16);
     spec.hop_length = 1;
     spec.first_sample = -random.between(140, 150);
