@@ -97,6 +97,16 @@ def test_first_gradients_take_it_too(spy: Spy) -> None:
     assert spy.calls == 0
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_they_take_it_forward_and_backward(spy: Spy) -> None:
+    for x in (_x().cuda().requires_grad_(), torch.nn.Parameter(_x().cuda())):
+        result, _ = scaled(x, torch.tensor(5.0, device="cuda"), 3)
+        assert torch.equal(torch.autograd.grad(result.sum(), x)[0], 15 * x.detach() ** 2)
+    with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16):
+        scaled(_x().cuda(), None, 2)
+    assert spy.calls == 0
+
+
 @pytest.mark.parametrize(
     "call",
     [
