@@ -51,7 +51,7 @@ from benchmarks.harness.case import Case, Peer, Run, Settings, missing
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.losses_workload import CHECKED_ROWS, Captions, Contrastive, Prototypes
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
-from benchmarks.our_peers import PREFIX, variant_peers
+from benchmarks.our_peers import PREFIX, loss_variants, variant_peers
 from slap_fast.ops import dispatch
 
 TITLE = "Losses without their big matrices, forward and backward"
@@ -230,7 +230,8 @@ def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], 
     backends: list[Peer] = [
         Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
     ]
-    return [*backends, *variant_peers(op, workload.device, partial(setup, workload, "triton"), reasons["triton"])]
+    triton, names = partial(setup, workload, "triton"), loss_variants(op, workload.dtype)
+    return [*backends, *variant_peers(op, workload.device, triton, reasons["triton"], names)]
 
 
 def _same_as_open_clip(workload: Contrastive, no_open_clip: str | None) -> str | None:

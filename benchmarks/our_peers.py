@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from benchmarks.harness.case import Peer, Run
 from slap_fast.kernels import variants
 from slap_fast.ops import dispatch
@@ -22,9 +24,9 @@ VARIANTS_OF: dict[str, tuple[str, ...]] = {
         "attention_grad_kv_global",
         "attention_grad_kv_local",
     ),
-    "contrastive_loss": ("contrastive_tile",),
-    "linear_cross_entropy": ("caption_tile",),
-    "prototype_cross_entropy": ("prototype_scores", "prototype_tile"),
+    "contrastive_loss": ("contrastive_tile", "gradient_product"),
+    "linear_cross_entropy": ("caption_tile", "gradient_product"),
+    "prototype_cross_entropy": ("prototype_scores", "prototype_tile", "gradient_product"),
 }
 
 
@@ -41,6 +43,11 @@ def attention_variants(*, local: bool, backward: bool) -> tuple[str, ...]:
     others = "global" if local else "local"
     names = [name for name in VARIANTS_OF["varlen_attention"] if not name.endswith(others)]
     return tuple(name for name in names if backward or "_grad_" not in name)
+
+
+def loss_variants(op: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """The names that a call of a loss asks for; products of 16-bit gradients are cuBLAS' in any case."""
+    return tuple(name for name in VARIANTS_OF[op] if name != "gradient_product" or dtype == torch.float32)
 
 
 def variant_peers(

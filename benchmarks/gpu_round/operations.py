@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.inputs import normal
-from benchmarks.our_peers import VARIANTS_OF, attention_variants
+from benchmarks.our_peers import attention_variants, loss_variants
 from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import (
     MelConfig,
@@ -76,7 +76,7 @@ class Operation:
         leaves: tensors that a gradient is taken of, float32 and on the device; rounded to `dtype` by `run`.
         call: the op on those, with a backend.
         plain: the PyTorch backend, which takes float64 too.
-        asks: names in `variants.VARIANTS` that its launches ask for; None: all of the op's.
+        asks: names in `variants.VARIANTS` that its launches ask for.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Operation:
     leaves: Callable[[], list[Tensor]]
     call: Callable[[Sequence[Tensor], str], Sequence[Tensor]]
     plain: str = "torch"
-    asks: tuple[str, ...] | None = None
+    asks: tuple[str, ...] = ()
 
     def backend(self, device: str) -> str:
         """Our kernels for the device."""
@@ -94,8 +94,7 @@ class Operation:
     def variants(self, device: str) -> Iterator[dict[str, str]]:
         """The default of every kernel, then on a GPU each variant by itself."""
         yield {}
-        names = VARIANTS_OF.get(self.op, ()) if self.asks is None else self.asks
-        for name in names if device == "cuda" else ():
+        for name in self.asks if device == "cuda" else ():
             yield from ({name: variant} for variant in VARIANTS[name][1:])
 
     def label(self, choice: dict[str, str]) -> str:
@@ -260,8 +259,9 @@ def _contrastive(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iter
                     return [out.loss]
 
                 yield Operation(
-                    f"contrastive, {kind}{', ids' * by_ids}, {_name(dtype)}", "contrastive_loss", dtype, leaves, call
-                )
+                    f"contrastive, {kind}{', ids' * by_ids}, {_name(dtype)}", "contrastive_loss", dtype, leaves, call,
+                    asks=loss_variants("contrastive_loss", dtype),
+                )  # fmt: skip
 
 
 def _captions(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Operation]:
@@ -277,6 +277,7 @@ def _captions(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterato
         yield Operation(
             f"captions, {_name(dtype)}", "linear_cross_entropy", dtype,
             lambda: [normal(0, size.tokens, width, device=device), 0.1 * normal(1, words, width, device=device)], call,
+            asks=loss_variants("linear_cross_entropy", dtype),
         )  # fmt: skip
 
 
@@ -300,7 +301,10 @@ def _prototypes(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Itera
             )  # fmt: skip
             return [loss]
 
-        yield Operation(f"prototypes, {_name(dtype)}", "prototype_cross_entropy", dtype, leaves, call)
+        yield Operation(
+            f"prototypes, {_name(dtype)}", "prototype_cross_entropy", dtype, leaves, call,
+            asks=loss_variants("prototype_cross_entropy", dtype),
+        )  # fmt: skip
 
 
 def _log_mel(size: Size, device: str) -> Iterator[Operation]:
