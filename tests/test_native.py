@@ -184,9 +184,8 @@ def test_cpp_code_is_clean_under_address_and_undefined_behaviour_sanitizers(tmp_
     environment = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])}
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"  # line numbers, in less time than all of -g
     configure = ["cmake", f"-S{ROOT}", f"-B{tmp_path}", "-DSLAP_FAST_NATIVE_TEST=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
-    configure.append(
-        f"-DSLAP_FAST_ISAS={';'.join(instruction_sets()[1:])}"
-    )  # what cannot run here need not be compiled
+    # What cannot run here need not be compiled.
+    configure.append(f"-DSLAP_FAST_ISAS={';'.join(instruction_sets()[1:])}")
     configure.append("-DCMAKE_CXX_FLAGS_RELEASE=-O1")  # compiles in half the time of -O3, and runs as fast here
     for command in (configure, ["cmake", "--build", str(tmp_path), "--parallel", "2"], [str(tmp_path / "native_test")]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
