@@ -100,9 +100,7 @@ def _some(
     multiplier, added = tl.load(scale), tl.load(bias)
     r = row + tl.arange(0, BLOCK_R)
     row_largest = tl.full([BLOCK_R], float("-inf"), tl.float32)
-    # One reduction after the loop or one a piece: whichever ptxas fits into 128 registers.
-    LATE: tl.constexpr = HAS_IDS and not INFONCE
-    row_sum = tl.zeros([BLOCK_R, WIDTH] if LATE else [BLOCK_R], tl.float32)
+    row_sum = tl.zeros([BLOCK_R] if INFONCE else [BLOCK_R, WIDTH], tl.float32)
     similarities = pieces(tile, PIECES)
     for piece in tl.static_range(PIECES):
         within = piece * WIDTH + tl.arange(0, WIDTH)
@@ -121,12 +119,11 @@ def _some(
             tl.store(column_parts + slot_c + within, column_sum)
         else:
             signed = tl.where(of_positives & (logits != float("-inf")), -logits, logits)
-            pair_losses = softplus(signed)
-            row_sum += pair_losses if LATE else tl.sum(pair_losses, 1)
+            row_sum += softplus(signed)
         row_largest = new_largest
     row_parts += tl.arange(0, BLOCK_R)
     tl.store(row_parts, row_largest)
-    tl.store(row_parts + slot_r, tl.sum(row_sum, 1) if LATE else row_sum)
+    tl.store(row_parts + slot_r, row_sum if INFONCE else tl.sum(row_sum, 1))
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from slap_fast.kernels.score_tiles import exp, finite_or_zero
 
 # Elements of a block of tiles whose parts are folded together: 16,384 x 16,384, unless a dimension is short.
 AREA = 1 << 28
-BLOCK = 16384
 _FOLD = 64
 
 

@@ -15,7 +15,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(score_blocks, "TILE", 128)
     monkeypatch.setattr(score_parts, "AREA", 128 * 128)
-    monkeypatch.setattr(score_parts, "BLOCK", 128, raising=False)
     monkeypatch.setattr(score_products, "_BLOCK_BYTES", 128 * 128)
 
 
