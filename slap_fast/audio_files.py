@@ -6,36 +6,60 @@ Everything streams in blocks, so that the memory of a three-hour clip is that of
 from __future__ import annotations
 
 import io
+import itertools
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import soundfile
 import soxr
+
+from slap_fast.audio_streams import (
+    ByteView,
+    Part,
+    Stretches,
+    chunk_stretches,
+    file_size,
+    flac_stretches,
+    mpeg_stretches,
+    ogg_stretches,
+)
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
 _IN_MEMORY_BYTES = 16 << 20  # longer FLAC streams go through a temporary file
 _MAX_FLAC_BYTES = (1 << 32) - 1  # the index stores sizes in 32 bits
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile claims 2^63 - 1 for streams that do not say
 _LOWEST_RATE = 500  # Hz; resampled from less, a damaged header would make gigabytes of a small file
-_SHORTFALL = 0.05  # MP3 headers estimate; a file that lacks more than this is cut off
+_SHORTFALL = 0.05  # a file that lacks more than this of what its header promises is cut off
+_NOTED_SECONDS = 0.05  # a shortfall of less is the codec's
 
 AUDIO_EXTENSIONS = frozenset(
     {".wav", ".wave", ".flac", ".mp3", ".mp2", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd"}
     | {".caf", ".w64", ".rf64", ".voc"}
 )
 
+OTHER_MEDIA_EXTENSIONS = frozenset(
+    {".m4a", ".mp4", ".m4b", ".aac", ".webm", ".weba", ".mka", ".mkv", ".wma", ".wmv", ".mov", ".avi", ".3gp", ".ac3"}
+    | {".amr", ".ape", ".wv", ".tta", ".mpc", ".spx", ".dsf", ".ra", ".flv", ".mpg", ".mpeg", ".ts", ".adts", ".eac3"}
+)
+"""What holds audio that libsndfile does not read."""
+
+CONVERT = "convert it, for example with `ffmpeg -i FILE FILE.flac`"
+
 
 class AudioError(ValueError):
     """A clip that cannot be used.
 
     Attributes:
-        reason: one of `missing_file`, `empty_file`, `unreadable`, `truncated`, `no_samples`, `not_finite`,
-            `too_short`, `too_long`: what a report counts by.
+        reason: one of `missing_file`, `empty_file`, `unsupported_format`, `unreadable`, `truncated`, `no_samples`,
+            `not_finite`, `out_of_range`, `too_short`, `too_long`: what a report counts by.
         detail: what was found, for a person.
     """
 
@@ -57,65 +81,173 @@ class Flac:
         size: their number.
         samples: length in samples.
         silent: every sample is zero.
+        clipped: samples that were beyond full scale.
+        peak: the largest magnitude before clipping.
     """
 
     audio: bytes | Path
     size: int
     samples: int
     silent: bool
+    clipped: int = 0
+    peak: float = 0.0
 
 
-def load_audio(file: str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase, sample_rate: int = 16_000) -> np.ndarray:
+AudioInput = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
+"""A path, a file's bytes, or a seekable binary stream."""
+
+
+def load_audio(file: AudioInput, sample_rate: int = 16_000) -> np.ndarray:
     """A clip as `[S]` float32 mono at `sample_rate` Hz.
 
     Channels are mixed by their mean; resampling is soxr's HQ. The values are the decoder's (within [-1, 1] for integer
-    formats) and are not clipped.
+    formats) and are not clipped. What is odd about a file that can be used is logged as a warning.
 
     Raises:
-        AudioError: the file is missing, empty, not audio, cut off, without samples, or holds NaN or infinity.
+        AudioError: the file is missing, empty, not audio, cut off, without samples, holds NaN or infinity, or floats at
+            the scale of integers.
     """
     with open_audio(file) as sound:
         blocks = list(mono_blocks(sound, sample_rate))
+        for reason, detail in sound.notes:
+            logger.warning("%s: %s: %s", _describe(file), reason, detail)
     if not blocks:
         raise AudioError("no_samples", f"{_describe(file)} holds no samples")
     return np.concatenate(blocks)
 
 
-def open_audio(file: str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase) -> soundfile.SoundFile:
+def open_audio(file: AudioInput) -> AudioFile:
     """Opens a path, a file's bytes, or a seekable stream, to be read once; see `load_audio` for the errors."""
+    extension = ""
     if isinstance(file, (str, os.PathLike)):
         _check_file(Path(file))
+        extension = os.path.splitext(file)[1].lower()
+        file = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by AudioFile)
     elif isinstance(file, bytes):
         if not file:
             raise AudioError("empty_file", "0 bytes")
-        file = AudioBytes(file)
+        file = io.BytesIO(file)
     try:
-        return _SequentialFile(file)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        return AudioFile(file)
+    except (AudioError, soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        file.close()
+        if isinstance(error, AudioError):
+            raise
+        if extension in OTHER_MEDIA_EXTENSIONS:
+            raise AudioError("unsupported_format", f"libsndfile does not read {extension} files; {CONVERT}") from error
         raise AudioError("unreadable", f"not audio that libsndfile reads ({_last_words(error)})") from error
 
 
-def mono_blocks(sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
+class AudioFile:
+    """An open audio file: one stream, or several that were joined, which are decoded one after the other.
+
+    Attributes:
+        samplerate: Hz, of the first stream.
+        channels: of the first stream.
+        notes: `(reason, detail)` of what was odd, complete once all blocks were read.
+    """
+
+    def __init__(self, file: BinaryIO | io.RawIOBase) -> None:
+        """Reads the headers.
+
+        Raises:
+            AudioError: the file is cut off.
+            soundfile.SoundFileError: it is not audio that libsndfile reads.
+        """
+        self._file = file
+        size = file_size(file)
+        found = chunk_stretches(file, size) or ogg_stretches(file, size) or flac_stretches(file, size) or Stretches()
+        if found.missing > _SHORTFALL:
+            raise AudioError("truncated", found.detail)
+        self._parts = found.parts or (Part(0, size),)
+        self._sound = self._open(0)
+        if self._sound.format == "MP3" and (frames := mpeg_stretches(file, size)) is not None:
+            found = frames
+            if found.missing > _SHORTFALL:
+                raise AudioError("truncated", found.detail)
+            if found.parts:
+                self._sound.close()
+                self._parts = found.parts
+                self._sound = self._open(0)
+        if self._sound.format == "VOC" and "truncated" in self._sound.extra_info:
+            raise AudioError("truncated", "its last block ends beyond the file")
+        self.samplerate: int = self._sound.samplerate
+        self.channels: int = self._sound.channels
+        self.notes = list(found.notes)
+        if len(self._parts) > 1:
+            self.notes.append(("joined", f"{len(self._parts)} streams, one after the other; all were read"))
+        if found.missing:
+            self.notes.append(("cut_short", found.detail))
+
+    def __enter__(self) -> AudioFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file, also a stream that was given open."""
+        self._sound.close()
+        self._file.close()
+
+    @property
+    def declared_seconds(self) -> float | None:
+        """What the header of the first stream promises, or None where it does not say, or is not to be relied on."""
+        frames = self._sound.frames
+        # The last page of an Ogg stream tells its end, but a recording does not begin at 0.
+        return frames / self.samplerate if 0 <= frames < _UNKNOWN_FRAMES and self._sound.format != "OGG" else None
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the sample rate in Hz and a non-empty `[n]` float32 block, channels mixed by their mean."""
+        for number in range(len(self._parts)):
+            if number:
+                self._sound.close()
+                try:
+                    self._sound = self._open(number)
+                except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+                    detail = f"stream {number + 1} of {len(self._parts)} is not readable ({_last_words(error)})"
+                    raise AudioError("unreadable", detail) from error
+            for block in _mono(self._sound, self.declared_seconds, self.notes):
+                yield self._sound.samplerate, block
+
+    def _open(self, number: int) -> soundfile.SoundFile:
+        return _SequentialFile(ByteView(self._file, self._parts[number]))
+
+
+class Sound(Protocol):
+    """An open audio file, or a stretch of one; see `AudioFile`."""
+
+    samplerate: int
+    channels: int
+    notes: list[tuple[str, str]]
+
+    @property
+    def declared_seconds(self) -> float | None: ...
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+def mono_blocks(sound: Sound, sample_rate: int) -> Iterator[np.ndarray]:
     """Yields non-empty `[n]` float32 blocks of an open file, mixed down and resampled to `sample_rate` Hz."""
-    if sound.samplerate == sample_rate:
-        yield from _mono(sound)
+    for rate, blocks in itertools.groupby(sound.blocks(), lambda block: block[0]):
+        yield from _resampled((block for _, block in blocks), rate, sample_rate)
+
+
+def _resampled(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    if source_rate == sample_rate:
+        yield from blocks
         return
-    if sound.samplerate < _LOWEST_RATE:
-        raise AudioError("unreadable", f"the header says {sound.samplerate} Hz, less than {_LOWEST_RATE} Hz")
+    if source_rate < _LOWEST_RATE:
+        raise AudioError("unreadable", f"the header says {source_rate} Hz, less than {_LOWEST_RATE} Hz")
     try:
-        resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+        resampler = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
     except (ValueError, RuntimeError) as error:
-        raise AudioError("unreadable", f"cannot resample from {sound.samplerate} Hz ({error})") from error
-    for block in _mono(sound):
+        raise AudioError("unreadable", f"cannot resample from {source_rate} Hz ({error})") from error
+    for block in blocks:
         if len(resampled := resampler.resample_chunk(block)):
             yield resampled
     if len(resampled := resampler.resample_chunk(np.zeros(0, np.float32), last=True)):
         yield resampled
-
-
-def declared_seconds(sound: soundfile.SoundFile) -> float | None:
-    """What the header promises, or None where it does not say."""
-    return sound.frames / sound.samplerate if 0 <= sound.frames < _UNKNOWN_FRAMES else None
 
 
 def encode_flac(
@@ -140,12 +272,16 @@ def encode_flac(
         OSError: `spill` cannot be written.
     """
     limit = float("inf") if max_seconds is None else max_seconds * sample_rate
-    samples, silent = 0, True
+    samples, silent, clipped, peak = 0, True, 0, 0.0
     with _Spool(spill) as spool:
         with soundfile.SoundFile(spool, "w", sample_rate, 1, "PCM_16", format="FLAC") as flac:
             for block in blocks:
                 for start in range(0, len(block), _BLOCK_VALUES):
-                    pcm = _to_pcm16(block[start : start + _BLOCK_VALUES])
+                    piece = block[start : start + _BLOCK_VALUES]
+                    pcm, beyond = _to_pcm16(piece)
+                    clipped += beyond
+                    if beyond:
+                        peak = max(peak, float(np.abs(piece).max()))
                     samples += len(pcm)
                     silent = silent and not pcm.any()
                     if samples > limit:
@@ -159,21 +295,26 @@ def encode_flac(
         if samples < min_seconds * sample_rate:
             raise AudioError("too_short", f"{samples / sample_rate:.3f} s, less than {min_seconds} s")
         audio = spool.take()
-    return Flac(audio, spool.size, samples, silent)
+    return Flac(audio, spool.size, samples, silent, clipped, peak)
 
 
-def _to_pcm16(block: np.ndarray) -> np.ndarray:
+def _to_pcm16(block: np.ndarray) -> tuple[np.ndarray, int]:
+    """Samples, and how many of them were clipped by more than one step."""
     # Times 32768, as decoders divide: 16-bit sources at the target rate come back bit for bit.
     scaled = np.rint(np.asarray(block, np.float32) * np.float32(32768))
     if not np.isfinite(scaled).all():
         raise AudioError("not_finite", "NaN or infinite samples")
-    return np.clip(scaled, -32768, 32767).astype(np.int16)
+    pcm = np.clip(scaled, -32768, 32767)
+    return pcm.astype(np.int16), int(np.count_nonzero(np.abs(scaled - pcm) > 1))
 
 
-def _mono(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    frames = max(1024, _BLOCK_VALUES // sound.channels)
-    read = 0
-    while True:
+def _mono(sound: soundfile.SoundFile, declared: float | None, notes: list[tuple[str, str]]) -> Iterator[np.ndarray]:
+    most = max(1024, _BLOCK_VALUES // sound.channels)
+    read, energy = 0, 0.0
+    # libFLAC takes what follows the last frame, such as a tag, for damage.
+    limit = sound.frames if sound.format == "FLAC" and 0 < sound.frames < _UNKNOWN_FRAMES else _UNKNOWN_FRAMES
+    scale_is_free = sound.subtype in ("FLOAT", "DOUBLE")
+    while frames := min(most, limit - read):
         try:
             block = sound.read(frames, dtype="float32", always_2d=True)  # [n, channels]
         except soundfile.SoundFileError as error:
@@ -185,12 +326,23 @@ def _mono(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
         mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
         if not np.isfinite(mono).all():
             raise AudioError("not_finite", f"NaN or infinite samples before {read / sound.samplerate:.1f} s")
+        if scale_is_free:
+            energy += float(np.square(mono, dtype=np.float64).sum())
         yield mono
-    declared = declared_seconds(sound)
-    if declared and read / sound.samplerate < declared * (1 - _SHORTFALL):
-        raise AudioError(
-            "truncated", f"the header promises {declared:.1f} s, {read / sound.samplerate:.1f} s can be decoded"
+    if energy > read:
+        # No waveform within [-1, 1] has a mean square above 1.
+        detail = (
+            f"float samples with a root mean square of {(energy / read) ** 0.5:.4g}, where full scale is 1: stored at "
+            "the scale of integers; divide them (by 32768 for 16 bits)"
         )
+        raise AudioError("out_of_range", detail)
+    seconds = read / sound.samplerate
+    if declared and seconds < declared - _NOTED_SECONDS:
+        detail = f"the header promises {declared:.2f} s, {seconds:.2f} s can be decoded"
+        if seconds < declared * (1 - _SHORTFALL):
+            raise AudioError("truncated", detail)
+        if "cut_short" not in dict(notes):
+            notes.append(("cut_short", detail))
 
 
 def _check_file(path: Path) -> None:
