@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 
 HELP = "turn captioned audio into a dataset, or make a synthetic one"
 EPILOG = """\
-SOURCE is a .csv, .tsv, .json, .jsonl or .parquet with audio paths and captions; a folder of audio with .txt or .json
-files beside it; or WebDataset tars. A run that was stopped goes on when the same command is given again. Clips that
-cannot be used are left out and named in DIR/report.jsonl.
+SOURCE is a .csv, .tsv, .json, .jsonl or .parquet with audio (paths, or bytes in .parquet) and captions, or several with
+the same columns; a folder of .parquet shards of one split; a folder of audio with .txt or .json files beside it, or
+with a metadata.csv; or WebDataset tars. AudioCaps, Clotho, WavCaps, ESC-50 and UrbanSound8K are known as published.
+A run that was stopped goes on when the same command is given again. Clips that cannot be used are left out and named in
+DIR/report.jsonl.
 
   slap-fast prepare captions.csv --audio-dir audio --out data/mine
+  slap-fast prepare 'hub/data/train-*.parquet' --out data/train
   slap-fast prepare AudioCaps/train.csv --layout audiocaps --audio-dir AudioCaps/train --out data/audiocaps
   slap-fast prepare --synthetic --out data/synthetic      (writes data/synthetic/train and data/synthetic/validation)
 """
-LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps")
+LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="SOURCE", nargs="*", help="one source, or several .tar files")
+    parser.add_argument("source", metavar="SOURCE", nargs="*", help="one source, or several tables or .tar files")
     parser.add_argument("--out", metavar="DIR", type=Path, help="dataset folder to write")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="what SOURCE is (default: found out)")
     parser.add_argument("--audio-dir", type=Path, help="where the audio lies (default: beside the manifest)")
-    parser.add_argument("--audio-column", help="column of audio paths in a manifest (default: found by name)")
+    parser.add_argument("--audio-column", help="column of audio in a manifest (default: found by name)")
     parser.add_argument(
         "--caption-columns", nargs="+", help="columns of captions in a manifest (default: found by name)"
     )
@@ -99,10 +102,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError("--synthetic makes its own clips; leave out SOURCE")
     if not arguments.synthetic and not arguments.source:
         raise CommandError("give a SOURCE, or --synthetic")
-    if len(arguments.source) > 1 and not all(source.endswith(".tar") for source in arguments.source):
-        raise CommandError(
-            "several sources can only be .tar files; prepare others one by one, each into its own folder"
-        )
     longest = arguments.max_duration
     if arguments.min_duration < 0 or (longest is not None and longest <= arguments.min_duration):
         raise CommandError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -11,8 +12,15 @@ from typing import Any
 
 MAX_CAPTIONS = 65_535  # the index counts them in 16 bits
 
+_DEEPEST = 8
 _PLAIN_NAMES = ("captions", "caption", "texts", "text", "descriptions", "description", "sentences", "sentence")
 _NUMBERED = re.compile(r"(caption|text|description|sentence)s?[ _-]?\d+")
+_NOT_GIVEN = frozenset({"", "nan", "none", "null", "n/a", "<na>"})
+# One element of a list as Python or NumPy prints it, and what parts it from the next: NumPy writes no commas.
+_ELEMENT = re.compile(
+    r"""\s*([uU]?'(?:[^'\\]|\\.)*'|[uU]?"(?:[^"\\]|\\.)*"|None\b|null\b|nan\b|NaN\b)(\s*,|\s+|(?=\]))""", re.DOTALL
+)
+_LIST = re.compile(r"(?:array\()?\[(.*\])(?:\)|,\s*dtype=\w+\))?", re.DOTALL)
 
 
 def clean_captions(values: Iterable[Any]) -> list[str]:
@@ -41,26 +49,60 @@ def caption_columns(names: Iterable[str]) -> list[str]:
 
 
 def captions_of(value: Any) -> list[str]:
-    """Clean captions of a string, a list of strings, or an object with caption fields; `[]` where there are none."""
-    if isinstance(value, dict):
-        fields = caption_columns(value)
-        return clean_captions(caption for field in fields for caption in captions_of(value[field]))
+    """Clean captions of a string, a list, or an object with caption fields; `[]` where there are none.
+
+    A list holds strings and such objects; what is nested deeper than anyone would write is no caption.
+    """
+    return clean_captions(_strings(value, _DEEPEST))
+
+
+def _strings(value: Any, depth: int) -> list[Any]:
     if isinstance(value, str):
-        return clean_captions(_unpack(value))
-    if isinstance(value, (list, tuple)):
-        return clean_captions(value)
+        return _unpack(value)
+    if isinstance(value, dict) and depth:
+        return [text for field in caption_columns(value) for text in _strings(value[field], depth - 1)]
+    if isinstance(value, (list, tuple)) and depth:
+        return [text for item in value for text in ([item] if isinstance(item, str) else _strings(item, depth - 1))]
     return []
 
 
+def is_missing(cell: str) -> bool:
+    """Whether a table's cell stands for no value: empty, or `nan`, `None`, `null`... as programs write it."""
+    return cell.strip().lower() in _NOT_GIVEN
+
+
+def table_captions(values: Iterable[Any]) -> list[str]:
+    """Clean captions of the caption cells of a row; what stands for no value is no caption."""
+    return clean_captions(caption for value in values for caption in captions_of(value) if not is_missing(caption))
+
+
 def _unpack(cell: str) -> list[Any]:
-    """`["a", "b"]` and `['a', 'b']` are lists that a spreadsheet turned into text; anything else is one caption."""
+    """`["a", "b"]`, `['a', None]` and NumPy's `['a' 'b']` are lists that became text; anything else is one caption."""
     text = cell.strip()
-    if text.startswith("[") and text.endswith("]"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                values = parse(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-            if isinstance(values, list) and all(isinstance(item, str) for item in values):
-                return values
+    if not (text.startswith(("[", "array([")) and text.endswith(("]", ")"))):
+        return [cell]
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = _unpack_python(text)
+    if isinstance(values, list) and all(isinstance(value, str) or _is_null(value) for value in values):
+        return values
     return [cell]
+
+
+def _unpack_python(text: str) -> list[Any] | None:
+    """Strings and missing values of a list as Python or NumPy prints it; None if it is no such list."""
+    inside = _LIST.fullmatch(text)
+    values: list[Any] = []
+    position = 0
+    while inside and (element := _ELEMENT.match(inside[1], position)):
+        literal, position = element[1], element.end()
+        try:
+            values.append(ast.literal_eval(literal) if literal[-1] in "'\"" else None)
+        except (ValueError, SyntaxError):
+            return None
+    return values if inside and inside[1][position:].strip() == "]" else None
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

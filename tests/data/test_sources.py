@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.data.captions import caption_columns, captions_of
+from slap_fast.data.captions import caption_columns, captions_of, table_captions
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection, TarAudio
 from slap_fast.data.ingest.sources import open_source
@@ -163,8 +163,13 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         open_source(tmp_path / "m.csv", caption_columns=["b", "caption", "c"])
     with pytest.raises(DatasetError, match="layout 'nonsense' is unknown"):
         open_source(tmp_path / "m.csv", layout="nonsense")  # type: ignore[arg-type]
-    with pytest.raises(DatasetError, match="holds no audio file"):
+    with pytest.raises(
+        DatasetError, match=r"holds no audio and no \.tar; to read a table, give it as SOURCE: .*/m.csv"
+    ):
         open_source(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="holds no audio file"):
+        open_source(tmp_path / "empty")
     with pytest.raises(DatasetError, match=r"holds no \.tar"):
         open_source(tmp_path, layout="webdataset")
 
@@ -182,7 +187,7 @@ def test_no_free_form_manifest_loses_or_changes_a_row(
     ]
     _WRITERS[extension](manifest, [{"path": "first.wav", "caption_1": "x", "caption_2": "y"}, *table])
     assert list(_clips(open_source(manifest)).items())[1:] == [
-        (str(position), captions_of([*captions_of(one), *captions_of(two)])) for position, (one, two) in enumerate(rows)
+        (str(position), table_captions([one, two])) for position, (one, two) in enumerate(rows)
     ]
 
 
@@ -365,7 +370,8 @@ def test_wavcaps(tmp_path: Path) -> None:
         (tmp_path / "audio" / file).touch()
     items = _items(open_source(tmp_path / "json_files", layout="wavcaps", audio_root=tmp_path / "audio"))
     names = [item.name for item in items if isinstance(item, ClipItem)]
-    assert names == ["AudioSet_SL/Yb0RFKhbpFJA", "AudioSet_SL/gone", "FreeSound/17", "SoundBible/17"]
+    subsets = {"AudioSet_SL": "Yb0RFKhbpFJA", "FreeSound": "17", "SoundBible": "17"}
+    assert names == [f"{subset}/{clip}" for subset, clip in subsets.items() for clip in (clip, "gone")]
     found = {
         str(item.audio.path.relative_to(tmp_path / "audio")): list(item.captions)
         for item in items
@@ -375,7 +381,7 @@ def test_wavcaps(tmp_path: Path) -> None:
         "AudioSet_SL/Yb0RFKhbpFJA.flac": ["AudioSet_SL sounds."],
         "FreeSound/17.flac": ["FreeSound sounds."],
         "SoundBible/17.flac": ["SoundBible sounds."],
-        "gone.flac": ["AudioSet_SL sounds.", "FreeSound sounds.", "SoundBible sounds."],
+        **{f"{subset}/gone.flac": [f"{subset} sounds."] for subset in subsets},
     }
     one = open_source(tmp_path / "json_files/FreeSound/final.json", audio_root=tmp_path / "audio")
     assert _clips(one) == {"17": ["FreeSound sounds."], "gone": ["FreeSound sounds."]}

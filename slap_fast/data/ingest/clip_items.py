@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 
-from slap_fast.audio_files import AudioError, Flac, declared_seconds, encode_flac, mono_blocks, open_audio
+from slap_fast.audio_files import AudioError, AudioFile, Flac, encode_flac, mono_blocks, open_audio
 from slap_fast.data.captions import MAX_CAPTIONS
 from slap_fast.data.dataset_files import SAMPLE_RATE, writing
+from slap_fast.data.ingest.segments import Segment
 
 
 class Clip(Protocol):
@@ -40,7 +40,7 @@ class FileAudio:
     path: Path
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[soundfile.SoundFile]:
+    def open(self) -> Iterator[AudioFile]:
         with open_audio(self.path) as sound:
             yield sound
 
@@ -50,7 +50,7 @@ class BytesAudio:
     data: bytes = field(repr=False)
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[soundfile.SoundFile]:
+    def open(self) -> Iterator[AudioFile]:
         with open_audio(self.data) as sound:
             yield sound
 
@@ -64,7 +64,7 @@ class TarAudio:
     size: int
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[soundfile.SoundFile]:
+    def open(self) -> Iterator[AudioFile]:
         if self.size == 0:
             raise AudioError("empty_file", "0 bytes")
         try:
@@ -72,6 +72,19 @@ class TarAudio:
         except OSError as error:
             raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
         with _Slice(file, self.offset, self.size) as part, open_audio(part) as sound:
+            yield sound
+
+
+@dataclass(frozen=True)
+class SegmentAudio:
+    """A stretch of a recording."""
+
+    audio: FileAudio | BytesAudio
+    segment: Segment
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[AudioFile]:
+        with self.audio.open() as sound:
             yield sound
 
 
@@ -95,7 +108,7 @@ class ClipItem:
 
     name: str
     captions: Sequence[str]
-    audio: FileAudio | BytesAudio | TarAudio | RenderedAudio
+    audio: FileAudio | BytesAudio | TarAudio | SegmentAudio | RenderedAudio
     origin: str
     metadata: dict[str, Any] = field(default_factory=dict)
     seen: int = 1
@@ -144,10 +157,12 @@ class ClipEncoder:
                 waveform = np.asarray(item.audio.clip.render(), np.float32)
                 return EncodedClip(self._encode(iter([waveform])), SAMPLE_RATE, 1)
             with item.audio.open() as sound:
-                seconds = declared_seconds(sound)
+                segment = item.audio.segment if isinstance(item.audio, SegmentAudio) else None
+                seconds = sound.declared_seconds if segment is None else segment.duration
                 if self.max_duration is not None and seconds is not None and seconds > self.max_duration + 1:
                     raise AudioError("too_long", f"{seconds:.1f} s, more than {self.max_duration} s")
-                flac = self._encode(mono_blocks(sound, SAMPLE_RATE))
+                blocks = mono_blocks(sound, SAMPLE_RATE)
+                flac = self._encode(blocks if segment is None else segment.cut(blocks, SAMPLE_RATE))
                 return EncodedClip(flac, sound.samplerate, sound.channels)
         except AudioError as error:
             return Rejection(item.origin, error.reason, error.detail)

@@ -4,100 +4,88 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS
-from slap_fast.data.captions import captions_of
+from slap_fast.data.captions import table_captions
 from slap_fast.data.dataset_files import DatasetError
-from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
-from slap_fast.data.ingest.folders import list_audio
-from slap_fast.data.ingest.manifests import Manifest, RowSource, audio_column, file_digest, read_rows
+from slap_fast.data.ingest.audio_finder import AudioFinder, audio_stem
+from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.ingest.manifests import Manifest, audio_column, audio_of_cell, folder_of
+from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables, file_digest
+from slap_fast.data.ingest.table_rows import first_row, read_rows, read_tables
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
-_YOUTUBE_ID = 11  # characters
+_CLOTHO_COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
+_PLACEHOLDER = "wav_path"
+"""What every row of WavCaps says of its audio."""
+_SUBSETS = {"as": "AudioSet_SL", "bbc": "BBC_Sound_Effects", "fsd": "FreeSound", "sb": "SoundBible"}
+"""WavCaps' folders, by how the names of their JSONs begin."""
 
 
-def detect_layout(path: Path) -> str:
-    """`audiocaps`, `wavcaps` or `manifest`, by the fields of the first row."""
-    row = next((row for _, row in read_rows(path) if isinstance(row, dict)), {})
-    if row.keys() >= _AUDIOCAPS_COLUMNS:
-        return "audiocaps"
-    if path.suffix.lower() == ".json" and {"id", "caption"} <= row.keys() and audio_column(row) is None:
-        return "wavcaps"
-    return "manifest"
+def is_audiocaps(row: dict[str, Any]) -> bool:
+    return row.keys() >= _AUDIOCAPS_COLUMNS
 
 
-class AudioFinder:
-    """Finds audio files below a folder by name."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """Paths relative to the root by file name without its audio extension."""
-        found: dict[str, list[str]] = {}
-        for file in list_audio(self.root):
-            found.setdefault(audio_stem(os.path.basename(file)), []).append(file)
-        return found
-
-    @cached_property
-    def by_youtube_id(self) -> dict[str, list[tuple[str, str]]]:
-        """`(what follows the id in the stem, relative path)` for stems `{id}...` and `Y{id}...`."""
-        found: dict[str, list[tuple[str, str]]] = {}
-        for stem, files in self.by_stem.items():
-            for start in (0, 1) if stem.startswith("Y") else (0,):
-                youtube_id, rest = stem[start : start + _YOUTUBE_ID], stem[start + _YOUTUBE_ID :]
-                if len(youtube_id) == _YOUTUBE_ID and (not rest or rest[0] in "_-. "):
-                    found.setdefault(youtube_id, []).append((rest, files[0]))
-        return found
+def is_clotho(row: dict[str, Any]) -> bool:
+    return row.keys() >= set(_CLOTHO_COLUMNS) and audio_column(row) == _CLOTHO_COLUMNS[0]
 
 
-def audio_stem(name: str) -> str:
-    """`name` without a known audio extension; other dots stay."""
-    stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in AUDIO_EXTENSIONS else name
+def is_wavcaps(row: dict[str, Any]) -> bool:
+    audio = audio_column(row)
+    return {"id", "caption"} <= row.keys() and (audio is None or row[audio] == _PLACEHOLDER)
 
 
 class AudioCaps(RowSource):
     """`audiocap_id,youtube_id,start_time,caption`; the five rows of a validation or test clip become one.
 
     The audio of a row is, below the root: `{youtube_id}_{start}...`, else `{youtube_id}`, each also with a leading `Y`,
-    else `{audiocap_id}`.
+    else `{audiocap_id}`. Where the table has audio of its own, as Parquet files from the hub do, that is taken.
     """
 
-    def __init__(self, path: Path, audio_root: str | os.PathLike[str] | None = None) -> None:
-        self.name = f"audiocaps-{path.stem}"
-        self._path = path
-        self._finder = AudioFinder(path.resolve().parent if audio_root is None else Path(audio_root))
-        row = next((row for _, row in read_rows(path) if isinstance(row, dict)), None)
-        if row is not None and (missing := _AUDIOCAPS_COLUMNS - row.keys()):
-            raise DatasetError(f"{path}: AudioCaps has columns {', '.join(sorted(missing))}; this has {', '.join(row)}")
+    def __init__(self, path: Path | Sequence[Path], audio_root: str | os.PathLike[str] | None = None) -> None:
+        self._paths = [path] if isinstance(path, Path) else list(path)
+        self.name = f"audiocaps-{self._paths[0].stem.partition('-')[0]}"
+        self._finder = AudioFinder(folder_of(self._paths[0]) if audio_root is None else Path(audio_root))
+        for table in self._paths:
+            row = first_row(table)
+            if row and (missing := _AUDIOCAPS_COLUMNS - row.keys()):
+                raise DatasetError(
+                    f"{table}: AudioCaps has columns {', '.join(sorted(missing))}; this has {', '.join(row)}"
+                )
 
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "audiocaps",
-            "path": str(self._path.resolve()),
-            "sha256": file_digest(self._path),
+            **described_tables(self._paths),
             "audio_root": str(self._finder.root.resolve()),
         }
 
-    def rows(self) -> Iterator[tuple[str, ClipItem | Rejection]]:
-        for origin, row in read_rows(self._path):
-            if isinstance(row, Rejection):
-                yield "", row
-                continue
-            youtube_id, start = str(row["youtube_id"]).strip(), str(row["start_time"]).strip()
-            if not youtube_id:
-                yield "", Rejection(origin, "malformed_row", "no youtube_id")
-                continue
-            name = f"{youtube_id}_{start}"
-            path = self._finder.root / (self._find(youtube_id, start, str(row["audiocap_id"])) or f"{name}.wav")
-            metadata = {"audiocap_id": row["audiocap_id"], "youtube_id": youtube_id, "start_time": start}
-            yield name, ClipItem(name, captions_of(row["caption"]), FileAudio(path), f"{origin} {name}", metadata)
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        for _, origin, row in read_tables(self._paths):
+            yield ((), row) if isinstance(row, Rejection) else self._row(origin, row)
+
+    def _row(self, origin: str, row: dict[str, Any]) -> tuple[Identity, ClipItem | Rejection]:
+        if missing := _AUDIOCAPS_COLUMNS - row.keys():
+            return (), Rejection(origin, "malformed_row", f"no {', '.join(sorted(missing))}")
+        youtube_id, start, audiocap_id = (
+            str(row[name]).strip() for name in ("youtube_id", "start_time", "audiocap_id")
+        )
+        if not youtube_id or row["youtube_id"] is None:
+            return (), Rejection(origin, "malformed_row", "no youtube_id")
+        name = f"{youtube_id}_{start}"
+        captions = table_captions([row["caption"]])
+        metadata = {"audiocap_id": row["audiocap_id"], "youtube_id": youtube_id, "start_time": start}
+        own = audio_of_cell(origin, row.get(audio_column(row) or ""), self._finder.root.joinpath)
+        if isinstance(own, Rejection) or (isinstance(own.audio, FileAudio) and not own.audio.path.exists()):
+            file = self._find(youtube_id, start, audiocap_id) or f"{name}.wav"
+            audio: FileAudio | BytesAudio = FileAudio(self._finder.root / file)
+        else:
+            audio = own.audio
+        return (name,), ClipItem(name, captions, audio, f"{origin} {name}", metadata)
 
     def _find(self, youtube_id: str, start: str, audiocap_id: str) -> str | None:
         candidates = self._finder.by_youtube_id.get(youtube_id, [])
@@ -109,47 +97,51 @@ class AudioCaps(RowSource):
         for rest, file in candidates:
             if not rest:
                 return file
-        by_id = self._finder.by_stem.get(audiocap_id.strip())
+        by_id = self._finder.by_stem.get(audiocap_id)
         return by_id[0] if by_id else None
 
 
 class Clotho(Manifest):
-    """`file_name,caption_1,...,caption_5`; audio in the split's folder beside the CSV, or below the root."""
+    """`file_name,caption_1,...,caption_5`; audio in the split's folder near the CSV, or below the root."""
 
     kind = "clotho"
 
     def __init__(self, path: Path, audio_root: str | os.PathLike[str] | None = None) -> None:
-        columns = [f"caption_{number}" for number in range(1, 6)]
-        super().__init__(path, audio_root, "file_name", columns)
+        super().__init__(path, audio_root, _CLOTHO_COLUMNS[0], _CLOTHO_COLUMNS[1:])
         split = path.stem.rpartition("_")[2]
-        if audio_root is None and (self._root / split).is_dir():
-            self._root /= split
+        root = self._root(path)
+        # The CSVs and the audio are published in archives of their own.
+        above = [root.parent, *sorted(root.parent.glob("*audio*"))] if audio_root is None else []
+        self._given_root = next((folder / split for folder in (root, *above) if (folder / split).is_dir()), root)
         self.name = f"clotho-{split}"
-        self._finder = AudioFinder(self._root)
+        self._finder = AudioFinder(self._given_root)
 
-    def locate(self, file: str) -> Path:
-        direct = self._root / file
+    def locate(self, file: str, root: Path) -> Path:
+        direct = root / file
         if direct.exists():
             return direct
-        found = self._finder.by_stem.get(audio_stem(os.path.basename(file)))
-        return self._root / found[0] if found else direct
+        # A name with a folder says where it lies; another file of that name would be another clip.
+        found = [] if os.path.dirname(file) else self._finder.by_stem.get(audio_stem(file), [])
+        return root / found[0] if len(found) == 1 else direct
 
 
 class WavCaps(RowSource):
     """`{"data": [{"id", "caption", ...}]}`, one JSON or the folder of all; audio `{id}.flac` anywhere below the root.
 
-    FreeSound and SoundBible number their clips alike: audio in a folder called like the JSON's own is preferred.
+    FreeSound and SoundBible number their clips alike. A subset's audio lies in a folder called as its JSON's own, such
+    as `FreeSound` or `FreeSound_flac`, or in one that bears no subset's name; audio there that several subsets could
+    mean is nobody's.
     """
 
     def __init__(self, path: Path, audio_root: str | os.PathLike[str] | None = None) -> None:
         self.name = f"wavcaps-{path.resolve().stem}"
         self._path = path
-        folder = path if path.is_dir() else path.parent
-        self._finder = AudioFinder(folder.resolve() if audio_root is None else Path(audio_root))
-        self._files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        self._files = [file for file in self._files if "blacklist" not in file.as_posix()]
+        folder = path if path.is_dir() else folder_of(path)
+        self._finder = AudioFinder(folder.absolute() if audio_root is None else Path(audio_root))
+        self._root_name = self._finder.root.resolve().name
+        self._files = [path] if path.is_file() else wavcaps_files(path)
         if not self._files:
-            raise DatasetError(f"{path}: holds no .json file")
+            raise DatasetError(f"{path}: holds no .json file of WavCaps")
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -159,26 +151,95 @@ class WavCaps(RowSource):
             "audio_root": str(self._finder.root.resolve()),
         }
 
-    def rows(self) -> Iterator[tuple[str, ClipItem | Rejection]]:
-        for file in self._files:
-            for origin, row in read_rows(file):
-                if isinstance(row, Rejection):
-                    yield "", row
-                    continue
-                name = audio_stem(str(row.get("id") or "").strip())
-                if not name:
-                    yield "", Rejection(origin, "malformed_row", "no id")
-                    continue
-                path = self._find(name, file.parent.name)
-                name = f"{file.parent.name}/{name}" if self._path.is_dir() else name
-                metadata = {field: value for field, value in row.items() if field != "caption"}
-                captions = captions_of(row.get("caption"))
-                yield str(path), ClipItem(name, captions, FileAudio(path), f"{origin} {name}", metadata)
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        for origin, subset, row in self._rows():
+            if isinstance(row, Rejection):
+                yield (), row
+                continue
+            stem = _stem(row)
+            found = self._find(stem, subset)
+            name = f"{subset}/{stem}" if self._path.is_dir() else stem
+            owners = self._contested.get(stem, set()) if self._owner(found[0]) != subset else set()
+            if len(found) > 1 or owners:
+                choice = f"could be of {' or '.join(sorted(owners))}" if owners else f"could each be {name}"
+                detail = f"{', '.join(found)} {choice}; put the audio of each subset into a folder of its name"
+                yield (), Rejection(f"{origin} {name}", "ambiguous_audio", detail)
+                continue
+            path = self._finder.root / found[0]
+            metadata = {field: value for field, value in row.items() if field != "caption" and value != _PLACEHOLDER}
+            captions = table_captions([row.get("caption")])
+            yield (subset, stem), ClipItem(name, captions, FileAudio(path), f"{origin} {name}", metadata)
 
-    def _find(self, stem: str, subset: str) -> Path:
+    def _rows(self) -> Iterator[tuple[str, str, dict[str, Any] | Rejection]]:
+        for file in self._files:
+            subset = _subset_of(file)
+            for origin, row in read_rows(file):
+                if isinstance(row, dict) and not _stem(row):
+                    row = Rejection(origin, "malformed_row", "no id")
+                yield origin, subset, row
+
+    def _find(self, stem: str, subset: str) -> list[str]:
+        """Where the clip may lie, relative to the root."""
         found = self._finder.by_stem.get(stem, [])
-        inside = [file for file in found if subset in Path(file).parts]
-        return self._finder.root / (inside or found or [f"{stem}.flac"])[0]
+        own = [file for file in found if self._owner(file) == subset]
+        if not own:
+            # A JSON of no published name may be about any subset.
+            strangers = subset not in _SUBSETS.values()
+            own = [file for file in found if strangers or self._owner(file) is None]
+        if len(own) > 1:
+            own = [file for file in own if file.lower().endswith(".flac")] or own
+        return own or [f"{subset}/{stem}.flac"]
+
+    def _owner(self, file: str) -> str | None:
+        """The subset that the innermost folder is called by, as `FreeSound` and `FreeSound_flac` are."""
+        for part in reversed((self._root_name, *Path(file).parts[:-1])):
+            for subset in self._subsets:
+                if re.fullmatch(re.escape(subset) + r"([_\-. ].*)?", part, re.IGNORECASE):
+                    return subset
+        return None
+
+    @cached_property
+    def _subsets(self) -> list[str]:
+        return sorted({*_SUBSETS.values(), *map(_subset_of, self._files)}, key=len, reverse=True)
+
+    @cached_property
+    def _contested(self) -> dict[str, set[str]]:
+        """Subsets by id, of the ids that several of them have."""
+        if len({_subset_of(file) for file in self._files}) == 1:
+            return {}
+        claims: defaultdict[str, set[str]] = defaultdict(set)
+        for _, subset, row in self._rows():
+            if isinstance(row, dict):
+                claims[_stem(row)].add(subset)
+        return {stem: subsets for stem, subsets in claims.items() if len(subsets) > 1}
+
+
+def wavcaps_folder(folder: Path) -> bool:
+    """Whether a folder is that of WavCaps, or of its JSONs, by their published names."""
+    places = ("", "*/", "json_files/*/")
+    return any(
+        row
+        for prefix in _SUBSETS
+        for place in places
+        for file in folder.glob(f"{place}{prefix}_final.json")
+        if (row := is_wavcaps(first_row(file)))
+    )
+
+
+def wavcaps_files(folder: Path) -> list[Path]:
+    """The JSONs of WavCaps below a folder that are its tables, without the lists of clips to leave out."""
+    inside = folder / "json_files"
+    files = sorted((inside if inside.is_dir() else folder).rglob("*.json"))
+    return [file for file in files if "blacklist" not in file.relative_to(folder).as_posix()]
+
+
+def _subset_of(file: Path) -> str:
+    """The subset of a JSON: by its name if it is the published one, else its folder's."""
+    return _SUBSETS.get(file.stem.partition("_")[0], file.absolute().parent.name)
+
+
+def _stem(row: dict[str, Any]) -> str:
+    return audio_stem("" if row.get("id") is None else str(row["id"]).strip())
 
 
 def _number(text: str) -> float | None:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from slap_fast.data.captions import caption_columns as caption_columns_of
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import DatasetError
+from slap_fast.data.ingest import table_folders
 from slap_fast.data.ingest.clip_items import Clip, ClipItem, Rejection, RenderedAudio
-from slap_fast.data.ingest.folders import FolderSource
-from slap_fast.data.ingest.layouts import AudioCaps, Clotho, WavCaps, detect_layout
-from slap_fast.data.ingest.manifests import MANIFEST_EXTENSIONS, Manifest
+from slap_fast.data.ingest.folders import FolderSource, list_audio
+from slap_fast.data.ingest.labelled import LABELLED_LAYOUTS, LabelledSource, labelled_layout, published_table
+from slap_fast.data.ingest.layouts import (
+    AudioCaps,
+    Clotho,
+    WavCaps,
+    is_audiocaps,
+    is_clotho,
+    is_wavcaps,
+    wavcaps_folder,
+)
+from slap_fast.data.ingest.manifests import Manifest
+from slap_fast.data.ingest.table_rows import TABLE_EXTENSIONS, first_row
 from slap_fast.data.ingest.tar_source import TarSource
 
-Layout = Literal["auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps"]
+Layout = Literal["auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+Paths = str | os.PathLike[str]
 
 
 class Source(Protocol):
@@ -42,62 +57,164 @@ class Source(Protocol):
 
 
 def open_source(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: Paths | Sequence[Paths],
     *,
     layout: Layout = "auto",
-    audio_root: str | os.PathLike[str] | None = None,
+    audio_root: Paths | None = None,
     audio_column: str | None = None,
     caption_columns: Sequence[str] | None = None,
 ) -> Source:
     """Recognises what lies at `path`.
 
     Args:
-        path: a manifest (.csv, .tsv, .json, .jsonl, .ndjson, .parquet), a folder of audio with sidecar .txt or .json
-            files, a .tar, a folder of .tar files, or a list of .tar files.
-        layout: `auto`, or which of these it is, or `audiocaps` (its CSV), `clotho` (its CSV) or `wavcaps` (its JSON, or
-            the folder of its JSONs). `auto` knows AudioCaps and WavCaps by their columns; Clotho is a manifest.
-        audio_root: what audio paths in a manifest are relative to, or where a layout's files are sought; the manifest's
+        path: a table (.csv, .tsv, .json, .jsonl, .ndjson, .parquet); a folder of audio with sidecar .txt or .json files
+            or a `metadata.csv` (.jsonl, .parquet); a .tar; a folder of .tar or .parquet files; the folder of WavCaps,
+            ESC-50 or UrbanSound8K; or a list or a glob pattern of tables or of tars.
+        layout: `auto`, or which of these it is: `manifest` is a table of audio and captions; `audiocaps`, `clotho`,
+            `wavcaps`, `esc50` and `urbansound8k` are tables as published. `auto` knows them by their columns.
+        audio_root: what audio paths in a table are relative to, or where a layout's files are sought; the table's
             folder if None.
-        audio_column: the manifest's column of audio paths; found by name if None.
-        caption_columns: the manifest's columns of captions; found by name if None.
+        audio_column: the table's column of audio; found by name if None.
+        caption_columns: the table's columns of captions; found by name if None.
 
     Raises:
-        DatasetError: there is no such file, or it cannot be told what it is.
+        DatasetError: there is no such file, it cannot be told what it is, or an argument is of no use with it.
     """
     if layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    if not isinstance(path, (str, os.PathLike)):
-        tars = [Path(tar) for tar in path]
-        if layout not in ("auto", "webdataset") or not tars or any(tar.suffix != ".tar" for tar in tars):
-            raise DatasetError("a list of paths must be a list of .tar files")
-        return TarSource(tars)
-    path = Path(path)
-    if not path.exists():
-        raise DatasetError(f"{path}: does not exist")
-    if path.is_dir():
-        if layout == "wavcaps":
-            return WavCaps(path, audio_root)
-        if layout not in ("auto", "folder", "webdataset"):
-            raise DatasetError(f"{path}: is a folder; layout {layout!r} wants the file that lists its clips")
-        tars = sorted(path.glob("*.tar"))
-        if layout == "webdataset" or (layout == "auto" and tars):
-            if not tars:
-                raise DatasetError(f"{path}: holds no .tar file")
-            return TarSource(tars)
-        return FolderSource(path)
-    if path.suffix.lower() == ".tar":
-        return TarSource([path])
-    if path.suffix.lower() not in MANIFEST_EXTENSIONS:
-        raise DatasetError(f"{path}: neither a folder, a .tar, nor one of {', '.join(sorted(MANIFEST_EXTENSIONS))}")
-    columns_given = audio_column is not None or caption_columns is not None
-    chosen = detect_layout(path) if layout == "auto" and not columns_given else layout
+    opened = _open(path, layout, audio_root, audio_column, caption_columns)
+    if (audio_column is not None or caption_columns is not None) and not opened.takes_columns:
+        raise DatasetError(
+            f"{_shown(path)}: --audio-column and --caption-columns are for a manifest, not {opened.what}"
+        )
+    if audio_root is not None and not opened.takes_root:
+        raise DatasetError(f"{_shown(path)}: --audio-dir is for a table of audio paths, not {opened.what}")
+    return opened.source
+
+
+@dataclass(frozen=True)
+class _Opened:
+    source: Source
+    what: str
+    takes_columns: bool = False
+    takes_root: bool = False
+
+
+def _open(
+    path: Paths | Sequence[Paths],
+    layout: str,
+    audio_root: Paths | None,
+    audio_column: str | None,
+    caption_columns: Sequence[str] | None,
+) -> _Opened:
+    paths = _expanded(path)
+    columns = (audio_column, caption_columns)
+    if len(paths) == 1 and paths[0].is_dir():
+        return _open_folder(paths[0], layout, audio_root, columns)
+    if all(file.suffix.lower() == ".tar" for file in paths):
+        if layout not in ("auto", "webdataset"):
+            raise DatasetError(f"{_shown(path)}: a .tar is read by --layout webdataset, not {layout}")
+        return _Opened(TarSource(paths), "a .tar")
+    for file in paths:
+        if file.suffix.lower() not in TABLE_EXTENSIONS or file.is_dir():
+            several = " (several sources are several tables, or several .tar files)" if len(paths) > 1 else ""
+            raise DatasetError(
+                f"{file}: neither a folder, a .tar, nor one of {', '.join(sorted(TABLE_EXTENSIONS))}{several}"
+            )
+    return _open_tables(paths, layout, audio_root, columns)
+
+
+def _open_folder(
+    folder: Path, layout: str, audio_root: Paths | None, columns: tuple[str | None, Sequence[str] | None]
+) -> _Opened:
+    tars = sorted(folder.glob("*.tar"))
+    if layout == "webdataset" or (layout == "auto" and tars):
+        if not tars:
+            raise DatasetError(f"{folder}: holds no .tar file")
+        return _Opened(TarSource(tars), "a folder of .tar files")
+    if layout == "wavcaps" or (layout == "auto" and wavcaps_folder(folder)):
+        return _Opened(WavCaps(folder, audio_root), "WavCaps", takes_root=True)
+    table = published_table(folder)
+    if table is not None and layout in ("auto", *(known.name for known in LABELLED_LAYOUTS)):
+        return _open_tables([table], layout, audio_root, columns)
+    if layout in ("auto", "manifest") and (metadata := table_folders.metadata_tables(folder)):
+        manifest = Manifest(metadata, audio_root, *columns)
+        manifest.name = folder.resolve().name
+        rest = table_folders.UnlistedAudio(folder, manifest)
+        return _Opened(table_folders.SourceChain([manifest, rest]), "an AudioFolder", True, True)
+    if layout == "folder":
+        return _Opened(FolderSource(folder), "a folder of audio")
+    audio = list_audio(folder)
+    if not audio and (parquet := table_folders.parquet_tables(folder)):
+        absent = table_folders.absent_shards(folder, parquet)
+        opened = _open_tables(parquet, layout, audio_root, columns)
+        if not absent:
+            return opened
+        chain = table_folders.SourceChain([opened.source, table_folders.AbsentShards(folder, absent)])
+        return replace(opened, source=chain)
+    if layout != "auto":
+        raise DatasetError(f"{folder}: is a folder; --layout {layout} wants the file that lists its clips")
+    tables = ", ".join(str(table) for table in table_folders.tables_in(folder)[:5])
+    if tables and not (audio and any(_has_sidecar(folder / file) for file in audio)):
+        without = "its audio has no .txt or .json beside it" if audio else "holds no audio and no .tar"
+        raise DatasetError(f"{folder}: {without}; to read a table, give it as SOURCE: {tables}")
+    return _Opened(FolderSource(folder), "a folder of audio")
+
+
+def _open_tables(
+    paths: Sequence[Path], layout: str, audio_root: Paths | None, columns: tuple[str | None, Sequence[str] | None]
+) -> _Opened:
+    chosen = _layout_of(paths) if layout == "auto" and columns == (None, None) else layout
+    if chosen in ("folder", "webdataset"):
+        raise DatasetError(f"{paths[0]}: is a table; --layout {chosen} wants a folder")
+    if len(paths) > 1 and chosen in ("clotho", "wavcaps"):
+        raise DatasetError(f"--layout {chosen} takes one SOURCE; prepare {', '.join(map(str, paths))} one by one")
     if chosen == "audiocaps":
-        return AudioCaps(path, audio_root)
+        return _Opened(AudioCaps(paths, audio_root), "AudioCaps", takes_root=True)
     if chosen == "wavcaps":
-        return WavCaps(path, audio_root)
+        return _Opened(WavCaps(paths[0], audio_root), "WavCaps", takes_root=True)
     if chosen == "clotho":
-        return Clotho(path, audio_root)
-    return Manifest(path, audio_root, audio_column, caption_columns)
+        return _Opened(Clotho(paths[0], audio_root), "Clotho", takes_root=True)
+    if any(chosen == known.name for known in LABELLED_LAYOUTS):
+        return _Opened(LabelledSource(paths, chosen, audio_root), chosen, takes_root=True)
+    return _Opened(Manifest(paths, audio_root, *columns), "a manifest", True, True)
+
+
+def _layout_of(paths: Sequence[Path]) -> str:
+    """`audiocaps`, `clotho`, `wavcaps`, `esc50`, `urbansound8k` or `manifest`, by the fields of the first row."""
+    row = first_row(paths[0])
+    if is_audiocaps(row):
+        return "audiocaps"
+    if len(paths) == 1 and paths[0].suffix.lower() == ".json" and is_wavcaps(row):
+        return "wavcaps"
+    if len(paths) == 1 and is_clotho(row):
+        return "clotho"
+    labelled = labelled_layout(row)
+    return labelled.name if labelled and not caption_columns_of(row) else "manifest"
+
+
+def _expanded(path: Paths | Sequence[Paths]) -> list[Path]:
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    paths: list[Path] = []
+    for one in given:
+        name = os.fspath(one)
+        if os.path.exists(name):
+            paths.append(Path(name))
+        elif found := sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []:
+            paths += map(Path, found)
+        else:
+            raise DatasetError(f"{name}: {'matches no file' if glob.has_magic(name) else 'does not exist'}")
+    if not paths:
+        raise DatasetError("no SOURCE; give at least one")
+    return paths
+
+
+def _has_sidecar(audio: Path) -> bool:
+    return any(audio.with_suffix(extension).exists() for extension in (".txt", ".json"))
+
+
+def _shown(path: Paths | Sequence[Paths]) -> str:
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else ", ".join(os.fspath(one) for one in path)
 
 
 class ClipSource:

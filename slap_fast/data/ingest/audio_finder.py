@@ -1,0 +1,44 @@
+"""Finds audio files below a folder by what they are called."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.data.ingest.folders import list_audio
+
+_YOUTUBE_ID = 11  # characters
+
+
+class AudioFinder:
+    """Finds audio files below a folder by name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """Paths relative to the root by file name without its audio extension."""
+        found: dict[str, list[str]] = {}
+        for file in list_audio(self.root):
+            found.setdefault(audio_stem(os.path.basename(file)), []).append(file)
+        return found
+
+    @cached_property
+    def by_youtube_id(self) -> dict[str, list[tuple[str, str]]]:
+        """`(what follows the id in the stem, relative path)` for stems `{id}...` and `Y{id}...`."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for stem, files in self.by_stem.items():
+            for start in (0, 1) if stem.startswith("Y") else (0,):
+                youtube_id, rest = stem[start : start + _YOUTUBE_ID], stem[start + _YOUTUBE_ID :]
+                if len(youtube_id) == _YOUTUBE_ID and (not rest or rest[0] in "_-. "):
+                    found.setdefault(youtube_id, []).append((rest, files[0]))
+        return found
+
+
+def audio_stem(name: str) -> str:
+    """`name` without a known audio extension; other dots stay."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in AUDIO_EXTENSIONS else name
