@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slap_fast.models.errors import ModelError
+from slap_fast.models.saved_files import TOKENIZER_FILES, read_tokenizer, words
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -80,25 +83,33 @@ def train_tokenizer(
 def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder (`tokenizer/` in a dataset, a saved model) or from the Hugging Face hub by name.
 
+    It is what `tokenizer.json` describes: no code that lies beside it, or that it names, is run.
+
     Raises:
         TokenizerError: there is none, it cannot be read, or it lacks a padding, start or end token.
     """
-    from transformers import AutoTokenizer
-
     name = os.fspath(name_or_folder)
-    if Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists() and not any(Path(name).glob("vocab*")):
-        raise TokenizerError(f"{name}: holds no tokenizer (no tokenizer.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:
-        raise TokenizerError(
-            f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {str(error).splitlines()[0]}): give a "
-            "folder with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
-        ) from error
+        tokenizer = read_tokenizer(name if Path(name).is_dir() else _downloaded(name))
+    except ModelError as error:
+        raise TokenizerError(f"no tokenizer can be loaded from {name!r}: {error}") from error
     for role in ("pad", "cls", "sep"):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise TokenizerError(f"the tokenizer {name!r} has no {role} token, which SLAP needs")
     return tokenizer
+
+
+def _downloaded(name: str) -> Path:
+    """The folder with the files of a tokenizer of the Hugging Face hub."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
+    except Exception as error:  # A wrong name, no network and no such model are errors of as many kinds.
+        raise TokenizerError(
+            f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {words(error)}): give a folder with a "
+            "tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
+        ) from error
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int) -> list[list[int]]:

@@ -72,7 +72,13 @@ def _features(model: SLAPNetwork, pack: list[Tensor]) -> tuple[Tensor, PackedLay
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1).cpu()
+    unit = F.normalize(x.float(), dim=-1).cpu()
+    if not bool(unit.isfinite().all()):
+        raise ModelError(
+            "the model gives embeddings that are not finite: its weights are damaged, or its training had diverged; "
+            "copy the model again, or export an earlier checkpoint"
+        )
+    return unit
 
 
 def _pool_columns(model: SLAPNetwork, features: Tensor) -> Tensor:

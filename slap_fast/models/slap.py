@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slap_fast.durable_files import open_to_readers, replace_file
+from slap_fast.durable_files import replace_file, replace_whole, save_safetensors
 from slap_fast.models import inference
 from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
 from slap_fast.models.inference import Audio
 from slap_fast.models.network import SLAPNetwork
+from slap_fast.models.saved_files import largest_id, read_object, read_text_config, read_tokenizer, words
+from slap_fast.models.saved_weights import read_weights
+from slap_fast.ops.packing import PackedLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class SLAP(SLAPNetwork):
@@ -89,18 +96,10 @@ class SLAP(SLAPNetwork):
 
         Files are replaced whole: an interrupted save leaves the earlier ones as they were.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        temporary = folder / ".model.safetensors.partial"
-        try:
-            save_file(weights, temporary)
-            open_to_readers(temporary)
-            os.replace(temporary, folder / "model.safetensors")
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_whole(folder / "model.safetensors", lambda path: save_safetensors(path, weights))
         self.save_description(folder)
 
     def save_description(self, folder: str | os.PathLike) -> None:
@@ -116,44 +115,70 @@ class SLAP(SLAPNetwork):
     def from_pretrained(cls, folder: str | os.PathLike, *, device: torch.device | str = "cpu") -> SLAP:
         """Load what `save_pretrained` wrote, ready for use.
 
+        The folder is data: no code that lies in it, or that it names, is run.
+
         Raises:
             FileNotFoundError: `folder` lacks one of the files.
-            ModelError: a file is malformed, or the weights are of another shape than the configuration says.
+            ModelError: a file is malformed or names code, or the weights are not finite, or of another shape than the
+                configuration says.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        from transformers import AutoConfig, AutoTokenizer
-
         folder = Path(folder)
         for name in ("config.json", "model.safetensors", "text_config/config.json"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; {folder} is not a folder of SLAP.save_pretrained")
+        path = folder / "config.json"
+        values = read_object(path)
         try:
-            config = model_config_from_dict(json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-        except (ValueError, SafetensorError) as error:
-            raise ModelError(f"a file of the model in {folder} is damaged ({error}); copy it again") from error
-        model = cls(
-            config,
-            load_pretrained_text=False,
-            text_hf_config=AutoConfig.from_pretrained(folder / "text_config"),
-        )
-        _check_weights(model, weights, folder / "model.safetensors")
-        model.load_state_dict(weights)
-        if (folder / "tokenizer").is_dir():
-            model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return model.to(device).eval()
-
-
-def _check_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            raise ModelError(f"{path} lacks {name}; the weights do not belong to the config.json beside them")
-        if name not in expected:
-            raise ModelError(f"{path} holds {name}, which the model of the config.json beside it does not have")
-        if weights[name].shape != expected[name].shape:
+            config = model_config_from_dict(values)
+        except ValueError as error:
+            raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
+        text_config = read_text_config(folder / "text_config" / "config.json")
+        tokenizer = read_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
+        try:
+            # Without memory for the weights: the sizes are not believed before they fit the file with the weights.
+            with torch.device("meta"):
+                expected = cls(config, load_pretrained_text=False, text_hf_config=copy.deepcopy(text_config))
+        except ModelError:
+            raise
+        except Exception as error:  # Each of transformers' models refuses bad sizes in its own way.
             raise ModelError(
-                f"{name} has shape {tuple(weights[name].shape)} in {path}, but {tuple(expected[name].shape)} by the "
-                "config.json beside it"
-            )
+                f"{folder}: no model can be built of config.json and text_config/ ({words(error)})"
+            ) from error
+        weights = read_weights(folder / "model.safetensors", expected.state_dict())
+        _check_vocabulary(tokenizer, expected, folder)
+        model = cls(config, load_pretrained_text=False, text_hf_config=text_config)
+        model.load_state_dict(weights)
+        model.tokenizer = tokenizer
+        _try_out(model.eval(), folder)
+        return model.to(device)
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, model: SLAP, folder: Path) -> None:
+    """What the text tower would look up beyond its end."""
+    if tokenizer is not None and (largest := largest_id(tokenizer)) >= model.text_encoder.vocab_size:
+        raise ModelError(
+            f"{folder / 'tokenizer'}: it has a token of id {largest}, but the model knows "
+            f"{model.text_encoder.vocab_size}; the tokenizer is of another model"
+        )
+    positions = getattr(model.text_encoder.model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < model.config.text.max_length:
+        raise ModelError(
+            f"{folder}: text.max_length is {model.config.text.max_length} in config.json, but the text encoder has "
+            f"{positions} positions"
+        )
+
+
+@torch.inference_mode()
+def _try_out(model: SLAP, folder: Path) -> None:
+    """Run both towers on next to nothing: what a configuration says shows when it is used, and shall show here."""
+    try:
+        model.encode_audio([torch.zeros(model.config.mel.win_length)])
+        ids = [0, 1] if model.tokenizer is None else model.tokenizer("a b")["input_ids"]
+        layout = PackedLayout.from_lengths([len(ids)])
+        features = model.text_pooling(model.text_encoder(torch.tensor(ids), layout), layout)
+    except Exception as error:  # Each of transformers' models fails in its own way.
+        raise ModelError(f"{folder}: the model does not run ({words(error)}); copy the folder again") from error
+    if not bool(features.isfinite().all()):
+        raise ModelError(
+            f"{folder}: the text tower's output is not finite: a file of the folder is damaged; copy it again"
+        )

@@ -11,10 +11,11 @@ from slap_fast.models import attention_interface
 from slap_fast.models.config import TextEncoderConfig
 from slap_fast.models.errors import ModelError
 from slap_fast.models.layers import initial_std
+from slap_fast.models.saved_files import refuse_code, words
 from slap_fast.ops.packing import PackedLayout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class TextEncoder(nn.Module):
@@ -52,15 +53,26 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
     Raises:
         ModelError: the pretrained model cannot be had, or its width is not `config.width`.
     """
-    from transformers import AutoConfig, AutoModel, ModernBertConfig
+    from transformers import AutoModel, ModernBertConfig
 
     implementation = attention_interface.register()
     if hf_config is None and config.pretrained is not None and load_pretrained:
         try:
-            hf_config = AutoConfig.from_pretrained(config.pretrained)
+            hf_config = read_pretrained_config(config.pretrained)
             model = AutoModel.from_pretrained(
-                config.pretrained, attn_implementation=implementation, dtype=torch.float32, **_no_dropout(hf_config)
+                config.pretrained,
+                attn_implementation=implementation,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **_no_dropout(hf_config),
             )
+        except ModelError:
+            raise
+        except ValueError as error:
+            raise ModelError(
+                f"model.text.pretrained is {config.pretrained!r}, which this version of transformers cannot load "
+                f"({words(error)})"
+            ) from error
         except OSError as error:
             raise ModelError(
                 f"model.text.pretrained is {config.pretrained!r}, which is neither a local folder nor a model that the "
@@ -87,7 +99,23 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
             cls_token_id=None,
             sep_token_id=None,
         )
-    return AutoModel.from_config(hf_config, attn_implementation=implementation, dtype=torch.float32)
+    return AutoModel.from_config(
+        hf_config, attn_implementation=implementation, dtype=torch.float32, trust_remote_code=False
+    )
+
+
+def read_pretrained_config(name_or_folder: str) -> PreTrainedConfig:
+    """The transformers configuration of a pretrained model; no code that it names is run.
+
+    Raises:
+        ModelError: it names code.
+        OSError: there is none.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    values, _ = PreTrainedConfig.get_config_dict(name_or_folder)
+    refuse_code(values.items(), f"{name_or_folder}/config.json")
+    return AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
 
 
 def _no_dropout(hf_config: Any) -> dict[str, float]:

@@ -272,9 +272,9 @@ def _as_pretrained(model: ModelConfig) -> ModelConfig:
     """With the dimensions of a pretrained text encoder that lies in a folder; of a name, those of the recipe hold."""
     if model.text.pretrained is None or not Path(model.text.pretrained).is_dir():
         return model
-    from transformers import AutoConfig
+    from slap_fast.models.text_encoder import read_pretrained_config
 
-    found = AutoConfig.from_pretrained(model.text.pretrained)
+    found = read_pretrained_config(model.text.pretrained)
     text = dataclasses.replace(
         model.text,
         vocab_size=found.vocab_size,

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from slap_fast.durable_files import open_to_readers
+from slap_fast.durable_files import save_safetensors
 from slap_fast.training.state_slices import Slice
 
 
@@ -36,11 +35,7 @@ def write_slices(path: Path, share: dict[str, Tensor]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    try:
-        save_file(share, path)
-        open_to_readers(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
+    save_safetensors(path, share)
 
 
 class StateSnapshot:
