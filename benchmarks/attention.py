@@ -153,7 +153,7 @@ def _backends(workload: Workload) -> list[Peer]:
     ]
     without_triton = unavailable["triton"] or BACKENDS["triton"].rejects(**wanted)
     setup = partial(peers.backend, workload, "triton")
-    names = attention_variants(local=workload.is_local, backward=workload.backward)
+    names = attention_variants(workload.window, workload.dtype, backward=workload.backward)
     return [*found, *variant_peers("varlen_attention", workload.device, setup, without_triton, names)]
 
 

@@ -38,16 +38,20 @@ def gpu_backends(op: str, device: str, setup: Callable[[str], Run]) -> list[Peer
     return [Peer(PREFIX + name, partial(setup, name), reasons[name]) for name in ("triton", "torch")]
 
 
-def attention_variants(*, local: bool, backward: bool) -> tuple[str, ...]:
-    """The names that a call of `varlen_attention` asks for."""
-    others = "global" if local else "local"
-    names = [name for name in VARIANTS_OF["varlen_attention"] if not name.endswith(others)]
+def attention_variants(window: tuple[int, int], dtype: torch.dtype, *, backward: bool) -> tuple[str, ...]:
+    """The names that a call of `varlen_attention` with heads of 64 channels asks for."""
+    if dtype == torch.float32:
+        return ()
+    without = {"_global", "_local"} - {"_global" if window == (-1, -1) else "_local" if min(window) >= 0 else ""}
+    names = [name for name in VARIANTS_OF["varlen_attention"] if not name.endswith(tuple(without))]
     return tuple(name for name in names if backward or "_grad_" not in name)
 
 
 def loss_variants(op: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """The names that a call of a loss asks for; products of 16-bit gradients are cuBLAS' in any case."""
-    return tuple(name for name in VARIANTS_OF[op] if name != "gradient_product" or dtype == torch.float32)
+    """The names that a call of a loss asks for: float32 has one tile, and 16 bits one product of gradients."""
+    if dtype == torch.float32:
+        return tuple(name for name in VARIANTS_OF[op] if not name.endswith("_tile"))
+    return tuple(name for name in VARIANTS_OF[op] if name != "gradient_product")
 
 
 def variant_peers(

@@ -183,7 +183,7 @@ def _attention(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterat
             yield Operation(
                 f"attention, {kind}, {_name(dtype)}", "varlen_attention", dtype, leaves, call,
                 plain="torch" if device == "cpu" else "torch_padded",
-                asks=attention_variants(local=kind == "local", backward=True),
+                asks=attention_variants(window, dtype, backward=True),
             )  # fmt: skip
 
 
