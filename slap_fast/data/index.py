@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import tokenize
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from slap_fast.data.dataset_files import (
 from slap_fast.data.remote import RemoteFolder, is_url
 from slap_fast.data.shard_files import REINDEX, LocalShards, ShardFiles, Span
 from slap_fast.data.tar_members import TarError, member_name, split_key
+from slap_fast.models.saved_files import words
 
 __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
 
@@ -52,6 +52,7 @@ _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
     "mel_mean": (int, float),
     "mel_std": (int, float),
 }
+_MAY_BE_NEGATIVE = ("mel_mean",)
 
 
 class StoredClip(NamedTuple):
@@ -307,12 +308,23 @@ def _read_info(folder: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: has no format_version, so it is not a slap-fast dataset")
     if info["format_version"] != FORMAT_VERSION:
         raise DatasetError(
-            f"{path}: format version {info['format_version']}, this slap-fast reads {FORMAT_VERSION}; {REINDEX}"
+            f"{path}: format version {info['format_version']!r}, this slap-fast reads {FORMAT_VERSION}; {REINDEX}"
         )
     for name, kind in _INFO_FIELDS.items():
-        if not isinstance(info.get(name), kind):
-            raise DatasetError(f"{path}: field {name!r} is {info.get(name)!r}; {REINDEX}")
+        value = info.get(name)
+        # JSON has NaN by Python's leave, and true is a number in Python.
+        odd = isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= abs(value) < 2.0**63)
+        if not isinstance(value, kind) or odd or (name not in _MAY_BE_NEGATIVE and not odd and _negative(value)):
+            raise DatasetError(f"{path}: field {name!r} is {value!r}; {REINDEX}")
+    if not info["mel_std"] > 0:
+        raise DatasetError(f"{path}: mel_std is {info['mel_std']!r}; it must be above 0; {REINDEX}")
+    if not info["clips"]:
+        raise DatasetError(f"{path}: the dataset has no clips; prepare it again from sources that have some")
     return info
+
+
+def _negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value < 0
 
 
 def map_records(path: Path, clips: int) -> np.ndarray:
@@ -322,15 +334,14 @@ def map_records(path: Path, clips: int) -> np.ndarray:
         DatasetError: the file is missing, malformed, or of another length.
     """
     try:
-        records = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which takes archives and pickles for arrays too.
+        records = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: missing; {REINDEX}") from error
-    # A header cut short fails as Python source does.
-    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise DatasetError(f"{path}: truncated or not an array ({error}); {REINDEX}") from error
-    if not isinstance(records, np.ndarray) or records.dtype != INDEX_DTYPE or records.ndim != 1:
-        found = getattr(records, "dtype", type(records).__name__)
-        raise DatasetError(f"{path}: holds {found}, not a list of clip records; {REINDEX}")
+    except Exception as error:  # A header is Python source: a damaged one fails in as many ways.
+        raise DatasetError(f"{path}: truncated or not an array ({words(error)}); {REINDEX}") from error
+    if records.dtype != INDEX_DTYPE or records.ndim != 1:
+        raise DatasetError(f"{path}: holds {records.dtype}, not a list of clip records; {REINDEX}")
     if len(records) != clips:
         raise DatasetError(f"{path}: {len(records)} clips, but {INFO_NAME} says {clips}; {REINDEX}")
     return records
@@ -343,21 +354,37 @@ def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callabl
     for number, shard in enumerate(shards):
         if not isinstance(shard, dict) or not {"name", "bytes", "clips", "seconds"} <= shard.keys():
             raise DatasetError(f"{base}/{INFO_NAME}: shard {number} is {shard!r}; {REINDEX}")
-        path = f"{base}/{shard['name']}"
+        name, stated = shard["name"], shard["bytes"]
+        if not _plain_name(name):
+            raise DatasetError(
+                f"{base}/{INFO_NAME}: shard {number} is named {name!r}; it has to be the plain name of a .tar file in "
+                f"the folder itself; {REINDEX}"
+            )
+        if type(stated) is not int or not 0 <= stated < 2**63:
+            raise DatasetError(f"{base}/{INFO_NAME}: shard {number} has {stated!r} bytes; {REINDEX}")
+        path = f"{base}/{name}"
         try:
-            size = size_of(str(shard["name"]))
+            size = size_of(name)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore it, or {REINDEX}") from error
-        sizes[number] = shard["bytes"] if size is None else size
-        if sizes[number] != shard["bytes"]:
+        sizes[number] = stated if size is None else size
+        if sizes[number] != stated:
             raise DatasetError(
-                f"{path}: {sizes[number]} bytes, but {INFO_NAME} says {shard['bytes']}: it is truncated or was "
+                f"{path}: {sizes[number]} bytes, but {INFO_NAME} says {stated}: it is truncated or was "
                 f"replaced; {REINDEX}"
             )
     counts = [shard["clips"] for shard in shards]
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != clips:
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != clips:
         raise DatasetError(f"{base}/{INFO_NAME}: the clips of the shards are not {clips} together; {REINDEX}")
     return sizes
+
+
+def _plain_name(name: Any) -> bool:
+    """Whether this names a tar of the folder itself, and nothing elsewhere."""
+    try:
+        return isinstance(name, str) and name.endswith(".tar") and not set(b"/\0") & set(os.fsencode(name))
+    except UnicodeEncodeError:  # lone surrogates, of which no path can be made
+        return False
 
 
 def _local_size(folder: Path, name: str) -> int:

@@ -96,6 +96,15 @@ def _cut(name: str, keep: int) -> Callable[[Path], None]:
     return damage
 
 
+def _rot(name: str, place: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 0x40
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
 def _set_info(**fields: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         info = json.loads((folder / "dataset.json").read_text())
@@ -104,13 +113,30 @@ def _set_info(**fields: object) -> Callable[[Path], None]:
     return damage
 
 
-def _set_clips_of_a_shard(clips: object) -> Callable[[Path], None]:
+def _set_shard(**fields: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         info = json.loads((folder / "dataset.json").read_text())
-        info["shards"][0]["clips"] = clips
+        info["shards"][0] |= fields
         (folder / "dataset.json").write_text(json.dumps(info))
 
     return damage
+
+
+def _index_header(header: str) -> Callable[[Path], None]:
+    """An index whose header says something else."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / "index.npy").read_bytes()
+        size = int.from_bytes(content[8:10], "little")
+        text = header.encode().ljust(size - 1) + b"\n"
+        (folder / "index.npy").write_bytes(content[:8] + len(text).to_bytes(2, "little") + text + content[10 + size :])
+
+    return damage
+
+
+def _empty(folder: Path) -> None:
+    np.save(folder / "index.npy", np.zeros(0, INDEX_DTYPE))
+    _set_info(clips=0, shards=[], captions=0, seconds=0)(folder)
 
 
 def _set_record(field: str, value: int) -> Callable[[Path], None]:
@@ -131,8 +157,36 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         (_set_info(format_version=2), "format version 2, this slap-fast reads 1"),
         (_set_info(mel_mean="x"), "field 'mel_mean' is 'x'"),
         (_set_info(shards=[3]), "shard 0 is 3"),
-        (_set_clips_of_a_shard(3), "the clips of the shards are not 12 together"),
-        (_set_clips_of_a_shard("x"), "the clips of the shards are not 12 together"),
+        (_set_shard(clips=3), "the clips of the shards are not 12 together"),
+        (_set_shard(clips="x"), "the clips of the shards are not 12 together"),
+        (_set_shard(clips=True), "the clips of the shards are not 12 together"),
+        *(
+            (_set_shard(name=name), "it has to be the plain name of a .tar file in the folder itself")
+            for name in (
+                "/etc/passwd",
+                "../outside.tar",
+                "a/b.tar",
+                "..",
+                "",
+                "x\0.tar",
+                "\ud800.tar",
+                None,
+                3,
+                ["x.tar"],
+            )
+        ),
+        *((_set_shard(bytes=size), "shard 0 has .* bytes") for size in (-1, 1e400, 2**70, "x", None, True)),
+        (_set_info(mel_std=0.0), "mel_std is 0.0; it must be above 0"),
+        (_set_info(mel_mean=float("nan")), "field 'mel_mean' is nan"),
+        (_set_info(clips=True), "field 'clips' is True"),
+        (_set_info(seconds=-1), "field 'seconds' is -1"),
+        (_empty, "the dataset has no clips"),
+        (_index_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000000,)}"), "index.npy"),
+        (_index_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"), "index.npy"),
+        (_index_header("{'descr': '|O', 'fortran_order': False, 'shape': (12,)}"), "index.npy"),
+        (_index_header("(" * 600), "index.npy: truncated or not an array"),
+        (_index_header("__import__('os').system('true')"), "index.npy: truncated or not an array"),
+        (lambda folder: (folder / "index.npy").write_bytes(b"PK\x03\x04" + b"x" * 500), "index.npy: truncated"),
         (_set_info(clips=11), r"index\.npy: 12 clips, but dataset\.json says 11"),
         (lambda folder: (folder / "index.npy").unlink(), r"index\.npy: missing"),
         (_cut("index.npy", 300), r"index\.npy: truncated"),
@@ -178,6 +232,9 @@ def test_an_index_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch
         _cut("durations.bin", 70),
         lambda folder: (folder / "durations.bin").unlink(),
         lambda folder: (folder / "durations.bin").write_bytes(b"\0" * 112),
+        _rot("durations.bin", 70),
+        _rot("durations.bin", 66),
+        _rot("durations.bin", 63),
         _set_record("samples", 800),
     ],
 )
