@@ -40,12 +40,15 @@ def keys_kernel(
     rows: tl.tensor,
     columns: tl.tensor,
     offset: tl.tensor,
+    pitch_r: tl.tensor,
+    pitch_c: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Keys of pairs without ids: the column of a row's own text."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(audio_keys + index, tl.maximum(index + offset, -1), mask=index < rows)
-    tl.store(text_keys + index, index, mask=index < columns)
+    own = tl.maximum(index + offset, -1)
+    tl.store(audio_keys + index, tl.where(index < rows, own, -2), mask=index < pitch_r)
+    tl.store(text_keys + index, tl.where(index < columns, index, -3), mask=index < pitch_c)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_c"])
@@ -76,11 +79,12 @@ def positives_of(
     rows: int, columns: int, ids: tuple[Tensor, Tensor] | None, offset: int, tile: ScoreTile, device: torch.device
 ) -> Positives:
     """By `[R]` and `[C]` ids, or else the pairs of row `r` and column `r + offset`; no host synchronization."""
-    audio_keys = torch.full((whole_tiles(rows),), -2, dtype=torch.int32, device=device)
-    text_keys = torch.full((whole_tiles(columns),), -3, dtype=torch.int32, device=device)
+    pitch_r, pitch_c = whole_tiles(rows), whole_tiles(columns)
+    audio_keys = torch.empty(pitch_r, dtype=torch.int32, device=device)
+    text_keys = torch.empty(pitch_c, dtype=torch.int32, device=device)
     if ids is None:
-        keys_kernel[(max(audio_keys.shape[0], text_keys.shape[0]) // _BLOCK,)](
-            audio_keys, text_keys, rows, columns, offset, BLOCK=_BLOCK
+        keys_kernel[(max(pitch_r, pitch_c) // _BLOCK,)](
+            audio_keys, text_keys, rows, columns, offset, pitch_r, pitch_c, BLOCK=_BLOCK
         )
         return Positives(audio_keys, text_keys, audio_keys, audio_keys)
     audio_ids, text_ids = ids
@@ -94,8 +98,8 @@ def positives_of(
             begin, counts, order, flags, rows, tiles_c,
             BLOCK_R=tile.rows, BLOCK_C=tile.columns, BLOCK=_BLOCK, SHARES=_SHARES,
         )  # fmt: skip
-    audio_keys[:rows] = begin.masked_fill_(counts == 0, -1)
-    torch.searchsorted(ordered, text_ids, out_int32=True, out=text_keys[:columns])
+    audio_keys.fill_(-2)[:rows] = begin.masked_fill_(counts == 0, -1)
+    torch.searchsorted(ordered, text_ids, out_int32=True, out=text_keys.fill_(-3)[:columns])
     return Positives(audio_keys, text_keys, counts, flags)
 
 

@@ -12,6 +12,8 @@ from slap_fast.kernels.score_tiles import exp, finite_or_zero
 # Elements of a block of tiles whose parts are folded together: 16,384 x 16,384, unless a dimension is short.
 AREA = 1 << 28
 _FOLD = 64
+# Tiles that a program folds one after another: a few rows have thousands, and few programs.
+_MOST_TILES = 512
 
 
 @triton.jit
@@ -39,12 +41,16 @@ def store_rows(
         tl.store(row_parts + 2 * slot, third, mask=row < workspace_r)
 
 
-@triton.jit(do_not_specialize=["tiles", "pitch", "stride_t", "stride_b", "count", "begin", "total"])
+@triton.jit(
+    do_not_specialize=["tiles", "share", "pitch", "stride_t", "stride_b", "count", "begin", "total"],
+    do_not_specialize_on_alignment=["flags"],
+)
 def fold_kernel(
     parts: tl.tensor,  # [streams, SLOTS, tiles, pitch]
     running: tl.tensor,  # [streams, SLOTS, total]
     flags: tl.tensor,  # [tiles, blocks], if FLAGGED
     tiles: tl.tensor,
+    share: tl.tensor,
     pitch: tl.tensor,
     stride_t: tl.tensor,
     stride_b: tl.tensor,
@@ -61,26 +67,30 @@ def fold_kernel(
     """Fold the parts of rows, or columns, `begin..begin + count` into what was folded before.
 
     The second slot is relative to the largest if EXPONENTIAL, the third if WEIGHTED. If FLAGGED, a tile left its parts
-    only where the flag of its block, FLAGGED rows or columns, is set.
+    only where the flag of its block, FLAGGED rows or columns, is set. Several programs for the same rows or columns
+    fold a share of the tiles each, by itself, and leave what it comes to `count` after `count`.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     stream = tl.program_id(1)
     parts += stream * SLOTS * tiles * pitch + index
     running += tl.cast(stream * SLOTS, tl.int64) * total + begin + index
+    running += tl.program_id(2) * count
     inside = index < count
+    known = inside & (tl.num_programs(2) == 1)
     steps = tl.arange(0, BLOCK_T)[:, None]
-    largest = tl.load(running, mask=inside, other=0.0)
+    largest = tl.load(running, mask=known, other=float("-inf"))
     total_sum = tl.zeros([BLOCK], tl.float32)
     third = tl.zeros([BLOCK], tl.float32)
     if SLOTS > 1:
-        total_sum = tl.load(running + total, mask=inside, other=0.0)
+        total_sum = tl.load(running + total, mask=known, other=0.0)
     if SLOTS > 2:
-        third = tl.load(running + 2 * tl.cast(total, tl.int64), mask=inside, other=0.0)
-    for first in range(0, tiles, BLOCK_T):
-        mask = inside[None, :] & (first + steps < tiles)
+        third = tl.load(running + 2 * tl.cast(total, tl.int64), mask=known, other=0.0)
+    last = tl.minimum((tl.program_id(2) + 1) * share, tiles)
+    for first in range(tl.program_id(2) * share, last, BLOCK_T):
+        mask = inside[None, :] & (first + steps < last)
         if FLAGGED:
             flag = flags + tl.cast(first + steps, tl.int64) * stride_t + tl.program_id(0) * BLOCK // FLAGGED * stride_b
-            mask = mask & (tl.load(flag, mask=first + steps < tiles, other=0) != 0)
+            mask = mask & (tl.load(flag, mask=first + steps < last, other=0) != 0)
         here = parts[None, :] + (first + steps) * pitch  # [BLOCK_T, BLOCK]
         part_largest = tl.load(here, mask=mask, other=float("-inf"))
         part_sum = tl.zeros_like(part_largest)
@@ -138,9 +148,16 @@ def fold(
         flags: `[tiles, blocks]`, any strides: which tiles left parts of which blocks; None: all of all.
         flagged: rows or columns of a block, a multiple of 64.
     """
-    streams, slots, total = sums.shape
-    fold_kernel[(triton.cdiv(count, _FOLD), streams)](
-        parts, sums, sums if flags is None else flags, tiles, pitch or count,
-        *((0, 0) if flags is None else flags.stride()), count, begin, total,
-        SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, FLAGGED=flagged, BLOCK=_FOLD, enable_fp_fusion=False,
+    streams, slots, _ = sums.shape
+    shares = triton.cdiv(tiles, _MOST_TILES)
+    target = sums
+    if shares > 1:
+        target = sums.new_empty(streams, slots, shares * count)
+    fold_kernel[(triton.cdiv(count, _FOLD), streams, shares)](
+        parts, target, target if flags is None else flags, tiles, triton.cdiv(tiles, shares), pitch or count,
+        *((0, 0) if flags is None else flags.stride()), count, begin if target is sums else 0, target.shape[2],
+        SLOTS=slots, EXPONENTIAL=exponential, WEIGHTED=weighted, FLAGGED=flagged, BLOCK=_FOLD,
+        enable_fp_fusion=False,
     )  # fmt: skip
+    if target is not sums:
+        fold(target, sums, shares, begin, count, exponential=exponential, weighted=weighted)

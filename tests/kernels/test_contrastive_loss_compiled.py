@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import contrastive_loss as kernels
-from slap_fast.kernels import float32_product, variants
+from slap_fast.kernels import float32_product, score_parts, variants
 from slap_fast.ops.backends import contrastive_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
@@ -97,11 +97,15 @@ def test_the_float32_product_loads_and_stores_vectors_and_spills_nothing(capabil
 
 
 @pytest.mark.slow
-def test_other_sizes_compile_nothing_anew() -> None:
+def test_other_sizes_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     first = _compile((9, 0), "infonce", True, torch.bfloat16)
     for rows, columns in ((1, 1), (16, 4096), (4097, 16)):
         again = _compile((9, 0), "infonce", True, torch.bfloat16, rows=rows, columns=columns)
         assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
+    monkeypatch.setattr(score_parts, "AREA", 1 << 17)
+    in_blocks = _compile((9, 0), "infonce", True, torch.bfloat16, rows=700, columns=900)
+    assert len(in_blocks) > len(first)
+    assert {kernel.hash for kernel in in_blocks} == {kernel.hash for kernel in first}
 
 
 def test_what_the_kernels_cannot_serve_is_named() -> None:

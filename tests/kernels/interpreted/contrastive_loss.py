@@ -199,3 +199,23 @@ def test_a_tie_is_no_hit_and_positives_alone_leave_no_negative_similarity(kind: 
         assert output.accuracy == accuracy
         if ids is not None and accuracy == 1.0:
             assert output.negative_similarity == 0.0
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("flagged", [False, True])
+def test_many_parts_are_folded_in_shares(flagged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_parts, "_MOST_TILES", 40)
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(2, 3, 170, 128, generator=generator)
+    flags = torch.randint(0, 2, (2, 170), generator=generator, dtype=torch.int8).T
+    there = flags.bool().repeat_interleave(64, 1) if flagged else torch.ones(170, 128, dtype=torch.bool)
+    sums = score_parts.running(2, 3, 80, parts.device)
+    options: dict[str, Any] = {"flags": flags, "flagged": 64} if flagged else {}
+    for _ in range(2):  # the second time beside the first
+        score_parts.fold(parts, sums, 170, 10, 70, pitch=128, weighted=True, **options)
+    largest, total, third = parts.double().masked_fill(~there, -torch.inf).transpose(0, 1)
+    most = largest.amax(1)
+    weights = 2 * (largest - most[:, None]).exp()
+    exact = torch.stack([most, *((weights * x.nan_to_num(neginf=0.0)).sum(1) for x in (total, third))], 1)
+    torch.testing.assert_close(sums[..., 10:].double(), exact[..., :70], rtol=1e-5, atol=1e-4)
+    assert torch.equal(sums[..., :10], score_parts.running(2, 3, 10, parts.device))
