@@ -119,6 +119,7 @@ def load_audio(file: AudioInput, sample_rate: int = 16_000) -> np.ndarray:
 def open_audio(file: AudioInput) -> AudioFile:
     """Opens a path, a file's bytes, or a seekable stream, to be read once; see `load_audio` for the errors."""
     extension = ""
+    ours = isinstance(file, (str, bytes, os.PathLike))
     if isinstance(file, (str, os.PathLike)):
         _check_file(Path(file))
         extension = os.path.splitext(file)[1].lower()
@@ -128,9 +129,10 @@ def open_audio(file: AudioInput) -> AudioFile:
             raise AudioError("empty_file", "0 bytes")
         file = io.BytesIO(file)
     try:
-        return AudioFile(file)
+        return AudioFile(file, close=ours)
     except (AudioError, soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        file.close()
+        if ours:
+            file.close()
         if isinstance(error, AudioError):
             raise
         if extension in OTHER_MEDIA_EXTENSIONS:
@@ -147,14 +149,19 @@ class AudioFile:
         notes: `(reason, detail)` of what was odd, complete once all blocks were read.
     """
 
-    def __init__(self, file: BinaryIO | io.RawIOBase) -> None:
+    def __init__(self, file: BinaryIO | io.RawIOBase, *, close: bool = False) -> None:
         """Reads the headers.
+
+        Args:
+            file: seekable.
+            close: close it with this.
 
         Raises:
             AudioError: the file is cut off.
             soundfile.SoundFileError: it is not audio that libsndfile reads.
         """
         self._file = file
+        self._close_file = close
         size = file_size(file)
         found = chunk_stretches(file, size) or ogg_stretches(file, size) or flac_stretches(file, size) or Stretches()
         if found.missing > _SHORTFALL:
@@ -186,9 +193,10 @@ class AudioFile:
         self.close()
 
     def close(self) -> None:
-        """Closes the file, also a stream that was given open."""
+        """Closes the file; a stream that was given open stays so."""
         self._sound.close()
-        self._file.close()
+        if self._close_file:
+            self._file.close()
 
     @property
     def declared_seconds(self) -> float | None:

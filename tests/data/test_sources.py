@@ -244,7 +244,11 @@ def test_folder_with_sidecars(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("wind")
     (tmp_path / "deep/c.v2.json").write_text('"waves"')
     (tmp_path / "e.json").write_text("{")
-    a, b, d, deep, e = sorted(_items(open_source(tmp_path)), key=lambda item: item.origin.lower().replace("deep", "dz"))
+    items = {item.origin: item for item in _items(open_source(tmp_path))}
+    passed_over = [items.pop(name) for name in (".hidden.wav", "notes.md")]
+    assert [item.reason for item in passed_over if isinstance(item, Rejection)] == ["hidden", "not_audio"]
+    a, b, d, deep, e = (items.pop(name) for name in ("a.wav", "b.mp3", "d.wav", "deep/c.v2.FLAC", "e.wav"))
+    assert not items
     assert isinstance(a, ClipItem)
     assert isinstance(b, ClipItem)
     assert isinstance(deep, ClipItem)

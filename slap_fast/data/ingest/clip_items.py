@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from slap_fast.audio_files import AudioError, AudioFile, Flac, encode_flac, mono_blocks, open_audio
+from slap_fast.audio_streams import ByteView, Part
 from slap_fast.data.captions import MAX_CAPTIONS
 from slap_fast.data.dataset_files import SAMPLE_RATE, writing
 from slap_fast.data.ingest.segments import Segment
@@ -68,10 +68,10 @@ class TarAudio:
         if self.size == 0:
             raise AudioError("empty_file", "0 bytes")
         try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closed by _Slice)
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
-        with _Slice(file, self.offset, self.size) as part, open_audio(part) as sound:
+        with file, open_audio(ByteView(file, Part(self.offset, self.offset + self.size))) as sound:
             yield sound
 
 
@@ -126,9 +126,12 @@ class Rejection:
 
 @dataclass(frozen=True)
 class EncodedClip:
+    """A clip as stored, what its source was, and `(reason, detail)` of what a report should say of it."""
+
     flac: Flac
     source_sample_rate: int
     source_channels: int
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class ClipEncoder:
         try:
             if isinstance(item.audio, RenderedAudio):
                 waveform = np.asarray(item.audio.clip.render(), np.float32)
-                return EncodedClip(self._encode(iter([waveform])), SAMPLE_RATE, 1)
+                flac = self._encode(iter([waveform]))
+                return EncodedClip(flac, SAMPLE_RATE, 1, tuple(_notes(flac)))
             with item.audio.open() as sound:
                 segment = item.audio.segment if isinstance(item.audio, SegmentAudio) else None
                 seconds = sound.declared_seconds if segment is None else segment.duration
@@ -163,7 +167,7 @@ class ClipEncoder:
                     raise AudioError("too_long", f"{seconds:.1f} s, more than {self.max_duration} s")
                 blocks = mono_blocks(sound, SAMPLE_RATE)
                 flac = self._encode(blocks if segment is None else segment.cut(blocks, SAMPLE_RATE))
-                return EncodedClip(flac, sound.samplerate, sound.channels)
+                return EncodedClip(flac, sound.samplerate, sound.channels, (*sound.notes, *_notes(flac)))
         except AudioError as error:
             return Rejection(item.origin, error.reason, error.detail)
 
@@ -175,34 +179,10 @@ class ClipEncoder:
             )
 
 
-class _Slice(io.RawIOBase):
-    """`size` bytes of a binary file from `offset`, as a file of their own."""
-
-    def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._position = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _notes(flac: Flac) -> list[tuple[str, str]]:
+    if flac.silent:
+        return [("silent", "every sample is zero")]
+    if flac.clipped:
+        detail = f"{flac.clipped} of {flac.samples} samples were beyond full scale, by up to {flac.peak:.3g} times"
+        return [("clipped", detail)]
+    return []

@@ -34,9 +34,11 @@ class PrepareReport:
     Attributes:
         folder: the dataset folder.
         clips, seconds, captions, shards: what the dataset holds.
-        rejected: clips left out, by reason; each is named in `report.jsonl`.
-        noted: clips kept but worth a look (`silent`, `renamed`), by reason; also named there.
+        rejected: what was left out, by reason; each is named in `report.jsonl`.
+        noted: clips kept but worth a look (`silent`, `clipped`, `renamed`...), by reason; also named there.
         already_complete: nothing was to be done.
+        seen: files, rows or members of the source: `clips + merged + sum(rejected.values())`; 0 where nothing says.
+        merged: of these, those that became part of another, such as captions beside audio, or rows of the same clip.
     """
 
     folder: Path
@@ -47,6 +49,8 @@ class PrepareReport:
     rejected: dict[str, int]
     noted: dict[str, int]
     already_complete: bool = False
+    seen: int = 0
+    merged: int = 0
 
     def __str__(self) -> str:
         state = "already complete, nothing done" if self.already_complete else "complete"
@@ -54,6 +58,12 @@ class PrepareReport:
             f"{self.folder}: {state}: {self.clips} clips, {self.seconds / 3600:.2f} hours, {self.captions} captions, "
             f"{self.shards} shards"
         ]
+        if self.seen:
+            left_out = sum(self.rejected.values())
+            lines.append(
+                f"  seen: {self.seen} files, rows or members: {self.clips} clips, {self.merged} part of these or of "
+                f"what was left out, {left_out} left out"
+            )
         lines += [f"  left out: {count} x {reason}" for reason, count in sorted(self.rejected.items())]
         lines += [f"  kept: {count} x {reason}" for reason, count in sorted(self.noted.items())]
         if self.rejected or self.noted:
@@ -119,4 +129,6 @@ def dataset_report(folder: Path, info: dict[str, Any], already_complete: bool = 
         rejected=info.get("rejected", {}),
         noted=info.get("noted", {}),
         already_complete=already_complete,
+        seen=info.get("seen", 0),
+        merged=info.get("merged", 0),
     )

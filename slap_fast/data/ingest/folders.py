@@ -5,23 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
 
+_SIDECAR_EXTENSIONS = (".json", ".txt")
+
 
 class FolderSource:
-    """Every audio file below a folder, with captions in a .txt (one a line) or .json file of the same stem."""
+    """Every audio file below a folder, with captions in a .txt (one a line) or .json file of the same stem.
+
+    Whatever else lies there is yielded as a Rejection: nothing that was met goes unnamed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
+        self.seen = 0
         self._folder = folder
-        self._files = list_audio(folder)
+        files, self._left_out = walk_folder(folder)
+        self._met = len(files) + len(self._left_out)
+        self._files: list[str] = []
+        # A Mac writes names in another Unicode form than what else comes along.
+        self._sidecars: dict[str, list[str]] = {}
+        for file in files:
+            extension = _extension(file)
+            if extension in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS:
+                self._files.append(file)
+            elif extension in _SIDECAR_EXTENSIONS:
+                self._sidecars.setdefault(_stem(file), []).append(file)
+            else:
+                self._left_out.append(Rejection(file, "not_audio", "neither audio nor a .txt or .json beside it"))
         if not self._files:
             raise DatasetError(f"{folder}: holds no audio file ({', '.join(sorted(AUDIO_EXTENSIONS))}) and no .tar")
 
@@ -30,29 +49,43 @@ class FolderSource:
         return {"kind": "folder", "path": str(self._folder.resolve()), "files": hashlib.sha256(names).hexdigest()}
 
     def count(self) -> int | None:
-        return len(self._files)
+        return len(self._files) + len(self._alone()) + len(self._left_out)
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.seen = self._met
+        taken: set[str] = set()
         for file in self._files:
-            path = self._folder / file
+            stem = _stem(file)
+            sidecars = sorted(self._sidecars.get(stem, []), key=lambda name: (_extension(name), name))
+            # Files of one stem share their captions, which are counted with the first.
+            seen = 1 if stem in taken else 1 + len(sidecars)
+            taken.add(stem)
             try:
-                captions, metadata = read_sidecars(path)
+                captions, metadata = read_sidecars(self._folder / name for name in sidecars)
             except DatasetError as error:
-                yield Rejection(file, "bad_metadata", str(error))
+                yield Rejection(file, "bad_metadata", str(error), seen)
             else:
-                yield ClipItem(os.path.splitext(file)[0], captions, FileAudio(path), file, metadata)
+                yield ClipItem(
+                    os.path.splitext(file)[0], captions, FileAudio(self._folder / file), file, metadata, seen
+                )
+        for file in self._alone():
+            detail = f"no audio file of this name beside it ({Path(os.path.splitext(file)[0]).name}.wav, .flac, ...)"
+            yield Rejection(file, "no_audio", detail)
+        yield from self._left_out
+
+    def _alone(self) -> list[str]:
+        """Sidecars without audio."""
+        stems = {_stem(file) for file in self._files}
+        return sorted(file for stem, files in self._sidecars.items() if stem not in stems for file in files)
 
 
-def read_sidecars(audio: Path) -> tuple[list[str], dict[str, Any]]:
-    """Captions and other JSON fields from the files beside `audio`: `dog.wav` has `dog.txt`, `dog.json`, or both."""
+def read_sidecars(paths: Iterable[Path]) -> tuple[list[str], dict[str, Any]]:
+    """Captions and other JSON fields from the files beside a clip: `dog.wav` has `dog.txt`, `dog.json`, or both."""
     captions: list[str] = []
     metadata: dict[str, Any] = {}
-    for extension in (".json", ".txt"):
-        path = audio.with_suffix(extension)
+    for path in paths:
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            continue
         except OSError as error:
             raise DatasetError(f"{path.name} cannot be read ({error.strerror})") from error
         found, metadata_found = parse_sidecar(path.name, data)
@@ -79,12 +112,76 @@ def parse_sidecar(name: str, data: bytes) -> tuple[list[str], dict[str, Any]]:
     return captions_of(value), value
 
 
-def list_audio(folder: Path) -> list[str]:
+def list_audio(folder: Path, extensions: frozenset[str] = AUDIO_EXTENSIONS) -> list[str]:
     """Paths relative to `folder` of the audio files below it, sorted; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in files:
-            if os.path.splitext(file)[1].lower() in AUDIO_EXTENSIONS and not file.startswith("."):
-                found.append(os.path.relpath(os.path.join(parent, file), folder))
-    return sorted(found)
+    return [file for file in walk_folder(folder)[0] if _extension(file) in extensions]
+
+
+def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
+    """Paths relative to `folder` of the files below it, sorted, and what was passed over, with the reason.
+
+    Links to folders are followed; a folder is entered once, whatever leads to it. Hidden files and folders are passed
+    over.
+    """
+    found: list[str] = []
+    left_out: list[Rejection] = []
+    entered = {_identity(folder): "."}
+
+    def unreadable(error: OSError) -> None:
+        left_out.append(Rejection(relative(error.filename), "unreadable_folder", error.strerror or str(error)))
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, folder)
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        # The folder itself before links to it, so that clips are called after where they are.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        enter = []
+        for name in folders:
+            path = os.path.join(parent, name)
+            identity = _identity(path)
+            if name.startswith("."):
+                left_out.append(Rejection(relative(path) + os.sep, "hidden", "a hidden folder, not entered"))
+            elif identity in entered:
+                detail = f"leads to the same folder as {entered[identity]}, which is read once"
+                left_out.append(Rejection(relative(path) + os.sep, "same_folder", detail))
+            else:
+                entered[identity] = relative(path)
+                enter.append(name)
+        folders[:] = enter
+        for name in files:
+            path = relative(os.path.join(parent, name))
+            if name.startswith("."):
+                left_out.append(Rejection(path, "hidden", "a hidden file"))
+            else:
+                found.append(path)
+    return sorted(found), sorted(left_out, key=lambda item: item.origin)
+
+
+def find_file(path: Path) -> Path:
+    """The file at `path`, also where it is spelled in another Unicode form or with backslashes; else `path` itself."""
+    if path.exists():
+        return path
+    text = str(path)
+    slashed = text.replace("\\", "/")
+    for spelled in (text, slashed):
+        for form in (spelled, unicodedata.normalize("NFC", spelled), unicodedata.normalize("NFD", spelled)):
+            if form != text and os.path.exists(form):
+                return Path(form)
+    return path
+
+
+def _identity(path: str | Path) -> tuple[int, int] | str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return str(path)
+    return status.st_dev, status.st_ino
+
+
+def _extension(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _stem(file: str) -> str:
+    return unicodedata.normalize("NFC", os.path.splitext(file)[0])

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,9 @@ def prepare(
             return _already_complete(folder, arguments)
         state = IngestState(folder, arguments)
         try:
-            _ingest(source, state, min_duration, max_duration, max_shard_bytes, workers, progress)
-            return _finish(state, arguments, progress)
+            merged = _ingest(source, state, min_duration, max_duration, max_shard_bytes, workers, progress)
+            _check_account(source, state, merged)
+            return _finish(state, arguments, source.seen, merged, progress)
         finally:
             state.close()
 
@@ -104,8 +105,10 @@ def _ingest(
     max_shard_bytes: int,
     workers: int,
     progress: bool,
-) -> None:
+) -> int:
+    """Returns how many files, rows or members are part of another: captions beside audio, rows of the same clip."""
     keys = KeyRegistry()
+    items = _Account(source)
     bar = progress_bar(
         total=source.count() if progress else None,
         initial=state.totals.consumed,
@@ -114,7 +117,7 @@ def _ingest(
         disable=not progress,
     )
     encoder = ClipEncoder(state.spill, min_duration, max_duration)
-    results = ordered_map(encoder, _remaining(source, state.totals.consumed, keys), workers=workers)
+    results = ordered_map(encoder, _remaining(items, state.totals.consumed, keys), workers=workers)
     shard: ShardWriter | None = None
     seconds = sum(shard["seconds"] for shard in state.shards)
     with bar, contextlib.closing(results):
@@ -136,8 +139,8 @@ def _ingest(
                     state.totals.captions += len(item.captions)
                     if renamed:
                         state.note(item.origin, "renamed", f"its key is taken; it became {key}")
-                    if outcome.flac.silent:
-                        state.note(item.origin, "silent", f"every sample of {key} is zero")
+                    for reason, detail in outcome.notes:
+                        state.note(item.origin, reason, detail)
                     seconds += outcome.flac.samples / SAMPLE_RATE
                 state.totals.consumed += 1
                 bar.update()
@@ -149,9 +152,35 @@ def _ingest(
         finally:
             if shard is not None:
                 shard.discard()
+    return items.merged
 
 
-def _remaining(source: Source, consumed: int, keys: KeyRegistry) -> Iterator[ClipItem | Rejection]:
+class _Account:
+    """A source's items, counting what is merged into them."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.merged = 0
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        for item in self._source:
+            self.merged += item.seen - 1
+            yield item
+
+
+def _check_account(source: Source, state: IngestState, merged: int) -> None:
+    """Raises where anything that the source met is not kept, merged into what is kept or left out, or left out."""
+    kept, left_out = sum(shard["clips"] for shard in state.shards), state.totals.rejected.total()
+    if source.seen != kept + merged + left_out:
+        raise RuntimeError(
+            f"{source.seen} files, rows or members were seen, but {kept} kept, {merged} merged and {left_out} left out "
+            "are not as many: a mistake in slap-fast, or the source changed meanwhile; please report it"
+        )
+
+
+def _remaining(
+    source: Iterable[ClipItem | Rejection], consumed: int, keys: KeyRegistry
+) -> Iterator[ClipItem | Rejection]:
     items = iter(source)
     # Items of standing shards are not decoded again, but their keys are still taken.
     for item in itertools.islice(items, consumed):
@@ -173,7 +202,7 @@ def _metadata(item: ClipItem, encoded: EncodedClip) -> bytes:
     return encode_metadata(value)
 
 
-def _finish(state: IngestState, arguments: dict[str, Any], progress: bool) -> PrepareReport:
+def _finish(state: IngestState, arguments: dict[str, Any], seen: int, merged: int, progress: bool) -> PrepareReport:
     state.write_report()
     totals = state.totals
     if not state.shards:
@@ -190,7 +219,13 @@ def _finish(state: IngestState, arguments: dict[str, Any], progress: bool) -> Pr
         captions=totals.captions,
         parts=state.index_parts(),
         vocab_size=arguments["vocab_size"],
-        extra={"rejected": dict(totals.rejected), "noted": dict(totals.noted), "prepared_with": arguments},
+        extra={
+            "seen": seen,
+            "merged": merged,
+            "rejected": dict(totals.rejected),
+            "noted": dict(totals.noted),
+            "prepared_with": arguments,
+        },
         progress=progress,
     )
     state.forget()
