@@ -1,9 +1,10 @@
 """Datasets at a URL (`s3://bucket/train`, `https://...`, `file://...`), read through fsspec.
 
 The tars stay where they are: a clip is one request for a range of bytes, and the requests of a batch go out together.
-`dataset.json`, the index and the tokenizer are copied once, to `SLAP_FAST_CACHE` or `~/.cache/slap_fast`, in a folder
-of their own for each URL and each content of `dataset.json`. Credentials and other settings are fsspec's: environment
-variables and `~/.config/fsspec`.
+`dataset.json`, the index and the tokenizer are copied to `SLAP_FAST_CACHE` or `~/.cache/slap_fast`, in a folder for
+each URL and each content of `dataset.json`. A copy is made again where it is damaged, or where the storage tells that
+the file there is another one (its size, ETag, time or the like). Credentials and other settings are fsspec's:
+environment variables and `~/.config/fsspec`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import random
@@ -18,7 +20,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +29,17 @@ from slap_fast.data.dataset_files import INDEX_NAME, INFO_NAME, TOKENIZER_NAME, 
 from slap_fast.data.shard_files import Span, ends_early
 from slap_fast.durable_files import replace_file
 from slap_fast.extras import MissingExtraError
+from slap_fast.models.saved_files import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "SLAP_FAST_CACHE"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_COPIES = ".copies.json"  # beside the folder
+_HASHED_BYTES = 1 << 26
+# What fsspec's implementations say of a file that is another one when its content is.
+_TELLING = frozenset(
+    ("size", "ETag", "etag", "md5", "md5Hash", "crc32c", "Content-MD5", "Digest", "checksum", "generation", "VersionId")
+) | {"mtime", "created", "updated", "LastModified", "Last-Modified", "last_modified"}
 _REQUESTS_AT_ONCE = 32
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.2  # seconds; each further one is twice as long
@@ -77,22 +85,37 @@ class RemoteFolder:
         Raises:
             DatasetError: there is no dataset, it cannot be read, or the cache cannot be written.
         """
+        self._files.invalidate_cache()
         info = self._content(INFO_NAME)
         digest = hashlib.blake2b(self.url.encode() + b"\0" + info, digest_size=16).hexdigest()
         folder = _cache() / "datasets" / digest
         try:
             with _only_one(folder):
-                if not (folder / INFO_NAME).exists():
-                    self._download(INDEX_NAME, folder)
-                    self._download_tokenizer(folder)
-                    # The last: where it is, everything is.
-                    replace_file(folder / INFO_NAME, [info])
+                copies = _Copies.read(folder)
+                for name in (INDEX_NAME, *(f"{TOKENIZER_NAME}/{file}" for file in TOKENIZER_FILES)):
+                    there = self._identity(name)
+                    if not copies.good(name, there):
+                        self._download(name, folder, optional=name != INDEX_NAME)
+                        copies.note(name, there)
+                replace_file(folder / INFO_NAME, [info])
+                copies.write()
         except OSError as error:
             raise DatasetError(
                 f"{folder}: the index of {self.url} cannot be kept here ({error}); make room, or set {CACHE_VARIABLE} "
                 "to another folder"
             ) from error
         return folder
+
+    def _identity(self, name: str) -> str | None:
+        """What the storage says of a file that changes when the file does; None where it says nothing."""
+        try:
+            said = persistently(partial(self._files.info, f"{self._path}/{name}"))
+        except FileNotFoundError:
+            return "missing"
+        except Exception as error:  # fsspec's many implementations raise what they like.
+            logger.info("%s/%s: the storage does not tell what it holds (%s)", self.url, name, error)
+            return None
+        return str(sorted((key, str(said[key])) for key in _TELLING & said.keys()))
 
     def size_of(self) -> Callable[[str], int | None]:
         """Bytes of a file by its name, None where the storage does not list sizes; no file raises FileNotFoundError."""
@@ -126,31 +149,77 @@ class RemoteFolder:
         except Exception as error:
             raise DatasetError(f"{self.url}/{name}: cannot be read ({_words(error)})") from error
 
-    def _download(self, name: str, folder: Path) -> None:
-        temporary = folder / f".{name}.{secrets.token_hex(8)}.tmp"
+    def _download(self, name: str, folder: Path, *, optional: bool) -> None:
+        """Copy a file; of one that is not there, and need not be, no copy stays."""
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
             try:
                 persistently(partial(self._files.get_file, f"{self._path}/{name}", str(temporary)))
                 expected = self._files.size(f"{self._path}/{name}")
             except Exception as error:
+                if optional and isinstance(error, FileNotFoundError):
+                    path.unlink(missing_ok=True)
+                    return
                 raise DatasetError(f"{self.url}/{name}: cannot be fetched ({_words(error)})") from error
             if expected is not None and temporary.stat().st_size != expected:
                 raise DatasetError(f"{self.url}/{name}: {temporary.stat().st_size} of {expected} bytes came; try again")
-            os.replace(temporary, folder / name)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()  # if nothing came into it
 
-    def _download_tokenizer(self, folder: Path) -> None:
-        for name in _TOKENIZER_FILES:
-            try:
-                content = self._content(f"{TOKENIZER_NAME}/{name}")
-            except DatasetError as error:
-                # A dataset need not have one, nor a tokenizer all of these files.
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue
-                raise
-            (folder / TOKENIZER_NAME).mkdir(exist_ok=True)
-            replace_file(folder / TOKENIZER_NAME / name, [content])
+
+class _Copies:
+    """What was copied into a folder: each file's identity at the storage, and its own size, time and digest."""
+
+    def __init__(self, folder: Path, entries: dict[str, Any]) -> None:
+        self._folder = folder
+        self._entries = entries
+
+    @classmethod
+    def read(cls, folder: Path) -> _Copies:
+        try:
+            entries = json.loads(folder.with_suffix(_COPIES).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            entries = {}
+        return cls(folder, entries if isinstance(entries, dict) else {})
+
+    def good(self, name: str, there: str | None) -> bool:
+        """Whether the copy is whole, and still of the file at the storage."""
+        entry = self._entries.get(name)
+        if not isinstance(entry, dict) or (there is not None and entry.get("there") != there):
+            return False
+        try:
+            state = (self._folder / name).stat()
+        except FileNotFoundError:
+            return entry.get("size") is None
+        if state.st_size != entry.get("size"):
+            return False
+        # A large file that nobody has written to since is not read whole: `slap_fast.data.clip_durations` samples it.
+        untouched = state.st_mtime_ns == entry.get("time") and state.st_size > _HASHED_BYTES
+        return untouched or _digest(self._folder / name) == entry.get("digest")
+
+    def note(self, name: str, there: str | None) -> None:
+        """A copy that has just been made, or a file that need not be there and is not."""
+        entry: dict[str, Any] = {"there": there, "size": None}
+        if (self._folder / name).exists():
+            state = (self._folder / name).stat()
+            entry |= {"size": state.st_size, "time": state.st_mtime_ns, "digest": _digest(self._folder / name)}
+        self._entries[name] = entry
+
+    def write(self) -> None:
+        replace_file(self._folder.with_suffix(_COPIES), [json.dumps(self._entries, indent=1).encode()])
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 class RemoteShards:

@@ -105,6 +105,58 @@ def test_the_index_is_fetched_once_and_the_tars_never(
     assert ClipIndex.open(URL).info["name"] == "new"
 
 
+def rot(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    # Within the range that a record may have, so that nothing but a digest tells.
+    content[200] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: rot(folder / INDEX_NAME),
+        lambda folder: (folder / INDEX_NAME).write_bytes(b""),
+        lambda folder: (folder / INDEX_NAME).unlink(),
+        lambda folder: (folder / INFO_NAME).write_bytes(b"{"),
+        lambda folder: (folder / "durations.bin").write_bytes(b"x"),
+        lambda folder: rot(folder / "tokenizer" / "tokenizer.json"),
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        lambda folder: folder.with_suffix(".copies.json").write_text("[" * 100_000),
+        lambda folder: shutil.rmtree(folder),
+    ],
+)
+def test_a_damaged_cache_heals(index: ClipIndex, bucket: Any, damage: Any) -> None:
+    damage(ClipIndex.open(URL).folder)
+    opened = ClipIndex.open(URL)
+    np.testing.assert_array_equal(opened.records, index.records)
+    np.testing.assert_array_equal(opened.durations, index.durations)
+    assert opened.info == index.info
+    for path in (index.folder / "tokenizer").iterdir():
+        assert (opened.folder / "tokenizer" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_index_and_a_tokenizer_that_were_replaced_at_the_storage_are_seen(
+    index: ClipIndex, bucket: Any, tmp_path: Path
+) -> None:
+    ClipIndex.open(URL)
+    records = np.array(index.records)
+    records["captions"][3] += 1
+    np.save(tmp_path / "index.npy", records)
+    bucket.pipe_file("/bucket/train/index.npy", (tmp_path / "index.npy").read_bytes())
+    bucket.pipe_file("/bucket/train/tokenizer/tokenizer.json", b"new")
+    opened = ClipIndex.open(URL)
+    np.testing.assert_array_equal(opened.records, records)
+    assert (opened.folder / "tokenizer" / "tokenizer.json").read_bytes() == b"new"
+
+
+def test_a_storage_that_tells_nothing_of_its_files_is_asked_once(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.RemoteFolder, "_identity", lambda *_: None)
+    assert len(ClipIndex.open(URL)) == 30
+    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *_, **__: pytest.fail("fetched again"))
+    assert len(ClipIndex.open(URL)) == 30
+
+
 def test_a_download_that_was_stopped_is_done_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryFileSystem, "size", lambda *_: 10**9)
     with pytest.raises(DatasetError, match=rf"{URL}/index.npy: \d+ of 1000000000 bytes came"):
