@@ -54,11 +54,11 @@ PRODUCTS = {"captions": 2, "prototypes": 3, "prototypes_recomputed": 4}
 CASES = {
     ("captions", (9, 0), torch.bfloat16): (128, 97),
     ("captions", (9, 0), torch.float32): (255, 65),
+    ("captions", (8, 0), torch.float16): (128, 49),
     ("prototypes", (9, 0), torch.bfloat16): (128, 97),
     ("prototypes", (9, 0), torch.float32): (255, 65),
     ("prototypes", (8, 0), torch.float16): (255, 49),
     ("prototypes_recomputed", (9, 0), torch.bfloat16): (128, 97),
-    ("prototypes_recomputed", (8, 0), torch.float16): (255, 49),
 }
 
 

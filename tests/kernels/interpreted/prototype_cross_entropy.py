@@ -76,7 +76,7 @@ def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
 
     def by_float64(scores: Tensor) -> list[Tensor]:
         """Potential, loss and gradients from given scores of the teacher."""
-        logits, row = scores.double() / temperature, 0.0
+        logits, row = scores.double() / temperature, torch.zeros(1)
         for _ in range(3):
             potential = (logits - row).logsumexp(0)
             row = (logits - potential).logsumexp(1, keepdim=True)
