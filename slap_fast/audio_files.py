@@ -167,6 +167,7 @@ class AudioFile:
         if found.missing > _SHORTFALL:
             raise AudioError("truncated", found.detail)
         self._parts = found.parts or (Part(0, size),)
+        self._number = 0
         self._sound = self._open(0)
         if self._sound.format == "MP3" and (frames := mpeg_stretches(file, size)) is not None:
             found = frames
@@ -200,22 +201,26 @@ class AudioFile:
 
     @property
     def declared_seconds(self) -> float | None:
-        """What the header of the first stream promises, or None where it does not say, or is not to be relied on."""
-        frames = self._sound.frames
+        """What the header of the stream at hand promises, or None where it does not say, or is not to be relied on."""
+        counted = self._parts[self._number].samples
+        frames = self._sound.frames if counted is None else counted
         # The last page of an Ogg stream tells its end, but a recording does not begin at 0.
-        return frames / self.samplerate if 0 <= frames < _UNKNOWN_FRAMES and self._sound.format != "OGG" else None
+        return (
+            frames / self._sound.samplerate if 0 <= frames < _UNKNOWN_FRAMES and self._sound.format != "OGG" else None
+        )
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the sample rate in Hz and a non-empty `[n]` float32 block, channels mixed by their mean."""
         for number in range(len(self._parts)):
             if number:
                 self._sound.close()
+                self._number = number
                 try:
                     self._sound = self._open(number)
                 except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
                     detail = f"stream {number + 1} of {len(self._parts)} is not readable ({_last_words(error)})"
                     raise AudioError("unreadable", detail) from error
-            for block in _mono(self._sound, self.declared_seconds, self.notes):
+            for block in _mono(self._sound, self._parts[number].skip, self.declared_seconds, self.notes):
                 yield self._sound.samplerate, block
 
     def _open(self, number: int) -> soundfile.SoundFile:
@@ -316,9 +321,11 @@ def _to_pcm16(block: np.ndarray) -> tuple[np.ndarray, int]:
     return pcm.astype(np.int16), int(np.count_nonzero(np.abs(scaled - pcm) > 1))
 
 
-def _mono(sound: soundfile.SoundFile, declared: float | None, notes: list[tuple[str, str]]) -> Iterator[np.ndarray]:
+def _mono(
+    sound: soundfile.SoundFile, skip: int, declared: float | None, notes: list[tuple[str, str]]
+) -> Iterator[np.ndarray]:
     most = max(1024, _BLOCK_VALUES // sound.channels)
-    read, energy = 0, 0.0
+    read, energy = -skip, 0.0
     # libFLAC takes what follows the last frame, such as a tag, for damage.
     limit = sound.frames if sound.format == "FLAC" and 0 < sound.frames < _UNKNOWN_FRAMES else _UNKNOWN_FRAMES
     scale_is_free = sound.subtype in ("FLOAT", "DOUBLE")
@@ -330,13 +337,16 @@ def _mono(sound: soundfile.SoundFile, declared: float | None, notes: list[tuple[
             raise AudioError("unreadable", f"damaged or cut off {where} ({_last_words(error)})") from error
         if not len(block):
             break
+        passed = max(0, -read)
         read += len(block)
+        block = block[passed:]
         mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
         if not np.isfinite(mono).all():
             raise AudioError("not_finite", f"NaN or infinite samples before {read / sound.samplerate:.1f} s")
         if scale_is_free:
             energy += float(np.square(mono, dtype=np.float64).sum())
-        yield mono
+        if len(mono):
+            yield mono
     if energy > read:
         # No waveform within [-1, 1] has a mean square above 1.
         detail = (

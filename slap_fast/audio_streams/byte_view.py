@@ -18,12 +18,16 @@ class Part:
         start, end: bytes of the file.
         head: bytes put before them.
         patches: `(offset in the file, bytes that stand there instead)`.
+        skip: samples to pass over, which `head` makes.
+        samples: how many follow, where that is known better than the decoder does.
     """
 
     start: int
     end: int
     head: bytes = b""
     patches: tuple[tuple[int, bytes], ...] = ()
+    skip: int = 0
+    samples: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """MPEG audio (MP3, MP2): its frames, counted.
 
 Without a Xing header, libsndfile estimates the length from the first frame's bitrate and reads no further; of joined
-files with Xing headers it reads the first. Here every stream gets a Xing header that says how many frames it has.
+files with Xing headers it reads the first. Here such a stream gets a silent frame of the lowest bitrate before it, with
+which the estimate is never too short, and the frames were counted.
 
 Source: ISO 11172-3, 13818-3; the Xing header as LAME and mpg123 write and read it.
 """
@@ -35,6 +36,7 @@ _BITRATES = {
 class _Frame:
     size: int
     kind: tuple[int, int, int]  # version bits, layer, Hz: what one decoder keeps to
+    samples: int
     protected: bool
 
 
@@ -82,18 +84,12 @@ def _part(run: _Run) -> Part:
     if layer != 3 or (run.told is not None and run.told >= run.frames):
         # mpg123 knows such headers of Layer III alone; other layers' bitrates do not vary.
         return Part(run.start, run.end)
-    return Part(run.start + run.skip, run.end, _xing_frame(run.header, run.frames))
-
-
-def _xing_frame(header: bytes, frames: int) -> bytes:
-    """A frame like the one with this header that plays nothing and says how many follow."""
-    second = header[1] | 1  # no checksum
-    # 128 kbit/s (64 in MPEG 2), no padding: room for the header at every rate.
-    third = (9 if header[1] & 0x08 else 8) << 4 | header[2] & 0x0C
+    second = run.header[1] | 1  # no checksum
+    third = 0x10 | run.header[2] & 0x0C  # the lowest bitrate, no padding
     frame = _frame(second, third)
     assert frame is not None
-    tag = b"\xff" + bytes([second, third, header[3]]) + bytes(_side_bytes(header)) + b"Xing" + (1).to_bytes(4, "big")
-    return (tag + frames.to_bytes(4, "big")).ljust(frame.size, b"\0")
+    head = bytes([0xFF, second, third, run.header[3]]).ljust(frame.size, b"\0")
+    return Part(run.start + run.skip, run.end, head, skip=frame.samples, samples=run.frames * frame.samples)
 
 
 def _side_bytes(header: bytes) -> int:
@@ -115,7 +111,8 @@ def _frame(second: int, third: int) -> _Frame | None:
         size = (12 * bits // hertz + padding) * 4
     else:
         size = (72 if layer == 3 and version != 3 else 144) * bits // hertz + padding
-    return _Frame(size, (version, layer, hertz), not second & 1)
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    return _Frame(size, (version, layer, hertz), samples, not second & 1)
 
 
 class _Walk:

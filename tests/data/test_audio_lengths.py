@@ -59,6 +59,8 @@ def test_mp3_without_a_xing_header_is_read_to_its_end(quiet_first: bool) -> None
     waveform, notes = _load(data)
     assert len(waveform) == pytest.approx(4.03 * 16_000, abs=480)
     assert notes == []
+    # Whole frames, as ffmpeg decodes them.
+    assert len(load_audio(data, _RATE)) % 1152 == 0
     levels = [np.abs(half).mean() for half in np.split(waveform[: 4 * 16_000], 2)]
     assert (levels[0] < 0.1 * levels[1]) if quiet_first else (levels[1] < 0.1 * levels[0])
 
@@ -96,7 +98,9 @@ def test_joined_files_are_read_to_the_end_of_the_last(format: str, rate: int) ->
     parts = [encode(_noise(length, rate=hertz), hertz) for length, hertz in zip(seconds, rates, strict=True)]
     alone = [_load(part)[0] for part in parts]
     joined, notes = _load(b"".join(parts))
-    assert len(joined) == pytest.approx(2.5 * 16_000, abs=1500)
+    # MP3 without a header begins and ends with what the codec adds.
+    assert sum(map(len, alone)) == pytest.approx(2.5 * 16_000, abs=2000 if "without" in format else 2)
+    assert len(joined) == pytest.approx(sum(map(len, alone)), abs=2)
     assert notes == (["joined"] if len(set(rates)) > 1 or "without" not in format else [])
     assert np.corrcoef(joined[4000:12_000], alone[0][4000:12_000])[0, 1] > 0.99
     end = joined[-20_000:-4000]
