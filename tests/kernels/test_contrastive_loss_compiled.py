@@ -87,11 +87,18 @@ def test_the_float32_product_loads_and_stores_vectors_and_spills_nothing(capabil
     with cross_compile(capability) as launched:
         float32_product.store(torch.empty(500, 768), block[:500, :900], text)
         float32_product.store(torch.empty(900, 768), block[:500, :900].T, audio, add=True)
+        for rows, depth in ((1, 1), (33, 5001)):  # the second in shares
+            float32_product.store(
+                torch.empty(rows, 768), torch.empty(256, 5120)[:rows, :depth], torch.empty(depth, 768)
+            )
+    assert {kernel.hash for kernel in launched[2:]} == {launched[0].hash}
     for kernel in launched:
         assert kernel.local == 0, kernel
         assert kernel.shared <= 97 * 1024, kernel
         assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
         assert ".tf32" in kernel.ptx, kernel
+        # Tensor cores truncate their sums: those of a step are added outside of them, in the loop and in the last step.
+        assert kernel.count("FADD") >= 2 * 128 * 128 // 256, kernel
         assert kernel.count("LDGSTS.E.BYPASS.128") == kernel.count("LDGSTS"), kernel
         assert kernel.count("STG.E.128") == kernel.count("STG"), kernel
 

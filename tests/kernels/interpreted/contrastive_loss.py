@@ -170,13 +170,15 @@ def test_a_tile_is_flagged_if_it_holds_a_positive(highest: int) -> None:
     assert torch.equal(found.flags.bool(), padded.any(3).any(1))
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (130, 32, 40), (128, 77, 256), (200, 64, 130)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(1, 1, 1), (130, 32, 40), (128, 77, 256), (200, 64, 130), (130, 4100, 40)]
+)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_float32_product_reads_nothing_beyond_the_corner(
     rows: int, depth: int, columns: int, transposed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    storage = torch.full((256, 256), torch.nan)
+    storage = torch.full((4352, 256) if transposed else (256, 4352), torch.nan)
     a = (storage.T if transposed else storage)[:rows, :depth]
     a.copy_(torch.randn(rows, depth, generator=generator))
     b = torch.randn(depth, columns, generator=generator)
