@@ -118,11 +118,12 @@ def load_audio(file: AudioInput, sample_rate: int = 16_000) -> np.ndarray:
 
 def open_audio(file: AudioInput) -> AudioFile:
     """Opens a path, a file's bytes, or a seekable stream, to be read once; see `load_audio` for the errors."""
-    extension = ""
+    name = extension = ""
     ours = isinstance(file, (str, bytes, os.PathLike))
     if isinstance(file, (str, os.PathLike)):
         _check_file(Path(file))
-        extension = os.path.splitext(file)[1].lower()
+        name = os.path.basename(file)
+        extension = os.path.splitext(name)[1].lower()
         file = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by AudioFile)
     elif isinstance(file, bytes):
         if not file:
@@ -136,7 +137,8 @@ def open_audio(file: AudioInput) -> AudioFile:
         if isinstance(error, AudioError):
             raise
         if extension in OTHER_MEDIA_EXTENSIONS:
-            raise AudioError("unsupported_format", f"libsndfile does not read {extension} files; {CONVERT}") from error
+            detail = f"{name}: libsndfile does not read {extension} files; {CONVERT}"
+            raise AudioError("unsupported_format", detail) from error
         raise AudioError("unreadable", f"not audio that libsndfile reads ({_last_words(error)})") from error
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.ingest.folders import list_audio
 
 _YOUTUBE_ID = 11  # characters
@@ -20,10 +21,12 @@ class AudioFinder:
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """Paths relative to the root by file name without its audio extension."""
+        """Paths relative to the root by `audio_stem`; formats that cannot be read only where there is no other."""
         found: dict[str, list[str]] = {}
         for file in list_audio(self.root):
             found.setdefault(audio_stem(os.path.basename(file)), []).append(file)
+        for file in list_audio(self.root, OTHER_MEDIA_EXTENSIONS):
+            found.setdefault(audio_stem(os.path.basename(file)), [file])
         return found
 
     @cached_property
@@ -39,6 +42,7 @@ class AudioFinder:
 
 
 def audio_stem(name: str) -> str:
-    """`name` without a known audio extension; other dots stay."""
+    """`name` without a known audio extension, in NFC, whatever the file system writes; other dots stay."""
     stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in AUDIO_EXTENSIONS else name
+    known = extension.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
+    return unicodedata.normalize("NFC", stem if known else name)

@@ -160,9 +160,9 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
 
 def find_file(path: Path) -> Path:
     """The file at `path`, also where it is spelled in another Unicode form or with backslashes; else `path` itself."""
-    if path.exists():
-        return path
     text = str(path)
+    if (text.isascii() and "\\" not in text) or path.exists():
+        return path
     slashed = text.replace("\\", "/")
     for spelled in (text, slashed):
         for form in (spelled, unicodedata.normalize("NFC", spelled), unicodedata.normalize("NFD", spelled)):

@@ -14,6 +14,7 @@ from slap_fast.data.captions import table_captions
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.audio_finder import AudioFinder, audio_stem
 from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.ingest.folders import find_file
 from slap_fast.data.ingest.manifests import Manifest, audio_column, audio_of_cell, folder_of
 from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables, file_digest
 from slap_fast.data.ingest.table_rows import first_row, read_rows, read_tables
@@ -117,7 +118,7 @@ class Clotho(Manifest):
         self._finder = AudioFinder(self._given_root)
 
     def locate(self, file: str, root: Path) -> Path:
-        direct = root / file
+        direct = find_file(root / file)
         if direct.exists():
             return direct
         # A name with a folder says where it lies; another file of that name would be another clip.

@@ -11,6 +11,7 @@ from typing import Any
 from slap_fast.data.captions import caption_columns, is_missing, table_captions
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection, SegmentAudio
+from slap_fast.data.ingest.folders import find_file
 from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables, name_of_tables
 from slap_fast.data.ingest.segments import SegmentError, segment_of, start_of
 from slap_fast.data.ingest.table_rows import first_row, read_tables
@@ -77,7 +78,7 @@ class Manifest(RowSource):
 
     def locate(self, file: str, root: Path) -> Path:
         """The path of an audio file as the manifest writes it."""
-        return Path(os.path.normpath(os.path.join(root, file)))
+        return find_file(Path(os.path.normpath(os.path.join(root, file))))
 
     def captions_of_row(self, row: dict[str, Any], columns: Sequence[str]) -> list[str]:
         return table_captions(row.get(column) for column in columns)

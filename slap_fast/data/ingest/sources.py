@@ -131,7 +131,7 @@ def _open_folder(
     if layout == "webdataset" or (layout == "auto" and tars):
         if not tars:
             raise DatasetError(f"{folder}: holds no .tar file")
-        return _Opened(TarSource(tars), "a folder of .tar files")
+        return _Opened(TarSource(tars, folder), "a folder of .tar files")
     if layout == "wavcaps" or (layout == "auto" and wavcaps_folder(folder)):
         return _Opened(WavCaps(folder, audio_root), "WavCaps", takes_root=True)
     table = published_table(folder)
