@@ -142,11 +142,14 @@ def test_only_what_is_needed_is_computed_and_strides_are_any() -> None:
 
 def test_without_tokens() -> None:
     tokens, prototypes, one = torch.empty(0, 8), torch.randn(5, 8), torch.tensor(1.0)
-    for potential in (None, torch.zeros(5)):
-        mass = prototype_triton.sinkhorn_sweep(tokens, prototypes, one, potential)
+    first, scores = prototype_triton.first_sweep(tokens, prototypes, one)
+    later = prototype_triton.later_sweep(scores, 0, one, torch.zeros(5))
+    anew = (prototype_triton.sinkhorn_sweep(tokens, prototypes, one, x) for x in (None, torch.zeros(5)))
+    for mass in (first, later, *anew):
         assert torch.equal(mass, torch.full((5,), -torch.inf))
+    for settings in ((None,), (torch.zeros(5),), (torch.zeros(5), scores)):
         total, grad_student, grad_prototypes = prototype_triton.loss_and_gradients(
-            tokens, tokens, prototypes, prototypes, potential, torch.empty(0), one, one, True, True
+            tokens, tokens, prototypes, prototypes, settings[0], torch.empty(0), one, one, True, True, *settings[1:]
         )
         assert total == 0.0
         assert grad_student.shape == (0, 8)
