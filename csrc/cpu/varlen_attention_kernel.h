@@ -65,7 +65,7 @@ constexpr std::int64_t kStretchUnit = 32;
   void attention_backward(const AttentionView& view, const AttentionStretch& stretch,                          \
                           std::int64_t first_kv_head, std::int64_t last_kv_head,                               \
                           const AttentionGradients& gradients, void* scratch);                                 \
-  constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,                \
+  inline constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,                \
                                              attention_forward, attention_backward};                           \
   }
 

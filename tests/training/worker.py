@@ -82,13 +82,33 @@ def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """The same of 2,048 clips in micro-batches of 32."""
-    seen: dict[str, Any] = {}
+    """Errors against float64 of 2,048 clips in micro-batches of 32, beside those of one process with all at once."""
+
+    def at_once(dtype: torch.dtype) -> tuple[PretrainingModel, Tensor]:
+        config = tiny.run_config(clipping=0.0, batch_size=2048)
+        model = tiny.build(config).to(dtype)
+        outputs = model(tiny.batch(config, 0), TEMPERATURE)
+        outputs["loss"].backward()
+        return model, torch.stack([outputs[name].detach().to(dtype) for name in (*LOSSES, *METRICS)])
+
+    alone, values = at_once(torch.float32)
+    exact, wanted = at_once(torch.float64)
+    pairs = zip(alone.named_parameters(), exact.parameters(), strict=True)
+    peers = {
+        name: relative_error(x.grad, y.grad) for (name, x), y in pairs if x.grad is not None and y.grad is not None
+    }
+    seen: dict[str, Any] = {"at once": {"gradients": peers, "outputs": relative_error(values, wanted)}}
     for stage in range(4):
         config = tiny.run_config(zero_stage=stage, clipping=0.0, batch_size=2048)
-        alone, model = tiny.build(config), tiny.build(config)
-        engine = build_engine(model, config, ranks)
-        seen[f"stage {stage}"] = errors_in_parts(engine, alone, config, ranks, 0, 32)
+        engine = build_engine(tiny.build(config), config, ranks)
+        own = tiny.batch(config, 0, ranks.rank, ranks.world_size)
+        outputs = accumulate_gradients(engine, own, TEMPERATURE, 32, dist.group.WORLD)
+        values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
+        dist.all_reduce(values)
+        seen[f"stage {stage}"] = {
+            "gradients": gradient_errors(engine, exact),
+            "outputs": relative_error(values / ranks.world_size, wanted),
+        }
     return seen
 
 
