@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         dataset = embed_dataset(model, index, limit=arguments.limit, progress=show_progress(arguments))
         with blaming(arguments.model):
-            metrics = embedding_retrieval_metrics(dataset.audio, dataset.text, dataset.text_to_audio)
+            metrics = embedding_retrieval_metrics(dataset.audio, dataset.text, dataset.text_to_audio, dataset.captions)
         report |= {"dataset": str(arguments.dataset), "retrieval": metrics}
         skipped += dataset.skipped
         total += len(dataset.clips) + len(dataset.skipped)
@@ -198,7 +198,10 @@ def _tables(report: dict[str, Any], written: list[Path]) -> str:
 
     lines = []
     if (retrieval := report.get("retrieval")) is not None:
-        lines += [f"{retrieval['clips']:.0f} clips, {retrieval['captions']:.0f} captions", format_retrieval(retrieval)]
+        shared = int(retrieval["shared_captions"])
+        note = f" ({shared} of a text that other clips have too; it counts for each of them)" if shared else ""
+        counts = f"{retrieval['clips']:.0f} clips, {retrieval['captions']:.0f} captions{note}"
+        lines += [counts, format_retrieval(retrieval)]
     if (zero_shot := report.get("zero_shot")) is not None:
         lines.append(
             f"zero-shot: {100 * zero_shot['accuracy_at_1']:.1f} % of {zero_shot['clips']:.0f} clips right "

@@ -46,6 +46,7 @@ class _Share:
     audio: Tensor  # [N, D]
     text: Tensor  # [M, D]
     text_to_audio: Tensor  # [M]
+    captions: list[str]  # M
     labelled: Tensor  # [L, D]
     labels: Tensor  # [L]
     skipped: list[Skipped]
@@ -125,6 +126,7 @@ class InLoopEvaluation:
             retrieval.audio,
             retrieval.text,
             retrieval.text_to_audio,
+            retrieval.captions,
             labelled.embeddings,
             torch.tensor([label_of[clip.name] for clip in labelled.inputs], dtype=torch.int64),
             retrieval.skipped + labelled.skipped,
@@ -160,7 +162,7 @@ class InLoopEvaluation:
         if self._config.dataset is not None:
             if not len(whole.text):
                 raise EvaluationError(f"{self._config.dataset}: {describe_nothing_read(whole.skipped)}")
-            retrieval = embedding_retrieval_metrics(whole.audio, whole.text, whole.text_to_audio)
+            retrieval = embedding_retrieval_metrics(whole.audio, whole.text, whole.text_to_audio, whole.captions)
             scores |= {f"{way}_{name}": retrieval[f"{way}_{name}"] for way in ("t2a", "a2t") for name in METRIC_NAMES}
         if self._config.zero_shot is not None:
             if not len(whole.labelled):
@@ -186,6 +188,7 @@ def _together(shares: Sequence[_Share]) -> _Share:
         audio=torch.cat([share.audio for share in shares]),
         text=torch.cat([share.text for share in shares]),
         text_to_audio=torch.cat(targets),
+        captions=[caption for share in shares for caption in share.captions],
         labelled=torch.cat([share.labelled for share in shares]),
         labels=torch.cat([share.labels for share in shares]),
         skipped=[clip for share in shares for clip in share.skipped],

@@ -1,18 +1,21 @@
 """Retrieval between audio and text by the definitions of AudioCaps and Clotho: several captions a clip.
 
-- Text to audio (t2a): every caption is a query, its own clip the one relevant item. With one relevant item, the average
-  precision within the top 10 is the reciprocal rank, or 0 beyond rank 10.
+- Text to audio (t2a): every caption is a query, its own clip is relevant. With one relevant item, the average precision
+  within the top 10 is the reciprocal rank, or 0 beyond rank 10.
 - Audio to text (a2t): every clip that has a caption is a query, all of its captions are relevant. Recall and median
-  rank count the best-placed one; the average precision counts all within the top 10, divided by min(captions, 10), so
+  rank count the best-placed one; the average precision counts all within the top 10, divided by min(relevant, 10), so
   that a perfect ranking scores 1.
+- A text that several clips have as a caption is relevant to each of them, both ways, if the texts are given.
 
-A tie counts against the query: irrelevant items that are exactly as similar as a relevant one stand before it. A
-constant embedding therefore has the worst ranks, not the best.
+Items that are exactly as similar as each other stand in random order, and the metrics are the expectation over that
+order (McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied
+scores", ECIR 2008). A constant embedding therefore scores what chance does, and copies share what one would score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +25,23 @@ PRECISION_AT = 10
 METRIC_NAMES = (*(f"r{k}" for k in RECALL_AT), f"map{PRECISION_AT}", "median_rank")
 
 
-def retrieval_metrics(similarity: Tensor, text_to_audio: Tensor, *, chunk_size: int = 1024) -> dict[str, float]:
+def retrieval_metrics(
+    similarity: Tensor, text_to_audio: Tensor, captions: Sequence[str] | None = None, *, chunk_size: int = 1024
+) -> dict[str, float]:
     """Metrics from a similarity matrix.
 
     Args:
         similarity: `[n_audio, n_text]`, higher is more alike.
         text_to_audio: `[n_text]` integers, the clip each caption describes. A clip without captions is an item to be
             told apart in t2a and no query in a2t.
+        captions: the texts, so that one which several clips have counts for each; without them, every caption is taken
+            for a text of its own.
         chunk_size: queries ranked at a time.
 
     Returns:
         `{t2a,a2t}_{r1,r5,r10,map10}` in [0, 1], `{t2a,a2t}_median_rank` from 1, what a random ranking is expected to
-        score as `chance_{t2a,a2t}_{r1,r5,r10,map10}`, and the counts `clips` and `captions`.
+        score as `chance_{t2a,a2t}_{r1,r5,r10,map10}`, and the counts `clips`, `captions`, and `shared_captions`: those
+        whose text is a caption of another clip too.
 
     Raises:
         ValueError: nothing to rank, shapes that do not fit, an index out of range, or a value that is not finite.
@@ -46,20 +54,26 @@ def retrieval_metrics(similarity: Tensor, text_to_audio: Tensor, *, chunk_size: 
         lambda audio: similarity[audio],
         lambda text: similarity[:, text].T,
         _check_targets(text_to_audio.to(similarity.device), n_audio, n_text),
+        captions,
         n_audio,
         chunk_size,
     )
 
 
 def embedding_retrieval_metrics(
-    audio: Tensor, text: Tensor, text_to_audio: Tensor, *, chunk_size: int = 1024
+    audio: Tensor,
+    text: Tensor,
+    text_to_audio: Tensor,
+    captions: Sequence[str] | None = None,
+    *,
+    chunk_size: int = 1024,
 ) -> dict[str, float]:
     """Metrics from embeddings, with no more than `chunk_size` rows of the similarity matrix at a time.
 
     Args:
         audio: `[n_audio, D]`, L2-normalised: the similarity is the inner product.
         text: `[n_text, D]`, L2-normalised.
-        text_to_audio: as in `retrieval_metrics`, which also says what is returned and raised.
+        text_to_audio, captions: as in `retrieval_metrics`, which also says what is returned and raised.
         chunk_size: queries ranked at a time.
     """
     if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1]:
@@ -75,6 +89,7 @@ def embedding_retrieval_metrics(
         lambda clips: (audio[clips] @ text.T).float(),
         lambda captions: (text[captions] @ audio.T).float(),
         _check_targets(text_to_audio.to(audio.device), len(audio), len(text)),
+        captions,
         len(audio),
         chunk_size,
     )
@@ -120,69 +135,117 @@ def _metrics(
     similarity_of_audio: Callable[[Tensor], Tensor],
     similarity_of_text: Callable[[Tensor], Tensor],
     text_to_audio: Tensor,
+    captions: Sequence[str] | None,
     n_audio: int,
     chunk_size: int,
 ) -> dict[str, float]:
     n_text, device = len(text_to_audio), text_to_audio.device
-    captions_of, has_caption = _captions_by_clip(text_to_audio, n_audio)
-    queries = has_caption.any(1).nonzero().squeeze(1)
+    texts = _numbered(captions, n_text).to(device)  # [n_text]
+    queries = torch.bincount(text_to_audio, minlength=n_audio).nonzero().squeeze(1)
 
-    text_ranks, best_ranks, precisions = [], [], []
+    from_text, from_audio = [], []
+    shared = 0
     for text in torch.arange(n_text, device=device).split(chunk_size):
-        scores = similarity_of_text(text)  # [Q, n_audio]
-        own = scores.gather(1, text_to_audio[text].unsqueeze(1))
-        text_ranks.append((scores >= own).sum(1))
+        relevant = _clips_with(texts[text], texts, text_to_audio, n_audio)  # [Q, n_audio]
+        shared += int((relevant.sum(1) > 1).sum())
+        from_text.append(_scores(similarity_of_text(text), relevant))
     for audio in queries.split(chunk_size):
-        scores = similarity_of_audio(audio)  # [Q, n_text]
-        ranks = _ranks_of_captions(scores, captions_of[audio], has_caption[audio])  # [Q, C]
-        best_ranks.append(ranks[:, 0])
-        found = torch.arange(1, ranks.shape[1] + 1, device=device)
-        precision = (found / ranks.double()).where(has_caption[audio] & (ranks <= PRECISION_AT), 0.0).sum(1)
-        precisions.append(precision / has_caption[audio].sum(1).clamp(max=PRECISION_AT))
-
-    ranks_t2a = torch.cat(text_ranks)
-    reciprocal = (1.0 / ranks_t2a.double()).where(ranks_t2a <= PRECISION_AT, 0.0)
-    counts = has_caption.sum(1)[queries]
+        relevant = _texts_of(audio, texts, text_to_audio)  # [Q, n_text]
+        from_audio.append(_scores(similarity_of_audio(audio), relevant))
     return {
-        **_summarise("t2a", ranks_t2a, reciprocal),
-        **_summarise("a2t", torch.cat(best_ranks), torch.cat(precisions)),
-        **_chance("t2a", torch.ones_like(text_to_audio), n_audio),
-        **_chance("a2t", counts, n_text),
+        **_summarise("t2a", from_text, n_audio),
+        **_summarise("a2t", from_audio, n_text),
         "clips": float(n_audio),
         "captions": float(n_text),
+        "shared_captions": float(shared),
     }
 
 
-def _captions_by_clip(text_to_audio: Tensor, n_audio: int) -> tuple[Tensor, Tensor]:
-    """`[n_audio, C]` caption numbers of each clip, filled up with 0, and which of them are real."""
-    counts = torch.bincount(text_to_audio, minlength=n_audio)
-    has_caption = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(1)
-    captions_of = torch.zeros_like(has_caption, dtype=torch.int64)
-    captions_of[has_caption] = text_to_audio.argsort(stable=True)
-    return captions_of, has_caption
+def _numbered(captions: Sequence[str] | None, n_text: int) -> Tensor:
+    """`[n_text]` int64, equal where the texts are."""
+    if captions is None:
+        return torch.arange(n_text)
+    if len(captions) != n_text:
+        raise ValueError(f"{len(captions)} captions; there are {n_text} embeddings of captions")
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=torch.int64)
 
 
-def _ranks_of_captions(scores: Tensor, captions: Tensor, has_caption: Tensor) -> Tensor:
-    """`[Q, C]` ascending ranks of each query's own captions among all of `scores` `[Q, n_text]`.
-
-    `captions` and `has_caption` are `[Q, C]` as `_captions_by_clip` gives them; where there is no caption, the rank
-    means nothing.
-    """
-    own = scores.gather(1, captions).masked_fill(~has_caption, -torch.inf).sort(1, descending=True).values
-    ranks = []
-    for place, value in enumerate(own.unbind(1), start=1):
-        at_least = (scores >= value.unsqueeze(1)).sum(1)
-        own_at_least = (own >= value.unsqueeze(1)).sum(1)
-        ranks.append(at_least - own_at_least + place)
-    return torch.stack(ranks, 1)
+def _clips_with(wanted: Tensor, texts: Tensor, text_to_audio: Tensor, n_audio: int) -> Tensor:
+    """`[Q, n_audio]` bool: which clips have text `wanted[q]` as a caption."""
+    relevant = torch.zeros(len(wanted), n_audio, dtype=torch.bool, device=wanted.device)
+    query, text = (wanted.unsqueeze(1) == texts).nonzero(as_tuple=True)
+    relevant[query, text_to_audio[text]] = True
+    return relevant
 
 
-def _summarise(prefix: str, ranks: Tensor, precision: Tensor) -> dict[str, float]:
-    middle = ranks.sort().values[[(len(ranks) - 1) // 2, len(ranks) // 2]]
+def _texts_of(audio: Tensor, texts: Tensor, text_to_audio: Tensor) -> Tensor:
+    """`[Q, n_text]` bool: which captions have a text that clip `audio[q]` has."""
+    has = torch.zeros(len(audio), int(texts.max()) + 1, dtype=torch.bool, device=audio.device)
+    query, text = (audio.unsqueeze(1) == text_to_audio).nonzero(as_tuple=True)
+    has[query, texts[text]] = True
+    return has[:, texts]
+
+
+class _Scores(NamedTuple):
+    """What Q queries score, expected over the order of ties."""
+
+    recall: Tensor  # [len(RECALL_AT), Q] float64
+    precision: Tensor  # [Q] float64
+    rank: Tensor  # [Q] float64, of the best-placed relevant item
+    relevant: Tensor  # [Q] int64, the number of relevant items
+
+
+def _scores(scores: Tensor, relevant: Tensor) -> _Scores:
+    """Of `[Q, n]` similarities, where `[Q, n]` says which items are relevant: at least one in every row."""
+    best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
+    before = (scores > best).sum(1)
+    tied = scores == best
+    ties, own = tied.sum(1), (tied & relevant).sum(1)
+    recall = torch.stack([1 - _chance_of_none(k - before, ties, own) for k in RECALL_AT])
+    # The first of `own` places among `ties` in random order.
+    rank = before + (ties + 1).double() / (own + 1)
+    counts = relevant.sum(1)
+    return _Scores(recall, _average_precision(scores, relevant) / counts.clamp(max=PRECISION_AT), rank, counts)
+
+
+def _chance_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
+    """`[Q]` float64: the chance that `drawn` of `items`, of which some are relevant, include no relevant one."""
+    missed = torch.ones_like(drawn, dtype=torch.float64)
+    for place in range(max(RECALL_AT)):
+        left = (items - relevant - place).clamp(min=0).double() / (items - place).clamp(min=1)
+        missed = torch.where(place < drawn, missed * left, missed)
+    return missed
+
+
+def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
+    """`[Q]` float64: the sum of the precisions at those of the first PRECISION_AT places that hold a relevant item."""
+    top = scores.topk(min(PRECISION_AT, scores.shape[1]), dim=1)
+    found = relevant.gather(1, top.indices)
+    last = top.values[:, -1:]
+    # Of the ties that the last place cuts, all count.
+    last_ties = (scores == last).sum(1, keepdim=True)
+    last_found = ((scores == last) & relevant).sum(1, keepdim=True)
+    total = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
+    for place, value in enumerate(top.values.split(1, dim=1), start=1):
+        above, tied = top.values > value, top.values == value
+        before, found_before = above.sum(1), (above & found).sum(1)
+        cut = (value == last).squeeze(1)
+        ties = torch.where(cut, last_ties.squeeze(1), tied.sum(1))
+        own = torch.where(cut, last_found.squeeze(1), (tied & found).sum(1))
+        others = (place - before - 1) * (own - 1).double() / (ties - 1).clamp(min=1)
+        total += own / ties.double() * (found_before + 1 + others) / place
+    return total
+
+
+def _summarise(prefix: str, chunks: Sequence[_Scores], n_items: int) -> dict[str, float]:
+    recall, precision, rank, relevant = (torch.cat(values, dim=-1) for values in zip(*chunks, strict=True))
+    ranks = rank.sort().values[[(len(rank) - 1) // 2, len(rank) // 2]]
     return {
-        **{f"{prefix}_r{k}": float((ranks <= k).double().mean()) for k in RECALL_AT},
+        **{f"{prefix}_r{k}": float(values.mean()) for k, values in zip(RECALL_AT, recall, strict=True)},
         f"{prefix}_map{PRECISION_AT}": float(precision.mean()),
-        f"{prefix}_median_rank": float(middle.double().mean()),
+        f"{prefix}_median_rank": float(ranks.mean()),
+        **_chance(prefix, relevant, n_items),
     }
 
 

@@ -12,23 +12,29 @@ from tests.oracles import retrieval as oracle
 
 
 @st.composite
-def rankings(draw: st.DrawFn) -> tuple[list[list[float]], list[int]]:
-    n_audio = draw(st.integers(1, 9))
-    text_to_audio = draw(st.lists(st.integers(0, n_audio - 1), min_size=1, max_size=25))
-    # Few distinct values: ties are the rule.
-    value = st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]) if draw(st.booleans()) else st.floats(-1, 1, width=32)
-    row = st.lists(value, min_size=len(text_to_audio), max_size=len(text_to_audio))
-    return draw(st.lists(row, min_size=n_audio, max_size=n_audio)), text_to_audio
+def rankings(draw: st.DrawFn) -> tuple[list[list[float]], list[int], list[str] | None]:
+    tied = draw(st.booleans())
+    n_audio = draw(st.integers(1, 5 if tied else 12))
+    text_to_audio = draw(st.lists(st.integers(0, n_audio - 1), min_size=1, max_size=6 if tied else 25))
+    n_text = len(text_to_audio)
+    # Few distinct values, so that ties are the rule, or none twice.
+    values: st.SearchStrategy[list[int]] = st.permutations(range(n_audio * n_text))
+    if tied:
+        values = st.lists(st.integers(-1, 1), min_size=n_audio * n_text, max_size=n_audio * n_text)
+    flat = [float(value) for value in draw(values)]
+    similarity = [flat[start : start + n_text] for start in range(0, len(flat), n_text)]
+    captions = st.lists(st.sampled_from("abcd"), min_size=len(text_to_audio), max_size=len(text_to_audio))
+    return similarity, text_to_audio, draw(st.none() | captions)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rankings(), st.integers(1, 7))
-def test_metrics_equal_those_of_sorting_each_query(
-    ranking: tuple[list[list[float]], list[int]], chunk_size: int
+def test_metrics_equal_the_mean_over_all_orders_of_ties(
+    ranking: tuple[list[list[float]], list[int], list[str] | None], chunk_size: int
 ) -> None:
-    similarity, text_to_audio = ranking
-    expected = oracle.retrieval_metrics(similarity, text_to_audio)
-    metrics = retrieval_metrics(torch.tensor(similarity), torch.tensor(text_to_audio), chunk_size=chunk_size)
+    similarity, text_to_audio, captions = ranking
+    expected = oracle.retrieval_metrics(similarity, text_to_audio, captions)
+    metrics = retrieval_metrics(torch.tensor(similarity), torch.tensor(text_to_audio), captions, chunk_size=chunk_size)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
@@ -52,13 +58,36 @@ def test_perfect_embeddings_score_one() -> None:
 
 
 @pytest.mark.parametrize("width", [3, 17, 768])
-def test_a_constant_embedding_ranks_last(width: int) -> None:
+def test_a_constant_embedding_scores_chance(width: int) -> None:
     constant = torch.nn.functional.normalize(torch.linspace(-1, 1, width), dim=0)
     text_to_audio = torch.arange(23).repeat_interleave(5)
     metrics = embedding_retrieval_metrics(constant.expand(23, -1), constant.expand(115, -1), text_to_audio)
-    assert metrics["t2a_median_rank"] == 23
-    assert metrics["a2t_median_rank"] == 111  # the first of five own captions behind 110 others
-    assert metrics["t2a_r10"] == metrics["a2t_r10"] == metrics["t2a_map10"] == metrics["a2t_map10"] == 0
+    assert metrics["t2a_median_rank"] == 12
+    assert metrics["a2t_median_rank"] == pytest.approx(116 / 6)  # the first of five among 115
+    assert metrics["t2a_r1"] == pytest.approx(1 / 23)
+    for name in (f"{way}_{metric}" for way in ("t2a", "a2t") for metric in ("r1", "r5", "r10", "map10")):
+        assert metrics[name] == pytest.approx(metrics[f"chance_{name}"])
+
+
+def test_copies_of_a_clip_share_what_one_would_score() -> None:
+    # Five clips of one sound, a caption each: a caption cannot tell them apart.
+    audio = torch.eye(3)[[0, 0, 0, 0, 0, 1, 2]]
+    metrics = embedding_retrieval_metrics(audio, audio, torch.arange(7))
+    assert metrics["t2a_r1"] == metrics["a2t_r1"] == pytest.approx((5 * 1 / 5 + 2) / 7)
+    assert metrics["t2a_r5"] == metrics["a2t_r5"] == pytest.approx(1.0)
+
+
+def test_a_caption_that_several_clips_have_is_right_for_each() -> None:
+    # Clips 0 and 1 sound different and bear one caption; the model knows all.
+    text = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), dim=1)
+    targets = torch.arange(3)
+    metrics = embedding_retrieval_metrics(torch.eye(3), text, targets, ["a dog barks", "a dog barks", "rain"])
+    assert metrics["t2a_r1"] == metrics["a2t_r1"] == metrics["t2a_map10"] == metrics["a2t_map10"] == 1.0
+    assert metrics["shared_captions"] == 2
+    # Without the texts it can only be told that their embeddings are equal.
+    assert embedding_retrieval_metrics(torch.eye(3), text, targets)["a2t_r1"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="2 captions; there are 3 embeddings"):
+        embedding_retrieval_metrics(torch.eye(3), text, targets, ["a", "b"])
 
 
 def test_average_precision_counts_all_captions_of_a_clip() -> None:
@@ -66,7 +95,8 @@ def test_average_precision_counts_all_captions_of_a_clip() -> None:
     similarity = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.0, 0.0, 0.0, 0.0]])
     metrics = retrieval_metrics(similarity[:, [1, 3, 0, 2]], torch.tensor([0, 0, 1, 1]))
     first_clip = 0.5
-    second_clip = (1 / 3 + 2 / 4) / 2  # all equal: both foreign captions stand before both own ones
+    # All equal: each of four places holds an own caption half the time, before it a third of the places above.
+    second_clip = sum((1 + (place - 1) / 3) / place for place in range(1, 5)) / 2 / 2
     assert metrics["a2t_map10"] == pytest.approx((first_clip + second_clip) / 2)
 
 

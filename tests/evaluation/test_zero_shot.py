@@ -56,10 +56,17 @@ def test_mean_class_accuracy_weighs_classes_equally() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 5, 512])
-def test_constant_embeddings_are_never_right(width: int) -> None:
+def test_constant_embeddings_score_chance(width: int) -> None:
     constant = torch.nn.functional.normalize(torch.linspace(-1.0, 2.0, width), dim=0)
     metrics = zero_shot_metrics(constant.expand(6, -1), constant.expand(7, -1), torch.arange(6))
-    assert metrics["accuracy_at_1"] == metrics["accuracy_at_5"] == 0
+    assert metrics["accuracy_at_1"] == metrics["mean_class_accuracy"] == pytest.approx(1 / 7)
+    assert metrics["accuracy_at_5"] == pytest.approx(5 / 7)
+
+
+def test_classes_of_one_embedding_share_their_clips() -> None:
+    classes = torch.eye(3)[[0, 0, 1, 2]]
+    metrics = zero_shot_metrics(torch.eye(3), classes, torch.tensor([0, 2, 3]))
+    assert metrics["accuracy_at_1"] == pytest.approx((1 / 2 + 1 + 1) / 3)
 
 
 def test_confusion_counts_clips_by_class_and_prediction() -> None:
@@ -98,8 +105,13 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
         ("a,b\n1.wav,dog\n", "columns are a, b"),
         ("file,class\n", "no labelled audio"),
         ("file,class\n1.wav,dog\n2.wav,dog\n", "only the class 'dog'"),
-        ("file,class\n1.wav,dog\n,cat\n", "row 3 lacks its file or class"),
-        ("file,class\n1.wav,dog\n2.wav\n", "row 3 lacks its file or class"),
+        ("file,class\n1.wav,dog\n,cat\n", "meta.csv:3: it lacks its file or class"),
+        ("file,class\n1.wav,dog\n2.wav,nan\n", "meta.csv:3: it lacks its file or class"),
+        ("file,class\n1.wav,dog\n2.wav\n", "meta.csv:3: 1 fields where the header has 2"),
+        ('file,class\n1.wav,"dog\n2.wav,cat\n', "meta.csv:2: a cell opens with a quote"),
+        ("file,class,class\n1.wav,dog,cat\n", "'class' names more than one column"),
+        ("file,class\n1.wav,0\n2.wav,14\n", r"the classes are numbers \(0, 14\)"),
+        ("file,class\n1.wav,dog\n1.wav,cat\n", "1.wav is of the classes 'dog' and 'cat'"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_an_error(tmp_path: Path, content: str, message: str) -> None:
@@ -111,3 +123,58 @@ def test_a_csv_that_cannot_be_used_is_an_error(tmp_path: Path, content: str, mes
 def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder or CSV"):
         labelled_files(tmp_path / "none", extensions=SUFFIXES)
+
+
+ESC50 = (
+    "filename,fold,target,category,esc10,src_file,take\n"
+    "1-1-A-0.wav,1,0,dog,True,1,A\n1-2-A-14.wav,2,14,sea_waves,False,2,A\n"
+)
+URBANSOUND8K = (
+    "slice_file_name,fsID,start,end,salience,fold,classID,class\n"
+    "1-3-0-0.wav,1,0,4,1,5,3,dog_bark\n2-2-0-0.wav,2,0,4,1,10,2,children_playing\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "files", "classes"),
+    [
+        ("meta/esc50.csv", ESC50, ["audio/1-1-A-0.wav", "audio/1-2-A-14.wav"], ["dog", "sea waves"]),
+        ("metadata/UrbanSound8K.csv", URBANSOUND8K, ["audio/fold5/1-3-0-0.wav", "audio/fold10/2-2-0-0.wav"],
+         ["dog bark", "children playing"]),
+    ],
+)  # fmt: skip
+def test_published_sets_have_the_classes_of_their_table_and_not_their_folds(
+    tmp_path: Path, table: str, content: str, files: list[str], classes: list[str]
+) -> None:
+    for name in (table, *files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / table).write_text(content)
+    for source in (tmp_path, tmp_path / table, tmp_path / "audio"):
+        found, names = labelled_files(source, extensions=SUFFIXES)
+        assert [(path.resolve(), names[label]) for path, label in found] == [
+            (tmp_path / file, name) for file, name in zip(files, classes, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["fold1", "fold2", "fold10"], r"folds, not classes \(fold1, fold10, fold2\); give the table"),
+        (["train/dog", "train/cat", "test/dog"], r"splits, not classes \(test, train\); give one of"),
+        (["0", "1"], "the classes are numbers"),
+    ],
+)
+def test_folders_that_are_no_classes_are_an_error(tmp_path: Path, folders: list[str], message: str) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.wav").touch()
+    with pytest.raises(LabelError, match=message):
+        labelled_files(tmp_path, extensions=SUFFIXES)
+
+
+def test_train_is_a_class_among_others(tmp_path: Path) -> None:
+    for folder in ("train", "bus"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.wav").touch()
+    assert labelled_files(tmp_path, extensions=SUFFIXES)[1] == ["bus", "train"]

@@ -86,6 +86,9 @@ def labelled_rows(
             yield origin, row
             continue
         file, label = row.get(file_column or ""), row.get(class_column or "")
+        if isinstance(file, (dict, bytes)):
+            yield origin, Rejection(origin, "malformed_row", "its audio lies inside the table; write it to files")
+            continue
         if not isinstance(file, str) or not isinstance(label, (str, int)) or is_missing(file) or is_missing(str(label)):
             yield origin, Rejection(origin, "malformed_row", f"it lacks its {file_column} or {class_column}")
             continue
