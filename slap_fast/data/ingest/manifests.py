@@ -72,7 +72,7 @@ class Manifest(RowSource):
                 yield (), row
                 continue
             identity, item = self._row(origin, row, roots[table])
-            if identity and "offset" not in row:
+            if identity:
                 _check_start(table, identity, row, starts)
             yield identity, item
 

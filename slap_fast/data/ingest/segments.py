@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,7 @@ def segment_of(row: dict[str, Any]) -> Segment | None:
         SegmentError: offset or duration is no such number.
     """
     names = {name.strip().lower(): name for name in row}
-    # Beside `onset`, `offset` is where an event ends.
-    if "offset" not in names or "onset" in names:
+    if not _offset_is_a_start(names):
         return None
     offset = _seconds(names["offset"], row[names["offset"]])
     duration = _seconds(names["duration"], row[names["duration"]]) if "duration" in names else None
@@ -72,9 +71,17 @@ def segment_of(row: dict[str, Any]) -> Segment | None:
     return Segment(offset, duration)
 
 
+def _offset_is_a_start(names: Collection[str]) -> bool:
+    # Beside `onset`, it is where an event ends.
+    return "offset" in names and "onset" not in names
+
+
 def start_of(row: dict[str, Any]) -> tuple[str, Any] | None:
     """A column that may or may not mean that the row is a stretch of its file, and its value."""
-    return next(((name, value) for name, value in row.items() if name.strip().lower() in _START_COLUMNS), None)
+    names = {name.strip().lower(): name for name in row}
+    if _offset_is_a_start(names):
+        return None
+    return next(((name, row[name]) for lower, name in names.items() if lower in _START_COLUMNS), None)
 
 
 def _seconds(name: str, value: Any) -> float | None:
