@@ -11,8 +11,6 @@ from slap_fast.kernels import float32_product
 from slap_fast.kernels.score_blocks import block_shape, blocks
 from slap_fast.kernels.variants import chosen
 
-__all__ = ["blocks", "float16_unit", "gradients", "store_product"]
-
 # 128 MiB of gradients: 8192 x 8192 in 16 bits. Either product then moves its float32 sums once for 16,384 operations on
 # each of their elements, and has hundreds of tiles, enough for every multiprocessor.
 _BLOCK_BYTES = 1 << 27
