@@ -12,7 +12,7 @@ from typing import Any
 
 from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.captions import captions_of
-from slap_fast.data.dataset_files import DatasetError
+from slap_fast.data.dataset_files import INDEX_NAME, INFO_NAME, STATE_FOLDER, DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
 
 _SIDECAR_EXTENSIONS = (".json", ".txt")
@@ -121,7 +121,7 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
     """Paths relative to `folder` of the files below it, sorted, and what was passed over, with the reason.
 
     Links to folders are followed; a folder is entered once, whatever leads to it. Hidden files and folders are passed
-    over.
+    over, and datasets, such as one that `prepare` writes below its source.
     """
     found: list[str] = []
     left_out: list[Rejection] = []
@@ -142,6 +142,9 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
             identity = _identity(path)
             if name.startswith("."):
                 left_out.append(Rejection(relative(path) + os.sep, "hidden", "a hidden folder, not entered"))
+            elif _is_dataset(path):
+                detail = "a dataset of slap-fast, not entered"
+                left_out.append(Rejection(relative(path) + os.sep, "dataset_folder", detail))
             elif identity in entered:
                 detail = f"leads to the same folder as {entered[identity]}, which is read once"
                 left_out.append(Rejection(relative(path) + os.sep, "same_folder", detail))
@@ -169,6 +172,12 @@ def find_file(path: Path) -> Path:
             if form != text and os.path.exists(form):
                 return Path(form)
     return path
+
+
+def _is_dataset(path: str) -> bool:
+    return os.path.exists(os.path.join(path, STATE_FOLDER)) or all(
+        os.path.exists(os.path.join(path, name)) for name in (INFO_NAME, INDEX_NAME)
+    )
 
 
 def _identity(path: str | Path) -> tuple[int, int] | str:

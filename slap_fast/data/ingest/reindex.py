@@ -24,7 +24,7 @@ from slap_fast.data.dataset_files import (
 )
 from slap_fast.data.index import parse_metadata
 from slap_fast.data.ingest.dataset_writer import PrepareReport, dataset_report, write_dataset
-from slap_fast.data.ingest.tar_source import Sample, iterate_samples, read_member
+from slap_fast.data.ingest.tar_source import Sample, iterate_samples, read_member, unused_members
 from slap_fast.data.tar_members import TarError
 from slap_fast.progress import progress_bar
 
@@ -97,6 +97,8 @@ def _records(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[int, ...]]
             except _Unusable as error:
                 reason, detail = error.args
                 rows.append({"source": f"{tar.name}/{sample.key}", "kept": False, "reason": reason, "detail": detail})
+            for rest in unused_members(tar, sample):
+                rows.append({"source": rest.origin, "kept": False, "reason": rest.reason, "detail": rest.detail})
     except TarError as error:
         raise DatasetError(f"{tar}: {error}; restore it, or move it elsewhere, and run again") from error
 

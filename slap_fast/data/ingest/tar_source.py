@@ -16,6 +16,7 @@ from slap_fast.data.ingest.folders import parse_sidecar, walk_folder
 from slap_fast.data.tar_members import Member, TarError, iterate_members, split_key
 
 _MAX_METADATA_BYTES = 64 << 20
+_TEXTS = ("json", "txt")
 
 
 @dataclass
@@ -114,15 +115,20 @@ class TarSource:
 def _items(tar: Path, sample: Sample) -> Iterator[ClipItem | Rejection]:
     """A clip, or why there is none, and every member that is no part of it."""
     audio = sample.audio
-    texts = {name: member for name, member in sample.members.items() if name in ("json", "txt")}
+    texts = {name: member for name, member in sample.members.items() if name in _TEXTS}
     if audio is not None:
         yield _clip(tar, sample, audio, texts)
     elif texts:
-        reason = f"only members {', '.join(sample.members)}" if sample.members else "no member can be read"
-        yield Rejection(f"{tar.name}/{sample.key}", "no_audio", reason, len(texts))
-    rest = [(name, member) for name, member in sample.members.items() if name not in texts and member is not audio]
-    for name, member in rest:
-        yield _left_out(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
+        yield Rejection(f"{tar.name}/{sample.key}", "no_audio", f"only members {', '.join(sample.members)}", len(texts))
+    yield from unused_members(tar, sample)
+
+
+def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
+    """The members of a sample that are neither its audio nor its captions."""
+    audio = sample.audio
+    for name, member in sample.members.items():
+        if name not in _TEXTS and member is not audio:
+            yield _left_out(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
     for member in sample.unreadable:
         yield Rejection(f"{tar.name}/{member.name}", "no_content", member.problem)
 
@@ -146,7 +152,7 @@ def _clip(tar: Path, sample: Sample, audio: Member, texts: dict[str, Member]) ->
     metadata: dict[str, Any] = {}
     seen = 1 + len(texts)
     try:
-        for extension in ("json", "txt"):
+        for extension in _TEXTS:
             if (member := texts.get(extension)) is not None:
                 found, metadata_found = parse_sidecar(member.name, read_member(tar, member))
                 captions += found
