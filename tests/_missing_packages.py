@@ -37,5 +37,5 @@ def pytest_make_collect_report(
     ):
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 1, f"Skipped: no GPU test in it, and {package} is not installed")
-        del report.call  # type: ignore[attr-defined]
+        del report.call
     return report
