@@ -34,6 +34,10 @@ FORMATS = {
     "Ogg Vorbis": ("OGG", "VORBIS"),
     "Ogg Opus": ("OGG", "OPUS"),
     "AIFF": ("AIFF", "PCM_16"),
+    "RF64": ("RF64", "PCM_16"),
+    "W64": ("W64", "PCM_16"),
+    "CAF": ("CAF", "PCM_16"),
+    "AU": ("AU", "PCM_16"),
 }
 SAMPLES = 3000
 # A clip takes a megabyte; the codecs have tables of their own.

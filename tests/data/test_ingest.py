@@ -124,6 +124,32 @@ def test_mel_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
     assert index.info["mel_std"] == pytest.approx(frames.std(correction=0).item(), rel=1e-6)
 
 
+def test_mel_statistics_decode_no_more_than_they_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slap_fast.data.ingest import mel_statistics
+
+    quiet, loud = np.full(31 * 16_000, 0.001, np.float32), np.full(90 * 16_000, 0.5, np.float32)
+
+    @dataclass(frozen=True)
+    class Long(_Clip):
+        def render(self) -> np.ndarray:
+            return quiet if self.key == "quiet" else np.concatenate([quiet, loud])
+
+    decoded = []
+    mono_blocks = mel_statistics.mono_blocks
+
+    def counted(*arguments: Any) -> Iterator[np.ndarray]:
+        for block in mono_blocks(*arguments):
+            decoded.append(len(block))
+            yield block
+
+    monkeypatch.setattr(mel_statistics, "mono_blocks", counted)
+    for key in ("quiet", "long"):
+        prepare(_clips(Long(key)), tmp_path / key, workers=0, progress=False)
+    means = [ClipIndex.open(tmp_path / key).info["mel_mean"] for key in ("quiet", "long")]
+    assert means[0] == means[1]
+    assert sum(decoded) < 2 * 50 * 16_000
+
+
 def test_every_bad_clip_is_named_and_the_good_ones_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from slap_fast.data.tar_members import Member, TarError, iterate_members
 
 
-def _tar(*names: str, format: int = tarfile.GNU_FORMAT) -> bytes:
+def _tar(*names: str, format: Any = tarfile.GNU_FORMAT) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
         for name in names:
@@ -23,7 +24,7 @@ def _tar(*names: str, format: int = tarfile.GNU_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
-def _header(name: str, size: int, type: bytes, format: int = tarfile.GNU_FORMAT) -> bytes:
+def _header(name: str, size: int, type: bytes, format: Any = tarfile.GNU_FORMAT) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.type = size, type
     return info.tobuf(format)
@@ -45,7 +46,7 @@ def test_joined_tars_are_read_to_the_end_of_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_sparse_members_are_named_not_read_as_audio(tmp_path: Path, format: int) -> None:
+def test_sparse_members_are_named_not_read_as_audio(tmp_path: Path, format: Any) -> None:
     if format == tarfile.GNU_FORMAT:
         header = bytearray(_header("a.wav", 600, tarfile.GNUTYPE_SPARSE))
         header[386:410] = b"%011o\0%011o\0" % (0, 600)
