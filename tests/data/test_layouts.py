@@ -155,7 +155,7 @@ def test_clotho_is_known_by_its_columns(tmp_path: Path, table: str, audio: str) 
 
 
 def test_clotho_from_the_hub_has_its_audio_inside(tmp_path: Path) -> None:
-    row = {"file_name": "a.wav", **{f"caption_{n}": f"{n}" for n in range(1, 6)}}
+    row: dict[str, Any] = {"file_name": "a.wav", **{f"caption_{n}": f"{n}" for n in range(1, 6)}}
     row["audio"] = {"bytes": b"RIFF", "path": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "test.parquet")
     (item,) = open_source(tmp_path / "test.parquet")

@@ -210,6 +210,7 @@ def test_audio_folder_of_hugging_face(tmp_path: Path, extension: str) -> None:
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).touch()
     (tmp_path / "f/c.txt").write_text("a cat meows")
+    (tmp_path / "f/a.txt").write_text("not this")
     rows = [{"file_name": "a.wav", "caption": "a dog barks"}, {"file_name": "deep/b.wav", "caption": "rain"}]
     table = tmp_path / f"f/metadata{extension}"
     if extension == ".parquet":
@@ -229,7 +230,11 @@ def test_audio_folder_of_hugging_face(tmp_path: Path, extension: str) -> None:
         FileAudio(tmp_path / "f" / name) for name in ("a.wav", "deep/b.wav", "c.wav")
     ]
     rejected = {item.origin: item for item in source if isinstance(item, Rejection)}
-    assert rejected["d.wav"].reason == "no_captions"
+    assert {origin: item.reason for origin, item in rejected.items()} == {
+        "a.*": "unused_sidecar",
+        "d.wav": "no_captions",
+    }
+    assert source.seen == sum(item.seen for item in source) == 6
     assert f"metadata{extension} has no row" in rejected["d.wav"].detail
 
 

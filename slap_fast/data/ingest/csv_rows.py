@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import Rejection
 
@@ -119,7 +119,7 @@ def _is_row(line: str, header: list[str], delimiter: str) -> bool:
     """Whether a line inside a quoted cell looks like a row of its own: as many cells, one of them an audio file."""
     cells = line.rstrip("\r\n").split(delimiter)
     return len(cells) == len(header) and any(
-        os.path.splitext(cell.strip(' "'))[1].lower() in AUDIO_EXTENSIONS for cell in cells
+        os.path.splitext(cell.strip(' "'))[1].lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS for cell in cells
     )
 
 

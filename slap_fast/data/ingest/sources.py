@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from slap_fast.audio_files import AUDIO_EXTENSIONS
 from slap_fast.data.captions import caption_columns as caption_columns_of
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest import table_folders
 from slap_fast.data.ingest.clip_items import Clip, ClipItem, Rejection, RenderedAudio
-from slap_fast.data.ingest.folders import FolderSource, list_audio
+from slap_fast.data.ingest.folders import FolderSource, walk_folder
 from slap_fast.data.ingest.labelled import LABELLED_LAYOUTS, LabelledSource, labelled_layout, published_table
 from slap_fast.data.ingest.layouts import (
     AudioCaps,
@@ -137,25 +138,25 @@ def _open_folder(
     table = published_table(folder)
     if table is not None and layout in ("auto", *(known.name for known in LABELLED_LAYOUTS)):
         return _open_tables([table], layout, audio_root, columns)
-    if layout in ("auto", "manifest") and (metadata := table_folders.metadata_tables(folder)):
+    if layout == "folder":
+        return _Opened(FolderSource(folder), "a folder of audio")
+    files, passed_over = walk_folder(folder)
+    if layout in ("auto", "manifest") and (metadata := table_folders.metadata_tables(folder, files)):
         manifest = Manifest(metadata, audio_root, *columns)
         manifest.name = folder.resolve().name
         rest = table_folders.UnlistedAudio(folder, manifest)
         return _Opened(table_folders.SourceChain([manifest, rest]), "an AudioFolder", True, True)
-    if layout == "folder":
-        return _Opened(FolderSource(folder), "a folder of audio")
-    audio = list_audio(folder)
-    if not audio and (parquet := table_folders.parquet_tables(folder)):
-        absent = table_folders.absent_shards(folder, parquet)
-        opened = _open_tables(parquet, layout, audio_root, columns)
-        if not absent:
-            return opened
-        chain = table_folders.SourceChain([opened.source, table_folders.AbsentShards(folder, absent)])
-        return replace(opened, source=chain)
+    extensions = {os.path.splitext(file)[1].lower() for file in files}
+    audio = not extensions.isdisjoint(AUDIO_EXTENSIONS)
+    if not audio and (parquet := table_folders.parquet_tables(files)):
+        left_out = [*table_folders.left_out_of_shards(folder, parquet, files), *passed_over]
+        opened = _open_tables([folder / file for file in parquet], layout, audio_root, columns)
+        chain = table_folders.SourceChain([opened.source, table_folders.LeftOut(folder, left_out)])
+        return replace(opened, source=chain) if left_out else opened
     if layout != "auto":
         raise DatasetError(f"{folder}: is a folder; --layout {layout} wants the file that lists its clips")
-    tables = ", ".join(str(table) for table in table_folders.tables_in(folder)[:5])
-    if tables and not (audio and any(_has_sidecar(folder / file) for file in audio)):
+    tables = ", ".join(str(folder / file) for file in table_folders.other_tables(files)[:5])
+    if tables and not (audio and extensions & {".txt", ".json"}):
         without = "its audio has no .txt or .json beside it" if audio else "holds no audio and no .tar"
         raise DatasetError(f"{folder}: {without}; to read a table, give it as SOURCE: {tables}")
     return _Opened(FolderSource(folder), "a folder of audio")
@@ -207,10 +208,6 @@ def _expanded(path: Paths | Sequence[Paths]) -> list[Path]:
     if not paths:
         raise DatasetError("no SOURCE; give at least one")
     return paths
-
-
-def _has_sidecar(audio: Path) -> bool:
-    return any(audio.with_suffix(extension).exists() for extension in (".txt", ".json"))
 
 
 def _shown(path: Paths | Sequence[Paths]) -> str:

@@ -47,27 +47,26 @@ class SourceChain:
             self.seen += part.seen
 
 
-class AbsentShards:
-    """Shards that a folder should hold by the names of the others, and does not."""
+class LeftOut:
+    """What is not read of a folder."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.name = folder.name
-        self.seen = len(names)
-        self._names = list(names)
+    def __init__(self, folder: Path, items: Sequence[Rejection]) -> None:
+        self.name = folder.resolve().name
+        self.seen = sum(item.seen for item in items)
+        self._items = list(items)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "absent", "shards": len(self._names)}
+        return {"kind": "left out", "items": [item.origin for item in self._items]}
 
     def count(self) -> int:
-        return len(self._names)
+        return len(self._items)
 
     def __iter__(self) -> Iterator[Rejection]:
-        for name in self._names:
-            yield Rejection(name, "missing_shard", "the other shards tell of it; download it, or go without")
+        return iter(self._items)
 
 
 class UnlistedAudio:
-    """The audio of a folder that its metadata table does not name; captions come from files beside it, if at all."""
+    """What a folder holds beside the audio that its metadata table names, captioned by sidecars, if at all."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.name = folder.resolve().name
@@ -75,7 +74,7 @@ class UnlistedAudio:
         self._root = folder
         self._folder = FolderSource(folder)
         self._manifest = manifest
-        self._tables = {os.path.relpath(table, folder) for table in manifest.tables}
+        self._tables = sorted(os.path.relpath(table, folder) for table in manifest.tables)
 
     def describe(self) -> dict[str, Any]:
         return self._folder.describe()
@@ -89,69 +88,75 @@ class UnlistedAudio:
             for _, item in self._manifest.rows()
             if isinstance(item, ClipItem) and isinstance(item.audio, FileAudio)
         }
+        tables = ", ".join(self._tables)
         self.seen = 0
         for item in self._folder:
-            named = os.path.abspath(self._root / item.origin) in listed or item.origin in self._tables
-            if named and item.seen == 1:
+            if item.origin in self._tables:
                 continue
+            if os.path.abspath(self._root / item.origin) in listed:
+                if item.seen == 1:
+                    continue
+                detail = f"the captions of {item.origin} are taken from {tables}"
+                item = Rejection(f"{os.path.splitext(item.origin)[0]}.*", "unused_sidecar", detail, item.seen - 1)
+            elif isinstance(item, ClipItem) and not item.captions:
+                detail = f"{tables} has no row for it, and no file beside it has a caption"
+                item = Rejection(item.origin, "no_captions", detail, item.seen)
             self.seen += item.seen
-            if isinstance(item, ClipItem) and not item.captions:
-                detail = f"{', '.join(sorted(self._tables))} has no row for it, and no file beside it has a caption"
-                yield Rejection(item.origin, "no_captions", detail, item.seen)
-            else:
-                yield item
+            yield item
 
 
-def parquet_tables(folder: Path) -> list[Path]:
-    """The Parquet files below a folder, hidden ones aside."""
-    return _below(folder, lambda name: name.lower().endswith(".parquet"))
+def parquet_tables(files: Sequence[str]) -> list[str]:
+    """The Parquet files among the files of a folder."""
+    return [file for file in files if file.lower().endswith(".parquet")]
 
 
-def metadata_tables(folder: Path) -> list[Path]:
+def metadata_tables(folder: Path, files: Sequence[str]) -> list[Path]:
     """The metadata tables of an AudioFolder: one in the folder, or one in each of its folders.
 
     Raises:
         DatasetError: several in one folder, or of several splits.
     """
-    tables = _below(folder, METADATA_NAMES.__contains__)
-    _one_split(folder, {_split_of_folder(table.relative_to(folder).parts[:-1]): table for table in tables})
+    tables = [folder / file for file in files if os.path.basename(file) in METADATA_NAMES]
+    _check_one_split(folder, {_split_of_folder(table.relative_to(folder).parts[:-1]): table for table in tables})
     for table in tables:
         if len([other for other in tables if other.parent == table.parent]) > 1:
             raise DatasetError(f"{table.parent}: holds several metadata tables; give the one to be read as SOURCE")
     return tables
 
 
-def absent_shards(folder: Path, tables: Sequence[Path]) -> list[str]:
-    """The names of shards that are absent among the Parquet files of a folder.
+def left_out_of_shards(folder: Path, tables: Sequence[str], files: Sequence[str]) -> list[Rejection]:
+    """What is not read of a folder of Parquet files: its other files, and shards that the names of the others tell of.
 
     Raises:
-        DatasetError: the files are of several splits, which only the user can choose from.
+        DatasetError: the Parquet files are of several splits, which only the user can choose from.
     """
     splits: dict[str, Path] = {}
-    groups: dict[tuple[Path, str, str], set[int]] = {}
+    groups: dict[tuple[str, str, str], set[int]] = {}
     for table in tables:
-        shard = _SHARD.fullmatch(table.name)
-        folders = table.relative_to(folder).parts[:-1]
-        split = shard["split"] if shard else table.stem if table.stem.lower() in SPLIT_WORDS else ""
-        splits["/".join([part for part in (_split_of_folder(folders), split) if part])] = table
+        parent, name = os.path.split(table)
+        shard = _SHARD.fullmatch(name)
+        split = shard["split"] if shard else Path(name).stem if Path(name).stem.lower() in SPLIT_WORDS else ""
+        splits["/".join([part for part in (_split_of_folder(Path(parent).parts), split) if part])] = folder / table
         if shard:
-            groups.setdefault((table.parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
-    _one_split(folder, splits)
-    return [
-        f"{split}-{number:0{len(count)}d}-of-{count}.parquet"
-        for (_, split, count), numbers in groups.items()
+            groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
+    _check_one_split(folder, splits)
+    beside = "not read where a folder of .parquet files is"
+    absent = "the names of the other shards tell of it; download it, or go without"
+    return [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)] + [
+        Rejection(os.path.join(parent, f"{split}-{number:0{len(count)}d}-of-{count}.parquet"), "missing_shard", absent)
+        for (parent, split, count), numbers in groups.items()
         for number in range(int(count))
         if number not in numbers
     ]
 
 
-def tables_in(folder: Path) -> list[Path]:
-    """Tables in a folder and in the folders in it, JSON aside, which may be a clip's."""
-    found = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern))]
-    return [path for path in found if path.suffix.lower() in TABLE_EXTENSIONS - {".json"} and path.is_file()]
+def other_tables(files: Sequence[str]) -> list[str]:
+    """Tables among the files of a folder, JSON aside, which may be a clip's, those nearest to its top first."""
+    found = [file for file in files if os.path.splitext(file)[1].lower() in TABLE_EXTENSIONS - {".json"}]
+    return sorted(found, key=lambda file: (file.count(os.sep), file))
 
 
-def _one_split(folder: Path, splits: dict[str, Path]) -> None:
+def _check_one_split(folder: Path, splits: dict[str, Path]) -> None:
     if len(splits) < 2:
         return
     example = next(iter(splits.values()))
@@ -165,11 +170,3 @@ def _one_split(folder: Path, splits: dict[str, Path]) -> None:
 
 def _split_of_folder(folders: Sequence[str]) -> str:
     return "/".join(part for part in folders if part.lower() in SPLIT_WORDS)
-
-
-def _below(folder: Path, wanted: Any) -> list[Path]:
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if wanted(name) and not name.startswith(".")]
-    return sorted(found)
