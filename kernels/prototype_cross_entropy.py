@@ -30,6 +30,7 @@ from slap_fast.kernels.score_parts import fold, nothing, running, store_rows
 from slap_fast.kernels.score_products import float16_unit, gradients
 from slap_fast.kernels.score_tiles import (
     ScoreTile,
+    exp,
     pair_tile_for,
     pieces,
     scores,
@@ -84,9 +85,8 @@ def statistics_kernel(
     )  # fmt: skip
     our_pieces = pieces(ours, PIECES)
     student_scale = tl.load(scales)
-    # Exponentials are powers of 2.
     our_scale = student_scale * 1.4426950408889634
-    their_scale = tl.load(scales + 1) * 1.4426950408889634
+    their_scale = tl.load(scales + 1)
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     # Rows beyond the last are anything: their sums go nowhere.
     _, teacher_sum, product = nothing(BLOCK_R)
@@ -106,13 +106,12 @@ def statistics_kernel(
         shift_c = tl.load(shift + column + within)[None, :]
         logits = tl.fma(theirs, their_scale, tl.broadcast_to(shift_c, theirs.shape))
         largest = tl.maximum(teacher_largest, tl.max(logits, 1))
-        decay = tl.exp2(teacher_largest - largest)
-        weights = tl.exp2(logits - largest[:, None])
+        decay = exp(teacher_largest - largest)
+        weights = exp(logits - largest[:, None])
         teacher_sum = teacher_sum * decay + tl.sum(weights, 1)
         product = product * decay + tl.sum(weights * similarity, 1)
         teacher_largest = largest
     student_largest *= student_scale
-    teacher_largest *= 0.6931471805599453
     product *= student_scale
     r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
     slot = tiles_c * height
@@ -179,15 +178,14 @@ def gradient_kernel(
     )  # fmt: skip
     r = row + tl.arange(0, BLOCK_R)
     inside_r = r < rows
-    our_scale = tl.load(scales) * 1.4426950408889634
-    their_scale = tl.load(scales + 1) * 1.4426950408889634
-    # A probability times the token's weight is one power of 2. Rows beyond the last have a weight of 0; they and
-    # columns beyond the last are never read.
-    weight = tl.log2(tl.load(token_weight + r, mask=inside_r, other=0.0))
-    our_most = tl.load(student_largest + r, mask=inside_r, other=0.0) * 1.4426950408889634
-    their_most = tl.load(teacher_largest + r, mask=inside_r, other=0.0) * 1.4426950408889634
-    our_share = (weight - tl.log2(tl.load(student_sum + r, mask=inside_r, other=1.0)) - our_most)[:, None]
-    their_share = (weight - tl.log2(tl.load(teacher_sum + r, mask=inside_r, other=1.0)) - their_most)[:, None]
+    our_scale = tl.load(scales)
+    their_scale = tl.load(scales + 1)
+    # Rows beyond the last have a weight of 0; they and columns beyond the last are never read.
+    weight = tl.load(token_weight + r, mask=inside_r, other=0.0)
+    our_most = tl.load(student_largest + r, mask=inside_r, other=0.0)[:, None]
+    their_most = tl.load(teacher_largest + r, mask=inside_r, other=0.0)[:, None]
+    our_share = (weight / tl.load(student_sum + r, mask=inside_r, other=1.0))[:, None]
+    their_share = (weight / tl.load(teacher_sum + r, mask=inside_r, other=1.0))[:, None]
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     grad_scores += (tile_r * BLOCK_R + tl.arange(0, BLOCK_R))[:, None] * stride_g + tile_c * BLOCK_C
     our_pieces = pieces(ours, PIECES)
@@ -195,9 +193,9 @@ def gradient_kernel(
         within = piece * WIDTH + tl.arange(0, WIDTH)
         theirs = tl.load(teacher + within[None, :]).to(tl.float32) if STORED else their_pieces[piece]
         shift_c = tl.load(shift + column + within)[None, :]
-        our_logits = tl.fma(our_pieces[piece], our_scale, tl.broadcast_to(our_share, theirs.shape))
-        their_logits = tl.fma(theirs, their_scale, tl.broadcast_to(shift_c, theirs.shape)) + their_share
-        gradient = tl.exp2(our_logits) - tl.exp2(their_logits)
+        their_logits = tl.fma(theirs, their_scale, tl.broadcast_to(shift_c, theirs.shape))
+        gradient = exp(our_pieces[piece] * our_scale - our_most) * our_share
+        gradient -= exp(their_logits - their_most) * their_share
         tl.store(grad_scores + within[None, :], gradient.to(grad_scores.dtype.element_ty))
 
 
@@ -258,7 +256,7 @@ def loss_and_gradients(
     scales = 1.0 / torch.stack([student_temperature, teacher_temperature])
     matrices = student, teacher if stored is None else stored, student_prototypes, teacher_prototypes
     strides = tuple(matrix.stride(0) for matrix in matrices)
-    inputs = *matrices, prototype_scores.column_shift(student_prototypes, potential), scales
+    inputs = *matrices, prototype_scores.column_shift(student_prototypes, potential, 1.0), scales
     if stored is None:
         tile = pair_tile_for(student.dtype, launch.capability(student.device))
     else:

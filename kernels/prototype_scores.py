@@ -48,14 +48,14 @@ def new_scores(teacher: Tensor, prototypes: Tensor) -> Tensor:
     return scores
 
 
-def column_shift(prototypes: Tensor, potential: Tensor | None) -> Tensor:
-    """`[K]` in whole tiles: what the potential adds to logits in base 2, and -inf beyond the last prototype."""
+def column_shift(prototypes: Tensor, potential: Tensor | None, unit: float) -> Tensor:
+    """`[K]` in whole tiles: what the potential adds to logits, times `unit`, and -inf beyond the last prototype."""
     columns = prototypes.shape[0]
     shift = torch.full((whole(columns),), -math.inf, dtype=torch.float32, device=prototypes.device)
     if potential is None:
         shift[:columns] = 0.0
     else:
-        torch.mul(potential, -1.0 / math.log(2.0), out=shift[:columns])
+        torch.mul(potential, -unit, out=shift[:columns])
     return shift
 
 
@@ -138,7 +138,7 @@ def sweep(scores: Tensor, tokens: int, scale: Tensor, potential: Tensor) -> Tens
     """
     columns, pitch = potential.shape[0], scores.stride(0)
     vector = 16 // scores.element_size()
-    shift = column_shift(potential, potential)
+    shift = column_shift(potential, potential, 1.0 / math.log(2.0))
     chunks = triton.cdiv(tokens, _CHUNK)
     lse = potential.new_empty(tokens)
     parts = potential.new_empty(chunks, columns)
