@@ -2,15 +2,18 @@
 
 Works as plain `python slap_fast/train.py ...` too, on one process. Any key of the recipe can be given as
 `section.key=value`. The output folder holds config.yaml, log.jsonl, tensorboard/, checkpoints/, best/ if the model is
-evaluated as it trains, and, once the run is complete, model/. The same command continues a run that was stopped.
+evaluated as it trains, and, once the run is complete, model/. The same command continues a run that was stopped; with
+more steps, also one that is complete.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,7 +36,7 @@ from slap_fast.data.mixture import Mixture
 from slap_fast.data.plan import Plan
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.training import schedule
-from slap_fast.training.build import build_model, build_tokenizer, complete_model_config
+from slap_fast.training.build import build_model, build_tokenizer, complete_model_config, saved_mel_statistics
 from slap_fast.training.checkpoint import Checkpoints
 from slap_fast.training.config_io import config_from_arguments
 from slap_fast.training.device_peak import peak_of_all_ranks
@@ -53,21 +56,27 @@ from slap_fast.training.launch import settle_environment
 from slap_fast.training.launcher import report_failure
 from slap_fast.training.logs import RunLog
 from slap_fast.training.metrics import StepCounts, batch_metrics, memory_in_use
+from slap_fast.training.output_folder import finished_steps, locked, set_model_aside
 from slap_fast.training.recipe import RunConfig
 from slap_fast.training.step import take_step
 from slap_fast.training.watch import FiniteWatch, Speed, suspects
+
+_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or say that there is nothing left to train."""
     settle_environment()
     config = config_from_arguments(sys.argv[1:] if arguments is None else arguments)
-    model_folder = Path(config.efficiency.training.output) / "model"
-    if model_folder.exists():
+    output = Path(config.efficiency.training.output)
+    if (steps := finished_steps(config)) is not None:
         if os.environ["RANK"] == "0":
-            print(f"{model_folder} is complete; choose another training.output to train again")
+            print(f"{output / 'model'} is complete after {steps} steps; choose another training.output to train again")
         return
-    with started(config.efficiency.training.timeout) as ranks:
+    with started(config.efficiency.training.timeout) as ranks, ExitStack() as stack:
+        with together(ranks.device):
+            if ranks.is_first:
+                stack.enter_context(locked(output))
         train(config, ranks)
 
 
@@ -87,13 +96,17 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             shuffle_shards=recipe.data.shuffle_shards,
         )
         tokenizer = build_tokenizer(recipe.data, recipe.model)
-        model_config = complete_model_config(recipe.model, datasets, tokenizer)
+        used_to = saved_mel_statistics(output / "checkpoints")
+        model_config = complete_model_config(recipe.model, datasets, tokenizer, used_to)
         model = build_model(config, model_config, tokenizer)
         evaluation = InLoopEvaluation(config.efficiency.evaluation, output / "best", ranks)
     engine = build_engine(model, config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
-    checkpoints = Checkpoints(output / "checkpoints", engine, average, config)
+    checkpoints = Checkpoints(
+        output / "checkpoints", engine, average, config, [str(index) for index in datasets.indexes]
+    )
     resumed = checkpoints.resume(allowed=training.resume)
+    aside = set_model_aside(output, resumed.step) if ranks.is_first else None
 
     completed = saved = resumed.step
     last_step = max(completed, min(steps, training.stop_after or steps))
@@ -127,7 +140,12 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     speed = Speed(peak_of_all_ranks(ranks.device, precision_of(engine)))
     step_counts = StepCounts(model_config, shared_pass=recipe.objectives.shared_pass)
     with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
-        log.say(*resumed.notes, *evaluation.resume(completed))
+        log.say(*resumed.notes, *([aside] if aside else []), *evaluation.resume(completed))
+        if used_to and (found := complete_model_config(recipe.model, datasets, tokenizer).mel) != model_config.mel:
+            log.say(
+                f"log-mel values are normalized as before, by mean {used_to[0]:g} and deviation {used_to[1]:g}; those "
+                f"of the data are {found.mean:g} and {found.std:g} now"
+            )
         log.say(*(f"{skip.count} clips left out: {skip.reason}" for skip in plan.skipped))
 
         def evaluate() -> None:
@@ -202,10 +220,12 @@ def _describe(error: Exception) -> str:
 
 
 def _mendable_by_restart(error: Exception) -> bool:
-    """Not what this package says about its input: bad keys, full disks and losses are the same the next time.
+    """Not what this package says about its input, nor a full disk: bad keys and losses are the same the next time.
 
     But the storage of the clips may be back by then.
     """
+    if isinstance(error, OSError) and error.errno in _FULL_OR_FORBIDDEN:
+        return False
     transient = isinstance(error, OtherRankFailed | RendezvousError | TooManyBadClips)
     return transient or not type(error).__module__.startswith("slap_fast.")
 

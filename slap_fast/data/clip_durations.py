@@ -41,7 +41,7 @@ def read_durations(folder: Path, shards: list[dict[str, Any]], clips: int) -> np
     try:
         with open(path, "rb") as file:
             header = file.read(_HEADER_BYTES)
-            if header == _header(folder, shards) + _checksum(file):
+            if header == _MAGIC + index_digest(folder, shards) + _checksum(file):
                 return _map(file, clips)
     except (OSError, ValueError):
         # Missing, unreadable, or cut short.
@@ -61,7 +61,7 @@ def write_durations(
         parts: gives `[n]` INDEX_DTYPE each, the records of the index from first to last, already checked.
     """
     path = folder / DURATIONS_NAME
-    header = _header(folder, shards)
+    header = _MAGIC + index_digest(folder, shards)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "w+b") as file:
@@ -115,14 +115,14 @@ def _map(file: IO[bytes], clips: int) -> np.ndarray:
     return np.memmap(file, _SECONDS, "r", offset=_HEADER_BYTES, shape=(clips,))
 
 
-def _header(folder: Path, shards: list[dict[str, Any]]) -> bytes:
-    """What ties the durations to their index: every shard's size and length, and a sample of the records themselves."""
+def index_digest(folder: Path, shards: list[dict[str, Any]]) -> bytes:
+    """What tells an index from others: every shard's size and length, and a sample of the records themselves."""
     digest = hashlib.blake2b(digest_size=_HEADER_BYTES - len(_MAGIC) - _CHECKSUM_BYTES)
     digest.update(json.dumps(shards, sort_keys=True).encode())
     with open(folder / INDEX_NAME, "rb") as file:
         for block in _blocks(file):
             digest.update(block)
-    return _MAGIC + digest.digest()
+    return digest.digest()
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

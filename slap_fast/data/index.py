@@ -7,6 +7,7 @@ and `dataset.json` (shard sizes, totals, mel statistics).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -19,7 +20,7 @@ import numpy as np
 
 from slap_fast.data.buffers import BufferPool
 from slap_fast.data.captions import captions_of
-from slap_fast.data.clip_durations import read_durations, write_durations
+from slap_fast.data.clip_durations import index_digest, read_durations, write_durations
 from slap_fast.data.dataset_files import (
     FORMAT_VERSION,
     INDEX_DTYPE,
@@ -125,6 +126,13 @@ class ClipIndex:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __str__(self) -> str:
+        """The clips in words that change when the clips do, wherever they lie."""
+        totals = [self.info[name] for name in ("clips", "seconds", "captions", "mel_mean", "mel_std")]
+        digest = hashlib.blake2b(json.dumps(totals).encode(), digest_size=4)
+        digest.update(index_digest(self.folder, self.info["shards"]))
+        return f"{len(self)} clips of {self.info['seconds']:.1f} s ({digest.hexdigest()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex.open, (self.location,)

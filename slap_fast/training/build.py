@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from slap_fast.models.config import ModelConfig
+from slap_fast.training import checkpoint_files as files
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.pretraining import PretrainingModel
 from slap_fast.training.recipe import DataConfig, RunConfig
@@ -37,14 +40,32 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
     return load_tokenizer(data.tokenizer or model.text.pretrained or beside)
 
 
-def complete_model_config(model: ModelConfig, datasets: Mixture, tokenizer: Any) -> ModelConfig:
-    """Fill in what the datasets decide: the vocabulary from scratch, and mel statistics left at 0 and 1."""
+def complete_model_config(
+    model: ModelConfig, datasets: Mixture, tokenizer: Any, mel_statistics: tuple[float, float] | None = None
+) -> ModelConfig:
+    """Fill in what the datasets decide: the vocabulary from scratch, and mel statistics left at 0 and 1.
+
+    Args:
+        mel_statistics: mean and deviation that the weights are used to, where there are some; else the datasets' own.
+    """
     if model.text.pretrained is None:
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=len(tokenizer)))
     if (model.mel.mean, model.mel.std) == (0.0, 1.0):
-        mean, std = datasets.mel_statistics()
+        mean, std = mel_statistics or datasets.mel_statistics()
         model = dataclasses.replace(model, mel=dataclasses.replace(model.mel, mean=mean, std=std))
     return model
+
+
+def saved_mel_statistics(checkpoints: Path) -> tuple[float, float] | None:
+    """Mean and deviation of the log-mel values in the newest checkpoint, to which its weights are used."""
+    found = files.newest(checkpoints)
+    if found is None:
+        return None
+    try:
+        mel = json.loads(files.described(*found)["config.json"])["mel"]
+        return float(mel["mean"]), float(mel["std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # resuming tells what is wrong with it
 
 
 def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:

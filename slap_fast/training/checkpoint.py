@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from slap_fast.models.slap import SLAP
 from slap_fast.training import checkpoint_files as files
 from slap_fast.training.checkpoint_files import Manifest
 from slap_fast.training.config_io import to_yaml
+from slap_fast.training.continuation import changes, other_model
 from slap_fast.training.distributed import any_rank, together
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import parameter_shapes, precision_of
@@ -72,14 +73,17 @@ class Checkpoints:
     Args:
         folder: holds one folder a checkpoint.
         config: stored with each checkpoint.
+        data: the datasets in words, stored too.
     """
 
-    def __init__(self, folder: Path, engine: Any, average: TeacherAverage, config: RunConfig) -> None:
+    def __init__(
+        self, folder: Path, engine: Any, average: TeacherAverage, config: RunConfig, data: Sequence[str] = ()
+    ) -> None:
         training = config.efficiency.training
         self._folder = folder
         self._engine = engine
         self._average = average
-        self._config = to_yaml(config)
+        self._config, self._data = to_yaml(config), list(data)
         self._keep, self._keep_every = training.keep_checkpoints, training.keep_every
         with together(engine.device):
             # Now, while no loader uses the tokenizer.
@@ -145,8 +149,8 @@ class Checkpoints:
         """Restore model, optimizer and teacher from the newest whole checkpoint; without any, start at step 0.
 
         Raises:
-            CheckpointError: on every rank and before anything is changed: the checkpoint is of another model; or none
-                is whole any more; or there are checkpoints, and the run is not `allowed` to continue.
+            CheckpointError: on every rank and before anything is changed: the checkpoint is of another model or
+                tokenizer; none is whole any more; or there are checkpoints, and the run is not `allowed` to continue.
             OSError: on a rank that cannot read its part.
             OtherRankFailed: on the others.
         """
@@ -161,6 +165,12 @@ class Checkpoints:
             )
         own = self._manifest(manifest.step, manifest.skipped_steps)
         _require_same_model(folder, manifest, own)
+        difference = _on_first_rank(lambda: other_model(files.described(folder, manifest), self._description))
+        if difference is not None:
+            raise CheckpointError(
+                f"{folder} is of another model: {difference}. The weights would mean something else: restore the "
+                "recipe's model section and data.tokenizer, or choose another training.output to start anew"
+            )
         with together(self._engine.device):
             create_moments(self._engine, manifest.adam_steps)
             with SliceReader([files.rank_file(folder, rank) for rank in range(manifest.world_size)]) as reader:
@@ -171,6 +181,7 @@ class Checkpoints:
         notes.append(f"continuing after step {manifest.step} from {folder}")
         if (layout := _layout(manifest)) != _layout(own):
             notes.append(f"saved by {layout}; the same weights, moments and teacher go on with {_layout(own)}")
+        notes += changes(manifest.config, own.config, manifest.data, own.data)
         return Resumed(manifest.step, manifest.skipped_steps, tuple(notes))
 
     def _write(self, folder: Path, share: dict[str, Tensor]) -> _Written:
@@ -226,6 +237,7 @@ class Checkpoints:
             parameters=parameter_shapes(self._engine.module),
             files={},
             config=self._config,
+            data=self._data,
         )
 
     def _no_room(self, step: int, failure: str) -> str:
@@ -239,13 +251,13 @@ class Checkpoints:
         )
 
 
-def _on_first_rank(action: Callable[[], None]) -> str | None:
-    """Run `action` on rank 0; why it failed, if it did, on every rank."""
+def _on_first_rank(action: Callable[[], str | None]) -> str | None:
+    """Run `action` on rank 0; what it says, or why it failed, on every rank."""
     failure: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
-            action()
-        except OSError as error:
+            failure = [action()]
+        except (OSError, ValueError) as error:
             failure = [str(error)]
     dist.broadcast_object_list(failure, src=0)
     return failure[0]

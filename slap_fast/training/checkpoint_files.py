@@ -8,14 +8,14 @@ import os
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slap_fast.durable_files import replace_file, sync_folder
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 2
+FORMAT = 3
 UNFINISHED = f"no {MANIFEST}: the save did not finish"
 
 
@@ -33,6 +33,7 @@ class Manifest:
         parameters: shape by name.
         files: `{name: {"size": bytes, "sha256": hex}}`.
         config: the run's configuration as YAML.
+        data: the datasets of the run, each in words that change with its clips.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Manifest:
     parameters: dict[str, list[int]]
     files: dict[str, dict[str, Any]]
     config: str
+    data: list[str] = field(default_factory=list)
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -83,7 +85,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for parent in sorted({(folder / name).parent for name in manifest.files}, reverse=True):
         sync_folder(parent)
     sync_folder(folder)
-    write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1))
+    content = asdict(manifest)
+    write_durably(folder / MANIFEST, json.dumps({"format": FORMAT, "sha256": _checksum(content), **content}, indent=1))
     write_durably(folder.parent / "latest", folder.name)
 
 
@@ -91,13 +94,40 @@ def read_manifest(folder: Path) -> Manifest | str:
     """The manifest, or why there is none."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            return f"{MANIFEST} has another format than {FORMAT}"
-        return Manifest(**content)
+        if (found := content.pop("format")) != FORMAT:
+            return f"{MANIFEST} has format {found!r}, and this slap-fast reads {FORMAT}; use the version that saved it"
+        if content.pop("sha256") != _checksum(content):
+            return f"{MANIFEST} has changed since it was saved"
+        manifest = Manifest(**content)
     except FileNotFoundError:
         return UNFINISHED
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{MANIFEST} names the file {name!r}, which is not in the checkpoint"
+    return manifest
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def described(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """What a checkpoint holds of its model besides the weights: `config.json`, `text_config/...`, `tokenizer/...`.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    inside = model_folder(folder)
+    paths = (folder / name for name in manifest.files)
+    return {path.relative_to(inside).as_posix(): path.read_bytes() for path in paths if inside in path.parents}
+
+
+def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint with a manifest, whether or not its files are whole."""
+    found = ((folder, read_manifest(folder)) for folder in folders(checkpoints))
+    return next(((folder, manifest) for folder, manifest in found if isinstance(manifest, Manifest)), None)
 
 
 def delete(folder: Path) -> None:

@@ -96,6 +96,11 @@ def _connect(rank: int, timeout: float) -> Store:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise RendezvousError(
+                f"port {port} of {host} is taken ({reason}), perhaps by another run. A second run on a host needs a "
+                f"port of its own, such as deepspeed --master_port {port + 1} or torchrun --master-port {port + 1}"
+            ) from error
         raise RendezvousError(
             f"no store at {host}:{port} within {timeout:g} s ({reason}). It is the launcher's or rank 0's: is that "
             "running, and do MASTER_ADDR and MASTER_PORT lead to it from here?"

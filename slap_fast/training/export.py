@@ -74,7 +74,10 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
         }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _whole_or_absent(folder) as partial:
-        shutil.copytree(files.model_folder(checkpoint), partial)
+        # What the manifest vouches for, and not whatever else lies there.
+        for name, content in files.described(checkpoint, manifest).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
         write_slices(partial / "model.safetensors", weights)
     return manifest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ class Evaluated:
 class RunLog:
     """Writes `config.yaml`, `log.jsonl` and `tensorboard/` in `output` and a progress bar; silent if not `enabled`.
 
-    What is later than `start_step`, and its scores, are dropped from an existing log: the run makes them again.
+    What is later than `start_step`, and its scores, are dropped from an existing log: the run makes them again. A
+    `config.yaml` that says something else is kept as `config-until-step-NNNNNNNN.yaml`.
     """
 
     def __init__(self, output: Path, config: RunConfig, *, start_step: int, enabled: bool) -> None:
@@ -40,6 +42,7 @@ class RunLog:
         if not enabled:
             return
         output.mkdir(parents=True, exist_ok=True)
+        _keep_earlier(output / "config.yaml", to_yaml(config), start_step)
         write_durably(output / "config.yaml", to_yaml(config))
         path = output / "log.jsonl"
         _drop_after(path, start_step)
@@ -115,6 +118,16 @@ class RunLog:
 
     def _write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
+
+
+def _keep_earlier(path: Path, text: str, step: int) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") == text:
+        return
+    kept, count = path.with_name(f"{path.stem}-until-step-{step:08d}.yaml"), 1
+    while kept.exists():
+        count += 1
+        kept = path.with_name(f"{path.stem}-until-step-{step:08d}-{count}.yaml")
+    os.replace(path, kept)
 
 
 def _drop_after(path: Path, step: int) -> None:

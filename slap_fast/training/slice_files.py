@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -110,7 +111,14 @@ class SliceReader:
             raise MissingSlice(f"{wanted.kind} of {wanted.name} ends at element {position}, before {end}")
 
     def whole(self, kind: str, name: str, shape: Sequence[int]) -> Tensor:
-        """All of a parameter's state."""
+        """All of a parameter's state.
+
+        Raises:
+            MissingSlice: the files do not hold all of it.
+        """
+        held = sum(length for _, length, *_ in self._pieces[kind, name])
+        if (wanted := math.prod(shape)) > held:
+            raise MissingSlice(f"{kind} of {name} has {held} elements, before {wanted}")
         value = torch.empty(tuple(shape))
         self.read_into(Slice(kind, name, 0, value.view(-1), replicated=False))
         return value

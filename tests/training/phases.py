@@ -231,6 +231,25 @@ def _recorded_training(folder: Path, arguments: list[str]) -> None:
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(clips))
 
 
+def continuations(folder: Path) -> list[Phase]:
+    """Runs of the training script on one rank, given in `continuations.json`; what each says goes to a file."""
+    runs = json.loads((folder / "continuations.json").read_text())
+    return [
+        (1, partial(_told_training, folder / f"told-{run}.txt", arguments), ()) for run, arguments in enumerate(runs)
+    ]
+
+
+def _told_training(path: Path, arguments: list[str]) -> None:
+    with path.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        try:
+            train_script.main(arguments)
+        except (ValueError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}")
+        sys.stdout.flush()
+
+
 def _import_everything() -> None:
     """Also what DeepSpeed and transformers import on their first use: together it takes seconds a rank."""
     import_deepspeed()
@@ -247,7 +266,12 @@ def _import_everything() -> None:
     tiny.build(config)(tiny.batch(config, 0), 0.05)
 
 
-PHASES = {"chains": chains, "killed_while_saving": killed_while_saving, "trainings": trainings}
+PHASES = {
+    "chains": chains,
+    "killed_while_saving": killed_while_saving,
+    "trainings": trainings,
+    "continuations": continuations,
+}
 
 
 def main() -> None:

@@ -64,7 +64,9 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken_and_others_are_named(
 
 def test_a_checkpoint_that_is_named_is_taken_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write(tmp_path / "run", 1), write(tmp_path / "run", 2)
+    (first / "model" / "planted.py").write_text("what the manifest does not know")
     assert export(first, tmp_path / "out", capsys) == (0, f"{tmp_path / 'out'}: the model after step 1\n")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     (second / "model" / "config.json").write_text("[]")
     code, said = export(second, tmp_path / "other", capsys)
     assert (code, said) == (

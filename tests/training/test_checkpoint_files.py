@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,33 @@ def test_a_manifest_that_cannot_be_read_is_no_manifest(text: str, tmp_path: Path
     folder = write(tmp_path, 3)
     (folder / files.MANIFEST).write_text(text)
     assert isinstance(files.read_manifest(folder), str)
+
+
+def test_a_manifest_that_was_altered_is_no_manifest(tmp_path: Path) -> None:
+    folder = write(tmp_path, 3)
+    path = folder / files.MANIFEST
+    content = path.read_bytes()
+    chance = random.Random(0)
+    for _ in range(300):
+        altered = bytearray(content)
+        altered[chance.randrange(len(content))] = chance.choice(b'0123456789abcdefx"{}[], ')
+        path.write_bytes(altered)
+        manifest = files.read_manifest(folder)
+        # Another space between two values changes nothing.
+        assert isinstance(manifest, str) or json.loads(altered) == json.loads(content)
+    path.write_text(content.decode().replace('"format": 3', '"format": 2'))
+    assert files.read_manifest(folder) == (
+        "MANIFEST.json has format 2, and this slap-fast reads 3; use the version that saved it"
+    )
+
+
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
+    folder = write(tmp_path, 3)
+    manifest = files.read_manifest(folder)
+    assert isinstance(manifest, Manifest)
+    for name in ("/etc/passwd", "../step-00000003/a.pt"):
+        files.write_manifest(folder, replace(manifest, files=manifest.files | {name: {"size": 1, "sha256": ""}}))
+        assert "which is not in the checkpoint" in str(files.read_manifest(folder))
 
 
 def test_the_newest_whole_checkpoints_are_kept(tmp_path: Path) -> None:
