@@ -109,11 +109,16 @@ def load_audio(file: AudioInput, sample_rate: int = 16_000) -> np.ndarray:
     """
     with open_audio(file) as sound:
         blocks = list(mono_blocks(sound, sample_rate))
-        for reason, detail in sound.notes:
-            logger.warning("%s: %s: %s", _describe(file), reason, detail)
+        warn_of(sound, _describe(file))
     if not blocks:
         raise AudioError("no_samples", f"{_describe(file)} holds no samples")
     return np.concatenate(blocks)
+
+
+def warn_of(sound: Sound, name: str) -> None:
+    """Logs what was odd about a file, once its blocks were read."""
+    for reason, detail in sound.notes:
+        logger.warning("%s: %s: %s", name, reason, detail)
 
 
 def open_audio(file: AudioInput) -> AudioFile:
@@ -224,9 +229,12 @@ class AudioFile:
                     raise AudioError("unreadable", detail) from error
             for block in _mono(self._sound, self._parts[number].skip, self.declared_seconds, self.notes):
                 yield self._sound.samplerate, block
+            if self._view.error:
+                raise AudioError("unreadable", f"the file cannot be read to its end ({self._view.error})")
 
     def _open(self, number: int) -> soundfile.SoundFile:
-        return _SequentialFile(ByteView(self._file, self._parts[number]))
+        self._view = ByteView(self._file, self._parts[number])
+        return _SequentialFile(self._view)
 
 
 class Sound(Protocol):

@@ -7,6 +7,7 @@ each named; 2 not done, because of what was asked or given, in one line; 130 int
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     cpu_runtime.settle()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names need not be UTF-8, nor the terminal.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:

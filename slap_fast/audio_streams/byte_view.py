@@ -52,12 +52,16 @@ class ByteView(io.RawIOBase):
 
     For libsndfile, which seeks from C, through which no exception travels, to before the start and beyond 2^63 if a
     damaged header says so.
+
+    Attributes:
+        error: why the file could not be read to the end of the part; a decoder takes that for the end.
     """
 
     def __init__(self, file: BinaryIO | io.RawIOBase, part: Part) -> None:
         self._file, self._part, self._position = file, part, 0
         self._size = len(part.head) + part.end - part.start
         self._block, self._block_start = b"", 0
+        self.error = ""
 
     def readable(self) -> bool:
         return True
@@ -78,9 +82,14 @@ class ByteView(io.RawIOBase):
         while done < len(buffer) and self._position < self._size:
             at = self._position - self._block_start
             if not 0 <= at < len(self._block):
-                self._block, self._block_start, at = self._read(self._position), self._position, 0
+                try:
+                    self._block = self._read(self._position)
+                except OSError as error:
+                    self._block, self.error = b"", error.strerror or str(error)
                 if not self._block:
+                    self.error = self.error or "it has become shorter"
                     break
+                self._block_start, at = self._position, 0
             piece = memoryview(self._block)[at : at + len(buffer) - done]
             buffer[done : done + len(piece)] = piece
             done += len(piece)

@@ -77,7 +77,9 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, [(json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()])
+    # backslashreplace gives a file name that is not UTF-8 a JSON escape.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, [text.encode("utf-8", "backslashreplace")])
 
 
 def write_index(path: Path, parts: Iterable[np.ndarray], clips: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.audio_files import AudioError, load_audio, mono_blocks, open_audio
+from slap_fast.audio_files import AudioError, load_audio, mono_blocks, open_audio, warn_of
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.models.config import ModelConfig
 from slap_fast.progress import progress_bar
@@ -29,7 +29,7 @@ class Encoder(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
-    def encode_audio(self, audio: Sequence[Any]) -> Any: ...
+    def encode_audio(self, audio: Sequence[Any], *, sampling_rate: float) -> Any: ...
 
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
@@ -158,13 +158,14 @@ def embed_inputs(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool
 
 def embed_readable(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool = False) -> EmbeddedAudio:
     """Embed what can be read, which may be nothing."""
-    config = model.config
+    config, sample_rate = model.config, model.config.mel.sample_rate
     kept: list[AudioInput] = []
     skipped: list[Skipped] = []
     embeddings = [torch.empty(0, config.audio.width)]
     with progress_bar(total=len(inputs), desc="audio", unit="clip", disable=not progress) as bar:
-        for batch in batches_of_seconds(read_ahead(inputs, config.mel.sample_rate, skipped), config.mel.sample_rate):
-            embeddings.append(model.encode_audio([waveform for _, waveform in batch]).detach().float().cpu())
+        for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate):
+            waveforms = [waveform for _, waveform in batch]
+            embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
             kept += [clip for clip, _ in batch]
             bar.update(len(kept) + len(skipped) - bar.n)
     # The empty one gives the width where there is nothing else.
@@ -222,6 +223,7 @@ def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
             # Checked as it is read: headers of some formats do not tell.
             if samples > max_seconds * sample_rate:
                 raise AudioError("too_long", f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds")
+        warn_of(sound, str(path))
     if not samples:
         raise AudioError("no_samples", "0 samples")
     return np.concatenate(blocks)

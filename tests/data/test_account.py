@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.cli import main
+from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.index import ClipIndex
 from slap_fast.data.ingest import PrepareReport, prepare
 from slap_fast.data.ingest.clip_items import ClipItem, Rejection
@@ -232,16 +234,20 @@ def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
 
 
 def test_names_of_other_systems_are_read(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    latin = os.fsencode(tmp_path / "in") + b"/mod\xe0"
+    source = tmp_path / "in\udce0"
+    source.mkdir()
+    latin = os.fsencode(source) + b"/mod\xe0"
     for name, content in {b".wav": _WAV, b".txt": b"a tone"}.items():
         with open(latin + name, "wb") as file:
             file.write(content)
-    (tmp_path / "in" / "cafe\u0301.wav").write_bytes(_WAV)
-    (tmp_path / "in" / "caf\u00e9.TXT").write_text("a second tone")
-    report, left_out, kept = _prepared(tmp_path / "in", tmp_path / "out")
+    (source / "cafe\u0301.wav").write_bytes(_WAV)
+    (source / "caf\u00e9.TXT").write_text("a second tone")
+    report, left_out, kept = _prepared(source, tmp_path / "out\udce0")
     assert (report.clips, report.captions, report.merged, left_out) == (2, 2, 2, {})
     assert kept == {"mod\udce0.wav", "cafe\u0301.wav"}
+    for out in ("out\udce0", "other\udce0"):
+        options = ["--vocab-size", "0", "--workers", "0", "--quiet"]
+        assert main(["prepare", str(source), "--out", str(tmp_path / out), *options]) == 0
 
 
 def test_a_source_that_loses_an_item_is_an_error_of_the_program(tmp_path: Path) -> None:
@@ -250,7 +256,7 @@ def test_a_source_that_loses_an_item_is_an_error_of_the_program(tmp_path: Path) 
             yield Rejection("a", "no_captions", "x")
             self.seen = 2
 
-    with pytest.raises(RuntimeError, match="2 files, rows or members were seen, but 0 kept, 0 merged and 1 left out"):
+    with pytest.raises(DatasetError, match="2 files, rows or members were seen, but 0 kept, 0 merged and 1 left out"):
         prepare(Losing([], "losing", {}), tmp_path, workers=0, progress=False)
 
 

@@ -222,3 +222,26 @@ def test_a_view_is_a_file_of_its_own(
         view.seek(place)
         assert view.read(count) == expected[max(0, place) :][:count]
     assert view.seek(2**70) <= 2**62
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
+    data = _file(_noise(20.0, rate=48_000), "OGG", "OPUS", 48_000)
+
+    class Failing(io.BytesIO):
+        whole = True
+
+        def read(self, size: int | None = -1) -> bytes:
+            if not self.whole and self.tell() > len(data) // 2:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    file = Failing(data)
+    with open_audio(file) as sound:
+        file.whole = False
+        with pytest.raises(AudioError, match=r"unreadable: the file cannot be read to its end \(Input/output error\)"):
+            list(mono_blocks(sound, 16_000))
+    file = Failing(data)
+    with open_audio(file) as sound:
+        file.truncate(len(data) // 2)
+        with pytest.raises(AudioError, match="it has become shorter"):
+            list(mono_blocks(sound, 16_000))

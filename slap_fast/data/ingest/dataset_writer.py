@@ -61,8 +61,8 @@ class PrepareReport:
         if self.seen:
             left_out = sum(self.rejected.values())
             lines.append(
-                f"  seen: {self.seen} files, rows or members: {self.clips} clips, {self.merged} part of these or of "
-                f"what was left out, {left_out} left out"
+                f"  seen: {self.seen} files, rows or tar members = {self.clips} clips + {self.merged} merged into one "
+                f"+ {left_out} left out"
             )
         lines += [f"  left out: {count} x {reason}" for reason, count in sorted(self.rejected.items())]
         lines += [f"  kept: {count} x {reason}" for reason, count in sorted(self.noted.items())]

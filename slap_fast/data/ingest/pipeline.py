@@ -172,9 +172,10 @@ def _check_account(source: Source, state: IngestState, merged: int) -> None:
     """Raises where anything that the source met is not kept, merged into what is kept or left out, or left out."""
     kept, left_out = sum(shard["clips"] for shard in state.shards), state.totals.rejected.total()
     if source.seen != kept + merged + left_out:
-        raise RuntimeError(
-            f"{source.seen} files, rows or members were seen, but {kept} kept, {merged} merged and {left_out} left out "
-            "are not as many: a mistake in slap-fast, or the source changed meanwhile; please report it"
+        raise DatasetError(
+            f"{state.folder}: {source.seen} files, rows or members were seen, but {kept} kept, {merged} merged and "
+            f"{left_out} left out are not as many; if the source did not change meanwhile, this is a fault of "
+            "slap-fast: please report it"
         )
 
 
