@@ -13,12 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.index import ClipIndex
 from slap_fast.data.ingest import prepare
 from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
 from slap_fast.data.ingest.sources import open_source
+from tests.data.fuzzing import corruptions
 
 
 def _items(source: Any) -> list[ClipItem | Rejection]:
@@ -63,6 +66,7 @@ INSIDE = "a quote inside a quoted cell"
         # Other delimiters than the extension says.
         ("m.csv", ["a.wav;one, two"], {"a": ["one, two"]}, {}),
         ("m.csv", ["a.wav\tone, two"], {"a": ["one, two"]}, {}),
+        ("m.csv", ['a.wav, "one, two"', ' b.wav , three'], {"a": ["one, two"], "b": ["three"]}, {}),
         # Missing values and lists, as programs write them.
         ("m.csv", ["a.wav,nan", "b.wav,None", "c.wav,NULL", "d.wav,Nancy"],
          {"a": [], "b": [], "c": [], "d": ["Nancy"]}, {}),
@@ -75,12 +79,68 @@ def test_no_row_takes_another(
     tmp_path: Path, name: str, rows: list[str], clips: dict[str, list[str]], rejected: dict[str, str]
 ) -> None:
     delimiter = next(mark for mark in "\t;," if mark in rows[0])
-    (tmp_path / name).write_text("\n".join([f"path{delimiter}caption", *rows]) + "\n")
+    space = " " if ", " in rows[0] and name == "m.csv" and delimiter == "," else ""
+    (tmp_path / "b.wav").touch()
+    (tmp_path / name).write_text("\n".join([f"path{delimiter}{space}caption", *rows]) + "\n")
     source = open_source(tmp_path / name)
     assert _clips(source) == clips
     found = _rejected(source)
     assert list(found) == list(rejected)
     assert all(found[origin].startswith(rejected[origin]) for origin in rejected)
+
+
+_FRAGMENTS = st.lists(st.sampled_from(['"', '""', ",", "\t", " ", "a", "b.wav", "\r", "[", "'"]), max_size=8).map(
+    "".join
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.one_of(st.none(), _FRAGMENTS), max_size=12), extension=st.sampled_from([".csv", ".tsv"]))
+def test_no_misquoted_row_swallows_a_good_one(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str | None], extension: str
+) -> None:
+    # None stands for a good row: no quote, two cells, an audio file.
+    table = tmp_path_factory.mktemp("m") / f"m{extension}"
+    delimiter = "\t" if extension == ".tsv" else ","
+    good = {f"{n}": f"caption {n}" for n, row in enumerate(rows) if row is None}
+    lines = [f"{n}.wav{delimiter}caption {n}" if row is None else row for n, row in enumerate(rows)]
+    table.write_text("\n".join([f"path{delimiter}caption", "first.wav" + delimiter + "x", *lines]) + "\n", newline="")
+    clips = _clips(open_source(table))
+    assert {name: clips.get(name) for name in good} == {name: [caption] for name, caption in good.items()}
+
+
+def _outcome(table: Path) -> str:
+    """Why a table is refused, or nothing."""
+    try:
+        _items(open_source(table))
+    except DatasetError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_damaged_tables_are_read_or_refused(tmp_path: Path, extension: str) -> None:
+    rows = [{"audio": f"{n}.wav", "captions": [f"caption {n}", None], "x": 1.5} for n in range(9)]
+    whole = tmp_path / f"whole{extension}"
+    if extension == ".parquet":
+        _parquet(whole, rows)
+    elif extension in (".csv", ".tsv"):
+        mark = "\t" if extension == ".tsv" else ","
+        whole.write_text(
+            "\n".join([mark.join(rows[0]), *(mark.join(f'"{cell}"' for cell in row.values()) for row in rows)])
+        )
+    else:
+        lines = [json.dumps(row) for row in rows]
+        whole.write_text("\n".join(lines) if extension == ".jsonl" else f"[{','.join(lines)}]")
+    generator = np.random.default_rng(0)
+    damaged = tmp_path / f"m{extension}"
+    outcomes = []
+    for blob in (blob for _ in range(25) for blob in corruptions(whole.read_bytes(), generator)):
+        damaged.write_bytes(blob)
+        outcomes.append(_outcome(damaged))
+    assert "" in outcomes
+    assert any(outcomes)
+    assert not any("\n" in outcome for outcome in outcomes)
 
 
 def test_utf16_as_spreadsheets_write_it(tmp_path: Path) -> None:
@@ -178,12 +238,12 @@ def test_shards_are_one_dataset_by_the_folder_a_pattern_or_a_list(tmp_path: Path
         for n in range(3)
     ]
     expected = {f"{n}": [f"caption {n}"] for n in range(3)}
-    for given in (folder, tmp_path / "hub", folder / "train-*.parquet", shards):
-        assert _clips(open_source(given)) == expected
+    for source in (folder, tmp_path / "hub", folder / "train-*.parquet", shards):
+        assert _clips(open_source(source)) == expected
     shards[1].unlink()
-    source = open_source(folder)
-    assert list(_rejected(source)) == ["train-00001-of-00003.parquet"]
-    assert len(_clips(source)) == 2
+    incomplete = open_source(folder)
+    assert list(_rejected(incomplete)) == ["train-00001-of-00003.parquet"]
+    assert len(_clips(incomplete)) == 2
     # Asked for one by one, nothing is missing.
     assert _rejected(open_source(shards[::2])) == {}
     _parquet(folder / "test-00000-of-00001.parquet", [{"audio": "x.wav", "text": "x"}])

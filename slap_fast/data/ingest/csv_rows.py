@@ -7,7 +7,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.dataset_files import DatasetError
@@ -37,13 +37,14 @@ def read_csv(
     # surrogateescape: file names in another encoding stay what they are, and one bad row costs only itself.
     with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
         lines = _Lines(file)
-        header, delimiter = _header(path, lines)
+        header, dialect = _header(path, lines)
         if not header:
             return
+        delimiter = dialect.delimiter
         unquoted = path.suffix.lower() == ".tsv"
         while (line := lines.next_record()) is not None:
             origin = f"{path.name}:{lines.number}"
-            cells, fault = _cells(lines, header, delimiter)
+            cells, fault = _cells(lines, header, dialect)
             if fault is not None and unquoted and not fault.startswith(_TOO_LONG):
                 literal = line.rstrip("\r\n").split(delimiter)
                 cells, fault = (literal, None) if len(literal) == len(header) else ([], fault)
@@ -58,6 +59,13 @@ def read_csv(
                 yield origin, Rejection(origin, "malformed_row", "not UTF-8; convert the file")
             else:
                 yield origin, dict(zip(header, cells, strict=True))
+
+
+class _Dialect(NamedTuple):
+    """`spaced`: a space follows the delimiter in the header, so that it does in the rows, also before a quote."""
+
+    delimiter: str
+    spaced: bool
 
 
 class _Lines:
@@ -96,16 +104,16 @@ class _Lines:
         self.record = self.record[: len(self.record) - len(lines)]
 
 
-def _cells(lines: _Lines, header: list[str], delimiter: str) -> tuple[list[str], str | None]:
+def _cells(lines: _Lines, header: list[str], dialect: _Dialect) -> tuple[list[str], str | None]:
     """The cells of the next record, or what is wrong with its first line, which then is all that was read."""
     fault = None
     cells: list[str] = []
     try:
-        cells = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+        cells = next(csv.reader(lines, delimiter=dialect.delimiter, skipinitialspace=dialect.spaced, strict=True), [])
     except csv.Error as error:
         fault = str(error)
     more = lines.record[1:]
-    if fault is None and not any(_is_row(line, header, delimiter) for line in more):
+    if fault is None and not any(_is_row(line, header, dialect.delimiter) for line in more):
         return cells, None
     lines.give_back(more)
     if more or (fault or "").startswith(_UNCLOSED):
@@ -123,18 +131,20 @@ def _is_row(line: str, header: list[str], delimiter: str) -> bool:
     )
 
 
-def _header(path: Path, lines: _Lines) -> tuple[list[str], str]:
+def _header(path: Path, lines: _Lines) -> tuple[list[str], _Dialect]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    dialect = _Dialect(delimiter, spaced=False)
     cells: list[str] = []
     while not cells and (line := lines.next_record()) is not None:
         if delimiter not in line:
             delimiter = next((other for other in _DELIMITERS if other in line), delimiter)
-        cells, fault = _cells(lines, [], delimiter)
+        dialect = _Dialect(delimiter, spaced=f"{delimiter} " in line)
+        cells, fault = _cells(lines, [], dialect)
         if fault is not None:
             raise DatasetError(f"{path}: the header cannot be read ({fault}): {line.rstrip()[:_SHOWN]}")
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
     check_names(path, names)
-    return names, delimiter
+    return names, dialect
 
 
 def check_names(path: Path, names: list[str]) -> None:

@@ -164,7 +164,7 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
 def find_file(path: Path) -> Path:
     """The file at `path`, also where it is spelled in another Unicode form or with backslashes; else `path` itself."""
     text = str(path)
-    if (text.isascii() and "\\" not in text) or path.exists():
+    if (text.isascii() and "\\" not in text) or os.path.exists(path):
         return path
     slashed = text.replace("\\", "/")
     for spelled in (text, slashed):

@@ -81,7 +81,7 @@ def labelled_rows(
         )
     root = folder_of(table) if audio_root is None else audio_root
     roots = [root.parent / "audio", root / "audio", root] if layout else [root]
-    for _, origin, row in read_tables(tables, lambda _, cell: (root / cell).exists()):
+    for _, origin, row in read_tables(tables, lambda _, cell: os.path.exists(root / cell)):
         if isinstance(row, Rejection):
             yield origin, row
             continue
@@ -94,7 +94,7 @@ def labelled_rows(
             continue
         inside = [file, os.path.join(f"fold{row['fold']}", file)] if layout else [file]
         places = [folder / name for folder in roots for name in inside]
-        path = next((place for place in places if place.is_file()), places[0])
+        path = next((place for place in places if os.path.isfile(place)), places[0])
         yield origin, (path, str(label).replace("_", " ").strip(), row)
 
 

@@ -81,7 +81,7 @@ class AudioCaps(RowSource):
         captions = table_captions([row["caption"]])
         metadata = {"audiocap_id": row["audiocap_id"], "youtube_id": youtube_id, "start_time": start}
         own = audio_of_cell(origin, row.get(audio_column(row) or ""), self._finder.root.joinpath)
-        if isinstance(own, Rejection) or (isinstance(own.audio, FileAudio) and not own.audio.path.exists()):
+        if isinstance(own, Rejection) or (isinstance(own.audio, FileAudio) and not os.path.exists(own.audio.path)):
             file = self._find(youtube_id, start, audiocap_id) or f"{name}.wav"
             audio: FileAudio | BytesAudio = FileAudio(self._finder.root / file)
         else:
@@ -119,7 +119,7 @@ class Clotho(Manifest):
 
     def locate(self, file: str, root: Path) -> Path:
         direct = find_file(root / file)
-        if direct.exists():
+        if os.path.exists(direct):
             return direct
         # A name with a folder says where it lies; another file of that name would be another clip.
         found = [] if os.path.dirname(file) else self._finder.by_stem.get(audio_stem(file), [])

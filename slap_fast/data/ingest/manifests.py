@@ -66,7 +66,7 @@ class Manifest(RowSource):
     def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
         roots = {table: self._root(table) for table in self.tables}
         starts: dict[Identity, Any] = {}
-        is_file_name = lambda table, cell: self.locate(cell, roots[table]).exists()  # noqa: E731
+        is_file_name = lambda table, cell: os.path.exists(self.locate(cell, roots[table]))  # noqa: E731
         for table, origin, row in read_tables(self.tables, is_file_name):
             if isinstance(row, Rejection):
                 yield (), row
@@ -160,6 +160,9 @@ def audio_of_cell(origin: str, cell: Any, locate: Callable[[str], Path]) -> Cell
     if "\0" in file:
         return Rejection(origin, "malformed_row", "NUL byte in the audio path")
     path = locate(file)
+    if file != file.strip() and not os.path.exists(path):
+        file = file.strip()
+        path = locate(file)
     return CellAudio((str(path),), os.path.splitext(file)[0], FileAudio(path), file)
 
 
@@ -174,7 +177,7 @@ def folder_of(table: Path) -> Path:
     row = first_row(table)
     cell = row.get(audio_column(row) or "")
     file = cell.get("path") if isinstance(cell, dict) else cell
-    found = isinstance(file, str) and "\0" not in file and (beside / file).exists()
+    found = isinstance(file, str) and os.path.exists(beside / file)
     return beside if found else table.resolve().parent
 
 

@@ -39,9 +39,9 @@ def read_rows(
             readers = {".json": _read_json, ".parquet": _read_parquet}
             yield from readers.get(extension, _read_json_lines)(path)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
     except UnicodeError as error:
-        raise DatasetError(f"{path}: cannot be read as text ({error}); convert the file to UTF-8") from error
+        raise DatasetError(f"{path}: cannot be read as text ({_one_line(error)}); convert the file to UTF-8") from error
 
 
 def read_tables(
@@ -80,6 +80,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
         value = json.loads(path.read_bytes(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not JSON ({error}); JSON lines are called .jsonl") from error
+    if isinstance(value, _RepeatedKey):
+        raise DatasetError(f"{path}: the key {value.key!r} stands twice")
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise DatasetError(f'{path}: neither a list of objects nor {{"data": [...]}}')
@@ -116,7 +118,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]
                     yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
                     number += 1
     except pyarrow.ArrowException as error:
-        raise DatasetError(f"{path}: not a readable Parquet file ({error})") from error
+        raise DatasetError(f"{path}: not a readable Parquet file ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _checked(origin: str, row: Any) -> tuple[str, dict[str, Any] | Rejection]:
