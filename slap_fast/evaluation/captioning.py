@@ -22,7 +22,7 @@ class Captioner(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
-    def caption(self, audio: Sequence[Any]) -> list[str]: ...
+    def caption(self, audio: Sequence[Any], *, sampling_rate: float) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def generate_captions(
     sample_rate = model.config.mel.sample_rate
     with progress_bar(total=len(inputs), desc="caption", unit="clip", disable=not progress) as bar:
         for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):
-            captions = model.caption([waveform for _, waveform in batch])
+            captions = model.caption([waveform for _, waveform in batch], sampling_rate=sample_rate)
             for (clip, _), caption in zip(batch, captions, strict=True):
                 yield GeneratedCaption(clip.name, caption, tuple(clip.metadata().get("captions", ())))
             bar.update(len(batch))

@@ -9,12 +9,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from slap_fast.models.config import ModelConfig
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.mel_config import MelConfig
 
 
 class Localiser(Protocol):
-    def similarity_over_time(self, audio: Any, text: str) -> tuple[Any, Any]: ...
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def similarity_over_time(self, audio: Any, text: str, *, sampling_rate: float) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
 
 
 def localise(model: Localiser, waveform: np.ndarray, queries: Sequence[str]) -> list[Localisation]:
-    """Follow each of `queries` through a clip of `[S]` samples at 16 kHz."""
+    """Follow each of `queries` through a clip of `[S]` samples at the model's sample rate."""
     curves = []
     for query in queries:
-        times, similarity = model.similarity_over_time(waveform, query)
+        times, similarity = model.similarity_over_time(waveform, query, sampling_rate=model.config.mel.sample_rate)
         curves.append(Localisation(query, _on_host(times), _on_host(similarity)))
     return curves
 

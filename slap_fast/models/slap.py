@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from slap_fast.durable_files import replace_file, replace_whole, save_safetensors
 from slap_fast.models import inference
+from slap_fast.models.call_arguments import Audio, only_clip
 from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
-from slap_fast.models.inference import Audio
+from slap_fast.models.inference import Embeddings, PackedBatch
 from slap_fast.models.network import SLAPNetwork
 from slap_fast.models.saved_files import largest_id, read_object, read_text_config, read_tokenizer, words
 from slap_fast.models.saved_weights import read_weights
@@ -30,11 +31,40 @@ if TYPE_CHECKING:
 class SLAP(SLAPNetwork):
     """The model that is trained, saved and used: audio of any duration and text in one embedding space."""
 
+    def forward(
+        self,
+        audio: PackedBatch | Audio | Iterable[Audio] | None,
+        texts: str | Iterable[str] | None = None,
+        *,
+        sampling_rate: float | None = None,
+    ) -> Embeddings:
+        """Embeddings with gradients, to train on by a loss of your own: `contrastive_loss(*model(audio, texts))`.
+
+        Clips and texts are packed into one batch each, on the device of the model. The caption decoder and the mask
+        token take no part: wrap the model as `DistributedDataParallel(model, find_unused_parameters=True)`.
+
+        Args:
+            audio: as `encode_audio` takes it (samples that require a gradient get theirs); or a `Batch` of
+                `slap_fast.data`, alone, with its SpecAugment masks and its captions; None: no clips.
+            texts: as `encode_text` takes it; None: no texts.
+            sampling_rate: as in `encode_audio`.
+
+        Raises:
+            ValueError: as `encode_audio` and `encode_text`.
+            AudioError: a file that cannot be read, by its index and path.
+        """
+        if isinstance(audio, PackedBatch):
+            if texts is not None or sampling_rate is not None:
+                raise ValueError("a Batch has its own captions and sample rate; pass it alone")
+            return inference.embed_batch(self, audio)
+        return inference.embed(self, audio, texts, sampling_rate=sampling_rate)
+
     @overload
     def encode_audio(
         self,
-        audio: Sequence[Audio],
+        audio: Audio | Iterable[Audio],
         *,
+        sampling_rate: float | None = None,
         dense: Literal[False] = False,
         batch_seconds: float = 600.0,
         progress: bool = False,
@@ -42,11 +72,23 @@ class SLAP(SLAPNetwork):
 
     @overload
     def encode_audio(
-        self, audio: Sequence[Audio], *, dense: Literal[True], batch_seconds: float = 600.0, progress: bool = False
+        self,
+        audio: Audio | Iterable[Audio],
+        *,
+        sampling_rate: float | None = None,
+        dense: Literal[True],
+        batch_seconds: float = 600.0,
+        progress: bool = False,
     ) -> list[Tensor]: ...
 
     def encode_audio(
-        self, audio: Sequence[Audio], *, dense: bool = False, batch_seconds: float = 600.0, progress: bool = False
+        self,
+        audio: Audio | Iterable[Audio],
+        *,
+        sampling_rate: float | None = None,
+        dense: bool = False,
+        batch_seconds: float = 600.0,
+        progress: bool = False,
     ) -> Tensor | list[Tensor]:
         """Embed clips of any duration.
 
@@ -54,42 +96,72 @@ class SLAP(SLAPNetwork):
         clips are packed up to `batch_seconds`, and the company moves an embedding by no more than rounding.
 
         Args:
-            audio: 1-D float waveforms in [-1, 1] (or int16) at the model's sample rate, or paths of audio files, which
-                are mixed to mono and resampled.
+            audio: one clip or several (a list, or anything else in order). A clip is
+
+                - the path of an audio file, its bytes, or an open binary file;
+                - samples: `[S]`, `[1, S]` or `[S, 1]`, floats in [-1, 1] or int16;
+                - samples with their rate, as a pair `(samples, Hz)` or a dict with `array` and `sampling_rate`; these
+                  may be `[channels, S]` or `[S, channels]`, with at most 8 channels. A dict may have `bytes` or
+                  `path` instead, and torchcodec's `AudioDecoder` is taken too, as `datasets` gives them.
+
+                Channels are mixed by their mean, other rates are resampled (soxr, HQ).
+            sampling_rate: Hz, of samples that come without their rate. Left out, they are taken to be at the model's
+                (`config.mel.sample_rate`), which a warning says once.
             dense: embed every column of patches (160 ms for the paper's model) instead of the whole clip.
             batch_seconds: audio to hold in a pack on a GPU.
             progress: show a progress bar.
 
         Returns:
-            `[N, D]` float32 embeddings of unit length on the CPU; with `dense` a list of `[columns, D]`, each column
-            pooled together with its neighbours and comparable with a text embedding.
+            `[N, D]` float32 embeddings of unit length on the CPU, `[1, D]` of a single clip; with `dense` a list of
+            `[columns, D]`, each column pooled together with its neighbors and comparable with a text embedding. They
+            have no gradient, but may be trained on; `forward` gives those with gradients.
 
         Raises:
-            ValueError: a waveform that is empty, not 1-D, or not finite, by its index.
-            AudioError: a file that cannot be read, by its path.
+            ValueError: what is no clip, or could be read in more ways than one; samples that are not finite, or at the
+                scale of integers; by its index.
+            AudioError: a file that cannot be read, by its index and path.
         """
         embed = inference.encode_columns if dense else inference.encode_clips
-        return embed(self, audio, batch_seconds=batch_seconds, progress=progress)
+        return embed(self, audio, sampling_rate=sampling_rate, batch_seconds=batch_seconds, progress=progress)
 
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
-        """`[N, D]` float32 embeddings of unit length on the CPU.
+    def encode_text(self, texts: str | Iterable[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
+        """`[N, D]` float32 embeddings of unit length on the CPU, `[1, D]` of a single string.
+
+        Texts of more than `config.text.max_length` tokens are cut, which a logged warning counts.
 
         Raises:
             ValueError: the model carries no tokenizer, or an entry is not a string.
         """
         return inference.encode_text(self, texts, batch_size=batch_size, progress=progress)
 
-    def caption(self, audio: Sequence[Audio], *, max_length: int = 64, progress: bool = False) -> list[str]:
-        """Describe clips in words, by greedy decoding of at most `max_length` tokens."""
-        return inference.caption(self, audio, max_length=max_length, progress=progress)
+    def caption(
+        self,
+        audio: Audio | Iterable[Audio],
+        *,
+        sampling_rate: float | None = None,
+        max_length: int = 64,
+        progress: bool = False,
+    ) -> list[str]:
+        """Describe clips in words, by greedy decoding of at most `max_length` tokens: a list, also of a single clip.
 
-    def similarity_over_time(self, audio: Audio, text: str) -> tuple[Tensor, Tensor]:
-        """Where in a clip a text fits: `[columns]` times in seconds (centres) and `[columns]` cosine similarities."""
-        (columns,) = self.encode_audio([audio], dense=True)
+        Audio is taken, and refused, as by `encode_audio`.
+        """
+        return inference.caption(self, audio, sampling_rate=sampling_rate, max_length=max_length, progress=progress)
+
+    def similarity_over_time(
+        self, audio: Audio, text: str, *, sampling_rate: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Where in a clip a text fits: `[columns]` times in seconds (centers) and `[columns]` cosine similarities.
+
+        Both are float32 on the CPU. The clip is taken as by `encode_audio`.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"text is a {type(text).__name__}; pass one string")
+        (columns,) = self.encode_audio([only_clip(audio)], sampling_rate=sampling_rate, dense=True)
         mel = self.config.mel
         seconds = self.config.audio.patch_frames * mel.hop_length / mel.sample_rate
-        times = (torch.arange(columns.shape[0]) + 0.5) * seconds
-        return times, columns @ self.encode_text([text])[0]
+        times = (torch.arange(columns.shape[0], dtype=torch.float32, device="cpu") + 0.5) * seconds
+        return times, columns @ self.encode_text(text)[0]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json`, `model.safetensors`, `text_config/` and `tokenizer/` into `folder`.
@@ -146,7 +218,8 @@ class SLAP(SLAPNetwork):
             ) from error
         weights = read_weights(folder / "model.safetensors", expected.state_dict())
         _check_vocabulary(tokenizer, expected, folder)
-        model = cls(config, load_pretrained_text=False, text_hf_config=text_config)
+        # The weights are float32, whatever torch's default.
+        model = cls(config, load_pretrained_text=False, text_hf_config=text_config).float()
         model.load_state_dict(weights)
         model.tokenizer = tokenizer
         _try_out(model.eval(), folder)

@@ -43,7 +43,7 @@ def test_packing_moves_an_embedding_by_rounding_only(model):
 
     clips = random_clips(SECONDS)
     with torch.inference_mode():
-        features, tokens = inference._features(model, clips)
+        features, tokens = inference.audio_features(model, clips)
         packed = torch.nn.functional.normalize(model.audio_pooling(features, tokens), dim=-1)
     torch.testing.assert_close(packed, model.encode_audio(clips), rtol=0, atol=1e-5)
 

@@ -1,0 +1,279 @@
+"""What a caller may pass as audio and as texts: what is clear is taken, the rest is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Audio = np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO | tuple[Any, Any] | Mapping[str, Any]
+"""One clip, in each of the forms that `SLAP.encode_audio` describes."""
+
+_FORMS = "a path, samples [S], a pair (samples, Hz), or a dict of array and sampling_rate"
+_MOST_CHANNELS = 8  # of a clip given as [channels, samples] or [samples, channels]
+_RATES = (500.0, 1e7)  # Hz
+_LOUDEST = 2.0  # root mean square: full scale has 1 at most, noise of unit variance a little more, integers thousands
+
+
+@dataclass(frozen=True)
+class NamedClip:
+    """One clip and what an error calls it: `audio`, or `audio[3]`."""
+
+    name: str
+    audio: Audio
+
+
+def split_clips(audio: Any) -> tuple[int | None, Iterator[NamedClip]]:
+    """The clips of a call, one by one, and their number where it is known.
+
+    Raises:
+        ValueError: it is neither a clip nor several in order.
+    """
+    if _is_clip(audio):
+        return 1, iter([NamedClip("audio", audio)])
+    if hasattr(audio, "__array__"):
+        array = _array(audio)
+        if _is_numeric(array) or array.ndim != 1:
+            raise ValueError(_ambiguous("audio", tuple(array.shape)))
+    if not isinstance(audio, Iterable) or isinstance(audio, set | frozenset):
+        raise ValueError(f"audio is a {type(audio).__name__}; pass one clip ({_FORMS}), or a list of clips")
+    count = len(audio) if isinstance(audio, Sized) else None
+    return count, (NamedClip(f"audio[{position}]", clip) for position, clip in enumerate(audio))
+
+
+def only_clip(audio: Any) -> Audio:
+    """The clip of a call that takes one.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    clips = split_clips(audio)[1]
+    clip = next(clips, None)
+    if clip is None or next(clips, None) is not None:
+        raise ValueError(f"audio holds {'no clip' if clip is None else 'several clips'}; pass one")
+    return clip.audio
+
+
+def split_texts(texts: str | Iterable[str]) -> list[str]:
+    """The texts of a call: one string is one text.
+
+    Raises:
+        ValueError: it is something else, or an entry is.
+    """
+    if isinstance(texts, str):
+        named = {"texts": texts}
+    elif isinstance(texts, bytes | bytearray | Mapping | set | frozenset) or not isinstance(texts, Iterable):
+        raise ValueError(f"texts is a {type(texts).__name__}; pass a string or a list of strings")
+    else:
+        named = {f"texts[{position}]": text for position, text in enumerate(texts)}
+    for name, text in named.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is a {type(text).__name__}; pass a list of strings")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{name} is {text[:40]!r}, which is not valid Unicode; decode it with the right encoding")
+    return [str(text) for text in named.values()]
+
+
+def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device: torch.device) -> Tensor:
+    """One clip as `[S]` float32 in [-1, 1] at `sample_rate` Hz on `device`; its gradient, if it has one, is kept.
+
+    Args:
+        clip: see `Audio`.
+        sample_rate: Hz, of the model.
+        given_rate: Hz, of samples that do not carry their own rate; None: they are taken to have the model's.
+        device: of the result.
+
+    Raises:
+        ValueError: it is not a clip, or not one that can be read in one way only; by its name.
+        AudioError: a file that cannot be read, by its name.
+    """
+    if given_rate is not None:
+        given_rate = _rate("sampling_rate", given_rate)
+    samples, own_rate = _parts(clip.name, clip.audio)
+    if _is_file(samples):
+        return torch.from_numpy(_read(clip.name, samples, sample_rate)).to(device)
+    if own_rate is not None and given_rate is not None and own_rate != given_rate:
+        raise ValueError(f"{clip.name} says {own_rate:g} Hz, but sampling_rate is {given_rate:g}; pass one of them")
+    values = _mono(clip.name, _as_tensor(clip.name, samples), is_one_clip=own_rate is not None)
+    _check_values(clip.name, values)
+    if own_rate is None and given_rate is None:
+        warnings.warn(
+            # The same words for every clip: what was said once is not said again.
+            f"audio is given as samples without their rate, which are taken to be at {sample_rate} Hz; pass "
+            "sampling_rate= in Hz, and they are resampled if need be",
+            stacklevel=2,
+        )
+    rate = own_rate or given_rate or sample_rate
+    if rate != sample_rate:
+        values = _resampled(clip.name, values, rate, sample_rate)
+    return values.to(device).contiguous()
+
+
+def _is_clip(audio: Any) -> bool:
+    if _is_file(audio) or _is_pair(audio) or isinstance(audio, Mapping) or _is_decoder(audio):
+        return True
+    if not hasattr(audio, "__array__") or not _is_numeric(audio := _array(audio)):
+        return False
+    return audio.ndim < 2 or (audio.ndim == 2 and 1 in audio.shape)
+
+
+def _is_file(audio: Any) -> bool:
+    return isinstance(audio, str | os.PathLike | bytes | bytearray) or (
+        hasattr(audio, "read") and hasattr(audio, "seek")
+    )
+
+
+def _is_decoder(audio: Any) -> bool:
+    """torchcodec's, which `datasets` gives for an audio column."""
+    return hasattr(audio, "get_all_samples")
+
+
+def _is_pair(audio: Any) -> bool:
+    return (
+        isinstance(audio, tuple | list)
+        and len(audio) == 2
+        and sum(map(_is_number, audio)) == 1
+        and not any(map(_is_file, audio))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.item() if value.ndim == 0 else None
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_numeric(array: Tensor | np.ndarray) -> bool:
+    return isinstance(array, Tensor) or array.dtype.kind in "biufc"
+
+
+def _array(audio: Any) -> Tensor | np.ndarray:
+    return audio if isinstance(audio, Tensor) else np.asarray(audio)
+
+
+def _parts(name: str, audio: Any) -> tuple[Any, float | None]:
+    """The samples, or the file, and the rate that comes with them."""
+    if _is_decoder(audio):
+        decoded = audio.get_all_samples()
+        return decoded.data, _rate(f"{name}.sample_rate", decoded.sample_rate)
+    if _is_pair(audio):
+        first, second = audio
+        samples, rate = (second, first) if _is_number(first) else (first, second)
+        return samples, _rate(f"the rate of {name}", rate)
+    if not isinstance(audio, Mapping):
+        return audio, None
+    for key in ("array", "raw"):
+        if audio.get(key) is not None:
+            if audio.get("sampling_rate") is None:
+                raise ValueError(f"{name} is a dict with {key} but without sampling_rate (Hz); add it")
+            return audio[key], _rate(f"{name}['sampling_rate']", audio["sampling_rate"])
+    for key in ("bytes", "path"):
+        if audio.get(key) is not None:
+            return audio[key], None
+    keys = ", ".join(repr(key) for key in list(audio)[:8]) or "nothing"
+    raise ValueError(f"{name} is a dict of {keys}; pass one of array and sampling_rate, of bytes, or of path")
+
+
+def _rate(name: str, value: Any) -> float:
+    if not _is_number(value):
+        raise ValueError(f"{name} is a {type(value).__name__}; pass a number of Hz")
+    low, high = _RATES
+    if not low <= float(value) <= high:
+        raise ValueError(f"{name} is {float(value):g} Hz, which is no rate of audio; pass Hz, such as 44100")
+    return float(value)
+
+
+def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
+    from slap_fast.audio_files import AudioError, load_audio  # what decodes files is not needed for waveforms
+
+    path = os.fsdecode(file) if isinstance(file, str | os.PathLike) else ""
+    if isinstance(file, str) and not file:
+        raise ValueError(f"{name} is an empty path")
+    try:
+        return load_audio(bytes(file) if isinstance(file, bytearray) else file, sample_rate)
+    except AudioError as error:
+        where = name if path in error.detail else f"{name}: {path}"
+        raise AudioError(error.reason, f"{where}: {error.detail}") from error
+
+
+def _as_tensor(name: str, samples: Any) -> Tensor:
+    """Floating-point samples of any shape."""
+    if isinstance(samples, Tensor):
+        if samples.dtype == torch.int16:
+            return samples.float() / 32768.0
+        kind, is_float = str(samples.dtype), samples.is_floating_point()
+    else:
+        given = type(samples).__name__
+        try:
+            samples = np.asarray(samples)
+        except ValueError as error:
+            raise ValueError(f"{name} is no array of samples ({error}); pass {_FORMS}") from error
+        kind, is_float = str(samples.dtype), samples.dtype.kind == "f"
+        if samples.dtype.kind not in "biufc" or samples.ndim == 0:
+            raise ValueError(f"{name} is a {given}; pass {_FORMS}")
+        if is_float:
+            with np.errstate(over="ignore"):
+                # A copy in the machine's byte order, of any strides; torch takes no others.
+                samples = torch.from_numpy(np.array(samples, np.float32, order="C"))
+        elif samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
+            return torch.from_numpy(np.array(samples, np.float32, order="C")) / 32768.0
+    if not is_float:
+        raise ValueError(
+            f"{name} is {kind}; pass float samples in [-1, 1] (integers divided by their full scale), or int16"
+        )
+    return samples.to(torch.float32)
+
+
+def _mono(name: str, samples: Tensor, *, is_one_clip: bool) -> Tensor:
+    """`[S]` of `[S]`, `[1, S]`, `[S, 1]`; of what is known to be one clip also of `[channels, S]`, `[S, channels]`."""
+    shape = tuple(samples.shape)
+    if samples.dim() == 0 or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}; a clip has at least one sample")
+    if samples.dim() == 1:
+        return samples
+    if samples.dim() == 2:
+        if 1 in shape:
+            return samples.reshape(-1)
+        if is_one_clip and min(shape) <= _MOST_CHANNELS < max(shape):
+            return samples.mean(dim=shape.index(min(shape)))
+    raise ValueError(_ambiguous(name, shape))
+
+
+def _ambiguous(name: str, shape: tuple[int, ...]) -> str:
+    return (
+        f"{name} has shape {shape}, which may be channels or clips; pass a mono clip as [S], one of several channels "
+        "with its rate, as (samples, Hz), and clips as a list"
+    )
+
+
+def _check_values(name: str, samples: Tensor) -> None:
+    values = samples.detach()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} holds NaN or infinite samples")
+    level = float(torch.linalg.vector_norm(values)) / len(values) ** 0.5
+    if level > _LOUDEST:
+        raise ValueError(
+            f"{name} has a root mean square of {level:.4g}, where full scale is 1: these are samples at the scale of "
+            "integers; divide them (by 32768 for 16 bits), or pass them as int16"
+        )
+
+
+def _resampled(name: str, samples: Tensor, rate: float, sample_rate: int) -> Tensor:
+    import soxr
+
+    if samples.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} is at {rate:g} Hz and wants a gradient, which resampling here would cut; resample it to "
+            f"{sample_rate} Hz by what has one, such as torchaudio.functional.resample"
+        )
+    resampled = soxr.resample(samples.detach().cpu().numpy(), rate, sample_rate, quality="HQ")
+    if not len(resampled):
+        raise ValueError(f"{name} has {len(samples)} samples at {rate:g} Hz, too few for one at {sample_rate} Hz")
+    return torch.from_numpy(resampled)
