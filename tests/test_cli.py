@@ -13,8 +13,9 @@ import pytest
 import soundfile
 
 from slap_fast import cli
-from slap_fast.commands import caption, embed, evaluate, search
+from slap_fast.commands import caption, embed, evaluate, prepare, search
 from slap_fast.commands.embedding_files import read_embeddings
+from slap_fast.data import tokenizer
 from tests.evaluation.fakes import LoudnessModel
 
 LOUDNESS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
@@ -262,12 +263,21 @@ USAGE_ERRORS: list[tuple[list[str], str]] = [
     (["prepare", "a", "--reindex", "--out", "x"], "no --out"),
     (["prepare", "none", "--reindex"], "none: holds no .tar file"),
     (["prepare", "a.csv", "--synthetic", "--out", "x"], "leave out SOURCE"),
-    (["prepare", "a.csv", "b.csv", "--out", "x"], "several sources can only be .tar"),
+    (["prepare", "a.csv", "b.csv", "--out", "x"], "a.csv: does not exist"),
+    (["prepare", "*.parquet", "--out", "x"], "*.parquet: matches no file"),
+    (["prepare", "a", "--vocab-size", "260", "--out", "x"], "--vocab-size is 260; 256 bytes and 5 special tokens need"),
+    (["prepare", "a", "--seed", "1", "--out", "x"], "--seed: of no use with a SOURCE"),
+    (["prepare", "--synthetic", "--audio-dir", "a", "--out", "x"], "--audio-dir: of no use with --synthetic"),
+    (["prepare", "a", "--reindex", "--workers", "2", "--layout", "folder"], "--layout, --workers: of no use with"),
     (["prepare", "none.csv", "--out", "x"], "none.csv: does not exist"),
     (["prepare", "a", "--layout", "audioset", "--out", "x"], "invalid choice: 'audioset'"),
     (["prepare", "a", "--min-duration", "5", "--max-duration", "4", "--out", "x"], "leave no clip"),
     (["prepare", "a", "--workers", "-1", "--out", "x"], "--workers is -1"),
 ]
+
+
+def test_the_smallest_vocabulary_is_the_tokenizers() -> None:
+    assert prepare.SMALLEST_VOCABULARY == tokenizer._MIN_VOCAB
 
 
 @pytest.mark.parametrize(("arguments", "message"), USAGE_ERRORS)

@@ -29,6 +29,12 @@ DIR/report.jsonl.
   slap-fast prepare --synthetic --out data/synthetic      (writes data/synthetic/train and data/synthetic/validation)
 """
 LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k")
+SMALLEST_VOCABULARY = 261  # 256 bytes and 5 special tokens
+
+# Arguments, with their defaults, that one way of making a dataset or another has no use for.
+_READING: dict[str, Any] = {"layout": "auto", "audio_dir": None, "audio_column": None, "caption_columns": None}
+_CONVERTING: dict[str, Any] = {"min_duration": 0.0, "max_duration": None, "shard_megabytes": 1000, "workers": None}
+_SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="SOURCE", nargs="*", help="one source, or several tables or .tar files")
     parser.add_argument("--out", metavar="DIR", type=Path, help="dataset folder to write")
-    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="what SOURCE is (default: found out)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: found out)")
     parser.add_argument("--audio-dir", type=Path, help="where the audio lies (default: beside the manifest)")
     parser.add_argument("--audio-column", help="column of audio in a manifest (default: found by name)")
     parser.add_argument(
         "--caption-columns", nargs="+", help="columns of captions in a manifest (default: found by name)"
     )
     parser.add_argument("--name", help="name of the dataset (default: the source's)")
-    parser.add_argument("--min-duration", type=float, default=0.0, metavar="SECONDS", help="leave out shorter clips")
+    parser.add_argument("--min-duration", type=float, metavar="SECONDS", help="leave out shorter clips")
     parser.add_argument(
         "--max-duration", type=float, metavar="SECONDS", help="leave out longer clips (default: keep all)"
     )
-    parser.add_argument("--shard-megabytes", type=positive, default=1000, help="size of a tar (default 1000)")
+    parser.add_argument("--shard-megabytes", type=positive, help="size of a tar (default 1000)")
     parser.add_argument("--workers", type=int, help="processes; 0 does all in this one (default: one a CPU)")
     parser.add_argument(
         "--vocab-size",
@@ -61,11 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the index of SOURCE, a folder of WebDataset tars of 16 kHz mono FLAC, which stay as they are",
     )
     parser.add_argument("--synthetic", action="store_true", help="make captioned sounds in place of reading a SOURCE")
-    parser.add_argument("--train-clips", type=positive, default=2000, help="of --synthetic (default 2000)")
-    parser.add_argument("--validation-clips", type=positive, default=240, help="of --synthetic (default 240)")
-    parser.add_argument("--seed", type=int, default=0, help="of --synthetic (default 0)")
+    parser.add_argument("--train-clips", type=positive, help="of --synthetic (default 2000)")
+    parser.add_argument("--validation-clips", type=positive, help="of --synthetic (default 240)")
+    parser.add_argument("--seed", type=int, help="of --synthetic (default 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object a dataset")
     add_quiet(parser)
+    parser.set_defaults(**_READING, **_CONVERTING, **_SYNTHETIC)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,6 +109,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError("--synthetic makes its own clips; leave out SOURCE")
     if not arguments.synthetic and not arguments.source:
         raise CommandError("give a SOURCE, or --synthetic")
+    if arguments.reindex:
+        _refuse(arguments, _READING | _CONVERTING | _SYNTHETIC, "--reindex")
+    elif arguments.synthetic:
+        _refuse(arguments, _READING, "--synthetic")
+    else:
+        _refuse(arguments, _SYNTHETIC, "a SOURCE")
     longest = arguments.max_duration
     if arguments.min_duration < 0 or (longest is not None and longest <= arguments.min_duration):
         raise CommandError(
@@ -112,6 +125,19 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 0:
             raise CommandError(f"--{name.replace('_', '-')} is {value}; it cannot be negative")
+    if 0 < arguments.vocab_size < SMALLEST_VOCABULARY:
+        raise CommandError(
+            f"--vocab-size is {arguments.vocab_size}; 256 bytes and 5 special tokens need at least "
+            f"{SMALLEST_VOCABULARY}, and 0 trains none"
+        )
+
+
+def _refuse(arguments: argparse.Namespace, defaults: dict[str, Any], way: str) -> None:
+    """Raises where an argument was given that would be ignored."""
+    given = [name for name, default in defaults.items() if getattr(arguments, name) != default]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise CommandError(f"{flags}: of no use with {way}; leave it out")
 
 
 def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None]]:
