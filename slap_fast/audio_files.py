@@ -38,6 +38,7 @@ _MAX_FLAC_BYTES = (1 << 32) - 1  # the index stores sizes in 32 bits
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile claims 2^63 - 1 for streams that do not say
 _LOWEST_RATE = 500  # Hz; resampled from less, a damaged header would make gigabytes of a small file
 _SHORTFALL = 0.05  # a file that lacks more than this of what its header promises is cut off
+_MPEG_SHARE = 0.9  # of a file without any header that frames must fill for it to be MPEG audio
 _NOTED_SECONDS = 0.05  # a shortfall of less is the codec's
 
 AUDIO_EXTENSIONS = frozenset(
@@ -144,7 +145,8 @@ def open_audio(file: AudioInput) -> AudioFile:
         if extension in OTHER_MEDIA_EXTENSIONS:
             detail = f"{name}: libsndfile does not read {extension} files; {CONVERT}"
             raise AudioError("unsupported_format", detail) from error
-        raise AudioError("unreadable", f"not audio that libsndfile reads ({_last_words(error)})") from error
+        detail = f"not audio that libsndfile reads ({_last_words(error)}); if it is audio, {CONVERT}"
+        raise AudioError("unreadable", detail) from error
 
 
 class AudioFile:
@@ -175,15 +177,21 @@ class AudioFile:
             raise AudioError("truncated", found.detail)
         self._parts = found.parts or (Part(0, size),)
         self._number = 0
-        self._sound = self._open(0)
-        if self._sound.format == "MP3" and (frames := mpeg_stretches(file, size)) is not None:
+        try:
+            self._sound = self._open(0)
+        except soundfile.SoundFileError:
+            # A recording that begins within an MP3 frame is no format that libsndfile knows.
+            frames = mpeg_stretches(file, size)
+            if frames is None or sum(part.end - part.start for part in frames.parts) < _MPEG_SHARE * size:
+                raise
+        else:
+            frames = mpeg_stretches(file, size) if self._sound.format == "MP3" else None
+        if frames is not None:
             found = frames
             if found.missing > _SHORTFALL:
                 raise AudioError("truncated", found.detail)
-            if found.parts:
-                self._sound.close()
-                self._parts = found.parts
-                self._sound = self._open(0)
+            self._parts = found.parts
+            self._sound = self._open(0)
         if self._sound.format == "VOC" and "truncated" in self._sound.extra_info:
             raise AudioError("truncated", "its last block ends beyond the file")
         self.samplerate: int = self._sound.samplerate

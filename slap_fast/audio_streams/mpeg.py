@@ -74,9 +74,7 @@ def mpeg_stretches(file: BinaryIO | io.RawIOBase, size: int) -> Stretches | None
     if stray > _STRAY_BYTES:
         notes = (("trailing_bytes", f"{stray} bytes between or after the frames are no MPEG audio"),)
     detail = f"the header promises {promised} frames, the file holds {held}"
-    exact = len(runs) == 1 and (runs[0].told is not None and runs[0].told >= held)
-    parts = () if exact else tuple(map(_part, runs))
-    return Stretches(parts, 1 - held / promised, detail, notes)
+    return Stretches(tuple(map(_part, runs)), 1 - held / promised, detail, notes)
 
 
 def _part(run: _Run) -> Part:

@@ -67,9 +67,12 @@ def test_mp3_without_a_xing_header_is_read_to_its_end(quiet_first: bool) -> None
 
 def test_mp3_with_tags_and_stray_bytes() -> None:
     frames = _mp3(_noise(2.0), xing=False)
+    within, _ = _load(frames[100:])
     id3 = b"ID3\x04\0\0" + bytes([0, 0, 0x40, 0]) + b"\xff\xfb\x90\xc0" * 2048
     tail = b"APETAGEX" + struct.pack("<4I", 2000, 32, 0, 0) + bytes(8) + b"TAG" + b"\xff" * 125
     plain, _ = _load(frames)
+    # A recording begins anywhere.
+    assert 0 < len(plain) - len(within) < 1000
     for data, seconds, noted in [
         (id3 + frames + tail, 2.0, []),
         (frames + id3 + frames, 4.0, ["joined"]),
