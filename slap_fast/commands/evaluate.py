@@ -174,7 +174,7 @@ def _zero_shot(
 ) -> tuple[dict[str, float], dict[str, Any], list[Skipped], int]:
     import torch
 
-    from slap_fast.audio_files import AUDIO_EXTENSIONS
+    from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
     from slap_fast.evaluation.dataset import embed_inputs, file_input
     from slap_fast.evaluation.zero_shot import (
         TEMPLATES,
@@ -184,7 +184,7 @@ def _zero_shot(
         zero_shot_metrics,
     )
 
-    files, names = labelled_files(arguments.zero_shot, extensions=AUDIO_EXTENSIONS)
+    files, names = labelled_files(arguments.zero_shot, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
     classes = class_embeddings(model, names, arguments.templates or TEMPLATES)
     label_of = {str(file): label for file, label in files}
     audio = embed_inputs(model, [file_input(file) for file, _ in files], progress=show_progress(arguments))

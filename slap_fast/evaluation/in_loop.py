@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS
+from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.evaluation.best_model import BestModel
 from slap_fast.evaluation.dataset import (
@@ -75,7 +75,7 @@ class InLoopEvaluation:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
         if config.zero_shot is not None:
-            files, self._classes = labelled_files(config.zero_shot, extensions=AUDIO_EXTENSIONS)
+            files, self._classes = labelled_files(config.zero_shot, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
             chosen = evenly(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
             self._labelled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
         chosen_by = dataclasses.asdict(config)
