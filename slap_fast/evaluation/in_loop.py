@@ -75,7 +75,8 @@ class InLoopEvaluation:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
         if config.zero_shot is not None:
-            files, self._classes = labelled_files(config.zero_shot, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
+            extensions = AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
+            files, self._classes = labelled_files(config.zero_shot, extensions=extensions)
             chosen = evenly(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
             self._labelled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
         chosen_by = dataclasses.asdict(config)
