@@ -142,6 +142,7 @@ def test_no_row_of_a_table_is_unaccounted_for(
 
 
 _MEMBERS = ["dog.1.flac", "dog.2.wav", "dog.txt", "dog.json", "cat.wav", "cat.cls", "cat.m4a", "cow.m4a", "a/.x.wav"]
+_MEMBERS += ["mod\udce0.wav", "mod\udce0.txt", "x" * 120 + ".wav"]
 
 
 @_SETTINGS
