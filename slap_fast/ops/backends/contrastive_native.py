@@ -76,7 +76,8 @@ def forward(
     audio_ids, text_ids = (None if ids is None else ids.contiguous() for ids in (audio_ids, text_ids))
     rows, columns = audio.shape[0], text.shape[0]
     row_loss, column_loss, row_positive, row_facts, column_best = (
-        torch.empty(shape, dtype=torch.float32) for shape in ((rows,), (columns,), (rows,), (4, rows), (2, columns))
+        torch.empty(shape, dtype=torch.float32, device="cpu")
+        for shape in ((rows,), (columns,), (rows,), (4, rows), (2, columns))
     )
     native.require().contrastive_sums(
         _inputs(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind, chunk_size),
@@ -119,7 +120,7 @@ def backward(
         "row_largest": row_facts[3].contiguous(),
         "column_largest": column_best.amax(0),
     }
-    grad_audio, grad_text = torch.empty(audio.shape, dtype=audio.dtype), torch.empty(text.shape, dtype=text.dtype)
+    grad_audio, grad_text = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (audio, text))
     grad_scale, grad_bias = native.require().contrastive_sums_backward(
         _inputs(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind, chunk_size),
         **{name: vector.data_ptr() for name, vector in vectors.items()},

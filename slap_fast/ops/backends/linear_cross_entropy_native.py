@@ -63,7 +63,9 @@ def loss_and_gradients(
             threads=torch.get_num_threads(),
         )
         if hidden_needs_grad:
-            grad_hidden[tokens] = matrix_product(chunk_grad, precise_weight, torch.empty(chunk.shape))
+            grad_hidden[tokens] = matrix_product(
+                chunk_grad, precise_weight, torch.empty(chunk.shape, dtype=torch.float32, device="cpu")
+            )
         if weight_needs_grad:
             matrix_product(chunk_grad.T, chunk, grad_weight, accumulate=True)
-    return torch.tensor(total, dtype=torch.float32), grad_hidden, grad_weight
+    return torch.tensor(total, dtype=torch.float32, device="cpu"), grad_hidden, grad_weight

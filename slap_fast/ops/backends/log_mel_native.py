@@ -74,7 +74,7 @@ def _packed(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, total_frame
 
 def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int) -> Tensor:
     """`[S]` float32 or int16 samples to `[F, n_mels]` float32, before what needs the clip as a whole."""
-    mels = torch.empty(total_frames, config.n_mels)
+    mels = torch.empty(total_frames, config.n_mels, dtype=torch.float32, device="cpu")
     _plan(config).forward(**_packed(waveform, cu_seqlens, cu_frames, total_frames), mels=mels.data_ptr())
     return mels
 
@@ -101,7 +101,7 @@ def patches(
 ) -> Tensor:
     """`[S]` samples to `[T, patch_frames * patch_mels]` float32 of a local convention, masked."""
     tokens = grid.columns * (config.n_mels // grid.patch_mels)
-    patches = torch.empty(tokens, grid.patch_frames * grid.patch_mels)
+    patches = torch.empty(tokens, grid.patch_frames * grid.patch_mels, dtype=torch.float32, device="cpu")
     _plan(config).patches(
         **_packed(waveform, cu_seqlens, grid.cu_frames, grid.total_frames),
         patch_frames=grid.patch_frames,

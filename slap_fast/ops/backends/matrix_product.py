@@ -65,7 +65,7 @@ def _checked_out(a: Tensor, b: Tensor, out: Tensor | None, accumulate: bool) -> 
     if out is None:
         if accumulate:
             raise ValueError("accumulate is True and out is None; pass the matrix to add to")
-        out = torch.empty(shape)
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
     for name, x in (("a", a), ("b", b), ("out", out)):
         if x.device.type != "cpu":
             raise ValueError(f"{name} is on {x.device}; move it to the CPU")

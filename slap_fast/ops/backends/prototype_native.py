@@ -42,7 +42,8 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     count, dtype = prototypes.shape[0], score_chunks.product_dtype(teacher.dtype)
     precise = prototypes.to(dtype)
     potential = None if potential is None else potential.contiguous()
-    largest, total = torch.full((count,), -math.inf), torch.zeros(count, dtype=torch.float64)
+    largest = torch.full((count,), -math.inf, dtype=torch.float32, device="cpu")
+    total = torch.zeros(count, dtype=torch.float64, device="cpu")
     rows = chunk_rows(teacher.shape[0], count + teacher.shape[1], _BUDGET)
     scores = empty_scores(rows, count)
     for tokens in _chunks(teacher.shape[0], rows):
@@ -107,4 +108,4 @@ def loss_and_gradients(
             matrix_product(grad_scores[: len(chunk)], student_prototypes, grad_student[tokens])
         if prototypes_needs_grad:
             matrix_product(grad_scores[: len(chunk)].T, chunk, grad_prototypes, accumulate=True)
-    return torch.tensor(total, dtype=torch.float32), grad_student, grad_prototypes
+    return torch.tensor(total, dtype=torch.float32, device="cpu"), grad_student, grad_prototypes

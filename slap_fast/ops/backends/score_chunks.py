@@ -27,7 +27,7 @@ def empty_scores(rows: int, columns: int) -> Tensor:
     stride = -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
     if stride % _CACHE_WAY == 0:
         stride += _ROW_MULTIPLE
-    return torch.empty(rows, stride)[:, :columns]
+    return torch.empty(rows, stride, dtype=torch.float32, device="cpu")[:, :columns]
 
 
 def gradients_in(scores: Tensor, dtype: torch.dtype) -> Tensor:

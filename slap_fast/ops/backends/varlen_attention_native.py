@@ -75,8 +75,8 @@ def forward(
     """`[Tq, H, D]` output in the dtype of `q` and `[H, Tq]` float32 log-sum-exp."""
     q, k, v = (_readable(x) for x in (q, k, v))
     cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
-    out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[1], q.shape[0])
+    out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device="cpu")
     native.require().varlen_attention(
         inputs=_inputs(q, k, v, left, right, scale),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
@@ -107,7 +107,7 @@ def backward(
     grad_out, q, k, v, out = (_readable(x) for x in (grad_out, q, k, v, out))
     cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
     lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
-    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (q, k, v))
     native.require().varlen_attention_backward(
         inputs=_inputs(q, k, v, left, right, scale),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
