@@ -13,7 +13,7 @@ from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
 from slap_fast.data.ingest.manifests import CellAudio, audio_of_cell, folder_of
 from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables
-from slap_fast.data.ingest.table_rows import first_row, read_tables
+from slap_fast.data.ingest.table_rows import column_names, first_row, read_tables
 
 CAPTION_TEMPLATE = "the sound of {}"
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "audio", "fname")
@@ -110,10 +110,10 @@ class LabelledSource(RowSource):
         self._root = None if audio_root is None else Path(audio_root)
         self._layout = next(known for known in LABELLED_LAYOUTS if known.name == layout)
         for path in self._paths:
-            row = first_row(path)
-            if row and (missing := self._layout.columns - row.keys()):
+            names = column_names(path)
+            if names and (missing := self._layout.columns.difference(names)):
                 raise DatasetError(
-                    f"{path}: {layout} has columns {', '.join(sorted(missing))}; this has {', '.join(row)}"
+                    f"{path}: {layout} has columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
                 )
 
     def describe(self) -> dict[str, Any]:

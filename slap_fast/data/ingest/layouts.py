@@ -17,7 +17,7 @@ from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Re
 from slap_fast.data.ingest.folders import find_file
 from slap_fast.data.ingest.manifests import Manifest, audio_column, audio_of_cell, folder_of
 from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables, file_digest
-from slap_fast.data.ingest.table_rows import first_row, read_rows, read_tables
+from slap_fast.data.ingest.table_rows import column_names, first_row, read_rows, read_tables
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _CLOTHO_COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
@@ -52,10 +52,10 @@ class AudioCaps(RowSource):
         self.name = f"audiocaps-{self._paths[0].stem.partition('-')[0]}"
         self._finder = AudioFinder(folder_of(self._paths[0]) if audio_root is None else Path(audio_root))
         for table in self._paths:
-            row = first_row(table)
-            if row and (missing := _AUDIOCAPS_COLUMNS - row.keys()):
+            names = column_names(table)
+            if names and (missing := _AUDIOCAPS_COLUMNS.difference(names)):
                 raise DatasetError(
-                    f"{table}: AudioCaps has columns {', '.join(sorted(missing))}; this has {', '.join(row)}"
+                    f"{table}: AudioCaps has columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
                 )
 
     def describe(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Re
 from slap_fast.data.ingest.folders import find_file
 from slap_fast.data.ingest.row_source import Identity, RowSource, described_tables, name_of_tables
 from slap_fast.data.ingest.segments import SegmentError, segment_of, start_of
-from slap_fast.data.ingest.table_rows import first_row, read_tables
+from slap_fast.data.ingest.table_rows import column_names, first_row, read_tables
 
 _AUDIO_COLUMNS = (
     *("audio", "audio_path", "audio_file", "audio_filepath", "audio_filename", "audio_file_name", "path", "filepath"),
@@ -115,7 +115,7 @@ class Manifest(RowSource):
         return folder_of(table) if self._given_root is None else self._given_root
 
     def _check_columns(self, table: Path) -> None:
-        names = list(first_row(table))
+        names = column_names(table)
         if not names:
             return
         columns = f"its columns are {', '.join(names)}"

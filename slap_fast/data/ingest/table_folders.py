@@ -141,13 +141,23 @@ def left_out_of_shards(folder: Path, tables: Sequence[str], files: Sequence[str]
             groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
     _check_one_split(folder, splits)
     beside = "not read where a folder of .parquet files is"
-    absent = "the names of the other shards tell of it; download it, or go without"
-    return [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)] + [
-        Rejection(os.path.join(parent, f"{split}-{number:0{len(count)}d}-of-{count}.parquet"), "missing_shard", absent)
-        for (parent, split, count), numbers in groups.items()
-        for number in range(int(count))
-        if number not in numbers
-    ]
+    rejected = [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)]
+    for (parent, split, count), numbers in groups.items():
+        if missing := _gaps(sorted(numbers), int(count), len(count)):
+            name = os.path.join(parent, f"{split}-*-of-{count}.parquet")
+            detail = f"{int(count) - len(numbers)} of {int(count)} shards are not there: {missing}; download them, or"
+            rejected.append(Rejection(name, "missing_shards", f"{detail} go without"))
+    return rejected
+
+
+def _gaps(numbers: Sequence[int], count: int, digits: int) -> str:
+    """What ascending `numbers` lack of `count` numbers from 0."""
+    gaps = []
+    for before, after in zip([-1, *numbers], [*numbers, count], strict=True):
+        if after - before > 1:
+            first, last = f"{before + 1:0{digits}d}", f"{after - 1:0{digits}d}"
+            gaps.append(first if first == last else f"{first} to {last}")
+    return ", ".join(gaps)
 
 
 def other_tables(files: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from slap_fast.data.ingest.csv_rows import check_names, read_csv
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
 
-_PARQUET_ROWS = 64  # a row may hold a whole audio file
+_PARQUET_ROWS = 16  # a row may hold a whole audio file
+_PARQUET_BUFFER = 1 << 20  # bytes of a column at a time, of which a row group may hold gigabytes
 
 
 def read_rows(
@@ -59,6 +61,15 @@ def read_tables(
 def first_row(path: Path) -> dict[str, Any]:
     """The first row that can be read; empty where there is none."""
     return next((row for _, row in read_rows(path) if isinstance(row, dict)), {})
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a table; empty where it has no row that can be read."""
+    if path.suffix.lower() == ".parquet":
+        # Without the first rows, which may hold audio.
+        with _parquet_file(path) as file:
+            return list(file.schema_arrow.names) if file.metadata.num_rows else []
+    return list(first_row(path))
 
 
 class _RepeatedKey(dict[str, Any]):
@@ -104,20 +115,26 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejecti
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    number = 0
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+            for position in range(batch.num_rows):
+                yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
+                number += 1
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise DatasetError(f"{path}: reading Parquet needs pyarrow; `pip install pyarrow`") from error
     try:
-        number = 0
-        with ParquetFile(path) as file:
+        with ParquetFile(path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
             check_names(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for position in range(batch.num_rows):
-                    yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
-                    number += 1
-    except pyarrow.ArrowException as error:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not a readable Parquet file ({_one_line(error)})") from error
 
 
