@@ -1,7 +1,8 @@
 """`slap-fast`: prepare, plan, train, export, evaluate, embed, search, caption, info.
 
 Results go to stdout; progress, skips and errors to stderr. Exit codes: 0 done; 1 done, but some clips were skipped,
-each named; 2 not done, because of what was asked or given, in one line; 130 interrupted; 141 the reader of stdout left.
+each named; 2 not done, because of what was asked or given, in one line; 70 a fault of the program, with its traceback;
+130 interrupted; 141 the reader of stdout left.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from slap_fast import __version__, cpu_runtime
 from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, search, train
 from slap_fast.commands.shared import one_line
+
+FAULT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means something else here
 
 COMMANDS = {
     "prepare": prepare,
@@ -49,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:
         if not is_user_error(error):
-            raise
+            traceback.print_exc()
+            print(f"slap-fast {arguments.command}: this is a fault of slap-fast; please report it", file=sys.stderr)
+            return FAULT
         print(f"slap-fast {arguments.command}: {describe(error)}", file=sys.stderr)
         return 2
     return code
@@ -67,16 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """The system's refusals (a missing file, a full disk) and the errors slap_fast raises about its input.
+    """The system's refusals (a missing file, a full disk, no memory) and the errors slap_fast raises about its input.
 
     A bare ValueError is a fault of the program and keeps its traceback.
     """
-    return isinstance(error, OSError) or type(error).__module__.startswith("slap_fast.")
+    # PyTorch's out-of-memory errors are told by name: torch may not be loaded.
+    refused = isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return refused or type(error).__module__.startswith("slap_fast.")
 
 
 def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory {one_line(error)}".strip()
     return one_line(error)
 
 

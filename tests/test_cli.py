@@ -255,6 +255,9 @@ USAGE_ERRORS: list[tuple[list[str], str]] = [
     (["search", "model", "query", "--embeddings", "none.npz"], "none.npz: cannot read"),
     (["embed", "model", "a.wav", "--out", "x.json"], "x.json: embeddings are written as"),
     (["embed", "none", "a.wav", "--out", "x.npz"], "none: no such folder"),
+    (["embed", "model", "", "--out", "x.npz"], "no such folder"),
+    (["search", "model", " ", "a.wav"], "QUERY is empty"),
+    (["embed", "model", "a.wav", "--out", "/proc/none/x.npz"], "/proc/none/x.npz: cannot be written (/proc: "),
     (["evaluate", "model"], "give a DATASET"),
     (["evaluate", "model", "none"], "none"),
     (["evaluate", "model", "none", "--log", "none.jsonl"], "none.jsonl: no such log"),
@@ -358,13 +361,19 @@ def fail_with(error: BaseException) -> SimpleNamespace:
 
 def test_a_fault_of_the_program_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "info", fail_with(ValueError("a bug")))
-    with pytest.raises(ValueError, match="a bug"):
-        run("info")
+    code, out, err = run("info")
+    # Not 1, which is that of a command that has skipped some clips.
+    assert (code, out) == (70, "")
+    assert err.startswith("Traceback")
+    assert "ValueError: a bug" in err
+    assert err.endswith("slap-fast info: this is a fault of slap-fast; please report it\n")
 
 
 def test_a_full_disk_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "info", fail_with(OSError(28, "No space left on device", "x.npz")))
     assert run("info") == (2, "", "slap-fast info: x.npz: No space left on device\n")
+    monkeypatch.setitem(cli.COMMANDS, "info", fail_with(MemoryError()))
+    assert run("info") == (2, "", "slap-fast info: out of memory\n")
 
 
 def test_an_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.audio_inputs import add_audio_arguments, collect_inputs
+from slap_fast.commands.audio_inputs import add_audio_arguments, check_inputs, collect_inputs
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
     add_quiet,
+    has_model,
     load_model,
     report_skipped,
     show_progress,
@@ -32,13 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if has_model(arguments.model):
+        check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
+    model = load_model(arguments.model, arguments.device)
     from tqdm import tqdm
 
     from slap_fast.evaluation.captioning import generate_captions
     from slap_fast.evaluation.dataset import describe_nothing_read
 
     inputs = collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
-    model = load_model(arguments.model, arguments.device)
     skipped: list[Skipped] = []
     for generated in generate_captions(model, inputs, skipped, progress=show_progress(arguments)):
         line = generated.to_json() if arguments.json else f"{generated.name}\t{generated.caption}"

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from slap_fast.commands.audio_inputs import add_audio_arguments, collect_inputs
-from slap_fast.commands.shared import add_model_arguments, add_quiet, load_model, report_skipped, show_progress
+from slap_fast.commands.audio_inputs import add_audio_arguments, check_inputs, collect_inputs
+from slap_fast.commands.shared import (
+    add_model_arguments,
+    add_quiet,
+    has_model,
+    load_model,
+    report_skipped,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from slap_fast.evaluation.dataset import EmbeddedAudio
 
 HELP = "write the embeddings of audio or texts to a file"
 
@@ -20,18 +32,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from slap_fast.commands.embedding_files import check_suffix, write_embeddings
-    from slap_fast.evaluation.dataset import embed_inputs, embed_texts
+    from slap_fast.commands.embedding_files import check_suffix, check_writable, write_embeddings
 
     check_suffix(arguments.out)
-    inputs = [] if arguments.text else collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
+    check_writable(arguments.out)
+    if not arguments.text and has_model(arguments.model):
+        check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     model = load_model(arguments.model, arguments.device)
+    from slap_fast.evaluation.dataset import EmbeddingInterrupted, embed_inputs, embed_texts
+
+    inputs = [] if arguments.text else collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     if arguments.text:
         names, skipped = arguments.audio, []
         embeddings = embed_texts(model, names, progress=show_progress(arguments))
     else:
-        audio = embed_inputs(model, inputs, progress=show_progress(arguments))
+        try:
+            audio = embed_inputs(model, inputs, progress=show_progress(arguments))
+        except EmbeddingInterrupted as interrupt:
+            _keep_partial(arguments.out, interrupt.done, len(inputs))
+            raise
         names, embeddings, skipped = [clip.name for clip in audio.inputs], audio.embeddings, audio.skipped
     write_embeddings(arguments.out, names, embeddings.numpy())
     print(f"{arguments.out}: {len(names)} embeddings of width {embeddings.shape[1]}")
     return report_skipped(skipped, len(inputs))
+
+
+def _keep_partial(out: Path, done: EmbeddedAudio, total: int) -> None:
+    """Beside `out`, which stays as it is: who finds it there shall find all of it."""
+    from slap_fast.commands.embedding_files import write_embeddings
+
+    report_skipped(done.skipped, total)
+    if not done.inputs:
+        return
+    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    write_embeddings(partial, [clip.name for clip in done.inputs], done.embeddings.numpy())
+    print(f"slap-fast: {len(done.inputs)} of {total} embeddings were done and are kept in {partial}", file=sys.stderr)

@@ -1,17 +1,21 @@
-"""Named embeddings on disk: `.npz` (names inside), `.safetensors` (in its metadata) or `.npy` (beside it)."""
+"""Named embeddings on disk, one file: `.npz` (arrays `names` and `embeddings`), `.safetensors` (names in its metadata)
+or `.npy` (after the matrix, where NumPy does not look, a last line of JSON with the names).
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import zipfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slap_fast.commands.shared import CommandError
+from slap_fast.commands.shared import CommandError, one_line
+from slap_fast.durable_files import replace_whole, save_safetensors
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
@@ -21,57 +25,88 @@ def check_suffix(path: Path) -> None:
         raise CommandError(f"{path}: embeddings are written as {', '.join(SUFFIXES)}; the name must end in one of them")
 
 
+def check_writable(path: Path) -> None:
+    """Find out before anything is computed that there is no room for the result.
+
+    Raises:
+        CommandError: the folder, or the nearest one above that there is, takes no files.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # Asked by doing: permissions do not tell of a read-only or a full disk.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written ({folder}: {error.strerror}); choose another --out") from error
+
+
 def write_embeddings(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write `[N, D]` float32 embeddings and their N names; the file appears whole or not at all."""
+    """Write `[N, D]` float32 embeddings and their N names.
+
+    The file appears whole or not at all, with the names of its own embeddings, also where several write it at once.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
     check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        if path.suffix == ".npz":
-            np.savez(part, embeddings=embeddings, names=np.array(names, dtype=np.str_))
-        elif path.suffix == ".npy":
-            np.save(part, embeddings)
-            _names_file(path).write_text(json.dumps(list(names), ensure_ascii=False, indent=0), encoding="utf-8")
-        else:
-            from safetensors.numpy import save_file
+    embeddings = np.ascontiguousarray(embeddings)
 
-            save_file({"embeddings": np.ascontiguousarray(embeddings)}, part, {"names": json.dumps(list(names))})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    def write(temporary: Path) -> None:
+        if path.suffix == ".safetensors":
+            import torch
+
+            save_safetensors(temporary, {"embeddings": torch.from_numpy(embeddings)}, {"names": json.dumps(names)})
+            return
+        with open(temporary, "wb") as file:
+            if path.suffix == ".npz":
+                np.savez(file, embeddings=embeddings, names=np.array(names, dtype=np.str_))
+            else:
+                np.save(file, embeddings)
+                file.write(b"\n" + json.dumps(list(names)).encode() + b"\n")
+
+    names = list(names)
+    replace_whole(path, write)
 
 
 def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
     """Names and `[N, D]` float32 embeddings.
 
     Raises:
-        CommandError: not such a file, or as many names as embeddings are not in it.
+        CommandError: not such a file; or it has not as many names as embeddings, or one that is not finite.
     """
     check_suffix(path)
     try:
         names, embeddings = _read(path)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CommandError(f"{path}: cannot read embeddings: {error}; write them with `slap-fast embed`") from error
-    if embeddings.ndim != 2 or len(embeddings) != len(names):
-        raise CommandError(f"{path}: embeddings of shape {embeddings.shape} and {len(names)} names; write it again")
+    except Exception as error:  # NumPy's headers are Python source and its archives are zip files: errors of all kinds.
+        reason = one_line(error) or type(error).__name__
+        raise CommandError(f"{path}: cannot read embeddings: {reason}; write them with `slap-fast embed`") from error
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(names):
+        found = f"{len(names)} names" if named else "no list of names"
+        raise CommandError(
+            f"{path}: {embeddings.dtype} embeddings of shape {embeddings.shape} and {found}; write it again"
+        )
+    if not np.isfinite(embeddings).all():
+        bad = names[int(np.argmin(np.isfinite(embeddings).all(axis=1)))]
+        raise CommandError(f"{path}: the embedding of {bad} is not finite; write the file again")
     return names, embeddings.astype(np.float32)
 
 
-def _read(path: Path) -> tuple[list[str], np.ndarray]:
+def _read(path: Path) -> tuple[Any, np.ndarray]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return file["names"].tolist(), file["embeddings"]
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["names"].tolist(), archive["embeddings"]
     if path.suffix == ".npy":
-        names: list[Any] = json.loads(_names_file(path).read_text(encoding="utf-8"))
-        return names, np.load(path, allow_pickle=False)
-    from safetensors import SafetensorError, safe_open
+        with open(path, "rb") as file:
+            embeddings = np.lib.format.read_array(file, allow_pickle=False)
+            names = file.read()
+        if not names:
+            raise ValueError("it has no names after the matrix")
+        return json.loads(names), embeddings
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "numpy") as file:
-            return json.loads((file.metadata() or {})["names"]), file.get_tensor("embeddings")
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-
-
-def _names_file(path: Path) -> Path:
-    return path.with_suffix(".names.json")
+    with safe_open(path, "numpy") as tensors:
+        return json.loads((tensors.metadata() or {})["names"]), tensors.get_tensor("embeddings")

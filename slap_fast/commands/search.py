@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from slap_fast.commands.audio_inputs import add_audio_arguments, collect_inputs
+from slap_fast.commands.audio_inputs import add_audio_arguments, check_inputs, collect_inputs
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
     add_quiet,
+    has_model,
     load_model,
     positive,
     print_rows,
@@ -34,19 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.audio) == bool(arguments.embeddings):
         raise CommandError("give either AUDIO or --embeddings FILE to search in")
+    if not arguments.query.strip():
+        raise CommandError("QUERY is empty; say what to look for")
+    if arguments.embeddings:
+        from slap_fast.commands.embedding_files import read_embeddings
+
+        names, stored = read_embeddings(arguments.embeddings)
+    elif has_model(arguments.model):
+        check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
+    model = load_model(arguments.model, arguments.device)
     import torch
 
-    from slap_fast.commands.embedding_files import read_embeddings
     from slap_fast.evaluation.dataset import embed_inputs, embed_texts
 
     skipped, total = [], 0
     if arguments.embeddings:
-        names, stored = read_embeddings(arguments.embeddings)
         embeddings = torch.from_numpy(stored)
-        model = load_model(arguments.model, arguments.device)
     else:
         inputs = collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
-        model = load_model(arguments.model, arguments.device)
         audio = embed_inputs(model, inputs, progress=show_progress(arguments))
         names, embeddings = [clip.name for clip in audio.inputs], audio.embeddings
         skipped, total = audio.skipped, len(inputs)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Of NVIDIA, its boards, Windows' Linux, and AMD.
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+
+
 class CommandError(ValueError):
     """What was asked cannot be done; the message says what, where, and what to do."""
 
@@ -23,24 +28,51 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
 
 
-def load_model(folder: Path, device: str) -> SLAP:
-    """The model in `folder` on `device`, ready for inference."""
-    if not (folder / "config.json").is_file():
+def has_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def check_model(folder: Path, device: str) -> None:
+    """Find out without torch, which takes seconds to load, that a model cannot be loaded.
+
+    Raises:
+        CommandError: a file of the model is missing, or there is no such device.
+    """
+    if not has_model(folder):
         inside = "it has no config.json" if folder.is_dir() else "no such folder"
         raise CommandError(f"{folder}: {inside}; MODEL is the folder that training wrote as <output>/model")
+    for name in ("model.safetensors", "text_config/config.json"):
+        if not (folder / name).is_file():
+            raise CommandError(f"{folder}: cannot load the model: {name} is missing; copy the folder again")
+    if not (folder / "tokenizer").is_dir():
+        raise CommandError(f"{folder}: it has no tokenizer/; copy it from the training dataset's folder")
+    kind, _, number = device.partition(":")
+    if device != "auto" and (kind not in _DEVICES or not (number.isdecimal() or device == kind)):
+        raise CommandError(f"--device {device}: no such device; give auto, cpu, cuda, or cuda:1 for the second GPU")
+    if kind == "cuda" and sys.platform == "linux" and not any(Path(path).exists() for path in _GPU_DRIVERS):
+        raise CommandError(f"--device {device}: this machine has no GPU, or no driver for it; leave --device out")
+
+
+def load_model(folder: Path, device: str) -> SLAP:
+    """The model in `folder` on `device`, ready for inference.
+
+    Raises:
+        CommandError: it cannot be loaded; the message says why in one line.
+    """
+    check_model(folder, device)
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise CommandError(f"--device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here")
     from slap_fast.models.slap import SLAP
 
     # Whatever is wrong with a model folder (a torn download, another version) shows as one of these.
     try:
         model = SLAP.from_pretrained(folder)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         raise CommandError(f"{folder}: cannot load the model: {one_line(error)}") from error
-    if model.tokenizer is None:
-        raise CommandError(f"{folder}: it has no tokenizer/; copy it from the training dataset's folder")
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

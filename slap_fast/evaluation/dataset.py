@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.audio_files import AudioError, load_audio, mono_blocks, open_audio, warn_of
+from slap_fast.audio_files import CONVERT, AudioError, load_audio, mono_blocks, open_audio, warn_of
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.models.config import ModelConfig
 from slap_fast.progress import progress_bar
@@ -36,6 +36,18 @@ class Encoder(Protocol):
 
 class EvaluationError(ValueError):
     """There is nothing to evaluate; the message says why."""
+
+
+class EmbeddingInterrupted(KeyboardInterrupt):
+    """An interrupt between two batches or within one.
+
+    Attributes:
+        done: what was embedded before.
+    """
+
+    def __init__(self, done: EmbeddedAudio) -> None:
+        super().__init__()
+        self.done = done
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,15 @@ def file_input(path: Path, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
     return AudioInput(str(path), partial(_read_file, path, max_seconds))
 
 
+def unusable_input(name: str, reason: str, detail: str) -> AudioInput:
+    """What was met and cannot be a clip: it is named among what could not be read."""
+
+    def read(sample_rate: int) -> np.ndarray:
+        raise AudioError(reason, detail)
+
+    return AudioInput(name, read)
+
+
 def read_ahead(
     inputs: Sequence[AudioInput], sample_rate: int, skipped: list[Skipped], *, threads: int = 2
 ) -> Iterator[tuple[AudioInput, np.ndarray]]:
@@ -149,6 +170,7 @@ def embed_inputs(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool
 
     Raises:
         EvaluationError: nothing could be read; the message holds the first reason.
+        EmbeddingInterrupted: with what was done before Ctrl-C.
     """
     audio = embed_readable(model, inputs, progress=progress)
     if not audio.inputs:
@@ -157,17 +179,26 @@ def embed_inputs(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool
 
 
 def embed_readable(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool = False) -> EmbeddedAudio:
-    """Embed what can be read, which may be nothing."""
+    """Embed what can be read, which may be nothing.
+
+    Raises:
+        EmbeddingInterrupted: with what was done before Ctrl-C.
+    """
     config, sample_rate = model.config, model.config.mel.sample_rate
     kept: list[AudioInput] = []
     skipped: list[Skipped] = []
     embeddings = [torch.empty(0, config.audio.width)]
     with progress_bar(total=len(inputs), desc="audio", unit="clip", disable=not progress) as bar:
-        for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate):
-            waveforms = [waveform for _, waveform in batch]
-            embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
-            kept += [clip for clip, _ in batch]
-            bar.update(len(kept) + len(skipped) - bar.n)
+        try:
+            for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate):
+                waveforms = [waveform for _, waveform in batch]
+                embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
+                kept += [clip for clip, _ in batch]
+                bar.update(len(kept) + len(skipped) - bar.n)
+        except KeyboardInterrupt as interrupt:
+            # One that comes between two lines leaves embeddings without their clips.
+            rows = torch.cat(embeddings[1:] or embeddings)[: len(kept)]
+            raise EmbeddingInterrupted(EmbeddedAudio(kept, rows, skipped)) from interrupt
     # The empty one gives the width where there is nothing else.
     return EmbeddedAudio(kept, torch.cat(embeddings[1:] or embeddings), skipped)
 
@@ -216,14 +247,20 @@ def _with_captions(model: Encoder, audio: EmbeddedAudio, progress: bool) -> Embe
 def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
     blocks: list[np.ndarray] = []
     samples = 0
-    with open_audio(path) as sound:
-        for block in mono_blocks(sound, sample_rate):
-            blocks.append(block)
-            samples += len(block)
-            # Checked as it is read: headers of some formats do not tell.
-            if samples > max_seconds * sample_rate:
-                raise AudioError("too_long", f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds")
-        warn_of(sound, str(path))
+    try:
+        with open_audio(path) as sound:
+            for block in mono_blocks(sound, sample_rate):
+                blocks.append(block)
+                samples += len(block)
+                # Checked as it is read: headers of some formats do not tell.
+                if samples > max_seconds * sample_rate:
+                    longest = f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds"
+                    raise AudioError("too_long", longest)
+            warn_of(sound, str(path))
+    except AudioError as error:
+        if error.reason == "unreadable":
+            raise AudioError(error.reason, f"{error.detail}; if it plays elsewhere, {CONVERT}") from error
+        raise
     if not samples:
         raise AudioError("no_samples", "0 samples")
     return np.concatenate(blocks)
