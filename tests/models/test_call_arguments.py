@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from slap_fast.data.batch import Batch
 from slap_fast.data.tokenizer import train_tokenizer
 from slap_fast.models.slap import SLAP
 from slap_fast.ops.contrastive_loss import contrastive_loss
-from tests.models.builders import TINY, random_clips
+from slap_fast.ops.packing import PackedLayout
+from tests.models.builders import TINY, audio_layouts, random_clips
 
 RATE = 48_000
 
@@ -288,6 +291,32 @@ def test_forward_gives_the_embeddings_with_gradients(model, stereo):
     model.zero_grad()
 
 
+def test_forward_takes_a_packed_batch_with_its_masks(model):
+    clips, texts = random_clips([0.3, 0.5]), ["a bell", "a dog"]
+    samples, frames, tokens = audio_layouts(clips)
+    ids = model.tokenizer(texts)["input_ids"]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    batch = Batch(
+        waveform=torch.cat(clips),
+        samples=samples,
+        frames=frames,
+        tokens=tokens,
+        time_masked=torch.zeros(frames.total, dtype=torch.bool),
+        mel_masked=torch.zeros(2, model.config.mel.n_mels, dtype=torch.bool),
+        masked_tokens=nothing,
+        masked=PackedLayout.from_lengths([0, 0]),
+        input_ids=torch.tensor([*ids[0], *ids[1]]),
+        text=PackedLayout.from_lengths([len(sequence) for sequence in ids]),
+        clip_ids=torch.arange(2),
+    )
+    for value, expected in zip(model(batch), model(clips, texts, sampling_rate=16_000), strict=True):
+        assert torch.equal(value, expected)
+    masked = dataclasses.replace(batch, mel_masked=~batch.mel_masked)
+    assert not torch.allclose(model(masked).audio, model(batch).audio)
+    with pytest.raises(ValueError, match="a Batch has its own captions and sample rate; pass it alone"):
+        model(batch, texts)
+
+
 def test_ddp_trains_through_forward(model):
     clips, texts = random_clips([0.3, 0.5]), ["a bell", "a dog barks"]
     contrastive_loss(*model(clips, texts, sampling_rate=16_000)).loss.backward()
@@ -310,3 +339,21 @@ def test_ddp_trains_through_forward(model):
         if name in expected:
             torch.testing.assert_close(value.grad, expected[name], msg=lambda text, name=name: f"{name}: {text}")
     model.zero_grad()
+
+
+def test_the_readmes_use_of_a_model_can_be_done_as_it_is_shown(model, stereo, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Use a model")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("demo/run/model")
+    for name in ("dog.wav", "rain.mp3"):
+        soundfile.write(name, stereo, RATE)
+    names = {"samples": stereo[:, 0], "torch": torch}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for example in re.findall(r"```python\n(.*?)```", section, re.S):
+            exec(example, names)
+    finally:
+        dist.destroy_process_group()
+    assert names["audio"].shape == names["text"].shape == (2, 32)
+    assert names["model"].module.audio_encoder.patch_embedding.weight.grad is not None

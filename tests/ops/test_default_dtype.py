@@ -57,7 +57,7 @@ def _outputs_and_gradients(backend: str) -> dict[str, Tensor]:
         "prototype_cross_entropy": [prototype_loss],
     }
     leaves = [q, k, v, wave, audio, text, hidden, vocabulary, weight, prototypes]
-    named = {}
+    named: dict[str, Tensor] = {}
     for op, outputs in results.items():
         total = torch.stack([output.square().sum() for output in outputs]).sum()
         gradients = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
