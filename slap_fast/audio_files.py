@@ -39,6 +39,7 @@ _UNKNOWN_FRAMES = 1 << 60  # libsndfile claims 2^63 - 1 for streams that do not 
 _LOWEST_RATE = 500  # Hz; resampled from less, a damaged header would make gigabytes of a small file
 _SHORTFALL = 0.05  # a file that lacks more than this of what its header promises is cut off
 _MPEG_SHARE = 0.9  # of a file without any header that frames must fill for it to be MPEG audio
+_BEYOND_FRAMES = 4096
 _NOTED_SECONDS = 0.05  # a shortfall of less is the codec's
 
 AUDIO_EXTENSIONS = frozenset(
@@ -235,7 +236,7 @@ class AudioFile:
                 except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
                     detail = f"stream {number + 1} of {len(self._parts)} is not readable ({_last_words(error)})"
                     raise AudioError("unreadable", detail) from error
-            for block in _mono(self._sound, self._parts[number].skip, self.declared_seconds, self.notes):
+            for block in _mono(self._sound, self._parts[number], self.declared_seconds, self.notes):
                 yield self._sound.samplerate, block
             if self._view.error:
                 raise AudioError("unreadable", f"the file cannot be read to its end ({self._view.error})")
@@ -340,17 +341,24 @@ def _to_pcm16(block: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _mono(
-    sound: soundfile.SoundFile, skip: int, declared: float | None, notes: list[tuple[str, str]]
+    sound: soundfile.SoundFile, part: Part, declared: float | None, notes: list[tuple[str, str]]
 ) -> Iterator[np.ndarray]:
     most = max(1024, _BLOCK_VALUES // sound.channels)
-    read, energy = -skip, 0.0
-    # libFLAC takes what follows the last frame, such as a tag, for damage.
-    limit = sound.frames if sound.format == "FLAC" and 0 < sound.frames < _UNKNOWN_FRAMES else _UNKNOWN_FRAMES
+    read, energy = -part.skip, 0.0
+    # libFLAC takes what follows the last frame, such as a tag, for damage, and gives nothing of the block it was to
+    # fill: up to where the end is promised blocks end there, and beyond it they are short.
+    counted = part.samples or sound.frames
+    promised = counted if sound.format == "FLAC" and 0 < counted < _UNKNOWN_FRAMES else None
     scale_is_free = sound.subtype in ("FLOAT", "DOUBLE")
-    while frames := min(most, limit - read):
+    while True:
+        beyond = promised is not None and read >= promised
+        frames = most if promised is None else _BEYOND_FRAMES if beyond else min(most, promised - read)
         try:
             block = sound.read(frames, dtype="float32", always_2d=True)  # [n, channels]
         except soundfile.SoundFileError as error:
+            if beyond:
+                notes.append(("trailing_bytes", "what follows the last FLAC frame was not read"))
+                break
             where = f"after {read / sound.samplerate:.1f} s"
             raise AudioError("unreadable", f"damaged or cut off {where} ({_last_words(error)})") from error
         if not len(block):

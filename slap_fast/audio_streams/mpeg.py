@@ -20,6 +20,7 @@ _WINDOW_BYTES = 1 << 18
 _STRAY_BYTES = 4096  # fewer are tags or a frame's rest, not worth a word; mpg123 gives up after 1,024
 _RESYNC_BYTES = 512
 _SHORTEST_RUN = 4  # frames; fewer are a chance find among other bytes
+_MISCOUNTED = 2  # frames; some encoders count the header's own
 _RATES = (44_100, 48_000, 32_000)
 # kbit/s by index, 1 to 14.
 _BITRATES = {
@@ -68,7 +69,7 @@ def mpeg_stretches(file: BinaryIO | io.RawIOBase, size: int) -> Stretches | None
     runs = [run for run in runs if run.frames >= min(_SHORTEST_RUN, longest)]
     if not longest:
         return None
-    promised = sum(max(run.told or 0, run.frames) for run in runs)
+    promised = sum(max(run.frames, (run.told or 0) - _MISCOUNTED) for run in runs)
     held = sum(run.frames for run in runs)
     notes: tuple[tuple[str, str], ...] = ()
     if stray > _STRAY_BYTES:

@@ -248,3 +248,16 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
         file.truncate(len(data) // 2)
         with pytest.raises(AudioError, match="it has become shorter"):
             list(mono_blocks(sound, 16_000))
+
+
+@pytest.mark.parametrize("promised", [0, 1, 4096, 20_000, 32_000])
+def test_flac_is_read_to_its_end_whatever_its_header_says(promised: int) -> None:
+    pcm = np.random.default_rng(0).integers(-32768, 32768, 32_000).astype(np.int16)
+    data = bytearray(_file(pcm, "FLAC", "PCM_16", 16_000))
+    data[21:26] = ((data[21] >> 4 << 36) | promised).to_bytes(5, "big")
+    np.testing.assert_array_equal(load_audio(bytes(data)), pcm / np.float32(32768))
+    data[21:26] = ((data[21] >> 4 << 36) | 32_000).to_bytes(5, "big")
+    for before in (b"", b"ID3\4\0\0" + bytes([0, 0, 1, 0]) + bytes(128)):
+        waveform, notes = _load(before + bytes(data) + b"TAG" + b"\1" * 125)
+        np.testing.assert_array_equal(waveform, pcm / np.float32(32768))
+        assert notes == ([] if before else ["trailing_bytes"])
