@@ -42,8 +42,9 @@ def prepare(
     """Turns captioned audio into a dataset folder: WebDataset tars, `index.npy`, `dataset.json`, `report.jsonl`.
 
     Audio becomes 16 kHz mono 16-bit FLAC: channels mixed by their mean, resampled once by soxr (HQ), clipped, not
-    dithered. A clip that cannot be used is left out, counted and named in `report.jsonl` with the reason. Nothing is
-    ever held in memory but the clips in flight.
+    dithered. What cannot be used is left out, counted and named in `report.jsonl` with the reason, and so is what was
+    changed. All that the source holds is a clip, part of one, or left out: the counts are checked at the end. Nothing
+    is ever held in memory but the clips in flight.
 
     A run that is stopped, killed or out of disk is continued by calling again with the same arguments: it goes on after
     the last whole shard, and the result is the same, byte for byte. On a finished dataset the same call does nothing.
@@ -61,8 +62,8 @@ def prepare(
         progress: show a progress bar.
 
     Raises:
-        DatasetError: the source cannot be read, `out` holds something else, a file cannot be written (a full disk), or
-            not one clip can be used. Finished shards stay.
+        DatasetError: the source cannot be read, `out` holds something else, a file cannot be written (a full disk), not
+            one clip can be used, or the source changed meanwhile. Finished shards stay.
     """
     if isinstance(source, (str, os.PathLike)):
         source = open_source(source)
