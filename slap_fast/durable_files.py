@@ -74,7 +74,12 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[s
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else errno.EIO
-        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+        raise os_error(path, error) from error
     open_to_readers(path)
+
+
+def os_error(path: Path, error: Exception) -> OSError:
+    """What a library of Rust's could not write, as Python would say it."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slap_fast.models.errors import ModelError
-from slap_fast.models.saved_files import TOKENIZER_FILES, read_tokenizer, words
+from slap_fast.models.saved_files import TOKENIZER_FILES, read_tokenizer, save_tokenizer, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -72,11 +72,7 @@ def train_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
     )
     if out is not None:
-        try:
-            wrapped.save_pretrained(os.fspath(out))
-        except Exception as error:
-            # The Rust library raises a bare Exception where a disk is full.
-            raise OSError(f"cannot save the tokenizer ({error})") from error
+        save_tokenizer(wrapped, Path(out))
     return wrapped
 
 

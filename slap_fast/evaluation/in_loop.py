@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 
 from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
@@ -152,7 +151,7 @@ class InLoopEvaluation:
         try:
             kept = best.offer(model, step, score, scores)
             comparison = "the best so far" if kept else f"best {best.score:.4f} after step {best.step}"
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError) as error:
             comparison = f"the best so far, but cannot be saved: {error}"
         notes.append(f"step {step}: {self._config.metric} {score:.4f}, {comparison}")
         return Evaluated(scores, tuple(notes))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slap_fast.durable_files import os_error
 from slap_fast.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -139,6 +140,20 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         model_input_names=names,
         **tokens,
     )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write what `read_tokenizer` reads.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(os.fspath(folder))
+    except OSError:
+        raise
+    except Exception as error:  # The Rust library raises a bare Exception where a disk is full.
+        raise os_error(folder, error) from error
 
 
 def largest_id(tokenizer: Any) -> int:

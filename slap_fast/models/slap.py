@@ -20,7 +20,14 @@ from slap_fast.models.config import model_config_from_dict
 from slap_fast.models.errors import ModelError
 from slap_fast.models.inference import Embeddings, PackedBatch
 from slap_fast.models.network import SLAPNetwork
-from slap_fast.models.saved_files import largest_id, read_object, read_text_config, read_tokenizer, words
+from slap_fast.models.saved_files import (
+    largest_id,
+    read_object,
+    read_text_config,
+    read_tokenizer,
+    save_tokenizer,
+    words,
+)
 from slap_fast.models.saved_weights import read_weights
 from slap_fast.ops.packing import PackedLayout
 
@@ -175,11 +182,15 @@ class SLAP(SLAPNetwork):
         self.save_description(folder)
 
     def save_description(self, folder: str | os.PathLike) -> None:
-        """What `save_pretrained` writes but the weights."""
+        """What `save_pretrained` writes but the weights.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         folder = Path(folder)
         self.text_encoder.model.config.save_pretrained(folder / "text_config")
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder / "tokenizer")
+            save_tokenizer(self.tokenizer, folder / "tokenizer")
         config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
         replace_file(folder / "config.json", [config.encode("utf-8")])
 

@@ -237,9 +237,9 @@ def test_whatever_the_damage_a_model_works_or_is_refused_in_one_line(
         what = damage(folder, seed)
         try:
             model = load_model(folder, "cpu")
-            embeddings = torch.cat([model.encode_text(["a dog barks"]), model.encode_audio([clip])])
+            embeddings = torch.cat([model.encode_text(["a dog barks"]), model.encode_audio([clip], sampling_rate=16_000)])
             assert bool(embeddings.isfinite().all()), what
-            model.caption([clip], max_length=2)
+            model.caption([clip], max_length=2, sampling_rate=16_000)
         except (CommandError, ModelError) as error:
             refused.append(str(error))
         except BaseException as error:
@@ -249,16 +249,26 @@ def test_whatever_the_damage_a_model_works_or_is_refused_in_one_line(
     assert not [message for message in refused if "\n" in message]
 
 
-def test_a_disk_that_is_full_leaves_the_earlier_weights_and_says_so_in_one_line(folder: Path) -> None:
-    before = (folder / "model.safetensors").read_bytes()
+@pytest.mark.parametrize(("limit", "file"), [(100_000, "model.safetensors"), (4000, "tokenizer"), (300, "config.json")])
+def test_a_disk_that_is_full_leaves_the_earlier_files_and_says_so_in_one_line(
+    folder: Path, limit: int, file: str
+) -> None:
+    def content() -> dict[str, bytes]:
+        # Of the tokenizer and the text configuration the libraries' own writing counts.
+        return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
+
+    before = content()
     code = (
         "import resource, sys; from slap_fast.models.slap import SLAP; from slap_fast.cli import describe\n"
-        "model = SLAP.from_pretrained(sys.argv[1])\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: model.save_pretrained(sys.argv[1])\n"
+        "model = SLAP.from_pretrained(sys.argv[1]); limit = int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "try: model.save_pretrained(sys.argv[1]) if limit > 5000 else model.save_description(sys.argv[1])\n"
         "except OSError as error: print(describe(error))"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    assert result.stdout == f"{folder / 'model.safetensors'}: File too large\n"
-    assert (folder / "model.safetensors").read_bytes() == before
+    command = [sys.executable, "-c", code, str(folder), str(limit)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+    assert file in result.stdout or limit < 1000
+    assert content() == before
     assert not list(folder.glob(".*"))
