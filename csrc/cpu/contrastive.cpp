@@ -84,8 +84,8 @@ class Forward {
     multiply_tile(inputs_, panels_, first_row, tile, scratch.panels.get());
     std::fill_n(facts.best_positive.get(), tile_columns_, -kInfinity);
     std::fill_n(facts.best_negative.get(), tile_columns_, -kInfinity);
-    take_positives(tile, first_row, column, facts, scratch);
-    if (inputs_.scale == 0.0f) flatten(tile, scratch);
+    float* end = take_positives(tile, first_row, column, facts, scratch);
+    if (inputs_.scale == 0.0f) flatten(tile, scratch.saved.get(), end);
     float chunk[kRowBlock];
     if (inputs_.sigmoid) {
       float losses[kRowBlock];
@@ -115,9 +115,9 @@ class Forward {
     }
   }
 
-  // Positives are seen one by one, and hidden from what sees all pairs.
-  void take_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, ColumnFacts& facts,
-                      TileScratch& scratch) {
+  // Positives are seen one by one, and hidden from what sees all pairs. Returns the end of what is saved of them.
+  float* take_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column,
+                        ColumnFacts& facts, TileScratch& scratch) {
     const float hidden = tile.scale < 0.0f ? kInfinity : -kInfinity;
     float* saved = scratch.saved.get();
     for (std::int64_t r = 0; r < tile.rows; ++r) {
@@ -135,12 +135,15 @@ class Forward {
         similarity = hidden;
       });
     }
+    return saved;
   }
 
-  // Times zero the infinities that hide positives would be lost: takes the scale for 1 and similarities for zero.
-  void flatten(SimilarityTile& tile, TileScratch& scratch) const {
-    for (float* x = tile.data; x < tile.data + tile.rows * tile.stride; ++x) *x = *x == -kInfinity ? *x : 0.0f;
-    std::fill_n(scratch.saved.get(), tile.rows * tile.stride, 0.0f);
+  // Times zero the infinities that hide positives would be lost: multiplies all else by it, and takes the scale for 1.
+  // NaN stays NaN.
+  void flatten(SimilarityTile& tile, float* saved, const float* end) const {
+    for (float* x = tile.data; x < tile.data + tile.rows * tile.stride; ++x)
+      *x = *x == -kInfinity ? *x : *x * 0.0f + 0.0f;
+    for (; saved < end; ++saved) *saved = *saved * 0.0f + 0.0f;
     tile.scale = 1.0f;
   }
 

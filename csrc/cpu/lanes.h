@@ -22,6 +22,7 @@ constexpr int kLanes = 4, kColumns = 4;  // what compilers turn into SSE2 or NEO
 
 typedef float Lanes __attribute__((vector_size(kLanes * 4)));
 typedef std::int32_t IntLanes __attribute__((vector_size(kLanes * 4)));
+typedef std::uint32_t WordLanes __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedLanes __attribute__((vector_size(kLanes * 4), aligned(4)));
 
 #define SLAP_FAST_INLINE inline __attribute__((always_inline))
@@ -40,6 +41,8 @@ SLAP_FAST_INLINE Lanes splat(float x) {
   return Lanes{x, x, x, x};
 #endif
 }
+SLAP_FAST_INLINE WordLanes words(Lanes x) { return reinterpret_cast<WordLanes>(x); }
+SLAP_FAST_INLINE Lanes floats(WordLanes x) { return reinterpret_cast<Lanes>(x); }
 SLAP_FAST_INLINE Lanes select(IntLanes mask, Lanes x, Lanes y) { return mask ? x : y; }
 
 // a * b + c, c - a * b and a * b - c; fused where the instruction set can.
@@ -114,9 +117,9 @@ SLAP_FAST_INLINE Lanes logarithm_of_parts(Lanes f, Lanes e) {
 
 // Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN.
 SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
-  const IntLanes bits = reinterpret_cast<IntLanes>(x);
-  const IntLanes exponent = (bits - 0x3f3504f3) >> 23;
-  const Lanes f = reinterpret_cast<Lanes>(bits - (exponent << 23)) - 1.0f;
+  // Words wrap around, as NaN and what is not positive make them do. The shift repeats the sign.
+  const IntLanes exponent = reinterpret_cast<IntLanes>(words(x) - 0x3f3504f3u) >> 23;
+  const Lanes f = floats(words(x) - (reinterpret_cast<WordLanes>(exponent) << 23)) - 1.0f;
   const Lanes result = logarithm_of_parts(f, __builtin_convertvector(exponent, Lanes));
   return select(x < __builtin_inff(), result, x);
 }
@@ -127,8 +130,13 @@ SLAP_FAST_INLINE Lanes logarithm_above_1(Lanes x) {
   return logarithm_of_parts(select(upper, (x - 1.0f) * 0.5f, x), select(upper, splat(1.0f), Lanes{}));
 }
 
-// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN. x must lie below 127. With x = n + f,
-// 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
+// The nearest integer n to x, and 2^n, for n from -127 (then 0) to 127. Adding 1.5 * 2^23 leaves n in the lowest bits,
+// and 127 more its biased exponent. What NaN becomes here is anything: who scales by it multiplies NaN.
+constexpr float kToExponent = 12582912.0f + 127.0f;
+SLAP_FAST_INLINE Lanes power_of_2(Lanes shifted) { return floats(words(shifted) << 23); }
+
+// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN, whatever its bits. x must lie below 127.
+// With x = n + f, 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
 SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
 #if defined(__AVX512F__)
   const Lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 for an infinity
@@ -141,26 +149,27 @@ SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
   return _mm512_scalef_ps(p, x);
 #else
   const Lanes clamped = at_least(x, splat(-127.0f));
-  // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
-  const Lanes shifted = clamped + 12582912.0f;
-  const Lanes f = clamped - (shifted - 12582912.0f);
+  const Lanes shifted = clamped + kToExponent;
+  const Lanes f = clamped - (shifted - kToExponent);
   Lanes p = splat(1.3264727124e-3f);
   p = fma(p, f, splat(9.6715126448e-3f));
   p = fma(p, f, splat(5.5507337435e-2f));
   p = fma(p, f, splat(2.4022242085e-1f));
   p = fma(p, f, splat(6.9314697760e-1f));
   p = fma(p, f, splat(1.0f));
-  const IntLanes bits = reinterpret_cast<IntLanes>(p) + (reinterpret_cast<IntLanes>(shifted) << 23);
-  return select(x < -126.0f, Lanes{}, reinterpret_cast<Lanes>(bits));
+  return p * power_of_2(shifted);
 #endif
 }
 
-// e^x within 7e-8 of its value, without bias: for sums of differences. What lies below e^-87 may be 0. NaN stays NaN. x
-// must lie below 88. With x = n ln 2 + r, e^r = 1 + r + r^2 P(r); P is a minimax polynomial.
+// e^x within 7e-8 of its value, without bias: for sums of differences. What lies below e^-87 may be 0. NaN stays NaN,
+// whatever its bits. x must lie below 88. With x = n ln 2 + r, e^r = 1 + r + r^2 P(r); P is a minimax polynomial.
 SLAP_FAST_INLINE Lanes exponential(Lanes x) {
-  const Lanes clamped = at_least(x, splat(-106.0f));
-  // Adding 1.5 * 2^23 leaves the nearest integer in the lowest bits.
-  const Lanes shifted = fma(clamped, splat(1.44269504f), splat(12582912.0f)), n = shifted - 12582912.0f;
+#if defined(__AVX512F__)
+  const Lanes clamped = at_least(x, splat(-106.0f));  // rounds to 0
+#else
+  const Lanes clamped = at_least(x, splat(-88.0f));  // its power of 2 is 0
+#endif
+  const Lanes shifted = fma(clamped, splat(1.44269504f), splat(kToExponent)), n = shifted - kToExponent;
   // ln 2 in two parts, the first exact in few bits.
   const Lanes r = fma(n, splat(2.12194440e-4f), fnma(n, splat(0.693359375f), clamped));
   Lanes p = splat(1.3814173872e-3f);
@@ -172,8 +181,7 @@ SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
 #else
-  const IntLanes bits = reinterpret_cast<IntLanes>(p) + (reinterpret_cast<IntLanes>(shifted) << 23);
-  return select(x < -87.0f, Lanes{}, reinterpret_cast<Lanes>(bits));
+  return p * power_of_2(shifted);
 #endif
 }
 

@@ -6,10 +6,6 @@
 
 namespace slap_fast::SLAP_FAST_ISA {
 
-typedef std::uint32_t WordLanes __attribute__((vector_size(kLanes * 4)));
-
-SLAP_FAST_INLINE WordLanes words(Lanes x) { return reinterpret_cast<WordLanes>(x); }
-SLAP_FAST_INLINE Lanes floats(WordLanes x) { return reinterpret_cast<Lanes>(x); }
 SLAP_FAST_INLINE WordLanes select(IntLanes mask, WordLanes x, WordLanes y) { return mask ? x : y; }
 
 // kLanes 16-bit values as words, and back; what a word has above them must be zero.

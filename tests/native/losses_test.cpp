@@ -207,6 +207,33 @@ void check_prototype_cross_entropy(Random& random) {
   for (std::int64_t i = 0; i < shape.rows; ++i) made.check(i, gradients[index(i)], "gradient of scores");
 }
 
+// One NaN among the scores, of whatever bits, makes the loss and its row's gradient NaN.
+void check_nan(Random& random, std::uint32_t bits) {
+  const Shape shape(random);
+  if (shape.rows == 0) return;
+  const std::int64_t row = random.between(0, shape.rows - 1), column = random.between(0, shape.columns - 1);
+  const auto poison = [&](const Exact<float>& scores) {
+    std::memcpy(&scores[row * shape.stride + column], &bits, sizeof bits);
+  };
+  const Exact<float> logits = shape.scores(random, 20.0f), teacher = shape.scores(random, 1.0f);
+  const Exact<std::int64_t> target(shape.rows, 0);
+  std::fill_n(target.data(), shape.rows, 0);
+  const Exact<float> weight(shape.rows, 0);
+  std::fill_n(weight.data(), shape.rows, 1.0f);
+  const ScoreRows rows{logits.data(), shape.rows, shape.columns, shape.stride};
+  poison(logits);
+  const Made tokens(random, shape, logits);
+  const double total = slap_fast::linear_cross_entropy(rows, target.data(), {0.0, 0.0}, tokens.storage, shape.threads);
+  require(std::isnan(total) && tokens.is_nan(row), "NaN is lost in the loss of tokens");
+  const Exact<float> student = shape.scores(random, 1.0f);
+  poison(random.once_in(2) ? student : teacher);
+  const ScoreRows students{student.data(), shape.rows, shape.columns, shape.stride};
+  const Made scores(random, shape, student);
+  const double loss = slap_fast::prototype_cross_entropy(students, teacher.data(), 0.1f, {0.1f, nullptr}, weight.data(),
+                                                         scores.storage, shape.threads);
+  require(std::isnan(loss) && scores.is_nan(row), "NaN is lost in the loss under the teacher");
+}
+
 void check_malformed() {
   float score = 0.0f;
   const auto refused = [&](std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature) {
@@ -241,6 +268,7 @@ void test_losses() {
       check_linear_cross_entropy(random);
       check_sinkhorn_masses(random);
       check_prototype_cross_entropy(random);
+      check_nan(random, random.of<std::uint32_t>({0x7fc00000u, 0x7fc00001u, 0x7f800001u, 0xffbfffffu, 0x7fffffffu}));
     }
     check_malformed();
   }
