@@ -33,13 +33,14 @@ def train_tokenizer(
         out: folder to save to, for `load_tokenizer`.
 
     Raises:
-        ValueError: `vocab_size` is below 261.
+        ValueError: `vocab_size` is below 261, or `captions` is one string.
         TokenizerError: there is no text.
         OSError: `out` cannot be written.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    _refuse_one_string(captions)
     if vocab_size < _MIN_VOCAB:
         raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and 5 special tokens need at least {_MIN_VOCAB}")
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -108,8 +109,14 @@ def _downloaded(name: str) -> Path:
         ) from error
 
 
+def _refuse_one_string(captions: object) -> None:
+    if isinstance(captions, str):
+        raise ValueError(f"captions is one string, {captions[:40]!r}, whose letters would be captions; pass a list")
+
+
 def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each caption, unpadded, cut to `max_length` with the start and end tokens kept."""
+    _refuse_one_string(captions)
     if max_length < 3:
         raise ValueError(f"max_length is {max_length}; a start token, a word and an end token need at least 3")
     encoded = tokenizer(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from slap_fast.models.call_arguments import split_texts
 from slap_fast.models.config import ModelConfig
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.mel_config import MelConfig
@@ -65,10 +66,10 @@ def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
     return spans
 
 
-def localise(model: Localiser, waveform: np.ndarray, queries: Sequence[str]) -> list[Localisation]:
+def localise(model: Localiser, waveform: np.ndarray, queries: str | Sequence[str]) -> list[Localisation]:
     """Follow each of `queries` through a clip of `[S]` samples at the model's sample rate."""
     curves = []
-    for query in queries:
+    for query in split_texts(queries):
         times, similarity = model.similarity_over_time(waveform, query, sampling_rate=model.config.mel.sample_rate)
         curves.append(Localisation(query, _on_host(times), _on_host(similarity)))
     return curves

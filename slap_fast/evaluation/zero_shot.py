@@ -15,6 +15,7 @@ from slap_fast.data.ingest.clip_items import Rejection
 from slap_fast.data.ingest.labelled import labelled_rows, published_table
 from slap_fast.data.ingest.table_folders import SPLIT_WORDS
 from slap_fast.data.ingest.table_rows import TABLE_EXTENSIONS
+from slap_fast.models.call_arguments import split_texts
 
 TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 
@@ -64,12 +65,15 @@ def labelled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[
     return [(path, number[name]) for path, name in named], names
 
 
-def class_embeddings(model: TextEncoder, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+def class_embeddings(
+    model: TextEncoder, names: str | Sequence[str], templates: str | Sequence[str] = TEMPLATES
+) -> Tensor:
     """`[C, D]` L2-normalised mean of the L2-normalised embeddings of each class name in each template.
 
     Raises:
         LabelError: no template, or one without a `{}` to put the name in.
     """
+    names, templates = split_texts(names), split_texts(templates)
     if not templates:
         raise LabelError("no template; give at least one, such as 'the sound of {}'")
     for template in templates:

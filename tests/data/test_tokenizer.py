@@ -75,6 +75,13 @@ def test_training_again_in_another_process_gives_the_same_file(tmp_path: Path) -
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_one_string_is_no_list_of_captions(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="captions is one string, 'a dog barks', whose letters would be captions"):
+        encode_captions(tokenizer, "a dog barks", max_length=16)
+    with pytest.raises(ValueError, match="captions is one string"):
+        train_tokenizer("a dog barks", 400)
+
+
 def test_too_small_a_vocabulary_and_no_text_are_errors() -> None:
     with pytest.raises(ValueError, match="vocab_size is 260"):
         train_tokenizer(_CAPTIONS, 260)

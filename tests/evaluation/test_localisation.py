@@ -16,6 +16,8 @@ def test_a_query_peaks_where_the_clip_sounds_like_it() -> None:
     assert quiet.query == "0.1"
     assert quiet.times.shape == quiet.similarity.shape == (10,)
     assert 0.0 < quiet.peak < 0.5 < loud.peak < 1.0
+    (alone,) = localise(LoudnessModel(), waveform, "0.1")
+    assert np.array_equal(alone.similarity, quiet.similarity)
 
 
 def test_events_are_spans_in_seconds_worded_like_captions() -> None:

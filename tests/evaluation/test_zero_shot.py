@@ -30,6 +30,7 @@ def test_a_class_is_the_normalised_mean_of_its_normalised_prompts() -> None:
     model = TableModel({"dog": [10.0, 0.0], "a dog!": [0.0, 0.5], "cat": [0.0, 1.0], "a cat!": [0.0, 3.0]})
     embeddings = class_embeddings(model, ["dog", "cat"], ["{}", "a {}!"])
     torch.testing.assert_close(embeddings, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))
+    torch.testing.assert_close(class_embeddings(model, "cat", "a {}!"), embeddings[1:])
 
 
 @pytest.mark.parametrize(("templates", "message"), [(["the sound"], r"no \{\}"), ([], "no template")])
