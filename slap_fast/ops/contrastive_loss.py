@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.ops import collectives, dispatch
+from slap_fast.ops import autocast, collectives, dispatch
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import contrastive_native, contrastive_torch, contrastive_triton
 from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend
 from slap_fast.ops.contrastive_ring import ring_sums
-from slap_fast.ops.contrastive_validation import validate
+from slap_fast.ops.contrastive_validation import validate, validate_backward, validate_sums
 from slap_fast.ops.custom_op import custom_op
 
 # In the order of preference.
@@ -53,7 +53,24 @@ class ContrastiveOutput(NamedTuple):
     negative_similarity: Tensor
 
 
-@custom_op("slap_fast::contrastive_sums")
+def _select(audio: Tensor, kind: str, backend: str) -> str:
+    return dispatch.select("contrastive_loss", backend, device=audio.device, dtype=audio.dtype, kind=kind)
+
+
+def _check(*args: Any) -> tuple:
+    validate_sums(*args[:-1])
+    audio, kind, backend = args[0], args[-3], args[-1]
+    return *args[:-1], _select(audio, kind, backend)
+
+
+def _check_backward(*args: Any) -> tuple:
+    facts, forward = args[:7], args[7:]
+    checked = _check(*forward)
+    validate_backward(*facts, rows=forward[0], columns=forward[1])
+    return *facts, *checked
+
+
+@custom_op("slap_fast::contrastive_sums", check=_check, rule=autocast.low, cast=("audio", "text"))
 def _contrastive_sums(
     audio: Tensor,
     text: Tensor,
@@ -91,7 +108,7 @@ def _(
     return row_loss, column_loss, row_positive, audio.new_empty(4, rows, dtype=dtype), column_best
 
 
-@custom_op("slap_fast::contrastive_sums_backward")
+@custom_op("slap_fast::contrastive_sums_backward", check=_check_backward)
 def _contrastive_sums_backward(
     grad_row: Tensor,
     grad_column: Tensor,
@@ -201,7 +218,7 @@ def contrastive_loss(
 
     Args:
         audio: `[B, D]` float32, bfloat16, float16 or float64, L2-normalised by the caller. Products and sums are in
-            float32 (float64 for float64).
+            float32 (float64 for float64), of embeddings in the low type under autocast.
         text: `[B, D]`; row i belongs to row i of `audio`. Same dtype and device.
         logit_scale: the multiplier itself (already exponentiated), one element of shape `[]` or `[1]`, any float dtype.
         logit_bias: one element, added to the logits. The softmax does not see it: its gradient is then 0.
@@ -223,8 +240,9 @@ def contrastive_loss(
         ValueError: shapes, dtypes, devices, `kind`, `exchange` or `chunk_size` that do not fit, or a backend that
             cannot serve.
     """
+    audio, text = autocast.cast(autocast.low, audio, text)
     validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size, exchange)
-    chosen = dispatch.select("contrastive_loss", backend, device=audio.device, dtype=audio.dtype, kind=kind)
+    chosen = _select(audio, kind, backend)
     clips, ranks = audio.shape[0], collectives.world_size(group)
     sizes = [clips] if group is None else collectives.gather_sizes(clips, audio.device, group)
     bias = logit_bias if kind == "sigmoid" else None

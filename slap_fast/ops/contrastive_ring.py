@@ -8,6 +8,7 @@ the backward pass, the gradient of its text. A rank holds two blocks of text and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from slap_fast.ops import collectives
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends.contrastive_interface import ContrastiveBackend
+from slap_fast.ops.custom_op import once_differentiable
 
 
 def ring_sums(
@@ -157,7 +158,7 @@ class _RingSums(torch.autograd.Function):
         return rows.loss, column_loss, row_positive, row_facts, column_best
 
     @staticmethod
-    @once_differentiable
+    @functools.partial(once_differentiable, "contrastive_loss")
     def backward(
         ctx: Any, grad_row: Tensor, grad_column: Tensor, grad_positive: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, ...]:

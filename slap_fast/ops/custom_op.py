@@ -4,10 +4,14 @@ A registered op costs 9 us more a call than what it runs, and a model makes thou
 backward. The registration is for the compiler, for modes that intercept ops, for function transforms and for tensors
 that are no plain memory. Where none of these is at work, a call runs the implementation itself, and an
 `autograd.Function` where a gradient is recorded.
+
+`torch.ops.slap_fast` is public as well. What is called there was not seen by the function that users call: it is
+checked first, cast as autocast asks, and refused where a derivative would be wrong.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -16,6 +20,8 @@ from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import Function, forward_ad, profiler
 from torch.overrides import has_torch_function
+
+from slap_fast.ops import autocast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,18 +44,36 @@ _PLAIN = frozenset(
     )
     for made in ((autograd, DispatchKey.ADInplaceOrView), ())
 )
-# Of the calling thread: what is always there, and autocast, which an op of ours passes through. Beyond it are modes,
-# transforms and tracers.
+# Of the calling thread: what is always there. Beyond it are modes, transforms and tracers.
 _QUIET = ~_bits(
     DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView, DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA
 )
 
 
+_INSTEAD = 'write it in plain PyTorch operations, as backend="torch" of rms_norm and swiglu does'
+_AUTOCAST = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
+_AUTOCAST_SET = DispatchKeySet(_AUTOCAST[0]) | DispatchKeySet(_AUTOCAST[1])
+
+
 class CustomOp(Generic[P, R]):
     """An op of `torch.library`, and the shortcut to its implementation."""
 
-    def __init__(self, name: str, mutates_args: tuple[str, ...], schema: str | None, implementation: Callable[P, R]):
-        self._definition = torch.library.custom_op(name, implementation, mutates_args=mutates_args, schema=schema)
+    def __init__(
+        self,
+        name: str,
+        mutates_args: tuple[str, ...],
+        schema: str | None,
+        check: Callable[P, tuple[Any, ...]] | None,
+        rule: autocast.Rule | None,
+        cast: tuple[str, ...],
+        implementation: Callable[P, R],
+    ):
+        def checked(*args: Any) -> R:
+            return implementation(*(args if check is None else check(*args)))  # type: ignore[call-arg]
+
+        if schema is None:
+            schema = torch.library.infer_schema(implementation, mutates_args=mutates_args)
+        self._definition = torch.library.custom_op(name, checked, mutates_args=mutates_args, schema=schema)
         self._registered: Any = self._definition._opoverload
         self._implementation = implementation
         self._apply: Callable[P, R] | None = None
@@ -57,13 +81,66 @@ class CustomOp(Generic[P, R]):
         arguments = self._registered._schema.arguments
         self._tensors = [place for place, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
         self._mutated = [place for place, argument in enumerate(arguments) if argument.name in mutates_args]
+        self._library = torch.library.Library(name.partition("::")[0], "FRAGMENT")  # registrations last as long as it
+        self._refuse_wrong_derivatives()
+        castable = [place for place in self._tensors if not cast or arguments[place].name in cast]
+        for key in _AUTOCAST:
+            self._register_autocast(key, rule, castable)
+
+    def _refuse_wrong_derivatives(self) -> None:
+        """Raise where PyTorch gives tangents of zero, or a message that names none of what the user called."""
+        differentiable: Callable[..., R] = torch._library.autograd.make_autograd_impl(
+            self._registered, self._definition
+        )
+
+        def kernel(keyset: Any, *args: Any, **kwargs: Any) -> R:
+            if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+                raise NotImplementedError(
+                    f"{self._name} has no forward-mode derivative (torch.func.jvp, jacfwd or hessian); {_INSTEAD}"
+                )
+            if torch._C._are_functorch_transforms_active() and torch._C._any_requires_grad(*args):
+                raise NotImplementedError(
+                    f"{self._name} has no derivative by torch.func.grad, vjp or jacrev; use torch.autograd.grad"
+                )
+            return differentiable(keyset, *args, **kwargs)
+
+        self._override("Autograd", kernel)
+
+    def _register_autocast(self, key: DispatchKey, rule: autocast.Rule | None, castable: list[int]) -> None:
+        def kernel(_keyset: Any, *args: Any) -> Any:
+            given = list(args)
+            if rule is not None:
+                places = [place for place in castable if place < len(args)]
+                for place, x in zip(places, autocast.cast(rule, *(args[place] for place in places)), strict=True):
+                    given[place] = x
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
+                return self._registered(*given)
+
+        self._override(key.name, kernel)
+
+    def _override(self, key: str, kernel: Callable[..., Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*[Oo]verrid", category=UserWarning)
+            operator = self._name.partition("::")[2]
+            self._library.impl(operator, kernel, key, with_keyset=True, allow_override=True)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As `torch.library.register_fake`."""
         return self._definition.register_fake(function)
 
-    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:
-        """As `torch.library.register_autograd`."""
+    def register_autograd(
+        self, backward: Callable[..., Any], *, setup_context: Callable[..., Any], twice: bool = False
+    ) -> None:
+        """As `torch.library.register_autograd`.
+
+        Args:
+            backward: gets a context and gradients.
+            setup_context: gets a context, inputs and output.
+            twice: that `backward` is made of differentiable ops alone. Where it is not, it raises under
+                `create_graph=True`.
+        """
+        if not twice:
+            backward = once_differentiable(self._name, backward)
         self._definition.register_autograd(backward, setup_context=setup_context)
         implementation: Callable[..., R] = self._implementation
 
@@ -79,6 +156,13 @@ class CustomOp(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling() or kwargs or not self._is_plain(args):
             return self._registered(*args, **kwargs)
+        if torch._C._is_any_autocast_enabled():
+            # What is cast was cast: inside, products are in the types that they are written in.
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
+                return self._call(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _call(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             # Without a formula the registered op raises when a backward arrives.
             return self._registered(*args) if self._apply is None else self._apply(*args, **kwargs)
@@ -108,8 +192,35 @@ class CustomOp(Generic[P, R]):
         return True
 
 
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def once_differentiable(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`backward` of the op `name`, which raises where its results would be differentiated again.
+
+    PyTorch's decorator raises only when a backward arrives, and where gradients do not depend on the incoming one, as
+    those of a loss, it lets their derivative be cut without a word.
+    """
+
+    def once(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{name} has no second derivative, and this backward was called with create_graph=True; {_INSTEAD}"
+            )
+        return backward(ctx, *grads)
+
+    return once
+
+
 def custom_op(
-    name: str, *, mutates_args: tuple[str, ...] = (), schema: str | None = None
+    name: str,
+    *,
+    mutates_args: tuple[str, ...] = (),
+    schema: str | None = None,
+    check: Callable[..., tuple[Any, ...]] | None = None,
+    rule: autocast.Rule | None = None,
+    cast: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, R]], CustomOp[P, R]]:
     """Decorator: `torch.library.custom_op`, to be called by position.
 
@@ -117,9 +228,14 @@ def custom_op(
         name: with its namespace, "slap_fast::...".
         mutates_args: names of the tensors that it writes to.
         schema: None: by the annotations.
+        check: run where the registered op is called, by users or compiled code: raises ValueError for arguments through
+            which memory would be misread, without a wait for a GPU, and returns the arguments to go on with. The
+            function around a decorated op has done as much.
+        rule: what autocast makes of the tensors of the registered op; None: it passes them through.
+        cast: the names of those that it concerns; none: all.
     """
 
     def define(implementation: Callable[P, R]) -> CustomOp[P, R]:
-        return CustomOp(name, mutates_args, schema, implementation)
+        return CustomOp(name, mutates_args, schema, check, rule, cast, implementation)
 
     return define

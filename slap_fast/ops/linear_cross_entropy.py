@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import (
     linear_cross_entropy_native,
@@ -35,7 +35,35 @@ dispatch.register(
 )
 
 
-@custom_op("slap_fast::linear_cross_entropy")
+def _select(hidden: Tensor, weight: Tensor, backend: str) -> str:
+    return dispatch.select(
+        "linear_cross_entropy",
+        backend,
+        device=hidden.device,
+        dtype=hidden.dtype,
+        width=hidden.shape[1],
+        vocabulary=weight.shape[0],
+    )
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    hidden_needs_grad: bool,
+    weight_needs_grad: bool,
+    backend: str,
+) -> tuple:
+    # A target outside the vocabulary makes the loss NaN here: the function around the op looks at targets.
+    validate(hidden, weight, target, ignore_index, label_smoothing, z_loss, "sum", targets=False)
+    needs = hidden_needs_grad, weight_needs_grad
+    return hidden, weight, target, ignore_index, label_smoothing, z_loss, *needs, _select(hidden, weight, backend)
+
+
+@custom_op("slap_fast::linear_cross_entropy", check=_check, rule=autocast.low)
 def _linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -88,7 +116,8 @@ def linear_cross_entropy(
     """`cross_entropy(hidden @ weight.T, target)` over a packed batch of T tokens and a vocabulary of V.
 
     Args:
-        hidden: `[T, D]` float32, bfloat16, float16 or float64. Logits and sums are float32 (float64 for float64).
+        hidden: `[T, D]` float32, bfloat16, float16 or float64. Logits and sums are float32 (float64 for float64), of
+            inputs in the low type under autocast.
         weight: `[V, D]`, dtype and device of `hidden`.
         target: `[T]` int64, in [0, V) or `ignore_index`.
         ignore_index: target of the tokens that count neither in the sum nor in the mean.
@@ -105,15 +134,9 @@ def linear_cross_entropy(
         ValueError: shapes, dtypes, devices or options that do not fit, a backend that cannot serve, or on the CPU a
             target outside the vocabulary. On a GPU targets are not read back: such a token makes the loss NaN.
     """
+    hidden, weight = autocast.cast(autocast.low, hidden, weight)
     validate(hidden, weight, target, ignore_index, label_smoothing, z_loss, reduction)
-    chosen = dispatch.select(
-        "linear_cross_entropy",
-        backend,
-        device=hidden.device,
-        dtype=hidden.dtype,
-        width=hidden.shape[1],
-        vocabulary=weight.shape[0],
-    )
+    chosen = _select(hidden, weight, backend)
     total, _, _ = _linear_cross_entropy(
         hidden,
         weight,

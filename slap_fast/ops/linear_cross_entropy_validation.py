@@ -14,8 +14,10 @@ def validate(
     label_smoothing: float,
     z_loss: float,
     reduction: str,
+    *,
+    targets: bool = True,
 ) -> None:
-    """Raise the ValueError that `linear_cross_entropy` documents, if anything does not fit."""
+    """Raise the ValueError that `linear_cross_entropy` documents, if anything does not fit; `targets`: values too."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
             f"hidden, weight have shapes {tuple(hidden.shape)}, {tuple(weight.shape)}; pass [T, D] and [V, D], V > 0"
@@ -34,7 +36,7 @@ def validate(
         raise ValueError(f"z_loss is {z_loss}; it must be at least 0")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; choose 'mean' or 'sum'")
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
+    if not targets or target.device.type != "cpu" or torch.compiler.is_compiling():
         return
     invalid = ((target < 0) | (target >= weight.shape[0])) & (target != ignore_index)
     if invalid.any():

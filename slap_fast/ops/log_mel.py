@@ -16,14 +16,50 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch, offsets
 from slap_fast.ops.backends import log_mel_cuda, log_mel_native, log_mel_torch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.mel_normalization import normalize_clips
+from slap_fast.ops.tensor_checks import require
 
 
-@custom_op("slap_fast::log_mel")
+def check_packed(
+    waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous samples and int64 offsets of clips; the ValueError for what native code would misread."""
+    require_samples(waveform)
+    device = waveform.device
+    cu_seqlens = offsets.checked("cu_seqlens", cu_seqlens, waveform.shape[0], device, torch.int64, of="samples")
+    cu_frames = offsets.checked("cu_frames", cu_frames, total_frames, device, torch.int64, of="frames")
+    if device.type == "cpu":
+        expected = _cu_frames(cu_seqlens, config)
+        if not torch.equal(cu_frames, expected):
+            raise ValueError(f"cu_frames is {cu_frames.tolist()}; by the convention it is {expected.tolist()}")
+    return waveform.contiguous(), cu_seqlens.contiguous(), cu_frames.contiguous()
+
+
+def _check(
+    waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, total_frames: int, backend: str
+) -> tuple:
+    convention = MelConfig.parse(config)
+    packed = check_packed(waveform, cu_seqlens, cu_frames, convention, total_frames)
+    chosen = dispatch.select("log_mel", backend, device=waveform.device, dtype=waveform.dtype, config=convention)
+    return *packed, config, total_frames, chosen
+
+
+def _check_backward(
+    grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, backend: str
+) -> tuple:
+    total_frames = grad.shape[0] if grad.dim() else 0
+    waveform, cu_seqlens, cu_frames, *_, chosen = _check(waveform, cu_seqlens, cu_frames, config, total_frames, backend)
+    if waveform.dtype == torch.int16:
+        raise ValueError("waveform is torch.int16; integers have no gradient")
+    require("grad", grad, (total_frames, MelConfig.parse(config).n_mels), waveform.dtype, waveform.device)
+    return grad.contiguous(), waveform, cu_seqlens, cu_frames, config, chosen
+
+
+@custom_op("slap_fast::log_mel", check=_check, rule=autocast.full)
 def _log_mel(
     waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, total_frames: int, backend: str
 ) -> Tensor:
@@ -36,7 +72,7 @@ def _(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, tota
     return waveform.new_empty(total_frames, MelConfig.parse(config).n_mels, dtype=dtype)
 
 
-@custom_op("slap_fast::log_mel_backward")
+@custom_op("slap_fast::log_mel_backward", check=_check_backward)
 def _log_mel_backward(
     grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: str, backend: str
 ) -> Tensor:
@@ -95,8 +131,9 @@ def log_mel(
 
     Args:
         waveform: `[S]` samples of packed clips end to end, or, without `cu_seqlens`, `[..., S]` of equal length.
-            float32 or float64 in [-1, 1], or int16, which is divided by 32768 (and has no gradient).
-        cu_seqlens: `[N + 1]` int64 offsets of the clips on the device of `waveform`, from 0 to S.
+            float32 or float64 in [-1, 1], or int16, which is divided by 32768 (and has no gradient). Under autocast
+            16-bit floats are taken in float32.
+        cu_seqlens: `[N + 1]` int64 or int32 offsets of the clips on the device of `waveform`, from 0 to S.
         config: the convention; `config.num_frames(length)` is each clip's frame count.
         total_frames: the sum of those counts. Without it a packed call on a GPU waits for the device to read the
             lengths, and `torch.compile(fullgraph=True)` cannot trace it.
@@ -115,15 +152,15 @@ def log_mel(
     read or written outside the tensors; where they are malformed or do not make `total_frames` frames, what a frame
     holds that no clip accounts for is undefined.
     """
-    if waveform.dtype not in (torch.float32, torch.float64, torch.int16):
-        raise ValueError(f"waveform is {waveform.dtype}; pass float32, float64 or int16 samples")
+    (waveform,) = autocast.cast(autocast.full, waveform)
+    require_dtype(waveform)
     if cu_seqlens is None:
         return _dense(waveform, config, total_frames, backend)
     if waveform.dim() != 1:
         raise ValueError(
             f"waveform has shape {tuple(waveform.shape)}; with cu_seqlens it must be [S], without, [..., S]"
         )
-    cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
+    cu_seqlens, cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
     return _packed(waveform, cu_seqlens, cu_frames, config, total_frames, backend)
 
 
@@ -150,29 +187,47 @@ def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backen
     return frames.view(*batch, per_clip, config.n_mels)
 
 
+def require_samples(waveform: Tensor) -> None:
+    """Raise the ValueError for what is no vector of samples."""
+    require_dtype(waveform)
+    if waveform.dim() != 1:
+        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; pass [S] samples of packed clips")
+
+
+def require_dtype(waveform: Tensor) -> None:
+    """Raise the ValueError for samples of another dtype."""
+    if waveform.dtype not in (torch.float32, torch.float64, torch.int16):
+        raise ValueError(f"waveform is {waveform.dtype}; pass float32, float64 or int16 samples")
+
+
 def frame_offsets(
     waveform: Tensor, cu_seqlens: Tensor, config: MelConfig, total_frames: int | None
-) -> tuple[Tensor, int]:
-    """`[N + 1]` int64 frame offsets of packed clips and their last; checks what `log_mel` promises to check."""
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int64 or cu_seqlens.shape[0] < 1:
-        raise ValueError(
-            f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; pass [N + 1] int64 sample offsets"
-        )
-    if cu_seqlens.device != waveform.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, waveform on {waveform.device}; move one to the other")
+) -> tuple[Tensor, Tensor, int]:
+    """`[N + 1]` int64 offsets of packed clips in samples and in frames, and the last of these.
+
+    Checks what `log_mel` promises to check.
+    """
     compiling = torch.compiler.is_compiling()
     if compiling and total_frames is None:
         raise ValueError("log_mel needs total_frames under torch.compile: the sum of config.num_frames(length)")
-    lengths = cu_seqlens.diff()
-    cu_frames = torch.nn.functional.pad(_frame_counts(lengths, config).cumsum(0), (1, 0))
+    cu_seqlens = offsets.checked(
+        "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
+    )
+    if total_frames is None and cu_seqlens.device.type != "cpu":  # the call waits for the device in any case
+        offsets.check_values("cu_seqlens", cu_seqlens, waveform.shape[0], of="samples")
+    cu_frames = _cu_frames(cu_seqlens, config)
     if not compiling and (total_frames is None or cu_seqlens.device.type == "cpu"):
-        _check_offsets(cu_seqlens, lengths, waveform.shape[0])
         expected = int(cu_frames[-1])
         if total_frames is not None and total_frames != expected:
             raise ValueError(f"total_frames is {total_frames}, but the clips have {expected} frames")
         total_frames = expected
     assert total_frames is not None
-    return cu_frames, total_frames
+    return cu_seqlens, cu_frames, total_frames
+
+
+def _cu_frames(cu_seqlens: Tensor, config: MelConfig) -> Tensor:
+    """`[N + 1]` int64 frame offsets of clips between `[N + 1]` int64 sample offsets."""
+    return torch.nn.functional.pad(_frame_counts(cu_seqlens.diff(), config).cumsum(0), (1, 0))
 
 
 def _frame_counts(lengths: Tensor, config: MelConfig) -> Tensor:
@@ -186,13 +241,3 @@ def _frame_counts(lengths: Tensor, config: MelConfig) -> Tensor:
         counts = 1 + (lengths - missing).clamp_min(0) // hop
     counts = (counts - int(config.drop_last_frame)).clamp_min(0)
     return torch.where(lengths > 0, counts, 0)
-
-
-def _check_offsets(cu_seqlens: Tensor, lengths: Tensor, n_samples: int) -> None:
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0 or last != n_samples:
-        raise ValueError(f"cu_seqlens runs from {first} to {last}; it must run from 0 to the {n_samples} samples")
-    if bool((lengths < 0).any()):
-        clip = int((lengths < 0).nonzero()[0])
-        begin, end = cu_seqlens[clip : clip + 2].tolist()
-        raise ValueError(f"cu_seqlens falls from {begin} to {end} at clip {clip}; offsets must not decrease")

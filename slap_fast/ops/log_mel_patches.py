@@ -12,15 +12,57 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch, offsets
 from slap_fast.ops.backends import log_mel_native
 from slap_fast.ops.custom_op import custom_op
-from slap_fast.ops.log_mel import frame_offsets, log_mel
+from slap_fast.ops.log_mel import check_packed, frame_offsets, log_mel, require_samples
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.patchify import PatchGrid, patchify, unpatchify
+from slap_fast.ops.tensor_checks import require
 
 
-@custom_op("slap_fast::log_mel_patches")
+def _check(
+    waveform: Tensor,
+    cu_seqlens: Tensor,
+    cu_frames: Tensor,
+    time_masked: Tensor | None,
+    mel_masked: Tensor | None,
+    config: str,
+    total_frames: int,
+    columns: int,
+    patch_frames: int,
+    patch_mels: int,
+    mask_value: float,
+) -> tuple:
+    convention = MelConfig.parse(config)
+    waveform, cu_seqlens, cu_frames = check_packed(waveform, cu_seqlens, cu_frames, convention, total_frames)
+    dispatch.select("log_mel_patches", "native", device=waveform.device, dtype=waveform.dtype, config=convention)
+    _require_patch(patch_frames, patch_mels, convention)
+    masks = _checked_masks(time_masked, mel_masked, total_frames, cu_seqlens, convention)
+    rows = convention.n_mels // patch_mels
+    _total_columns(cu_frames, rows, patch_frames, columns * rows)
+    settings = config, total_frames, columns, patch_frames, patch_mels, mask_value
+    return waveform, cu_seqlens, cu_frames, *masks, *settings
+
+
+def _require_patch(patch_frames: int, patch_mels: int, config: MelConfig) -> None:
+    if patch_frames < 1 or patch_mels < 1 or config.n_mels % patch_mels:
+        raise ValueError(
+            f"a patch of {patch_frames} frames x {patch_mels} mel bins does not divide {config.n_mels} mel bins"
+        )
+
+
+def _checked_masks(
+    time_masked: Tensor | None, mel_masked: Tensor | None, total_frames: int, cu_seqlens: Tensor, config: MelConfig
+) -> list[Tensor | None]:
+    shapes = {"time_masked": (total_frames,), "mel_masked": (cu_seqlens.shape[0] - 1, config.n_mels)}
+    for mask, (name, shape) in zip((time_masked, mel_masked), shapes.items(), strict=True):
+        if mask is not None:
+            require(name, mask, shape, torch.bool, cu_seqlens.device)
+    return [None if mask is None else mask.contiguous() for mask in (time_masked, mel_masked)]
+
+
+@custom_op("slap_fast::log_mel_patches", check=_check, rule=autocast.full)
 def _log_mel_patches(
     waveform: Tensor,
     cu_seqlens: Tensor,
@@ -66,7 +108,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     waveform, cu_seqlens, cu_frames, time_masked, mel_masked = ctx.saved_tensors  # type: ignore[attr-defined]
     grid = PatchGrid(cu_frames, *ctx.grid)  # type: ignore[attr-defined]
-    frames = _blank(unpatchify(grad, grid), cu_frames, time_masked, mel_masked, 0.0).contiguous()
+    n_mels = MelConfig.parse(ctx.config).n_mels  # type: ignore[attr-defined]
+    frames = _blank(unpatchify(grad.contiguous(), grid, n_mels), cu_frames, time_masked, mel_masked, 0.0).contiguous()
     grad = torch.ops.slap_fast.log_mel_backward(frames, waveform, cu_seqlens, cu_frames, ctx.config, "native")  # type: ignore[attr-defined]
     return grad, *(None,) * 10
 
@@ -107,7 +150,7 @@ def log_mel_patches(
 
     Args:
         waveform: `[S]` float32 or float64 samples in [-1, 1], or int16, of packed clips.
-        cu_seqlens: `[N + 1]` int64 offsets of the clips on the same device, from 0 to S.
+        cu_seqlens: `[N + 1]` int64 or int32 offsets of the clips on the same device, from 0 to S.
         config: the convention.
         patch_frames: frames of a patch.
         patch_mels: mel bins of a patch; divides `config.n_mels`.
@@ -128,19 +171,11 @@ def log_mel_patches(
         ValueError: as `log_mel`; or masks of another shape or dtype, a patch that does not divide `n_mels`, or a
             `total_tokens` that does not fit.
     """
-    if waveform.dim() != 1:
-        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; pass [S] samples of packed clips")
-    if patch_frames < 1 or patch_mels < 1 or config.n_mels % patch_mels:
-        raise ValueError(
-            f"a patch of {patch_frames} frames x {patch_mels} mel bins does not divide {config.n_mels} mel bins"
-        )
-    cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
-    for name, mask, shape in (
-        ("time_masked", time_masked, (total_frames,)),
-        ("mel_masked", mel_masked, (cu_seqlens.shape[0] - 1, config.n_mels)),
-    ):
-        if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
-            raise ValueError(f"{name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {shape}")
+    (waveform,) = autocast.cast(autocast.full, waveform)
+    require_samples(waveform)
+    _require_patch(patch_frames, patch_mels, config)
+    cu_seqlens, cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
+    time_masked, mel_masked = _checked_masks(time_masked, mel_masked, total_frames, cu_seqlens, config)
     columns = _total_columns(cu_frames, config.n_mels // patch_mels, patch_frames, total_tokens)
     grid = PatchGrid(cu_frames, total_frames, columns, patch_frames, patch_mels)
     chosen = dispatch.select("log_mel_patches", backend, device=waveform.device, dtype=waveform.dtype, config=config)
@@ -152,8 +187,8 @@ def log_mel_patches(
         waveform.contiguous(),
         cu_seqlens.contiguous(),
         cu_frames,
-        None if time_masked is None else time_masked.contiguous(),
-        None if mel_masked is None else mel_masked.contiguous(),
+        time_masked,
+        mel_masked,
         config.serialized,
         total_frames,
         columns,
@@ -183,6 +218,5 @@ def _blank(
     if time_masked is not None:
         frames = frames.masked_fill(time_masked[:, None], value)
     if mel_masked is not None:
-        clip = torch.repeat_interleave(cu_frames.diff(), output_size=frames.shape[0])
-        frames = frames.masked_fill(mel_masked[clip], value)
+        frames = frames.masked_fill(mel_masked[offsets.item_of_each(cu_frames, frames.shape[0])], value)
     return frames

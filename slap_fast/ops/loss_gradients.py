@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.custom_op import custom_op
@@ -34,7 +33,16 @@ def empty_gradient(x: Tensor, needed: bool) -> Tensor:
     return x.new_empty(x.shape if needed else (0,), dtype=accumulator(x.dtype))
 
 
-@custom_op("slap_fast::scale_gradient")
+def _check_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, torch.dtype]:
+    if factor.numel() != 1 or factor.device != gradient.device or not dtype.is_floating_point:
+        raise ValueError(
+            f"factor has shape {tuple(factor.shape)} on {factor.device} and dtype is {dtype}; pass one number on "
+            f"{gradient.device} and a floating-point dtype"
+        )
+    return gradient, factor.reshape(()), dtype
+
+
+@custom_op("slap_fast::scale_gradient", check=_check_scale)
 def _scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """`gradient * factor`, rounded once to `dtype`, without a copy of the whole in between."""
     scaled = torch.empty_like(gradient, dtype=dtype)
@@ -58,7 +66,6 @@ def register_autograd(op: Any, positions: Sequence[int]) -> None:
         ctx.save_for_backward(*output[1:])
         ctx.dtypes = [inputs[position].dtype for position in positions]
 
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         for position, gradient, dtype in zip(positions, ctx.saved_tensors, ctx.dtypes, strict=True):

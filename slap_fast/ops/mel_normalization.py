@@ -5,19 +5,44 @@ Sums run over one clip in float64, in order: the result of a clip is the same bi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch, offsets
+from slap_fast.ops.backends.native_storage import aligned
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.tensor_checks import require_like
 
 # NeMo's, which keeps a silent bin finite.
 _DEVIATION_GUARD = 1e-5
 
 
-@custom_op("slap_fast::mel_normalization")
+def _validate(frames: Tensor, cu_frames: Tensor, config: MelConfig, backend: str) -> tuple[Tensor, str]:
+    """The offsets in int64, and the backend that serves."""
+    if frames.dim() != 2 or frames.shape[1] != config.n_mels or frames.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"frames is {frames.dtype} of shape {tuple(frames.shape)}; pass [F, {config.n_mels}] float32 or float64"
+        )
+    cu_frames = offsets.checked("cu_frames", cu_frames, frames.shape[0], frames.device, torch.int64, of="frames")
+    return cu_frames, dispatch.select("mel_normalization", backend, device=frames.device, dtype=frames.dtype)
+
+
+def _check(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> tuple:
+    cu_frames, chosen = _validate(frames, cu_frames, MelConfig.parse(config), backend)
+    return frames.contiguous(), cu_frames.contiguous(), config, chosen
+
+
+def _check_backward(grad: Tensor, *forward: Any) -> tuple:
+    frames, *others = _check(*forward)
+    require_like("grad", grad, frames)
+    return grad.contiguous(), frames, *others
+
+
+@custom_op("slap_fast::mel_normalization", check=_check, rule=autocast.full)
 def _mel_normalization(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     forward = _forward_native if backend == "native" else _forward_torch
     return forward(frames, cu_frames, MelConfig.parse(config))
@@ -28,7 +53,7 @@ def _(frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     return torch.empty_like(frames)
 
 
-@custom_op("slap_fast::mel_normalization_backward")
+@custom_op("slap_fast::mel_normalization_backward", check=_check_backward)
 def _mel_normalization_backward(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: str, backend: str) -> Tensor:
     return _backward_torch(grad, frames, cu_frames, MelConfig.parse(config))
 
@@ -40,6 +65,7 @@ def _(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: str, backend: str
 
 def _forward_native(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
     module = native.require()
+    frames = aligned(frames)
     normalized = torch.empty_like(frames)
     module.normalize_mels(
         frames=frames.data_ptr(),
@@ -58,7 +84,7 @@ def _forward_native(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Ten
 
 
 def _forward_torch(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    clip = _clip_of_frames(cu_frames, frames.shape[0])
+    clip = offsets.item_of_each(cu_frames, frames.shape[0])
     if config.dynamic_range is not None:
         peak = _clip_maxima(frames, cu_frames)[clip]
         frames = torch.maximum(frames, peak - config.dynamic_range)
@@ -69,7 +95,7 @@ def _forward_torch(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tens
 
 
 def _backward_torch(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    clip = _clip_of_frames(cu_frames, frames.shape[0])
+    clip = offsets.item_of_each(cu_frames, frames.shape[0])
     grad = grad / config.std
     unlimited, limit, peak = frames, None, None
     if config.dynamic_range is not None:
@@ -88,24 +114,18 @@ def _backward_torch(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: Mel
     return torch.where(passes, grad, 0.0) + is_peak * (received / shares)[clip].to(grad.dtype)
 
 
-def _clip_of_frames(cu_frames: Tensor, total_frames: int) -> Tensor:
-    """`[F]`: the clip of each frame."""
-    # To check offsets on a GPU would be to wait for it.
-    if cu_frames.device.type == "cpu":
-        wrong = (cu_frames[0] != 0) | (cu_frames[-1] != total_frames) | (cu_frames.diff() < 0).any()
-        if wrong:
-            raise ValueError(f"cu_frames is {cu_frames.tolist()}; it must rise from 0 to the {total_frames} frames")
-    return torch.repeat_interleave(cu_frames.diff(), output_size=total_frames)
-
-
 def _clip_maxima(frames: Tensor, cu_frames: Tensor) -> Tensor:
     """`[N, 1]`: the largest value of each clip; NaN where it has one."""
-    return torch.segment_reduce(frames.amax(1, keepdim=True), "max", offsets=cu_frames, unsafe=True)
+    return torch.segment_reduce(frames.amax(1, keepdim=True), "max", offsets=_bounds(cu_frames, frames), unsafe=True)
 
 
 def _clip_sums(values: Tensor, cu_frames: Tensor) -> Tensor:
     """`[F, K]` to `[N, K]`."""
-    return torch.segment_reduce(values, "sum", offsets=cu_frames, unsafe=True, initial=0.0)
+    return torch.segment_reduce(values, "sum", offsets=_bounds(cu_frames, values), unsafe=True, initial=0.0)
+
+
+def _bounds(cu_frames: Tensor, values: Tensor) -> Tensor:
+    return offsets.bounded(cu_frames, values.shape[0])
 
 
 def _standardize(frames: Tensor, cu_frames: Tensor, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +186,7 @@ def normalize_clips(frames: Tensor, cu_frames: Tensor, config: MelConfig, *, bac
 
     Args:
         frames: `[F, n_mels]` float32 or float64 log-mel frames, clips end to end.
-        cu_frames: `[N + 1]` int64 frame offsets of the clips on the same device, rising from 0 to F.
+        cu_frames: `[N + 1]` int64 or int32 frame offsets of the clips on the same device, rising from 0 to F.
         config: which of the steps apply, and by how much.
         backend: "auto" or the name of one that `slap-fast info` lists.
 
@@ -178,15 +198,6 @@ def normalize_clips(frames: Tensor, cu_frames: Tensor, config: MelConfig, *, bac
         ValueError: a wrong dtype, shape or device, a backend that cannot serve, or, on the CPU, offsets that do not
             rise from 0 to F. Those on a GPU are not read back.
     """
-    if frames.dim() != 2 or frames.shape[1] != config.n_mels or frames.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"frames is {frames.dtype} of shape {tuple(frames.shape)}; pass [F, {config.n_mels}] float32 or float64"
-        )
-    if cu_frames.dim() != 1 or cu_frames.dtype != torch.int64 or cu_frames.shape[0] < 1:
-        raise ValueError(
-            f"cu_frames is {cu_frames.dtype} of shape {tuple(cu_frames.shape)}; pass [N + 1] int64 frame offsets"
-        )
-    if cu_frames.device != frames.device:
-        raise ValueError(f"cu_frames is on {cu_frames.device}, frames on {frames.device}; move one to the other")
-    chosen = dispatch.select("mel_normalization", backend, device=frames.device, dtype=frames.dtype)
+    (frames,) = autocast.cast(autocast.full, frames)
+    cu_frames, chosen = _validate(frames, cu_frames, config, backend)
     return _mel_normalization(frames.contiguous(), cu_frames.contiguous(), config.serialized, chosen)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+from slap_fast.ops.offsets import item_of_each
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ class PackedLayout:
 
     def segment_ids(self) -> Tensor:
         """`[total]` int64: the item that each position belongs to."""
-        counts = self.cu_seqlens.diff().long()
-        items = torch.arange(len(self), device=self.cu_seqlens.device)
-        return torch.repeat_interleave(items, counts, output_size=self.total)
+        return item_of_each(self.cu_seqlens, self.total)
+
+
+def _flatten(layout: PackedLayout) -> tuple[list[Any], None]:
+    return [layout.lengths, layout.cu_seqlens], None
+
+
+def _unflatten(values: Iterable[Any], _: None) -> PackedLayout:
+    return PackedLayout(*values)
+
+
+# Lengths are leaves: in an exported program they may change from call to call.
+_pytree.register_pytree_node(
+    PackedLayout, _flatten, _unflatten, serialized_type_name="slap_fast.ops.packing.PackedLayout"
+)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slap_fast.ops.offsets import item_of_each
+
 
 @dataclass(frozen=True)
 class PatchGrid:
@@ -47,7 +49,7 @@ def patchify(frames: Tensor, grid: PatchGrid, *, padding: float) -> Tensor:
     if grid.total_frames == 0:
         return frames.new_empty(0, grid.patch_frames * grid.patch_mels)
     cu_columns = grid.cu_columns()
-    clip = torch.repeat_interleave(cu_columns.diff(), output_size=grid.columns)
+    clip = item_of_each(cu_columns, grid.columns)
     column = torch.arange(grid.columns, device=frames.device) - cu_columns[clip]
     first = grid.cu_frames[clip] + column * grid.patch_frames
     position = first[:, None] + torch.arange(grid.patch_frames, device=frames.device)  # [C, patch_frames]
@@ -58,11 +60,10 @@ def patchify(frames: Tensor, grid: PatchGrid, *, padding: float) -> Tensor:
     return gathered.unflatten(2, (rows, grid.patch_mels)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def unpatchify(patches: Tensor, grid: PatchGrid) -> Tensor:
+def unpatchify(patches: Tensor, grid: PatchGrid, n_mels: int) -> Tensor:
     """The transpose of `patchify`: `[T, patch_frames * patch_mels]` to `[F, n_mels]`, without what was padding."""
-    rows = patches.shape[0] // grid.columns if grid.columns else 1
-    columns = patches.view(grid.columns, rows, grid.patch_frames, grid.patch_mels)
-    every_frame = columns.transpose(1, 2).reshape(grid.columns * grid.patch_frames, rows * grid.patch_mels)
-    clip = torch.repeat_interleave(grid.cu_frames.diff(), output_size=grid.total_frames)
+    columns = patches.view(grid.columns, n_mels // grid.patch_mels, grid.patch_frames, grid.patch_mels)
+    every_frame = columns.transpose(1, 2).reshape(grid.columns * grid.patch_frames, n_mels)
+    clip = item_of_each(grid.cu_frames, grid.total_frames)
     index = torch.arange(grid.total_frames, device=patches.device) - grid.cu_frames[clip]
     return every_frame[grid.cu_columns()[clip] * grid.patch_frames + index]

@@ -17,13 +17,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.ops import collectives, dispatch
+from slap_fast.ops import autocast, collectives, dispatch, offsets
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import prototype_native, prototype_torch, prototype_triton
 from slap_fast.ops.backends.prototype_interface import PrototypeBackend
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
-from slap_fast.ops.prototype_validation import validate, validate_options, validate_potential
+from slap_fast.ops.prototype_validation import (
+    validate,
+    validate_features,
+    validate_loss,
+    validate_options,
+    validate_potential,
+    validate_scores,
+    validate_sweep,
+)
+from slap_fast.ops.tensor_checks import require
 
 # In the order of preference.
 BACKENDS: dict[str, PrototypeBackend] = {
@@ -37,7 +46,48 @@ dispatch.register(
 )
 
 
-@custom_op("slap_fast::sinkhorn_sweep")
+def _check_sweep(
+    teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str
+) -> tuple:
+    validate_sweep(teacher, prototypes, temperature, potential)
+    return teacher, prototypes, temperature, potential, _select(backend, teacher, prototypes)
+
+
+def _check_first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple:
+    return _check_sweep(teacher, prototypes, temperature, None, "triton")[:3]
+
+
+def _check_later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> tuple:
+    validate_scores(scores, tokens, potential.shape[0], potential.device)
+    require("potential", potential, potential.shape[:1], torch.float32, scores.device)
+    return scores, tokens, temperature, potential
+
+
+def _check_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_prototypes: Tensor,
+    teacher_prototypes: Tensor,
+    potential: Tensor | None,
+    token_weight: Tensor,
+    student_temperature: Tensor,
+    teacher_temperature: Tensor,
+    student_needs_grad: bool,
+    prototypes_needs_grad: bool,
+    backend: str,
+    scores: Tensor | None = None,
+) -> tuple:
+    validate_features(student, teacher, student_prototypes, teacher_prototypes)
+    temperatures = student_temperature, teacher_temperature
+    validate_loss(student, student_prototypes, potential, token_weight, temperatures, scores)
+    chosen = _select(backend, student, student_prototypes)
+    if scores is not None and chosen != "triton":
+        raise ValueError(f"scores are given, which backend {chosen!r} does not read; pass None")
+    tensors = student, teacher, student_prototypes, teacher_prototypes, potential, token_weight
+    return *tensors, *temperatures, student_needs_grad, prototypes_needs_grad, chosen, scores
+
+
+@custom_op("slap_fast::sinkhorn_sweep", check=_check_sweep, rule=autocast.low, cast=("teacher", "prototypes"))
 def _sinkhorn_sweep(
     teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str
 ) -> Tensor:
@@ -50,7 +100,9 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tenso
     return teacher.new_empty(prototypes.shape[0], dtype=accumulator(teacher.dtype))
 
 
-@custom_op("slap_fast::sinkhorn_first_sweep")
+@custom_op(
+    "slap_fast::sinkhorn_first_sweep", check=_check_first_sweep, rule=autocast.low, cast=("teacher", "prototypes")
+)
 def _first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """The sweep without a potential, and the scores, which the Triton backend keeps for what follows."""
     return prototype_triton.first_sweep(teacher, prototypes, temperature)
@@ -62,7 +114,7 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor,
     return mass, prototype_triton.new_scores(teacher, prototypes)
 
 
-@custom_op("slap_fast::sinkhorn_later_sweep")
+@custom_op("slap_fast::sinkhorn_later_sweep", check=_check_later_sweep)
 def _later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Tensor:
     """The sweep under the potential of the one before."""
     return prototype_triton.later_sweep(scores, tokens, temperature, potential)
@@ -73,7 +125,12 @@ def _(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Te
     return torch.empty_like(potential)
 
 
-@custom_op("slap_fast::prototype_cross_entropy")
+@custom_op(
+    "slap_fast::prototype_cross_entropy",
+    check=_check_loss,
+    rule=autocast.low,
+    cast=("student", "teacher", "student_prototypes", "teacher_prototypes"),
+)
 def _prototype_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -158,6 +215,7 @@ def sinkhorn_potential(
     Raises:
         ValueError: shapes, dtypes, devices or options that do not fit, or a backend that cannot serve.
     """
+    teacher, teacher_prototypes = autocast.cast(autocast.low, teacher, teacher_prototypes)
     validate_potential(teacher, teacher_prototypes, teacher_temperature, iterations)
     chosen = _select(backend, teacher, teacher_prototypes)
     potential, _ = _sinkhorn(
@@ -186,6 +244,7 @@ def prototype_usage(
     Raises:
         ValueError: as `sinkhorn_potential`.
     """
+    teacher, teacher_prototypes = autocast.cast(autocast.low, teacher, teacher_prototypes)
     validate_potential(teacher, teacher_prototypes, teacher_temperature, iterations=1)
     chosen = _select(backend, teacher, teacher_prototypes)
     temperature = _divisor(teacher, teacher_temperature)
@@ -275,6 +334,9 @@ def prototype_cross_entropy(
         ValueError: shapes, dtypes, devices or options that do not fit, or a backend that cannot serve. Offsets on a GPU
             are not read back, hence not checked.
     """
+    student, teacher, student_prototypes, teacher_prototypes = autocast.cast(
+        autocast.low, student, teacher, student_prototypes, teacher_prototypes
+    )
     validate(student, teacher, student_prototypes, teacher_prototypes, cu_seqlens)
     validate_options(
         student_temperature, teacher_temperature, centering, sinkhorn_iterations, center, potential, teacher_prototypes
@@ -325,6 +387,4 @@ def _token_weight(cu_seqlens: Tensor | None, student: Tensor, group: dist.Proces
     share = collectives.world_size(group) / total.to(dtype)
     if cu_seqlens is None:
         return share.expand(tokens).contiguous()
-    lengths = cu_seqlens.diff()
-    clip = torch.repeat_interleave(lengths, output_size=tokens)
-    return share / lengths[clip].to(dtype)
+    return share / cu_seqlens.diff()[offsets.item_of_each(cu_seqlens, tokens)].to(dtype)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slap_fast.ops import offsets
+from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.tensor_checks import require
+
 
 def validate(
     student: Tensor,
@@ -14,6 +18,13 @@ def validate(
     cu_seqlens: Tensor | None,
 ) -> None:
     """Raise the ValueError that `prototype_cross_entropy` documents, if a tensor does not fit."""
+    validate_features(student, teacher, student_prototypes, teacher_prototypes)
+    if cu_seqlens is not None:
+        offsets.checked("cu_seqlens", cu_seqlens, student.shape[0], student.device, torch.int64)
+
+
+def validate_features(student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor) -> None:
+    """The same without offsets."""
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student, teacher have shapes {tuple(student.shape)}, {tuple(teacher.shape)}; pass two of [T, D]"
@@ -33,19 +44,6 @@ def validate(
         raise ValueError(f"features and prototypes are {[t.dtype for t in tensors]}; pass one floating-point dtype")
     if len({tensor.device for tensor in tensors}) > 1:
         raise ValueError(f"features and prototypes are on {[str(t.device) for t in tensors]}; use one device")
-    if cu_seqlens is None:
-        return
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; pass [N + 1] int32 or int64"
-        )
-    if cu_seqlens.device != student.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, student on {student.device}; move one to the other")
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != student.shape[0] or offsets != sorted(offsets):
-        raise ValueError(f"cu_seqlens is {offsets}; it must rise from 0 to the {student.shape[0]} tokens")
 
 
 def validate_options(
@@ -77,6 +75,53 @@ def validate_options(
 
 def validate_potential(teacher: Tensor, prototypes: Tensor, teacher_temperature: float, iterations: int) -> None:
     """Raise the ValueError that `sinkhorn_potential` documents, if anything does not fit."""
+    _validate_teacher(teacher, prototypes)
+    _require_positive(teacher_temperature=teacher_temperature)
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}; it must be at least 1")
+
+
+def validate_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None) -> None:
+    """Raise the ValueError for what a registered sweep would misread."""
+    _validate_teacher(teacher, prototypes)
+    _require_scalars(teacher, temperature)
+    if potential is not None:
+        require("potential", potential, prototypes.shape[:1], accumulator(teacher.dtype), teacher.device)
+
+
+def validate_loss(
+    student: Tensor,
+    prototypes: Tensor,
+    potential: Tensor | None,
+    token_weight: Tensor,
+    temperatures: tuple[Tensor, Tensor],
+    scores: Tensor | None,
+) -> None:
+    """The same for the registered loss, beside features and prototypes."""
+    dtype, device = accumulator(student.dtype), student.device
+    if potential is not None:
+        require("potential", potential, prototypes.shape[:1], dtype, device)
+    require("token_weight", token_weight, student.shape[:1], dtype, device)
+    _require_scalars(student, *temperatures)
+    if scores is not None:
+        validate_scores(scores, student.shape[0], prototypes.shape[0], device)
+
+
+def validate_scores(scores: Tensor, tokens: int, prototypes: int, device: torch.device) -> None:
+    """The same for scores that a sweep kept, of at least so many rows and columns."""
+    if scores.dim() != 2 or scores.shape[0] < tokens or scores.shape[1] < prototypes or scores.device != device:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)} on {scores.device}; pass those of sinkhorn_first_sweep, for "
+            f"{tokens} tokens and {prototypes} prototypes on {device}"
+        )
+
+
+def _require_scalars(features: Tensor, *temperatures: Tensor) -> None:
+    for temperature in temperatures:
+        require("the temperature", temperature, (), accumulator(features.dtype), features.device)
+
+
+def _validate_teacher(teacher: Tensor, prototypes: Tensor) -> None:
     if (
         teacher.dim() != 2
         or prototypes.dim() != 2
@@ -93,9 +138,6 @@ def validate_potential(teacher: Tensor, prototypes: Tensor, teacher_temperature:
         )
     if teacher.device != prototypes.device:
         raise ValueError(f"teacher is on {teacher.device}, teacher_prototypes on {prototypes.device}; use one device")
-    _require_positive(teacher_temperature=teacher_temperature)
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; it must be at least 1")
 
 
 def _require_positive(**temperatures: float) -> None:

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.backends import rms_norm_native, rms_norm_triton
 from slap_fast.ops.custom_op import custom_op
+from slap_fast.ops.tensor_checks import require, require_like
 
 # (x, residual, weight, eps, summed, normed, rstd): writes the last three, `summed` only where there is a residual.
 _FORWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, float, Tensor | None, Tensor, Tensor], None]] = {
@@ -47,7 +48,34 @@ def _empty(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@custom_op("slap_fast::rms_norm")
+def _registered(x: Tensor, weight: Tensor, eps: float, backend: str) -> str:
+    chosen = _select(x, weight, eps, backend)
+    if chosen == "torch":
+        raise ValueError('backend "torch" is no part of the registered op; call slap_fast.ops.rms_norm')
+    return chosen
+
+
+def _check(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple:
+    return x, weight, eps, _registered(x, weight, eps, backend)
+
+
+def _check_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str) -> tuple:
+    require_like("residual", residual, x)
+    return x, residual, weight, eps, _registered(x, weight, eps, backend)
+
+
+def _check_backward(
+    grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
+) -> tuple:
+    chosen = _registered(summed, weight, 0.0, backend)
+    require_like("grad_normed", grad_normed, summed)
+    if grad_summed is not None:
+        require_like("grad_summed", grad_summed, summed)
+    require("rstd", rstd, summed.shape[:-1], torch.float32, summed.device)
+    return grad_normed, grad_summed, summed, weight, rstd.contiguous(), chosen
+
+
+@custom_op("slap_fast::rms_norm", check=_check, rule=autocast.full)
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     normed, rstd = _empty(x)
     _FORWARD[backend](x, None, weight, eps, None, normed, rstd)
@@ -59,7 +87,7 @@ def _(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tens
     return _empty(x)
 
 
-@custom_op("slap_fast::add_rms_norm")
+@custom_op("slap_fast::add_rms_norm", check=_check_add, rule=autocast.full)
 def _add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +103,7 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str) -> 
     return normed, x.new_empty(x.shape), rstd
 
 
-@custom_op("slap_fast::rms_norm_backward")
+@custom_op("slap_fast::rms_norm_backward", check=_check_backward)
 def _rms_norm_backward(
     grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -133,7 +161,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
 
     Args:
         x: `[..., W]` floating point, any strides.
-        weight: `[W]`, dtype and device of `x`.
+        weight: `[W]`, dtype and device of `x`; under autocast both are taken in float32, as by `F.rms_norm` on a GPU.
         eps: added to the mean square; not negative.
         backend: "auto" or the name of one that `slap-fast info` lists.
 
@@ -143,6 +171,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, a negative `eps`, or a backend that cannot serve.
     """
+    x, weight = autocast.cast(autocast.full, x, weight)
     chosen = _select(x, weight, eps, backend)
     if chosen == "torch":
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -168,6 +197,7 @@ def add_rms_norm(
     Raises:
         ValueError: as for `rms_norm`.
     """
+    x, residual, weight = autocast.cast(autocast.full, x, residual, weight)
     if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
         raise ValueError(f"x is {_described(x)} and residual is {_described(residual)}; pass two alike")
     chosen = _select(x, weight, eps, backend)

@@ -17,6 +17,7 @@ from slap_fast import native
 from slap_fast.ops import dispatch
 from slap_fast.ops.backends import swiglu_native, swiglu_triton
 from slap_fast.ops.custom_op import custom_op
+from slap_fast.ops.tensor_checks import require
 
 _FORWARD: dict[str, Callable[[Tensor, Tensor], None]] = {  # (gate_up, out)
     "native": swiglu_native.forward,
@@ -37,7 +38,34 @@ dispatch.register(
 )
 
 
-@custom_op("slap_fast::swiglu")
+def _select(gate_up: Tensor, backend: str) -> str:
+    if not isinstance(gate_up, Tensor):
+        raise ValueError(f"gate_up is a {type(gate_up).__name__}; pass a torch tensor")
+    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"gate_up has shape {tuple(gate_up.shape)}; pass [..., 2 * M]")
+    if not gate_up.dtype.is_floating_point:
+        raise ValueError(f"gate_up is {gate_up.dtype}; pass a floating-point dtype")
+    return dispatch.select("swiglu", backend, device=gate_up.device, dtype=gate_up.dtype)
+
+
+def _check(gate_up: Tensor, backend: str) -> tuple:
+    return gate_up, _registered(gate_up, backend)
+
+
+def _registered(gate_up: Tensor, backend: str) -> str:
+    chosen = _select(gate_up, backend)
+    if chosen == "torch":
+        raise ValueError('backend "torch" is no part of the registered op; call slap_fast.ops.swiglu')
+    return chosen
+
+
+def _check_backward(grad: Tensor, gate_up: Tensor, backend: str) -> tuple:
+    chosen = _registered(gate_up, backend)
+    require("grad", grad, (*gate_up.shape[:-1], gate_up.shape[-1] // 2), gate_up.dtype, gate_up.device)
+    return grad, gate_up, chosen
+
+
+@custom_op("slap_fast::swiglu", check=_check)
 def _swiglu(gate_up: Tensor, backend: str) -> Tensor:
     out = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
     _FORWARD[backend](gate_up, out)
@@ -49,7 +77,7 @@ def _(gate_up: Tensor, backend: str) -> Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@custom_op("slap_fast::swiglu_backward")
+@custom_op("slap_fast::swiglu_backward", check=_check_backward)
 def _swiglu_backward(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
     grad_gate_up = gate_up.new_empty(gate_up.shape)
     _BACKWARD[backend](grad, gate_up, grad_gate_up)
@@ -87,11 +115,7 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
     Raises:
         ValueError: an odd last dimension, another dtype, or a backend that cannot serve.
     """
-    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
-        raise ValueError(f"gate_up has shape {tuple(gate_up.shape)}; pass [..., 2 * M]")
-    if not gate_up.dtype.is_floating_point:
-        raise ValueError(f"gate_up is {gate_up.dtype}; pass a floating-point dtype")
-    chosen = dispatch.select("swiglu", backend, device=gate_up.device, dtype=gate_up.dtype)
+    chosen = _select(gate_up, backend)
     if chosen == "torch":
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from slap_fast.ops import dispatch
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends import (
     varlen_attention_flash2,
@@ -28,7 +28,7 @@ from slap_fast.ops.backends import (
 from slap_fast.ops.backends import varlen_attention_preference as preference
 from slap_fast.ops.backends.varlen_attention_interface import VarlenAttentionBackend
 from slap_fast.ops.custom_op import custom_op
-from slap_fast.ops.varlen_validation import validate
+from slap_fast.ops.varlen_validation import validate, validate_backward
 
 # In the order of preference where none was measured.
 BACKENDS: dict[str, VarlenAttentionBackend] = {
@@ -55,9 +55,47 @@ _SETTINGS = (
 )
 
 
+def _select(
+    requested: str, q: Tensor, k: Tensor, cross: bool, max_seqlen: int, left: int, right: int, **traits: bool
+) -> str:
+    return dispatch.select(
+        "varlen_attention",
+        requested,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=q.shape[2],
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        left=left,
+        right=right,
+        cross=cross,
+        is_long=max_seqlen > preference.LONGEST_CLIP,
+        **traits,
+    )
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *settings: Any) -> tuple:
+    max_seqlen_q, max_seqlen_k, left, right, scale, backend = settings
+    checked = validate(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right)
+    cross = cu_seqlens_k.data_ptr() != cu_seqlens_q.data_ptr()
+    # What was selected with a gradient in view is called without.
+    chosen = _select(backend, q, k, cross, max_seqlen_q, left, right, return_lse=False, needs_grad=False)
+    return q, k, v, *checked, max_seqlen_q, max_seqlen_k, left, right, scale, chosen
+
+
+def _check_backward(
+    grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple:
+    checked = _check(q, k, v, *settings)
+    validate_backward(grad_out, grad_lse, q, out, lse)
+    return grad_out, grad_lse, *checked[:3], out, lse, *checked[3:]
+
+
 @custom_op(
     "slap_fast::varlen_attention",
     schema=f"(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)",
+    check=_check,
+    rule=autocast.low,
 )
 def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     *arguments, backend = settings
@@ -73,6 +111,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     "slap_fast::varlen_attention_backward",
     schema="(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     f"{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    check=_check_backward,
 )
 def _varlen_attention_backward(
     grad_out: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
@@ -155,7 +194,7 @@ def varlen_attention(
         q: `[Tq, H, D]` float32, float16, bfloat16 or float64; any strides, as a view of a packed `[T, 3, H, D]` has.
         k: `[Tk, Hk, D]`; H is a multiple of Hk, and H / Hk consecutive query heads share a key head (GQA).
         v: `[Tk, Hk, D]`.
-        cu_seqlens_q: `[N + 1]` int32 offsets from 0 to Tq, on the device of `q`.
+        cu_seqlens_q: `[N + 1]` int32 or int64 offsets from 0 to Tq, on the device of `q`; kernels read int32.
         cu_seqlens_k: the same for keys and values; None: those of the queries.
         max_seqlen_q: the longest query sequence, a host int.
         max_seqlen_k: the longest key sequence; None: that of the queries.
@@ -179,27 +218,16 @@ def varlen_attention(
     gradients of 0. Where offsets fall, a token that several sequences claim holds the result of one of them. Nothing
     is read or written outside the tensors, and every row is written. Other libraries' kernels promise none of this.
     """
+    q, k, v = autocast.cast(autocast.low, q, k, v)
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
     if max_seqlen_k is None:
         raise ValueError("max_seqlen_k is None; pass the longest key sequence along with cu_seqlens_k")
-    validate(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window)
     left, right = window
-    chosen = dispatch.select(
-        "varlen_attention",
-        backend,
-        device=q.device,
-        dtype=q.dtype,
-        head_dim=q.shape[2],
-        heads=q.shape[1],
-        kv_heads=k.shape[1],
-        left=left,
-        right=right,
-        cross=cu_seqlens_k is not cu_seqlens_q,
-        return_lse=return_lse,
-        is_long=max_seqlen_q > preference.LONGEST_CLIP,
-        needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
-    )
+    cross = cu_seqlens_k is not cu_seqlens_q
+    cu_seqlens_q, cu_seqlens_k = validate(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    chosen = _select(backend, q, k, cross, max_seqlen_q, left, right, return_lse=return_lse, needs_grad=needs_grad)
     out, lse = _varlen_attention(
         q,
         k,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slap_fast.ops import offsets
+from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.tensor_checks import require, require_like
+
 
 def validate(
     q: Tensor,
@@ -14,19 +18,26 @@ def validate(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
-    window: tuple[int, int],
-) -> None:
-    """Raise the ValueError that `varlen_attention` documents, if anything does not fit."""
+    left: int,
+    right: int,
+) -> tuple[Tensor, Tensor]:
+    """Both offsets in int32, or the ValueError that `varlen_attention` documents."""
     _validate_tensors(q, k, v)
-    if min(window) < -1:
-        raise ValueError(f"window is {window}; each side is a count of tokens, or -1 for unlimited")
-    _validate_offsets("q", cu_seqlens_q, max_seqlen_q, q)
-    if cu_seqlens_k is not cu_seqlens_q or q.shape[0] != k.shape[0]:
-        _validate_offsets("k", cu_seqlens_k, max_seqlen_k, k)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+    if left < -1 or right < -1:
+        raise ValueError(f"window is {(left, right)}; each side is a count of tokens, or -1 for unlimited")
+    checked_q = offsets.checked(
+        "cu_seqlens_q", cu_seqlens_q, q.shape[0], q.device, torch.int32, of="tokens of q", longest=max_seqlen_q
+    )
+    if cu_seqlens_k is cu_seqlens_q and q.shape[0] == k.shape[0] and max_seqlen_q <= max_seqlen_k:
+        return checked_q, checked_q
+    checked_k = offsets.checked(
+        "cu_seqlens_k", cu_seqlens_k, k.shape[0], k.device, torch.int32, of="tokens of k", longest=max_seqlen_k
+    )
+    if checked_q.shape != checked_k.shape:
         raise ValueError(
-            f"cu_seqlens_q names {cu_seqlens_q.shape[0] - 1} sequences, cu_seqlens_k {cu_seqlens_k.shape[0] - 1}"
+            f"cu_seqlens_q names {checked_q.shape[0] - 1} sequences, cu_seqlens_k {checked_k.shape[0] - 1}"
         )
+    return checked_q, checked_k
 
 
 def _validate_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -43,31 +54,9 @@ def _validate_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k, v are on {q.device}, {k.device}, {v.device}; move them to one device")
 
 
-def _validate_offsets(name: str, cu_seqlens: Tensor, max_seqlen: int, tokens: Tensor) -> None:
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] < 1:
-        raise ValueError(
-            f"cu_seqlens_{name} is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; pass [N + 1] int32 offsets"
-        )
-    if cu_seqlens.device != tokens.device:
-        raise ValueError(
-            f"cu_seqlens_{name} is on {cu_seqlens.device}, {name} on {tokens.device}; move one to the other"
-        )
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0 or last != tokens.shape[0]:
-        raise ValueError(
-            f"cu_seqlens_{name} runs from {first} to {last}; it must run from 0 to the "
-            f"{tokens.shape[0]} tokens of {name}"
-        )
-    # In 64 bits: a difference that wraps around could pass for a length.
-    lengths = cu_seqlens.long().diff()
-    if lengths.numel() == 0:
-        return
-    shortest, longest = lengths.aminmax()
-    if int(shortest) < 0 or int(longest) > max_seqlen:
-        item = int(((lengths < 0) | (lengths > max_seqlen)).nonzero()[0])
-        raise ValueError(
-            f"sequence {item} of cu_seqlens_{name} has length {int(lengths[item])}; it must lie between 0 and "
-            f"max_seqlen_{name} ({max_seqlen})"
-        )
+def validate_backward(grad_out: Tensor, grad_lse: Tensor, q: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Raise the ValueError for what the registered backward takes beside the inputs of the forward."""
+    require_like("grad_out", grad_out, q)
+    require_like("out", out, q)
+    for name, x in (("grad_lse", grad_lse), ("lse", lse)):
+        require(name, x, (q.shape[1], q.shape[0]), accumulator(q.dtype), q.device)

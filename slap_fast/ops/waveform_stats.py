@@ -12,14 +12,14 @@ carry no gradient.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch
+from slap_fast.ops import dispatch, offsets
+from slap_fast.ops.backends.native_storage import aligned
 from slap_fast.ops.custom_op import custom_op
 
 
@@ -31,7 +31,19 @@ class WaveformStats(NamedTuple):
     nonfinite: Tensor
 
 
-@custom_op("slap_fast::waveform_stats")
+def _check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
+    if waveform.dtype != torch.float32:
+        raise ValueError(f"waveform is {waveform.dtype}; it must be torch.float32")
+    if waveform.dim() != 1:
+        raise ValueError(f"waveform has shape {tuple(waveform.shape)}; it must have one dimension")
+    cu_seqlens = offsets.checked(
+        "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
+    )
+    chosen = dispatch.select("waveform_stats", backend, device=waveform.device)
+    return waveform.contiguous(), cu_seqlens.contiguous(), chosen
+
+
+@custom_op("slap_fast::waveform_stats", check=_check)
 def _waveform_stats(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return _BACKENDS[backend](waveform, cu_seqlens)
 
@@ -52,6 +64,7 @@ def _empty_stats(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, 
 
 def _native(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     module = native.require()
+    waveform = aligned(waveform)
     peak, mean_square, nonfinite = _empty_stats(waveform, cu_seqlens)
     module.waveform_stats(
         waveform=waveform.data_ptr(),
@@ -69,32 +82,21 @@ def _native(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _torch(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = waveform.numel()
     # Reading the offsets would stall a GPU: there, malformed ones are made harmless, and told by NaN.
-    offsets = cu_seqlens.clamp(0, total).cummax(0).values
-    wrong = (offsets != cu_seqlens).any() | (offsets[0] != 0) | (offsets[-1] != total)
-    if waveform.device.type == "cpu" and wrong:
-        raise ValueError(_describe_offsets(cu_seqlens.tolist(), total))
+    bounds = offsets.bounded(cu_seqlens, total)
+    wrong = (bounds != cu_seqlens).any() | (bounds[0] != 0) | (bounds[-1] != total)
 
     finite = waveform.isfinite()
     magnitude = torch.where(finite, waveform, 0).abs()
-    good = _segment_sum(finite.double(), offsets)
-    energy = _segment_sum(magnitude.double().square_(), offsets)
-    peak = torch.segment_reduce(magnitude, "max", offsets=offsets, unsafe=True, initial=0.0)
+    good = _segment_sum(finite.double(), bounds)
+    energy = _segment_sum(magnitude.double().square_(), bounds)
+    peak = torch.segment_reduce(magnitude, "max", offsets=bounds, unsafe=True, initial=0.0)
     peak = torch.where(wrong, torch.nan, peak)
     mean_square = torch.where(wrong, torch.nan, energy / good.clamp(min=1))
-    return peak, mean_square, offsets.diff() - good.long()
+    return peak, mean_square, bounds.diff() - good.long()
 
 
-def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    return torch.segment_reduce(values, "sum", offsets=offsets, unsafe=True, initial=0.0)
-
-
-def _describe_offsets(offsets: list[int], total: int) -> str:
-    if offsets[0] != 0:
-        return f"cu_seqlens[0] is {offsets[0]}; it must be 0"
-    for item, (begin, end) in enumerate(pairwise(offsets)):
-        if end < begin:
-            return f"cu_seqlens[{item + 1}] is {end}, below cu_seqlens[{item}] = {begin}; it must not fall"
-    return f"cu_seqlens ends at {offsets[-1]}, but the waveform has {total} samples"
+def _segment_sum(values: Tensor, bounds: Tensor) -> Tensor:
+    return torch.segment_reduce(values, "sum", offsets=bounds, unsafe=True, initial=0.0)
 
 
 _BACKENDS = {"native": _native, "torch": _torch}
@@ -117,24 +119,12 @@ def waveform_stats(waveform: Tensor, cu_seqlens: Tensor, *, backend: str = "auto
     """Peak |x|, mean square and count of non-finite samples of each clip.
 
     Args:
-        waveform: `[S]` float32, contiguous, N clips end to end.
-        cu_seqlens: `[N + 1]` int64, contiguous, on the same device: rises from 0 to S.
+        waveform: `[S]` float32, N clips end to end.
+        cu_seqlens: `[N + 1]` int64 or int32, on the same device: rises from 0 to S.
         backend: "auto", "native" (CPU) or "torch".
 
     Raises:
-        ValueError: a wrong dtype, shape, device or layout, a backend that cannot serve, or, on the CPU, a malformed
+        ValueError: a wrong dtype, shape or device, a backend that cannot serve, or, on the CPU, a malformed
             `cu_seqlens`. On a GPU the offsets are not read, and malformed ones give NaN.
     """
-    for name, tensor, dtype in (("waveform", waveform, torch.float32), ("cu_seqlens", cu_seqlens, torch.int64)):
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} is {tensor.dtype}; it must be {dtype}")
-        if tensor.dim() != 1:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have one dimension")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} is not contiguous (stride {tensor.stride(0)}); call .contiguous() first")
-    if cu_seqlens.shape[0] == 0:
-        raise ValueError("cu_seqlens is empty; for N clips it has N + 1 entries, the first of them 0")
-    if cu_seqlens.device != waveform.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, the waveform on {waveform.device}")
-    chosen = dispatch.select("waveform_stats", backend, device=waveform.device)
-    return WaveformStats(*_waveform_stats(waveform.detach(), cu_seqlens, chosen))
+    return WaveformStats(*_waveform_stats(*_check(waveform.detach(), cu_seqlens, backend)))

@@ -196,7 +196,11 @@ def test_compiles_whole_and_once_for_changing_lengths(backend):
         ({"k": torch.zeros(18, 1, 16)}, "dtype"),
         ({"theta": (1.0, 2.0), "tokens_per_frame": None}, "pair"),
         ({"tokens_per_frame": 0}, "at least 1"),
-        ({"theta": -1.0}, "positive base"),
+        ({"theta": -1.0}, "positive, finite base"),
+        ({"theta": float("nan")}, "positive, finite base"),
+        ({"theta": (float("nan"), 1.0)}, "positive, finite base"),
+        ({"theta": (1.0, float("inf"))}, "positive, finite base"),
+        ({"cu_seqlens": torch.tensor([0, 100_000, 5, 18], dtype=torch.int32)}, "falls from 100000 to 5 at item 1"),
         ({"cu_seqlens": torch.tensor([0, 17], dtype=torch.int32)}, "18 tokens"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, aligned, contiguous
 
 unavailable = native.unavailable
 
@@ -27,7 +27,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
 
 
 def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
+    return aligned(x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous())
 
 
 def _inputs(
@@ -73,7 +73,7 @@ def forward(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     audio, text = _readable(audio), _readable(text)
-    audio_ids, text_ids = (None if ids is None else ids.contiguous() for ids in (audio_ids, text_ids))
+    audio_ids, text_ids = (None if ids is None else contiguous(ids) for ids in (audio_ids, text_ids))
     rows, columns = audio.shape[0], text.shape[0]
     row_loss, column_loss, row_positive, row_facts, column_best = (
         torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -110,14 +110,14 @@ def backward(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     audio, text = _readable(audio), _readable(text)
-    audio_ids, text_ids = (None if ids is None else ids.contiguous() for ids in (audio_ids, text_ids))
+    audio_ids, text_ids = (None if ids is None else contiguous(ids) for ids in (audio_ids, text_ids))
     vectors = {
-        "grad_row": grad_row.contiguous(),
-        "grad_column": grad_column.contiguous(),
-        "grad_positive": grad_positive.contiguous(),
-        "row_loss": row_loss.contiguous(),
-        "column_loss": column_loss.contiguous(),
-        "row_largest": row_facts[3].contiguous(),
+        "grad_row": contiguous(grad_row),
+        "grad_column": contiguous(grad_column),
+        "grad_positive": contiguous(grad_positive),
+        "row_loss": contiguous(row_loss),
+        "column_loss": contiguous(column_loss),
+        "row_largest": contiguous(row_facts[3]),
         "column_largest": column_best.amax(0),
     }
     grad_audio, grad_text = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (audio, text))

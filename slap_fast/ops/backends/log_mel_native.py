@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.ops.backends.native_storage import aligned
 from slap_fast.ops.mel_config import MelConfig
 from slap_fast.ops.mel_tables import mel_filters, window
 from slap_fast.ops.patchify import PatchGrid
@@ -74,6 +75,7 @@ def _packed(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, total_frame
 
 def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int) -> Tensor:
     """`[S]` float32 or int16 samples to `[F, n_mels]` float32, before what needs the clip as a whole."""
+    waveform = aligned(waveform)
     mels = torch.empty(total_frames, config.n_mels, dtype=torch.float32, device="cpu")
     _plan(config).forward(**_packed(waveform, cu_seqlens, cu_frames, total_frames), mels=mels.data_ptr())
     return mels
@@ -81,6 +83,7 @@ def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: Mel
 
 def backward(grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
     """`[F, n_mels]` gradients to `[S]`."""
+    waveform, grad = aligned(waveform), aligned(grad)
     grad_waveform = torch.empty_like(waveform)
     _plan(config).backward(
         **_packed(waveform, cu_seqlens, cu_frames, grad.shape[0]),
@@ -100,6 +103,7 @@ def patches(
     mask_value: float,
 ) -> Tensor:
     """`[S]` samples to `[T, patch_frames * patch_mels]` float32 of a local convention, masked."""
+    waveform = aligned(waveform)
     tokens = grid.columns * (config.n_mels // grid.patch_mels)
     patches = torch.empty(tokens, grid.patch_frames * grid.patch_mels, dtype=torch.float32, device="cpu")
     _plan(config).patches(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slap_fast.ops import mel_tables
 from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.offsets import item_of_each
 
 _CHUNK_FRAMES = 1024
 
@@ -70,7 +71,7 @@ class _Clips:
     ) -> None:
         self.config = config
         self.cu_seqlens = cu_seqlens
-        clip = torch.repeat_interleave(cu_frames.diff(), output_size=total_frames)  # [F]
+        clip = item_of_each(cu_frames, total_frames)  # [F]
         index = torch.arange(total_frames, device=cu_frames.device) - cu_frames[clip]
         self.begins = cu_seqlens[clip]
         self.ends = cu_seqlens[clip + 1]

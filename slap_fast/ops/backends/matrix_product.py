@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, aligned
 
 
 def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulate: bool = False) -> Tensor:
@@ -39,8 +39,8 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
     a, b = _unit_stride(a), _unit_stride(b)
     native.require().matrix_product(
         element=STORAGE[a.dtype],
-        left=(a.data_ptr(), a.stride(0), a.stride(1)),
-        right=(b.data_ptr(), b.stride(1), b.stride(0)),
+        left=(a.data_ptr(), *_strides(a)),
+        right=(b.data_ptr(), *_strides(b.T)),
         rows=a.shape[0],
         columns=b.shape[1],
         depth=a.shape[1],
@@ -53,7 +53,13 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    return x if 1 in x.stride() else x.contiguous()
+    return aligned(x if 1 in _strides(x) else x.contiguous())
+
+
+def _strides(x: Tensor) -> tuple[int, int]:
+    """Those of a dimension without a second element are never taken: they count as 1, whatever PyTorch says."""
+    rows, columns = (stride if size > 1 else 1 for size, stride in zip(x.shape, x.stride(), strict=True))
+    return rows, columns
 
 
 def _checked_out(a: Tensor, b: Tensor, out: Tensor | None, accumulate: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from slap_fast import native
 from slap_fast.ops.backends import score_chunks
 from slap_fast.ops.backends.matrix_product import matrix_product
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, contiguous
 from slap_fast.ops.backends.score_chunks import chunk_rows, empty_scores, gradients_in
 from slap_fast.ops.loss_gradients import empty_gradient
 
@@ -41,7 +41,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     """`[K]` log of each prototype's mass over these tokens, once they are normalised under `potential`."""
     count, dtype = prototypes.shape[0], score_chunks.product_dtype(teacher.dtype)
     precise = prototypes.to(dtype)
-    potential = None if potential is None else potential.contiguous()
+    potential = None if potential is None else contiguous(potential)
     largest = torch.full((count,), -math.inf, dtype=torch.float32, device="cpu")
     total = torch.zeros(count, dtype=torch.float64, device="cpu")
     rows = chunk_rows(teacher.shape[0], count + teacher.shape[1], _BUDGET)
@@ -81,7 +81,7 @@ def loss_and_gradients(
     grad_student = empty_gradient(student, student_needs_grad)
     grad_prototypes = empty_gradient(student_prototypes, prototypes_needs_grad).zero_()
     student_prototypes, teacher_prototypes = student_prototypes.to(dtype), teacher_prototypes.to(dtype)
-    potential, token_weight = None if potential is None else potential.contiguous(), token_weight.contiguous()
+    potential, token_weight = None if potential is None else contiguous(potential), contiguous(token_weight)
     rows = chunk_rows(student.shape[0], count + student.shape[1], _BUDGET)
     scores, targets = empty_scores(rows, count), empty_scores(rows, count)
     grad_scores = gradients_in(scores, dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, contiguous
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
@@ -20,8 +20,8 @@ def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, summed: Tensor | None, normed: Tensor, rstd: Tensor
 ) -> None:
     """Write the sum of `x` and `residual` to `summed`, where there is one, and what follows from it to the others."""
-    x, weight = x.contiguous(), weight.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    x, weight = contiguous(x), contiguous(weight)
+    residual = None if residual is None else contiguous(residual)
     native.require().rms_norm(
         **_shape(x),
         x=x.data_ptr(),
@@ -45,8 +45,8 @@ def backward(
     grad_weight: Tensor,
 ) -> None:
     """Write the gradients of the sum and of the weight to `grad` and `grad_weight`."""
-    grad_normed, summed, weight = grad_normed.contiguous(), summed.contiguous(), weight.contiguous()
-    grad_summed = None if grad_summed is None else grad_summed.contiguous()
+    grad_normed, summed, weight = contiguous(grad_normed), contiguous(summed), contiguous(weight)
+    grad_summed = None if grad_summed is None else contiguous(grad_summed)
     native.require().rms_norm_backward(
         **_shape(summed),
         grad_normed=grad_normed.data_ptr(),

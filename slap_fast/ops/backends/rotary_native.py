@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, aligned, contiguous
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -28,7 +28,7 @@ def rotate(
 ) -> None:
     """Write the rotated `q` and `k` to `out_q` and `out_k`, which may be the same tensors."""
     module = native.require()
-    offsets = cu_seqlens.to(torch.int64).contiguous()
+    offsets = contiguous(cu_seqlens.to(torch.int64))
     pairs = [(q, out_q), (k, out_k)]
     # A head is read and written as one row of memory. What lies otherwise is copied before and after.
     rows = [(_rows(source), _rows(target)) for source, target in pairs]
@@ -50,7 +50,7 @@ def rotate(
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    return aligned(x if x.stride(2) == 1 else x.contiguous())
 
 
 def _part(source: Tensor, target: Tensor) -> tuple[int, ...]:

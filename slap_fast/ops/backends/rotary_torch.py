@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slap_fast.ops.offsets import item_of_each
+
 
 def rotate(
     q: Tensor,
@@ -30,8 +32,7 @@ def _rotation(
     """cos and sin of `[T, 1, axes, head_dim / axes / 2]` angles, in float32 (float64 for float64)."""
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     offsets = cu_seqlens.long()
-    clip = torch.repeat_interleave(offsets.diff(), output_size=total)
-    position = torch.arange(total, device=cu_seqlens.device) - offsets[clip]
+    position = torch.arange(total, device=cu_seqlens.device) - offsets[item_of_each(offsets, total)]
     positions = [position] if len(thetas) == 1 else [position // tokens_per_frame, position % tokens_per_frame]
     channels = head_dim // len(thetas)
     exponent = torch.arange(0, channels, 2, device=cu_seqlens.device, dtype=torch.float64) / channels

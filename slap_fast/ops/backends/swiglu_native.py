@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, contiguous
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -18,7 +18,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def forward(gate_up: Tensor, out: Tensor) -> None:
     """Write `[..., M]` of a `[..., 2 * M]` `gate_up` to `out`."""
-    gate_up = gate_up.contiguous()
+    gate_up = contiguous(gate_up)
     native.require().swiglu(
         **_shape(out), gate_up=gate_up.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads()
     )
@@ -26,7 +26,7 @@ def forward(gate_up: Tensor, out: Tensor) -> None:
 
 def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
     """Write the gradient of `gate_up` to `grad_gate_up`."""
-    grad, gate_up = grad.contiguous(), gate_up.contiguous()
+    grad, gate_up = contiguous(grad), contiguous(gate_up)
     native.require().swiglu_backward(
         **_shape(grad),
         grad=grad.data_ptr(),

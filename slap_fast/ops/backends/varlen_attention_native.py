@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.native_storage import STORAGE
+from slap_fast.ops.backends.native_storage import STORAGE, aligned, contiguous
 
 _MAX_HEAD_DIM = 256
 
@@ -28,7 +28,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int, **_trait
 
 
 def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return aligned(x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous())
 
 
 def _heads(x: Tensor) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """`[Tq, H, D]` output in the dtype of `q` and `[H, Tq]` float32 log-sum-exp."""
     q, k, v = (_readable(x) for x in (q, k, v))
-    cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    cu_seqlens_q, cu_seqlens_k = contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
     out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device="cpu")
     native.require().varlen_attention(
@@ -105,8 +105,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `q`, `k` and `v`, in their dtype."""
     grad_out, q, k, v, out = (_readable(x) for x in (grad_out, q, k, v, out))
-    cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
-    lse, grad_lse = lse.contiguous(), grad_lse.contiguous()
+    cu_seqlens_q, cu_seqlens_k = contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
+    lse, grad_lse = contiguous(lse), contiguous(grad_lse)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (q, k, v))
     native.require().varlen_attention_backward(
         inputs=_inputs(q, k, v, left, right, scale),

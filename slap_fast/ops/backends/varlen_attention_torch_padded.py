@@ -13,6 +13,7 @@ from torch import Tensor
 from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.backends.varlen_attention_dense import attend, attend_backward, out_of_window
 from slap_fast.ops.backends.varlen_attention_interface import softmax_delta
+from slap_fast.ops.offsets import item_of_each
 
 
 def unavailable() -> str | None:
@@ -31,8 +32,8 @@ class Padding:
         lengths = offsets.diff()
         self.slot = torch.arange(max_seqlen, device=offsets.device)
         self.valid = self.slot < lengths[:, None]  # [N, max_seqlen]
-        self.position = (offsets[:-1, None] + self.slot).clamp_max(max(total - 1, 0))
-        self.clip = torch.repeat_interleave(lengths, output_size=total)
+        self.position = (offsets[:-1, None] + self.slot).clamp(0, max(total - 1, 0))
+        self.clip = item_of_each(offsets, total)
         self.index = torch.arange(total, device=offsets.device) - offsets[self.clip]
         self.lengths = lengths
 
