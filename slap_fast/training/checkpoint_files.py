@@ -103,9 +103,14 @@ def read_manifest(folder: Path) -> Manifest | str:
         return UNFINISHED
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    for name in ("step", "skipped_steps", "adam_steps", "world_size", "zero_stage"):
+        if type(value := getattr(manifest, name)) is not int or not 0 <= value < 1 << 48:
+            return f"{MANIFEST} says {name} {value!r}"
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"{MANIFEST} names the file {name!r}, which is not in the checkpoint"
+    if len(manifest.files) < manifest.world_size:
+        return f"{MANIFEST} lists {len(manifest.files)} files of {manifest.world_size} ranks"
     return manifest
 
 

@@ -90,6 +90,9 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
     for name in ("/etc/passwd", "../step-00000003/a.pt"):
         files.write_manifest(folder, replace(manifest, files=manifest.files | {name: {"size": 1, "sha256": ""}}))
         assert "which is not in the checkpoint" in str(files.read_manifest(folder))
+    for world_size, message in (("2", "says world_size '2'"), (-1, "world_size -1"), (3, "2 files of 3 ranks")):
+        files.write_manifest(folder, replace(manifest, world_size=world_size))  # type: ignore[arg-type]
+        assert message in str(files.read_manifest(folder))
 
 
 def test_the_newest_whole_checkpoints_are_kept(tmp_path: Path) -> None:
