@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -45,7 +46,7 @@ def split_clips(audio: Any) -> tuple[int | None, Iterator[NamedClip]]:
     if not isinstance(audio, Iterable) or isinstance(audio, set | frozenset):
         raise ValueError(f"audio is a {type(audio).__name__}; pass one clip ({_FORMS}), or a list of clips")
     count = len(audio) if isinstance(audio, Sized) else None
-    return count, (NamedClip(f"audio[{position}]", clip) for position, clip in enumerate(audio))
+    return count, (NamedClip(f"audio[{position}]", clip) for position, clip in enumerate(_iterated("audio", audio)))
 
 
 def only_clip(audio: Any) -> Audio:
@@ -72,7 +73,7 @@ def split_texts(texts: str | Iterable[str]) -> list[str]:
     elif isinstance(texts, bytes | bytearray | Mapping | set | frozenset) or not isinstance(texts, Iterable):
         raise ValueError(f"texts is a {type(texts).__name__}; pass a string or a list of strings")
     else:
-        named = {f"texts[{position}]": text for position, text in enumerate(texts)}
+        named = {f"texts[{position}]": text for position, text in enumerate(_iterated("texts", texts))}
     for name, text in named.items():
         if not isinstance(text, str):
             raise ValueError(f"{name} is a {type(text).__name__}; pass a list of strings")
@@ -114,6 +115,13 @@ def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device
     if rate != sample_rate:
         values = _resampled(clip.name, values, rate, sample_rate)
     return values.to(device).contiguous()
+
+
+def _iterated(name: str, values: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(values)
+    except TypeError as error:  # of an array of no dimensions, and the like
+        raise ValueError(f"{name} is a {type(values).__name__} that holds nothing in order ({error})") from error
 
 
 def _is_clip(audio: Any) -> bool:
@@ -173,9 +181,15 @@ def _parts(name: str, audio: Any) -> tuple[Any, float | None]:
         if audio.get(key) is not None:
             if audio.get("sampling_rate") is None:
                 raise ValueError(f"{name} is a dict with {key} but without sampling_rate (Hz); add it")
+            if _is_file(audio[key]):
+                raise ValueError(
+                    f"{name}[{key!r}] is a {type(audio[key]).__name__}; pass samples, or use 'bytes' or 'path'"
+                )
             return audio[key], _rate(f"{name}['sampling_rate']", audio["sampling_rate"])
     for key in ("bytes", "path"):
         if audio.get(key) is not None:
+            if not _is_file(audio[key]):
+                raise ValueError(f"{name}[{key!r}] is a {type(audio[key]).__name__}; pass samples as 'array'")
             return audio[key], None
     keys = ", ".join(repr(key) for key in list(audio)[:8]) or "nothing"
     raise ValueError(f"{name} is a dict of {keys}; pass one of array and sampling_rate, of bytes, or of path")
@@ -185,14 +199,16 @@ def _rate(name: str, value: Any) -> float:
     if not _is_number(value):
         raise ValueError(f"{name} is a {type(value).__name__}; pass a number of Hz")
     low, high = _RATES
-    if not low <= float(value) <= high:
-        raise ValueError(f"{name} is {float(value):g} Hz, which is no rate of audio; pass Hz, such as 44100")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {str(value)[:20]} Hz, which is no rate of audio; pass Hz, such as 44100")
     return float(value)
 
 
 def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
     from slap_fast.audio_files import AudioError, load_audio  # what decodes files is not needed for waveforms
 
+    if isinstance(file, io.TextIOBase):
+        raise ValueError(f"{name} is a file that is open as text; open it in mode 'rb', or pass its path")
     path = os.fsdecode(file) if isinstance(file, str | os.PathLike) else ""
     if isinstance(file, str) and not file:
         raise ValueError(f"{name} is an empty path")
@@ -213,8 +229,9 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
         given = type(samples).__name__
         try:
             samples = np.asarray(samples)
-        except ValueError as error:
-            raise ValueError(f"{name} is no array of samples ({error}); pass {_FORMS}") from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{name} is a {given}, but no array of samples ({reason}); pass {_FORMS}") from error
         kind, is_float = str(samples.dtype), samples.dtype.kind == "f"
         if samples.dtype.kind not in "biufc" or samples.ndim == 0:
             raise ValueError(f"{name} is a {given}; pass {_FORMS}")

@@ -13,10 +13,13 @@ import soundfile
 import soxr
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from slap_fast.data.batch import Batch
 from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.models.call_arguments import split_clips, split_texts, waveform
 from slap_fast.models.slap import SLAP
 from slap_fast.ops.contrastive_loss import contrastive_loss
 from slap_fast.ops.packing import PackedLayout
@@ -184,7 +187,10 @@ def test_samples_at_another_rate_are_resampled_or_called_out(model):
         ({"a.wav", "b.wav"}, "audio is a set"),
         ([None], r"audio\[0\] is a NoneType"),
         ([["dog.wav"]], r"audio\[0\] is a list"),
-        ([[[0.1], [0.1, 0.2]]], r"audio\[0\] is no array of samples"),
+        ([[[0.1], [0.1, 0.2]]], r"audio\[0\] is a list, but no array of samples"),
+        (io.StringIO("RIFF"), "audio is a file that is open as text; open it in mode 'rb'"),
+        ({"bytes": np.zeros(400)}, r"audio\['bytes'\] is a ndarray; pass samples as 'array'"),
+        ({"array": "dog.wav", "sampling_rate": RATE}, r"audio\['array'\] is a str; pass samples, or use"),
         ("", "audio is an empty path"),
         ({"waveform": np.zeros(400), "sample_rate": RATE}, "audio is a dict of 'waveform', 'sample_rate'; pass one of"),
         ({"array": np.zeros(400)}, "audio is a dict with array but without sampling_rate"),
@@ -357,3 +363,57 @@ def test_the_readmes_use_of_a_model_can_be_done_as_it_is_shown(model, stereo, tm
         dist.destroy_process_group()
     assert names["audio"].shape == names["text"].shape == (2, 32)
     assert names["model"].module.audio_encoder.patch_embedding.weight.grad is not None
+
+
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.binary(max_size=4),
+    st.sampled_from([16_000, 48_000.0, np.int64(8000), np.array(44_100), torch.tensor(16_000), 1j, Ellipsis, int]),
+    st.builds(io.BytesIO, st.binary(max_size=4)),
+    st.builds(io.StringIO),
+)
+_SHAPES = st.sampled_from([(), (0,), (1,), (400,), (1, 400), (400, 1), (2, 400), (400, 2), (0, 4), (20, 30), (1, 1, 9)])
+_ARRAYS = st.builds(
+    np.zeros,
+    _SHAPES,
+    st.sampled_from(["f4", "f8", "f2", ">f4", "i2", ">i2", "i4", "u1", "?", "c8", "O", "U3", "M8[s]"]),
+)
+_TENSORS = st.builds(
+    lambda shape, dtype, wants: torch.zeros(shape, dtype=dtype, requires_grad=wants and dtype.is_floating_point),
+    _SHAPES,
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int16, torch.int64, torch.bool]),
+    st.booleans(),
+)
+_ARGUMENTS = st.recursive(
+    _SCALARS | _ARRAYS | _TENSORS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, _SCALARS),
+        st.dictionaries(
+            st.sampled_from(["array", "raw", "bytes", "path", "sampling_rate", "other"]), inner, max_size=3
+        ),
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.filterwarnings("ignore:audio is given as samples")
+@settings(max_examples=400, deadline=None)
+@given(argument=_ARGUMENTS, rate=st.none() | _SCALARS)
+def test_whatever_is_passed_is_taken_or_refused_in_one_line(argument, rate):
+    try:
+        for clip in split_clips(argument)[1]:
+            samples = waveform(clip, 16_000, rate, torch.device("cpu"))
+            assert samples.dtype == torch.float32
+            assert samples.dim() == 1
+            assert len(samples) > 0
+    except ValueError as refusal:
+        assert re.fullmatch(r"[^\n]*(audio|sampling_rate)[^\n]*", str(refusal))  # noqa: PT017 - either will do
+    try:
+        assert all(isinstance(text, str) for text in split_texts(argument))
+    except ValueError as refusal:
+        assert re.fullmatch(r"texts[^\n]*", str(refusal))  # noqa: PT017 - either will do
