@@ -144,10 +144,8 @@ def _metrics(
     queries = torch.bincount(text_to_audio, minlength=n_audio).nonzero().squeeze(1)
 
     from_text, from_audio = [], []
-    shared = 0
     for text in torch.arange(n_text, device=device).split(chunk_size):
         relevant = _clips_with(texts[text], texts, text_to_audio, n_audio)  # [Q, n_audio]
-        shared += int((relevant.sum(1) > 1).sum())
         from_text.append(_scores(similarity_of_text(text), relevant))
     for audio in queries.split(chunk_size):
         relevant = _texts_of(audio, texts, text_to_audio)  # [Q, n_text]
@@ -157,7 +155,7 @@ def _metrics(
         **_summarise("a2t", from_audio, n_text),
         "clips": float(n_audio),
         "captions": float(n_text),
-        "shared_captions": float(shared),
+        "shared_captions": float(sum(int((scores.relevant > 1).sum()) for scores in from_text)),
     }
 
 
@@ -199,14 +197,20 @@ class _Scores(NamedTuple):
 def _scores(scores: Tensor, relevant: Tensor) -> _Scores:
     """Of `[Q, n]` similarities, where `[Q, n]` says which items are relevant: at least one in every row."""
     best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-    before = (scores > best).sum(1)
+    before = _count(scores > best)
     tied = scores == best
-    ties, own = tied.sum(1), (tied & relevant).sum(1)
+    ties, own = _count(tied), _count(tied & relevant)
     recall = torch.stack([1 - _chance_of_none(k - before, ties, own) for k in RECALL_AT])
     # The first of `own` places among `ties` in random order.
     rank = before + (ties + 1).double() / (own + 1)
-    counts = relevant.sum(1)
+    counts = _count(relevant)
     return _Scores(recall, _average_precision(scores, relevant) / counts.clamp(max=PRECISION_AT), rank, counts)
+
+
+def _count(mask: Tensor) -> Tensor:
+    """`[Q]` int64, of `[Q, n]` bool."""
+    # A sum makes a copy of its type first, the largest thing here.
+    return mask.sum(1, dtype=torch.int32).long()
 
 
 def _chance_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
@@ -224,15 +228,15 @@ def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     found = relevant.gather(1, top.indices)
     last = top.values[:, -1:]
     # Of the ties that the last place cuts, all count.
-    last_ties = (scores == last).sum(1, keepdim=True)
-    last_found = ((scores == last) & relevant).sum(1, keepdim=True)
+    tied_last = scores == last
+    last_ties, last_found = _count(tied_last), _count(tied_last & relevant)
     total = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
     for place, value in enumerate(top.values.split(1, dim=1), start=1):
         above, tied = top.values > value, top.values == value
         before, found_before = above.sum(1), (above & found).sum(1)
         cut = (value == last).squeeze(1)
-        ties = torch.where(cut, last_ties.squeeze(1), tied.sum(1))
-        own = torch.where(cut, last_found.squeeze(1), (tied & found).sum(1))
+        ties = torch.where(cut, last_ties, tied.sum(1))
+        own = torch.where(cut, last_found, (tied & found).sum(1))
         others = (place - before - 1) * (own - 1).double() / (ties - 1).clamp(min=1)
         total += own / ties.double() * (found_before + 1 + others) / place
     return total
