@@ -110,7 +110,7 @@ class LogMelStream:
     def _frames_up_to(self, end: int) -> Tensor:
         config = self.config
         if end <= self._n_frames:
-            like = self._parts[0] if self._parts else torch.empty(0)
+            like = self._parts[0] if self._parts else torch.empty(0, dtype=torch.float32, device="cpu")
             dtype = like.dtype if like.is_floating_point() else torch.float32
             return torch.empty(0, config.n_mels, dtype=dtype, device=like.device)
         segment = torch.cat(self._parts)
