@@ -378,7 +378,7 @@ def test_other_arguments_for_the_same_folder_are_an_error_that_names_them(tmp_pa
     with pytest.raises(DatasetError, match=r"other arguments \(source\.seed: 1 then, 2 now\)"):
         prepare(ClipSource(clips, "c", {"seed": 2}), tmp_path, workers=0, progress=False)
     prepare(ClipSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False)
-    with pytest.raises(DatasetError, match=r"other arguments \(min_duration: 0.0 then, 0.1 now\)"):
+    with pytest.raises(DatasetError, match=r"other arguments \(--min-duration: 0.0 then, 0.1 now\)"):
         prepare(ClipSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False, min_duration=0.1)
 
 
@@ -386,7 +386,7 @@ def test_a_manifest_that_changed_is_other_arguments(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 2)
     prepare(manifest, tmp_path / "out", workers=0, progress=False)
     manifest.write_text(manifest.read_text().replace("number", "no."))
-    with pytest.raises(DatasetError, match=r"other arguments \(source\.sha256"):
+    with pytest.raises(DatasetError, match=r"other arguments \(the content of SOURCE \(SHA-256\): "):
         prepare(manifest, tmp_path / "out", workers=0, progress=False)
 
 

@@ -35,9 +35,10 @@ def is_clotho(row: dict[str, Any]) -> bool:
     return row.keys() >= set(_CLOTHO_COLUMNS) and audio_column(row) == _CLOTHO_COLUMNS[0]
 
 
-def is_wavcaps(row: dict[str, Any]) -> bool:
+def is_wavcaps(row: dict[str, Any], extension: str = ".json") -> bool:
     audio = audio_column(row)
-    return {"id", "caption"} <= row.keys() and (audio is None or row[audio] == _PLACEHOLDER)
+    said = row[audio] == _PLACEHOLDER if audio is not None else extension == ".json"
+    return {"id", "caption"} <= row.keys() and said
 
 
 class AudioCaps(RowSource):

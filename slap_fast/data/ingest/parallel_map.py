@@ -104,7 +104,8 @@ def _start(workers: int) -> ProcessPoolExecutor:
         executor.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "worker processes cannot start: call this under `if __name__ == '__main__':`, or use workers=0"
+            "worker processes cannot start: call this under `if __name__ == '__main__':`, or use workers=0 "
+            "(--workers 0)"
         ) from error
     return executor
 

@@ -145,13 +145,13 @@ def _open_folder(
         manifest = Manifest(metadata, audio_root, *columns)
         manifest.name = folder.resolve().name
         rest = table_folders.UnlistedAudio(folder, manifest)
-        return _Opened(table_folders.SourceChain([manifest, rest]), "an AudioFolder", True, True)
+        return _Opened(table_folders.WithRest(manifest, rest), "an AudioFolder", True, True)
     extensions = {os.path.splitext(file)[1].lower() for file in files}
     audio = not extensions.isdisjoint(AUDIO_EXTENSIONS)
     if not audio and (parquet := table_folders.parquet_tables(files)):
         left_out = [*table_folders.left_out_of_shards(folder, parquet, files), *passed_over]
         opened = _open_tables([folder / file for file in parquet], layout, audio_root, columns)
-        chain = table_folders.SourceChain([opened.source, table_folders.LeftOut(folder, left_out)])
+        chain = table_folders.WithRest(opened.source, table_folders.LeftOut(folder, left_out))
         return replace(opened, source=chain) if left_out else opened
     if layout != "auto":
         raise DatasetError(f"{folder}: is a folder; --layout {layout} wants the file that lists its clips")
@@ -186,7 +186,7 @@ def _layout_of(paths: Sequence[Path]) -> str:
     row = first_row(paths[0])
     if is_audiocaps(row):
         return "audiocaps"
-    if len(paths) == 1 and paths[0].suffix.lower() == ".json" and is_wavcaps(row):
+    if len(paths) == 1 and is_wavcaps(row, paths[0].suffix.lower()):
         return "wavcaps"
     if len(paths) == 1 and is_clotho(row):
         return "clotho"

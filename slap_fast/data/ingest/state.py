@@ -31,6 +31,22 @@ from slap_fast.data.dataset_files import (
 from slap_fast.data.shards import ShardWriter
 
 _COPY_BYTES = 1 << 20
+_SHOWN = 200  # characters of an argument in a message
+_FLAGS = {
+    "name": "--name",
+    "max_shard_bytes": "--shard-megabytes, in bytes",
+    "min_duration": "--min-duration",
+    "max_duration": "--max-duration",
+    "vocab_size": "--vocab-size",
+    "source.kind": "what SOURCE is (--layout)",
+    "source.path": "SOURCE",
+    "source.sha256": "the content of SOURCE (SHA-256)",
+    "source.files": "the files of SOURCE (SHA-256 of their names)",
+    "source.audio_root": "--audio-dir",
+    "source.audio_column": "--audio-column",
+    "source.caption_columns": "--caption-columns",
+}
+"""What the arguments that are remembered are called on the command line."""
 
 
 @dataclass
@@ -167,7 +183,7 @@ def check_arguments(folder: Path, stored: Any, arguments: dict[str, Any]) -> Non
     stored = _flat(stored) if isinstance(stored, dict) else {}
     given = _flat(arguments)
     differing = [
-        f"{name}: {stored.get(name)!r} then, {given.get(name)!r} now"
+        f"{_FLAGS.get(name, name)}: {_shown(stored.get(name))} then, {_shown(given.get(name))} now"
         for name in sorted(stored.keys() | given.keys())
         if stored.get(name) != given.get(name)
     ]
@@ -175,6 +191,11 @@ def check_arguments(folder: Path, stored: Any, arguments: dict[str, Any]) -> Non
         f"{folder}: was prepared with other arguments ({'; '.join(differing)}); repeat those, choose another "
         "folder, or delete this one"
     )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _ReportPart:

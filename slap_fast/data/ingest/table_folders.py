@@ -25,24 +25,25 @@ METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl"
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.parquet")
 
 
-class SourceChain:
-    """Sources one after another, called like the first."""
+class WithRest:
+    """A source, and then what lies beside it."""
 
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self.name = parts[0].name
+    def __init__(self, source: Source, rest: Source) -> None:
+        self.name = source.name
         self.seen = 0
-        self._parts = list(parts)
+        self._source = source
+        self._rest = rest
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "chain", "parts": [part.describe() for part in self._parts]}
+        return self._source.describe() | {"beside": self._rest.describe()}
 
     def count(self) -> int | None:
-        counts = [part.count() for part in self._parts]
-        return None if None in counts else sum(count or 0 for count in counts)
+        counts = self._source.count(), self._rest.count()
+        return None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
         self.seen = 0
-        for part in self._parts:
+        for part in (self._source, self._rest):
             yield from part
             self.seen += part.seen
 
