@@ -93,6 +93,9 @@ def test_wavcaps_without_its_folders(tmp_path: Path) -> None:
     source = open_source(tmp_path / "mine.json")
     assert isinstance(source, WavCaps)
     assert _clips(source, tmp_path) == {"0": (["zero"], "FreeSound_flac/0.flac")}
+    other = _wavcaps(tmp_path, "SoundBible", "sb_final.json", {"1": "one"})
+    with pytest.raises(DatasetError, match="--layout wavcaps takes one SOURCE, the folder of its JSONs"):
+        open_source([tmp_path / "mine.json", other])
     # A table with paths of its own is a manifest, whatever else it has.
     (tmp_path / "own.json").write_text(json.dumps([{"id": 0, "caption": "zero", "audio": "a.wav"}]))
     assert isinstance(open_source(tmp_path / "own.json"), Manifest)

@@ -167,6 +167,15 @@ def test_a_name_twice_is_an_error(tmp_path: Path) -> None:
     source = open_source(tmp_path / "m.jsonl")
     assert _clips(source) == {"a": ["one"]}
     assert _rejected(source) == {"m.jsonl:2": "the key 'caption' stands twice"}
+    (tmp_path / "m.json").write_text('{"data": [], "data": [{"path": "a.wav", "caption": "one"}]}')
+    with pytest.raises(DatasetError, match="the key 'data' stands twice"):
+        open_source(tmp_path / "m.json")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.wav").touch()
+    (tmp_path / "folder/a.json").write_text('{"caption": "one", "caption": "two"}')
+    assert _rejected(open_source(tmp_path / "folder")) == {
+        "a.wav": "a.json is malformed (the key 'caption' stands twice)"
+    }
 
 
 def test_messages_name_the_flags_of_the_command(tmp_path: Path) -> None:

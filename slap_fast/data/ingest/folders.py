@@ -14,6 +14,7 @@ from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.captions import captions_of
 from slap_fast.data.dataset_files import INDEX_NAME, INFO_NAME, STATE_FOLDER, DatasetError
 from slap_fast.data.ingest.clip_items import ClipItem, FileAudio, Rejection
+from slap_fast.data.ingest.table_rows import RepeatedKey, json_object
 
 _SIDECAR_EXTENSIONS = (".json", ".txt")
 
@@ -104,9 +105,11 @@ def parse_sidecar(name: str, data: bytes) -> tuple[list[str], dict[str, Any]]:
         text = data.decode("utf-8-sig")
         if not name.lower().endswith(".json"):
             return captions_of(text.splitlines()), {}
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=json_object)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{name} is malformed ({error})") from error
+    if isinstance(value, RepeatedKey):
+        raise DatasetError(f"{name} is malformed (the key {value.key!r} stands twice)")
     if not isinstance(value, dict):
         return captions_of(value), {}
     return captions_of(value), value

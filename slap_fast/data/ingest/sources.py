@@ -169,7 +169,8 @@ def _open_tables(
     if chosen in ("folder", "webdataset"):
         raise DatasetError(f"{paths[0]}: is a table; --layout {chosen} wants a folder")
     if len(paths) > 1 and chosen in ("clotho", "wavcaps"):
-        raise DatasetError(f"--layout {chosen} takes one SOURCE; prepare {', '.join(map(str, paths))} one by one")
+        what = "the folder of its JSONs" if chosen == "wavcaps" else "one split's table"
+        raise DatasetError(f"{', '.join(map(str, paths))}: --layout {chosen} takes one SOURCE, {what}")
     if chosen == "audiocaps":
         return _Opened(AudioCaps(paths, audio_root), "AudioCaps", takes_root=True)
     if chosen == "wavcaps":
@@ -186,9 +187,9 @@ def _layout_of(paths: Sequence[Path]) -> str:
     row = first_row(paths[0])
     if is_audiocaps(row):
         return "audiocaps"
-    if len(paths) == 1 and is_wavcaps(row, paths[0].suffix.lower()):
+    if is_wavcaps(row, paths[0].suffix.lower()):
         return "wavcaps"
-    if len(paths) == 1 and is_clotho(row):
+    if is_clotho(row):
         return "clotho"
     labelled = labelled_layout(row)
     return labelled.name if labelled and not caption_columns_of(row) else "manifest"

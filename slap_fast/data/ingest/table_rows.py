@@ -72,7 +72,7 @@ def column_names(path: Path) -> list[str]:
     return list(first_row(path))
 
 
-class _RepeatedKey(dict[str, Any]):
+class RepeatedKey(dict[str, Any]):
     """A JSON object that gives one key twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
@@ -81,17 +81,18 @@ class _RepeatedKey(dict[str, Any]):
         self.key = next(name for name in names if names.count(name) > 1)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` that tells of a key that stands twice, the first of which would be lost."""
     value = dict(pairs)
-    return value if len(value) == len(pairs) else _RepeatedKey(pairs)
+    return value if len(value) == len(pairs) else RepeatedKey(pairs)
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_object)
+        value = json.loads(path.read_bytes(), object_pairs_hook=json_object)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not JSON ({error}); JSON lines are called .jsonl") from error
-    if isinstance(value, _RepeatedKey):
+    if isinstance(value, RepeatedKey):
         raise DatasetError(f"{path}: the key {value.key!r} stands twice")
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
@@ -107,7 +108,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejecti
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=_object)
+                row = json.loads(line, object_pairs_hook=json_object)
             except (ValueError, RecursionError) as error:
                 yield origin, Rejection(origin, "malformed_row", f"not JSON ({error})")
             else:
@@ -143,7 +144,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _checked(origin: str, row: Any) -> tuple[str, dict[str, Any] | Rejection]:
-    if isinstance(row, _RepeatedKey):
+    if isinstance(row, RepeatedKey):
         return origin, Rejection(origin, "malformed_row", f"the key {row.key!r} stands twice")
     if isinstance(row, dict):
         return origin, row
