@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 
 class CannotServeError(ValueError):
     """The backend that was asked for cannot serve a call that is valid; with "auto", none can."""
@@ -85,6 +87,9 @@ _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def select(op: str, requested: str, **traits: object) -> str:
     """Name the backend that serves a call of `op` with `traits`.
 
+    An exported program may run elsewhere: while `torch.export` traces, "auto" stays "auto", and the registered op asks
+    again where it runs.
+
     Args:
         op: a registered op.
         requested: a backend's name, or "auto" for the first that serves, the fastest by measurement first.
@@ -95,6 +100,8 @@ def select(op: str, requested: str, **traits: object) -> str:
     """
     if op not in _backends:
         raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
+    if requested == "auto" and torch.compiler.is_exporting():
+        return "auto"
     backends = _backends[op]
     candidates = list(zip(backends, _unavailable(op), strict=True))
     if requested == "auto" and op in _preferences:

@@ -20,7 +20,7 @@ from slap_fast.ops import autocast, dispatch, offsets
 from slap_fast.ops.backends import log_mel_cuda, log_mel_native, log_mel_torch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.mel_config import MelConfig
-from slap_fast.ops.mel_normalization import normalize_clips
+from slap_fast.ops.mel_normalization import normalize_clips, normalize_clips_backward
 from slap_fast.ops.tensor_checks import require
 
 
@@ -44,7 +44,7 @@ def _check(
 ) -> tuple:
     convention = MelConfig.parse(config)
     packed = check_packed(waveform, cu_seqlens, cu_frames, convention, total_frames)
-    chosen = dispatch.select("log_mel", backend, device=waveform.device, dtype=waveform.dtype, config=convention)
+    chosen = _select(waveform, convention, backend)
     return *packed, config, total_frames, chosen
 
 
@@ -119,6 +119,56 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 _log_mel.register_autograd(_backward, setup_context=_setup_context)
 
 
+@custom_op("slap_fast::log_mel_dense", rule=autocast.full)
+def _log_mel_dense(waveform: Tensor, config: str, backend: str) -> Tensor:
+    return log_mel(waveform.detach(), None, MelConfig.parse(config), backend=backend)
+
+
+@_log_mel_dense.register_fake
+def _(waveform: Tensor, config: str, backend: str) -> Tensor:
+    convention = MelConfig.parse(config)
+    *batch, length = waveform.shape
+    dtype = torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
+    frames = convention.num_frames(length)
+    if isinstance(frames, torch.SymInt):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # a quarter of a second, and loaded now
+
+        # PyTorch asks of any formula whether it is 1, and refuses lengths that answer otherwise than the example does.
+        if not statically_known_true(frames > 1):
+            frames = torch.library.get_ctx().new_dynamic_size()
+    return waveform.new_empty(*batch, frames, convention.n_mels, dtype=dtype)
+
+
+@custom_op("slap_fast::log_mel_dense_backward")
+def _log_mel_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
+    convention = MelConfig.parse(config)
+    packed = _end_to_end(waveform, convention)
+    settings = config, _select(waveform, convention, backend)
+    grad = grad.reshape(-1, convention.n_mels).contiguous()
+    if not convention.is_local:
+        frames = _log_mel(*packed, config, grad.shape[0], settings[1])
+        grad = normalize_clips_backward(grad, frames, packed[2], convention)
+    return _log_mel_backward(grad, *packed, *settings).view(waveform.shape)
+
+
+@_log_mel_dense_backward.register_fake
+def _(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
+    return torch.empty_like(waveform)
+
+
+def _setup_dense(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    waveform, ctx.config, ctx.backend = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(waveform)
+
+
+def _dense_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    (waveform,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _log_mel_dense_backward(grad, waveform, ctx.config, ctx.backend), None, None  # type: ignore[attr-defined]
+
+
+_log_mel_dense.register_autograd(_dense_backward, setup_context=_setup_dense)
+
+
 def log_mel(
     waveform: Tensor,
     cu_seqlens: Tensor | None,
@@ -167,11 +217,23 @@ def log_mel(
 def _packed(
     waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int, backend: str
 ) -> Tensor:
-    chosen = dispatch.select("log_mel", backend, device=waveform.device, dtype=waveform.dtype, config=config)
+    chosen = _select(waveform, config, backend)
     frames = _log_mel(
         waveform.contiguous(), cu_seqlens.contiguous(), cu_frames, config.serialized, total_frames, chosen
     )
     return frames if config.is_local else normalize_clips(frames, cu_frames, config)
+
+
+def _end_to_end(waveform: Tensor, config: MelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips of equal length as one vector, and where they end in samples and in frames."""
+    length = waveform.shape[-1]
+    clips = waveform.numel() // length if length else 0
+    ends = torch.arange(clips + 1, device=waveform.device)
+    return waveform.reshape(-1), ends * length, ends * config.num_frames(length)
+
+
+def _select(waveform: Tensor, config: MelConfig, backend: str) -> str:
+    return dispatch.select("log_mel", backend, device=waveform.device, dtype=waveform.dtype, config=config)
 
 
 def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backend: str) -> Tensor:
@@ -182,8 +244,10 @@ def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backen
     per_clip = config.num_frames(length)
     if total_frames is not None and total_frames != clips * per_clip:
         raise ValueError(f"total_frames is {total_frames}, but the clips have {clips * per_clip} frames")
-    ends = torch.arange(clips + 1, device=waveform.device)
-    frames = _packed(waveform.reshape(-1), ends * length, ends * per_clip, config, clips * per_clip, backend)
+    if torch.compiler.is_exporting():
+        # One op: a view of packed frames would bound the lengths that may vary.
+        return _log_mel_dense(waveform, config.serialized, backend)
+    frames = _packed(*_end_to_end(waveform, config), config, clips * per_clip, backend)
     return frames.view(*batch, per_clip, config.n_mels)
 
 

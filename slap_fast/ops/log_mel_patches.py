@@ -179,7 +179,7 @@ def log_mel_patches(
     columns = _total_columns(cu_frames, config.n_mels // patch_mels, patch_frames, total_tokens)
     grid = PatchGrid(cu_frames, total_frames, columns, patch_frames, patch_mels)
     chosen = dispatch.select("log_mel_patches", backend, device=waveform.device, dtype=waveform.dtype, config=config)
-    if chosen == "torch":
+    if chosen in ("torch", "auto"):  # an exported program has what runs anywhere
         frames = log_mel(waveform, cu_seqlens, config, total_frames=total_frames)
         frames = _blank(frames, cu_frames, time_masked, mel_masked, mask_value)
         return patchify(frames, grid, padding=config.normalized_floor)

@@ -8,6 +8,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
+
 from slap_fast.ops.mel_presets import PRESETS
 
 Window = Literal["hann_periodic", "hann_symmetric", "hamming_periodic", "hamming_symmetric", "povey", "rectangular"]
@@ -206,8 +208,9 @@ class MelConfig:
         if self.padding == "kaldi":
             frames = (n_samples + self.hop_length // 2) // self.hop_length
         else:
-            frames = 1 + max(0, n_samples + 2 * self.pad - self.span) // self.hop_length
-        return max(0, frames - self.drop_last_frame)
+            # Not Python's: it would ask an exporter's unknown length which is the larger, and so bound it.
+            frames = 1 + torch.sym_max(0, n_samples + 2 * self.pad - self.span) // self.hop_length
+        return torch.sym_max(0, frames - self.drop_last_frame)
 
     @property
     def is_local(self) -> bool:

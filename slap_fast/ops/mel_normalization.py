@@ -178,6 +178,11 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 _mel_normalization.register_autograd(_backward, setup_context=_setup_context)
 
 
+def normalize_clips_backward(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
+    """The gradient of `normalize_clips` with respect to `frames`, where autograd is not at work."""
+    return _backward_torch(grad, frames, cu_frames, config)
+
+
 def normalize_clips(frames: Tensor, cu_frames: Tensor, config: MelConfig, *, backend: str = "auto") -> Tensor:
     """Limit each clip to its `dynamic_range`, normalise its mel bins over time, subtract `mean` and divide by `std`.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,15 +85,5 @@ class PackedLayout:
         return item_of_each(self.cu_seqlens, self.total)
 
 
-def _flatten(layout: PackedLayout) -> tuple[list[Any], None]:
-    return [layout.lengths, layout.cu_seqlens], None
-
-
-def _unflatten(values: Iterable[Any], _: None) -> PackedLayout:
-    return PackedLayout(*values)
-
-
 # Lengths are leaves: in an exported program they may change from call to call.
-_pytree.register_pytree_node(
-    PackedLayout, _flatten, _unflatten, serialized_type_name="slap_fast.ops.packing.PackedLayout"
-)
+_pytree.register_dataclass(PackedLayout, serialized_type_name="slap_fast.ops.packing.PackedLayout")

@@ -173,7 +173,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
     """
     x, weight = autocast.cast(autocast.full, x, weight)
     chosen = _select(x, weight, eps, backend)
-    if chosen == "torch":
+    if chosen in ("torch", "auto"):  # an exported program has what runs anywhere
         return F.rms_norm(x, weight.shape, weight, eps)
     return _rms_norm(x, weight, eps, chosen)[0]
 
@@ -201,7 +201,7 @@ def add_rms_norm(
     if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
         raise ValueError(f"x is {_described(x)} and residual is {_described(residual)}; pass two alike")
     chosen = _select(x, weight, eps, backend)
-    if chosen == "torch":
+    if chosen in ("torch", "auto"):
         summed = x + residual
         return F.rms_norm(summed, weight.shape, weight, eps), summed
     return _add_rms_norm(x, residual, weight, eps, chosen)[:2]

@@ -116,7 +116,7 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
         ValueError: an odd last dimension, another dtype, or a backend that cannot serve.
     """
     chosen = _select(gate_up, backend)
-    if chosen == "torch":
+    if chosen in ("torch", "auto"):  # an exported program has what runs anywhere
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
     return _swiglu(gate_up, chosen)
