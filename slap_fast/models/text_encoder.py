@@ -57,32 +57,9 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
 
     implementation = attention_interface.register()
     if hf_config is None and config.pretrained is not None and load_pretrained:
-        try:
-            hf_config = read_pretrained_config(config.pretrained)
-            model = AutoModel.from_pretrained(
-                config.pretrained,
-                attn_implementation=implementation,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                **_no_dropout(hf_config),
-            )
-        except ModelError:
-            raise
-        except ValueError as error:
-            raise ModelError(
-                f"model.text.pretrained is {config.pretrained!r}, which this version of transformers cannot load "
-                f"({words(error)})"
-            ) from error
-        except OSError as error:
-            raise ModelError(
-                f"model.text.pretrained is {config.pretrained!r}, which is neither a local folder nor a model that the "
-                f"hub gave ({error}); download it first and name the folder, or set model.text.pretrained=null to "
-                "train the text encoder from scratch"
-            ) from error
-        if model.config.hidden_size != config.width:
-            raise ModelError(
-                f"model.text.width is {config.width}, but {config.pretrained!r} has width {model.config.hidden_size}"
-            )
+        model = _load_pretrained(config.pretrained, implementation)
+        if (width := getattr(model.config, "hidden_size", None)) != config.width:
+            raise ModelError(f"model.text.width is {config.width}, but {config.pretrained!r} has width {width}")
         return model
     if hf_config is None:
         hf_config = ModernBertConfig(
@@ -102,6 +79,41 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
     return AutoModel.from_config(
         hf_config, attn_implementation=implementation, dtype=torch.float32, trust_remote_code=False
     )
+
+
+def _load_pretrained(name_or_folder: str, implementation: str) -> PreTrainedModel:
+    from transformers import AutoModel
+
+    try:
+        model, found = AutoModel.from_pretrained(
+            name_or_folder,
+            attn_implementation=implementation,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_no_dropout(read_pretrained_config(name_or_folder)),
+        )
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(
+            f"model.text.pretrained is {name_or_folder!r}, which is neither a local folder nor a model that the "
+            f"hub gave ({error}); download it first and name the folder, or set model.text.pretrained=null to "
+            "train the text encoder from scratch"
+        ) from error
+    except Exception as error:  # Each of transformers' models, and each format of weights, fails in its own way.
+        raise ModelError(
+            f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
+            f"({words(error)})"
+        ) from error
+    # Checkpoints of masked language models lack the pooler, which is of no use here.
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise ModelError(
+            f"model.text.pretrained is {name_or_folder!r}, whose weights lack {len(missing)} tensors of the encoder "
+            f"that its config.json describes, such as {missing[0]}; they would be random. Download it again, or name "
+            "another"
+        )
+    return model
 
 
 def read_pretrained_config(name_or_folder: str) -> PreTrainedConfig:

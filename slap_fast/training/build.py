@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from slap_fast.models.config import ModelConfig
+from slap_fast.models.errors import ModelError
+from slap_fast.models.saved_files import largest_id
 from slap_fast.training import checkpoint_files as files
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.pretraining import PretrainingModel
@@ -73,6 +75,7 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
 
     Raises:
         ConfigError: the blocks shall be compiled, and there is no compiler.
+        ModelError: the tokenizer has tokens that the text encoder does not know.
     """
     torch.manual_seed(config.recipe.schedule.seed)
     model = PretrainingModel(
@@ -80,6 +83,13 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
         config.recipe.objectives,
         contrastive_exchange=config.efficiency.training.contrastive_exchange,
     )
+    vocabulary = model.student.text_encoder.vocab_size
+    if tokenizer is not None and (largest := largest_id(tokenizer)) >= vocabulary:
+        raise ModelError(
+            f"the tokenizer has a token of id {largest}, but the text encoder "
+            f"{model_config.text.pretrained or 'from scratch'} knows {vocabulary}; they are of different models: set "
+            "data.tokenizer, or leave it out to take the encoder's own"
+        )
     model.student.tokenizer = tokenizer
     if config.efficiency.training.activation_checkpointing:
         checkpoint_activations(model)

@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 from slap_fast import cli
 from slap_fast.commands.shared import CommandError, load_model
@@ -77,6 +78,16 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return ran
 
 
+def evil(ran: Path) -> Any:
+    """What betrays that it was unpickled."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(ran), "w")
+
+    return Evil()
+
+
 AUTO_MAP = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
 
 
@@ -97,14 +108,10 @@ def test_code_that_a_file_of_the_model_names_is_refused_in_one_line_and_not_run(
 def test_weights_that_are_a_pickle_and_a_class_of_another_name_run_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return open, (str(ran), "w")
-
     ran = plant(folder, monkeypatch)
     set_json(folder / "tokenizer" / "tokenizer_config.json", "tokenizer_class", "EvilTokenizer")
     assert load_model(folder, "cpu").encode_text(["a dog"]).shape == (1, 32)
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    (folder / "model.safetensors").write_bytes(pickle.dumps(evil(ran)))
     with pytest.raises(ModelError, match=r"model\.safetensors: is damaged"):
         SLAP.from_pretrained(folder)
     assert not ran.exists()
@@ -139,7 +146,22 @@ def test_what_comes_from_the_hub_runs_nothing_either(
     (pretrained / "config.json").write_text('{"model_type": "evil"}')
     with pytest.raises(ModelError, match=r"model\.text\.pretrained is .* cannot load"):
         build_text_model(TextEncoderConfig(pretrained=str(pretrained)), load_pretrained=True)
+    small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    small.save_pretrained(pretrained)
+    (pretrained / "pytorch_model.bin").write_bytes(pickle.dumps(evil(ran)))
+    with pytest.raises(ModelError, match=r"model\.text\.pretrained is .* cannot load"):
+        build_text_model(TextEncoderConfig(pretrained=str(pretrained), width=16), load_pretrained=True)
     assert not ran.exists()
+
+
+def test_pretrained_weights_of_another_encoder_are_refused_rather_than_made_up(tmp_path: Path) -> None:
+    small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    BertModel(small).save_pretrained(tmp_path)
+    config = TextEncoderConfig(pretrained=str(tmp_path), width=16)
+    assert build_text_model(config, load_pretrained=True).config.hidden_size == 16
+    set_json(tmp_path / "config.json", "num_hidden_layers", 2)
+    with pytest.raises(ModelError, match=r"lack 16 tensors of the encoder .* such as encoder\.layer\.1\."):
+        build_text_model(config, load_pretrained=True)
 
 
 def test_a_tokenizer_read_as_data_gives_what_its_own_class_gives() -> None:
@@ -237,7 +259,9 @@ def test_whatever_the_damage_a_model_works_or_is_refused_in_one_line(
         what = damage(folder, seed)
         try:
             model = load_model(folder, "cpu")
-            embeddings = torch.cat([model.encode_text(["a dog barks"]), model.encode_audio([clip], sampling_rate=16_000)])
+            embeddings = torch.cat(
+                [model.encode_text(["a dog barks"]), model.encode_audio([clip], sampling_rate=16_000)]
+            )
             assert bool(embeddings.isfinite().all()), what
             model.caption([clip], max_length=2, sampling_rate=16_000)
         except (CommandError, ModelError) as error:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
+from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.models.errors import ModelError
 from slap_fast.training.build import build_model
 from slap_fast.training.recipe import RunConfig
 from tests.training import tiny
@@ -49,3 +52,10 @@ def test_activation_checkpointing_computes_every_block_again() -> None:
     loss.backward()
     assert len(inner) == 3 + 2 + 1
     assert all(calls[module] == 2 * forward[module] > 0 for module in inner.values()), calls
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_it_looks_up_beyond_the_end() -> None:
+    config = tiny.run_config()
+    tokenizer = train_tokenizer(["a dog barks"], 300)
+    with pytest.raises(ModelError, match=r"token of id \d+, but the text encoder from scratch knows 37"):
+        build_model(config, config.recipe.model, tokenizer)
