@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slap_fast.audio_files import AudioError
 from slap_fast.data.dataset_files import DatasetError
 from slap_fast.data.index import ClipIndex
 from slap_fast.data.ingest import prepare
 from slap_fast.data.ingest.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.ingest.segments import Segment, SegmentSound
 from slap_fast.data.ingest.sources import open_source
 from tests.data.fuzzing import corruptions
 
@@ -379,6 +382,32 @@ def test_rows_with_offset_and_duration_are_stretches(tmp_path: Path, rate: int) 
         "whole": (3.0, pytest.approx(800, abs=400)),
     }
     assert report.rejected == {"truncated": 1, "no_samples": 1, "malformed_row": 2}
+
+
+class _Sound:
+    """Samples 0, 1, 2... in blocks of 7."""
+
+    samplerate, channels, declared_seconds = 10, 1, None
+
+    def __init__(self, samples: int) -> None:
+        self.notes: list[tuple[str, str]] = []
+        self.samples = np.arange(samples, dtype=np.float32)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(self.samples), 7):
+            yield self.samplerate, self.samples[start : start + 7]
+
+
+@given(start=st.integers(0, 60), length=st.none() | st.integers(1, 60))
+def test_a_stretch_has_exactly_its_samples(start: int, length: int | None) -> None:
+    sound = _Sound(50)
+    stretch = SegmentSound(sound, Segment(start / 10, None if length is None else length / 10))
+    expected = sound.samples[start : None if length is None else start + length]
+    if start >= 50 or (length is not None and start + length > 50):
+        with pytest.raises(AudioError, match=r"the row asks for .*, the recording lasts 5.00 s"):
+            list(stretch.blocks())
+    else:
+        np.testing.assert_array_equal(np.concatenate([block for _, block in stretch.blocks()]), expected)
 
 
 def test_duration_alone_describes_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from slap_fast.audio_files import AudioError, AudioFile, Flac, encode_flac, mono
 from slap_fast.audio_streams import ByteView, Part
 from slap_fast.data.captions import MAX_CAPTIONS
 from slap_fast.data.dataset_files import SAMPLE_RATE, writing
-from slap_fast.data.ingest.segments import Segment
+from slap_fast.data.ingest.segments import Segment, SegmentSound
 
 
 class Clip(Protocol):
@@ -83,9 +83,9 @@ class SegmentAudio:
     segment: Segment
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[AudioFile]:
+    def open(self) -> Iterator[SegmentSound]:
         with self.audio.open() as sound:
-            yield sound
+            yield SegmentSound(sound, self.segment)
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,10 @@ class ClipEncoder:
                 flac = self._encode(iter([waveform]))
                 return EncodedClip(flac, SAMPLE_RATE, 1, tuple(_notes(flac)))
             with item.audio.open() as sound:
-                segment = item.audio.segment if isinstance(item.audio, SegmentAudio) else None
-                seconds = sound.declared_seconds if segment is None else segment.duration
+                seconds = sound.declared_seconds
                 if self.max_duration is not None and seconds is not None and seconds > self.max_duration + 1:
                     raise AudioError("too_long", f"{seconds:.1f} s, more than {self.max_duration} s")
-                blocks = mono_blocks(sound, SAMPLE_RATE)
-                flac = self._encode(blocks if segment is None else segment.cut(blocks, SAMPLE_RATE))
+                flac = self._encode(mono_blocks(sound, SAMPLE_RATE))
                 return EncodedClip(flac, sound.samplerate, sound.channels, (*sound.notes, *_notes(flac)))
         except AudioError as error:
             return Rejection(item.origin, error.reason, error.detail)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from slap_fast.audio_files import AudioError
+from slap_fast.audio_files import AudioError, Sound
 from slap_fast.data.captions import is_missing
 
 _START_COLUMNS = ("start", "start_time", "start_seconds", "begin", "begin_time", "onset", "segment_start")
@@ -30,27 +31,55 @@ class Segment:
     def __str__(self) -> str:
         return f"{self.offset:g}s-{'end' if self.duration is None else f'{self.offset + self.duration:g}s'}"
 
-    def cut(self, blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
-        """The stretch of a recording that is given as `[n]` blocks at `sample_rate` Hz; reads no further than it must.
+
+class SegmentSound:
+    """A stretch of an open recording, which is decoded from its start and no further than it must be.
+
+    Attributes:
+        samplerate, channels, notes: of the recording, see `Sound`.
+    """
+
+    def __init__(self, sound: Sound, segment: Segment) -> None:
+        self.samplerate = sound.samplerate
+        self.channels = sound.channels
+        self.notes = sound.notes
+        self._sound = sound
+        self._segment = segment
+
+    @property
+    def declared_seconds(self) -> float | None:
+        return self._segment.duration
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the sample rate in Hz and a non-empty `[n]` float32 block.
 
         Raises:
-            AudioError: `no_samples` if it begins beyond the end, `truncated` if it reaches more than 0.05 s beyond.
+            AudioError: `no_samples` if the stretch begins beyond the end, `truncated` if it reaches more than 0.05 s
+                beyond; or as the recording does.
         """
-        start = round(self.offset * sample_rate)
-        stop = None if self.duration is None else start + max(1, round(self.duration * sample_rate))
-        position = 0
-        for block in blocks:
-            end = position + len(block)
-            if end > start:
-                yield block[max(0, start - position) : None if stop is None else stop - position]
-            position = end
-            if stop is not None and position >= stop:
-                return
-        length = f"the recording lasts {position / sample_rate:.2f} s"
-        if position <= start:
-            raise AudioError("no_samples", f"the row asks for {self}; {length}")
-        if stop is not None and stop - position > _SLACK * sample_rate:
-            raise AudioError("truncated", f"the row asks for {self}; {length}")
+        offset, duration = self._segment.offset, self._segment.duration
+        end = math.inf if duration is None else offset + duration
+        elapsed = 0.0
+        some = False
+        # Joined streams may differ in their rates.
+        for rate, group in itertools.groupby(self._sound.blocks(), lambda block: block[0]):
+            start = max(0, round((offset - elapsed) * rate))
+            stop = None if duration is None else round((end - elapsed) * rate)
+            position = 0
+            for _, block in group:
+                piece = block[max(0, start - position) : None if stop is None else max(0, stop - position)]
+                position += len(block)
+                if len(piece):
+                    some = True
+                    yield rate, piece
+                if stop is not None and position >= stop:
+                    return
+            elapsed += position / rate
+        length = f"the row asks for {self._segment}, the recording lasts {elapsed:.2f} s"
+        if not some:
+            raise AudioError("no_samples", length)
+        if duration is not None and end - elapsed > _SLACK:
+            raise AudioError("truncated", length)
 
 
 def segment_of(row: dict[str, Any]) -> Segment | None:
