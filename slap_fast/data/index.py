@@ -324,10 +324,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
         odd = isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= abs(value) < 2.0**63)
         if not isinstance(value, kind) or odd or (name not in _MAY_BE_NEGATIVE and not odd and _negative(value)):
             raise DatasetError(f"{path}: field {name!r} is {value!r}; {REINDEX}")
-    if not info["mel_std"] > 0:
-        raise DatasetError(f"{path}: mel_std is {info['mel_std']!r}; it must be above 0; {REINDEX}")
     if not info["clips"]:
         raise DatasetError(f"{path}: the dataset has no clips; prepare it again from sources that have some")
+    for name in ("seconds", "mel_std"):
+        if not info[name] > 0:
+            raise DatasetError(f"{path}: {name} is {info[name]!r}; it must be above 0; {REINDEX}")
     return info
 
 

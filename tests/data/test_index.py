@@ -178,6 +178,7 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         *((_set_shard(bytes=size), "shard 0 has .* bytes") for size in (-1, 1e400, 2**70, "x", None, True)),
         (_set_info(mel_std=0.0), "mel_std is 0.0; it must be above 0"),
         (_set_info(mel_mean=float("nan")), "field 'mel_mean' is nan"),
+        (_set_info(seconds=0), "seconds is 0; it must be above 0"),
         (_set_info(clips=True), "field 'clips' is True"),
         (_set_info(seconds=-1), "field 'seconds' is -1"),
         (_empty, "the dataset has no clips"),
