@@ -139,7 +139,19 @@ def _(waveform: Tensor, config: str, backend: str) -> Tensor:
     return waveform.new_empty(*batch, frames, convention.n_mels, dtype=dtype)
 
 
-@custom_op("slap_fast::log_mel_dense_backward")
+def _check_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> tuple:
+    convention = MelConfig.parse(config)
+    if waveform.dim() == 0 or waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"waveform is {waveform.dtype} of shape {tuple(waveform.shape)}; pass [..., S] float32 or float64"
+        )
+    *batch, length = waveform.shape
+    shape = (*batch, convention.num_frames(length), convention.n_mels)
+    require("grad", grad, shape, waveform.dtype, waveform.device)
+    return grad, waveform, config, backend
+
+
+@custom_op("slap_fast::log_mel_dense_backward", check=_check_dense_backward)
 def _log_mel_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
     convention = MelConfig.parse(config)
     packed = _end_to_end(waveform, convention)

@@ -34,10 +34,14 @@ def empty_gradient(x: Tensor, needed: bool) -> Tensor:
 
 
 def _check_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, torch.dtype]:
-    if factor.numel() != 1 or factor.device != gradient.device or not dtype.is_floating_point:
+    if not gradient.dim() or not gradient.dtype.is_floating_point or not dtype.is_floating_point:
         raise ValueError(
-            f"factor has shape {tuple(factor.shape)} on {factor.device} and dtype is {dtype}; pass one number on "
-            f"{gradient.device} and a floating-point dtype"
+            f"gradient is {gradient.dtype} of shape {tuple(gradient.shape)}, for {dtype}; pass floating-point [N, ...]"
+        )
+    if factor.numel() != 1 or not factor.dtype.is_floating_point or factor.device != gradient.device:
+        raise ValueError(
+            f"factor is {factor.dtype} of shape {tuple(factor.shape)} on {factor.device}; pass one floating-point "
+            f"number on {gradient.device}"
         )
     return gradient, factor.reshape(()), dtype
 

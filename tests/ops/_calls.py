@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast.ops import (
@@ -75,9 +74,16 @@ def _rotary_qkv(backend: str, qkv: Tensor, offsets: Tensor = OFFSETS) -> tuple[T
 def _prototypes(
     backend: str, student: Tensor, teacher: Tensor, prototypes: Tensor, others: Tensor, offsets: Tensor = OFFSETS
 ) -> Tensor:
-    features = [F.normalize(x, dim=1) for x in (student, teacher)]
-    temperatures = {"student_temperature": 0.5, "teacher_temperature": 0.4}
-    return prototype_cross_entropy(*features, prototypes, others, **temperatures, cu_seqlens=offsets, backend=backend)
+    return prototype_cross_entropy(
+        student,
+        teacher,
+        prototypes,
+        others,
+        student_temperature=2.0,
+        teacher_temperature=1.5,
+        cu_seqlens=offsets,
+        backend=backend,
+    )
 
 
 def _contrastive(kind: str) -> Run:

@@ -1,0 +1,172 @@
+"""torch.ops.slap_fast is public: whatever tensors it is called with, no memory outside of them is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from slap_fast.ops import MelConfig
+from tests.ops._calls import CLIPWISE, CONFIG, OFFSETS, SAMPLE_OFFSETS, TARGET, TOKENS
+from tests.ops._native import needs_native
+
+OPS = torch.ops.slap_fast
+FRAMES = [CONFIG.num_frames(int(length)) for length in SAMPLE_OFFSETS.diff()]
+CU_FRAMES = torch.tensor([0, FRAMES[0], sum(FRAMES[:2]), sum(FRAMES)])
+COLUMNS = sum(-(-frames // 16) for frames in FRAMES)
+
+
+def _randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _contrastive() -> tuple[Any, ...]:
+    ids = torch.arange(5), torch.arange(7)
+    return _randn(5, 8), _randn(7, 8), torch.tensor(3.0), torch.tensor(-1.0), *ids, 0, "sigmoid", 0, "native"
+
+
+def _attention() -> tuple[Any, ...]:
+    heads = _randn(TOKENS, 4, 16), _randn(TOKENS, 2, 16), _randn(TOKENS, 2, 16)
+    return *heads, OFFSETS.int(), OFFSETS.int(), 7, 7, -1, -1, 0.25, "native"
+
+
+def _prototypes() -> tuple[Any, ...]:
+    features = _randn(TOKENS, 8), _randn(TOKENS, 8), _randn(17, 8), _randn(17, 8)
+    return *features, _randn(17), _randn(TOKENS), torch.tensor(1.0), torch.tensor(1.0), True, True, "native", None
+
+
+def _waveform() -> Tensor:
+    return _randn(100 * TOKENS)
+
+
+_mel = (SAMPLE_OFFSETS, CU_FRAMES, CONFIG.serialized)
+ROTATION = (OFFSETS.int(), 2, [1e4, 1e2], False, "native")
+
+# Of each registered op, arguments that it takes.
+ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "varlen_attention": _attention,
+    "varlen_attention_backward": lambda: (
+        _randn(TOKENS, 4, 16), _randn(4, TOKENS), *_attention()[:3], _randn(TOKENS, 4, 16), _randn(4, TOKENS),
+        *_attention()[3:],
+    ),
+    "apply_rotary": lambda: (_randn(TOKENS, 2, 8), _randn(TOKENS, 1, 8), *ROTATION),
+    "apply_rotary_": lambda: (_randn(TOKENS, 2, 8), _randn(TOKENS, 1, 8), *ROTATION[:3], "native"),
+    "rotary_unpack": lambda: (_randn(TOKENS, 3, 2, 8), *ROTATION),
+    "rotary_pack": lambda: (_randn(TOKENS, 2, 8), _randn(TOKENS, 2, 8), _randn(TOKENS, 2, 8), *ROTATION),
+    "rms_norm": lambda: (_randn(5, 9), _randn(9), 1e-6, "native"),
+    "add_rms_norm": lambda: (_randn(5, 9), _randn(5, 9), _randn(9), 1e-6, "native"),
+    "rms_norm_backward": lambda: (_randn(5, 9), _randn(5, 9), _randn(5, 9), _randn(9), _randn(5), "native"),
+    "swiglu": lambda: (_randn(5, 34), "native"),
+    "swiglu_backward": lambda: (_randn(5, 17), _randn(5, 34), "native"),
+    "linear_cross_entropy": lambda: (_randn(5, 8), _randn(17, 8), TARGET, -100, 0.1, 0.0, True, True, "native"),
+    "scale_gradient": lambda: (_randn(5, 8), torch.tensor(2.0), torch.bfloat16),
+    "prototype_cross_entropy": _prototypes,
+    "sinkhorn_sweep": lambda: (_randn(TOKENS, 8), _randn(17, 8), torch.tensor(1.0), _randn(17), "native"),
+    "contrastive_sums": _contrastive,
+    "contrastive_sums_backward": lambda: (
+        _randn(5), _randn(7), _randn(5), _randn(5), _randn(7), _randn(4, 5), _randn(2, 7), *_contrastive()
+    ),
+    "log_mel": lambda: (_waveform(), *_mel, sum(FRAMES), "native"),
+    "log_mel_backward": lambda: (_randn(sum(FRAMES), 8), _waveform(), *_mel, "native"),
+    "log_mel_dense": lambda: (_randn(2, 300), CONFIG.serialized, "native"),
+    "log_mel_dense_backward": lambda: (
+        _randn(2, CONFIG.num_frames(300), 8), _randn(2, 300), CONFIG.serialized, "native"
+    ),
+    "log_mel_patches": lambda: (
+        _waveform(), SAMPLE_OFFSETS, CU_FRAMES, torch.zeros(sum(FRAMES), dtype=torch.bool),
+        torch.zeros(3, 8, dtype=torch.bool), CONFIG.serialized, sum(FRAMES), COLUMNS, 16, 4, 0.0,
+    ),
+    "mel_normalization": lambda: (_randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, "native"),
+    "mel_normalization_backward": lambda: (
+        _randn(TOKENS, 8), _randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, "native"
+    ),
+    "waveform_stats": lambda: (_waveform(), SAMPLE_OFFSETS, "native"),
+}  # fmt: skip
+# These exist on a GPU alone.
+ON_GPUS = {"sinkhorn_first_sweep", "sinkhorn_later_sweep"}
+ROWS = {"shorter", "longer", "empty"}
+SCALAR = {"of another type", "of another rank"}  # a number is a number, and [1] is [] here
+BATCH = {*ROWS, "of another rank"}
+# Changes that make another call that is right, and what they change.
+RIGHT = {
+    "linear_cross_entropy": {"weight": {"shorter", "longer"}},  # of a vocabulary with other sizes
+    "scale_gradient": {"gradient": {*BATCH, "of another type"}, "factor": SCALAR},
+    "sinkhorn_sweep": {"teacher": ROWS},
+    "contrastive_sums": {"logit_scale": SCALAR, "logit_bias": SCALAR},
+    "contrastive_sums_backward": {"logit_scale": SCALAR, "logit_bias": SCALAR},
+    "rms_norm": {"x": BATCH},
+    "swiglu": {"gate_up": BATCH},
+    "log_mel_dense": {"waveform": BATCH},
+}
+
+
+def _changes(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if x.dim():
+        yield "shorter", x[:-1].clone()
+        yield "longer", torch.cat([x, x[-1:] + 1 if x.dtype in (torch.int32, torch.int64) else x[-1:]])
+        yield "empty", x[:0].clone()
+    yield "of another type", x.double() if x.dtype == torch.float32 else x.to(torch.int16)
+    yield "of whole numbers", x.to(torch.int8)
+    yield "of another rank", x[None]
+    if x.dim():
+        yield "without a dimension", x.flatten()[:1].reshape(())
+
+
+def _names() -> set[str]:
+    every = torch._C._dispatch_get_all_op_names()
+    return {name.partition("::")[2] for name in every if name.startswith("slap_fast::")}
+
+
+def test_every_registered_op_is_tried_here() -> None:
+    assert _names() == set(ARGUMENTS) | ON_GPUS
+
+
+@needs_native
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_tensors_that_do_not_fit_are_refused(name: str) -> None:
+    op = getattr(OPS, name)
+    arguments = ARGUMENTS[name]()
+    op(*arguments)
+    names = [argument.name for argument in op.default._schema.arguments]
+    taken: dict[str, set[str]] = {}
+    for place, (argument, x) in enumerate(zip(names, arguments, strict=True)):
+        if not isinstance(x, Tensor):
+            continue
+        for change, other in _changes(x):
+            with suppress(ValueError):
+                op(*arguments[:place], other, *arguments[place + 1 :])
+                taken.setdefault(argument, set()).add(change)
+    assert taken == RIGHT.get(name, {})
+
+
+@needs_native
+def test_an_unknown_backend_or_convention_is_an_error() -> None:
+    for name, make in ARGUMENTS.items():
+        arguments = make()
+        schema = getattr(OPS, name).default._schema.arguments
+        for place, argument in enumerate(schema):
+            if argument.name in ("backend", "config"):
+                with pytest.raises((ValueError, KeyError)):
+                    getattr(OPS, name)(*arguments[:place], "nonsense", *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize("name", ["apply_rotary_", "apply_rotary"])
+def test_turning_a_tensor_twice_is_refused(name: str) -> None:
+    q, *settings = _randn(TOKENS, 2, 8), *ROTATION[:3]
+    if name == "apply_rotary_":
+        with pytest.raises(ValueError, match="share memory"):
+            OPS.apply_rotary_(q, q, *settings, "torch")
+        with pytest.raises(ValueError, match="share memory"):
+            OPS.apply_rotary_(q, q[:, 1:], *settings, "torch")
+    else:
+        assert torch.equal(*OPS.apply_rotary(q, q, *settings, False, "torch"))
+
+
+def test_a_convention_of_other_frames_is_refused() -> None:
+    other = MelConfig(n_mels=8, n_fft=64, win_length=64, hop_length=32).serialized
+    with pytest.raises(ValueError, match="by the convention it is"):
+        OPS.log_mel(_waveform(), SAMPLE_OFFSETS, CU_FRAMES, other, sum(FRAMES), "torch")
