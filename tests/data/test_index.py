@@ -17,6 +17,7 @@ from slap_fast.data.dataset_files import INDEX_DTYPE
 from slap_fast.data.index import ClipIndex, DatasetError
 from slap_fast.data.ingest import prepare
 from slap_fast.data.ingest.reindex import reindex
+from tests.models.damage import damage
 
 _CLIPS = 12
 
@@ -213,6 +214,23 @@ def test_a_damaged_dataset_is_refused_by_name(dataset: Path, damage: Callable[[P
     damage(dataset)
     with pytest.raises(DatasetError, match=message):
         ClipIndex.open(dataset)
+
+
+def test_whatever_the_damage_a_dataset_is_read_or_refused_by_name(made: Path, tmp_path: Path) -> None:
+    refused = []
+    for seed in range(80):
+        folder = shutil.copytree(made, tmp_path / str(seed), ignore=lambda *_: ["report.jsonl", ".prepare"])
+        what = damage(folder, seed)
+        try:
+            index = ClipIndex.open(folder)
+            for clip in index.read_clips(np.arange(len(index))):
+                assert isinstance(clip, DatasetError) or clip.metadata["captions"], what
+            assert "clips of" in str(index)
+        except DatasetError as error:
+            refused.append(str(error))
+        shutil.rmtree(folder)
+    assert len(refused) > 20
+    assert not [message for message in refused if "\n" in message]
 
 
 def test_an_index_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
