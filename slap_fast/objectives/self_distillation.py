@@ -71,9 +71,8 @@ def teacher_agreement(student_features: Tensor, teacher_features: Tensor, masked
     """
     dtype = torch.promote_types(student_features.dtype, torch.float32)
     cosine = torch.linalg.vecdot(student_features.to(dtype), teacher_features.to(dtype))
-    lengths = masked.cu_seqlens.diff()
-    weight = (lengths * len(masked)).to(dtype).reciprocal()
-    return torch.dot(cosine, torch.repeat_interleave(weight, lengths, output_size=masked.total))
+    weight = (masked.cu_seqlens.diff() * len(masked)).to(dtype).reciprocal()
+    return torch.dot(cosine, weight[masked.segment_ids()])
 
 
 @torch.no_grad()
