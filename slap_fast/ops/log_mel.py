@@ -154,7 +154,7 @@ def _check_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: 
 @custom_op("slap_fast::log_mel_dense_backward", check=_check_dense_backward)
 def _log_mel_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
     convention = MelConfig.parse(config)
-    packed = _end_to_end(waveform, convention)
+    packed = _end_to_end(waveform, convention.num_frames(waveform.shape[-1]))
     settings = config, _select(waveform, convention, backend)
     grad = grad.reshape(-1, convention.n_mels).contiguous()
     if not convention.is_local:
@@ -236,12 +236,12 @@ def _packed(
     return frames if config.is_local else normalize_clips(frames, cu_frames, config)
 
 
-def _end_to_end(waveform: Tensor, config: MelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Clips of equal length as one vector, and where they end in samples and in frames."""
+def _end_to_end(waveform: Tensor, per_clip: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips of equal length, `per_clip` frames each, as one vector, and where they end in samples and in frames."""
     length = waveform.shape[-1]
     clips = waveform.numel() // length if length else 0
     ends = torch.arange(clips + 1, device=waveform.device)
-    return waveform.reshape(-1), ends * length, ends * config.num_frames(length)
+    return waveform.reshape(-1), ends * length, ends * per_clip
 
 
 def _select(waveform: Tensor, config: MelConfig, backend: str) -> str:
@@ -259,7 +259,7 @@ def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backen
     if torch.compiler.is_exporting():
         # One op: a view of packed frames would bound the lengths that may vary.
         return _log_mel_dense(waveform, config.serialized, backend)
-    frames = _packed(*_end_to_end(waveform, config), config, clips * per_clip, backend)
+    frames = _packed(*_end_to_end(waveform, per_clip), config, clips * per_clip, backend)
     return frames.view(*batch, per_clip, config.n_mels)
 
 
@@ -290,7 +290,7 @@ def frame_offsets(
         "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
     )
     if total_frames is None and cu_seqlens.device.type != "cpu":  # the call waits for the device in any case
-        offsets.check_values("cu_seqlens", cu_seqlens, waveform.shape[0], of="samples")
+        offsets.check_values("cu_seqlens", cu_seqlens, waveform.shape[0], "samples")
     cu_frames = _cu_frames(cu_seqlens, config)
     if not compiling and (total_frames is None or cu_seqlens.device.type == "cpu"):
         expected = int(cu_frames[-1])

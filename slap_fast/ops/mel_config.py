@@ -210,7 +210,7 @@ class MelConfig:
         else:
             # Not Python's: it would ask an exporter's unknown length which is the larger, and so bound it.
             frames = 1 + torch.sym_max(0, n_samples + 2 * self.pad - self.span) // self.hop_length
-        return torch.sym_max(0, frames - self.drop_last_frame)
+        return torch.sym_max(0, frames - 1) if self.drop_last_frame else frames
 
     @property
     def is_local(self) -> bool:

@@ -42,24 +42,29 @@ def checked(
             to `total` or that make an item longer than `longest`. Those on a GPU are not read back, which would be a
             wait, nor are those that a compiler traces: the registered op then looks at them when it runs.
     """
-    require(name, offsets, device, of=of)
-    if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_values(name, offsets, total, of=of, longest=longest)
+    if not (
+        isinstance(offsets, Tensor)
+        and offsets.dtype in _DTYPES
+        and offsets.dim() == 1
+        and offsets.shape[0]
+        and offsets.device == device
+    ):
+        raise ValueError(_misfit(name, offsets, device, of))
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        check_values(name, offsets, total, of, longest)
     return offsets if offsets.dtype == dtype else offsets.to(dtype)
 
 
-def require(name: str, offsets: Tensor, device: torch.device, *, of: str, dtypes: tuple = _DTYPES) -> None:
-    """Raise the ValueError for what is no vector of integers on `device`."""
+def _misfit(name: str, offsets: object, device: torch.device, of: str) -> str:
+    """Why they are no vector of integers on `device`."""
     if not isinstance(offsets, Tensor):
-        raise ValueError(f"{name} is a {type(offsets).__name__}; pass a torch tensor of [N + 1] int32 or int64 offsets")
-    if offsets.dtype not in dtypes or offsets.dim() != 1 or not offsets.shape[0]:
-        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} is {offsets.dtype} of shape {tuple(offsets.shape)}; pass [N + 1] {wanted} offsets")
-    if offsets.device != device:
-        raise ValueError(f"{name} is on {offsets.device}, the {of} on {device}; move one to the other")
+        return f"{name} is a {type(offsets).__name__}; pass a torch tensor of [N + 1] int32 or int64 offsets"
+    if offsets.dtype not in _DTYPES or offsets.dim() != 1 or not offsets.shape[0]:
+        return f"{name} is {offsets.dtype} of shape {tuple(offsets.shape)}; pass [N + 1] int32 or int64 offsets"
+    return f"{name} is on {offsets.device}, the {of} on {device}; move one to the other"
 
 
-def check_values(name: str, offsets: Tensor, total: int, *, of: str, longest: int | None = None) -> None:
+def check_values(name: str, offsets: Tensor, total: int, of: str, longest: int | None = None) -> None:
     """Raise the ValueError for `[N + 1]` offsets in CPU memory that do not rise from 0 to `total`."""
     if offsets.shape[0] <= _FEW:
         values = offsets.tolist()

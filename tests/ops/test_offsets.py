@@ -91,10 +91,10 @@ def test_values_pass_exactly_where_they_rise_from_0_to_the_total(values: list[in
         return
     listed = offsets.tolist()
     if listed == sorted(listed) and (listed[0], listed[-1]) == (0, total):
-        check_values("cu_seqlens", offsets, total, of="tokens")
+        check_values("cu_seqlens", offsets, total, "tokens")
     else:
         with pytest.raises(ValueError, match="must"):
-            check_values("cu_seqlens", offsets, total, of="tokens")
+            check_values("cu_seqlens", offsets, total, "tokens")
 
 
 @given(st.lists(st.integers(0, 4), max_size=6))
