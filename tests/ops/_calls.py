@@ -29,6 +29,9 @@ TOKENS = sum(LENGTHS)
 OFFSETS = torch.tensor([0, 3, 3, 10])
 SAMPLE_OFFSETS = 100 * OFFSETS
 CONFIG = MelConfig(n_mels=8, n_fft=64, win_length=64, hop_length=16)
+FRAMES = [CONFIG.num_frames(100 * length) for length in LENGTHS]
+TOTAL_FRAMES = sum(FRAMES)
+COLUMNS = sum(-(-frames // 16) for frames in FRAMES)
 CLIPWISE = MelConfig(n_mels=8, normalize_per_clip=True, dynamic_range=1.0)
 TARGET = torch.tensor([3, 0, 16, 5, -100])
 
@@ -97,7 +100,8 @@ def _contrastive(kind: str) -> Run:
 def _patches(backend: str, waveform: Tensor, offsets: Tensor = SAMPLE_OFFSETS) -> Tensor:
     masked = torch.zeros(len(LENGTHS), CONFIG.n_mels, dtype=torch.bool)
     masked[2, 3] = True
-    return log_mel_patches(waveform, offsets, CONFIG, patch_mels=4, mel_masked=masked, backend=backend)
+    sizes = {"total_frames": TOTAL_FRAMES, "total_tokens": 2 * COLUMNS}
+    return log_mel_patches(waveform, offsets, CONFIG, patch_mels=4, mel_masked=masked, **sizes, backend=backend)
 
 
 CALLS = {
@@ -122,7 +126,9 @@ CALLS = {
     "contrastive_loss": Call(_contrastive("infonce"), ((7, 8), (7, 8)), None, (0, 1)),
     "contrastive_loss of sigmoids": Call(_contrastive("sigmoid"), ((7, 8), (7, 8)), None, (0, 1)),
     "log_mel": Call(
-        lambda backend, x, offsets=SAMPLE_OFFSETS: log_mel(x, offsets, CONFIG, backend=backend),
+        lambda backend, x, offsets=SAMPLE_OFFSETS: log_mel(
+            x, offsets, CONFIG, total_frames=TOTAL_FRAMES, backend=backend
+        ),
         ((100 * TOKENS,),),
         SAMPLE_OFFSETS,
     ),

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import MelConfig
-from tests.ops._calls import CLIPWISE, CONFIG, OFFSETS, SAMPLE_OFFSETS, TARGET, TOKENS
+from tests.ops._calls import CLIPWISE, COLUMNS, CONFIG, FRAMES, OFFSETS, SAMPLE_OFFSETS, TARGET, TOKENS
 from tests.ops._native import needs_native
 
 OPS = torch.ops.slap_fast
-FRAMES = [CONFIG.num_frames(int(length)) for length in SAMPLE_OFFSETS.diff()]
 CU_FRAMES = torch.tensor([0, FRAMES[0], sum(FRAMES[:2]), sum(FRAMES)])
-COLUMNS = sum(-(-frames // 16) for frames in FRAMES)
 
 
 def _randn(*shape: int) -> Tensor:
