@@ -205,6 +205,8 @@ class SLAP(SLAPNetwork):
             ModelError: a file is malformed or names code, or the weights are not finite, or of another shape than the
                 configuration says.
         """
+        from transformers.initialization import no_init_weights
+
         folder = Path(folder)
         for name in ("config.json", "model.safetensors", "text_config/config.json"):
             if not (folder / name).is_file():
@@ -229,8 +231,9 @@ class SLAP(SLAPNetwork):
             ) from error
         weights = read_weights(folder / "model.safetensors", expected.state_dict())
         _check_vocabulary(tokenizer, expected, folder)
-        # The weights are float32, whatever torch's default.
-        model = cls(config, load_pretrained_text=False, text_hf_config=text_config).float()
+        # Drawing weights that are overwritten would take most of the time. They are float32, whatever torch's default.
+        with no_init_weights():
+            model = cls(config, load_pretrained_text=False, text_hf_config=text_config).float()
         model.load_state_dict(weights)
         model.tokenizer = tokenizer
         _try_out(model.eval(), folder)
