@@ -80,6 +80,18 @@ class _Module(torch.nn.Module):
         return self.function(*args)
 
 
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_every_op_exports_and_names_no_backend(call: Call) -> None:
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return as_tuple(call.run("auto", *tensors))
+
+    program = export(_Module(run), tuple(call.tensors(seed=1)))
+    assert "native" not in str(program.graph)
+    tensors = call.tensors(seed=2)
+    for ours, expected in zip(program.module()(*tensors), run(*tensors), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig.preset("whisper")], ids=["slap", "whisper"])
 def test_log_mel_exports_with_lengths_from_one_frame_on(config: MelConfig) -> None:
     sizes = {0: Dim("clips", min=1, max=64), 1: Dim("samples", min=400, max=160_000)}
