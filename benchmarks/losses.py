@@ -230,8 +230,9 @@ def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], 
     backends: list[Peer] = [
         Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
     ]
-    triton, names = partial(setup, workload, "triton"), loss_variants(op, workload.dtype)
-    return [*backends, *variant_peers(op, workload.device, triton, reasons["triton"], names)]
+    names: tuple[str, ...] = loss_variants(op, workload.dtype)
+    variants = variant_peers(op, workload.device, partial(setup, workload, "triton"), reasons["triton"], names)
+    return [*backends, *variants]
 
 
 def _same_as_open_clip(workload: Contrastive, no_open_clip: str | None) -> str | None:
