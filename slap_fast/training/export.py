@@ -41,7 +41,10 @@ def save_student(engine: Any, folder: Path) -> None:
 
 def model_like(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
     """A model of its own with whole `weights`, for a student whose parameters are an engine's."""
-    model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
     model.load_state_dict(weights)
     model.tokenizer = student.tokenizer
     return model
