@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -103,8 +103,9 @@ def select(op: str, requested: str, **traits: object) -> str:
     if requested == "auto" and torch.compiler.is_exporting():
         return "auto"
     backends = _backends[op]
-    candidates = list(zip(backends, _unavailable(op), strict=True))
+    candidates: Iterable[tuple[Backend, str | None]] = zip(backends, _unavailable(op), strict=True)
     if requested == "auto" and op in _preferences:
+        candidates = list(candidates)
         first = _preferences[op].order(**traits)
         candidates = [
             *(candidate for name in first for candidate in candidates if candidate[0].name == name),
