@@ -120,14 +120,20 @@ def read_pretrained_config(name_or_folder: str) -> PreTrainedConfig:
     """The transformers configuration of a pretrained model; no code that it names is run.
 
     Raises:
-        ModelError: it names code.
+        ModelError: it names code, or this version of transformers does not know such a model.
         OSError: there is none.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
     values, _ = PreTrainedConfig.get_config_dict(name_or_folder)
     refuse_code(values.items(), f"{name_or_folder}/config.json")
-    return AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
+            f"({words(error)})"
+        ) from error
 
 
 def _no_dropout(hf_config: Any) -> dict[str, float]:

@@ -15,7 +15,11 @@ _NOTES = ("transformers_version", "_name_or_path", "architectures", "dtype", "to
 _SPECIAL = ("cls_token", "sep_token", "pad_token", "bos_token", "eos_token", "unk_token", "mask_token")
 # How a tokenizer was last called, which is no part of it.
 _LAST_USE = ("truncation", "padding")
-_ORDER = ("schedule.seed", "schedule.batch_size", "data.")
+# What decides which clips a step takes, besides the clips themselves.
+_ORDER = (
+    *("schedule.seed", "schedule.batch_size", "data.train [", "data.max_duration"),
+    *("data.crop_above_max_duration", "data.shuffle_shards", "the training data"),
+)
 
 
 def other_model(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -> str | None:
@@ -78,7 +82,7 @@ def changes(saved_config: str, own_config: str, saved_data: Sequence[str], own_d
         found.append(f"the training data: {' and '.join(saved_data)} -> {' and '.join(own_data)}")
     if not found:
         return []
-    order = any(change.startswith((*_ORDER, "the training data")) for change in found)
+    order = any(change.startswith(_ORDER) for change in found)
     again = "; the order of clips is another one, so that clips may come again or not at all in this epoch"
     return [f"changed since the checkpoint: {', '.join(found)}{again if order else ''}"]
 

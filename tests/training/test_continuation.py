@@ -77,6 +77,9 @@ def test_what_changed_is_named_and_what_versions_know_is_passed_over() -> None:
         "schedule.batch_size 6 -> 4, the training data: 8 clips -> 9 clips; the order of clips is another one" in note
     )
     assert changes(saved, saved, ["8 clips"], ["8 clips"]) == []
+    # The same clips in another folder.
+    (note,) = changes(saved, saved.replace("train: A", "train: B"), ["8 clips"], ["8 clips"])
+    assert note == "changed since the checkpoint: data.train 'A' -> 'B'"
 
 
 @pytest.fixture(scope="module")
