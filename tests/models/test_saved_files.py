@@ -110,7 +110,7 @@ def test_weights_that_are_a_pickle_and_a_class_of_another_name_run_nothing(
     ran = plant(folder, monkeypatch)
     set_json(folder / "tokenizer" / "tokenizer_config.json", "tokenizer_class", "EvilTokenizer")
     assert load_model(folder, "cpu").encode_text(["a dog"]).shape == (1, 32)
-    (folder / "model.safetensors").write_bytes(pickle.dumps(evil(ran)))
+    (folder / "model.safetensors").write_bytes(pickle.dumps(evil(ran), protocol=2))
     with pytest.raises(ModelError, match=r"model\.safetensors: is damaged"):
         SLAP.from_pretrained(folder)
     assert not ran.exists()
@@ -147,7 +147,7 @@ def test_what_comes_from_the_hub_runs_nothing_either(
         build_text_model(TextEncoderConfig(pretrained=str(pretrained)), load_pretrained=True)
     small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
     small.save_pretrained(pretrained)
-    (pretrained / "pytorch_model.bin").write_bytes(pickle.dumps(evil(ran)))
+    (pretrained / "pytorch_model.bin").write_bytes(pickle.dumps(evil(ran), protocol=2))
     with pytest.raises(ModelError, match=r"model\.text\.pretrained is .* cannot load"):
         build_text_model(TextEncoderConfig(pretrained=str(pretrained), width=16), load_pretrained=True)
     assert not ran.exists()
