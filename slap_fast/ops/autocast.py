@@ -35,7 +35,14 @@ def widest(dtypes: list[torch.dtype], _own: torch.dtype) -> torch.dtype:
 
 
 def cast(rule: Rule, *tensors: Optional) -> tuple[Optional, ...]:
-    """The tensors as an op that follows `rule` gets them: themselves where no autocast is at work on their device."""
+    """The tensors as an op that follows `rule` gets them: themselves where no autocast is at work on their device.
+
+    Raises:
+        ValueError: one is no tensor.
+    """
+    for x in tensors:
+        if x is not None and not isinstance(x, Tensor):
+            raise ValueError(f"a {type(x).__name__} is given where a tensor is taken; pass a torch tensor")
     if not torch._C._is_any_autocast_enabled():
         return tensors
     device = next(x.device.type for x in tensors if x is not None)

@@ -30,6 +30,8 @@ def validate(
     _require_scalars(logit_scale, logit_bias, audio)
     if text.device != audio.device:
         raise ValueError(f"text is on {text.device}, audio on {audio.device}; move one to the other")
+    if ids is not None and not isinstance(ids, Tensor):
+        raise ValueError(f"ids is a {type(ids).__name__}; pass a torch tensor")
     if ids is not None and (ids.shape != audio.shape[:1] or ids.dtype != torch.int64 or ids.device != audio.device):
         raise ValueError(
             f"ids is {ids.dtype} of shape {tuple(ids.shape)} on {ids.device}; pass [{audio.shape[0]}] int64 on "

@@ -24,6 +24,8 @@ def validate(
         )
     if hidden.dtype != weight.dtype or not hidden.dtype.is_floating_point:
         raise ValueError(f"hidden, weight are {hidden.dtype}, {weight.dtype}; pass one floating-point dtype")
+    if not isinstance(target, Tensor):
+        raise ValueError(f"target is a {type(target).__name__}; pass a torch tensor")
     if target.shape != hidden.shape[:1] or target.dtype != torch.int64:
         raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}; pass [{hidden.shape[0]}] int64")
     if not hidden.device == weight.device == target.device:

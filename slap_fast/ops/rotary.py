@@ -261,6 +261,8 @@ def apply_rotary_qkv(
 
 
 def _parts(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not isinstance(qkv, Tensor):
+        raise ValueError(f"qkv is a {type(qkv).__name__}; pass a torch tensor")
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"qkv has shape {tuple(qkv.shape)}; pass [T, 3, H, D]")
     q, k, v = qkv.unbind(1)

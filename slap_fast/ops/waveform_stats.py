@@ -32,6 +32,8 @@ class WaveformStats(NamedTuple):
 
 
 def _check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
+    if not isinstance(waveform, Tensor):
+        raise ValueError(f"waveform is a {type(waveform).__name__}; pass a torch tensor")
     if waveform.dtype != torch.float32:
         raise ValueError(f"waveform is {waveform.dtype}; it must be torch.float32")
     if waveform.dim() != 1:
@@ -40,7 +42,7 @@ def _check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, 
         "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
     )
     chosen = dispatch.select("waveform_stats", backend, device=waveform.device)
-    return waveform.contiguous(), cu_seqlens.contiguous(), chosen
+    return waveform.detach().contiguous(), cu_seqlens.contiguous(), chosen
 
 
 @custom_op("slap_fast::waveform_stats", check=_check)
@@ -127,4 +129,4 @@ def waveform_stats(waveform: Tensor, cu_seqlens: Tensor, *, backend: str = "auto
         ValueError: a wrong dtype, shape or device, a backend that cannot serve, or, on the CPU, a malformed
             `cu_seqlens`. On a GPU the offsets are not read, and malformed ones give NaN.
     """
-    return WaveformStats(*_waveform_stats(*_check(waveform.detach(), cu_seqlens, backend)))
+    return WaveformStats(*_waveform_stats(*_check(waveform, cu_seqlens, backend)))

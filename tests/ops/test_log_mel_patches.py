@@ -108,6 +108,16 @@ def test_gradients_reach_the_samples_of_what_is_not_masked(backend):
     assert (grad - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_a_batch_without_frames_has_a_gradient_too(lengths: list[int], backend: str) -> None:
+    waveform, layout = _clips(lengths)
+    waveform.requires_grad_()
+    patches = log_mel_patches(waveform, layout.cu_seqlens, SLAP, backend=backend, **_masks(SLAP, lengths))
+    assert patches.shape == (0, 256)
+    assert torch.equal(torch.autograd.grad(patches.sum(), waveform)[0], torch.zeros(sum(lengths)))
+
+
 @pytest.mark.skipif("native" not in BACKENDS, reason="no native module")
 def test_opcheck():
     waveform, layout = _clips([3000, 500])

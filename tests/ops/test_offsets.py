@@ -62,6 +62,16 @@ def test_malformed_offsets_are_refused_by_every_op(call: Call, backend: str) -> 
             call.run(backend, *tensors, offsets=offsets)
 
 
+@pytest.mark.parametrize("call", [*CALLS.values(), STATS], ids=[*CALLS.keys(), "waveform_stats"])
+def test_arrays_and_lists_are_told_to_be_tensors(call: Call) -> None:
+    tensors = call.tensors()
+    settings = {} if call.offsets is None else {"offsets": call.offsets}
+    for place, x in enumerate(tensors):
+        for other in (x.numpy(), x.tolist()):
+            with pytest.raises(ValueError, match="pass a torch tensor"):
+                call.run("auto", *tensors[:place], other, *tensors[place + 1 :], **settings)
+
+
 @each_packed_op
 @each_backend
 def test_both_types_and_any_strides_give_the_same_bits(call: Call, backend: str) -> None:
