@@ -231,7 +231,9 @@ def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], 
         Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
     ]
     names: tuple[str, ...] = loss_variants(op, workload.dtype)
-    variants = variant_peers(op, workload.device, partial(setup, workload, "triton"), reasons["triton"], names)
+    variants: list[Peer] = variant_peers(
+        op, workload.device, partial(setup, workload, "triton"), reasons["triton"], names
+    )
     return [*backends, *variants]
 
 
