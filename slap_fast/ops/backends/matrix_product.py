@@ -36,11 +36,12 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
     out = _checked_out(a, b, out, accumulate)
     if native.isa() in (None, "baseline"):
         return out.addmm_(a.float(), b.float(), beta=1 if accumulate else 0)
-    a, b = _unit_stride(a), _unit_stride(b)
+    a, row_a, column_a = _readable(a)
+    b, row_b, column_b = _readable(b)
     native.require().matrix_product(
         element=STORAGE[a.dtype],
-        left=(a.data_ptr(), *_strides(a)),
-        right=(b.data_ptr(), *_strides(b.T)),
+        left=(a.data_ptr(), row_a, column_a),
+        right=(b.data_ptr(), column_b, row_b),
         rows=a.shape[0],
         columns=b.shape[1],
         depth=a.shape[1],
@@ -52,14 +53,18 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
     return out
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    return aligned(x if 1 in _strides(x) else x.contiguous())
-
-
-def _strides(x: Tensor) -> tuple[int, int]:
-    """Those of a dimension without a second element are never taken: they count as 1, whatever PyTorch says."""
-    rows, columns = (stride if size > 1 else 1 for size, stride in zip(x.shape, x.stride(), strict=True))
-    return rows, columns
+def _readable(x: Tensor) -> tuple[Tensor, int, int]:
+    """`x` or a copy, and its strides, one of which is 1."""
+    rows, columns = x.shape
+    row, column = x.stride()
+    # That of a dimension without a second element is never taken, whatever PyTorch says.
+    if rows < 2:
+        row = 1
+    if columns < 2:
+        column = 1
+    if 1 in (row, column):
+        return aligned(x), row, column
+    return x.contiguous(), columns, 1
 
 
 def _checked_out(a: Tensor, b: Tensor, out: Tensor | None, accumulate: bool) -> Tensor:
