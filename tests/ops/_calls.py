@@ -100,8 +100,16 @@ def _contrastive(kind: str) -> Run:
 def _patches(backend: str, waveform: Tensor, offsets: Tensor = SAMPLE_OFFSETS) -> Tensor:
     masked = torch.zeros(len(LENGTHS), CONFIG.n_mels, dtype=torch.bool)
     masked[2, 3] = True
-    sizes = {"total_frames": TOTAL_FRAMES, "total_tokens": 2 * COLUMNS}
-    return log_mel_patches(waveform, offsets, CONFIG, patch_mels=4, mel_masked=masked, **sizes, backend=backend)
+    return log_mel_patches(
+        waveform,
+        offsets,
+        CONFIG,
+        patch_mels=4,
+        mel_masked=masked,
+        total_frames=TOTAL_FRAMES,
+        total_tokens=2 * COLUMNS,
+        backend=backend,
+    )
 
 
 CALLS = {

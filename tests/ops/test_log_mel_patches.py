@@ -110,7 +110,7 @@ def test_gradients_reach_the_samples_of_what_is_not_masked(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
-def test_a_batch_without_frames_has_a_gradient_too(lengths: list[int], backend: str) -> None:
+def test_a_batch_without_frames_has_a_gradient_too(lengths, backend):
     waveform, layout = _clips(lengths)
     waveform.requires_grad_()
     patches = log_mel_patches(waveform, layout.cu_seqlens, SLAP, backend=backend, **_masks(SLAP, lengths))

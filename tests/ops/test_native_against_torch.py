@@ -94,10 +94,17 @@ def _prototypes(draw: Draw) -> Problem:
     centering = draw(st.sampled_from(["sinkhorn", "softmax"]))
 
     def run(backend: str, student: Tensor, own: Tensor) -> Tensor:
-        temperatures = {"student_temperature": 1.0, "teacher_temperature": 2.0}
         others = student.detach().flip(0), own.detach().flip(0)
         return prototype_cross_entropy(
-            student, others[0], own, others[1], **temperatures, cu_seqlens=offsets, centering=centering, backend=backend
+            student,
+            others[0],
+            own,
+            others[1],
+            student_temperature=1.0,
+            teacher_temperature=2.0,
+            cu_seqlens=offsets,
+            centering=centering,
+            backend=backend,
         )
 
     return run, [(int(offsets[-1]), width), (prototypes, width)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_malformed_offsets_are_refused_by_every_op(call: Call, backend: str) -> 
             longer = torch.cat([offsets[:1].expand(300), offsets])  # more than a list is made of
             with pytest.raises(ValueError, match=r"cu_.* (runs|falls) from"):
                 call.run(backend, *tensors, offsets=longer)
-    for offsets, message in (
+    others: tuple[tuple[Any, str], ...] = (
         (call.offsets.tolist(), "is a list; pass a torch tensor"),
         (call.offsets.numpy(), "is a ndarray; pass a torch tensor"),
         (call.offsets.to(torch.int16), "int16 .* int32 or int64"),
@@ -57,9 +59,10 @@ def test_malformed_offsets_are_refused_by_every_op(call: Call, backend: str) -> 
         (call.offsets[None], r"\(1, 4\)"),
         (call.offsets[:0], r"\(0,\)"),
         (call.offsets.to("meta"), "is on meta"),
-    ):
+    )
+    for other, message in others:
         with pytest.raises(ValueError, match=message):
-            call.run(backend, *tensors, offsets=offsets)
+            call.run(backend, *tensors, offsets=other)
 
 
 @pytest.mark.parametrize("call", [*CALLS.values(), STATS], ids=[*CALLS.keys(), "waveform_stats"])

@@ -18,10 +18,8 @@ from tests.ops._native import BACKENDS, needs_native
 PLAIN = ("rms_norm", "add_rms_norm", "swiglu")
 LINEAR = ("apply_rotary", "apply_rotary_qkv")
 OPAQUE = [
-    pytest.param(CALLS[name], *backend.values, marks=backend.marks, id=f"{name}-{backend.values[0]}")
-    for name in CALLS
-    for backend in (BACKENDS[0], pytest.param("torch"))
-    if not (name in PLAIN and backend.values == ("torch",))
+    *(pytest.param(call, "native", marks=needs_native, id=f"{name}-native") for name, call in CALLS.items()),
+    *(pytest.param(call, "torch", id=f"{name}-torch") for name, call in CALLS.items() if name not in PLAIN),
 ]
 LINEAR_CALLS = [CALLS[name] for name in LINEAR]
 
