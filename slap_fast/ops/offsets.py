@@ -52,6 +52,8 @@ def checked(
         raise ValueError(_misfit(name, offsets, device, of))
     if device.type == "cpu" and not torch.compiler.is_compiling():
         check_values(name, offsets, total, of, longest)
+    elif offsets.dtype == torch.int64 and dtype == torch.int32:
+        offsets = offsets.clamp(-(2**31), 2**31 - 1)  # what is too large must not become what is not
     return offsets if offsets.dtype == dtype else offsets.to(dtype)
 
 

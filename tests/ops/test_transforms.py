@@ -139,3 +139,5 @@ def test_what_a_compiler_could_not_see_is_checked_when_it_runs() -> None:
     compiled(x, torch.tensor([0, 3, 5, 8]))
     with pytest.raises(ValueError, match="falls from 100000 to 5"):
         compiled(x, torch.tensor([0, 100_000, 5, 8]))
+    with pytest.raises(ValueError, match=f"falls from {2**31 - 1} to 5"):  # in int32 it would be 0
+        compiled(x, torch.tensor([0, 2**32, 5, 8]))
