@@ -194,7 +194,7 @@ def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tu
         set_switches(*user)
         with deterministic_kernels():
             assert switches() == (True, False, user[0] and user[2])
-            fresh = torch.empty(1 << 29, dtype=torch.int8)[:: 1 << 20]  # more than other tests left: zeros of the system
+            fresh = torch.empty(1 << 29, dtype=torch.int8)[:: 1 << 20]  # more than other tests left: zeros
             assert bool(fresh.any()) == (user[0] and user[2])
         assert switches() == user
     finally:
