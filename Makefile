@@ -44,7 +44,7 @@ lint: .venv/.installed-test
 # Two processes, since most tests use one core; a file's tests stay together, and share what it sets up. GPU tests run
 # in as many as the GPU has memory for; one that loses its GPU is replaced, each time (tests/_lost_device.py).
 test: lint
-	$(BIN)/python -m pytest -q -m "not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 	$(if $(GPU),$(BIN)/python -m pytest -q -m gpu -n auto --max-worker-restart 200 -rs)
 
 # The launcher finds the GPUs by itself; without any, two ranks on the CPU. A free port, so that two runs never meet.

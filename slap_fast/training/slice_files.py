@@ -118,7 +118,7 @@ class SliceReader:
         """
         held = sum(length for _, length, *_ in self._pieces[kind, name])
         if (wanted := math.prod(shape)) > held:
-            raise MissingSlice(f"{kind} of {name} has {held} elements, before {wanted}")
+            raise MissingSlice(f"{kind} of {name} ends at element {held}, before {wanted}")
         value = torch.empty(tuple(shape))
         self.read_into(Slice(kind, name, 0, value.view(-1), replicated=False))
         return value
