@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from slap_fast.data.index import ClipIndex
 
     index = ClipIndex.open(arguments.dataset) if arguments.dataset else None
+    labelled = _labelled(arguments.zero_shot) if arguments.zero_shot is not None else None
     out = arguments.out or arguments.model.resolve().parent / "evaluation"
     model = load_model(arguments.model, arguments.device)
     out.mkdir(parents=True, exist_ok=True)
@@ -84,11 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
             written += _plot_dataset(model, dataset, arguments, out)
         if arguments.captions:
             written.append(_write_captions(model, dataset, out, show_progress(arguments)))
-    if arguments.zero_shot is not None:
-        metrics, confusion, unread, labelled = _zero_shot(model, arguments)
+    if labelled is not None:
+        metrics, confusion, unread = _zero_shot(model, arguments, *labelled)
         report["zero_shot"] = {"source": str(arguments.zero_shot), **metrics, "confusion": confusion}
         skipped += unread
-        total += labelled
+        total += len(labelled[0])
     if log is not None and not arguments.no_plots:
         from slap_fast.evaluation.plots import plot_losses
 
@@ -169,28 +170,27 @@ def _write_captions(model: SLAP, dataset: EmbeddedDataset, out: Path, progress: 
     return path
 
 
+def _labelled(source: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+    from slap_fast.evaluation.zero_shot import labelled_files
+
+    return labelled_files(source, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
+
+
 def _zero_shot(
-    model: SLAP, arguments: argparse.Namespace
-) -> tuple[dict[str, float], dict[str, Any], list[Skipped], int]:
+    model: SLAP, arguments: argparse.Namespace, files: list[tuple[Path, int]], names: list[str]
+) -> tuple[dict[str, float], dict[str, Any], list[Skipped]]:
     import torch
 
-    from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
     from slap_fast.evaluation.dataset import embed_inputs, file_input
-    from slap_fast.evaluation.zero_shot import (
-        TEMPLATES,
-        class_embeddings,
-        confusion_matrix,
-        labelled_files,
-        zero_shot_metrics,
-    )
+    from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
 
-    files, names = labelled_files(arguments.zero_shot, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
     classes = class_embeddings(model, names, arguments.templates or TEMPLATES)
     label_of = {str(file): label for file, label in files}
     audio = embed_inputs(model, [file_input(file) for file, _ in files], progress=show_progress(arguments))
     labels = torch.tensor([label_of[clip.name] for clip in audio.inputs])
     confusion = {"classes": names, "counts": confusion_matrix(audio.embeddings, classes, labels).tolist()}
-    return zero_shot_metrics(audio.embeddings, classes, labels), confusion, audio.skipped, len(files)
+    return zero_shot_metrics(audio.embeddings, classes, labels), confusion, audio.skipped
 
 
 def _tables(report: dict[str, Any], written: list[Path]) -> str:

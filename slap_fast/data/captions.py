@@ -7,7 +7,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_CAPTIONS = 65_535  # the index counts them in 16 bits
@@ -62,8 +62,16 @@ def _strings(value: Any, depth: int) -> list[Any]:
     if isinstance(value, dict) and depth:
         return [text for field in caption_columns(value) for text in _strings(value[field], depth - 1)]
     if isinstance(value, (list, tuple)) and depth:
-        return [text for item in value for text in ([item] if isinstance(item, str) else _strings(item, depth - 1))]
+        items = _with_numbers(value)
+        return [text for item in items for text in ([item] if isinstance(item, str) else _strings(item, depth - 1))]
     return []
+
+
+def _with_numbers(values: Sequence[Any]) -> list[Any]:
+    """A number among strings was text to whoever wrote the list: ["a dog", 1984]. Numbers alone are no captions."""
+    if not any(isinstance(value, str) for value in values):
+        return list(values)
+    return [str(value) if _is_number(value) else value for value in values]
 
 
 def is_missing(cell: str) -> bool:
@@ -85,9 +93,10 @@ def _unpack(cell: str) -> list[Any]:
         values = json.loads(text)
     except (ValueError, RecursionError):
         values = _unpack_python(text)
-    if isinstance(values, list) and all(isinstance(value, str) or _is_null(value) for value in values):
-        return values
-    return [cell]
+    if not isinstance(values, list):
+        return [cell]
+    strings = _with_numbers(values)
+    return strings if all(isinstance(value, str) or _is_null(value) for value in strings) else [cell]
 
 
 def _unpack_python(text: str) -> list[Any] | None:
@@ -102,6 +111,10 @@ def _unpack_python(text: str) -> list[Any] | None:
         except (ValueError, SyntaxError):
             return None
     return values if inside and inside[1][position:].strip() == "]" else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not _is_null(value)
 
 
 def _is_null(value: Any) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from slap_fast import cli
-from slap_fast.commands import embed
+from slap_fast.commands import embed, evaluate
 from slap_fast.commands.embedding_files import read_embeddings
 from slap_fast.evaluation import dataset
 from tests.evaluation.fakes import LoudnessModel
@@ -88,6 +88,17 @@ def test_what_is_wrong_with_the_arguments_is_said_before_torch_is_loaded(audio: 
         assert line.startswith(f"slap-fast {arguments[0]}: ")
         assert message in line
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_classes_are_read_before_the_model(
+    audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("text_config/config.json", "config.json", "model.safetensors", "tokenizer/tokenizer.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(evaluate, "load_model", lambda folder, device: pytest.fail("the model was loaded"))
+    assert cli.main(["evaluate", str(tmp_path), "--zero-shot", str(audio.parent / "none"), "--no-plots"]) == 2
+    assert "none: no such folder or CSV" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd")), reason="there is a GPU")
