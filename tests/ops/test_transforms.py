@@ -66,7 +66,12 @@ def test_vmap_is_a_loop(call: Call, backend: str) -> None:
     mapped = as_tuple(torch.func.vmap(lambda *x: call.run(backend, *x))(*batches))
     for place in range(2):
         alone = as_tuple(call.run(backend, *(x[place] for x in batches)))
-        assert all(torch.equal(ours[place], one) for ours, one in zip(mapped, alone, strict=True))
+        for ours, one in zip(mapped, alone, strict=True):
+            # What PyTorch batches around the op it may add up in another order; the ops themselves see one item.
+            if backend == "torch":
+                torch.testing.assert_close(ours[place], one)
+            else:
+                assert torch.equal(ours[place], one)
 
 
 class _Module(torch.nn.Module):
