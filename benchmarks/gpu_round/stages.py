@@ -56,14 +56,12 @@ class Command:
     Attributes:
         label: unique in its stage.
         argv: what it runs.
-        right: exit statuses of a process that found nothing wrong.
         resume: what to append to run it again after it died or lost the GPU; None: it stays dead.
         environment: beside what the runner has.
     """
 
     label: str
     argv: list[str]
-    right: tuple[int, ...] = (0,)
     resume: list[str] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
