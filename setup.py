@@ -134,10 +134,14 @@ def _first_error(output: str) -> str:
 
 
 setup(
-    packages=[*find_packages(include=["slap_fast", "slap_fast.*"]), "slap_fast.kernels"],
+    packages=[
+        *find_packages(include=["slap_fast", "slap_fast.*"]),
+        "slap_fast.kernels",
+        *(f"slap_fast.kernels.{name}" for name in find_packages("kernels")),
+    ],
     # A top-level package named `kernels` would shadow another library's.
     package_dir={"slap_fast.kernels": "kernels"},
-    package_data={"slap_fast": ["recipes/*.yaml", "planning/*.yaml", "ops/backends/*.json"]},
+    package_data={"slap_fast": ["recipes/*.yaml", "planning/*.yaml", "ops/attention/*.json"]},
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

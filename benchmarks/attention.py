@@ -41,8 +41,8 @@ from benchmarks.harness.machine import has_bf16_units
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
 from benchmarks.our_peers import PREFIX, attention_variants, variant_peers
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends.varlen_attention_preference import LONGEST_CLIP
-from slap_fast.ops.varlen_attention import BACKENDS
+from slap_fast.ops.attention import BACKENDS
+from slap_fast.ops.attention.preference import LONGEST_CLIP
 
 TITLE = "Packed attention, forward and backward"
 

@@ -19,8 +19,8 @@ from benchmarks.attention import DIRECTIONS, WINDOWS
 from benchmarks.harness.measure import OK
 from benchmarks.harness.results import load_result
 from benchmarks.our_peers import PREFIX
-from slap_fast.ops.backends import varlen_attention_preference as preference
-from slap_fast.ops.varlen_attention import BACKENDS
+from slap_fast.ops.attention import BACKENDS
+from slap_fast.ops.attention import preference as preference
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness.case import Outputs, Run
 from benchmarks.loader_workload import Workload
+from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import AugmentationConfig
 from slap_fast.data.decoding import make_decoder
-from slap_fast.data.index import ClipIndex
-from slap_fast.data.loader import Loader
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.loading.loader import Loader
 from slap_fast.data.tokenizer import encode_captions, load_tokenizer
-from slap_fast.models.config import ModelConfig
-from slap_fast.training.recipe import AugmentationConfig
 
 # Each opens anew and goes through a step's batches of packed waveforms.
 Batches = Callable[[], Iterator[Tensor]]

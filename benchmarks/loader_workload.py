@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.index import ClipIndex
-from slap_fast.data.ingest import prepare
-from slap_fast.data.ingest.sources import ClipSource
-from slap_fast.data.plan import Plan
-from slap_fast.data.synthesis import SAMPLE_RATE, SyntheticClip, iter_synthetic
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.prepare import prepare
+from slap_fast.data.prepare.sources import ClipSource
+from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.synthetic import SAMPLE_RATE, SyntheticClip, iter_synthetic
 
 # Of each clip one sample in so many is held against the reference: in all places, and few enough for float64.
 CHECKED_STRIDE = 997

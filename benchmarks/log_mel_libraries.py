@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness.case import Outputs, Peer, Run
 from benchmarks.log_mel_clips import Clips
-from slap_fast.ops.mel_tables import window
+from slap_fast.ops.log_mel.tables import window
 
 CPU_ONLY = "runs on the CPU only"
 _PACKAGES = {

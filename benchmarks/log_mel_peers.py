@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.harness.case import Outputs, Run
 from benchmarks.log_mel_clips import Clips
 from slap_fast.ops import MelConfig, log_mel
-from slap_fast.ops.mel_tables import mel_filters, window
+from slap_fast.ops.log_mel.tables import mel_filters, window
 
 FRAMES_PER_CHUNK = 500
 

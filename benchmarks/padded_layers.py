@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slap_fast.config.model import ModelConfig
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.caption_decoder import CaptionDecoder
-from slap_fast.models.config import ModelConfig
 from slap_fast.models.layers import CrossAttention, DecoderBlock, EncoderBlock, SelfAttention
 from slap_fast.models.pooling import AttentionPooling
 

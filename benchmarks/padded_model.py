@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.padded_layers import AudioMasks, decode, encode_audio, key_mask, pool
-from slap_fast.data.batch import Batch
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
+from slap_fast.data.loading.batch import Batch
 from slap_fast.objectives.captioning import captioning
 from slap_fast.objectives.contrastive import contrastive
 from slap_fast.objectives.self_distillation import self_distillation
 from slap_fast.ops.log_mel import log_mel
-from slap_fast.ops.packing import PackedLayout
-from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.ops.packed import PackedLayout
+from slap_fast.training.model import PretrainingModel
 
 IGNORED = -100
 

@@ -24,9 +24,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.process_memory import status_bytes
-from slap_fast.data.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, write_index, write_json
-from slap_fast.data.index import ClipIndex
-from slap_fast.data.plan import Plan
+from slap_fast.data.format.dataset_files import (
+    FORMAT_VERSION,
+    INDEX_DTYPE,
+    INDEX_NAME,
+    INFO_NAME,
+    write_index,
+    write_json,
+)
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.sampling.global_batch_sampler import Plan
 
 CLIPS = 109_000_000
 CLIPS_PER_SHARD = 10_000
@@ -175,7 +182,7 @@ def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
 
 def _imbalance(index: ClipIndex, plan: Plan, step: int) -> float:
     """Percent of the mean by which the audio tokens of the fullest and the emptiest rank differ."""
-    from slap_fast.models.config import ModelConfig
+    from slap_fast.config.model import ModelConfig
 
     config = ModelConfig()
     tokens = [

@@ -127,11 +127,11 @@ def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, 
 
 def _train(arguments: Sequence[str]) -> None:
     """One rank; its last line has the seconds of its steps, and its peak of resident memory before the checkpoint."""
-    from slap_fast import cpu_runtime
+    from slap_fast.runtime import cpu as cpu_runtime
 
     cpu_runtime.settle()
     from slap_fast import train
-    from slap_fast.training.checkpoint import Checkpoints
+    from slap_fast.training.checkpoint.checkpoints import Checkpoints
 
     take_step = train.take_step
     seconds: list[float] = []

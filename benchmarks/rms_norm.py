@@ -24,7 +24,7 @@ from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.log_mel_clips import mixed_seconds
 from benchmarks.our_peers import gpu_backends
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 from slap_fast.ops import add_rms_norm
 
 TITLE = "RMSNorm of the sum of residual stream and branch, forward and backward"

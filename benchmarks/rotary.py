@@ -26,7 +26,7 @@ from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.log_mel_clips import mixed_seconds
 from benchmarks.our_peers import gpu_backends
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 from slap_fast.ops import PackedLayout, apply_rotary, apply_rotary_qkv
 
 TITLE = "Rotary embedding of a packed projection, forward and backward"

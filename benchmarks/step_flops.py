@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from slap_fast.config.model import ModelConfig
 from slap_fast.models import flops
-from slap_fast.models.config import ModelConfig
 
 # Attention kernels compute the scores anew in the backward: five products for the forward's two.
 ATTENTION_BACKWARD = 2.5

@@ -20,7 +20,7 @@ from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, missing
 from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.our_peers import gpu_backends
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 from slap_fast.ops import swiglu
 
 TITLE = "The gate of a SwiGLU MLP, forward and backward"

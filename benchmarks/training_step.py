@@ -36,22 +36,22 @@ from benchmarks.harness.machine import available_bytes, has_bf16_units
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
 from benchmarks.padded_model import PaddedBatch, PaddedPretrainingModel
 from benchmarks.step_flops import step_flops
-from slap_fast.data.augmentation import MaskSampler
-from slap_fast.data.batch import Batch
-from slap_fast.data.collate import LoadedClip, collate
-from slap_fast.models.config import (
+from slap_fast.config.model import (
     AudioEncoderConfig,
     CaptionDecoderConfig,
     ModelConfig,
     PrototypeHeadConfig,
     TextEncoderConfig,
 )
+from slap_fast.config.recipe import AugmentationConfig, ObjectivesConfig, OptimizerConfig
+from slap_fast.data.loading.augmentation import MaskSampler
+from slap_fast.data.loading.batch import Batch
+from slap_fast.data.loading.collate import LoadedClip, collate
 from slap_fast.ops import dispatch
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_optimizer
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import AugmentationConfig, ObjectivesConfig, OptimizerConfig
+from slap_fast.training.model import PretrainingModel
+from slap_fast.training.zero import build_optimizer
 
 TITLE = "One training step, packed against padded with SDPA and masks"
 

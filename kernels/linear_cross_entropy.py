@@ -16,15 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slap_fast.kernels import launch, score_logsumexp
-from slap_fast.kernels.score_products import float16_unit, gradients
-from slap_fast.kernels.score_tiles import (
-    exp,
-    pieces,
-    scores,
-    tile_constants,
-    tile_of_program,
-)
+from slap_fast.kernels import launch
+from slap_fast.kernels.scores import logsumexp as score_logsumexp
+from slap_fast.kernels.scores.products import float16_unit, gradients
+from slap_fast.kernels.scores.tiles import exp, pieces, scores, tile_constants, tile_of_program
 
 # Rows of a program that finishes: 8,192 tokens then are several programs for every multiprocessor.
 _FINISH = 8

@@ -14,9 +14,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from slap_fast import __version__, cpu_runtime
+from slap_fast import __version__
 from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, search, train
 from slap_fast.commands.shared import one_line
+from slap_fast.errors import SlapFastError
+from slap_fast.runtime import cpu as cpu_runtime
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means something else here
 
@@ -79,7 +81,7 @@ def is_user_error(error: BaseException) -> bool:
     """
     # PyTorch's out-of-memory errors are told by name: torch may not be loaded.
     refused = isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return refused or type(error).__module__.startswith("slap_fast.")
+    return refused or isinstance(error, SlapFastError)
 
 
 def describe(error: BaseException) -> str:

@@ -23,43 +23,42 @@ if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
     if find_spec("slap_fast") is None:
         sys.path.insert(0, str(_HERE.parent))
-    from slap_fast import cpu_runtime
+    from slap_fast.runtime import cpu as cpu_runtime
 
     cpu_runtime.settle()
 
 import torch
 
+from slap_fast.config.loading import config_from_arguments
+from slap_fast.config.recipe import RunConfig
 from slap_fast.data.decoding import make_decoder
-from slap_fast.data.dropped_clips import DropReport
-from slap_fast.data.loader import Loader, TooManyBadClips
-from slap_fast.data.mixture import Mixture
-from slap_fast.data.plan import Plan
+from slap_fast.data.loading.dropped_clips import DropReport
+from slap_fast.data.loading.loader import Loader
+from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.sampling.mixture import Mixture
+from slap_fast.errors import SlapFastError
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.training import schedule
 from slap_fast.training.build import build_model, build_tokenizer, complete_model_config, saved_mel_statistics
-from slap_fast.training.checkpoint import Checkpoints
-from slap_fast.training.config_io import config_from_arguments
-from slap_fast.training.device_peak import peak_of_all_ranks
-from slap_fast.training.distributed import (
-    OtherRankFailed,
+from slap_fast.training.checkpoint.checkpoints import Checkpoints
+from slap_fast.training.checkpoint.export import save_student
+from slap_fast.training.checkpoint.output_folder import finished_steps, locked, set_model_aside
+from slap_fast.training.distributed.launcher import report_failure
+from slap_fast.training.distributed.process_group import (
     Ranks,
     StopSignal,
     started,
     sum_over_ranks,
     together,
 )
+from slap_fast.training.distributed.rank_environment import settle_environment
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_engine, precision_of
-from slap_fast.training.export import save_student
-from slap_fast.training.heartbeat import RendezvousError
-from slap_fast.training.launch import settle_environment
-from slap_fast.training.launcher import report_failure
-from slap_fast.training.logs import RunLog
-from slap_fast.training.metrics import StepCounts, batch_metrics, memory_in_use
-from slap_fast.training.output_folder import finished_steps, locked, set_model_aside
-from slap_fast.training.recipe import RunConfig
+from slap_fast.training.metrics.device_peak import peak_of_all_ranks
+from slap_fast.training.metrics.run_log import RunLog
+from slap_fast.training.metrics.step_counts import StepCounts, batch_metrics, memory_in_use
+from slap_fast.training.metrics.watch import FiniteWatch, Speed, suspects
 from slap_fast.training.step import take_step
-from slap_fast.training.watch import FiniteWatch, Speed, suspects
+from slap_fast.training.zero import build_engine, precision_of
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -214,7 +213,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
 def _describe(error: Exception) -> str:
     """One line for what the user can mend, the traceback for a fault of the program."""
-    if isinstance(error, OSError) or type(error).__module__.startswith("slap_fast."):
+    if isinstance(error, OSError | SlapFastError):
         return f"{type(error).__name__}: {error}\n"
     return traceback.format_exc()
 
@@ -226,8 +225,7 @@ def _mendable_by_restart(error: Exception) -> bool:
     """
     if isinstance(error, OSError) and error.errno in _FULL_OR_FORBIDDEN:
         return False
-    transient = isinstance(error, OtherRankFailed | RendezvousError | TooManyBadClips)
-    return transient or not type(error).__module__.startswith("slap_fast.")
+    return error.retryable if isinstance(error, SlapFastError) else True
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import hypothesis
 import pytest
 
-from slap_fast import cpu_runtime
+from slap_fast.runtime import cpu as cpu_runtime
 
 cpu_runtime.settle()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.models.slap import SLAP
 from slap_fast.ops import (
     MelConfig,
@@ -20,12 +21,11 @@ from slap_fast.ops import (
     log_mel,
     prototype_cross_entropy,
     swiglu,
+    triton_support,
     varlen_attention,
     waveform_stats,
 )
-from slap_fast.ops.backends import triton_support
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import ObjectivesConfig
+from slap_fast.training.model import PretrainingModel
 from tests.models.builders import TINY, random_clips
 from tests.ops._gpu_checks import check_swiglu, serving
 from tests.oracles.varlen_attention import varlen_attention as attention_oracle

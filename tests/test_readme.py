@@ -12,12 +12,13 @@ import torch
 
 from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import build_parser
-from slap_fast.training.config_io import load_run_config
+from slap_fast.config.loading import load_run_config
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
-OP_EXAMPLES = [block for block in EXAMPLES if block.startswith("from slap_fast.ops")]
-FRONTEND_EXAMPLES = [block for block in EXAMPLES if block.startswith("from slap_fast.frontends")]
+STREAM = "from slap_fast.ops import LogMelStream"
+OP_EXAMPLES = [block for block in EXAMPLES if block.startswith("from slap_fast.ops") and not block.startswith(STREAM)]
+FRONTEND_EXAMPLES = [block for block in EXAMPLES if block.startswith((STREAM, "from slap_fast.integrations import"))]
 COMMANDS = [
     line.split(" #")[0]
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)

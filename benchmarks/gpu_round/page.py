@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.gpu_round.reports import METRICS
 from benchmarks.harness.report import format_amount, format_seconds, markdown_table, render
-from slap_fast.training.device_peak import data_sheet_peak
+from slap_fast.training.metrics.device_peak import data_sheet_peak
 
 Record = dict[str, Any]
 

@@ -18,7 +18,7 @@ struct ContrastiveInputs {
   std::int64_t rows_at_once;                       // at most; 0: any
 };
 
-// What ContrastiveBackend.forward in slap_fast/ops/backends/contrastive_interface.py returns.
+// What ContrastiveBackend.forward in slap_fast/ops/contrastive/call.py returns.
 struct ContrastiveSums {
   float *row_loss, *column_loss, *row_positive;  // [rows], [columns], [rows]
   float *row_facts, *column_best;                // [4, rows], [2, columns]

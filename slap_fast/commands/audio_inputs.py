@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from slap_fast.commands.shared import CommandError
 
 if TYPE_CHECKING:
-    from slap_fast.evaluation.dataset import AudioInput
+    from slap_fast.inference.embed import AudioInput
 
 MAX_SECONDS = 600.0
 
@@ -46,7 +46,7 @@ def check_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> None:
         raise CommandError(f"{names[0]}: no such file or folder{more}")
     for path in paths:
         if _is_dataset(path):
-            from slap_fast.data.index import ClipIndex
+            from slap_fast.data.format.index import ClipIndex
 
             ClipIndex.open(path)
         elif path.is_dir():
@@ -60,8 +60,8 @@ def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> lis
         CommandError: as `check_inputs`.
         DatasetError: a dataset cannot be opened.
     """
-    from slap_fast.data.index import ClipIndex
-    from slap_fast.evaluation.dataset import dataset_inputs, file_input, unusable_input
+    from slap_fast.data.format.index import ClipIndex
+    from slap_fast.inference.embed import dataset_inputs, file_input, unusable_input
 
     check_inputs(names, max_seconds=max_seconds)
     inputs: list[AudioInput] = []
@@ -84,8 +84,8 @@ def _is_dataset(path: Path) -> bool:
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str, str]]]:
     """The audio files below a folder, of formats that are not read too; and name, reason and detail of the rest."""
-    from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-    from slap_fast.data.ingest.folders import walk_folder
+    from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+    from slap_fast.data.prepare.folders import walk_folder
 
     found, left_out = walk_folder(folder)
     files = [folder / file for file in found if Path(file).suffix.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS]

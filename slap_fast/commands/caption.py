@@ -18,7 +18,7 @@ from slap_fast.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from slap_fast.evaluation.dataset import Skipped
+    from slap_fast.inference.embed import Skipped
 
 HELP = "describe audio in words"
 
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, arguments.device)
     from tqdm import tqdm
 
-    from slap_fast.evaluation.captioning import generate_captions
-    from slap_fast.evaluation.dataset import describe_nothing_read
+    from slap_fast.inference.caption import generate_captions
+    from slap_fast.inference.embed import describe_nothing_read
 
     inputs = collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     skipped: list[Skipped] = []

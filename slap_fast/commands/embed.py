@@ -18,7 +18,7 @@ from slap_fast.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from slap_fast.evaluation.dataset import EmbeddedAudio
+    from slap_fast.inference.embed import EmbeddedAudio
 
 HELP = "write the embeddings of audio or texts to a file"
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.text and has_model(arguments.model):
         check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     model = load_model(arguments.model, arguments.device)
-    from slap_fast.evaluation.dataset import EmbeddingInterrupted, embed_inputs, embed_texts
+    from slap_fast.inference.embed import EmbeddingInterrupted, embed_inputs, embed_texts
 
     inputs = [] if arguments.text else collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     if arguments.text:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slap_fast.commands.shared import CommandError, one_line
-from slap_fast.durable_files import replace_whole, save_safetensors
+from slap_fast.runtime.durable_files import replace_whole, save_safetensors
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 

@@ -19,7 +19,7 @@ from slap_fast.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from slap_fast.evaluation.dataset import AudioInput, EmbeddedDataset, Skipped
+    from slap_fast.inference.embed import AudioInput, EmbeddedDataset, Skipped
     from slap_fast.models.slap import SLAP
 
 HELP = "measure retrieval or zero-shot classification, and draw plots"
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     log = _find_log(arguments)
     if not arguments.no_plots:
         _need_matplotlib()
-    from slap_fast.data.index import ClipIndex
+    from slap_fast.data.format.index import ClipIndex
 
     index = ClipIndex.open(arguments.dataset) if arguments.dataset else None
     labelled = _labelled(arguments.zero_shot) if arguments.zero_shot is not None else None
@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     written = []
     total = 0
     if index is not None:
-        from slap_fast.evaluation.dataset import embed_dataset
         from slap_fast.evaluation.retrieval import embedding_retrieval_metrics
+        from slap_fast.inference.embed import embed_dataset
 
         dataset = embed_dataset(model, index, limit=arguments.limit, progress=show_progress(arguments))
         with blaming(arguments.model):
@@ -121,9 +121,9 @@ def _need_matplotlib() -> None:
 
 
 def _plot_dataset(model: SLAP, dataset: EmbeddedDataset, arguments: argparse.Namespace, out: Path) -> list[Path]:
-    from slap_fast.evaluation.dataset import evenly
-    from slap_fast.evaluation.localisation import events_of, localise, mel_frames
+    from slap_fast.evaluation.localization import events_of, localise, mel_frames
     from slap_fast.evaluation.plots import plot_localisation, plot_similarity
+    from slap_fast.inference.embed import evenly
 
     first = dataset.first_captions()
     shown = first[evenly(len(first), MATRIX_CLIPS)]
@@ -151,8 +151,8 @@ def _plot_dataset(model: SLAP, dataset: EmbeddedDataset, arguments: argparse.Nam
 
 def _worth_following(clips: list[AudioInput], limit: int) -> list[AudioInput]:
     """Clips at even distances; only those with several known events, where there are such."""
-    from slap_fast.evaluation.dataset import evenly
-    from slap_fast.evaluation.localisation import events_of
+    from slap_fast.evaluation.localization import events_of
+    from slap_fast.inference.embed import evenly
 
     candidates = [clips[at] for at in evenly(len(clips), LOCALISATION_CANDIDATES)]
     eventful = [clip for clip in candidates if len({event.text for event in events_of(clip.metadata())}) > 1]
@@ -161,7 +161,7 @@ def _worth_following(clips: list[AudioInput], limit: int) -> list[AudioInput]:
 
 
 def _write_captions(model: SLAP, dataset: EmbeddedDataset, out: Path, progress: bool) -> Path:
-    from slap_fast.evaluation.captioning import generate_captions
+    from slap_fast.inference.caption import generate_captions
 
     path = out / "captions.jsonl"
     with path.open("w", encoding="utf-8") as file:
@@ -171,7 +171,7 @@ def _write_captions(model: SLAP, dataset: EmbeddedDataset, out: Path, progress: 
 
 
 def _labelled(source: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+    from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
     from slap_fast.evaluation.zero_shot import labelled_files
 
     return labelled_files(source, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
@@ -182,8 +182,8 @@ def _zero_shot(
 ) -> tuple[dict[str, float], dict[str, Any], list[Skipped]]:
     import torch
 
-    from slap_fast.evaluation.dataset import embed_inputs, file_input
     from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
+    from slap_fast.inference.embed import embed_inputs, file_input
 
     classes = class_embeddings(model, names, arguments.templates or TEMPLATES)
     label_of = {str(file): label for file, label in files}

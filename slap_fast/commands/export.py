@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from slap_fast.commands.shared import CommandError
 
 if TYPE_CHECKING:
-    from slap_fast.training.checkpoint_files import Manifest
+    from slap_fast.training.checkpoint.files import Manifest
 
 HELP = "write the model of a checkpoint, of a run that is going on or was stopped"
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from slap_fast.training.checkpoint_files import MANIFEST
-    from slap_fast.training.export import export_checkpoint
+    from slap_fast.training.checkpoint.export import export_checkpoint
+    from slap_fast.training.checkpoint.files import MANIFEST
 
     given: Path = arguments.checkpoint
     if arguments.out.exists():
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _export_newest(run: Path, out: Path) -> Manifest:
-    from slap_fast.training.checkpoint_files import folders
-    from slap_fast.training.export import ExportError, export_checkpoint
+    from slap_fast.training.checkpoint.export import ExportError, export_checkpoint
+    from slap_fast.training.checkpoint.files import folders
 
     found = folders(run / "checkpoints") or folders(run)
     if not found:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from slap_fast.commands.shared import CommandError, add_quiet, positive, show_progress
 
 if TYPE_CHECKING:
-    from slap_fast.data.ingest import PrepareReport
-    from slap_fast.data.ingest.sources import ClipSource, Source
+    from slap_fast.data.prepare import PrepareReport
+    from slap_fast.data.prepare.sources import ClipSource, Source
 
 HELP = "turn captioned audio into a dataset, or make a synthetic one"
 EPILOG = """\
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _reports(arguments: argparse.Namespace) -> Iterator[PrepareReport]:
     if arguments.reindex:
-        from slap_fast.data.ingest.reindex import reindex
+        from slap_fast.data.prepare.reindex import reindex
 
         yield reindex(
             arguments.source[0],
@@ -141,7 +141,7 @@ def _refuse(arguments: argparse.Namespace, defaults: dict[str, Any], way: str) -
 
 
 def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None]]:
-    from slap_fast.data.ingest.sources import open_source
+    from slap_fast.data.prepare.sources import open_source
 
     sources = arguments.source
     source = open_source(
@@ -157,8 +157,8 @@ def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None
 def _synthetic(arguments: argparse.Namespace) -> list[tuple[ClipSource, Path, int | None]]:
     from functools import partial
 
-    from slap_fast.data.ingest.sources import ClipSource
-    from slap_fast.data.synthesis import iter_synthetic
+    from slap_fast.data.prepare.sources import ClipSource
+    from slap_fast.synthetic import iter_synthetic
 
     splits: list[tuple[Any, int, int | None]] = [
         ("train", arguments.train_clips, arguments.vocab_size or None),
@@ -180,7 +180,7 @@ def _synthetic(arguments: argparse.Namespace) -> list[tuple[ClipSource, Path, in
 
 
 def _prepare(source: Source, out: Path, vocab_size: int | None, arguments: argparse.Namespace) -> PrepareReport:
-    from slap_fast.data.ingest import prepare
+    from slap_fast.data.prepare import prepare
 
     return prepare(
         source,

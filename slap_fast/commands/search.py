@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, arguments.device)
     import torch
 
-    from slap_fast.evaluation.dataset import embed_inputs, embed_texts
+    from slap_fast.inference.embed import embed_inputs, embed_texts
 
     skipped, total = [], 0
     if arguments.embeddings:

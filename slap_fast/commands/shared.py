@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slap_fast.errors import SlapFastError
+
 if TYPE_CHECKING:
-    from slap_fast.evaluation.dataset import Skipped
+    from slap_fast.inference.embed import Skipped
     from slap_fast.models.slap import SLAP
 
 
@@ -19,7 +21,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
 
-class CommandError(ValueError):
+class CommandError(SlapFastError, ValueError):
     """What was asked cannot be done; the message says what, where, and what to do."""
 
 

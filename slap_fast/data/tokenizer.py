@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.models.errors import ModelError
-from slap_fast.models.saved_files import TOKENIZER_FILES, read_tokenizer, save_tokenizer, words
+from slap_fast.config.saved_files import TOKENIZER_FILES, read_tokenizer, save_tokenizer, words
+from slap_fast.errors import ModelError, SlapFastError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,7 +18,7 @@ _MIN_VOCAB = 256 + len(SPECIAL_TOKENS)  # every byte, so that no text is unknown
 _TRAINED_AT_ONCE = 1024
 
 
-class TokenizerError(ValueError):
+class TokenizerError(SlapFastError, ValueError):
     """A tokenizer that cannot be trained, read or used."""
 
 

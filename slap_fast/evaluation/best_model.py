@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slap_fast.durable_files import replace_file
 from slap_fast.models.slap import SLAP
+from slap_fast.runtime.durable_files import replace_file
 
 _RECORD = "best.json"
 

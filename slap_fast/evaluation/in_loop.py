@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.audio_files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-from slap_fast.data.index import ClipIndex, DatasetError
+from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+from slap_fast.config.recipe import EvaluationConfig
+from slap_fast.data.format.index import ClipIndex, DatasetError
 from slap_fast.evaluation.best_model import BestModel
-from slap_fast.evaluation.dataset import (
+from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
+from slap_fast.evaluation.zero_shot import class_embeddings, labelled_files, zero_shot_metrics
+from slap_fast.inference.embed import (
     AudioInput,
     EvaluationError,
     Skipped,
@@ -27,13 +30,10 @@ from slap_fast.evaluation.dataset import (
     evenly,
     file_input,
 )
-from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
-from slap_fast.evaluation.zero_shot import class_embeddings, labelled_files, zero_shot_metrics
 from slap_fast.models.slap import SLAP
-from slap_fast.training.distributed import Ranks
-from slap_fast.training.export import full_weights, model_like
-from slap_fast.training.logs import Evaluated
-from slap_fast.training.recipe import EvaluationConfig
+from slap_fast.training.checkpoint.export import full_weights, model_like
+from slap_fast.training.distributed.process_group import Ranks
+from slap_fast.training.metrics.run_log import Evaluated
 
 _ZERO_SHOT_NAMES = ("accuracy_at_1", "accuracy_at_5", "mean_class_accuracy")
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slap_fast.evaluation.localisation import EventSpan, Localisation
-from slap_fast.extras import MissingExtraError
-from slap_fast.ops.mel_config import MelConfig
+from slap_fast.errors import MissingExtraError
+from slap_fast.evaluation.localization import EventSpan, Localisation
+from slap_fast.ops.log_mel.config import MelConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

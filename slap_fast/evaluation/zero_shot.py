@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slap_fast.data.dataset_files import DatasetError
-from slap_fast.data.ingest.clip_items import Rejection
-from slap_fast.data.ingest.labelled import labelled_rows, published_table
-from slap_fast.data.ingest.table_folders import SPLIT_WORDS
-from slap_fast.data.ingest.table_rows import TABLE_EXTENSIONS
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import Rejection
+from slap_fast.data.prepare.labelled import labelled_rows, published_table
+from slap_fast.data.prepare.table_folders import SPLIT_WORDS
+from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
+from slap_fast.errors import SlapFastError
 from slap_fast.models.call_arguments import split_texts
 
 TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
@@ -26,7 +27,7 @@ class TextEncoder(Protocol):
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
 
-class LabelError(ValueError):
+class LabelError(SlapFastError, ValueError):
     """A labelled set of clips, or a template, that cannot be used."""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 from slap_fast.models.layers import EncoderBlock, RMSNorm, Segments, SelfAttention, initialize_weights, run_block
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 
 
 class AudioEncoder(nn.Module):

@@ -205,7 +205,7 @@ def _rate(name: str, value: Any) -> float:
 
 
 def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
-    from slap_fast.audio_files import AudioError, load_audio  # what decodes files is not needed for waveforms
+    from slap_fast.audio.files import AudioError, load_audio  # what decodes files is not needed for waveforms
 
     if isinstance(file, io.TextIOBase):
         raise ValueError(f"{name} is a file that is open as text; open it in mode 'rb', or pass its path")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slap_fast.models.config import CaptionDecoderConfig
+from slap_fast.config.model import CaptionDecoderConfig
 from slap_fast.models.layers import (
     CrossAttention,
     DecoderBlock,
@@ -17,7 +17,7 @@ from slap_fast.models.layers import (
     initialize_weights,
     run_block,
 )
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 
 
 class CaptionDecoder(nn.Module):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 
 # In units of a forward pass: the gradients by the inputs and by the weights cost as much as the product itself.
 BACKWARD = 2.0

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.attention import varlen_attention
+from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary_qkv
 from slap_fast.ops.swiglu import swiglu
-from slap_fast.ops.varlen_attention import varlen_attention
 
 
 class Segments(NamedTuple):

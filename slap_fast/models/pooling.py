@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast.models.layers import initialize_weights
-from slap_fast.ops.packing import PackedLayout
-from slap_fast.ops.varlen_attention import varlen_attention
+from slap_fast.ops.attention import varlen_attention
+from slap_fast.ops.packed import PackedLayout
 
 
 class AttentionPooling(nn.Module):

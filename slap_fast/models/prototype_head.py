@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slap_fast.models.config import PrototypeHeadConfig
+from slap_fast.config.model import PrototypeHeadConfig
 from slap_fast.models.layers import initialize_weights
 
 

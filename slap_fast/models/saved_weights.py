@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slap_fast.models.errors import ModelError
-from slap_fast.models.saved_files import words
+from slap_fast.config.saved_files import words
+from slap_fast.errors import ModelError
 
 
 def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from slap_fast.durable_files import replace_file, replace_whole, save_safetensors
-from slap_fast.models import inference
-from slap_fast.models.call_arguments import Audio, only_clip
-from slap_fast.models.config import model_config_from_dict
-from slap_fast.models.errors import ModelError
-from slap_fast.models.inference import Embeddings, PackedBatch
-from slap_fast.models.network import SLAPNetwork
-from slap_fast.models.saved_files import (
+from slap_fast.config.model import model_config_from_dict
+from slap_fast.config.saved_files import (
     largest_id,
     read_object,
     read_text_config,
@@ -28,8 +22,14 @@ from slap_fast.models.saved_files import (
     save_tokenizer,
     words,
 )
+from slap_fast.errors import ModelError
+from slap_fast.models import encoding as inference
+from slap_fast.models.call_arguments import Audio, only_clip
+from slap_fast.models.encoding import Embeddings, PackedBatch
 from slap_fast.models.saved_weights import read_weights
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.models.slap_network import SLAPNetwork
+from slap_fast.ops.packed import PackedLayout
+from slap_fast.runtime.durable_files import replace_file, replace_whole, save_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

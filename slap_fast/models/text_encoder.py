@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from slap_fast.models import attention_interface
-from slap_fast.models.config import TextEncoderConfig
-from slap_fast.models.errors import ModelError
+from slap_fast.config.model import TextEncoderConfig
+from slap_fast.config.saved_files import refuse_code, words
+from slap_fast.errors import ModelError
+from slap_fast.integrations import transformers_attention as attention_interface
 from slap_fast.models.layers import initial_std
-from slap_fast.models.saved_files import refuse_code, words
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

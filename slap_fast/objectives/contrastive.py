@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.ops.contrastive_loss import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
 
 
 def contrastive(

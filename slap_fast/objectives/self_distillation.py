@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, prototype_usage
 
 

@@ -1,20 +1,22 @@
 """The public ops: importable into any other model, packed, differentiable, on CPU and GPU."""
 
-from slap_fast.ops.contrastive_loss import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.attention import varlen_attention
+from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.log_mel import log_mel
-from slap_fast.ops.log_mel_patches import log_mel_patches
-from slap_fast.ops.mel_config import MelConfig
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.log_mel.config import MelConfig
+from slap_fast.ops.log_mel.patches import log_mel_patches
+from slap_fast.ops.log_mel.stream import LogMelStream
+from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
 from slap_fast.ops.swiglu import swiglu
-from slap_fast.ops.varlen_attention import varlen_attention
 from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
 
 __all__ = [
     "ContrastiveOutput",
+    "LogMelStream",
     "MelConfig",
     "PackedLayout",
     "WaveformStats",

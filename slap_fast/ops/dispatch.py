@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from slap_fast.errors import SlapFastError
 
-class CannotServeError(ValueError):
+
+class CannotServeError(SlapFastError, ValueError):
     """The backend that was asked for cannot serve a call that is valid; with "auto", none can."""
 
 

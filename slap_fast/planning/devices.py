@@ -11,9 +11,9 @@ from typing import Any, get_args
 
 import yaml
 
-from slap_fast.training.config_io import ConfigError
-from slap_fast.training.device_peak import data_sheet_peak
-from slap_fast.training.engine import Precision
+from slap_fast.config.loading import ConfigError
+from slap_fast.training.metrics.device_peak import data_sheet_peak
+from slap_fast.training.zero import Precision
 
 PATH = Path(__file__).with_name("devices.yaml")
 

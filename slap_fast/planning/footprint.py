@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slap_fast.data.batch import Batch
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
+from slap_fast.data.loading.batch import Batch
 from slap_fast.ops import dispatch
-from slap_fast.ops.packing import PackedLayout
-from slap_fast.training.pretraining import PretrainingModel, Rest
+from slap_fast.ops.packed import PackedLayout
+from slap_fast.training.model import PretrainingModel, Rest
 
 _TEMPERATURE = 0.07  # of the teacher; no size depends on it
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.bmm.default: 0}

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slap_fast.data.mixture import Mixture
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import RunConfig
+from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.models.flops import step_flops
 from slap_fast.planning.footprint import Lengths, Passes, embedding_passes, training_passes
 from slap_fast.planning.memory import Layout, Memory, Parameters, memory
@@ -20,9 +21,8 @@ from slap_fast.planning.request import PlanRequest
 from slap_fast.planning.step_time import Step, StepTime, step_time
 from slap_fast.planning.workload import Workload, of_datasets, web_mix
 from slap_fast.training.build import build_tokenizer, checkpoint_activations, complete_model_config
-from slap_fast.training.engine import resolve_precision
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import RunConfig
+from slap_fast.training.model import PretrainingModel
+from slap_fast.training.zero import resolve_precision
 
 # Of FLAC at 16 kHz and 16 bit, where there is no dataset: what `slap-fast prepare --synthetic` writes.
 FLAC_BYTES_PER_SECOND = 18_400.0

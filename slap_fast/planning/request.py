@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import yaml
 
+from slap_fast.config.loading import ConfigError, coerce, config_from_arguments
+from slap_fast.config.recipe import RunConfig
 from slap_fast.planning.devices import Device, Figure, find_device
-from slap_fast.training.config_io import ConfigError, coerce, config_from_arguments
-from slap_fast.training.recipe import RunConfig
 
 
 @dataclass(frozen=True)

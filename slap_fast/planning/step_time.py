@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 from slap_fast.models.flops import BACKWARD, forward_flops
 from slap_fast.planning.devices import Device
 from slap_fast.planning.footprint import Passes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slap_fast.data.mixture import Mixture
-from slap_fast.training.config_io import ConfigError
-from slap_fast.training.recipe import DataConfig
+from slap_fast.config.loading import ConfigError
+from slap_fast.config.recipe import DataConfig
+from slap_fast.data.sampling.mixture import Mixture
 
 _QUANTILES = 4096
 _SAMPLE = 1 << 16

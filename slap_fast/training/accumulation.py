@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.data.batch import Batch
+from slap_fast.data.loading.batch import Batch
 from slap_fast.objectives.contrastive import contrastive
 from slap_fast.objectives.self_distillation import usage_entropy
 from slap_fast.ops import collectives
-from slap_fast.ops.contrastive_loss import ContrastiveOutput
+from slap_fast.ops.contrastive import ContrastiveOutput
 from slap_fast.ops.prototype_cross_entropy import sinkhorn_potential
-from slap_fast.training.pretraining import Rest
+from slap_fast.training.model import Rest
 
 
 def accumulate_gradients(

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from slap_fast.models.config import ModelConfig
-from slap_fast.models.errors import ModelError
-from slap_fast.models.saved_files import largest_id
-from slap_fast.training import checkpoint_files as files
+from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import DataConfig, RunConfig
+from slap_fast.config.saved_files import largest_id
+from slap_fast.errors import ModelError
+from slap_fast.training.checkpoint import files
 from slap_fast.training.compilation import compile_blocks
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import DataConfig, RunConfig
+from slap_fast.training.model import PretrainingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slap_fast.data.mixture import Mixture
+    from slap_fast.data.sampling.mixture import Mixture
 
 
 def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -30,7 +30,7 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
     Raises:
         FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
     """
-    from slap_fast.data.remote import local_folder
+    from slap_fast.data.format.remote import local_folder
     from slap_fast.data.tokenizer import load_tokenizer
 
     beside = local_folder(data.folders[0].folder) / "tokenizer"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from slap_fast.config.loading import ConfigError
 from slap_fast.models.layers import DecoderBlock, EncoderBlock
-from slap_fast.training.config_io import ConfigError
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

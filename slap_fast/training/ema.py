@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slap_fast.training.state_slices import AVERAGE, Slice, shard_extent
+from slap_fast.training.checkpoint.state_slices import AVERAGE, Slice, shard_extent
 
 
 class TeacherAverage:

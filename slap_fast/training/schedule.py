@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from slap_fast.training.recipe import ObjectivesConfig, OptimizerConfig, Recipe, ScheduleConfig
+from slap_fast.config.recipe import ObjectivesConfig, OptimizerConfig, Recipe, ScheduleConfig
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.data.batch import Batch
+from slap_fast.data.loading.batch import Batch
 from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import set_learning_rate
-from slap_fast.training.gradient_norms import GradientNorms
-from slap_fast.training.host_copy import HostCopy
+from slap_fast.training.metrics.gradient_norms import GradientNorms
+from slap_fast.training.metrics.host_copy import HostCopy
 from slap_fast.training.schedule import StepSettings
+from slap_fast.training.zero import set_learning_rate
 
 LOSSES = ("loss", "contrastive", "self_distillation", "caption")
 METRICS = ("accuracy", "positive_similarity", "negative_similarity", "logit_scale", "teacher_agreement")

@@ -15,7 +15,7 @@ from benchmarks.attention_workload import Workload
 from benchmarks.harness.case import Settings, relative_errors
 from benchmarks.harness.cli import main
 from benchmarks.harness.report import render
-from slap_fast.ops.varlen_attention import BACKENDS
+from slap_fast.ops.attention import BACKENDS
 
 SMALL = Workload((3, 1, 40), (5, 2), torch.float32, backward=True, device="cpu", heads=2, head_dim=16)
 PEERS = [attention_peers.sdpa_by_clip, attention_peers.products_by_clip, attention_peers.sdpa_padded]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import attention_preference
-from slap_fast.ops.backends import varlen_attention_preference as preference
+from slap_fast.ops.attention import preference as preference
 
 
 def _case(name: str, times: dict[str, float], **facts: Any) -> dict[str, Any]:

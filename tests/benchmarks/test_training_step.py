@@ -15,7 +15,7 @@ from benchmarks.harness.cli import main
 from benchmarks.padded_model import PaddedBatch
 from benchmarks.step_flops import step_flops
 from benchmarks.training_step import CPU_MODEL, PAPER_MODEL, QUICK_MODEL, Workload, mixed_durations
-from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.model import PretrainingModel
 
 
 @pytest.mark.parametrize("durations", [(0.4, 2.1, 1.3), (0.05, 0.02, 3.0), (1.7,) * 3], ids=["mixed", "tiny", "equal"])

@@ -17,7 +17,7 @@ import soundfile
 from slap_fast import cli
 from slap_fast.commands import embed, evaluate
 from slap_fast.commands.embedding_files import read_embeddings
-from slap_fast.evaluation import dataset
+from slap_fast.inference import embed as dataset
 from tests.evaluation.fakes import LoudnessModel
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from slap_fast.audio_files import AudioError, encode_flac, load_audio
+from slap_fast.audio.files import AudioError, encode_flac, load_audio
 from slap_fast.data.decoding import DecodeFailure, make_decoder
 
 FORMATS = {

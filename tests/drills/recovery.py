@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.harness.case import Settings
 from benchmarks.harness.report import render
 from benchmarks.harness.results import build_result, save_result
-from slap_fast.training import checkpoint_files
+from slap_fast.training.checkpoint import files as checkpoint_files
 from tests.drills.processes import DrillFailed, Marked, send, wait
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe

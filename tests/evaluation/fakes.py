@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.models.config import ModelConfig
+from slap_fast.config.model import ModelConfig
 
 
 class LoudnessModel:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast.audio_files import AudioError
-from slap_fast.evaluation.captioning import generate_captions
-from slap_fast.evaluation.dataset import (
+from slap_fast.audio.files import AudioError
+from slap_fast.inference.caption import generate_captions
+from slap_fast.inference.embed import (
     AudioInput,
     EvaluationError,
     Skipped,

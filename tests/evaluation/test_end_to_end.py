@@ -10,10 +10,10 @@ import torch
 
 from slap_fast import SLAP, cli
 from slap_fast.commands.embedding_files import read_embeddings
-from slap_fast.data.index import ClipIndex
+from slap_fast.config.loading import load_run_config
+from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.tokenizer import load_tokenizer
-from slap_fast.evaluation.localisation import events_of
-from slap_fast.training.config_io import load_run_config
+from slap_fast.evaluation.localization import events_of
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from slap_fast.evaluation.localisation import EventSpan, Localisation
+from slap_fast.evaluation.localization import EventSpan, Localisation
 from slap_fast.evaluation.plots import plot_localisation, plot_losses, plot_similarity, read_log
-from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.log_mel.config import MelConfig
 
 
 def picture(png: Path) -> np.ndarray:

@@ -11,7 +11,9 @@ import torch
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that parts are folded, and products summed, over several blocks both ways."""
-    from slap_fast.kernels import score_blocks, score_parts, score_products
+    from slap_fast.kernels.scores import blocks as score_blocks
+    from slap_fast.kernels.scores import parts as score_parts
+    from slap_fast.kernels.scores import products as score_products
 
     monkeypatch.setattr(score_blocks, "TILE", 128)
     monkeypatch.setattr(score_parts, "AREA", 128 * 128)

@@ -5,9 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from slap_fast.kernels import contrastive_loss as kernels
-from slap_fast.kernels import float32_product, score_parts, variants
-from slap_fast.ops.backends import contrastive_triton as backend
+from slap_fast.kernels import contrastive as kernels
+from slap_fast.kernels import variants
+from slap_fast.kernels.scores import float32_product
+from slap_fast.kernels.scores import parts as score_parts
+from slap_fast.ops.contrastive import backend_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
 

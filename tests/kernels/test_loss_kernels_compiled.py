@@ -8,7 +8,9 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import linear_cross_entropy, variants
-from slap_fast.ops.backends import linear_cross_entropy_triton, prototype_triton, triton_support
+from slap_fast.ops import triton_support
+from slap_fast.ops.linear_cross_entropy import backend_triton as linear_cross_entropy_triton
+from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_triton
 from tests.kernels._compile import Compiled, cross_compile
 
 BOTH = (True, True)

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import rms_norm as kernels
-from slap_fast.ops.backends import rms_norm_triton as backend
+from slap_fast.ops.rms_norm import backend_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
 

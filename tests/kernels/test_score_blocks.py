@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.kernels.score_blocks import TILE, block_shape, blocks
+from slap_fast.kernels.scores.blocks import TILE, block_shape, blocks
 
 
 @given(st.integers(0, 1 << 21), st.integers(0, 1 << 21), st.integers(16, 28), st.integers(0, 1 << 21))

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import swiglu as kernels
-from slap_fast.ops.backends import swiglu_triton as backend
+from slap_fast.ops.swiglu import backend_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
 

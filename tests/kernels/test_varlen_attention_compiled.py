@@ -8,11 +8,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from slap_fast.kernels import attention as kernels
 from slap_fast.kernels import variants
-from slap_fast.kernels import varlen_attention as kernels
-from slap_fast.kernels.varlen_attention_tiles import _CANDIDATES
+from slap_fast.kernels.attention.tiles import _CANDIDATES
 from slap_fast.ops import PackedLayout
-from slap_fast.ops.backends import varlen_attention_triton as backend
+from slap_fast.ops.attention import backend_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
 
 NARROW, WIDE, GLOBAL, CAUSAL = (48, 48), (300, 300), (-1, -1), (-1, 0)

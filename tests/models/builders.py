@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.models.config import (
+from slap_fast.config.model import (
     AudioEncoderConfig,
     CaptionDecoderConfig,
     ModelConfig,
     PrototypeHeadConfig,
     TextEncoderConfig,
 )
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 
 TINY = ModelConfig(
     audio=AudioEncoderConfig(width=32, layers=3, heads=2, mlp_width=48, window_columns=4, pooling_heads=2),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slap_fast.models.audio_encoder import AudioEncoder
-from slap_fast.ops.log_mel_patches import log_mel_patches
+from slap_fast.ops.log_mel.patches import log_mel_patches
 from tests.models.builders import TINY, audio_layouts, random_clips
 
 SECONDS = [0.01, 3.1, 0.16, 1.0]

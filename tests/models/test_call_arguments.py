@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slap_fast.data.batch import Batch
+from slap_fast.data.loading.batch import Batch
 from slap_fast.data.tokenizer import train_tokenizer
 from slap_fast.models.call_arguments import split_clips, split_texts, waveform
 from slap_fast.models.slap import SLAP
-from slap_fast.ops.contrastive_loss import contrastive_loss
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.contrastive import contrastive_loss
+from slap_fast.ops.packed import PackedLayout
 from tests.models.builders import TINY, audio_layouts, random_clips
 
 RATE = 48_000

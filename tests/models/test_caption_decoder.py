@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slap_fast.models.caption_decoder import CaptionDecoder
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 from tests.models.builders import TINY
 
 CAPTIONS, CLIPS = [5, 1, 4], [8, 12, 4]

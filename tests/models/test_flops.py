@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.models.flops import forward_flops, step_flops
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import ObjectivesConfig
+from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 
 

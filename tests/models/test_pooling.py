@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from slap_fast.models.pooling import AttentionPooling
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 
 
 def test_pooling_equals_torch_multi_head_attention_of_one_probe():

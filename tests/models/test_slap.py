@@ -39,7 +39,7 @@ def test_an_embedding_is_bitwise_the_same_alone_in_any_batch_and_in_any_order(mo
 
 
 def test_packing_moves_an_embedding_by_rounding_only(model):
-    from slap_fast.models import inference
+    from slap_fast.models import encoding as inference
 
     clips = random_clips(SECONDS)
     with torch.inference_mode():

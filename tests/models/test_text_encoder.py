@@ -6,9 +6,9 @@ from importlib import resources
 import pytest
 import torch
 
-from slap_fast.models.config import TextEncoderConfig
+from slap_fast.config.model import TextEncoderConfig
 from slap_fast.models.text_encoder import TextEncoder, build_text_model
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 from tests.models.builders import TINY
 
 

@@ -299,7 +299,7 @@ void check_malformed(Random& random, const LogMelSpec& spec) {
   }
 }
 
-// What slap_fast/ops/backends/log_mel_cuda.py promises for GPUs with the least shared memory.
+// What slap_fast/ops/log_mel/backend_cuda.py promises for GPUs with the least shared memory.
 void check_fits(Random& random) {
   for (std::int64_t n_fft : {100, 256, 400, 512, 1000, 1024, 2047, 2048, 4093, 4096})
     for (std::int64_t hop : {std::int64_t{1}, std::int64_t{2}, n_fft / 33, n_fft / 4, n_fft / 2 + 1, 3 * n_fft}) {

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from slap_fast.objectives.self_distillation import self_distillation, teacher_agreement, usage_entropy
-from slap_fast.ops.packing import PackedLayout
+from slap_fast.ops.packed import PackedLayout
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
 LENGTHS = [4, 1, 0, 6]

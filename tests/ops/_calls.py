@@ -22,7 +22,7 @@ from slap_fast.ops import (
     swiglu,
     varlen_attention,
 )
-from slap_fast.ops.mel_normalization import normalize_clips
+from slap_fast.ops.log_mel.normalization import normalize_clips
 
 LENGTHS = (3, 0, 7)
 TOKENS = sum(LENGTHS)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slap_fast.objectives.captioning import captioning
-from slap_fast.ops.contrastive_loss import contrastive_loss
+from slap_fast.ops.contrastive import contrastive_loss
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 
 # Clips of each rank, by world size: unequal, and one rank without any.

@@ -10,7 +10,12 @@ import torch
 
 from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.backends import varlen_attention_flash2, varlen_attention_gpu
+from slap_fast.ops.attention import (
+    backend_flash_attn_2 as varlen_attention_flash2,
+)
+from slap_fast.ops.attention import (
+    library_kernels as varlen_attention_gpu,
+)
 from tests.training import tiny
 
 pytest.importorskip("triton")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.backends.matrix_product import matrix_product
+from slap_fast.ops.matrix_product import matrix_product
 from tests.ops._native import native_code, needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

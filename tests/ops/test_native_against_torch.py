@@ -26,7 +26,7 @@ from slap_fast.ops import (
     varlen_attention,
     waveform_stats,
 )
-from slap_fast.ops.backends.matrix_product import matrix_product
+from slap_fast.ops.matrix_product import matrix_product
 from tests.ops._calls import as_tuple, loss_of
 from tests.ops._native import instruction_sets, native_code, needs_native
 from tests.tolerance import assert_as_exact_as

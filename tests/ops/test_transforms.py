@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.export import Dim, export
 
-from slap_fast.ops import MelConfig, PackedLayout, apply_rotary, log_mel, rms_norm, swiglu, varlen_attention
+from slap_fast.ops import (
+    MelConfig,
+    PackedLayout,
+    apply_rotary,
+    log_mel,
+    rms_norm,
+    swiglu,
+    varlen_attention,
+)
 from tests.ops._calls import CALLS, Call, as_tuple, loss_of
 from tests.ops._native import BACKENDS, needs_native
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from slap_fast.ops.mel_config import MelConfig
+from slap_fast.ops.log_mel.config import MelConfig
 
 
 def log_mel(clip: np.ndarray, config: MelConfig) -> np.ndarray:

@@ -14,6 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training_step import CPU_MODEL, caption_length, mixed_durations
 from slap_fast.cli import main
+from slap_fast.config.loading import ConfigError
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.planning.devices import PATH, Figure, find_device
 from slap_fast.planning.footprint import Lengths, Passes, training_passes
 from slap_fast.planning.memory import Layout, Parameters, memory
@@ -22,9 +24,7 @@ from slap_fast.planning.report import as_text
 from slap_fast.planning.request import parse_request
 from slap_fast.planning.step_time import Step, step_time
 from slap_fast.training.build import checkpoint_activations
-from slap_fast.training.config_io import ConfigError
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import ObjectivesConfig
+from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from slap_fast.config.recipe import RunConfig
 from slap_fast.planning.footprint import Passes
 from slap_fast.planning.memory import Layout, Parameters, memory
 from slap_fast.training.build import checkpoint_activations
 from slap_fast.training.compilation import compile_blocks
-from slap_fast.training.distributed import Ranks, started
+from slap_fast.training.distributed.process_group import Ranks, started
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_engine
-from slap_fast.training.recipe import RunConfig
+from slap_fast.training.zero import build_engine
 from tests.training import tiny
 from tests.training.worker import step_on
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 from torch.distributed import PrefixStore, TCPStore
 
-from slap_fast.training.heartbeat import Heartbeat, RendezvousError, meet
+from slap_fast.training.distributed.heartbeat import Heartbeat, RendezvousError, meet
 
 
 def live(port: int, rank: int, world_size: int, timeout: float, log: str, orders: Connection) -> None:

@@ -22,15 +22,14 @@ from typing import Any
 import torch
 
 from slap_fast import train as train_script
-from slap_fast.training import checkpoint as checkpoint_module
-from slap_fast.training import checkpoint_files as files
-from slap_fast.training import engine as engine_module
-from slap_fast.training import slice_files
-from slap_fast.training.checkpoint import Checkpoints
-from slap_fast.training.distributed import Ranks, import_deepspeed, started
-from slap_fast.training.export import export_checkpoint, save_student
-from slap_fast.training.recipe import RunConfig
-from slap_fast.training.slice_files import SliceReader
+from slap_fast.config.recipe import RunConfig
+from slap_fast.training import zero as engine_module
+from slap_fast.training.checkpoint import checkpoints as checkpoint_module
+from slap_fast.training.checkpoint import files, slice_files
+from slap_fast.training.checkpoint.checkpoints import Checkpoints
+from slap_fast.training.checkpoint.export import export_checkpoint, save_student
+from slap_fast.training.checkpoint.slice_files import SliceReader
+from slap_fast.training.distributed.process_group import Ranks, import_deepspeed, started
 from tests.training import tiny
 from tests.training.ranks import free_port
 from tests.training.worker import persistent_in_part, start_run, step_on

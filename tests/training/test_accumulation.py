@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slap_fast.data.batch import Batch
+from slap_fast.data.loading.batch import Batch
 from slap_fast.training.accumulation import accumulate_gradients
-from slap_fast.training.pretraining import PretrainingModel
+from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 from tests.training.saved_memory import saved_memory
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from slap_fast.config.recipe import RunConfig
 from slap_fast.data.tokenizer import train_tokenizer
-from slap_fast.models.errors import ModelError
+from slap_fast.errors import ModelError
 from slap_fast.training.build import build_model
-from slap_fast.training.recipe import RunConfig
 from tests.training import tiny
 from tests.training.saved_memory import saved_memory
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from slap_fast.config.loading import ConfigError, load_run_config
+from slap_fast.config.recipe import TrainingConfig
 from slap_fast.training.build import build_model
 from slap_fast.training.compilation import compile_blocks, transformer_blocks
-from slap_fast.training.config_io import ConfigError, load_run_config
-from slap_fast.training.engine import deepspeed_config, without_effect
-from slap_fast.training.recipe import TrainingConfig
+from slap_fast.training.zero import deepspeed_config, without_effect
 from tests.training import tiny
 from tests.training.ranks import finish, start_ranks, tail
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from slap_fast.training.recipe import ObjectivesConfig, OptimizerConfig, ScheduleConfig
+from slap_fast.config.recipe import ObjectivesConfig, OptimizerConfig, ScheduleConfig
 from slap_fast.training.schedule import ema_momentum, learning_rate, teacher_temperature
 
 OPTIMIZER = OptimizerConfig(learning_rate=2e-3)

@@ -8,18 +8,14 @@ from typing import Any
 
 import torch
 
-from slap_fast.data.augmentation import MaskSampler
-from slap_fast.data.batch import Batch
-from slap_fast.data.collate import LoadedClip, collate
-from slap_fast.models.config import (
+from slap_fast.config.model import (
     AudioEncoderConfig,
     CaptionDecoderConfig,
     ModelConfig,
     PrototypeHeadConfig,
     TextEncoderConfig,
 )
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import (
+from slap_fast.config.recipe import (
     Efficiency,
     LoadingConfig,
     OptimizerConfig,
@@ -28,6 +24,10 @@ from slap_fast.training.recipe import (
     ScheduleConfig,
     TrainingConfig,
 )
+from slap_fast.data.loading.augmentation import MaskSampler
+from slap_fast.data.loading.batch import Batch
+from slap_fast.data.loading.collate import LoadedClip, collate
+from slap_fast.training.model import PretrainingModel
 
 VOCABULARY = 37
 BATCH_SIZE = 6

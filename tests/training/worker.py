@@ -15,21 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slap_fast.config.recipe import EvaluationConfig, RunConfig
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.models.slap import SLAP
-from slap_fast.training import engine as engine_module
+from slap_fast.training import zero as engine_module
 from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.build import checkpoint_activations
-from slap_fast.training.checkpoint import CheckpointError, Checkpoints
-from slap_fast.training.distributed import Ranks, started
+from slap_fast.training.checkpoint.checkpoints import CheckpointError, Checkpoints
+from slap_fast.training.checkpoint.export import full_weights
+from slap_fast.training.distributed.process_group import Ranks, started
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_engine
-from slap_fast.training.export import full_weights
-from slap_fast.training.pretraining import PretrainingModel
-from slap_fast.training.recipe import EvaluationConfig, RunConfig
+from slap_fast.training.metrics.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
+from slap_fast.training.model import PretrainingModel
 from slap_fast.training.schedule import settings
 from slap_fast.training.step import LOSSES, METRICS, Report, _Reading, discard_stale_gradients, take_step
-from slap_fast.training.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
+from slap_fast.training.zero import build_engine
 from tests.training import tiny
 
 TEMPERATURE = 0.05

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.kernels import contrastive_loss as kernels
-from slap_fast.kernels import float32_product, score_blocks, score_parts, variants
-from slap_fast.kernels.contrastive_positives import positives_of
-from slap_fast.kernels.score_tiles import ScoreTile
+from slap_fast.kernels import contrastive as kernels
+from slap_fast.kernels import variants
+from slap_fast.kernels.contrastive.positives import positives_of
+from slap_fast.kernels.scores import blocks as score_blocks
+from slap_fast.kernels.scores import float32_product
+from slap_fast.kernels.scores import parts as score_parts
+from slap_fast.kernels.scores.tiles import ScoreTile
 from slap_fast.ops import contrastive_loss
-from slap_fast.ops.backends import contrastive_torch, contrastive_triton
+from slap_fast.ops.contrastive import backend_torch as contrastive_torch
+from slap_fast.ops.contrastive import backend_triton as contrastive_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.contrastive_loss import contrastive_loss as oracle
 

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.kernels import score_blocks, variants
+from slap_fast.kernels import variants
+from slap_fast.kernels.scores import blocks as score_blocks
 from slap_fast.ops import linear_cross_entropy
-from slap_fast.ops.backends import linear_cross_entropy_torch, linear_cross_entropy_triton
+from slap_fast.ops.linear_cross_entropy import (
+    backend_torch as linear_cross_entropy_torch,
+)
+from slap_fast.ops.linear_cross_entropy import (
+    backend_triton as linear_cross_entropy_triton,
+)
 from tests.ops._loss_checks import assert_as_accurate_as_plain
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
 

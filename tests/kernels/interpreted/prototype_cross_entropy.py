@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.kernels import prototype_scores, score_blocks, variants
+from slap_fast.kernels import variants
+from slap_fast.kernels.prototype_cross_entropy import stored_scores as prototype_scores
+from slap_fast.kernels.scores import blocks as score_blocks
 from slap_fast.ops import prototype_cross_entropy, sinkhorn_potential
-from slap_fast.ops.backends import prototype_torch, prototype_triton
+from slap_fast.ops.prototype_cross_entropy import backend_torch as prototype_torch
+from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_triton
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import PackedLayout, apply_rotary
-from slap_fast.ops.backends import rotary_torch, rotary_triton
+from slap_fast.ops.rotary import backend_torch as rotary_torch
+from slap_fast.ops.rotary import backend_triton as rotary_triton
 from tests.oracles.rotary import apply_rotary as oracle
 
 LENGTHS = [4, 0, 1, 17, 40, 0]

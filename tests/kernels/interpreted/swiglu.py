@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import swiglu
-from slap_fast.ops.backends import swiglu_triton
+from slap_fast.ops.swiglu import backend_triton as swiglu_triton
 from tests.oracles.swiglu import swiglu as oracle
 
 # The interpreter truncates where it should round to bfloat16.

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slap_fast.kernels import attention as kernels
 from slap_fast.kernels import variants
-from slap_fast.kernels import varlen_attention as kernels
 from slap_fast.kernels.packing import find_clip, tile_count
 from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import PackedLayout, varlen_attention

@@ -1,0 +1,237 @@
+"""Recipes on disk and on the command line: YAML files and `key=value` arguments become one typed `RunConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from slap_fast.config.recipe import RunConfig
+from slap_fast.errors import SlapFastError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+class ConfigError(SlapFastError, ValueError):
+    """A recipe or an argument that cannot be understood; the message names the key, where it stands and what to do."""
+
+
+def load_run_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and apply `section.key=value` overrides to it.
+
+    Args:
+        recipe: name of a recipe that comes with the package, or path of a YAML file with the two top-level sections
+            `recipe` and `efficiency`. Keys it leaves out keep their defaults.
+        overrides: arguments such as `training.zero_stage=2`; the first component names a section of either part.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key, or a value of the wrong type or outside its range.
+    """
+    path = _find_recipe(recipe)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    values = _flatten(RunConfig, {} if content is None else content, (), str(path))
+    for argument in overrides:
+        key, value = _parse_override(argument)
+        values[key] = value
+    return _build(RunConfig, values, ())
+
+
+def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
+    """`recipe=NAME|PATH section.key=value ...`, as `slap_fast/train.py` takes them; launchers add `--local_rank`."""
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    recipes = [argument.partition("=")[2] for argument in arguments if argument.startswith("recipe=")]
+    if len(recipes) != 1 or not recipes[0]:
+        given = f"{len(recipes)} recipe= arguments" if len(recipes) > 1 else "no recipe"
+        raise ConfigError(f"{given}; pass exactly one recipe=NAME or recipe=PATH ({_known_recipes()})")
+    return load_run_config(recipes[0], [argument for argument in arguments if not argument.startswith("recipe=")])
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration, every key written out; `load_run_config` reads it back to an equal one."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def _known_recipes() -> str:
+    return "known recipes: " + ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+
+
+def _find_recipe(recipe: str) -> Path:
+    named = RECIPES / f"{recipe}.yaml"
+    if "/" not in recipe and named.is_file():
+        return named
+    if Path(recipe).is_file():
+        return Path(recipe)
+    nearest = difflib.get_close_matches(recipe, [path.stem for path in RECIPES.glob("*.yaml")], n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ConfigError(f"recipe={recipe}: neither a recipe nor a file; {hint}({_known_recipes()})")
+
+
+def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
+    key, equals, text = argument.partition("=")
+    where = f"argument {argument!r}"
+    if not equals:
+        raise ConfigError(f"{where}: arguments are section.key=value, such as training.zero_stage=2")
+    path = next((known for known in _keys() if ".".join(known[1:]) == key), None)
+    if path is None:
+        _unknown(key, where)
+    hint = _type_of(path)
+    # Where a list may stand too, brackets tell it from a text.
+    if hint is str or (_list_type(hint) is not None and not text.lstrip().startswith("[")):
+        return path, text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: cannot read the value: {error}") from error
+    if value is not None and str in typing.get_args(hint) and _list_type(hint) is None:
+        value = text
+    return path, coerce(value, hint, key, where)
+
+
+def _flatten(cls: type, content: Any, prefix: tuple[str, ...], where: str) -> dict[tuple[str, ...], Any]:
+    """Nested mappings to `{path of a leaf: checked value}`."""
+    name = ".".join(prefix[1:]) or ".".join(prefix) or "the file"
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: {name} must be a mapping of keys to values, not {content!r}")
+    hints = typing.get_type_hints(cls)
+    flat: dict[tuple[str, ...], Any] = {}
+    for key, value in content.items():
+        path = (*prefix, str(key))
+        if key not in hints:
+            if not prefix:
+                raise ConfigError(
+                    f"{where}: unknown top-level section {key!r}; a recipe has exactly 'recipe' and 'efficiency'"
+                )
+            _unknown(".".join(path[1:]), where)
+        if dataclasses.is_dataclass(hints[key]):
+            # A section whose keys are all commented out reads as null.
+            flat.update(_flatten(hints[key], {} if value is None else value, path, where))
+        else:
+            flat[path] = coerce(value, hints[key], ".".join(path[1:]), where)
+    return flat
+
+
+def _build(cls: Any, values: Mapping[tuple[str, ...], Any], prefix: tuple[str, ...]) -> Any:
+    arguments = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        path = (*prefix, name)
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _build(hint, values, path)
+        elif path in values:
+            arguments[name] = values[path]
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"in {'.'.join(prefix[1:]) or 'the recipe'}: {error}") from error
+
+
+def _keys(cls: Any = RunConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        path = (*prefix, name)
+        keys += _keys(hint, path) if dataclasses.is_dataclass(hint) else [path]
+    return keys
+
+
+def _type_of(path: Sequence[str]) -> Any:
+    hint: Any = RunConfig
+    for name in path:
+        hint = typing.get_type_hints(hint)[name]
+    return hint
+
+
+def _unknown(key: str, where: str) -> NoReturn:
+    known = [".".join(path[1:]) for path in _keys()]
+    below = [candidate for candidate in known if candidate.startswith(f"{key}.")]
+    if below:
+        raise ConfigError(f"{where}: {key!r} is a section; set one of its keys, such as {below[0]!r}")
+
+    # A right name under a wrong section is looked for everywhere, a wrong name in the section that was named or meant.
+    leaf, section = key.rpartition(".")[2], key.partition(".")[0]
+    section = next(iter(difflib.get_close_matches(section, {name.partition(".")[0] for name in known}, n=1)), section)
+    if not any(candidate.endswith(f".{leaf}") for candidate in known):
+        known = [candidate for candidate in known if candidate.startswith(f"{section}.")] or known
+
+    def likeness(candidate: str) -> float:
+        ratios = [
+            difflib.SequenceMatcher(None, *names).ratio()
+            for names in ((key, candidate), (leaf, candidate.rpartition(".")[2]))
+        ]
+        return 0.4 * ratios[0] + 0.6 * ratios[1]
+
+    raise ConfigError(f"{where}: unknown key {key!r}; did you mean {max(known, key=likeness)!r}?")
+
+
+def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
+    """`value` as `hint`, or a `ConfigError`; nothing is guessed but int to float, and YAML's text for `1e-4`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        listed = _list_type(hint)
+        if listed is not None and isinstance(value, list):
+            return coerce(value, listed, key, where)
+        (hint,) = (argument for argument in arguments if argument not in (type(None), listed))
+        return coerce(value, hint, key, where)
+    if origin is Literal:
+        matches = [choice for choice in arguments if type(choice) is type(value) and choice == value]
+        if matches:
+            return matches[0]
+        choices = ", ".join(map(str, arguments))
+        nearest = difflib.get_close_matches(str(value), [str(choice) for choice in arguments], n=1)
+        hint_text = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"{where}: {key} is {value!r}; choose one of {choices}{hint_text}")
+    if origin is tuple and arguments[1:] == (...,):
+        return tuple(_item(item, arguments[0], f"{key}[{number}]", where) for number, item in enumerate(value))
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise ConfigError(f"{where}: {key} is {value!r}; it must be a list of {len(arguments)} values")
+        return tuple(coerce(item, item_hint, key, where) for item, item_hint in zip(value, arguments, strict=True))
+    if hint in (bool, str):
+        if isinstance(value, hint):
+            return value
+    elif isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if math.isfinite(number) and (hint is float or number == int(number)):
+                return hint(number)
+        except ValueError:
+            pass
+    expected = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[hint]
+    raise ConfigError(f"{where}: {key} is {value!r}; it must be {expected}")
+
+
+def _list_type(hint: Any) -> Any:
+    """Of a union, the alternative that is a list of any length."""
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
+    return next((option for option in alternatives if typing.get_args(option)[1:] == (...,)), None)
+
+
+def _item(value: Any, cls: Any, key: str, where: str) -> Any:
+    """One of a list of mappings that all have the same keys."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(value, Mapping) or set(value) != set(hints):
+        example = "{" + ", ".join(f"{name}: ..." for name in hints) + "}"
+        raise ConfigError(f"{where}: {key} is {value!r}; it must be {example}")
+    fields = {name: coerce(value[name], hint, f"{key}.{name}", where) for name, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{where}: in {key}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

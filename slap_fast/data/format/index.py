@@ -1,0 +1,438 @@
+"""The index of a dataset folder: where in which tar every clip lies, how long it is, how many captions it has.
+
+A dataset folder holds WebDataset tars (`{key}.flac`, `{key}.json` for each clip), `index.npy` (one INDEX_DTYPE record a
+clip, memory-mapped: 109 million clips cost no memory to open), `durations.bin` (see clip_durations.py) and `dataset.json` (shard sizes, totals, mel statistics).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slap_fast.config.saved_files import words
+from slap_fast.data.format.captions import captions_of
+from slap_fast.data.format.clip_durations import index_digest, read_durations, write_durations
+from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, DatasetError
+from slap_fast.data.format.remote import RemoteFolder, is_url
+from slap_fast.data.format.shard_files import REINDEX, LocalShards, ShardFiles, Span
+from slap_fast.data.format.tar_members import TarError, member_name, split_key
+from slap_fast.runtime.buffers import BufferPool
+
+__all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
+
+_PART = 1 << 18
+_ROWS = 1024
+# Between a clip's two files lies a header of 512 bytes or three; what is farther away is read by itself.
+_GAP = 1 << 16
+# Uncompressed audio takes 4 bytes a sample at most. A file may carry pictures and tags besides, within reason.
+_BYTES_A_SAMPLE = 4
+_EXTRA_BYTES = 1 << 24
+_INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "name": str,
+    "shards": list,
+    "clips": int,
+    "seconds": (int, float),
+    "captions": int,
+    "sample_rate": int,
+    "mel_mean": (int, float),
+    "mel_std": (int, float),
+}
+_MAY_BE_NEGATIVE = ("mel_mean",)
+
+
+class StoredClip(NamedTuple):
+    """A clip as it lies in its tar.
+
+    Attributes:
+        audio: the FLAC file.
+        metadata: its JSON; `["captions"]` is its list of captions.
+    """
+
+    audio: memoryview
+    metadata: dict[str, Any]
+
+
+class ClipIndex:
+    """A dataset opened for reading: memory-mapped, safe to share between threads, cheap to pickle.
+
+    Attributes:
+        location: the folder or the URL, as it was given.
+        folder: where index, durations and tokenizer lie: the dataset folder, or the local copy for a URL.
+        info: `dataset.json` (`format_version`, `name`, `shards` as `{name, bytes, clips, seconds}`, `clips`, `seconds`,
+            `captions`, `sample_rate` in Hz, `mel_mean`, `mel_std`, ...).
+        records: `[N]` INDEX_DTYPE, memory-mapped, in shard order.
+        durations: `[N]` float32 seconds, memory-mapped.
+        shards: names of the tars, as `records["shard"]` counts them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        info: dict[str, Any],
+        records: np.ndarray,
+        durations: np.ndarray,
+        *,
+        location: str | None = None,
+        files: ShardFiles | None = None,
+    ) -> None:
+        self.location = location or str(folder)
+        self.folder = folder
+        self.info = info
+        self.records = records
+        self.durations = durations
+        self.shards: list[str] = [shard["name"] for shard in info["shards"]]
+        self._files = files or LocalShards(folder, self.shards)
+        self._buffers = BufferPool()
+
+    @classmethod
+    def open(cls, location: str | os.PathLike[str]) -> ClipIndex:
+        """Opens and validates a dataset: a folder, or the URL of one (`s3://...`), see `slap_fast.data.format.remote`.
+
+        The records are checked once, and the durations written that say so; a later opening reads neither whole.
+
+        Raises:
+            DatasetError: a file is missing, malformed, of another version, or does not fit the tars; it says which.
+            MissingExtraError: what reads such URLs is not installed.
+        """
+        location = os.fspath(location)
+        remote = RemoteFolder(location) if is_url(location) else None
+        folder = remote.local_copy() if remote else Path(location)
+        info = _read_info(folder)
+        records = map_records(folder / INDEX_NAME, info["clips"])
+        size_of = remote.size_of() if remote else partial(_local_size, folder)
+        sizes = _check_shards(location, info["shards"], len(records), size_of)
+        durations = read_durations(folder, info["shards"], len(records))
+        if durations is None:
+            parts = partial(_checked_parts, folder, records, sizes)
+            durations = write_durations(folder, info["shards"], len(records), parts)
+        files = remote.shards([shard["name"] for shard in info["shards"]]) if remote else None
+        return cls(folder, info, records, durations, location=location, files=files)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __str__(self) -> str:
+        """The clips in words that change when the clips do, wherever they lie."""
+        totals = [self.info[name] for name in ("clips", "seconds", "captions", "mel_mean", "mel_std")]
+        digest = hashlib.blake2b(json.dumps(totals).encode(), digest_size=4)
+        digest.update(index_digest(self.folder, self.info["shards"]))
+        return f"{len(self)} clips of {self.info['seconds']:.1f} s ({digest.hexdigest()})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClipIndex.open, (self.location,)
+
+    def record(self, clip: int) -> np.void:
+        """The clip's INDEX_DTYPE record."""
+        return self.records[clip]
+
+    def shard_name(self, clip: int) -> str:
+        """Name of the tar that holds the clip, or its number where the index has been damaged since it was opened."""
+        shard = int(self.records[clip]["shard"])
+        return self.shards[shard] if shard < len(self.shards) else f"shard {shard}"
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of records and durations; the next look at them maps it again.
+
+        Pages of a mapped file count as resident from when they are read, though the system can take them back.
+        """
+        for array in (self.records, self.durations):
+            release_pages(array)
+
+    def key(self, clip: int, *, patient: bool = True) -> str:
+        """The clip's name in its tar, without the extension.
+
+        Args:
+            patient: ask a storage that does not answer again.
+        """
+        record = self.records[clip]
+        shard = self._shard(record)
+        try:
+            read = partial(self._read, shard, patient=patient)
+            name = member_name(read, int(record["audio_offset"]))
+        except TarError as error:
+            raise DatasetError(f"{self._files.path(shard)}: {error}; {REINDEX}") from error
+        return split_key(name)[0]
+
+    def read_audio(self, clip: int) -> bytes:
+        """The clip's FLAC file."""
+        record = self.records[clip]
+        return self._read(self._shard(record), int(record["audio_offset"]), int(record["audio_size"]))
+
+    def read_metadata(self, clip: int) -> dict[str, Any]:
+        """The clip's JSON; `["captions"]` is its list of captions, whatever the tar calls them."""
+        record = self.records[clip]
+        shard, offset = self._shard(record), int(record["meta_offset"])
+        return self._parse(shard, offset, self._read(shard, offset, int(record["meta_size"])))
+
+    def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        """Audio and metadata of `[n]` clips, in as few and as concurrent reads as may be; or what is wrong with one.
+
+        The audio of all lies in one block of memory, which is used again when nothing refers to it any more.
+        """
+        rows = gather(self.records, clips)
+        # Planning goes by the durations: they bound the memory that a record which was damaged since can claim.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            changed = (rows["samples"] / rows["sample_rate"]).astype(np.float32) != gather(self.durations, clips)
+        records = [_Places(*values) for values in rows[list(_Places._fields)].tolist()]
+        errors = [self._implausible(*pair) for pair in zip(records, changed.tolist(), strict=True)]
+        spans = [() if error else record.spans() for record, error in zip(records, errors, strict=True)]
+        flat = [span for group in spans for span in group]
+        block = self._buffers.take(sum(span.size for span in flat)).data
+        buffers, start = [], 0
+        for span in flat:
+            buffers.append(block[start : start + span.size])
+            start += span.size
+        results = iter(zip(buffers, self._files.read(flat, buffers), strict=True))
+        found: list[StoredClip | DatasetError] = []
+        for record, error, group in zip(records, errors, spans, strict=True):
+            read = [next(results) for _ in group]
+            error = error or next((failure for _, failure in read if failure), None)
+            found.append(error or self._stored(record, group, [buffer for buffer, _ in read]))
+        return found
+
+    def _stored(self, record: _Places, spans: tuple[Span, ...], buffers: list[memoryview]) -> StoredClip | DatasetError:
+        audio_start = record.audio_offset - spans[0].offset
+        meta_start = record.meta_offset - spans[-1].offset
+        try:
+            metadata = self._parse(
+                record.shard, record.meta_offset, bytes(buffers[-1][meta_start : meta_start + record.meta_size])
+            )
+        except DatasetError as error:
+            return error
+        return StoredClip(buffers[0][audio_start : audio_start + record.audio_size], metadata)
+
+    def _implausible(self, record: _Places, changed: bool) -> DatasetError | None:
+        """What must be an error, before memory is taken for it."""
+        if record.shard >= len(self.shards):
+            return self._no_shard(record.shard)
+        path = self._files.path(record.shard)
+        if changed:
+            return DatasetError(
+                f"{path}: {INDEX_NAME} gives a clip {record.samples} samples, which is not what it was when the "
+                f"dataset was opened; {REINDEX}"
+            )
+        for size, offset, most in (
+            (record.audio_size, record.audio_offset, _BYTES_A_SAMPLE * record.samples + _EXTRA_BYTES),
+            (record.meta_size, record.meta_offset, _EXTRA_BYTES),
+        ):
+            if size > most:
+                return DatasetError(
+                    f"{path}: {INDEX_NAME} puts {size} bytes at {offset}, for a clip of {record.samples} samples; "
+                    f"{REINDEX}"
+                )
+        return None
+
+    def _shard(self, record: np.void) -> int:
+        shard = int(record["shard"])
+        if shard >= len(self.shards):
+            raise self._no_shard(shard)
+        return shard
+
+    def _no_shard(self, shard: int) -> DatasetError:
+        return DatasetError(
+            f"{self.folder / INDEX_NAME}: a clip in shard {shard}, of {len(self.shards)}: damaged since the "
+            f"dataset was opened; {REINDEX}"
+        )
+
+    def iter_captions(self) -> Iterator[str]:
+        """Every caption of every clip, in order: what a tokenizer is trained on."""
+        for clip in range(len(self)):
+            yield from self.read_metadata(clip)["captions"]
+
+    def _parse(self, shard: int, offset: int, data: bytes) -> dict[str, Any]:
+        return parse_metadata(data, f"{self._files.path(shard)} at byte {offset}")
+
+    def _read(self, shard: int, offset: int, size: int, *, patient: bool = True) -> bytes:
+        data = bytearray(size)
+        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)], patient=patient)
+        if error is not None:
+            raise error
+        return bytes(data)
+
+
+class _Places(NamedTuple):
+    """The part of a record that reading needs."""
+
+    shard: int
+    audio_offset: int
+    audio_size: int
+    meta_offset: int
+    meta_size: int
+    samples: int
+
+    def spans(self) -> tuple[Span, ...]:
+        """One stretch with both files, or one of each where they lie far apart: first the audio, then the metadata."""
+        start = min(self.audio_offset, self.meta_offset)
+        end = max(self.audio_offset + self.audio_size, self.meta_offset + self.meta_size)
+        if end - start <= self.audio_size + self.meta_size + _GAP:
+            return (Span(self.shard, start, end - start),)
+        return (
+            Span(self.shard, self.audio_offset, self.audio_size),
+            Span(self.shard, self.meta_offset, self.meta_size),
+        )
+
+
+def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
+    """A clip's JSON, or its plain-text caption file, as a dict with `captions`."""
+    try:
+        text = data.decode("utf-8-sig")
+        value = json.loads(text) if text.lstrip().startswith("{") else {"captions": text.splitlines()}
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where}: not JSON in UTF-8 ({error}); {REINDEX}") from error
+    listed = value.get("captions")
+    value["captions"] = captions_of(listed if isinstance(listed, list) else value)
+    return value
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / INFO_NAME
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: not a folder; make a dataset with `slap-fast prepare`")
+    try:
+        info = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{path}: missing: the folder is no dataset, or `slap-fast prepare` has not finished; run it (again)"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); {REINDEX}") from error
+    if not isinstance(info, dict) or "format_version" not in info:
+        raise DatasetError(f"{path}: has no format_version, so it is not a slap-fast dataset")
+    if info["format_version"] != FORMAT_VERSION:
+        raise DatasetError(
+            f"{path}: format version {info['format_version']!r}, this slap-fast reads {FORMAT_VERSION}; {REINDEX}"
+        )
+    for name, kind in _INFO_FIELDS.items():
+        value = info.get(name)
+        # JSON has NaN by Python's leave, and true is a number in Python.
+        odd = isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= abs(value) < 2.0**63)
+        if not isinstance(value, kind) or odd or (name not in _MAY_BE_NEGATIVE and not odd and _negative(value)):
+            raise DatasetError(f"{path}: field {name!r} is {value!r}; {REINDEX}")
+    if not info["clips"]:
+        raise DatasetError(f"{path}: the dataset has no clips; prepare it again from sources that have some")
+    for name in ("seconds", "mel_std"):
+        if not info[name] > 0:
+            raise DatasetError(f"{path}: {name} is {info[name]!r}; it must be above 0; {REINDEX}")
+    return info
+
+
+def _negative(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value < 0
+
+
+def map_records(path: Path, clips: int) -> np.ndarray:
+    """Memory-maps `[clips]` INDEX_DTYPE from an index file.
+
+    Raises:
+        DatasetError: the file is missing, malformed, or of another length.
+    """
+    try:
+        # Not np.load, which takes archives and pickles for arrays too.
+        records = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: missing; {REINDEX}") from error
+    except Exception as error:  # A header is Python source: a damaged one fails in as many ways.
+        raise DatasetError(f"{path}: truncated or not an array ({words(error)}); {REINDEX}") from error
+    if records.dtype != INDEX_DTYPE or records.ndim != 1:
+        raise DatasetError(f"{path}: holds {records.dtype}, not a list of clip records; {REINDEX}")
+    if len(records) != clips:
+        raise DatasetError(f"{path}: {len(records)} clips, but {INFO_NAME} says {clips}; {REINDEX}")
+    return records
+
+
+def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callable[[str], int | None]) -> np.ndarray:
+    """`[S]` int64 sizes of the tars; `size_of` gives that of a file as it is, or None where that cannot be known."""
+    base = location.rstrip("/")
+    sizes = np.zeros(len(shards), np.int64)
+    for number, shard in enumerate(shards):
+        if not isinstance(shard, dict) or not {"name", "bytes", "clips", "seconds"} <= shard.keys():
+            raise DatasetError(f"{base}/{INFO_NAME}: shard {number} is {shard!r}; {REINDEX}")
+        name, stated = shard["name"], shard["bytes"]
+        if not _plain_name(name):
+            raise DatasetError(
+                f"{base}/{INFO_NAME}: shard {number} is named {name!r}; it has to be the plain name of a .tar file in "
+                f"the folder itself; {REINDEX}"
+            )
+        if type(stated) is not int or not 0 <= stated < 2**63:
+            raise DatasetError(f"{base}/{INFO_NAME}: shard {number} has {stated!r} bytes; {REINDEX}")
+        path = f"{base}/{name}"
+        try:
+            size = size_of(name)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore it, or {REINDEX}") from error
+        sizes[number] = stated if size is None else size
+        if sizes[number] != stated:
+            raise DatasetError(
+                f"{path}: {sizes[number]} bytes, but {INFO_NAME} says {stated}: it is truncated or was "
+                f"replaced; {REINDEX}"
+            )
+    counts = [shard["clips"] for shard in shards]
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != clips:
+        raise DatasetError(f"{base}/{INFO_NAME}: the clips of the shards are not {clips} together; {REINDEX}")
+    return sizes
+
+
+def _plain_name(name: Any) -> bool:
+    """Whether this names a tar of the folder itself, and nothing elsewhere."""
+    try:
+        return isinstance(name, str) and name.endswith(".tar") and not set(b"/\0") & set(os.fsencode(name))
+    except UnicodeEncodeError:  # lone surrogates, of which no path can be made
+        return False
+
+
+def _local_size(folder: Path, name: str) -> int:
+    return (folder / name).stat().st_size
+
+
+def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """The records, part by part, each checked."""
+    path = folder / INDEX_NAME
+    start = 0
+    for part in record_parts(records):
+        bad = part["shard"] >= len(sizes)
+        if not bad.any():
+            ends = sizes[part["shard"]].astype(np.uint64)
+            for offset, size in (("audio_offset", "audio_size"), ("meta_offset", "meta_size")):
+                # Compared without adding: a corrupted offset near 2^64 would wrap.
+                bad |= (part[offset] > ends) | (part[size] > ends - np.minimum(part[offset], ends))
+            bad |= (part["samples"] == 0) | (part["sample_rate"] == 0) | (part["captions"] == 0)
+        if bad.any():
+            clip = start + int(np.argmax(bad))
+            record = dict(zip(records.dtype.names or (), records[clip].tolist(), strict=True))
+            raise DatasetError(f"{path}: clip {clip} cannot be ({record}); {REINDEX}")
+        yield part
+        start += len(part)
+
+
+def record_parts(records: np.ndarray) -> Iterator[np.ndarray]:
+    """Memory-mapped records from first to last, a part in memory at a time."""
+    for start in range(0, len(records), _PART):
+        yield records[start : start + _PART]
+        release_pages(records)
+
+
+def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`array[rows]` of a memory-mapped array, 1,024 rows at a time: each may touch a place of its own.
+
+    Around each place the system maps 64 KiB, so that a batch of thousands, far apart, would be hundreds of MiB.
+    """
+    found = np.empty(rows.shape, array.dtype)
+    for start in range(0, len(rows), _ROWS):
+        found[start : start + _ROWS] = array[rows[start : start + _ROWS]]
+        release_pages(array)
+    return found
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Takes the pages of a memory-mapped array out of the resident set; elsewhere nothing happens."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)

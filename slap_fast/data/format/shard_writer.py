@@ -1,0 +1,182 @@
+"""WebDataset tars, written so that equal clips give equal bytes and no reader ever sees half a tar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slap_fast.audio.files import Flac
+from slap_fast.data.format.dataset_files import INDEX_DTYPE, SAMPLE_RATE, writing
+from slap_fast.data.format.tar_members import member_header, padding
+from slap_fast.runtime.durable_files import sync_folder
+
+_MAX_KEY = 90  # a ustar name holds 100 bytes; the extension needs a few
+_COPY_BYTES = 1 << 20
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def tar_key(name: str) -> str:
+    """A key for a tar member from any string: ASCII letters, digits, `_`, `-`, and `/` between non-empty parts.
+
+    WebDataset cuts a name at its first dot and file systems disagree about the rest, so all else is replaced, and a
+    name that had to change gets a digest of what it was: different names keep different keys. At most 90 bytes.
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    parts = (_UNSAFE.sub("_", part) for part in plain.replace("\\", "/").split("/"))
+    key = "/".join(part for part in parts if part)
+    if key and key == name and len(key) <= _MAX_KEY:
+        return key
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return f"{key[: _MAX_KEY - 13].rstrip('/') or 'clip'}-{digest}"
+
+
+class KeyRegistry:
+    """Gives every clip of a dataset a key of its own, in the order of the source. 100 bytes of memory a clip."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._position = 0
+
+    def claim(self, name: str) -> tuple[str, bool]:
+        """The key for the next clip, named `name`, and whether its own was taken already."""
+        self._position += 1
+        wanted = key = tar_key(name)
+        while (digest := _hash(key)) in self._taken:
+            suffix = f"-{self._position}"
+            key = key[: _MAX_KEY - len(suffix)].rstrip("/") + suffix
+            self._position += 1
+        self._taken.add(digest)
+        return key, key != wanted
+
+
+class ShardWriter:
+    """Writes one tar under a hidden name; `commit` gives it its own once every byte is on the disk.
+
+    Attributes:
+        path: the tar's final path.
+        clips: clips so far.
+        samples: their length, together.
+        captions: their captions.
+
+    Args:
+        path: of the tar.
+        number: its position in the dataset's list of shards.
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path = path
+        self._number = number
+        self.clips = 0
+        self.samples = 0
+        self.captions = 0
+        self._records: list[tuple[int, ...]] = []
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._offset = 0
+        with writing(path):
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed in commit and discard)
+
+    @property
+    def size(self) -> int:
+        """Size of the tar if it were committed now."""
+        return _end(self._offset)
+
+    def size_with(self, flac: Flac, metadata: bytes) -> int:
+        """Size of the tar if it were committed with this clip."""
+        return _end(self._offset + _member_bytes(flac.size) + _member_bytes(len(metadata)))
+
+    def add(self, key: str, flac: Flac, metadata: bytes, captions: int) -> None:
+        """Appends `{key}.flac` and `{key}.json`, and deletes the temporary file of a large clip.
+
+        Raises:
+            DatasetError: the tar cannot be written.
+        """
+        with writing(self.path):
+            audio_offset = self._append(f"{key}.flac", flac.audio, flac.size)
+            meta_offset = self._append(f"{key}.json", metadata, len(metadata))
+        self._records.append(
+            (self._number, audio_offset, flac.size, meta_offset, len(metadata), flac.samples, SAMPLE_RATE, captions)
+        )
+        self.clips += 1
+        self.samples += flac.samples
+        self.captions += captions
+
+    def seal(self) -> np.ndarray:
+        """Ends the tar and brings it to the disk, still under its hidden name; returns its `[clips]` INDEX_DTYPE."""
+        with writing(self.path):
+            self._write(b"\0" * (self.size - self._offset))
+            os.fsync(self._file.fileno())
+            self._file.close()
+        return np.array(self._records, INDEX_DTYPE)
+
+    def commit(self) -> None:
+        """Gives a sealed tar its name."""
+        with writing(self.path):
+            os.replace(self._temporary, self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Removes the tar if it was not committed."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _append(self, name: str, content: bytes | Path, size: int) -> int:
+        header = member_header(name, size)
+        tail = b"\0" * padding(size)
+        start = self._offset + len(header)
+        if isinstance(content, bytes):
+            self._write(header + content + tail)
+        else:
+            self._write(header)
+            with open(content, "rb") as file:
+                while piece := file.read(_COPY_BYTES):
+                    self._write(piece)
+            self._write(tail)
+            content.unlink()
+        return start
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = self._file.write(view)
+            self._offset += written
+            view = view[written:]
+
+
+def encode_metadata(value: dict[str, Any]) -> bytes:
+    """A clip's JSON as stored; what JSON lacks (NaN, sets, numbers of other libraries) becomes text."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), ensure_ascii=False, default=str)
+    # backslashreplace gives a file name that is not UTF-8 a JSON escape.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _member_bytes(size: int) -> int:
+    return tarfile.BLOCKSIZE + size + padding(size)
+
+
+def _end(offset: int) -> int:
+    # Two zero blocks end a tar, which is then filled to a whole record.
+    end = offset + 2 * tarfile.BLOCKSIZE
+    return end + -end % tarfile.RECORDSIZE
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,172 @@
+"""What lies where in a tar, without extracting it; and the headers our own tars get."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from slap_fast.errors import SlapFastError
+
+BLOCK = tarfile.BLOCKSIZE
+_MAX_NAME_BLOCKS = 16
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or of other attributes
+_SEARCH_BYTES = 1 << 20
+_LINKS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
+
+
+class TarError(SlapFastError):
+    """A tar is malformed; the message says at which byte."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar: its name and where its bytes lie, or in `problem` why they lie nowhere, in words."""
+
+    name: str
+    offset: int
+    size: int
+    problem: str = ""
+
+
+def member_header(name: str, size: int) -> bytes:
+    """A ustar header of 512 bytes that depends on nothing but its arguments; `name` is ASCII, at most 100 bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padding(size: int) -> int:
+    """Zero bytes that follow a member of `size` bytes."""
+    return -size % BLOCK
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """WebDataset's rule: `a/b.seg.flac` is key `a/b`, extension `seg.flac`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def iterate_members(path: Path) -> Iterator[Member]:
+    """The files of an uncompressed tar, in order, from its headers alone; memory stays flat. Folders are passed over.
+
+    Tars that were joined are read to the end of the last.
+
+    Raises:
+        TarError: after the good members, where the tar is truncated, compressed, or has a damaged header.
+    """
+    try:
+        length = path.stat().st_size
+        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+            while True:
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]
+                    if info.size < 0 or (
+                        info.isreg() and info.offset_data + info.size > length and not info.issparse()
+                    ):
+                        raise TarError(f"truncated: member {info.name!r} at byte {info.offset} ends beyond the file")
+                    if not info.isdir():
+                        yield Member(info.name, info.offset_data, info.size, _problem(info))
+                # tarfile ends in silence at a damaged header; only zeros, or nothing, are an honest end.
+                end = tar.offset
+                if os.pread(file.fileno(), BLOCK, end).strip(b"\0"):
+                    raise TarError(f"malformed: no member header at byte {end}")
+                following = _after_zeros(file, end)
+                if following is None:
+                    return
+                tar.offset = following
+    except FileNotFoundError as error:
+        raise TarError("missing") from error
+    except OSError as error:
+        raise TarError(f"cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise TarError("malformed: hundreds of headers for one member") from error
+    except (tarfile.TarError, ValueError, OverflowError, LookupError) as error:
+        raise TarError(f"malformed or compressed ({error}); only plain tars are read") from error
+
+
+class _Headers(io.RawIOBase):
+    """A tar as tarfile reads it, which takes any size that a header claims for a name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise TarError(f"malformed: a member name or its attributes of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _problem(info: tarfile.TarInfo) -> str:
+    if info.issparse():
+        return "stored with its holes left out (`tar -S`); pack it again without -S"
+    if not info.isreg():
+        kind = _LINKS.get(info.type)
+        return (
+            f"{kind} to {info.linkname}; pack it again with `tar -h --hard-dereference`" if kind else "no regular file"
+        )
+    return ""
+
+
+def _after_zeros(file: BinaryIO, place: int) -> int | None:
+    """Where the first block from `place` on lies that is not zero."""
+    file.seek(place)
+    while block := file.read(_SEARCH_BYTES):
+        if (zeros := len(block) - len(block.lstrip(b"\0"))) < len(block):
+            return place + zeros // BLOCK * BLOCK
+        place += len(block)
+    return None
+
+
+def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
+    """The name of the member whose bytes start at `offset`; `read(offset, size)` reads from the tar."""
+    start = offset - BLOCK
+    name = _header(read, start).name
+    if len(name) < 100 and name.isascii() and "?" not in name:
+        return name
+    # A name that ustar cannot hold stands in an extension member before the header; find that member's own header.
+    for blocks in range(1, _MAX_NAME_BLOCKS):
+        begin = start - (blocks + 1) * BLOCK
+        if begin < 0:
+            break
+        try:
+            info = _header(read, begin)
+        except TarError:
+            continue
+        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME) and -(-info.size // BLOCK) == blocks:
+            return _long_name(info.type, read(begin + BLOCK, info.size)) or name
+    return name
+
+
+def _header(read: Callable[[int, int], bytes], offset: int) -> tarfile.TarInfo:
+    if offset < 0:
+        raise TarError("no room for a member header before the audio")
+    try:
+        return tarfile.TarInfo.frombuf(read(offset, BLOCK), "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise TarError(f"no member header at byte {offset} ({error})") from error
+
+
+def _long_name(kind: bytes, data: bytes) -> str | None:
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(data):
+            return None
+        field, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        if field == b"path":
+            return value.decode("utf-8", "surrogateescape")
+        data = data[int(length) :]
+    return None

@@ -1,0 +1,88 @@
+"""Random masks of a clip: SpecAugment on its frames, and the tokens that the student does not see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator
+
+
+class AugmentationSettings(Protocol):
+    """What the recipe's `augmentation` section says."""
+
+    @property
+    def time_masks(self) -> int: ...
+    @property
+    def time_mask_frames(self) -> int: ...
+    @property
+    def time_mask_fraction(self) -> float: ...
+    @property
+    def mel_masks(self) -> int: ...
+    @property
+    def mel_mask_bins(self) -> int: ...
+    @property
+    def masked_fraction(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class ClipMasks:
+    """The masks of one clip.
+
+    Attributes:
+        time_masked: `[frames]` bool, True where a frame is blanked.
+        mel_masked: `[n_mels]` bool, True where a mel bin is blanked.
+        masked_tokens: `[M]` int64, ascending positions within the clip.
+    """
+
+    time_masked: np.ndarray
+    mel_masked: np.ndarray
+    masked_tokens: np.ndarray
+
+
+class MaskSampler:
+    """Draws a clip's masks from (seed, step, clip) alone: neither the rank nor the rest of the batch changes them."""
+
+    def __init__(self, settings: AugmentationSettings, *, seed: int) -> None:
+        """
+        Raises:
+            ValueError: a count or width is negative, or a fraction is outside [0, 1].
+        """
+        for name in ("time_masks", "time_mask_frames", "mel_masks", "mel_mask_bins"):
+            if getattr(settings, name) < 0:
+                raise ValueError(f"augmentation.{name} is {getattr(settings, name)}; it cannot be negative")
+        for name in ("time_mask_fraction", "masked_fraction"):
+            if not 0.0 <= getattr(settings, name) <= 1.0:
+                raise ValueError(f"augmentation.{name} is {getattr(settings, name)}; it must lie in [0, 1]")
+        self._settings = settings
+        self._seed = seed
+
+    def draw(self, step: int, clip: int, *, frames: int, n_mels: int, tokens: int) -> ClipMasks:
+        """The masks of `clip` in `step`.
+
+        `time_masks` spans of U[0, min(time_mask_frames, time_mask_fraction * frames)] frames and `mel_masks` spans of
+        U[0, mel_mask_bins] bins, each at a uniform place and free to overlap (SpecAugment, Park et al., 2019); and
+        floor(masked_fraction * tokens) tokens, uniformly without replacement.
+        """
+        settings = self._settings
+        generator = keyed_generator(self._seed, Purpose.MASKS, step, clip)
+        # The tokens first, so that changing SpecAugment leaves the student's mask as it was.
+        masked = generator.permutation(tokens)[: int(settings.masked_fraction * tokens)]
+        widest = min(settings.time_mask_frames, int(settings.time_mask_fraction * frames))
+        return ClipMasks(
+            time_masked=_spans(generator, frames, settings.time_masks, widest),
+            mel_masked=_spans(generator, n_mels, settings.mel_masks, min(settings.mel_mask_bins, n_mels)),
+            masked_tokens=np.sort(masked).astype(np.int64),
+        )
+
+
+def _spans(generator: np.random.Generator, length: int, count: int, widest: int) -> np.ndarray:
+    """`[length]` bool, True within `count` spans of at most `widest`."""
+    masked = np.zeros(length, dtype=bool)
+    for _ in range(count):
+        width = int(generator.integers(widest + 1))
+        start = int(generator.integers(length - width + 1))
+        masked[start : start + width] = True
+    return masked

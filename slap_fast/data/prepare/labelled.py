@@ -1,0 +1,140 @@
+"""Tables of audio files and their classes: ESC-50 and UrbanSound8K as published, and others of the kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slap_fast.data.format.captions import is_missing
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.manifests import CellAudio, audio_of_cell, folder_of
+from slap_fast.data.prepare.row_source import Identity, RowSource, described_tables
+from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
+
+CAPTION_TEMPLATE = "the sound of {}"
+_FILE_COLUMNS = ("file", "filename", "file_name", "path", "audio", "fname")
+_CLASS_COLUMNS = ("class", "label", "category", "class_name")
+
+
+@dataclass(frozen=True)
+class LabelledLayout:
+    """How a classification set is published: its table lies in a folder beside `audio/`."""
+
+    name: str
+    table: str
+    file_column: str
+    class_column: str
+    columns: frozenset[str]
+
+
+ESC50 = LabelledLayout(
+    "esc50", "meta/esc50.csv", "filename", "category", frozenset({"filename", "fold", "target", "category"})
+)
+URBANSOUND8K = LabelledLayout(
+    "urbansound8k",
+    "metadata/UrbanSound8K.csv",
+    "slice_file_name",
+    "class",
+    frozenset({"slice_file_name", "fold", "classID", "class"}),
+)
+LABELLED_LAYOUTS = (ESC50, URBANSOUND8K)
+
+
+def labelled_layout(row: dict[str, Any]) -> LabelledLayout | None:
+    """The classification set that a row is of, by its columns."""
+    return next((layout for layout in LABELLED_LAYOUTS if row.keys() >= layout.columns), None)
+
+
+def published_table(folder: Path) -> Path | None:
+    """The table of a classification set whose folder, or whose folder of audio, is `folder`."""
+    for root in (folder, folder.absolute().parent):
+        for layout in LABELLED_LAYOUTS:
+            if (root / layout.table).is_file() and (root is folder or folder.absolute().name == "audio"):
+                return root / layout.table
+    return None
+
+
+def labelled_rows(
+    tables: Sequence[Path], audio_root: Path | None = None
+) -> Iterator[tuple[str, tuple[Path, str, dict[str, Any]] | Rejection]]:
+    """Yields `(origin, (audio file, class as a person writes it, row))` of tables, or what is wrong with a row.
+
+    Audio paths are relative to `audio_root`, or to the first table's folder; the files of a published set are also
+    found in its `audio/`, in the folder of their fold.
+
+    Raises:
+        DatasetError: the table cannot be read, or lacks a column of files or of classes.
+    """
+    table = tables[0]
+    first = first_row(table)
+    layout = labelled_layout(first)
+    file_column = layout.file_column if layout else next((name for name in _FILE_COLUMNS if name in first), None)
+    class_column = layout.class_column if layout else next((name for name in _CLASS_COLUMNS if name in first), None)
+    if first and (file_column is None or class_column is None):
+        raise DatasetError(
+            f"{table}: columns are {', '.join(first)}; it needs one of {', '.join(_FILE_COLUMNS)} "
+            f"and one of {', '.join(_CLASS_COLUMNS)}"
+        )
+    root = folder_of(table) if audio_root is None else audio_root
+    roots = [root.parent / "audio", root / "audio", root] if layout else [root]
+    for _, origin, row in read_tables(tables, lambda _, cell: os.path.exists(root / cell)):
+        if isinstance(row, Rejection):
+            yield origin, row
+            continue
+        file, label = row.get(file_column or ""), row.get(class_column or "")
+        if isinstance(file, (dict, bytes)):
+            yield origin, Rejection(origin, "malformed_row", "its audio lies inside the table; write it to files")
+            continue
+        if not isinstance(file, str) or not isinstance(label, (str, int)) or is_missing(file) or is_missing(str(label)):
+            yield origin, Rejection(origin, "malformed_row", f"it lacks its {file_column} or {class_column}")
+            continue
+        inside = [file, os.path.join(f"fold{row['fold']}", file)] if layout else [file]
+        places = [folder / name for folder in roots for name in inside]
+        path = next((place for place in places if os.path.isfile(place)), places[0])
+        yield origin, (path, str(label).replace("_", " ").strip(), row)
+
+
+class LabelledSource(RowSource):
+    """A classification set, each clip captioned by its class in CAPTION_TEMPLATE.
+
+    Where the tables have audio of their own, as Parquet files from the hub do, that is taken.
+    """
+
+    def __init__(self, paths: Sequence[Path], layout: str, audio_root: str | os.PathLike[str] | None = None) -> None:
+        self.name = layout
+        self._paths = list(paths)
+        self._root = None if audio_root is None else Path(audio_root)
+        self._layout = next(known for known in LABELLED_LAYOUTS if known.name == layout)
+        for path in self._paths:
+            names = column_names(path)
+            if names and (missing := self._layout.columns.difference(names)):
+                raise DatasetError(
+                    f"{path}: {layout} has columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self._layout.name,
+            **described_tables(self._paths),
+            "audio_root": None if self._root is None else str(self._root.resolve()),
+            "caption": CAPTION_TEMPLATE,
+        }
+
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        for origin, found in labelled_rows(self._paths, self._root):
+            if isinstance(found, Rejection):
+                yield (), found
+                continue
+            path, label, row = found
+            file = str(row[self._layout.file_column])
+            cell = row.get("audio")
+            own = audio_of_cell(origin, cell, path.parent.joinpath) if isinstance(cell, (dict, bytes)) else None
+            metadata = {name: value for name, value in row.items() if name != "audio"}
+            audio = own.audio if isinstance(own, CellAudio) else FileAudio(path)
+            caption = CAPTION_TEMPLATE.replace("{}", label)
+            identity = own.identity if isinstance(own, CellAudio) else (str(path),)
+            yield identity, ClipItem(os.path.splitext(file)[0], [caption], audio, f"{origin} {file}", metadata)

@@ -1,0 +1,200 @@
+"""Tables that list captioned audio, by its paths or its bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from slap_fast.data.format.captions import caption_columns, is_missing, table_captions
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection, SegmentAudio
+from slap_fast.data.prepare.folders import find_file
+from slap_fast.data.prepare.row_source import Identity, RowSource, described_tables, name_of_tables
+from slap_fast.data.prepare.segments import SegmentError, segment_of, start_of
+from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
+
+_AUDIO_COLUMNS = (
+    *("audio", "audio_path", "audio_file", "audio_filepath", "audio_filename", "audio_file_name", "path", "filepath"),
+    *("file_path", "file", "filename", "file_name", "fname", "wav", "wav_path", "wav_file"),
+)
+_SHOWN = 200  # characters of a cell in a message
+
+
+class Manifest(RowSource):
+    """Tables with a column of audio paths (or of audio bytes, in Parquet) and one or more columns of captions.
+
+    Rows are of one clip if they give the same path; with audio inside the table, the same path, if any, and the same
+    bytes; and, where there is a column `offset`, the same stretch.
+
+    Args:
+        path: the table, or several with the same columns, such as the shards of a Parquet file.
+        audio_root: what audio paths are relative to; each table's folder if None.
+        audio_column: found by name if None.
+        captions: the columns of captions; found by name if None.
+    """
+
+    kind = "manifest"
+
+    def __init__(
+        self,
+        path: Path | Sequence[Path],
+        audio_root: str | os.PathLike[str] | None = None,
+        audio_column: str | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> None:
+        self.tables = [path] if isinstance(path, Path) else list(path)
+        self.name = name_of_tables(self.tables)
+        self._given_root = None if audio_root is None else Path(audio_root)
+        self._audio_column = audio_column
+        self._caption_columns = captions
+        for table in self.tables:
+            self._check_columns(table)
+
+    def describe(self) -> dict[str, Any]:
+        roots = [str(self._root(path).resolve()) for path in self.tables]
+        return {
+            "kind": self.kind,
+            **described_tables(self.tables),
+            "audio_root": roots[0] if len(set(roots)) == 1 else roots,
+            "audio_column": self._audio_column,
+            "caption_columns": None if self._caption_columns is None else list(self._caption_columns),
+        }
+
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        roots = {table: self._root(table) for table in self.tables}
+        starts: dict[Identity, Any] = {}
+        is_file_name = lambda table, cell: os.path.exists(self.locate(cell, roots[table]))  # noqa: E731
+        for table, origin, row in read_tables(self.tables, is_file_name):
+            if isinstance(row, Rejection):
+                yield (), row
+                continue
+            identity, item = self._row(origin, row, roots[table])
+            if identity:
+                _check_start(table, identity, row, starts)
+            yield identity, item
+
+    def locate(self, file: str, root: Path) -> Path:
+        """The path of an audio file as the manifest writes it."""
+        return find_file(Path(os.path.normpath(os.path.join(root, file))))
+
+    def captions_of_row(self, row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+        return table_captions(row.get(column) for column in columns)
+
+    def _row(self, origin: str, row: dict[str, Any], root: Path) -> tuple[Identity, ClipItem | Rejection]:
+        audio = self._audio_column or audio_column(row)
+        if audio is None or audio not in row:
+            return (), Rejection(origin, "malformed_row", f"no audio column among {', '.join(row)}")
+        columns = self._caption_columns or caption_columns(name for name in row if name != audio)
+        metadata = {
+            name: value
+            for name, value in row.items()
+            if name != audio and name not in columns and value is not None and not isinstance(value, bytes)
+        }
+        found = audio_of_cell(origin, row[audio], lambda file: self.locate(file, root))
+        if isinstance(found, Rejection):
+            return (), found
+        try:
+            segment = segment_of(metadata)
+        except SegmentError as error:
+            return (), Rejection(origin, "malformed_row", str(error))
+        item = ClipItem(found.name, self.captions_of_row(row, columns), found.audio, found.origin, metadata)
+        if segment is None:
+            return found.identity, item
+        cut = replace(
+            item,
+            name=f"{item.name}_{segment}",
+            audio=SegmentAudio(found.audio, segment),
+            origin=f"{item.origin} {segment}",
+        )
+        return (*found.identity, str(segment)), cut
+
+    def _root(self, table: Path) -> Path:
+        return folder_of(table) if self._given_root is None else self._given_root
+
+    def _check_columns(self, table: Path) -> None:
+        names = column_names(table)
+        if not names:
+            return
+        columns = f"its columns are {', '.join(names)}"
+        if self._audio_column is not None and self._audio_column not in names:
+            raise DatasetError(f"{table}: no column {self._audio_column!r}; {columns}")
+        audio = self._audio_column or audio_column(names)
+        if audio is None:
+            raise DatasetError(
+                f"{table}: no column is called like audio paths are; {columns}: name it with --audio-column"
+            )
+        if missing := [name for name in self._caption_columns or () if name not in names]:
+            raise DatasetError(f"{table}: no column {', '.join(map(repr, missing))}; {columns}")
+        if not (self._caption_columns or caption_columns(name for name in names if name != audio)):
+            raise DatasetError(
+                f"{table}: no column is called like captions are; {columns}: name it with --caption-columns"
+            )
+
+
+@dataclass(frozen=True)
+class CellAudio:
+    """What an audio cell gives."""
+
+    identity: Identity
+    name: str
+    audio: FileAudio | BytesAudio
+    origin: str
+
+
+def audio_of_cell(origin: str, cell: Any, locate: Callable[[str], Path]) -> CellAudio | Rejection:
+    """The audio of a cell: a path, the bytes of a file, or Hugging Face's `{"bytes", "path"}`."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    file = cell.get("path") if isinstance(cell, dict) else cell
+    if isinstance(data, bytes):
+        name = file if isinstance(file, str) else ""
+        label = name or origin
+        return CellAudio((name, data), os.path.splitext(label)[0], BytesAudio(data), f"{origin} ({label})")
+    if isinstance(cell, dict) and "array" in cell and not file:
+        detail = "the audio cell holds decoded samples; write the table with the bytes of audio files instead"
+        return Rejection(origin, "malformed_row", detail)
+    if not isinstance(file, str) or is_missing(file):
+        return Rejection(origin, "malformed_row", f"no audio path ({repr(file)[:_SHOWN]})")
+    if "\0" in file:
+        return Rejection(origin, "malformed_row", "NUL byte in the audio path")
+    path = locate(file)
+    if file != file.strip() and not os.path.exists(path):
+        file = file.strip()
+        path = locate(file)
+    return CellAudio((str(path),), os.path.splitext(file)[0], FileAudio(path), file)
+
+
+def folder_of(table: Path) -> Path:
+    """What audio paths are relative to: the folder of the table, or, of a link with no audio beside it, of its target.
+
+    Hubs link both the table and the audio to where they keep them, so that only the links lie side by side.
+    """
+    beside = table.absolute().parent
+    if not table.is_symlink():
+        return beside
+    row = first_row(table)
+    cell = row.get(audio_column(row) or "")
+    file = cell.get("path") if isinstance(cell, dict) else cell
+    found = isinstance(file, str) and os.path.exists(beside / file)
+    return beside if found else table.resolve().parent
+
+
+def audio_column(names: Iterable[str]) -> str | None:
+    """The column (or JSON field) that holds audio paths, by its name."""
+    by_name = {str(name).strip().lower(): name for name in reversed(list(names))}
+    return next((by_name[name] for name in _AUDIO_COLUMNS if name in by_name), None)
+
+
+def _check_start(table: Path, identity: Identity, row: dict[str, Any], starts: dict[Identity, Any]) -> None:
+    """Refuses a table of which it cannot be told whether its rows are stretches of a file or all of it."""
+    start = start_of(row)
+    if start is None or isinstance(identity[-1], bytes):
+        return
+    name, value = start
+    if starts.setdefault(identity, value) != value:
+        raise DatasetError(
+            f"{table}: {identity[0]!s} has rows with {name} {starts[identity]} and {value}; to cut them out, give "
+            f"columns offset and duration in seconds; if captions are of the whole file, remove {name}"
+        )

@@ -1,0 +1,112 @@
+"""Tables as sources: rows that name the same audio become one clip."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slap_fast.data.format.captions import clean_captions
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import ClipItem, Rejection
+
+Identity = tuple[str | bytes, ...]
+"""What tells the audio of a row apart: its place, its content, the stretch that is meant. Empty: it is never merged."""
+
+
+class RowSource:
+    """A source whose rows may name the same audio several times: their captions are merged, at the first of them.
+
+    A subclass gives `rows`. Rows are read up to three times instead of being kept: 8 bytes of memory a row, and the
+    captions of audio that is named more than once.
+    """
+
+    seen: int = 0
+    _hashes: array[int] | None = None
+    _distinct: int = 0
+    _repeated: frozenset[int] = frozenset()
+
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        """Yields rows with what tells their audio apart."""
+        raise NotImplementedError
+
+    def count(self) -> int:
+        if self._hashes is None:
+            hashes = array("Q")
+            self.seen = 0
+            for identity, item in self.rows():
+                self.seen += item.seen
+                hashes.append(_hash(identity) if identity and isinstance(item, ClipItem) else 0)
+            values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
+            alone = int(counts[values == 0].sum())
+            self._repeated = frozenset(values[(counts > 1) & (values > 0)].tolist())
+            self._distinct = alone + int((values > 0).sum())
+            self._hashes = hashes
+        return self._distinct
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.count()
+        captions: dict[int, list[str]] = {}
+        merged_rows: Counter[int] = Counter()
+        if self._repeated:
+            for digest, item in self._rows_again():
+                if digest in self._repeated:
+                    merged_rows[digest] += item.seen
+                    if isinstance(item, ClipItem):
+                        captions.setdefault(digest, []).extend(item.captions)
+        for digest, item in self._rows_again():
+            if digest not in self._repeated:
+                yield item
+            elif isinstance(item, ClipItem) and digest in captions:
+                merged = clean_captions(captions.pop(digest))
+                yield replace(item, captions=merged, seen=merged_rows[digest])
+
+    def _rows_again(self) -> Iterator[tuple[int, ClipItem | Rejection]]:
+        """The rows with the hashes of their identities, which were taken when they were counted."""
+        assert self._hashes is not None
+        rows = 0
+        for rows, (_, item) in enumerate(self.rows(), 1):
+            if rows > len(self._hashes):
+                break
+            yield self._hashes[rows - 1], item
+        if rows != len(self._hashes):
+            raise DatasetError("the table has changed while it was read; run the command again")
+
+
+def name_of_tables(paths: Sequence[Path]) -> str:
+    """Of one table its own name, of several that of the folder they lie in."""
+    return (
+        paths[0].stem if len(paths) == 1 else Path(os.path.commonpath([path.resolve().parent for path in paths])).name
+    )
+
+
+def described_tables(paths: Sequence[Path]) -> dict[str, Any]:
+    """Where tables are, and the digests of their content: of one alone, or lists."""
+    places, digests = [str(path.resolve()) for path in paths], [file_digest(path) for path in paths]
+    return {"path": places, "sha256": digests} if len(paths) > 1 else {"path": places[0], "sha256": digests[0]}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash(identity: Identity) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in identity:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    # 0 stands for what is never merged.
+    return int.from_bytes(digest.digest(), "little") or 1

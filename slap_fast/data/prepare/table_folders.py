@@ -1,0 +1,183 @@
+"""Tables by the folder: shards of Parquet, and Hugging Face's AudioFolder with its `metadata.csv`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.folders import FolderSource
+from slap_fast.data.prepare.manifests import Manifest
+from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
+
+if TYPE_CHECKING:
+    from slap_fast.data.prepare.sources import Source
+
+SPLIT_WORDS = frozenset(
+    {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "development"}
+    | {"eval", "evaluation"}
+)
+METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl", ".parquet", ".tsv", ".json"))
+_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.parquet")
+
+
+class WithRest:
+    """A source, and then what lies beside it."""
+
+    def __init__(self, source: Source, rest: Source) -> None:
+        self.name = source.name
+        self.seen = 0
+        self._source = source
+        self._rest = rest
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe() | {"beside": self._rest.describe()}
+
+    def count(self) -> int | None:
+        counts = self._source.count(), self._rest.count()
+        return None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.seen = 0
+        for part in (self._source, self._rest):
+            yield from part
+            self.seen += part.seen
+
+
+class LeftOut:
+    """What is not read of a folder."""
+
+    def __init__(self, folder: Path, items: Sequence[Rejection]) -> None:
+        self.name = folder.resolve().name
+        self.seen = sum(item.seen for item in items)
+        self._items = list(items)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "left out", "items": [item.origin for item in self._items]}
+
+    def count(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Rejection]:
+        return iter(self._items)
+
+
+class UnlistedAudio:
+    """What a folder holds beside the audio that its metadata table names, captioned by sidecars, if at all."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.name = folder.resolve().name
+        self.seen = 0
+        self._root = folder
+        self._folder = FolderSource(folder)
+        self._manifest = manifest
+        self._tables = sorted(os.path.relpath(table, folder) for table in manifest.tables)
+
+    def describe(self) -> dict[str, Any]:
+        return self._folder.describe()
+
+    def count(self) -> int | None:
+        return None
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        listed = {
+            os.path.abspath(item.audio.path)
+            for _, item in self._manifest.rows()
+            if isinstance(item, ClipItem) and isinstance(item.audio, FileAudio)
+        }
+        tables = ", ".join(self._tables)
+        self.seen = 0
+        for item in self._folder:
+            if item.origin in self._tables:
+                continue
+            if os.path.abspath(self._root / item.origin) in listed:
+                if item.seen == 1:
+                    continue
+                detail = f"the captions of {item.origin} are taken from {tables}"
+                item = Rejection(f"{os.path.splitext(item.origin)[0]}.*", "unused_sidecar", detail, item.seen - 1)
+            elif isinstance(item, ClipItem) and not item.captions:
+                detail = f"{tables} has no row for it, and no file beside it has a caption"
+                item = Rejection(item.origin, "no_captions", detail, item.seen)
+            self.seen += item.seen
+            yield item
+
+
+def parquet_tables(files: Sequence[str]) -> list[str]:
+    """The Parquet files among the files of a folder."""
+    return [file for file in files if file.lower().endswith(".parquet")]
+
+
+def metadata_tables(folder: Path, files: Sequence[str]) -> list[Path]:
+    """The metadata tables of an AudioFolder: one in the folder, or one in each of its folders.
+
+    Raises:
+        DatasetError: several in one folder, or of several splits.
+    """
+    tables = [folder / file for file in files if os.path.basename(file) in METADATA_NAMES]
+    _check_one_split(folder, {_split_of_folder(table.relative_to(folder).parts[:-1]): table for table in tables})
+    for table in tables:
+        if len([other for other in tables if other.parent == table.parent]) > 1:
+            raise DatasetError(f"{table.parent}: holds several metadata tables; give the one to be read as SOURCE")
+    return tables
+
+
+def left_out_of_shards(folder: Path, tables: Sequence[str], files: Sequence[str]) -> list[Rejection]:
+    """What is not read of a folder of Parquet files: its other files, and shards that the names of the others tell of.
+
+    Raises:
+        DatasetError: the Parquet files are of several splits, which only the user can choose from.
+    """
+    splits: dict[str, Path] = {}
+    groups: dict[tuple[str, str, str], set[int]] = {}
+    for table in tables:
+        parent, name = os.path.split(table)
+        shard = _SHARD.fullmatch(name)
+        split = shard["split"] if shard else Path(name).stem if Path(name).stem.lower() in SPLIT_WORDS else ""
+        splits["/".join([part for part in (_split_of_folder(Path(parent).parts), split) if part])] = folder / table
+        if shard:
+            groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
+    _check_one_split(folder, splits)
+    beside = "not read where a folder of .parquet files is"
+    rejected = [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)]
+    for (parent, split, count), numbers in groups.items():
+        if missing := _gaps(sorted(numbers), int(count), len(count)):
+            name = os.path.join(parent, f"{split}-*-of-{count}.parquet")
+            detail = f"{int(count) - len(numbers)} of {int(count)} shards are not there: {missing}; download them, or"
+            rejected.append(Rejection(name, "missing_shards", f"{detail} go without"))
+    return rejected
+
+
+def _gaps(numbers: Sequence[int], count: int, digits: int) -> str:
+    """What ascending `numbers` lack of `count` numbers from 0."""
+    gaps = []
+    for before, after in zip([-1, *numbers], [*numbers, count], strict=True):
+        if after - before > 1:
+            first, last = f"{before + 1:0{digits}d}", f"{after - 1:0{digits}d}"
+            gaps.append(first if first == last else f"{first} to {last}")
+    return ", ".join(gaps)
+
+
+def other_tables(files: Sequence[str]) -> list[str]:
+    """Tables among the files of a folder, JSON aside, which may be a clip's, those nearest to its top first."""
+    found = [file for file in files if os.path.splitext(file)[1].lower() in TABLE_EXTENSIONS - {".json"}]
+    return sorted(found, key=lambda file: (file.count(os.sep), file))
+
+
+def _check_one_split(folder: Path, splits: dict[str, Path]) -> None:
+    if len(splits) < 2:
+        return
+    example = next(iter(splits.values()))
+    shard = _SHARD.fullmatch(example.name)
+    choice = example.parent / f"{shard['split']}-*.parquet" if shard else example
+    raise DatasetError(
+        f"{folder}: holds the splits {', '.join(map(repr, sorted(splits)))}; prepare each into a dataset of its own, "
+        f"such as {str(choice)!r}"
+    )
+
+
+def _split_of_folder(folders: Sequence[str]) -> str:
+    return "/".join(part for part in folders if part.lower() in SPLIT_WORDS)

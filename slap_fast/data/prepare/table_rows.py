@@ -1,0 +1,151 @@
+"""Rows of tables: CSV, TSV, JSON, JSON lines and Parquet, one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.prepare.clip_items import Rejection
+from slap_fast.data.prepare.csv_rows import check_names, read_csv
+
+TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
+
+_PARQUET_ROWS = 16  # a row may hold a whole audio file
+_PARQUET_BUFFER = 1 << 20  # bytes of a column at a time, of which a row group may hold gigabytes
+
+
+def read_rows(
+    path: Path, is_file_name: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    """Yields `(origin, row)` of a table; a row that cannot be read is a Rejection.
+
+    Args:
+        path: by its extension one of TABLE_EXTENSIONS.
+        is_file_name: see `read_csv`.
+
+    Raises:
+        DatasetError: the file as a whole cannot be read.
+    """
+    extension = path.suffix.lower()
+    try:
+        if extension in (".csv", ".tsv"):
+            yield from read_csv(path, is_file_name)
+        else:
+            readers = {".json": _read_json, ".parquet": _read_parquet}
+            yield from readers.get(extension, _read_json_lines)(path)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
+    except UnicodeError as error:
+        raise DatasetError(f"{path}: cannot be read as text ({_one_line(error)}); convert the file to UTF-8") from error
+
+
+def read_tables(
+    paths: Sequence[Path], is_file_name: Callable[[Path, str], bool] | None = None
+) -> Iterator[tuple[Path, str, dict[str, Any] | Rejection]]:
+    """Yields `(table, origin, row)` of several tables; origins tell apart tables of one name in several folders."""
+    common = os.path.commonpath([path.absolute().parent for path in paths])
+    for path in paths:
+        inside = os.path.relpath(path.absolute().parent, common)
+        for origin, row in read_rows(path, None if is_file_name is None else partial(is_file_name, path)):
+            origin = os.path.normpath(os.path.join(inside, origin))
+            yield path, origin, row if isinstance(row, dict) else replace(row, origin=origin)
+
+
+def first_row(path: Path) -> dict[str, Any]:
+    """The first row that can be read; empty where there is none."""
+    return next((row for _, row in read_rows(path) if isinstance(row, dict)), {})
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a table; empty where it has no row that can be read."""
+    if path.suffix.lower() == ".parquet":
+        # Without the first rows, which may hold audio.
+        with _parquet_file(path) as file:
+            return list(file.schema_arrow.names) if file.metadata.num_rows else []
+    return list(first_row(path))
+
+
+class RepeatedKey(dict[str, Any]):
+    """A JSON object that gives one key twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        super().__init__(pairs)
+        self.key = next(name for name in names if names.count(name) > 1)
+
+
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` that tells of a key that stands twice, the first of which would be lost."""
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else RepeatedKey(pairs)
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    try:
+        value = json.loads(path.read_bytes(), object_pairs_hook=json_object)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not JSON ({error}); JSON lines are called .jsonl") from error
+    if isinstance(value, RepeatedKey):
+        raise DatasetError(f"{path}: the key {value.key!r} stands twice")
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise DatasetError(f'{path}: neither a list of objects nor {{"data": [...]}}')
+    for position, row in enumerate(rows):
+        yield _checked(f"{path.name}[{position}]", row)
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            origin = f"{path.name}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, object_pairs_hook=json_object)
+            except (ValueError, RecursionError) as error:
+                yield origin, Rejection(origin, "malformed_row", f"not JSON ({error})")
+            else:
+                yield _checked(origin, row)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    number = 0
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+            for position in range(batch.num_rows):
+                yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
+                number += 1
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise DatasetError(f"{path}: reading Parquet needs pyarrow; `pip install pyarrow`") from error
+    try:
+        with ParquetFile(path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
+            check_names(path, file.schema_arrow.names)
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: not a readable Parquet file ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _checked(origin: str, row: Any) -> tuple[str, dict[str, Any] | Rejection]:
+    if isinstance(row, RepeatedKey):
+        return origin, Rejection(origin, "malformed_row", f"the key {row.key!r} stands twice")
+    if isinstance(row, dict):
+        return origin, row
+    return origin, Rejection(origin, "malformed_row", f"{type(row).__name__} where an object was expected")

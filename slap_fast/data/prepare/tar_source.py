@@ -1,0 +1,178 @@
+"""Existing WebDataset tars as a source: read in place through their headers, never extracted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slap_fast.audio.files import AUDIO_EXTENSIONS, CONVERT, OTHER_MEDIA_EXTENSIONS
+from slap_fast.data.format.captions import captions_of
+from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.format.tar_members import Member, TarError, iterate_members, split_key
+from slap_fast.data.prepare.clip_items import ClipItem, Rejection, TarAudio
+from slap_fast.data.prepare.folders import parse_sidecar, walk_folder
+
+_MAX_METADATA_BYTES = 64 << 20
+_TEXTS = ("json", "txt")
+
+
+@dataclass
+class Sample:
+    """Consecutive members of a tar that share a key: one clip.
+
+    Attributes:
+        members: by extension.
+        unreadable: members without bytes of their own, such as links.
+    """
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+    unreadable: list[Member] = field(default_factory=list)
+
+    @property
+    def audio(self) -> Member | None:
+        for extension, member in self.members.items():
+            if f".{extension.rpartition('.')[2]}" in AUDIO_EXTENSIONS:
+                return member
+        return None
+
+
+def iterate_samples(path: Path) -> Iterator[Sample]:
+    """Groups a tar's members by key, as WebDataset does.
+
+    Raises:
+        TarError: after the good samples, where the tar is malformed.
+    """
+    sample: Sample | None = None
+    damage: TarError | None = None
+    members = iterate_members(path)
+    while True:
+        try:
+            member = next(members, None)
+        except TarError as error:
+            member, damage = None, error
+        if member is None:
+            break
+        key, extension = split_key(member.name)
+        if sample is None or key != sample.key or extension in sample.members:
+            if sample is not None:
+                yield sample
+            sample = Sample(key)
+        if member.problem:
+            sample.unreadable.append(member)
+        else:
+            sample.members[extension] = member
+    # Also before damage: the members seen so far are whole.
+    if sample is not None:
+        yield sample
+    if damage is not None:
+        raise damage
+
+
+class TarSource:
+    """WebDataset tars: audio in any format, captions from .json and .txt members."""
+
+    def __init__(self, tars: Sequence[Path], folder: Path | None = None) -> None:
+        """
+        Args:
+            tars: in order.
+            folder: where they were found; what else lies there is named.
+        """
+        self.name = tars[0].stem if len(tars) == 1 else tars[0].resolve().parent.name
+        self.seen = 0
+        self._tars = list(tars)
+        self._beside: list[Rejection] = []
+        if folder is not None:
+            files, self._beside = walk_folder(folder)
+            names = {str(tar.relative_to(folder)) for tar in tars}
+            detail = "beside .tar files, which were read; give other files as a source of their own"
+            self._beside += [Rejection(file, "beside_tars", detail) for file in files if file not in names]
+
+    def describe(self) -> dict[str, Any]:
+        tars = [[str(tar.resolve()), tar.stat().st_size if tar.exists() else None] for tar in self._tars]
+        return {"kind": "webdataset", "tars": tars}
+
+    def count(self) -> int | None:
+        return None
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.seen = 0
+        for tar in self._tars:
+            try:
+                for sample in iterate_samples(tar):
+                    self.seen += len(sample.members) + len(sample.unreadable)
+                    yield from _items(tar, sample)
+            except TarError as error:
+                self.seen += 1
+                yield Rejection(str(tar), "malformed_tar", f"{error}; what follows in this tar is lost")
+        self.seen += len(self._beside)
+        yield from self._beside
+
+
+def _items(tar: Path, sample: Sample) -> Iterator[ClipItem | Rejection]:
+    """A clip, or why there is none, and every member that is no part of it."""
+    audio = sample.audio
+    texts = {name: member for name, member in sample.members.items() if name in _TEXTS}
+    if audio is not None:
+        yield _clip(tar, sample, audio, texts)
+    elif texts:
+        yield Rejection(f"{tar.name}/{sample.key}", "no_audio", f"only members {', '.join(sample.members)}", len(texts))
+    yield from unused_members(tar, sample)
+
+
+def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
+    """The members of a sample that are neither its audio nor its captions."""
+    audio = sample.audio
+    for name, member in sample.members.items():
+        if name not in _TEXTS and member is not audio:
+            yield _left_out(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
+    for member in sample.unreadable:
+        yield Rejection(f"{tar.name}/{member.name}", "no_content", member.problem)
+
+
+def _left_out(tar: Path, sample: Sample, extension: str, member: Member, audio: Member | None) -> Rejection:
+    origin = f"{tar.name}/{member.name}"
+    if extension in OTHER_MEDIA_EXTENSIONS and audio is None:
+        return Rejection(origin, "unsupported_format", f"libsndfile does not read {extension} files; {CONVERT}")
+    if extension in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS:
+        assert audio is not None
+        detail = (
+            f"the clip {sample.key!r} has its audio from {audio.name}: WebDataset keys end at the first dot of the "
+            "base name; rename one of them"
+        )
+        return Rejection(origin, "same_key", detail)
+    return Rejection(origin, "unused_member", f"a clip's audio and .json or .txt are used; this is a {extension} file")
+
+
+def _clip(tar: Path, sample: Sample, audio: Member, texts: dict[str, Member]) -> ClipItem | Rejection:
+    captions: list[str] = []
+    metadata: dict[str, Any] = {}
+    seen = 1 + len(texts)
+    try:
+        for extension in _TEXTS:
+            if (member := texts.get(extension)) is not None:
+                found, metadata_found = parse_sidecar(member.name, read_member(tar, member))
+                captions += found
+                metadata |= metadata_found
+    except DatasetError as error:
+        return Rejection(f"{tar.name}/{sample.key}", "bad_metadata", str(error), seen)
+    source = TarAudio(tar, audio.offset, audio.size)
+    return ClipItem(sample.key, captions_of(captions), source, f"{tar.name}/{audio.name}", metadata, seen)
+
+
+def read_member(tar: Path, member: Member) -> bytes:
+    """The bytes of a small member.
+
+    Raises:
+        DatasetError: it is larger than metadata can be, or cannot be read.
+    """
+    if member.size > _MAX_METADATA_BYTES:
+        raise DatasetError(f"{member.name} is {member.size} bytes long, more than a caption file can be")
+    try:
+        with open(tar, "rb") as file:
+            return os.pread(file.fileno(), member.size, member.offset)
+    except OSError as error:
+        raise DatasetError(f"{member.name} cannot be read ({error.strerror})") from error

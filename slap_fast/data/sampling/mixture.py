@@ -1,0 +1,146 @@
+"""Several datasets as one list of clips, each with its share of every batch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from slap_fast.data.format.dataset_files import INDEX_DTYPE
+from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip, gather
+
+
+class Mixture:
+    """Datasets opened for training: their clips are numbered through, those of the first dataset first.
+
+    Reads as a `ClipIndex` does: see there for `record`, `key`, `read_audio`, `read_metadata`, `read_clips`, `release`.
+
+    Attributes:
+        indexes: the datasets.
+        weights: the share of each in all clips that are drawn; they sum to 1.
+        starts: `[D + 1]` int64 first clip of each dataset, and the number of clips.
+    """
+
+    def __init__(self, indexes: Sequence[ClipIndex], weights: Sequence[float]) -> None:
+        """
+        Args:
+            weights: one positive number a dataset; only their ratios matter.
+
+        Raises:
+            ValueError: there is no dataset, or not one positive finite weight for each.
+        """
+        if not indexes or len(indexes) != len(weights):
+            raise ValueError(
+                f"{len(weights)} weights for {len(indexes)} datasets; give at least one, each with a weight"
+            )
+        for index, weight in zip(indexes, weights, strict=True):
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {index.location} is {weight}; it must be a positive number")
+        self.indexes = list(indexes)
+        # As written, so that 0.7 and 0.3 are seven and three of ten.
+        exact = [Fraction(str(weight)) for weight in weights]
+        self.weights = [weight / sum(exact) for weight in exact]
+        self.starts = np.concatenate([[0], np.cumsum([len(index) for index in indexes])]).astype(np.int64)
+
+    @classmethod
+    def open(cls, folders: Sequence[tuple[str | os.PathLike[str], float]]) -> Mixture:
+        """Opens datasets by folder or URL, each with its weight.
+
+        Raises:
+            DatasetError: a folder is no dataset, or a damaged one.
+            ValueError: as the constructor.
+        """
+        return cls([ClipIndex.open(folder) for folder, _ in folders], [weight for _, weight in folders])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def drawn_before(self, clips: int) -> list[int]:
+        """How many of the first `clips` clips of training come from each dataset.
+
+        Never less for more clips, always `clips` together, and for D datasets less than D away from `clips * weight`.
+        """
+        counts = []
+        rest, rest_weight = clips, Fraction(1)
+        for weight in self.weights:
+            count = int(rest * weight / rest_weight) if rest_weight else rest
+            counts.append(count)
+            rest, rest_weight = rest - count, rest_weight - weight
+        return counts
+
+    def mel_statistics(self) -> tuple[float, float]:
+        """Mean and standard deviation of the log-mel values in a batch, from those of the datasets."""
+        seconds = [index.info["seconds"] / len(index) for index in self.indexes]
+        shares = np.array(self.weights, np.float64) * seconds
+        shares /= shares.sum()
+        means = np.array([index.info["mel_mean"] for index in self.indexes], np.float64)
+        deviations = np.array([index.info["mel_std"] for index in self.indexes], np.float64)
+        mean = float(shares @ means)
+        return mean, math.sqrt(float(shares @ (deviations**2 + (means - mean) ** 2)))
+
+    def records(self, clips: np.ndarray) -> np.ndarray:
+        """`[n]` INDEX_DTYPE records of `[n]` clips."""
+        found = np.empty(len(clips), INDEX_DTYPE)
+        datasets = np.searchsorted(self.starts, clips, side="right") - 1
+        for dataset in np.unique(datasets).tolist():
+            own = datasets == dataset
+            found[own] = gather(self.indexes[dataset].records, clips[own] - self.starts[dataset])
+        return found
+
+    def record(self, clip: int) -> np.void:
+        index, row = self._locate(clip)
+        return index.record(row)
+
+    def shard_name(self, clip: int) -> str:
+        """Name of the tar that holds the clip, with its folder where there are several datasets."""
+        index, row = self._locate(clip)
+        name = index.shard_name(row)
+        return name if len(self.indexes) == 1 else f"{index.location.rstrip('/')}/{name}"
+
+    def key(self, clip: int) -> str:
+        index, row = self._locate(clip)
+        return index.key(row)
+
+    def name(self, clip: int) -> str:
+        """The clip's key for a message, or its number where the key cannot be read, be it now or for good."""
+        index, row = self._locate(clip)
+        try:
+            return index.key(row, patient=False)
+        except DatasetError:
+            return f"row {clip}"
+
+    def read_audio(self, clip: int) -> bytes:
+        index, row = self._locate(clip)
+        return index.read_audio(row)
+
+    def read_metadata(self, clip: int) -> dict[str, Any]:
+        index, row = self._locate(clip)
+        return index.read_metadata(row)
+
+    def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        found: list[StoredClip | DatasetError | None] = [None] * len(clips)
+        datasets = np.searchsorted(self.starts, clips, side="right") - 1
+        for dataset in np.unique(datasets).tolist():
+            items = np.flatnonzero(datasets == dataset)
+            rows = clips[items] - self.starts[dataset]
+            for item, clip in zip(items.tolist(), self.indexes[dataset].read_clips(rows), strict=True):
+                found[item] = clip
+        return [clip for clip in found if clip is not None]
+
+    def release(self) -> None:
+        for index in self.indexes:
+            index.release()
+
+    def _locate(self, clip: int) -> tuple[ClipIndex, int]:
+        """
+        Raises:
+            IndexError: there is no such clip.
+        """
+        if not 0 <= clip < len(self):
+            raise IndexError(f"clip {clip} is not in [0, {len(self)})")
+        dataset = int(np.searchsorted(self.starts, clip, side="right")) - 1
+        return self.indexes[dataset], clip - int(self.starts[dataset])

@@ -1,0 +1,28 @@
+"""Errors that a user can fix: bad input, a missing package, storage that is down. Everything else is a bug.
+
+Every exception class of this package derives from `SlapFastError`. The command line prints such an error as one line;
+any other exception keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SlapFastError(Exception):
+    """What was wrong, where (file, key, index, value), and what to do about it, in one message.
+
+    Attributes:
+        retryable: the same call may succeed later without a change (a rank or a storage server may be back), so a
+            launcher restarts the run. Where it is False, a restart would fail the same way.
+    """
+
+    retryable: ClassVar[bool] = False
+
+
+class ModelError(SlapFastError, ValueError):
+    """A saved or pretrained model that cannot be used."""
+
+
+class MissingExtraError(SlapFastError, ImportError):
+    """A package that an extra of slap-fast brings is not installed; the message says how to install it."""

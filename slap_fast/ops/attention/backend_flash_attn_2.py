@@ -1,0 +1,116 @@
+"""Packed attention by flash-attn 2, the package `flash-attn`, through the functions below its autograd.
+
+They are those of version 2.7 and later. The log-sum-exp is `[H, Tq]` float32; dQ is summed in a fixed order.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slap_fast.ops.attention.library_kernels import (
+    attended_nothing,
+    lse_for_kernel,
+    lse_from_kernel,
+    missing_gpu,
+    missing_module,
+    no_gradients,
+    nothing_to_attend,
+    rejects_half_precision_kernel,
+    unit_last_stride,
+)
+
+_MODULE = "flash_attn.flash_attn_interface"
+rejects = rejects_half_precision_kernel
+
+
+def unavailable() -> str | None:
+    """Why the library cannot serve on this machine, None if it can."""
+    return missing_gpu((8, 0)) or missing_module(_MODULE, "flash-attn")
+
+
+def _library() -> Any:
+    return importlib.import_module(_MODULE)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    left: int,
+    right: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if nothing_to_attend(q, k):
+        return attended_nothing(q)
+    q, k, v = unit_last_stride(q, k, v)
+    out, lse, *_ = _library()._flash_attn_varlen_forward(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=0.0,
+        softmax_scale=scale,
+        causal=(left, right) == (-1, 0),
+        window_size_left=left,
+        window_size_right=right,
+    )
+    return out, lse_from_kernel(lse)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    left: int,
+    right: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if nothing_to_attend(q, k):
+        return no_gradients(q, k, v)
+    grad_out, q, k, v = unit_last_stride(grad_out, q, k, v)
+    grads = (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(k.shape, dtype=k.dtype, device=k.device),
+        torch.empty(v.shape, dtype=v.dtype, device=v.device),
+    )
+    _library()._flash_attn_varlen_backward(
+        grad_out,
+        q,
+        k,
+        v,
+        out,
+        lse_for_kernel(lse),
+        *grads,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=0.0,
+        softmax_scale=scale,
+        causal=(left, right) == (-1, 0),
+        window_size_left=left,
+        window_size_right=right,
+        softcap=0.0,
+        alibi_slopes=None,
+        deterministic=True,
+    )
+    return grads

@@ -1,0 +1,51 @@
+"""Chunks of scores for the native losses: memory in the form that csrc/cpu/score_rows.h asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slap_fast.ops.native_storage import STORAGE
+
+_ROW_MULTIPLE = 16
+# Rows that lie a multiple of this many elements apart compete for the same places in a cache.
+_CACHE_WAY = 1024
+
+
+def chunk_rows(rows: int, floats: int, budget: int) -> int:
+    """How many of `rows` rows to hold at once, of so many floats each, within about `budget` bytes.
+
+    A chunk of fewer than 64 rows would spend its time on reading the other matrix of its product.
+    """
+    most = max(64, budget // (4 * floats))
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
+
+
+def empty_scores(rows: int, columns: int) -> Tensor:
+    """`[rows, columns]` float32 of a stride that whole vectors divide, in uninitialised memory."""
+    stride = -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    if stride % _CACHE_WAY == 0:
+        stride += _ROW_MULTIPLE
+    return torch.empty(rows, stride, dtype=torch.float32, device="cpu")[:, :columns]
+
+
+def gradients_in(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradients of that `dtype` that native code has written over `scores`."""
+    stride = scores.stride(0) * scores.itemsize // dtype.itemsize
+    whole = scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride())
+    return whole.view(dtype).as_strided(scores.shape, (stride, 1))
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What matrices of `dtype` are multiplied as. The gradients of scores are too small for float16."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def rejects(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
+    if device.type != "cpu":
+        return f"the tensors are on {device}; native code reads CPU memory"
+    if dtype not in STORAGE:
+        return f"the tensors are {dtype}; native code takes float32, bfloat16 and float16"
+    return None

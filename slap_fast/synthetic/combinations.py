@@ -1,0 +1,104 @@
+"""Which events meet in which structure, and which of these combinations only validation may use.
+
+The partition does not depend on a seed: whatever seeds two datasets were made with, no validation combination is
+among the training ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from slap_fast.synthetic.event import Event
+from slap_fast.synthetic.events import EVENTS
+from slap_fast.synthetic.seeding import ORDER_STREAM, generator
+
+Structure = Literal[
+    "single", "repetition", "faint", "loud", "rising", "falling", "sequence", "overlap", "overlap_then_sequence"
+]
+NAMES = tuple(EVENTS)
+# Events this far apart on the circle of all events never share a training clip. 3 + 4 = 7 and 4 + 7 = 11, so there
+# are triples whose pairs are all held out, and each event has equally many held-out partners.
+HELD_OUT_DISTANCES = (3, 4, 7, 11)
+TRAIN_STRUCTURES: dict[tuple[Structure, int], float] = {
+    ("single", 1): 0.24,
+    ("repetition", 1): 0.06,
+    ("faint", 1): 0.025,
+    ("loud", 1): 0.025,
+    ("rising", 1): 0.025,
+    ("falling", 1): 0.025,
+    ("sequence", 2): 0.22,
+    ("overlap", 2): 0.18,
+    ("sequence", 3): 0.11,
+    ("overlap_then_sequence", 3): 0.09,
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A set of events (names, sorted) and how they are put together."""
+
+    events: tuple[str, ...]
+    structure: Structure
+
+
+def is_held_out_pair(a: str, b: str) -> bool:
+    """Whether training never puts the events named `a` and `b` into one clip."""
+    apart = abs(NAMES.index(a) - NAMES.index(b))
+    return min(apart, len(NAMES) - apart) in HELD_OUT_DISTANCES
+
+
+def solo_structures(event: Event) -> list[Structure]:
+    """Structures of a clip of this event alone, besides the plain one."""
+    repetition: list[Structure] = ["repetition"] if event.countable else []
+    ramps: list[Structure] = ["rising", "falling"] if event.steady else []
+    return [*repetition, "faint", "loud", *ramps]
+
+
+def held_out_solo(event: Event) -> Structure:
+    """The one structure of this event alone that training never sees."""
+    structures = solo_structures(event)
+    return structures[NAMES.index(event.name) % len(structures)]
+
+
+def is_held_out(combination: Combination) -> bool:
+    """Whether a combination belongs to validation; True if any two of its events do."""
+    if len(combination.events) == 1:
+        return combination.structure == held_out_solo(EVENTS[combination.events[0]])
+    return any(is_held_out_pair(a, b) for a, b in combinations(combination.events, 2))
+
+
+def draw_training(rng: np.random.Generator) -> Combination:
+    """A combination that is not held out."""
+    choices = list(TRAIN_STRUCTURES)
+    structure, size = choices[rng.choice(len(choices), p=list(TRAIN_STRUCTURES.values()))]
+    while True:
+        events = [NAMES[i] for i in rng.choice(len(NAMES), size=size, replace=False)]
+        combination = Combination(tuple(sorted(events)), structure)
+        solo_fits = size > 1 or structure == "single" or structure in solo_structures(EVENTS[events[0]])
+        if solo_fits and not is_held_out(combination):
+            return combination
+
+
+@lru_cache(maxsize=4)
+def validation_order(seed: int) -> tuple[Combination, ...]:
+    """Every validation combination once, in the order of the validation clips of `seed`.
+
+    The first 333, one in nine of them a single event, have a set of events each to itself, so that a caption points at
+    one clip; then the pairs and triples come again, in their other structure.
+    """
+    rng = generator(seed, 0, ORDER_STREAM)
+    structures: dict[int, list[Structure]] = {2: ["sequence", "overlap"], 3: ["sequence", "overlap_then_sequence"]}
+    first = [Combination((name,), held_out_solo(event)) for name, event in EVENTS.items()]
+    second = []
+    for size in (2, 3):
+        for events in combinations(sorted(NAMES), size):
+            if all(is_held_out_pair(a, b) for a, b in combinations(events, 2)):
+                now = int(rng.integers(2))
+                first.append(Combination(events, structures[size][now]))
+                second.append(Combination(events, structures[size][1 - now]))
+    return tuple(part[i] for part in (first, second) for i in rng.permutation(len(part)))

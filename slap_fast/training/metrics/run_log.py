@@ -1,0 +1,155 @@
+"""What a run says: JSON lines, TensorBoard and a progress bar, from the first rank only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slap_fast.config.loading import to_yaml
+from slap_fast.config.recipe import RunConfig
+from slap_fast.runtime.progress import progress_bar
+from slap_fast.training.checkpoint.files import write_durably
+from slap_fast.training.schedule import StepSettings
+from slap_fast.training.step import LOSSES, Report
+
+_SCORES = "evaluation/"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What there is to log of an evaluation and to say about it, on rank 0; nothing elsewhere."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class RunLog:
+    """Writes `config.yaml`, `log.jsonl` and `tensorboard/` in `output` and a progress bar; silent if not `enabled`.
+
+    What is later than `start_step`, and its scores, are dropped from an existing log: the run makes them again. A
+    `config.yaml` that says something else is kept as `config-until-step-NNNNNNNN.yaml`.
+    """
+
+    def __init__(self, output: Path, config: RunConfig, *, start_step: int, enabled: bool) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        _keep_earlier(output / "config.yaml", to_yaml(config), start_step)
+        write_durably(output / "config.yaml", to_yaml(config))
+        path = output / "log.jsonl"
+        _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._tensorboard = _tensorboard_writer(output / "tensorboard", start_step)
+        self._bar = progress_bar(total=config.recipe.schedule.steps, initial=start_step, desc="train", unit="step")
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    def advance(self) -> None:
+        if self._enabled:
+            self._bar.update()
+
+    def step(
+        self, step: int, report: Report, settings: StepSettings, speed: Mapping[str, float | None], skipped_steps: int
+    ) -> None:
+        """Record a step that was applied.
+
+        Args:
+            speed: of `Speed.read`, and whatever else is to stand beside it; None is null.
+        """
+        if not self._enabled:
+            return
+        values = {
+            "step": step,
+            **report.values,
+            **dataclasses.asdict(settings),
+            "grad_norm": report.grad_norm,
+            **{f"grad_norm/{tower}": norm for tower, norm in report.grad_norms.items()},
+            **speed,
+            "skipped_steps": skipped_steps,
+        }
+        self._scalars(step, values)
+        losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
+        clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
+        self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
+
+    def evaluation(self, step: int, evaluated: Evaluated) -> None:
+        """Record the scores of the model after `step` as `evaluation/NAME`."""
+        if self._enabled:
+            if evaluated.scores:
+                scores = {f"{_SCORES}{name}": score for name, score in evaluated.scores.items()}
+                self._scalars(step, {"step": step, **scores})
+            self.say(*evaluated.notes)
+
+    def skipped(self, record: dict[str, Any]) -> None:
+        """Record a step that `FiniteWatch` counted."""
+        if self._enabled:
+            self._write(record)
+            names, clips = ", ".join(record["nonfinite"]), record["clips"]
+            more = f" and {len(clips) - 8} more" if len(clips) > 8 else ""
+            self.say(f"step {record['step']} skipped: {names} not finite; clips {', '.join(clips[:8])}{more}")
+
+    def say(self, *messages: str) -> None:
+        if self._enabled:
+            for message in messages:
+                self._bar.write(message, file=sys.stderr)
+
+    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        self._write(dict(values))
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                if key != "step" and value is not None:
+                    self._tensorboard.add_scalar(key, value, step)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+
+
+def _keep_earlier(path: Path, text: str, step: int) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") == text:
+        return
+    kept, count = path.with_name(f"{path.stem}-until-step-{step:08d}.yaml"), 1
+    while kept.exists():
+        count += 1
+        kept = path.with_name(f"{path.stem}-until-step-{step:08d}-{count}.yaml")
+    os.replace(path, kept)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            scores = any(key.startswith(_SCORES) for key in record)
+            if record["step"] + scores <= step:
+                kept.append(line + "\n")
+        # A line that a crash cut short.
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_durably(path, "".join(kept))
+
+
+def _tensorboard_writer(folder: Path, start_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(f"tensorboard is not installed; {folder} is not written", file=sys.stderr)
+        return None
+    return SummaryWriter(str(folder), purge_step=start_step + 1, flush_secs=30)

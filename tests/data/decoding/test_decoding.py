@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from slap_fast.data.decoding import DecodeFailure, Decoder, SoundfileDecoder, make_decoder
+from slap_fast.data.loading.collate import pack_waveforms
+from tests.data.fuzzing import corruptions
+
+
+def random_pcm(samples: int, seed: int = 0) -> np.ndarray:
+    """`[samples]` int16: noise under a slow envelope, with both extremes in it."""
+    generator = np.random.default_rng([seed, samples])
+    envelope = np.abs(np.sin(np.arange(samples) / 900.0 + generator.random()))
+    pcm = (generator.standard_normal(samples) * envelope * 9000).clip(-32768, 32767).astype(np.int16)
+    pcm[:2] = (-32768, 32767)[: min(2, samples)]
+    return pcm
+
+
+def encode(audio: np.ndarray, rate: int = 16_000, *, format: str = "FLAC", subtype: str = "PCM_16") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+def claim_length(flac: bytes, samples: int) -> bytes:
+    """The same FLAC with another length in its header; 0 is "unknown"."""
+    field = int.from_bytes(flac[21:26], "big") >> 36 << 36 | samples
+    return flac[:21] + field.to_bytes(5, "big") + flac[26:]
+
+
+def same(first: Sequence[Tensor | DecodeFailure], second: Sequence[Tensor | DecodeFailure]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture(params=["soundfile", "dali"])
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return make_decoder(request.param, threads=2, max_batch_size=8)
+
+
+def decode_one(decoder: Decoder, blob: bytes, samples: int) -> Tensor | DecodeFailure:
+    (outcome,) = decoder.decode([blob], [samples])
+    return outcome
+
+
+def test_flac_decodes_to_its_integers_over_32768(decoder: Decoder) -> None:
+    lengths = [16_000, 1, 33, 4096, 30_001]
+    pcm = [random_pcm(length) for length in lengths]
+    decoded = decoder.decode([encode(audio) for audio in pcm], lengths)
+    for audio, waveform in zip(pcm, decoded, strict=True):
+        assert isinstance(waveform, Tensor)
+        assert waveform.dtype == torch.float32
+        assert torch.equal(waveform, torch.from_numpy(audio.astype(np.float32) / 32768))
+
+
+def test_batches_of_any_size_decode_one_after_another(decoder: Decoder) -> None:
+    for count in (3, 8, 1, 0, 19, 2):
+        pcm = [random_pcm(500 + item, seed=count) for item in range(count)]
+        decoded = decoder.decode([encode(audio) for audio in pcm], [len(audio) for audio in pcm])
+        expected = [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in pcm]
+        assert same(decoded, expected)
+
+
+def test_a_crop_is_that_stretch_and_takes_no_more_memory(decoder: Decoder) -> None:
+    pcm = [random_pcm(30_000, seed=item) for item in range(5)]
+    crops = [(0, 16_000), None, (13_999, 29_999), (14_000, 30_000), (29_999, 30_000)]
+    decoded = decoder.decode([encode(audio) for audio in pcm], [30_000] * 5, crops)
+    stretches = [audio[slice(*(crop or (None,)))] for audio, crop in zip(pcm, crops, strict=True)]
+    assert same(decoded, [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in stretches])
+    cropped = decoder.decode([encode(pcm[0])], [30_000], [(5, 7)])[0]
+    assert isinstance(cropped, Tensor)
+    assert cropped.untyped_storage().nbytes() == 2 * 4
+
+
+@pytest.mark.parametrize("crop", [(9_000, 10_000), (0, 10_000)])
+def test_a_crop_of_a_damaged_clip_is_a_failure(decoder: Decoder, crop: tuple[int, int]) -> None:
+    blob = encode(random_pcm(30_000))
+    half, shorter = decoder.decode([blob[: len(blob) // 4], blob], [30_000, 29_999], [crop, crop])
+    assert isinstance(half, DecodeFailure)
+    assert isinstance(shorter, DecodeFailure)
+    assert "the index says 29999" in shorter.reason
+
+
+def test_a_batch_lies_end_to_end_in_memory(decoder: Decoder) -> None:
+    lengths = [700, 1200, 3]
+    decoded = decoder.decode([encode(random_pcm(length)) for length in lengths], lengths)
+    waveforms = [waveform for waveform in decoded if isinstance(waveform, Tensor)]
+    assert len(waveforms) == 3
+    assert pack_waveforms(waveforms).data_ptr() == waveforms[0].data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["soundfile", "dali"])
+def test_a_decoded_batch_outlives_later_batches_and_the_decoder(kind: str) -> None:
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    short_lived = make_decoder(kind, 1, 2)  # type: ignore[arg-type]
+    pcm = random_pcm(5000)
+    kept = decode_one(short_lived, encode(pcm), 5000)
+    for seed in range(4):
+        decode_one(short_lived, encode(random_pcm(5000, seed=seed + 1)), 5000)
+    del short_lived
+    assert isinstance(kept, Tensor)
+    assert torch.equal(kept, torch.from_numpy(pcm.astype(np.float32) / 32768))
+
+
+def test_a_decoder_can_be_shared_by_threads(decoder: Decoder) -> None:
+    start = threading.Barrier(4)
+
+    def work(seed: int) -> bool:
+        start.wait()
+        matches = []
+        for turn in range(10):
+            pcm = random_pcm(300 + turn, seed=seed)
+            decoded = decode_one(decoder, encode(pcm), len(pcm))
+            matches.append(same([decoded], [torch.from_numpy(pcm.astype(np.float32) / 32768)]))
+        return all(matches)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def bad_blobs() -> dict[str, tuple[bytes, str]]:
+    """Files that promise 4000 samples in vain, each with words of the reason to expect."""
+    flac = encode(random_pcm(4000))
+    flipped = bytearray(flac)
+    flipped[len(flac) // 2] ^= 0xFF
+    nan = random_pcm(4000).astype(np.float32) / 32768
+    nan[[17, 3000]] = (np.nan, np.inf)
+    wav = encode(random_pcm(4000), format="WAV")
+    return {
+        "text": (b"this is not audio at all, but a caption\n" * 9, "not readable"),
+        "empty": (b"", "0 bytes"),
+        "truncated FLAC": (flac[: len(flac) // 2], "not readable"),
+        "FLAC without frames": (flac[:60], "not readable"),
+        "a few bytes": (flac[:20], "not readable"),
+        "flipped bytes": (bytes(flipped), "not readable"),
+        "NaN float WAV": (encode(nan, format="WAV", subtype="FLOAT"), "2 of 4000 samples are NaN or infinite"),
+        "truncated WAV": (wav[: len(wav) // 2], "the index says 4000"),
+        "empty WAV": (encode(random_pcm(0), format="WAV"), "the audio has 0 samples"),
+        "wrong rate": (encode(random_pcm(4000), 44_100), "44100 Hz, not 16000 Hz; run `slap-fast prepare`"),
+        "stereo": (encode(np.stack([random_pcm(4000)] * 2, 1)), "2 channels.*slap-fast prepare"),
+        "too short": (encode(random_pcm(3999)), "3999 samples, the index says 4000"),
+        "too long": (encode(random_pcm(4001)), "4001 samples, the index says 4000"),
+        "unknown length": (claim_length(flac, 0), "does not say its length; run `slap-fast prepare`"),
+        "claims 275 GB": (claim_length(flac, 2**36 - 1), "68719476735 samples, the index says 4000"),
+        "promises more": (claim_length(encode(random_pcm(3000)), 4000), "not readable"),
+        "random bytes": (np.random.default_rng(0).bytes(5000), "not readable"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_blobs())
+def test_a_bad_clip_is_named_and_costs_no_other(decoder: Decoder, kind: str) -> None:
+    blob, reason = bad_blobs()[kind]
+    good = [random_pcm(4000, seed=seed) for seed in range(2)]
+    expected = [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in good]
+    before, failure, after = decoder.decode([encode(good[0]), blob, encode(good[1])], [4000] * 3)
+    assert same([before, after], expected)
+    assert isinstance(failure, DecodeFailure)
+    assert re.search(reason, failure.reason)
+    assert same(decoder.decode([encode(good[0])], [4000]), expected[:1])
+
+
+def test_a_clip_of_no_samples_is_named(decoder: Decoder) -> None:
+    outcome = decode_one(decoder, encode(random_pcm(0), format="WAV"), 0)
+    assert outcome == DecodeFailure("the clip has no samples")
+
+
+FORMATS = [
+    ("FLAC", "PCM_S8"),
+    ("FLAC", "PCM_24"),
+    ("WAV", "PCM_16"),
+    ("WAV", "FLOAT"),
+    ("AIFF", "PCM_16"),
+    ("OGG", "VORBIS"),
+]
+
+
+@pytest.mark.parametrize(("format", "subtype"), FORMATS)
+def test_other_formats_decode_as_soundfile_reads_them(decoder: Decoder, format: str, subtype: str) -> None:
+    blob = encode(random_pcm(8000), format=format, subtype=subtype)
+    expected, _ = soundfile.read(io.BytesIO(blob), dtype="float32")
+    assert same([decode_one(decoder, blob, 8000)], [torch.from_numpy(expected)])
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("FLAC", "PCM_16"), *FORMATS[2:]])
+def test_poisoned_bytes_never_raise_and_decoders_agree(format: str, subtype: str) -> None:
+    blob = encode(random_pcm(3000), format=format, subtype=subtype)
+    generator = np.random.default_rng(1)
+    poisoned = [bad for _ in range(25) for bad in corruptions(blob, generator)]
+    by_soundfile = make_decoder("soundfile").decode(poisoned, [3000] * len(poisoned))
+    assert any(isinstance(outcome, DecodeFailure) for outcome in by_soundfile)
+    assert all(
+        outcome.isfinite().all() and len(outcome) == 3000 for outcome in by_soundfile if isinstance(outcome, Tensor)
+    )
+    pytest.importorskip("nvidia.dali")
+    # In ones and in eights: alone, a file's own damage decides; among others, DALI gives up the batch.
+    for batch_size in (1, 8):
+        assert same(make_decoder("dali", 2, batch_size).decode(poisoned, [3000] * len(poisoned)), by_soundfile)
+
+
+def test_another_sample_rate_can_be_asked_for() -> None:
+    blob = encode(random_pcm(2000), 8000)
+    assert isinstance(decode_one(make_decoder("auto", sample_rate=8000), blob, 2000), Tensor)
+    assert isinstance(decode_one(make_decoder("auto"), blob, 2000), DecodeFailure)
+
+
+def test_auto_is_dali_where_it_is_installed() -> None:
+    pytest.importorskip("nvidia.dali")
+    assert type(make_decoder("auto")).__name__ == "DaliDecoder"
+
+
+def test_without_dali_auto_is_soundfile_and_dali_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert isinstance(make_decoder("auto"), SoundfileDecoder)
+    with pytest.raises(ImportError, match=r"pip install 'slap-fast\[dali\]'"):
+        make_decoder("dali")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_decoder("torchcodec"), "'torchcodec'; choose"),  # type: ignore[arg-type]
+        (lambda: make_decoder("soundfile", 0), "threads is 0"),
+        (lambda: make_decoder("auto", 0), "threads is 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make: Callable[[], Decoder], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_dali_batch_holds_at_least_one_clip() -> None:
+    pytest.importorskip("nvidia.dali")
+    with pytest.raises(ValueError, match="max_batch_size is 0"):
+        make_decoder("dali", 1, 0)

@@ -1,0 +1,21 @@
+"""Page-locked batches. What writes audio files is imported inside: a machine that runs the GPU tests may lack it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.gpu
+def test_pinned_batches_are_the_same_batches(tmp_path: Path) -> None:
+    for package in ("soundfile", "soxr"):
+        pytest.importorskip(package)
+    from tests.data.builders import as_lists, make_clip, make_loader, make_tokenizer, write_dataset
+
+    tokenizer = make_tokenizer()
+    index = write_dataset(tmp_path / "data", [make_clip(number) for number in range(30)])
+    plain = [as_lists(batch) for _, batch in make_loader(index, tokenizer)]
+    pinned = [batch for _, batch in make_loader(index, tokenizer, pin_memory=True)]
+    assert all(batch.waveform.is_pinned() and batch.samples.cu_seqlens.is_pinned() for batch in pinned)
+    assert [as_lists(batch) for batch in pinned] == plain

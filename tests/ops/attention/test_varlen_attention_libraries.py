@@ -1,0 +1,209 @@
+"""What the library backends hand to their libraries, and make of what they get back. No kernel runs here."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+
+from slap_fast.ops import dispatch, varlen_attention
+from slap_fast.ops.attention import (
+    backend_flash_attn_2 as varlen_attention_flash2,
+)
+from slap_fast.ops.attention import (
+    backend_flash_attn_3 as varlen_attention_flash3,
+)
+from slap_fast.ops.attention import (
+    backend_flash_attn_4 as varlen_attention_flash4,
+)
+from slap_fast.ops.attention import (
+    backend_torch_efficient as varlen_attention_torch_efficient,
+)
+from slap_fast.ops.attention import (
+    backend_torch_varlen as varlen_attention_torch_varlen,
+)
+from slap_fast.ops.attention.library_kernels import deterministic_kernels
+from tests.ops.attention import _attention_libraries as libraries
+from tests.oracles.varlen_attention import varlen_attention as oracle
+
+MODULES: dict[str, Any] = {
+    "flash_attn_2": varlen_attention_flash2,
+    "flash_attn_3": varlen_attention_flash3,
+    "flash_attn_4": varlen_attention_flash4,
+    "torch_varlen": varlen_attention_torch_varlen,
+    "torch_efficient": varlen_attention_torch_efficient,
+}
+SELF = ([5, 0, 40, 1], [5, 0, 40, 1])
+CROSS = ([3, 1, 7, 0, 2], [9, 4, 2, 3, 0])
+WINDOWS = [(-1, -1), (-1, 0), (0, 0), (4, 2), (3, -1), (-1, 2)]
+TRAITS: dict[str, Any] = {
+    "device": torch.device("cuda"),
+    "dtype": torch.bfloat16,
+    "head_dim": 64,
+    "heads": 12,
+    "kv_heads": 12,
+    "left": -1,
+    "right": -1,
+    "cross": False,
+    "is_long": False,
+    "return_lse": False,
+    "needs_grad": True,
+}
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[libraries.Kernel]:
+    """The stand-in behind the backend that the test names."""
+    name = request.getfixturevalue("name")
+    kernel = libraries.Kernel(empty=math.inf if name in ("flash_attn_2", "torch_varlen") else -math.inf)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        if name == "flash_attn_2":
+            monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", libraries.flash_attn_2(kernel))
+        elif name == "flash_attn_3":
+            monkeypatch.setitem(sys.modules, "flash_attn_interface", libraries.flash_attn_3(kernel))
+        elif name == "flash_attn_4":
+            monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", libraries.flash_attn_4(kernel))
+        elif name == "torch_varlen":
+            libraries.register_torch_flash(library, kernel)
+        else:
+            libraries.register_torch_efficient(library, kernel)
+        yield kernel
+
+
+def _cases() -> Iterator[Any]:
+    for name in MODULES:
+        for window in WINDOWS:
+            for shape, lengths, kv_heads in (("self", SELF, 4), ("gqa", SELF, 2), ("cross", CROSS, 4)):
+                if name != "torch_efficient" or (shape == "self" and window in WINDOWS[:2]):
+                    yield pytest.param(name, window, lengths, kv_heads, id=f"{name}-{window}-{shape}")
+
+
+@pytest.mark.parametrize(("name", "window", "lengths", "kv_heads"), list(_cases()))
+def test_the_library_is_asked_for_what_the_op_promises(
+    name: str,
+    window: tuple[int, int],
+    lengths: tuple[list[int], list[int]],
+    kv_heads: int,
+    kernel: libraries.Kernel,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Transposed in memory: the last stride is not one.
+    q, k, v = (
+        torch.randn(heads, 16, total, generator=generator, dtype=torch.float64).permute(2, 0, 1).requires_grad_()
+        for heads, total in ((4, sum(lengths[0])), (kv_heads, sum(lengths[1])), (kv_heads, sum(lengths[1])))
+    )
+    offsets = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths]
+    settings = (*offsets, max(lengths[0]), max(lengths[1]), *window, 0.3)
+    expected, expected_lse = oracle(q, k, v, *lengths, window, 0.3)
+    tensors = [x.detach() for x in (q, k, v)]
+    out, lse = MODULES[name].forward(*tensors, *settings)
+    torch.testing.assert_close(out, expected.detach())
+    torch.testing.assert_close(lse, expected_lse.detach())
+    assert out.is_contiguous()
+    assert lse.is_contiguous()
+
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    kernel.gradients = tuple(map(torch.nan_to_num, torch.autograd.grad(expected, (q, k, v), grad)))
+    grads = MODULES[name].backward(grad, torch.zeros_like(lse), *tensors, out, lse, *settings)
+    for actual, wanted in zip(grads, kernel.gradients, strict=True):
+        assert actual.is_contiguous()
+        torch.testing.assert_close(actual, wanted)
+    assert kernel.windows == [window, window]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_kernel_is_launched_over_no_tokens(name: str) -> None:
+    q, none = torch.randn(3, 2, 16), torch.randn(0, 2, 16)
+    offsets = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 0], dtype=torch.int32)
+    out, lse = MODULES[name].forward(q, none, none, *offsets, 3, 0, -1, -1, 0.25)
+    assert torch.equal(out, torch.zeros(3, 2, 16))
+    assert torch.equal(lse, torch.full((2, 3), -math.inf))
+    grads = MODULES[name].backward(q, lse, q, none, none, out, lse, *offsets, 3, 0, -1, -1, 0.25)
+    assert [tuple(grad.shape) for grad in grads] == [(3, 2, 16), (0, 2, 16), (0, 2, 16)]
+    assert not grads[0].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": torch.device("cpu")}, "GPU memory"),
+        ({"dtype": torch.float64}, "float64"),
+        ({"head_dim": 20}, "multiples of 8"),
+        ({"head_dim": 512}, "head_dim is 512"),
+        ({"return_lse": True}, "no gradient of the log-sum-exp"),
+    ],
+)
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_kernel_cannot_do_is_said(name: str, change: dict[str, Any], message: str) -> None:
+    assert MODULES[name].rejects(**TRAITS) is None
+    assert message in MODULES[name].rejects(**TRAITS | change)
+
+
+@pytest.mark.parametrize("change", [{"left": 48}, {"right": 48}, {"cross": True}, {"kv_heads": 4}])
+def test_the_memory_efficient_kernels_are_for_plain_self_attention(change: dict[str, Any]) -> None:
+    assert MODULES["torch_efficient"].rejects(**TRAITS | change) is not None
+    assert MODULES["torch_efficient"].rejects(**TRAITS | {"dtype": torch.float32, "right": 0}) is None
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_without_a_gpu_a_library_is_not_even_imported(name: str) -> None:
+    before = set(sys.modules)
+    assert MODULES[name].unavailable() == "PyTorch finds no CUDA device"
+    assert not {module for module in set(sys.modules) - before if "flash" in module}
+    q, offsets = torch.randn(3, 2, 16), torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(ValueError, match=f"'{name}' cannot serve this call .*no CUDA device"):
+        varlen_attention(q, q, q, offsets, max_seqlen_q=3, backend=name)
+
+
+def test_a_missing_or_broken_library_and_a_wrong_gpu_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "compute capability 7.5" in str(varlen_attention_flash2.unavailable())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for name in ("flash_attn_2", "flash_attn_3", "flash_attn_4"):
+        monkeypatch.setitem(sys.modules, MODULES[name]._MODULE, None)
+        assert "is not installed" in MODULES[name].unavailable()
+
+    def broken(name: str) -> None:
+        raise ImportError("undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr("slap_fast.ops.attention.library_kernels.importlib.import_module", broken)
+    assert "build it against this torch" in str(varlen_attention_flash2.unavailable())
+
+
+def test_every_library_is_listed_with_its_reason() -> None:
+    assert set(MODULES) <= {name for name, _ in dispatch.report()["varlen_attention"]}
+
+
+@pytest.mark.parametrize("user", [(False, False, True), (True, True, True), (True, False, False)])
+def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tuple[bool, bool, bool]) -> None:
+    filling: Any = torch.utils.deterministic
+
+    def switches() -> tuple[bool, bool, bool]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            filling.fill_uninitialized_memory,
+        )
+
+    def set_switches(enabled: bool, warn_only: bool, fill: bool) -> None:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        filling.fill_uninitialized_memory = fill
+
+    before = switches()
+    try:
+        set_switches(*user)
+        with deterministic_kernels():
+            assert switches() == (True, False, user[0] and user[2])
+            fresh = torch.empty(1 << 29, dtype=torch.int8)[:: 1 << 20]  # more than other tests left: zeros
+            assert bool(fresh.any()) == (user[0] and user[2])
+        assert switches() == user
+    finally:
+        set_switches(*before)

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slap_fast.ops.log_mel import backend_cuda as log_mel_cuda
+from slap_fast.ops.log_mel import backend_torch as log_mel_torch
+from slap_fast.ops.log_mel.config import MelConfig
+from slap_fast.ops.log_mel.presets import PRESETS
+from tests.oracles import log_mel as oracle
+
+ROOT = Path(__file__).parents[3]
+COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+NVCC = shutil.which("nvcc")
+
+# Registers of a thread by FFT size, where a multiprocessor has 65,536: what lets two blocks run on one at a time.
+MOST_REGISTERS = {"256": 128, "400": 96, "512": 64, "1024": 128, "2048": 128, "loops": 64}
+KERNEL = re.compile(
+    r"Compiling entry function '\S*log_mel_(?P<pass>forward|backward)\S*?"
+    r"(?:RegisterTransformILi(?P<steps>\d+)ELi(?P<columns>\d+)E|LoopTransform)"
+    r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_blocks_emulated_on_the_cpu_equal_the_definition_forward_and_backward(tmp_path: Path) -> None:
+    program = tmp_path / "emulation"
+    sources = ["csrc/cuda/log_mel_plan.cpp", "tests/native/log_mel_cuda_test.cpp"]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Icsrc"]
+    subprocess.run([str(COMPILER), *flags, *sources, "-o", str(program)], cwd=ROOT, check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_kernels_keep_everything_in_registers(architecture: str, tmp_path: Path) -> None:
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [str(NVCC), "-std=c++17", "-O3", "-Icsrc", target, "-Xptxas=-v", "-cubin", "csrc/cuda/log_mel.cu"]
+    done = subprocess.run([*command, "-o", str(tmp_path / "log_mel.cubin")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = done.stdout + done.stderr
+    assert "warning" not in report
+    seen = set()
+    for kernel in KERNEL.finditer(report):
+        size = str(int(kernel["steps"]) * int(kernel["columns"])) if kernel["steps"] else "loops"
+        seen.add((kernel["pass"], size))
+        assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), (size, kernel["pass"])
+        assert int(kernel["registers"]) <= MOST_REGISTERS[size], (size, kernel["pass"])
+    assert seen == {(direction, size) for direction in ("forward", "backward") for size in MOST_REGISTERS}
+
+
+def test_what_it_cannot_serve_is_named() -> None:
+    gpu = torch.device("cuda", 0)
+
+    def reason(device: torch.device, dtype: torch.dtype, n_fft: int) -> str:
+        return log_mel_cuda.rejects(device=device, dtype=dtype, config=MelConfig(n_fft=n_fft)) or ""
+
+    assert reason(gpu, torch.float32, 512) == reason(gpu, torch.int16, 4096) == ""
+    assert "on cpu" in reason(torch.device("cpu"), torch.float32, 512)
+    assert "float64" in reason(gpu, torch.float64, 512)
+    assert "n_fft is 8192" in reason(gpu, torch.float32, 8192)
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    if not torch.cuda.is_available():
+        assert log_mel_cuda.unavailable()
+
+
+LENGTHS = [16_000, 0, 1, 2, 399, 400, 401, 40_123, 70_001]
+CONFIGS = [
+    *(MelConfig.preset(name) for name in PRESETS),
+    MelConfig(n_fft=400, remove_dc_offset=False, preemphasis=0.0),
+    MelConfig(n_fft=441, win_length=441, hop_length=7),
+    MelConfig(n_fft=601, win_length=601, hop_length=1500, padding="kaldi"),
+    MelConfig(n_fft=256, win_length=256, hop_length=64, power=1.0, power_guard=1e-9, padding="reflect"),
+    MelConfig(n_fft=4096, win_length=4096, hop_length=1024, padding="reflect", n_mels=256, preemphasis_scope="clip"),
+    MelConfig(log="none", log_floor=0.0, input_scale=32768.0),
+]
+
+
+def _offsets(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
+
+
+class _Batch:
+    """Packed int16 samples on the CPU, as floats in the unit that a backend is given, and their offsets."""
+
+    def __init__(self, config: MelConfig, lengths: list[int], seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        samples = 0.1 * torch.randn(sum(lengths), generator=generator) + 0.02
+        self.int16 = (samples.clamp(-1, 1) * 32767).to(torch.int16)
+        self.float64 = self.int16.double() / 32768.0
+        self.cu_seqlens = _offsets(lengths)
+        self.cu_frames = _offsets([config.num_frames(length) for length in lengths])
+        self.total_frames = int(self.cu_frames[-1])
+        self.grad = torch.randn(self.total_frames, config.n_mels, generator=generator, dtype=torch.float64)
+
+    def offsets(self, device: str) -> tuple[Tensor, Tensor]:
+        return self.cu_seqlens.to(device), self.cu_frames.to(device)
+
+
+@contextmanager
+def _no_host_sync() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _rms_ratio(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double().cpu() - expected).norm() / expected.norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.n_fft}-{config.padding}-{config.window}")
+def test_values_and_gradients_equal_float64(config: MelConfig) -> None:
+    batch = _Batch(config, LENGTHS)
+    expected = log_mel_torch.forward(batch.float64, batch.cu_seqlens, batch.cu_frames, config, batch.total_frames)
+    expected_grad = log_mel_torch.backward(batch.grad, batch.float64, batch.cu_seqlens, batch.cu_frames, config)
+    cu_seqlens, cu_frames = batch.offsets("cuda")
+    waveform = batch.float64.float().cuda()
+    grad = batch.grad.float().cuda()
+    log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)  # uploads the tables
+    with _no_host_sync():
+        actual = log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)
+        gradient = log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config)
+    assert _rms_ratio(actual, expected) < 1e-5
+    if config.log != "none":
+        reference = log_mel_torch.forward(
+            batch.float64.float(), batch.cu_seqlens, batch.cu_frames, config, batch.total_frames
+        )
+        worst = (reference.double() - expected).abs().max()
+        assert (actual.double().cpu() - expected).abs().max() <= 2 * worst + 1e-4
+    assert _rms_ratio(gradient, expected_grad) < 1e-3
+
+    from_int16 = log_mel_cuda.forward(batch.int16.cuda(), cu_seqlens, cu_frames, config, batch.total_frames)
+    assert torch.equal(from_int16, actual)
+    for _ in range(3):
+        assert torch.equal(log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config), gradient)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["slap", "whisper", "nemo", "kaldi"])
+def test_frames_equal_the_oracle(name: str) -> None:
+    config = MelConfig.preset(name)
+    lengths = [4_000, 170, 1_600]
+    batch = _Batch(config, lengths)
+    frames = log_mel_cuda.forward(batch.int16.cuda(), *batch.offsets("cuda"), config, batch.total_frames)
+    clips = [batch.int16[begin:end].numpy() for begin, end in pairwise(batch.cu_seqlens.tolist())]
+    expected = np.concatenate([oracle.local_log_mel(clip, config) for clip in clips])
+    if config.is_local:
+        expected = (expected - config.mean) / config.std
+    np.testing.assert_allclose(frames.double().cpu().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS[:8], ids=lambda config: f"{config.n_fft}-{config.padding}")
+def test_a_clip_has_the_same_bits_alone_and_in_a_batch(config: MelConfig) -> None:
+    batch = _Batch(config, LENGTHS)
+    cu_seqlens, cu_frames = batch.offsets("cuda")
+    waveform, grad = batch.float64.float().cuda(), batch.grad.float().cuda()
+    together = log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)
+    gradients = log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config)
+    samples, frames = batch.cu_seqlens.tolist(), batch.cu_frames.tolist()
+    for clip in range(len(LENGTHS)):
+        own = slice(samples[clip], samples[clip + 1])
+        own_frames = slice(frames[clip], frames[clip + 1])
+        count = frames[clip + 1] - frames[clip]
+        own_offsets = _offsets([LENGTHS[clip]]).cuda(), _offsets([count]).cuda()
+        alone = log_mel_cuda.forward(waveform[own].clone(), *own_offsets, config, count)
+        assert torch.equal(alone, together[own_frames])
+        gradient = log_mel_cuda.backward(grad[own_frames].clone(), waveform[own].clone(), *own_offsets, config)
+        assert torch.equal(gradient, gradients[own])
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_on_new_samples_and_lengths() -> None:
+    config = MelConfig()
+    first, second = _Batch(config, [16_000, 8_000], seed=1), _Batch(config, [8_000, 16_000], seed=2)
+    waveform, grad = first.float64.float().cuda(), first.grad.float().cuda()
+    cu_seqlens, cu_frames = first.offsets("cuda")
+    arguments = (waveform, cu_seqlens, cu_frames, config)
+    log_mel_cuda.forward(*arguments, first.total_frames)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        frames = log_mel_cuda.forward(*arguments, first.total_frames)
+        gradient = log_mel_cuda.backward(grad, *arguments)
+    waveform.copy_(second.float64.float())
+    grad.copy_(second.grad.float())
+    for held, new in zip((cu_seqlens, cu_frames), second.offsets("cuda"), strict=True):
+        held.copy_(new)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(frames, log_mel_cuda.forward(*arguments, first.total_frames))
+    assert torch.equal(gradient, log_mel_cuda.backward(grad, *arguments))
+
+
+@pytest.mark.gpu
+def test_a_sample_that_is_not_a_number_spoils_the_frames_that_see_it_alone() -> None:
+    config = MelConfig()
+    batch = _Batch(config, [16_000])
+    waveform = batch.float64.float()
+    waveform[8_000] = float("nan")
+    arguments = (waveform.cuda(), *batch.offsets("cuda"), config)
+    frames = log_mel_cuda.forward(*arguments, batch.total_frames).cpu()
+    starts = torch.arange(batch.total_frames) * config.hop_length
+    sees = (starts <= 8_000) & (starts + config.win_length > 8_000)
+    assert torch.equal(frames.isnan(), sees[:, None].expand_as(frames))
+    gradient = log_mel_cuda.backward(batch.grad.float().cuda(), *arguments).cpu()
+    touched = torch.zeros(16_000, dtype=torch.bool)
+    for start in starts[sees].tolist():
+        touched[start : start + config.win_length] = True
+    assert torch.equal(gradient.isnan(), touched)
+
+
+@pytest.mark.gpu
+def test_malformed_offsets_neither_crash_nor_touch_what_is_not_theirs() -> None:
+    config = MelConfig()
+    batch = _Batch(config, [2_000, 3_000])
+    far = 2**62
+    for bad in ([0, far, 5_000], [0, 4_000, 2_000], [-far, -1, far], [5_000, 0, 0]):
+        offsets = torch.tensor(bad).cuda()
+        for arguments in ((offsets, batch.cu_frames.cuda()), (batch.cu_seqlens.cuda(), offsets)):
+            log_mel_cuda.forward(batch.int16.cuda(), *arguments, config, batch.total_frames)
+            log_mel_cuda.backward(batch.grad.float().cuda(), batch.float64.float().cuda(), *arguments, config)
+    torch.cuda.synchronize()

@@ -1,0 +1,217 @@
+"""What a run that continues must share with its checkpoint, what it says, and who may write in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slap_fast.config.loading import to_yaml
+from slap_fast.models.slap import SLAP
+from slap_fast.train import _mendable_by_restart
+from slap_fast.training.checkpoint import output_folder
+from slap_fast.training.checkpoint.continuation import changes, other_model, recipe_changes
+from slap_fast.training.checkpoint.output_folder import OutputError, finished_steps, locked
+from slap_fast.training.distributed.heartbeat import RendezvousError
+from slap_fast.training.distributed.process_group import _connect
+from tests.training import tiny
+from tests.training.ranks import finish, start, tail
+from tests.training.tiny_run import STEPS, write_dataset, write_recipe
+
+
+def described(**changed: Any) -> dict[str, bytes]:
+    """The files that describe a model, with some values set otherwise by `file__key`."""
+    files: dict[str, Any] = {
+        "config.json": {"audio": {"heads": 2, "width": 16}, "text": {"pretrained": None, "max_length": 16}},
+        "text_config/config.json": {"norm_eps": 1e-5, "transformers_version": "5.0"},
+        "tokenizer/tokenizer.json": {
+            "truncation": None,
+            "normalizer": {"type": "NFC"},
+            "added_tokens": [{"id": 0, "content": "[CLS]"}],
+            "model": {"vocab": {"a": 1, "b": 2}},
+        },
+        "tokenizer/tokenizer_config.json": {"cls_token": "[CLS]"},
+    }
+    names = {"config": "config.json", "text": "text_config/config.json", "words": "tokenizer/tokenizer.json"}
+    names["roles"] = "tokenizer/tokenizer_config.json"
+    for place, value in changed.items():
+        file, *parents, last = place.split("__")
+        node = files[names[file]]
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return {name: json.dumps(content).encode() for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        ({"config__text__pretrained": "other", "text__transformers_version": "6", "words__truncation": {}}, None),
+        ({"config__audio__heads": 4}, "model.audio.heads is 2 there and 4 here"),
+        ({"text__norm_eps": 1e-6}, "the text encoder's norm_eps is 1e-05 there and 1e-06 here"),
+        ({"words__model__vocab": {"b": 1, "a": 2}}, "2 tokens have other ids; token 1 is 'a' there and 'b' here"),
+        ({"words__model__vocab": {"a": 1, "c": 2}}, "2 tokens have other ids; token 2 is 'b' there and 'c' here"),
+        ({"words__normalizer": None}, "the tokenizer is another one: its normalizer differs"),
+        ({"roles__cls_token": "a"}, "its cls_token is '[CLS]' there and 'a' here"),
+    ],
+)
+def test_what_changes_the_meaning_of_weights_is_found(changed: dict[str, Any], message: str | None) -> None:
+    found = other_model(described(), described(**changed))
+    assert found is None if message is None else message in str(found)
+
+
+def test_what_changed_is_named_and_what_versions_know_is_passed_over() -> None:
+    saved = "recipe: {schedule: {seed: 0, batch_size: 6}, data: {train: A}, old: 1}\nefficiency: {training: {zero: 1}}"
+    own = "recipe: {schedule: {seed: 0, batch_size: 4}, data: {train: B}, new: 1}\nefficiency: {training: {zero: 2}}"
+    assert recipe_changes(saved, own) == ["data.train 'A' -> 'B'", "schedule.batch_size 6 -> 4"]
+    (note,) = changes(saved, own, ["8 clips"], ["9 clips"])
+    assert (
+        "schedule.batch_size 6 -> 4, the training data: 8 clips -> 9 clips; the order of clips is another one" in note
+    )
+    assert changes(saved, saved, ["8 clips"], ["8 clips"]) == []
+    # The same clips in another folder.
+    (note,) = changes(saved, saved.replace("train: A", "train: B"), ["8 clips"], ["8 clips"])
+    assert note == "changed since the checkpoint: data.train 'A' -> 'B'"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """What the runs of `RUNS`, one after the other in the same output folder, said."""
+    folder = tmp_path_factory.mktemp("continuations")
+    data = write_dataset(tmp_path_factory.mktemp("source"), folder / "A")
+    other = shutil.copytree(data, folder / "B")
+    info = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(info | {"mel_mean": info["mel_mean"] + 1.0}))
+    words = shutil.copytree(data / "tokenizer", folder / "words") / "tokenizer.json"
+    root = json.loads(words.read_bytes())
+    vocabulary = root["model"]["vocab"]
+    vocabulary["a"], vocabulary["n"] = vocabulary["n"], vocabulary["a"]
+    words.write_text(json.dumps(root))
+    recipe = write_recipe(folder / "tiny.yaml", zero_stage=0)
+    common = [f"recipe={recipe}", f"training.output={folder / 'run'}"]
+    first, second = [*common, f"data.train={data}"], [*common, f"data.train={other}", "schedule.seed=5"]
+    runs = [
+        [*first, "training.stop_after=2"],
+        [*first, f"data.tokenizer={words.parent}"],
+        [*first, "model.audio.global_every=1"],
+        [*second, "schedule.batch_size=4", "training.stop_after=3"],
+        [*second, "schedule.batch_size=4"],
+        [*second, "schedule.batch_size=4"],
+        [*first, "schedule.batch_size=4"],
+        [*second, "schedule.batch_size=4", f"schedule.steps={STEPS + 2}"],
+    ]
+    (folder / "continuations").mkdir()
+    (folder / "continuations" / "continuations.json").write_text(json.dumps(runs))
+    log = folder / "log.txt"
+    process = start([sys.executable, "-m", "tests.training.phases", str(folder), "continuations"], log)
+    assert finish([process], log, 240) == [0], tail(log)
+    said = [(folder / "continuations" / f"told-{run}.txt").read_text() for run in range(len(runs))]
+    return said, folder / "run"
+
+
+def test_another_tokenizer_or_model_is_refused_by_a_checkpoint(told: tuple[list[str], Path]) -> None:
+    _, tokenizer, model, *_ = told[0]
+    assert "CheckpointError: " in tokenizer
+    assert "is of another model: the tokenizer is another one: 2 tokens have other ids; token " in tokenizer
+    assert "CheckpointError: " in model
+    assert "is of another model: model.audio.global_every is 3 there and 1 here" in model
+
+
+def test_other_data_seed_and_batch_size_are_named_and_the_earlier_configuration_is_kept(
+    told: tuple[list[str], Path],
+) -> None:
+    (_, _, _, said, *_), run = told
+    assert "continuing after step 2" in said
+    for change in (
+        "/A' -> '",
+        "schedule.batch_size 6 -> 4",
+        "schedule.seed 0 -> 5",
+        "the training data: 12 clips of",
+        "clips may come again or not at all in this epoch",
+        "log-mel values are normalized as before",
+    ):
+        assert change in said, change
+    assert "batch_size: 6" in (run / "config-until-step-00000002.yaml").read_text()
+    assert "batch_size: 4" in (run / "config.yaml").read_text()
+
+
+def test_a_complete_run_says_so_refuses_another_recipe_and_goes_on_for_more_steps(
+    told: tuple[list[str], Path],
+) -> None:
+    (_, _, _, _, _, complete, other, more), run = told
+    assert f"is complete after {STEPS} steps" in complete
+    assert "OutputError: " in other
+    assert "is complete, but of another recipe: data.train " in other
+    assert "schedule.seed 5 -> 0" in other
+    assert f"continuing after step {STEPS}" in more
+    assert f"its model is kept as {run / f'model-step-{STEPS:08d}'}" in more
+    assert f"schedule.steps {STEPS} -> {STEPS + 2}" in more
+    models = [SLAP.from_pretrained(run / name) for name in ("model", f"model-step-{STEPS:08d}")]
+    assert any((a != b).any() for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 3))
+
+
+def test_a_complete_run_without_checkpoints_cannot_be_asked_for_more(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    config = tiny.run_config(tmp_path)
+    for text in ("", "recipe", "recipe: [", to_yaml(config)):
+        (tmp_path / "config.yaml").write_text(text)
+        assert finished_steps(config) == 20
+    (tmp_path / "config.yaml").write_text(to_yaml(config).replace("steps: 20", "steps: 10"))
+    with pytest.raises(OutputError, match=r"schedule\.steps 10 -> 20\. Its checkpoints are gone"):
+        finished_steps(config)
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_folder, "_PATIENCE", 0.3)
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(OutputError, match=rf"run: another run is training here \(process {os.getpid()} on "),
+        locked(tmp_path / "run"),
+    ):
+        pass
+    # The lock of a process that was killed is free.
+    code = (
+        "import os, sys; from pathlib import Path; from slap_fast.training.checkpoint.output_folder import locked\n"
+        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False).returncode == -9
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_a_second_run_on_a_host_is_told_of_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(RendezvousError, match=rf"port {port} of 127\.0\.0\.1 is taken .*--master_port {port + 1} "):
+            _connect(0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "mendable"),
+    [
+        (OSError(28, "No space left on device"), False),
+        (OSError(122, "Disk quota exceeded"), False),
+        (PermissionError(13, "Permission denied"), False),
+        (OSError(5, "Input/output error"), True),
+        (OutputError("another run"), False),
+        (RuntimeError("NCCL"), True),
+    ],
+)
+def test_a_full_disk_is_no_reason_to_start_again(error: Exception, mendable: bool) -> None:
+    assert _mendable_by_restart(error) is mendable
