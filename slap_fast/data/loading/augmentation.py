@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from slap_fast.config.recipe import AugmentationConfig
 from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator
-
-
-class AugmentationSettings(Protocol):
-    """What the recipe's `augmentation` section says."""
-
-    @property
-    def time_masks(self) -> int: ...
-    @property
-    def time_mask_frames(self) -> int: ...
-    @property
-    def time_mask_fraction(self) -> float: ...
-    @property
-    def mel_masks(self) -> int: ...
-    @property
-    def mel_mask_bins(self) -> int: ...
-    @property
-    def masked_fraction(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,7 @@ class ClipMasks:
 class MaskSampler:
     """Draws a clip's masks from (seed, step, clip) alone: neither the rank nor the rest of the batch changes them."""
 
-    def __init__(self, settings: AugmentationSettings, *, seed: int) -> None:
+    def __init__(self, settings: AugmentationConfig, *, seed: int) -> None:
         """
         Raises:
             ValueError: a count or width is negative, or a fraction is outside [0, 1].

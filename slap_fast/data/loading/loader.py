@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import AugmentationConfig
 from slap_fast.data.decoding import PREPARE, Crop, DecodeFailure, Decoder
 from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip
-from slap_fast.data.loading.augmentation import AugmentationSettings, MaskSampler
+from slap_fast.data.loading.augmentation import MaskSampler
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.loading.collate import LoadedClip, collate
 from slap_fast.data.loading.dropped_clips import DroppedClip, DropReport
@@ -87,7 +88,7 @@ class Loader:
         index: ClipIndex | Mixture,
         plan: Plan,
         model_config: ModelConfig,
-        augmentation: AugmentationSettings,
+        augmentation: AugmentationConfig,
         tokenizer: PreTrainedTokenizerBase,
         decoder: Decoder,
         *,
