@@ -17,7 +17,7 @@ import torch
 from benchmarks.harness.case import Case, Peer, Settings, benchmark_names, default_names, load_benchmark
 from benchmarks.harness.measure import ERROR, FAILED, LEFT_OUT, DeviceLostError, measure_case, without_times
 from benchmarks.harness.plot import plot_result
-from benchmarks.harness.report import render, render_readme
+from benchmarks.harness.report import render, render_document
 from benchmarks.harness.results import build_result, finite, load_result, result_path, save_result, with_earlier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,21 +213,17 @@ def _plot(argv: Sequence[str]) -> int:
 
 def _readme(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks readme", description="Rewrite the tables in the READMEs."
+        prog="python -m benchmarks readme",
+        description="Redraw the tables of README.md, docs/*.md and benchmarks/results/README.md from the results.",
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        action="append",
-        help="file with tables (default: README.md and benchmarks/results/README.md)",
-    )
+    parser.add_argument("--readme", type=Path, action="append", help="redraw this file instead; may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     options = parser.parse_args(argv)
     stale = False
-    for path in options.readme or (ROOT / "README.md", RESULTS / "README.md"):
+    for path in options.readme or (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), RESULTS / "README.md"):
         text = path.read_text(encoding="utf-8")
-        fresh = render_readme(text, options.out)
+        fresh = render_document(text, options.out)
         if fresh == text:
             continue
         if options.check:

@@ -1,4 +1,4 @@
-"""A result as Markdown: printed at the end of a run, and put into the README."""
+"""Benchmark results as Markdown tables: printed after a run, and written between markers of the documentation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from benchmarks.harness.results import is_ours, load_result
 from benchmarks.harness.timing import paired_ratio
 
 MARKED = re.compile(
-    r"(?P<open><!-- benchmarks:(?P<name>[\w.-]+)(?P<summary> summary)? -->\n)"
+    r"(?P<open><!-- benchmarks:(?P<name>[\w.-]+)(?P<summary> summary)?"
+    r"(?P<rows>(?:\n[^\n]+ = [^\n]+ \| [^\n]+)*)\s-->\n)"
     r".*?(?P<close><!-- /benchmarks:(?P=name) -->)",
     re.DOTALL,
 )
+SUMMARY = ["case", "slap-fast", "fastest other", "its time", "times as fast (quartiles)", "memory", "of the other"]
 
 
 def render(result: dict[str, Any]) -> str:
@@ -56,24 +58,53 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def summarise(result: dict[str, Any]) -> str:
-    """A row a case: the fastest of our peers against the fastest of the others; and the circumstances."""
-    header = ["case", "slap-fast", "fastest other", "its time", "times as fast (quartiles)", "memory", "of the other"]
-    rows = []
-    for case in result["cases"]:
-        ran = sorted((peer for peer in case["peers"] if peer["status"] == OK), key=lambda peer: peer["time"]["median"])
-        ours = next((peer for peer in ran if is_ours(peer["name"])), None)
-        other = next((peer for peer in ran if not is_ours(peer["name"])), None)
-        if ours is None:
-            continue
-        row = [case["name"], format_seconds(ours["time"]["median"])]
-        if other is None:
-            rows.append([*row, "none", "", "", _memory(ours), ""])
-            continue
-        ratio = paired_ratio(other["seconds"], ours["seconds"])
-        row += [other["name"], format_seconds(other["time"]["median"]), _ratio(ratio, False)]
-        rows.append([*row, _memory(ours), _memory(other)])
-    return f"{markdown_table([header, *rows])}\n\n{_circumstances(result)}\n"
+def summarize(result: dict[str, Any]) -> str:
+    """One row per case: our fastest peer against the fastest other one; then the circumstances."""
+    rows = [row for case in result["cases"] if (row := _summary_row(case)) is not None]
+    return f"{markdown_table([SUMMARY, *rows])}\n\n{_circumstances(result)}\n"
+
+
+def _summary_row(case: dict[str, Any]) -> list[str] | None:
+    ran = sorted((peer for peer in case["peers"] if peer["status"] == OK), key=lambda peer: peer["time"]["median"])
+    ours = next((peer for peer in ran if is_ours(peer["name"])), None)
+    other = next((peer for peer in ran if not is_ours(peer["name"])), None)
+    if ours is None:
+        return None
+    row = [case["name"], format_seconds(ours["time"]["median"])]
+    if other is None:
+        return [*row, "none", "", "", _memory(ours), ""]
+    ratio = _ratio(paired_ratio(other["seconds"], ours["seconds"]), False)
+    return [*row, other["name"], format_seconds(other["time"]["median"]), ratio, _memory(ours), _memory(other)]
+
+
+def _selected_rows(lines: str, results: Path) -> str:
+    """A table of cases of several results.
+
+    Args:
+        lines: one per row, `label = result name | case name`.
+        results: the folder of the results.
+
+    Raises:
+        ValueError: a result or a case does not exist, or the case has no row.
+    """
+    rows, circumstances = [], {}
+    for line in lines.strip().splitlines():
+        label, _, source = line.partition(" = ")
+        name, _, wanted = source.partition(" | ")
+        result = _load(results, name)
+        row = next((_summary_row(case) for case in result["cases"] if case["name"] == wanted), None)
+        if row is None:
+            raise ValueError(f"{results / name}.json has no row for the case {wanted!r}, which the documentation shows")
+        rows.append([label, *row[1:]])
+        circumstances[f"- `{name}`: {_circumstances(result)}"] = None
+    return "\n\n".join([markdown_table([SUMMARY, *rows]), "\n".join(circumstances)]) + "\n"
+
+
+def _load(results: Path, name: str) -> dict[str, Any]:
+    path = results / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"the marker benchmarks:{name} has no result {path}; run the benchmark first")
+    return load_result(path)
 
 
 def _memory(peer: dict[str, Any]) -> str:
@@ -82,20 +113,22 @@ def _memory(peer: dict[str, Any]) -> str:
     return next((format_bytes(memory[name]) for name in ("working_bytes", "step_bytes") if name in memory), "")
 
 
-def render_readme(text: str, results: Path) -> str:
-    """`text` with what stands between each pair of markers `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`
-    drawn anew from `results/NAME.json`; after `NAME summary`, a row a case instead of a row a peer.
+def render_document(text: str, results: Path) -> str:
+    """`text` with a fresh table between each `<!-- benchmarks:NAME -->` and its `<!-- /benchmarks:NAME -->`.
+
+    The table is drawn from `results/NAME.json`: one row per peer, or after `NAME summary` one row per case. A marker
+    with lines `label = RESULT | CASE` between its NAME and `-->` draws one row for each, of any result.
 
     Raises:
-        ValueError: a marker has no partner, or its result does not exist.
+        ValueError: a marker has no partner, or its result or case does not exist.
     """
 
     def fill(match: re.Match[str]) -> str:
-        path = results / f"{match['name']}.json"
-        if not path.is_file():
-            raise ValueError(f"the marker benchmarks:{match['name']} has no result {path}; run the benchmark first")
-        draw = summarise if match["summary"] else render
-        return f"{match['open']}{draw(load_result(path))}{match['close']}"
+        if match["rows"]:
+            table = _selected_rows(match["rows"], results)
+        else:
+            table = (summarize if match["summary"] else render)(_load(results, match["name"]))
+        return f"{match['open']}{table}{match['close']}"
 
     unmatched = re.search(r"<!-- /?benchmarks:[^>]*-->", MARKED.sub("", text))
     if unmatched:

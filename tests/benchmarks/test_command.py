@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.cli import main
-from benchmarks.harness.report import format_bytes, format_seconds, render, render_readme, summarise
+from benchmarks.harness.report import format_bytes, format_seconds, render, render_document, summarize
 from benchmarks.harness.results import load_result, with_earlier
 
 
@@ -121,16 +121,39 @@ def test_the_readme_is_filled_once_and_then_stays(results: Path, tmp_path: Path)
     assert readme.read_text() == filled
 
 
+def test_a_marker_with_lines_draws_the_cases_that_they_name(result: dict[str, Any], tmp_path: Path) -> None:
+    seconds = {"slap-fast": [2.0, 2.0, 2.0], "libsum": [4.0, 4.0, 4.0]}
+    peers = [
+        result["cases"][0]["peers"][0] | {"name": name, "seconds": samples, "time": {"median": samples[0]}}
+        for name, samples in seconds.items()
+    ]
+    cases = [result["cases"][0] | {"name": name, "peers": peers} for name in ("sum, large", "sum, small")]
+    for name in ("a-cpu", "b-cpu"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result | {"cases": cases}))
+    lines = "the first = b-cpu | sum, small\nthe second = a-cpu | sum, large\nthe third = a-cpu | sum, small\n"
+    text = f"before\n<!-- benchmarks:chosen\n{lines}-->\nstale\n<!-- /benchmarks:chosen -->\nafter\n"
+    drawn = render_document(text, tmp_path)
+    assert "stale" not in drawn
+    assert drawn.startswith(f"before\n<!-- benchmarks:chosen\n{lines}-->\n| case ")
+    table = [_cells(line) for line in drawn.splitlines() if line.startswith("| the ")]
+    assert [row[0] for row in table] == ["the first", "the second", "the third"]
+    assert all(row[1:5] == ["2 s", "libsum", "4 s", "2.00 (2.00 to 2.00)"] for row in table)
+    assert drawn.count("- `a-cpu`: ") == drawn.count("- `b-cpu`: ") == 1
+    assert render_document(drawn, tmp_path) == drawn
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("<!-- benchmarks:toy-cpu-quick -->\n", "has no partner"),
         ("<!-- benchmarks:other-cpu -->\n<!-- /benchmarks:other-cpu -->\n", "has no result"),
+        ("<!-- benchmarks:rows\na = other-cpu | sum\n-->\n<!-- /benchmarks:rows -->\n", "has no result"),
+        ("<!-- benchmarks:rows\na = toy-cpu-quick | x\n-->\n<!-- /benchmarks:rows -->\n", "no row for the case 'x'"),
     ],
 )
 def test_a_marker_that_cannot_be_filled_is_named(results: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render_readme(text, results)
+        render_document(text, results)
 
 
 def test_a_table_of_a_result_without_peers_is_shown_as_it_is(result: dict[str, Any]) -> None:
@@ -196,7 +219,7 @@ def test_the_summary_sets_our_fastest_against_the_fastest_other_even_where_that_
     measured[1]["memory"] = {"step_bytes": 2**20, "working_bytes": 2**10}
     alone, without_us = case | {"name": "alone"}, case | {"name": "without us"}
     cases = [case | {"peers": measured}, alone | {"peers": measured[:2]}, without_us | {"peers": measured[2:]}]
-    rows = summarise(result | {"cases": cases}).splitlines()[2:4]
+    rows = summarize(result | {"cases": cases}).splitlines()[2:4]
     assert _cells(rows[0]) == ["sum", "2 s", "libsum", "1 s", "0.50 (0.38 to 0.50)", "1 KiB", ""]
     assert _cells(rows[1]) == ["alone", "2 s", "none", "", "", "1 KiB", ""]
 
