@@ -11,8 +11,10 @@ checked first, cast as autocast asks, and refused where a derivative would be wr
 
 from __future__ import annotations
 
+import inspect
+import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -62,21 +64,22 @@ class CustomOp(Generic[P, R]):
         self,
         name: str,
         mutates_args: tuple[str, ...],
-        schema: str | None,
+        given_schema: str | None,
         check: Callable[P, tuple[Any, ...]] | None,
         rule: autocast.Rule | None,
         cast: tuple[str, ...],
         implementation: Callable[P, R],
     ):
-        def checked(*args: Any) -> R:
-            return implementation(*(args if check is None else check(*args)))  # type: ignore[call-arg]
+        self._groups, schema = ([], given_schema) if given_schema else _flattened(implementation, mutates_args)
 
-        if schema is None:
-            schema = torch.library.infer_schema(implementation, mutates_args=mutates_args)
+        def checked(*args: Any) -> R:
+            grouped = self._group(args)
+            return implementation(*(grouped if check is None else check(*grouped)))  # type: ignore[call-arg, arg-type]
+
         self._definition = torch.library.custom_op(name, checked, mutates_args=mutates_args, schema=schema)
         self._registered: Any = self._definition._opoverload
-        self._implementation = implementation
-        self._apply: Callable[P, R] | None = None
+        self._implementation: Callable[..., R] = self._taking_flat(implementation)
+        self._apply: Callable[..., R] | None = None
         self._name = name
         arguments = self._registered._schema.arguments
         self._tensors = [place for place, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
@@ -124,9 +127,36 @@ class CustomOp(Generic[P, R]):
             operator = self._name.partition("::")[2]
             self._library.impl(operator, kernel, key, with_keyset=True, allow_override=True)
 
+    def _group(self, flat: Sequence[Any]) -> Sequence[Any]:
+        """The arguments as `implementation` takes them: each NamedTuple made of its fields again."""
+        if not any(self._groups):
+            return flat
+        grouped, place = [], 0
+        for group in self._groups:
+            if group is None:
+                grouped.append(flat[place])
+                place += 1
+            else:
+                end = place + len(group._fields)
+                grouped.append(group._make(flat[place:end]))
+                place = end
+        return grouped
+
+    def _flatten(self, grouped: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not any(self._groups):
+            return grouped
+        flat: list[Any] = []
+        for group, argument in zip(self._groups, grouped, strict=True):
+            flat += [argument] if group is None else argument
+        return tuple(flat)
+
+    def _taking_flat(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return (lambda *flat: function(*self._group(flat))) if any(self._groups) else function
+
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As `torch.library.register_fake`."""
-        return self._definition.register_fake(function)
+        self._definition.register_fake(self._taking_flat(function))
+        return function
 
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[..., Any], twice: bool = False
@@ -134,19 +164,24 @@ class CustomOp(Generic[P, R]):
         """As `torch.library.register_autograd`.
 
         Args:
-            backward: gets a context and gradients.
-            setup_context: gets a context, inputs and output.
+            backward: gets a context and gradients; returns one gradient for each argument of the schema.
+            setup_context: gets a context, the arguments (NamedTuples as such) and the output.
             twice: that `backward` is made of differentiable ops alone. Where it is not, it raises under
                 `create_graph=True`.
         """
         if not twice:
             backward = once_differentiable(self._name, backward)
-        self._definition.register_autograd(backward, setup_context=setup_context)
-        implementation: Callable[..., R] = self._implementation
+        implementation, take_inputs = self._implementation, setup_context
+        if any(self._groups):
+
+            def take_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                setup_context(ctx, self._group(inputs), output)
+
+        self._definition.register_autograd(backward, setup_context=take_inputs)
 
         def forward(ctx: Any, *args: Any) -> R:
             output = implementation(*args)
-            setup_context(ctx, args, output)
+            take_inputs(ctx, args, output)
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -154,25 +189,29 @@ class CustomOp(Generic[P, R]):
         self._apply = super(Function, type(self._name, (Function,), methods)).apply  # type: ignore[misc]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() or kwargs or not self._is_plain(args):
-            return self._registered(*args, **kwargs)
+        """Call it by position: a keyword is refused."""
+        if kwargs:
+            raise TypeError(f"{self._name} is called by position, and got {', '.join(kwargs)}")
+        flat = self._flatten(args)
+        if torch.compiler.is_compiling() or not self._is_plain(flat):
+            return self._registered(*flat)
         if torch._C._is_any_autocast_enabled():
             # What is cast was cast: inside, products are in the types that they are written in.
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
-                return self._call(*args, **kwargs)
-        return self._call(*args, **kwargs)
+                return self._call(*flat)
+        return self._call(*flat)
 
-    def _call(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def _call(self, *args: Any) -> R:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             # Without a formula the registered op raises when a backward arrives.
-            return self._registered(*args) if self._apply is None else self._apply(*args, **kwargs)
+            return self._registered(*args) if self._apply is None else self._apply(*args)
         if profiler._is_profiler_enabled:
             with torch.profiler.record_function(self._name):
-                return self._run(*args, **kwargs)
-        return self._run(*args, **kwargs)
+                return self._run(*args)
+        return self._run(*args)
 
-    def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result = self._implementation(*args, **kwargs)
+    def _run(self, *args: Any) -> R:
+        result = self._implementation(*args)
         for place in self._mutated:
             mutated = args[place]
             if isinstance(mutated, Tensor) and not mutated.is_inference():
@@ -190,6 +229,28 @@ class CustomOp(Generic[P, R]):
             if tensor is not None and torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN:
                 return False
         return True
+
+
+def _flattened(implementation: Callable[..., Any], mutates_args: tuple[str, ...]) -> tuple[list[Any | None], str]:
+    """The NamedTuple class of each parameter (None: a plain one), and the schema in which their fields stand flat."""
+    hints = typing.get_type_hints(implementation)
+    returned = None if hints["return"] is type(None) else hints["return"]
+    del hints["return"]
+    groups = [hint if hasattr(hint, "_fields") else None for hint in hints.values()]
+    kind, fields = inspect.Parameter.POSITIONAL_OR_KEYWORD, []
+    for parameter, group in zip(inspect.signature(implementation).parameters.values(), groups, strict=True):
+        if group is None:
+            fields.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        for name, hint in typing.get_type_hints(group).items():
+            default = group._field_defaults.get(name, inspect.Parameter.empty)
+            fields.append(inspect.Parameter(name, kind, default=default, annotation=hint))
+    signature = inspect.Signature(fields, return_annotation=returned)
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = signature  # type: ignore[attr-defined]
+    return groups, torch.library.infer_schema(prototype, mutates_args=mutates_args)
 
 
 def _has_tangent(x: Any) -> bool:
@@ -224,10 +285,13 @@ def custom_op(
 ) -> Callable[[Callable[P, R]], CustomOp[P, R]]:
     """Decorator: `torch.library.custom_op`, to be called by position.
 
+    The schema follows from the annotations. A parameter annotated with a NamedTuple stands in it as the NamedTuple's
+    fields, so that what several ops and backends take is written once. The decorated function, its fake, `check` and
+    `setup_context` get the NamedTuple.
+
     Args:
         name: with its namespace, "slap_fast::...".
         mutates_args: names of the tensors that it writes to.
-        schema: None: by the annotations.
         check: run where the registered op is called, by users or compiled code: raises ValueError for arguments through
             which memory would be misread, without a wait for a GPU, and returns the arguments to go on with. The
             function around a decorated op has done as much.

@@ -61,18 +61,31 @@ def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 
-def register_autograd(op: Any, positions: Sequence[int]) -> None:
-    """Derive `op`, which returns `(loss, *gradients)`, one gradient for each of the inputs at `positions`."""
+def register_autograd(op: Any, names: Sequence[Any]) -> None:
+    """Derive `op`, which takes a NamedTuple first and returns `(loss, *gradients)`.
+
+    Args:
+        op: a `custom_op`.
+        names: the fields of its NamedTuple that the gradients belong to.
+    """
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        call = inputs[0]
+        if not isinstance(names[0], str):
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.save_for_backward(*output[1:])
+            ctx.positions, ctx.dtypes = names, [inputs[position].dtype for position in names]
+            return
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
-        ctx.dtypes = [inputs[position].dtype for position in positions]
+        ctx.positions = [call._fields.index(name) for name in names]
+        ctx.dtypes = [getattr(call, name).dtype for name in names]
 
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for position, gradient, dtype in zip(positions, ctx.saved_tensors, ctx.dtypes, strict=True):
+        for position, gradient, dtype in zip(ctx.positions, ctx.saved_tensors, ctx.dtypes, strict=True):
             if grad is not None and ctx.needs_input_grad[position]:
                 grads[position] = _scale_gradient(gradient, grad, dtype)
         return tuple(grads)

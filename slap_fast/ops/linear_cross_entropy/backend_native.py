@@ -1,4 +1,4 @@
-"""Vocabulary loss on CPUs: products by chunks of tokens, and native passes over rows of logits in cache."""
+"""Native backend, CPU: matrix products by chunks of tokens, then native passes over cached logits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import score_chunks
+from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from slap_fast.ops.loss_gradients import empty_gradient
 from slap_fast.ops.matrix_product import matrix_product
 from slap_fast.ops.native_storage import STORAGE
@@ -25,27 +26,19 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     return score_chunks.rejects(device, dtype)
 
 
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    hidden_needs_grad: bool,
-    weight_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients, empty where not needed."""
-    grad_hidden = empty_gradient(hidden, hidden_needs_grad).zero_()
-    grad_weight = empty_gradient(weight, weight_needs_grad).zero_()
+def loss_and_gradients(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.loss_and_gradients`."""
+    hidden, weight, target = call.hidden, call.weight, call.target
+    grad_hidden = empty_gradient(hidden, call.hidden_needs_grad).zero_()
+    grad_weight = empty_gradient(weight, call.weight_needs_grad).zero_()
     dtype = score_chunks.product_dtype(hidden.dtype)
     precise_weight, vocabulary = weight.to(dtype), weight.shape[0]
-    counted = (target != ignore_index).nonzero().squeeze(1)  # an ignored token's features may be anything, NaN too
+    # The features of an ignored token may be anything, NaN included.
+    counted = (target != call.ignore_index).nonzero().squeeze(1)
     floats = vocabulary + 2 * weight.shape[1]  # a row of logits, of features and of their gradient
     rows = chunk_rows(counted.shape[0], floats, _BUDGET * dtype.itemsize // 4)
     logits = empty_scores(rows, vocabulary)
     grad_logits = gradients_in(logits, dtype)
-    needs_grad = hidden_needs_grad or weight_needs_grad
     total = 0.0
     for tokens in counted.split(rows):
         chunk, chunk_target = hidden[tokens].to(dtype), target[tokens]
@@ -57,15 +50,15 @@ def loss_and_gradients(
             columns=vocabulary,
             stride=logits.stride(0),
             target=chunk_target.data_ptr(),
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            gradients=STORAGE[dtype] if needs_grad else None,
+            label_smoothing=call.label_smoothing,
+            z_loss=call.z_loss,
+            gradients=STORAGE[dtype] if call.needs_grad else None,
             threads=torch.get_num_threads(),
         )
-        if hidden_needs_grad:
+        if call.hidden_needs_grad:
             grad_hidden[tokens] = matrix_product(
                 chunk_grad, precise_weight, torch.empty(chunk.shape, dtype=torch.float32, device="cpu")
             )
-        if weight_needs_grad:
+        if call.weight_needs_grad:
             matrix_product(chunk_grad.T, chunk, grad_weight, accumulate=True)
     return torch.tensor(total, dtype=torch.float32, device="cpu"), grad_hidden, grad_weight

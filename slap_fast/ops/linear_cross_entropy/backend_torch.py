@@ -1,4 +1,4 @@
-"""Vocabulary loss by PyTorch's operations, on any device: logits and gradients of one chunk of tokens at a time."""
+"""PyTorch backend, any device: logits and gradients of one chunk of tokens at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from slap_fast.ops.loss_gradients import empty_gradient
 
 # Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
@@ -20,27 +21,20 @@ def rejects(**_traits: object) -> None:
     """None: it serves any call."""
 
 
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    hidden_needs_grad: bool,
-    weight_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients, empty where not needed."""
+def loss_and_gradients(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.loss_and_gradients`."""
+    hidden, weight, target = call.hidden, call.weight, call.target
+    label_smoothing, z_loss = call.label_smoothing, call.z_loss
     vocabulary = weight.shape[0]
-    grad_hidden = empty_gradient(hidden, hidden_needs_grad)
-    grad_weight = empty_gradient(weight, weight_needs_grad).zero_()
+    grad_hidden = empty_gradient(hidden, call.hidden_needs_grad)
+    grad_weight = empty_gradient(weight, call.weight_needs_grad).zero_()
     precise_weight = weight.to(accumulator(hidden.dtype))
     total = precise_weight.new_zeros(())
     chunk_size = max(1, _MAX_LOGITS // vocabulary)
     for begin in range(0, hidden.shape[0], chunk_size):
         rows = slice(begin, begin + chunk_size)
         chunk, chunk_target = hidden[rows].to(precise_weight.dtype), target[rows]
-        ignored = chunk_target == ignore_index
+        ignored = chunk_target == call.ignore_index
         invalid = ~ignored & ((chunk_target < 0) | (chunk_target >= vocabulary))
         index = chunk_target.masked_fill(ignored | invalid, 0).unsqueeze(1)  # [c, 1]
         logits = chunk @ precise_weight.T  # [c, V]
@@ -52,7 +46,7 @@ def loss_and_gradients(
         if z_loss:
             losses += z_loss * lse.square()
         total += losses.masked_fill(invalid, torch.nan).masked_fill(ignored, 0.0).sum()
-        if not hidden_needs_grad and not weight_needs_grad:
+        if not call.needs_grad:
             continue
         # Not exp(logits - lse): where logits are large, a rounded lse has lost digits that matter.
         grad_logits = logits.softmax(1)
@@ -62,9 +56,9 @@ def loss_and_gradients(
             grad_logits -= label_smoothing / vocabulary
         grad_logits.scatter_add_(1, index, grad_logits.new_full(index.shape, label_smoothing - 1))
         grad_logits.masked_fill_(invalid[:, None], torch.nan).masked_fill_(ignored[:, None], 0.0)
-        if hidden_needs_grad:
+        if call.hidden_needs_grad:
             torch.mm(grad_logits, precise_weight, out=grad_hidden[rows])
-        if weight_needs_grad:
-            # An ignored token's features may be anything, NaN too.
+        if call.weight_needs_grad:
+            # The features of an ignored token may be anything, NaN included.
             grad_weight.addmm_(grad_logits.T, chunk.masked_fill(ignored[:, None], 0.0))
     return total, grad_hidden, grad_weight

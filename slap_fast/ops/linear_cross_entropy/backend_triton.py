@@ -1,4 +1,4 @@
-"""Vocabulary loss by Triton kernels and cuBLAS: no host synchronisation, fit for CUDA graphs, any width."""
+"""Triton backend, GPU: Triton kernels and cuBLAS, no host synchronization, usable in CUDA graphs, any width."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import triton_support
+from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from slap_fast.ops.triton_support import matrix
 
 
@@ -19,26 +20,9 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     return triton_support.rejects_dtype("hidden, weight", dtype) or triton_support.rejects_device(device)
 
 
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    hidden_needs_grad: bool,
-    weight_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients, empty where not needed."""
+def loss_and_gradients(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.loss_and_gradients`."""
     from slap_fast.kernels import linear_cross_entropy as kernels
 
-    return kernels.loss_and_gradients(
-        matrix(hidden),
-        matrix(weight),
-        target.contiguous(),
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        hidden_needs_grad,
-        weight_needs_grad,
-    )
+    call = call._replace(hidden=matrix(call.hidden), weight=matrix(call.weight), target=call.target.contiguous())
+    return kernels.loss_and_gradients(*call)

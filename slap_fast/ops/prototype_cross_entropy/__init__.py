@@ -192,7 +192,7 @@ def _(
     )
 
 
-register_autograd(_prototype_cross_entropy, positions=(0, 2))
+register_autograd(_prototype_cross_entropy, (0, 2))
 
 
 def sinkhorn_potential(
