@@ -38,15 +38,15 @@ def reference(workload: Workload) -> Outputs:
 
 
 def slap_fast(workload: Workload, kind: Literal["dali", "soundfile"], threads: int) -> Run:
-    """The whole loader: plan, reading, decoding, captions to tokens, masks, packed batches."""
+    """The whole loader: sampler, reading, decoding, captions to tokens, masks, packed batches."""
     index = workload.open()
-    plan, tokenizer = workload.plan(index), load_tokenizer(index.folder / "tokenizer")
+    sampler, tokenizer = workload.sampler(index), load_tokenizer(index.folder / "tokenizer")
     decoder = make_decoder(kind, threads, workload.batch_size)
 
     def batches() -> Iterator[Tensor]:
         loader = Loader(
             index,
-            plan,
+            sampler,
             ModelConfig(),
             AugmentationConfig(),
             tokenizer,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare import prepare
-from slap_fast.data.prepare.sources import ClipSource
-from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.prepare.source import GeneratedSource
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from slap_fast.synthetic import SAMPLE_RATE, SyntheticClip, iter_synthetic
 
 # Of each clip one sample in so many is held against the reference: in all places, and few enough for float64.
@@ -51,13 +51,13 @@ class Workload:
     def open(self) -> ClipIndex:
         return ClipIndex.open(_folder(self))
 
-    def plan(self, index: ClipIndex) -> Plan:
-        return Plan(index, batch_size=self.batch_size, seed=0, max_duration=30.0)
+    def sampler(self, index: ClipIndex) -> GlobalBatchSampler:
+        return GlobalBatchSampler(index, batch_size=self.batch_size, seed=0, max_duration=30.0)
 
     def order(self) -> list[list[int]]:
         """The clips of each batch."""
-        plan = self.plan(self.open())
-        return [[ref.clip for ref in plan.step(step, 0, 1)] for step in range(self.batches)]
+        sampler = self.sampler(self.open())
+        return [[ref.clip for ref in sampler.rank_batch(step, 0, 1)] for step in range(self.batches)]
 
     def checked(self, batches: list[Tensor]) -> Tensor:
         """`[clips, n]` of packed waveforms: what is held against the reference."""
@@ -101,7 +101,7 @@ def _folder(workload: Workload) -> Path:
     """A dataset folder that lasts as long as the process."""
     _KEPT.append(tempfile.TemporaryDirectory(prefix="slap-fast-loader-"))
     folder = Path(_KEPT[-1].name, "data")
-    source = ClipSource(partial(_joined, workload), "benchmark", {}, workload.clips)
+    source = GeneratedSource(partial(_joined, workload), "benchmark", {}, workload.clips)
     # A few clips are made faster than processes start.
     prepare(source, folder, workers=None if workload.clips > 100 else 0, vocab_size=2000, progress=False)
     return folder

@@ -33,7 +33,7 @@ from slap_fast.data.format.dataset_files import (
     write_json,
 )
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 
 CLIPS = 109_000_000
 CLIPS_PER_SHARD = 10_000
@@ -158,7 +158,7 @@ def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
     index = ClipIndex.open(folder)
     figures["later opening (s)"] = time.perf_counter() - began
     began = time.perf_counter()
-    plan = Plan(index, batch_size=BATCH_SIZE, seed=0, max_duration=LONGEST)
+    plan = GlobalBatchSampler(index, batch_size=BATCH_SIZE, seed=0, max_duration=LONGEST)
     figures["making the plan (s)"] = time.perf_counter() - began
     figures["clips an epoch"] = plan.clips_per_epoch
 
@@ -167,7 +167,7 @@ def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
     times = []
     for step in drawn:
         began = time.perf_counter()
-        plan.step(step, step % RANKS, RANKS)
+        plan.rank_batch(step, step % RANKS, RANKS)
         times.append(1e3 * (time.perf_counter() - began))
     figures["median plan (ms)"] = float(np.median(times))
     figures["slowest plan (ms)"] = max(times)
@@ -180,13 +180,13 @@ def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
     return figures
 
 
-def _imbalance(index: ClipIndex, plan: Plan, step: int) -> float:
+def _imbalance(index: ClipIndex, plan: GlobalBatchSampler, step: int) -> float:
     """Percent of the mean by which the audio tokens of the fullest and the emptiest rank differ."""
     from slap_fast.config.model import ModelConfig
 
     config = ModelConfig()
     tokens = [
-        sum(config.num_tokens(int(index.records[ref.clip]["samples"])) for ref in plan.step(step, rank, RANKS))
+        sum(config.num_tokens(int(index.records[ref.clip]["samples"])) for ref in plan.rank_batch(step, rank, RANKS))
         for rank in range(RANKS)
     ]
     return 100 * (max(tokens) - min(tokens)) / float(np.mean(tokens))
@@ -196,10 +196,10 @@ def _not_once(index: ClipIndex) -> int:
     """Usable clips that do not come exactly once in the first epoch, and unusable ones that come."""
     # The order of an epoch does not depend on the size of a batch; large ones go through it faster.
     batch_size = min(1 << 16, int((index.durations <= np.float32(LONGEST)).sum()))
-    plan = Plan(index, batch_size=batch_size, seed=0, max_duration=LONGEST)
+    plan = GlobalBatchSampler(index, batch_size=batch_size, seed=0, max_duration=LONGEST)
     seen = np.zeros(len(index), np.uint8)
     for step in range(-(-plan.clips_per_epoch // batch_size)):
-        clips = [ref.clip for ref in plan.step(step, 0, 1)]
+        clips = [ref.clip for ref in plan.rank_batch(step, 0, 1)]
         np.add.at(seen, clips[: plan.clips_per_epoch - step * batch_size], 1)
     return int((seen != (index.durations <= np.float32(LONGEST))).sum())
 

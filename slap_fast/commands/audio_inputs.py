@@ -85,7 +85,7 @@ def _is_dataset(path: Path) -> bool:
 def _list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str, str]]]:
     """The audio files below a folder, of formats that are not read too; and name, reason and detail of the rest."""
     from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-    from slap_fast.data.prepare.folders import walk_folder
+    from slap_fast.data.prepare.file_search import walk_folder
 
     found, left_out = walk_folder(folder)
     files = [folder / file for file in found if Path(file).suffix.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS]

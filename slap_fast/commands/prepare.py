@@ -13,7 +13,7 @@ from slap_fast.commands.shared import CommandError, add_quiet, positive, show_pr
 
 if TYPE_CHECKING:
     from slap_fast.data.prepare import PrepareReport
-    from slap_fast.data.prepare.sources import ClipSource, Source
+    from slap_fast.data.prepare.source import GeneratedSource, Source
 
 HELP = "turn captioned audio into a dataset, or make a synthetic one"
 EPILOG = """\
@@ -141,7 +141,7 @@ def _refuse(arguments: argparse.Namespace, defaults: dict[str, Any], way: str) -
 
 
 def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None]]:
-    from slap_fast.data.prepare.sources import open_source
+    from slap_fast.data.prepare.source_detection import open_source
 
     sources = arguments.source
     source = open_source(
@@ -154,10 +154,10 @@ def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None
     return [(source, arguments.out, arguments.vocab_size or None)]
 
 
-def _synthetic(arguments: argparse.Namespace) -> list[tuple[ClipSource, Path, int | None]]:
+def _synthetic(arguments: argparse.Namespace) -> list[tuple[GeneratedSource, Path, int | None]]:
     from functools import partial
 
-    from slap_fast.data.prepare.sources import ClipSource
+    from slap_fast.data.prepare.source import GeneratedSource
     from slap_fast.synthetic import iter_synthetic
 
     splits: list[tuple[Any, int, int | None]] = [
@@ -166,7 +166,7 @@ def _synthetic(arguments: argparse.Namespace) -> list[tuple[ClipSource, Path, in
     ]
     return [
         (
-            ClipSource(
+            GeneratedSource(
                 partial(iter_synthetic, split, clips, arguments.seed),
                 f"synthetic-{split}",
                 {"split": split, "clips": clips, "seed": arguments.seed},

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import Rejection
-from slap_fast.data.prepare.labelled import labelled_rows, published_table
+from slap_fast.data.prepare.source import Rejection
+from slap_fast.data.prepare.labeled_layouts import labeled_rows, published_table
 from slap_fast.data.prepare.table_folders import SPLIT_WORDS
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
 from slap_fast.errors import SlapFastError
@@ -164,7 +164,7 @@ def _from_table(source: Path) -> list[tuple[Path, str]]:
         raise LabelError(f"{source}: neither a folder nor one of {', '.join(sorted(TABLE_EXTENSIONS))}")
     named = []
     try:
-        for origin, found in labelled_rows([source]):
+        for origin, found in labeled_rows([source]):
             if isinstance(found, Rejection):
                 raise LabelError(f"{source.parent / origin}: {found.detail}")
             path, name, row = found

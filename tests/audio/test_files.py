@@ -236,7 +236,8 @@ def test_three_hours_need_no_more_memory_than_a_minute(tmp_path: Path) -> None:
         file.truncate(44 + samples)
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from slap_fast.data.prepare.clip_items import ClipEncoder, ClipItem, FileAudio\n"
+        "from slap_fast.data.prepare.clip_encoder import ClipEncoder\n"
+        "from slap_fast.data.prepare.source import ClipItem, FileAudio\n"
         "encode = ClipEncoder(Path(sys.argv[1]).parent, 0.0, None)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "clip = encode(ClipItem('long', ['a'], FileAudio(Path(sys.argv[1])), 'long'))\n"

@@ -25,7 +25,7 @@ from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, IND
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.loading.loader import Loader
-from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from slap_fast.ops.packed import PackedLayout
 
 WORDS = ["a", "bell", "dog", "rings", "barks", "twice", "far", "away"]
@@ -152,10 +152,12 @@ def write_spoiled_dataset(folder: Path) -> ClipIndex:
 def make_loader(index: Any, tokenizer: PreTrainedTokenizerFast, *, decoder: Any = None, **changed: Any) -> Loader:
     batch_size = changed.pop("batch_size", 8)
     model_config = changed.pop("model_config", CONFIG)
-    plan = changed.pop("plan", None) or Plan(index, batch_size=batch_size, seed=11, max_duration=30.0)
+    sampler = changed.pop("sampler", None) or GlobalBatchSampler(
+        index, batch_size=batch_size, seed=11, max_duration=30.0
+    )
     arguments: dict[str, Any] = {"seed": 11, "start_step": 0, "stop_step": 6} | changed
     decoder = decoder or make_decoder("soundfile", 2)
-    return Loader(index, plan, model_config, AugmentationConfig(), tokenizer, decoder, **arguments)
+    return Loader(index, sampler, model_config, AugmentationConfig(), tokenizer, decoder, **arguments)
 
 
 def as_lists(batch: Batch) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slap_fast.audio.files import AudioBytes
 from slap_fast.ops.waveform_stats import waveform_stats
-from slap_fast.runtime.buffers import BufferPool
+from slap_fast.runtime.buffer_pool import BufferPool
 
 Crop = tuple[int, int]
 """The samples `[start, end)` of a clip."""

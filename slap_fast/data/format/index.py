@@ -24,7 +24,7 @@ from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, IND
 from slap_fast.data.format.remote import RemoteFolder, is_url
 from slap_fast.data.format.shard_files import REINDEX, LocalShards, ShardFiles, Span
 from slap_fast.data.format.tar_members import TarError, member_name, split_key
-from slap_fast.runtime.buffers import BufferPool
+from slap_fast.runtime.buffer_pool import BufferPool
 
 __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
 

@@ -25,7 +25,7 @@ from slap_fast.data.loading.augmentation import MaskSampler
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.loading.collate import LoadedClip, collate
 from slap_fast.data.loading.dropped_clips import DroppedClip, DropReport
-from slap_fast.data.sampling.global_batch_sampler import ClipRef, Plan
+from slap_fast.data.sampling.global_batch_sampler import ClipRef, GlobalBatchSampler
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.data.tokenizer import TokenizerError, encode_captions
 from slap_fast.errors import SlapFastError
@@ -86,7 +86,7 @@ class Loader:
     def __init__(
         self,
         index: ClipIndex | Mixture,
-        plan: Plan,
+        sampler: GlobalBatchSampler,
         model_config: ModelConfig,
         augmentation: AugmentationConfig,
         tokenizer: PreTrainedTokenizerBase,
@@ -132,9 +132,9 @@ class Loader:
         if pin_memory and not torch.cuda.is_available():
             raise ValueError("pin_memory needs a CUDA device; pass pin_memory=False")
         # Ranks that do not fit the plan are told here, not in the background.
-        plan.step(start_step, rank, world_size)
+        sampler.rank_batch(start_step, rank, world_size)
         self._index = index if isinstance(index, Mixture) else Mixture([index], [1.0])
-        self._plan = plan
+        self._sampler = sampler
         self._model_config = model_config
         self._masks = MaskSampler(augmentation, seed=seed)
         # A fast tokenizer changes its own truncation settings as it works, so threads must not share one.
@@ -229,7 +229,7 @@ class Loader:
                 stage.shutdown(wait=True, cancel_futures=True)
 
     def _read_step(self, step: int) -> _Step:
-        planned = self._plan.step(step, self._rank, self._world_size)
+        planned = self._sampler.rank_batch(step, self._rank, self._world_size)
         return _Step(step, planned, self._read(planned))
 
     def _gather(self, step: _Step) -> list[_DecodedClip]:
@@ -249,7 +249,7 @@ class Loader:
                 wanted = {}
                 for position in missing:
                     if position not in spares:
-                        spares[position] = self._plan.spares(step.number, step.planned[position].clip)
+                        spares[position] = self._sampler.replacements(step.number, step.planned[position].clip)
                     spare = next(spares[position], None)
                     if spare is None:
                         raise TooManyBadClips(

@@ -1,7 +1,20 @@
-"""From captioned audio of any kind to a dataset folder: sources, conversion, shards, index."""
+"""Dataset preparation: converts captioned audio of any kind to a dataset folder (shards, index, tokenizer).
+
+Begin with `pipeline.prepare`. In the order of the data:
+
+- source.py: the `Source` protocol and what it yields, `ClipItem` or `Rejection`; source_detection.py opens a path as
+  one of folder_source.py, tar_source.py, manifest.py, layouts.py (AudioCaps, Clotho, WavCaps), labeled_layouts.py
+  (ESC-50, UrbanSound8K), or a folder of tables (table_folders.py).
+- table_rows.py and csv_rows.py read tables; table_source.py merges rows of the same audio; table_audio.py, segments.py,
+  sidecars.py and file_search.py find audio and captions.
+- clip_encoder.py converts one clip to FLAC in a worker process (parallel_map.py).
+- state.py makes a run resumable; dataset_writer.py writes the index and `dataset.json` last.
+- reindex.py indexes existing WebDataset tars without converting them.
+"""
 
 from slap_fast.data.prepare.dataset_writer import PrepareReport
 from slap_fast.data.prepare.pipeline import prepare
-from slap_fast.data.prepare.sources import ClipSource, Source, open_source
+from slap_fast.data.prepare.source import GeneratedSource, Source
+from slap_fast.data.prepare.source_detection import open_source
 
-__all__ = ["ClipSource", "PrepareReport", "Source", "open_source", "prepare"]
+__all__ = ["GeneratedSource", "PrepareReport", "Source", "open_source", "prepare"]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TextIO
 
 from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import Rejection
+from slap_fast.data.prepare.source import Rejection
 
 _DELIMITERS = ",\t;|"
 _SHOWN = 200  # characters of a row in a message

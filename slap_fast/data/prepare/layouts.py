@@ -12,12 +12,12 @@ from typing import Any
 
 from slap_fast.data.format.captions import table_captions
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.audio_finder import AudioFinder, audio_stem
-from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
-from slap_fast.data.prepare.folders import find_file
-from slap_fast.data.prepare.manifests import Manifest, audio_column, audio_of_cell, folder_of
-from slap_fast.data.prepare.row_source import Identity, RowSource, described_tables, file_digest
+from slap_fast.data.prepare.file_search import AudioFinder, audio_stem, find_file
+from slap_fast.data.prepare.manifest import Manifest
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.table_audio import audio_column, audio_of_cell, default_audio_root
 from slap_fast.data.prepare.table_rows import column_names, first_row, read_rows, read_tables
+from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables, file_digest
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _CLOTHO_COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
@@ -41,7 +41,7 @@ def is_wavcaps(row: dict[str, Any], extension: str = ".json") -> bool:
     return {"id", "caption"} <= row.keys() and said
 
 
-class AudioCaps(RowSource):
+class AudioCaps(TableSource):
     """`audiocap_id,youtube_id,start_time,caption`; the five rows of a validation or test clip become one.
 
     The audio of a row is, below the root: `{youtube_id}_{start}...`, else `{youtube_id}`, each also with a leading `Y`,
@@ -51,7 +51,7 @@ class AudioCaps(RowSource):
     def __init__(self, path: Path | Sequence[Path], audio_root: str | os.PathLike[str] | None = None) -> None:
         self._paths = [path] if isinstance(path, Path) else list(path)
         self.name = f"audiocaps-{self._paths[0].stem.partition('-')[0]}"
-        self._finder = AudioFinder(folder_of(self._paths[0]) if audio_root is None else Path(audio_root))
+        self._finder = AudioFinder(default_audio_root(self._paths[0]) if audio_root is None else Path(audio_root))
         for table in self._paths:
             names = column_names(table)
             if names and (missing := _AUDIOCAPS_COLUMNS.difference(names)):
@@ -127,7 +127,7 @@ class Clotho(Manifest):
         return root / found[0] if len(found) == 1 else direct
 
 
-class WavCaps(RowSource):
+class WavCaps(TableSource):
     """`{"data": [{"id", "caption", ...}]}`, one JSON or the folder of all; audio `{id}.flac` anywhere below the root.
 
     FreeSound and SoundBible number their clips alike. A subset's audio lies in a folder called as its JSON's own, such
@@ -138,7 +138,7 @@ class WavCaps(RowSource):
     def __init__(self, path: Path, audio_root: str | os.PathLike[str] | None = None) -> None:
         self.name = f"wavcaps-{path.resolve().stem}"
         self._path = path
-        folder = path if path.is_dir() else folder_of(path)
+        folder = path if path.is_dir() else default_audio_root(path)
         self._finder = AudioFinder(folder.absolute() if audio_root is None else Path(audio_root))
         self._root_name = self._finder.root.resolve().name
         self._files = [path] if path.is_file() else wavcaps_files(path)

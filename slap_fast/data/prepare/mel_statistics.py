@@ -9,7 +9,7 @@ import numpy as np
 from slap_fast.audio.files import AudioError, mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.prepare.clip_items import TarAudio
+from slap_fast.data.prepare.source import TarAudio
 from slap_fast.runtime.progress import progress_bar
 
 _MAX_CLIPS = 2000

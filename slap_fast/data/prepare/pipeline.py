@@ -19,10 +19,11 @@ from typing import Any
 from slap_fast.data.format.dataset_files import INFO_NAME, REPORT_NAME, SAMPLE_RATE, STATE_FOLDER, DatasetError, locked
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.format.shard_writer import KeyRegistry, ShardWriter, encode_metadata
-from slap_fast.data.prepare.clip_items import ClipEncoder, ClipItem, EncodedClip, Rejection
+from slap_fast.data.prepare.clip_encoder import ClipEncoder, EncodedClip
 from slap_fast.data.prepare.dataset_writer import PrepareReport, dataset_report, write_dataset
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
-from slap_fast.data.prepare.sources import Source, open_source
+from slap_fast.data.prepare.source import ClipItem, Rejection
+from slap_fast.data.prepare.source_detection import Source, open_source
 from slap_fast.data.prepare.state import IngestState, check_arguments
 from slap_fast.runtime.progress import progress_bar
 
@@ -50,7 +51,7 @@ def prepare(
     the last whole shard, and the result is the same, byte for byte. On a finished dataset the same call does nothing.
 
     Args:
-        source: a `Source` (`open_source` or `ClipSource` of `slap_fast.data.prepare.sources` make one), or a path.
+        source: a `Source` (`open_source` or `GeneratedSource` of `slap_fast.data.prepare.source_detection` make one), or a path.
         out: the dataset folder, made if absent.
         name: of the dataset; the source's if None.
         workers: processes; 0 does everything in this one, None takes one per CPU this process may use. Unless it is 0,

@@ -6,16 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import ClipItem, FileAudio, Rejection
-from slap_fast.data.prepare.folders import FolderSource
-from slap_fast.data.prepare.manifests import Manifest
+from slap_fast.data.prepare.folder_source import FolderSource
+from slap_fast.data.prepare.manifest import Manifest
+from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection, Source
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
-
-if TYPE_CHECKING:
-    from slap_fast.data.prepare.sources import Source
 
 SPLIT_WORDS = frozenset(
     {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "development"}

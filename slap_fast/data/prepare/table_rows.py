@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import Rejection
 from slap_fast.data.prepare.csv_rows import check_names, read_csv
+from slap_fast.data.prepare.source import Rejection
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
 

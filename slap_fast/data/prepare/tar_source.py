@@ -12,8 +12,9 @@ from slap_fast.audio.files import AUDIO_EXTENSIONS, CONVERT, OTHER_MEDIA_EXTENSI
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.tar_members import Member, TarError, iterate_members, split_key
-from slap_fast.data.prepare.clip_items import ClipItem, Rejection, TarAudio
-from slap_fast.data.prepare.folders import parse_sidecar, walk_folder
+from slap_fast.data.prepare.file_search import walk_folder
+from slap_fast.data.prepare.sidecars import parse_sidecar
+from slap_fast.data.prepare.source import ClipItem, Rejection, TarAudio
 
 _MAX_METADATA_BYTES = 64 << 20
 _TEXTS = ("json", "txt")

@@ -18,7 +18,7 @@ from slap_fast.data.sampling.usable_clips import UsableClips
 from slap_fast.errors import SlapFastError
 
 
-class PlanError(SlapFastError, ValueError):
+class SamplingError(SlapFastError, ValueError):
     """A dataset, a batch size and a number of ranks that do not go together."""
 
 
@@ -54,7 +54,7 @@ class _GlobalBatch:
     milliseconds: np.ndarray
 
 
-class Plan:
+class GlobalBatchSampler:
     """The order of training: endless streams of shuffled epochs, one a dataset, cut into global batches.
 
     A step's global batch is a pure function of (seed, step) and the datasets. It is the same for any number of ranks,
@@ -95,7 +95,7 @@ class Plan:
 
         Raises:
             ValueError: an argument is out of range.
-            PlanError: a dataset has fewer usable clips than its part of a batch.
+            SamplingError: a dataset has fewer usable clips than its part of a batch.
         """
         for name, count in (("batch_size", batch_size), ("shuffle_shards", shuffle_shards)):
             if count < 1:
@@ -117,7 +117,7 @@ class Plan:
         self._check_sizes()
         self._latest: _GlobalBatch | None = None
 
-    def step(self, step: int, rank: int, world_size: int) -> list[ClipRef]:
+    def rank_batch(self, step: int, rank: int, world_size: int) -> list[ClipRef]:
         """The `batch_size / world_size` clips of one rank in one step: a pure function of its arguments.
 
         Raises:
@@ -127,7 +127,7 @@ class Plan:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in [0, {world_size})")
         if self.batch_size % world_size:
-            raise PlanError(
+            raise SamplingError(
                 f"a global batch of {self.batch_size} clips cannot be shared equally by {world_size} ranks; "
                 f"set schedule.batch_size to a multiple of {world_size}"
             )
@@ -135,7 +135,7 @@ class Plan:
         own = balanced_groups(batch.milliseconds, world_size)[rank]
         return self._refs(batch.clips[own], batch.epochs[own])
 
-    def spares(self, step: int, clip: int) -> Iterator[ClipRef]:
+    def replacements(self, step: int, clip: int) -> Iterator[ClipRef]:
         """Endless replacements for a clip of this step that turns out bad, whichever rank holds it.
 
         They are of the same dataset. None of them is in the step's global batch, unless that already holds every usable
@@ -223,7 +223,7 @@ class Plan:
             if stream.clips.count < needed:
                 part = "" if len(self._streams) == 1 else f"the {needed} that {index.location} gives to "
                 left_out = "".join(f"; {skip.count} left out: {skip.reason}" for skip in self.skipped)
-                raise PlanError(
+                raise SamplingError(
                     f"{stream.clips.count} usable clips are fewer than {part}the global batch of {self.batch_size}"
                     f"{left_out}. Lower schedule.batch_size, add clips, or raise data.max_duration"
                 )

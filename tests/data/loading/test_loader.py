@@ -18,7 +18,7 @@ from slap_fast.config.model import ModelConfig, TextEncoderConfig
 from slap_fast.data.decoding import DecodeFailure, make_decoder
 from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip
 from slap_fast.data.loading.loader import Loader
-from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.ops.log_mel.config import MelConfig
 from tests.data.builders import (
@@ -53,12 +53,12 @@ def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 
 
 def test_batches_hold_what_the_plan_says(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    plan = Plan(index, batch_size=8, seed=11, max_duration=30.0)
+    sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=30.0)
     loader = make_loader(index, tokenizer, start_step=2, stop_step=5)
     steps = []
     for step, batch in loader:
         steps.append(step)
-        for ref, clip in zip(plan.step(step, 0, 1), split_batch(batch), strict=True):
+        for ref, clip in zip(sampler.rank_batch(step, 0, 1), split_batch(batch), strict=True):
             pcm, _ = soundfile.read(io.BytesIO(index.read_audio(ref.clip)), dtype="int16")
             words = index.read_metadata(ref.clip)["captions"][ref.caption].split()
             assert clip["clip_ids"] == ref.clip
@@ -133,8 +133,8 @@ class ReadSpy:
 def test_a_rank_reads_no_clips_but_its_own(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     spy = ReadSpy(index)
     list(make_loader(spy, tokenizer, rank=1, world_size=4, stop_step=3))
-    plan = Plan(index, batch_size=8, seed=11, max_duration=30.0)
-    assert spy.read == {ref.clip for step in range(3) for ref in plan.step(step, 1, 4)}
+    sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=30.0)
+    assert spy.read == {ref.clip for step in range(3) for ref in sampler.rank_batch(step, 1, 4)}
 
 
 def test_a_mixture_loads_as_its_datasets_do(
@@ -142,26 +142,26 @@ def test_a_mixture_loads_as_its_datasets_do(
 ) -> None:
     other = write_spoiled_dataset(tmp_path / "other")
     mixture = Mixture([other, index], [1, 3])
-    plan = Plan(mixture, batch_size=8, seed=11, max_duration=30.0)
+    sampler = GlobalBatchSampler(mixture, batch_size=8, seed=11, max_duration=30.0)
     loader = make_loader(mixture, tokenizer)
     for step, batch in loader:
-        planned = {ref.clip for ref in plan.step(step, 0, 1)}
+        expected = {ref.clip for ref in sampler.rank_batch(step, 0, 1)}
         for clip in split_batch(batch):
             number: Any = clip["clip_ids"]
             pcm, _ = soundfile.read(io.BytesIO(mixture.read_audio(number)), dtype="int16")
             assert clip["waveform"] == (pcm.astype(np.float32) / 32768).tolist()
-            assert number in planned or number < len(other), "what replaces a bad clip is of the same dataset"
+            assert number in expected or number < len(other), "what replaces a bad clip is of the same dataset"
         assert sum(clip < len(other) for clip in batch.clip_ids.tolist()) == 2
     assert loader.dropped
     assert all(Path(drop.shard).parent == other.folder for drop in loader.dropped)
 
 
 def test_a_cropped_clip_is_the_stretch_that_the_plan_says(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    plan = Plan(index, batch_size=8, seed=11, max_duration=0.2, crop_above_max_duration=True)
-    loader = make_loader(index, tokenizer, plan=plan)
+    sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=0.2, crop_above_max_duration=True)
+    loader = make_loader(index, tokenizer, sampler=sampler)
     lengths = []
     for step, batch in loader:
-        for ref, clip in zip(plan.step(step, 0, 1), split_batch(batch), strict=True):
+        for ref, clip in zip(sampler.rank_batch(step, 0, 1), split_batch(batch), strict=True):
             pcm, _ = soundfile.read(io.BytesIO(index.read_audio(ref.clip)), dtype="int16")
             first, last = ref.crop or (0, len(pcm))
             assert clip["waveform"] == (pcm[first:last].astype(np.float32) / 32768).tolist()

@@ -13,7 +13,7 @@ from slap_fast.data.decoding import DecodeFailure
 from slap_fast.data.format.dataset_files import INDEX_NAME
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.loader import TooManyBadClips
-from slap_fast.data.sampling.global_batch_sampler import Plan
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from tests.data.builders import (
     BAD,
     REASONS,
@@ -73,8 +73,8 @@ def test_too_many_bad_clips_in_a_row_stop_with_the_last_reasons(
 
 
 def test_batches_before_the_failure_still_come(spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    plan = Plan(spoiled_index, batch_size=1, seed=11, max_duration=30.0)
-    bad = [plan.step(step, 0, 1)[0].clip in BAD for step in range(40)]
+    sampler = GlobalBatchSampler(spoiled_index, batch_size=1, seed=11, max_duration=30.0)
+    bad = [sampler.rank_batch(step, 0, 1)[0].clip in BAD for step in range(40)]
     start = next(step for step in range(40) if not any(bad[step : step + 3]))
     first_bad = bad.index(True, start)
     loader = make_loader(

@@ -22,8 +22,7 @@ from slap_fast.cli import main
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare import PrepareReport, prepare
-from slap_fast.data.prepare.clip_items import ClipItem, Rejection
-from slap_fast.data.prepare.sources import ClipSource
+from slap_fast.data.prepare.source import ClipItem, GeneratedSource, Rejection
 from slap_fast.data.prepare.tar_source import TarSource
 
 
@@ -252,7 +251,7 @@ def test_names_of_other_systems_are_read(tmp_path: Path) -> None:
 
 
 def test_a_source_that_loses_an_item_is_an_error_of_the_program(tmp_path: Path) -> None:
-    class Losing(ClipSource):
+    class Losing(GeneratedSource):
         def __iter__(self) -> Iterator[ClipItem | Rejection]:
             yield Rejection("a", "no_captions", "x")
             self.seen = 2

@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
-from slap_fast.data.prepare.labelled import LabelledSource
+from slap_fast.data.prepare.labeled_layouts import LabeledSource
 from slap_fast.data.prepare.layouts import AudioCaps, Clotho, WavCaps
-from slap_fast.data.prepare.manifests import Manifest
-from slap_fast.data.prepare.sources import open_source
+from slap_fast.data.prepare.manifest import Manifest
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.source_detection import open_source
 
 
 def _files(folder: Path, *names: str) -> None:
@@ -202,7 +202,7 @@ def test_classification_sets_are_captioned_by_their_classes(
         open_source(tmp_path / table),
         open_source(tmp_path / table, audio_root=tmp_path / "audio"),
     ):
-        assert isinstance(source, LabelledSource)
+        assert isinstance(source, LabeledSource)
         assert _clips(source, tmp_path.resolve()) == clips
     with pytest.raises(DatasetError, match="AudioCaps has columns"):
         open_source(tmp_path / table, layout="audiocaps")

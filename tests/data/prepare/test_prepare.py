@@ -22,7 +22,7 @@ import soundfile
 from slap_fast.data.format.index import ClipIndex, DatasetError
 from slap_fast.data.prepare import prepare
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
-from slap_fast.data.prepare.sources import ClipSource
+from slap_fast.data.prepare.source import GeneratedSource
 from slap_fast.data.tokenizer import load_tokenizer
 
 _RATES = (8_000, 16_000, 44_100, 48_000)
@@ -69,8 +69,8 @@ def _report(folder: Path) -> list[tuple[str, bool, str]]:
     return [(row["source"], row["kept"], row["reason"]) for row in rows]
 
 
-def _clips(*clips: _Clip) -> ClipSource:
-    return ClipSource(lambda: iter(clips), "clips", {"number": len(clips)}, len(clips))
+def _clips(*clips: _Clip) -> GeneratedSource:
+    return GeneratedSource(lambda: iter(clips), "clips", {"number": len(clips)}, len(clips))
 
 
 def test_captioned_audio_becomes_a_dataset(tmp_path: Path) -> None:
@@ -253,13 +253,13 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, stops: list[int
     ]
     rendered = []
 
-    def source(number: int | None) -> ClipSource:
+    def source(number: int | None) -> GeneratedSource:
         def make() -> Iterator[_Clip]:
             for clip in clips if number is None else _stopping_after(clips, number):
                 rendered.append(clip)
                 yield clip
 
-        return ClipSource(make, "clips", {})
+        return GeneratedSource(make, "clips", {})
 
     options: Any = {"workers": 0, "max_shard_bytes": 40_960, "vocab_size": 300, "progress": False}
     prepare(source(None), tmp_path / "whole", **options)
@@ -333,8 +333,8 @@ def test_a_disk_that_fills_while_a_large_clip_is_encoded_is_named(
         yield clip
 
     with pytest.raises(DatasetError, match=r"\.prepare/spill/\w+\.flac: cannot write: No such file"):
-        prepare(ClipSource(clips, "c", {}), tmp_path, workers=0, progress=False)
-    assert prepare(ClipSource([clip], "c", {}), tmp_path, workers=0, progress=False).clips == 1
+        prepare(GeneratedSource(clips, "c", {}), tmp_path, workers=0, progress=False)
+    assert prepare(GeneratedSource([clip], "c", {}), tmp_path, workers=0, progress=False).clips == 1
     assert ClipIndex.open(tmp_path).records["samples"].tolist() == [4800]
 
 
@@ -374,12 +374,12 @@ def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
 def test_other_arguments_for_the_same_folder_are_an_error_that_names_them(tmp_path: Path) -> None:
     clips = [_Clip("a"), _Clip("b")]
     with pytest.raises(_Stopped):
-        prepare(ClipSource(_stopping_after(clips, 1), "c", {"seed": 1}), tmp_path, workers=0, progress=False)
+        prepare(GeneratedSource(_stopping_after(clips, 1), "c", {"seed": 1}), tmp_path, workers=0, progress=False)
     with pytest.raises(DatasetError, match=r"other arguments \(source\.seed: 1 then, 2 now\)"):
-        prepare(ClipSource(clips, "c", {"seed": 2}), tmp_path, workers=0, progress=False)
-    prepare(ClipSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False)
+        prepare(GeneratedSource(clips, "c", {"seed": 2}), tmp_path, workers=0, progress=False)
+    prepare(GeneratedSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False)
     with pytest.raises(DatasetError, match=r"other arguments \(--min-duration: 0.0 then, 0.1 now\)"):
-        prepare(ClipSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False, min_duration=0.1)
+        prepare(GeneratedSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False, min_duration=0.1)
 
 
 def test_a_manifest_that_changed_is_other_arguments(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path) -> None:
             prepare(_clips(_Clip("b")), tmp_path, workers=0, progress=False)
         yield _Clip("a")
 
-    assert prepare(ClipSource(clips, "c", {}), tmp_path, workers=0, progress=False).clips == 1
+    assert prepare(GeneratedSource(clips, "c", {}), tmp_path, workers=0, progress=False).clips == 1
 
 
 def test_out_must_be_a_folder(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from slap_fast.data.format.captions import caption_columns, captions_of, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection, TarAudio
-from slap_fast.data.prepare.sources import open_source
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection, TarAudio
+from slap_fast.data.prepare.source_detection import open_source
 
 Rows = list[dict[str, Any]]
 

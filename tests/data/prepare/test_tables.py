@@ -21,9 +21,9 @@ from slap_fast.audio.files import AudioError
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare import prepare
-from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.segments import Segment, SegmentSound
-from slap_fast.data.prepare.sources import open_source
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.source_detection import open_source
 from tests.data.fuzzing import corruptions
 
 

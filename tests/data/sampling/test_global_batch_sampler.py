@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slap_fast.data.format.index import INDEX_DTYPE
-from slap_fast.data.sampling.global_batch_sampler import Plan, PlanError
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler, SamplingError
 from slap_fast.data.sampling.mixture import Mixture
 
 
@@ -41,13 +41,15 @@ def make_index(
     return FakeIndex(records=records, durations=durations, info=info, location=folder)
 
 
-def make_plan(clips: int = 50, batch_size: int = 8, seed: int = 3, shuffle_shards: int = 64, **index: Any) -> Plan:
+def make_sampler(
+    clips: int = 50, batch_size: int = 8, seed: int = 3, shuffle_shards: int = 64, **index: Any
+) -> GlobalBatchSampler:
     made = make_index(clips, **index)
-    return Plan(made, batch_size=batch_size, seed=seed, max_duration=30.0, shuffle_shards=shuffle_shards)
+    return GlobalBatchSampler(made, batch_size=batch_size, seed=seed, max_duration=30.0, shuffle_shards=shuffle_shards)
 
 
-def clips_of(plan: Plan, steps: range) -> list[int]:
-    return [ref.clip for step in steps for ref in plan.step(step, 0, 1)]
+def clips_of(sampler: GlobalBatchSampler, steps: range) -> list[int]:
+    return [ref.clip for step in steps for ref in sampler.rank_batch(step, 0, 1)]
 
 
 def real_durations(clips: int, seed: int = 0) -> np.ndarray:
@@ -57,27 +59,27 @@ def real_durations(clips: int, seed: int = 0) -> np.ndarray:
     return np.where(generator.random(clips) < 0.33, 10.0, seconds)
 
 
-def epochs_of(plan: Plan, epochs: int) -> list[list[int]]:
+def epochs_of(sampler: GlobalBatchSampler, epochs: int) -> list[list[int]]:
     """The clips of the first epochs."""
-    size = plan.clips_per_epoch
-    stream = clips_of(plan, range(-(-epochs * size // plan.batch_size)))
+    size = sampler.clips_per_epoch
+    stream = clips_of(sampler, range(-(-epochs * size // sampler.batch_size)))
     return [stream[epoch * size : (epoch + 1) * size] for epoch in range(epochs)]
 
 
 @pytest.mark.parametrize(("clips", "batch_size"), [(48, 8), (50, 8), (13, 13), (13, 1), (17, 16), (1, 1)])
 @pytest.mark.parametrize("shuffle_shards", [1, 2, 64])
 def test_every_clip_comes_exactly_once_an_epoch(clips: int, batch_size: int, shuffle_shards: int) -> None:
-    plan = make_plan(clips, batch_size, shuffle_shards=shuffle_shards)
-    for epoch in epochs_of(plan, 3):
+    sampler = make_sampler(clips, batch_size, shuffle_shards=shuffle_shards)
+    for epoch in epochs_of(sampler, 3):
         assert sorted(epoch) == list(range(clips))
 
 
 def test_epochs_and_seeds_shuffle_differently() -> None:
-    plan = make_plan(48, 8)
-    first, second = clips_of(plan, range(6)), clips_of(plan, range(6, 12))
+    sampler = make_sampler(48, 8)
+    first, second = clips_of(sampler, range(6)), clips_of(sampler, range(6, 12))
     assert first != sorted(first)
     assert first != second
-    assert first != clips_of(make_plan(48, 8, seed=4), range(6))
+    assert first != clips_of(make_sampler(48, 8, seed=4), range(6))
 
 
 @given(st.data())
@@ -89,26 +91,26 @@ def test_any_dataset_comes_whole_and_resumes_anywhere(data: st.DataObject) -> No
     seconds = np.where(np.resize(long, total), 40.0, 5.0)
     usable = np.flatnonzero(seconds < 30).tolist()
     if not usable:
-        with pytest.raises(PlanError, match="0 usable clips"):
-            make_plan(total, 1, seconds=seconds, shard_sizes=shard_sizes)
+        with pytest.raises(SamplingError, match="0 usable clips"):
+            make_sampler(total, 1, seconds=seconds, shard_sizes=shard_sizes)
         return
     batch_size = data.draw(st.integers(-(-len(usable) // 30), len(usable)))
     window, seed = data.draw(st.integers(1, 13)), data.draw(st.integers(0, 2**64 - 1))
     arguments: dict[str, Any] = {"seed": seed, "shuffle_shards": window, "seconds": seconds, "shard_sizes": shard_sizes}
-    plan = make_plan(total, batch_size, **arguments)
-    assert plan.clips_per_epoch == len(usable)
-    first, second = epochs_of(plan, 2)
+    sampler = make_sampler(total, batch_size, **arguments)
+    assert sampler.clips_per_epoch == len(usable)
+    first, second = epochs_of(sampler, 2)
     assert sorted(first) == sorted(second) == usable
     step = data.draw(st.integers(0, len(usable) // batch_size))
-    resumed = make_plan(total, batch_size, **arguments)
-    assert resumed.step(step, 0, 1) == plan.step(step, 0, 1)
+    resumed = make_sampler(total, batch_size, **arguments)
+    assert resumed.rank_batch(step, 0, 1) == sampler.rank_batch(step, 0, 1)
 
 
 def test_a_batch_is_drawn_from_one_window_of_shards() -> None:
-    plan = make_plan(4000, 50, shuffle_shards=4, shard_sizes=[100] * 40)
+    sampler = make_sampler(4000, 50, shuffle_shards=4, shard_sizes=[100] * 40)
     places: dict[int, list[int]] = {}
     for step in range(80):
-        shards = {clip // 100 for clip in clips_of(plan, range(step, step + 1))}
+        shards = {clip // 100 for clip in clips_of(sampler, range(step, step + 1))}
         assert len(shards) == 4, "4 windows of 100 clips are 8 batches, so none spans two"
         for shard in shards:
             places.setdefault(shard, []).append(step)
@@ -118,10 +120,10 @@ def test_a_batch_is_drawn_from_one_window_of_shards() -> None:
 
 def test_a_window_of_all_shards_puts_every_clip_anywhere() -> None:
     clips, seeds = 8, 1200
-    plans = (make_plan(clips, clips, seed=seed, shard_sizes=[3, 1, 4]) for seed in range(seeds))
+    samplers = (make_sampler(clips, clips, seed=seed, shard_sizes=[3, 1, 4]) for seed in range(seeds))
     counts = np.zeros((clips, clips), int)
-    for plan in plans:
-        counts[np.arange(clips), clips_of(plan, range(1))] += 1
+    for sampler in samplers:
+        counts[np.arange(clips), clips_of(sampler, range(1))] += 1
     expected = seeds / clips
     # 49 degrees of freedom; 5 deviations above the mean.
     assert ((counts - expected) ** 2 / expected).sum() < 49 + 5 * np.sqrt(2 * 49)
@@ -129,51 +131,55 @@ def test_a_window_of_all_shards_puts_every_clip_anywhere() -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_ranks_share_one_global_batch_in_equal_counts(world_size: int) -> None:
-    plan = make_plan(50, 8, captions=3, seconds=real_durations(50))
+    sampler = make_sampler(50, 8, captions=3, seconds=real_durations(50))
     for step in range(20):
-        alone = plan.step(step, 0, 1)
-        shares = [plan.step(step, rank, world_size) for rank in range(world_size)]
+        alone = sampler.rank_batch(step, 0, 1)
+        shares = [sampler.rank_batch(step, rank, world_size) for rank in range(world_size)]
         assert {len(share) for share in shares} == {8 // world_size}
         assert sorted(ref for share in shares for ref in share) == sorted(alone)
 
 
 def test_another_number_of_ranks_goes_on_where_the_last_one_stopped() -> None:
     arguments: dict[str, Any] = {"captions": 3, "seconds": real_durations(170)}
-    expected = [sorted(make_plan(170, 8, **arguments).step(step, 0, 1)) for step in range(60)]
+    expected = [sorted(make_sampler(170, 8, **arguments).rank_batch(step, 0, 1)) for step in range(60)]
     seen = []
     for steps, world_size in ((range(17), 2), (range(17, 40), 1), (range(40, 60), 4)):
-        plans = [make_plan(170, 8, **arguments) for _ in range(world_size)]
+        samplers = [make_sampler(170, 8, **arguments) for _ in range(world_size)]
         for step in steps:
-            seen.append(sorted(ref for rank, plan in enumerate(plans) for ref in plan.step(step, rank, world_size)))
+            seen.append(
+                sorted(
+                    ref for rank, sampler in enumerate(samplers) for ref in sampler.rank_batch(step, rank, world_size)
+                )
+            )
     assert seen == expected
 
 
 def test_ranks_have_equal_work() -> None:
     seconds = real_durations(40_000)
-    plan = make_plan(40_000, 2048, seconds=seconds, shard_sizes=[1000] * 40)
+    sampler = make_sampler(40_000, 2048, seconds=seconds, shard_sizes=[1000] * 40)
     for step in range(6):
-        work = np.array([sum(seconds[ref.clip] for ref in plan.step(step, rank, 64)) for rank in range(64)])
+        work = np.array([sum(seconds[ref.clip] for ref in sampler.rank_batch(step, rank, 64)) for rank in range(64)])
         assert work.max() - work.min() < 0.005 * work.mean()
 
 
 def test_any_step_can_be_sought_in_any_order() -> None:
-    walked = make_plan(50, 8, captions=5)
-    steps = [walked.step(step, 1, 2) for step in range(40)]
-    sought = make_plan(50, 8, captions=5)
+    walked = make_sampler(50, 8, captions=5)
+    steps = [walked.rank_batch(step, 1, 2) for step in range(40)]
+    sought = make_sampler(50, 8, captions=5)
     for step in (39, 0, 17, 6, 7, 38):
-        assert sought.step(step, 1, 2) == steps[step]
+        assert sought.rank_batch(step, 1, 2) == steps[step]
 
 
 def test_a_far_step_needs_no_replay() -> None:
-    assert len(make_plan().step(10**15, 0, 1)) == 8
+    assert len(make_sampler().rank_batch(10**15, 0, 1)) == 8
 
 
 def test_captions_are_drawn_per_epoch_and_clip() -> None:
     captions = np.arange(1, 51) % 6 + 1
-    plan = make_plan(50, 10, captions=captions)
+    sampler = make_sampler(50, 10, captions=captions)
     drawn: dict[int, list[int]] = {clip: [] for clip in range(50)}
     for step in range(5 * 60):
-        for clip, caption, _ in plan.step(step, 0, 1):
+        for clip, caption, _ in sampler.rank_batch(step, 0, 1):
             drawn[clip].append(caption)
     for clip, choices in drawn.items():
         assert set(choices) == set(range(captions[clip])), "60 epochs show every caption of up to six"
@@ -186,20 +192,22 @@ def test_clips_that_are_too_long_are_left_out_and_counted() -> None:
     seconds[[3, 7]] = 30.01
     seconds[8] = 30 + 1 / 16_000
     seconds[9] = 30.0
-    plan = make_plan(20, 4, seconds=seconds)
-    assert [(skip.reason, skip.count) for skip in plan.skipped] == [("longer than 30 s", 3)]
-    assert plan.clips_per_epoch == 17
-    assert sorted(epochs_of(plan, 1)[0]) == sorted(set(range(20)) - {3, 7, 8})
+    sampler = make_sampler(20, 4, seconds=seconds)
+    assert [(skip.reason, skip.count) for skip in sampler.skipped] == [("longer than 30 s", 3)]
+    assert sampler.clips_per_epoch == 17
+    assert sorted(epochs_of(sampler, 1)[0]) == sorted(set(range(20)) - {3, 7, 8})
 
 
 def test_longer_clips_are_cropped_if_asked() -> None:
     seconds = np.full(20, 5.0)
     seconds[3], seconds[8], seconds[9] = 300.0, 30 + 1 / 16_000, 30.0
-    plan = Plan(make_index(20, seconds=seconds), batch_size=20, seed=1, max_duration=30.0, crop_above_max_duration=True)
-    assert plan.skipped == ()
+    sampler = GlobalBatchSampler(
+        make_index(20, seconds=seconds), batch_size=20, seed=1, max_duration=30.0, crop_above_max_duration=True
+    )
+    assert sampler.skipped == ()
     crops: dict[int, set[tuple[int, int] | None]] = {}
     for epoch in range(40):
-        for ref in plan.step(epoch, 0, 1):
+        for ref in sampler.rank_batch(epoch, 0, 1):
             crops.setdefault(ref.clip, set()).add(ref.crop)
     assert all(crops[clip] == {None} for clip in set(range(20)) - {3, 8})
     assert crops[8] == {(0, 480_000), (1, 480_001)}
@@ -214,7 +222,7 @@ def test_a_data_set_smaller_than_a_batch_is_refused_with_the_reasons() -> None:
     with pytest.raises(
         ValueError, match=r"6 usable clips .* batch of 8; 4 left out: longer than 30 s\. Lower schedule"
     ):
-        make_plan(10, 8, seconds=seconds)
+        make_sampler(10, 8, seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,7 @@ def test_a_data_set_smaller_than_a_batch_is_refused_with_the_reasons() -> None:
 )
 def test_impossible_questions_are_refused(step: int, rank: int, world_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_plan(50, 8).step(step, rank, world_size)
+        make_sampler(50, 8).rank_batch(step, rank, world_size)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +252,17 @@ def test_impossible_questions_are_refused(step: int, rank: int, world_size: int,
 def test_arguments_out_of_range_are_refused(changed: dict[str, Any], message: str) -> None:
     arguments = {"batch_size": 4, "seed": 0, "max_duration": 30.0} | changed
     with pytest.raises(ValueError, match=message):
-        Plan(make_index(20), **arguments).step(0, 0, 1)
+        GlobalBatchSampler(make_index(20), **arguments).rank_batch(0, 0, 1)
 
 
 def test_spares_are_deterministic_and_from_outside_the_batch() -> None:
-    plan = make_plan(50, 8, captions=4)
+    sampler = make_sampler(50, 8, captions=4)
     for step in (0, 6, 25):  # step 6 spans two epochs
-        batch = {ref.clip for ref in plan.step(step, 0, 1)}
+        batch = {ref.clip for ref in sampler.rank_batch(step, 0, 1)}
         streams = set()
         for clip in batch:
-            spares = list(islice(plan.spares(step, clip), 60))
-            assert spares == list(islice(make_plan(50, 8, captions=4).spares(step, clip), 60))
+            spares = list(islice(sampler.replacements(step, clip), 60))
+            assert spares == list(islice(make_sampler(50, 8, captions=4).replacements(step, clip), 60))
             assert batch.isdisjoint(ref.clip for ref in spares)
             assert len({ref.clip for ref in spares}) > 20
             assert {ref.caption for ref in spares} == set(range(4))
@@ -263,19 +271,19 @@ def test_spares_are_deterministic_and_from_outside_the_batch() -> None:
 
 
 def test_spares_of_a_batch_that_takes_all_clips_are_its_other_clips() -> None:
-    plan = make_plan(8, 8)
-    assert {ref.clip for ref in islice(plan.spares(0, 5), 100)} == set(range(8)) - {5}
+    sampler = make_sampler(8, 8)
+    assert {ref.clip for ref in islice(sampler.replacements(0, 5), 100)} == set(range(8)) - {5}
 
 
 def test_a_single_clip_has_no_spares() -> None:
-    assert list(make_plan(1, 1).spares(0, 0)) == []
+    assert list(make_sampler(1, 1).replacements(0, 0)) == []
 
 
 def test_spares_are_only_for_clips_of_the_step() -> None:
-    plan = make_plan(50, 8)
-    outside = next(iter(set(range(50)) - {ref.clip for ref in plan.step(2, 0, 1)}))
+    sampler = make_sampler(50, 8)
+    outside = next(iter(set(range(50)) - {ref.clip for ref in sampler.rank_batch(2, 0, 1)}))
     with pytest.raises(ValueError, match=f"clip {outside} is not in step 2"):
-        next(plan.spares(2, outside))
+        next(sampler.replacements(2, outside))
 
 
 def make_mixture(sizes: list[int], weights: list[float], **index: Any) -> Mixture:
@@ -289,10 +297,10 @@ def test_every_dataset_of_a_mixture_has_its_share_and_epochs_of_its_own(data: st
     batch_size = data.draw(st.integers(1, 40))
     sizes = [data.draw(st.integers(batch_size, 90)) for _ in weights]
     mixture = make_mixture(sizes, weights)
-    plan = Plan(mixture, batch_size=batch_size, seed=5, max_duration=30.0)
+    sampler = GlobalBatchSampler(mixture, batch_size=batch_size, seed=5, max_duration=30.0)
     streams: list[list[int]] = [[] for _ in sizes]
     for step in range(30):
-        refs = plan.step(step, 0, 1)
+        refs = sampler.rank_batch(step, 0, 1)
         assert len(refs) == batch_size
         for ref in refs:
             dataset = int(np.searchsorted(mixture.starts, ref.clip, side="right")) - 1
@@ -307,29 +315,29 @@ def test_every_dataset_of_a_mixture_has_its_share_and_epochs_of_its_own(data: st
 
 
 def test_equal_datasets_of_a_mixture_are_shuffled_differently() -> None:
-    plan = Plan(make_mixture([40, 40], [1, 1]), batch_size=40, seed=5, max_duration=30.0)
-    clips = np.array(clips_of(plan, range(1)))
+    sampler = GlobalBatchSampler(make_mixture([40, 40], [1, 1]), batch_size=40, seed=5, max_duration=30.0)
+    clips = np.array(clips_of(sampler, range(1)))
     assert (clips[:20] + 40 != clips[20:]).any()
 
 
 def test_spares_come_from_the_dataset_of_the_clip() -> None:
-    plan = Plan(make_mixture([30, 9], [3, 1]), batch_size=8, seed=5, max_duration=30.0)
-    batch = [ref.clip for ref in plan.step(4, 0, 1)]
+    sampler = GlobalBatchSampler(make_mixture([30, 9], [3, 1]), batch_size=8, seed=5, max_duration=30.0)
+    batch = [ref.clip for ref in sampler.rank_batch(4, 0, 1)]
     for clip in batch:
-        spares = {ref.clip for ref in islice(plan.spares(4, clip), 80)}
+        spares = {ref.clip for ref in islice(sampler.replacements(4, clip), 80)}
         assert spares.isdisjoint(batch)
         assert all((spare < 30) == (clip < 30) for spare in spares)
 
 
 def test_a_dataset_too_small_for_its_share_is_named() -> None:
-    with pytest.raises(PlanError, match=r"5 usable clips are fewer than the 6 that data/1 gives to .* batch of 8"):
-        Plan(make_mixture([50, 5], [1, 3]), batch_size=8, seed=5, max_duration=30.0)
+    with pytest.raises(SamplingError, match=r"5 usable clips are fewer than the 6 that data/1 gives to .* batch of 8"):
+        GlobalBatchSampler(make_mixture([50, 5], [1, 3]), batch_size=8, seed=5, max_duration=30.0)
 
 
 def test_what_a_mixture_leaves_out_is_told_apart() -> None:
     seconds = (40.0 - np.arange(9), 5.0, 35.0)
     mixture = Mixture([make_index(9, seconds=each) for each in seconds], [1, 1, 1])
-    with pytest.raises(PlanError, match=r"0 usable"):
-        Plan(mixture, batch_size=1, seed=5, max_duration=34.0)
-    plan = Plan(mixture, batch_size=1, seed=5, max_duration=35.0)
-    assert [(skip.reason, skip.count) for skip in plan.skipped] == [("longer than 35 s in data", 5)]
+    with pytest.raises(SamplingError, match=r"0 usable"):
+        GlobalBatchSampler(mixture, batch_size=1, seed=5, max_duration=34.0)
+    sampler = GlobalBatchSampler(mixture, batch_size=1, seed=5, max_duration=35.0)
+    assert [(skip.reason, skip.count) for skip in sampler.skipped] == [("longer than 35 s in data", 5)]

@@ -10,10 +10,10 @@ from typing import Any
 
 from slap_fast.data.format.captions import is_missing
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import ClipItem, FileAudio, Rejection
-from slap_fast.data.prepare.manifests import CellAudio, audio_of_cell, folder_of
-from slap_fast.data.prepare.row_source import Identity, RowSource, described_tables
+from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection
+from slap_fast.data.prepare.table_audio import CellAudio, audio_of_cell, default_audio_root
 from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
+from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables
 
 CAPTION_TEMPLATE = "the sound of {}"
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "audio", "fname")
@@ -21,7 +21,7 @@ _CLASS_COLUMNS = ("class", "label", "category", "class_name")
 
 
 @dataclass(frozen=True)
-class LabelledLayout:
+class LabeledLayout:
     """How a classification set is published: its table lies in a folder beside `audio/`."""
 
     name: str
@@ -31,34 +31,34 @@ class LabelledLayout:
     columns: frozenset[str]
 
 
-ESC50 = LabelledLayout(
+ESC50 = LabeledLayout(
     "esc50", "meta/esc50.csv", "filename", "category", frozenset({"filename", "fold", "target", "category"})
 )
-URBANSOUND8K = LabelledLayout(
+URBANSOUND8K = LabeledLayout(
     "urbansound8k",
     "metadata/UrbanSound8K.csv",
     "slice_file_name",
     "class",
     frozenset({"slice_file_name", "fold", "classID", "class"}),
 )
-LABELLED_LAYOUTS = (ESC50, URBANSOUND8K)
+LABELED_LAYOUTS = (ESC50, URBANSOUND8K)
 
 
-def labelled_layout(row: dict[str, Any]) -> LabelledLayout | None:
+def labeled_layout(row: dict[str, Any]) -> LabeledLayout | None:
     """The classification set that a row is of, by its columns."""
-    return next((layout for layout in LABELLED_LAYOUTS if row.keys() >= layout.columns), None)
+    return next((layout for layout in LABELED_LAYOUTS if row.keys() >= layout.columns), None)
 
 
 def published_table(folder: Path) -> Path | None:
     """The table of a classification set whose folder, or whose folder of audio, is `folder`."""
     for root in (folder, folder.absolute().parent):
-        for layout in LABELLED_LAYOUTS:
+        for layout in LABELED_LAYOUTS:
             if (root / layout.table).is_file() and (root is folder or folder.absolute().name == "audio"):
                 return root / layout.table
     return None
 
 
-def labelled_rows(
+def labeled_rows(
     tables: Sequence[Path], audio_root: Path | None = None
 ) -> Iterator[tuple[str, tuple[Path, str, dict[str, Any]] | Rejection]]:
     """Yields `(origin, (audio file, class as a person writes it, row))` of tables, or what is wrong with a row.
@@ -71,7 +71,7 @@ def labelled_rows(
     """
     table = tables[0]
     first = first_row(table)
-    layout = labelled_layout(first)
+    layout = labeled_layout(first)
     file_column = layout.file_column if layout else next((name for name in _FILE_COLUMNS if name in first), None)
     class_column = layout.class_column if layout else next((name for name in _CLASS_COLUMNS if name in first), None)
     if first and (file_column is None or class_column is None):
@@ -79,7 +79,7 @@ def labelled_rows(
             f"{table}: columns are {', '.join(first)}; it needs one of {', '.join(_FILE_COLUMNS)} "
             f"and one of {', '.join(_CLASS_COLUMNS)}"
         )
-    root = folder_of(table) if audio_root is None else audio_root
+    root = default_audio_root(table) if audio_root is None else audio_root
     roots = [root.parent / "audio", root / "audio", root] if layout else [root]
     for _, origin, row in read_tables(tables, lambda _, cell: os.path.exists(root / cell)):
         if isinstance(row, Rejection):
@@ -98,7 +98,7 @@ def labelled_rows(
         yield origin, (path, str(label).replace("_", " ").strip(), row)
 
 
-class LabelledSource(RowSource):
+class LabeledSource(TableSource):
     """A classification set, each clip captioned by its class in CAPTION_TEMPLATE.
 
     Where the tables have audio of their own, as Parquet files from the hub do, that is taken.
@@ -108,7 +108,7 @@ class LabelledSource(RowSource):
         self.name = layout
         self._paths = list(paths)
         self._root = None if audio_root is None else Path(audio_root)
-        self._layout = next(known for known in LABELLED_LAYOUTS if known.name == layout)
+        self._layout = next(known for known in LABELED_LAYOUTS if known.name == layout)
         for path in self._paths:
             names = column_names(path)
             if names and (missing := self._layout.columns.difference(names)):
@@ -125,7 +125,7 @@ class LabelledSource(RowSource):
         }
 
     def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
-        for origin, found in labelled_rows(self._paths, self._root):
+        for origin, found in labeled_rows(self._paths, self._root):
             if isinstance(found, Rejection):
                 yield (), found
                 continue

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from slap_fast.audio.files import AUDIO_EXTENSIONS
 from slap_fast.data.format.captions import caption_columns as caption_columns_of
-from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare import table_folders
-from slap_fast.data.prepare.clip_items import Clip, ClipItem, Rejection, RenderedAudio
-from slap_fast.data.prepare.folders import FolderSource, walk_folder
-from slap_fast.data.prepare.labelled import LABELLED_LAYOUTS, LabelledSource, labelled_layout, published_table
+from slap_fast.data.prepare.file_search import walk_folder
+from slap_fast.data.prepare.folder_source import FolderSource
+from slap_fast.data.prepare.labeled_layouts import LABELED_LAYOUTS, LabeledSource, labeled_layout, published_table
 from slap_fast.data.prepare.layouts import (
     AudioCaps,
     Clotho,
@@ -26,35 +25,14 @@ from slap_fast.data.prepare.layouts import (
     is_wavcaps,
     wavcaps_folder,
 )
-from slap_fast.data.prepare.manifests import Manifest
+from slap_fast.data.prepare.manifest import Manifest
+from slap_fast.data.prepare.source import Source
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS, first_row
 from slap_fast.data.prepare.tar_source import TarSource
 
 Layout = Literal["auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 Paths = str | os.PathLike[str]
-
-
-class Source(Protocol):
-    """Captioned audio in an order that never changes.
-
-    Attributes:
-        name: what the dataset is called.
-        seen: files, rows or members met, once an iteration has ended: the sum of `seen` over what it yielded.
-    """
-
-    name: str
-    seen: int
-
-    def describe(self) -> dict[str, Any]:
-        """JSON values that decide what iteration yields: a resumed run must find them unchanged."""
-        ...
-
-    def count(self) -> int | None:
-        """How many items iteration yields, for the progress bar; None where only iterating would tell."""
-        ...
-
-    def __iter__(self) -> Iterator[ClipItem | Rejection]: ...
 
 
 def open_source(
@@ -136,7 +114,7 @@ def _open_folder(
     if layout == "wavcaps" or (layout == "auto" and wavcaps_folder(folder)):
         return _Opened(WavCaps(folder, audio_root), "WavCaps", takes_root=True)
     table = published_table(folder)
-    if table is not None and layout in ("auto", *(known.name for known in LABELLED_LAYOUTS)):
+    if table is not None and layout in ("auto", *(known.name for known in LABELED_LAYOUTS)):
         return _open_tables([table], layout, audio_root, columns)
     if layout == "folder":
         return _Opened(FolderSource(folder), "a folder of audio")
@@ -177,8 +155,8 @@ def _open_tables(
         return _Opened(WavCaps(paths[0], audio_root), "WavCaps", takes_root=True)
     if chosen == "clotho":
         return _Opened(Clotho(paths[0], audio_root), "Clotho", takes_root=True)
-    if any(chosen == known.name for known in LABELLED_LAYOUTS):
-        return _Opened(LabelledSource(paths, chosen, audio_root), chosen, takes_root=True)
+    if any(chosen == known.name for known in LABELED_LAYOUTS):
+        return _Opened(LabeledSource(paths, chosen, audio_root), chosen, takes_root=True)
     return _Opened(Manifest(paths, audio_root, *columns), "a manifest", True, True)
 
 
@@ -191,7 +169,7 @@ def _layout_of(paths: Sequence[Path]) -> str:
         return "wavcaps"
     if is_clotho(row):
         return "clotho"
-    labelled = labelled_layout(row)
+    labelled = labeled_layout(row)
     return labelled.name if labelled and not caption_columns_of(row) else "manifest"
 
 
@@ -213,39 +191,3 @@ def _expanded(path: Paths | Sequence[Paths]) -> list[Path]:
 
 def _shown(path: Paths | Sequence[Paths]) -> str:
     return os.fspath(path) if isinstance(path, (str, os.PathLike)) else ", ".join(os.fspath(one) for one in path)
-
-
-class ClipSource:
-    """Clips that are made, not read, such as the synthetic dataset's.
-
-    Args:
-        clips: makes the iterator anew; or an iterable that is consumed once.
-        name: of the dataset.
-        description: JSON values that decide what the clips are (a seed, a split).
-        total: their number, for the progress bar.
-    """
-
-    def __init__(
-        self,
-        clips: Callable[[], Iterable[Clip]] | Iterable[Clip],
-        name: str,
-        description: dict[str, Any],
-        total: int | None = None,
-    ) -> None:
-        self.name = name
-        self.seen = 0
-        self._clips = clips
-        self._description = description
-        self._total = total
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "clips", "name": self.name, **self._description}
-
-    def count(self) -> int | None:
-        return self._total
-
-    def __iter__(self) -> Iterator[ClipItem | Rejection]:
-        self.seen = 0
-        for clip in self._clips() if callable(self._clips) else self._clips:
-            self.seen += 1
-            yield ClipItem(clip.key, captions_of(list(clip.captions)), RenderedAudio(clip), clip.key, clip.metadata)

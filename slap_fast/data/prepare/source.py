@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from slap_fast.audio.files import AudioError, AudioFile, Flac, encode_flac, mono_blocks, open_audio
+from slap_fast.audio.files import AudioError, AudioFile, open_audio
 from slap_fast.audio.streams import ByteView, Part
-from slap_fast.data.format.captions import MAX_CAPTIONS
-from slap_fast.data.format.dataset_files import SAMPLE_RATE, writing
+from slap_fast.data.format.captions import captions_of
 from slap_fast.data.prepare.segments import Segment, SegmentSound
 
 
-class Clip(Protocol):
+class GeneratedClip(Protocol):
     """A clip that is made, not read: light and picklable until `render` is called, which a worker process does."""
 
     @property
@@ -90,7 +88,7 @@ class SegmentAudio:
 
 @dataclass(frozen=True)
 class RenderedAudio:
-    clip: Clip
+    clip: GeneratedClip
 
 
 @dataclass(frozen=True)
@@ -124,63 +122,59 @@ class Rejection:
     seen: int = 1
 
 
-@dataclass(frozen=True)
-class EncodedClip:
-    """A clip as stored, what its source was, and `(reason, detail)` of what a report should say of it."""
-
-    flac: Flac
-    source_sample_rate: int
-    source_channels: int
-    notes: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class ClipEncoder:
-    """Turns a clip into 16 kHz mono FLAC, or says why it cannot be: what a worker process runs.
+class Source(Protocol):
+    """Captioned audio in an order that never changes.
 
     Attributes:
-        folder: where FLAC streams too large for memory go.
-        min_duration: seconds.
-        max_duration: seconds; None keeps any length.
+        name: what the dataset is called.
+        seen: files, rows or members met, once an iteration has ended: the sum of `seen` over what it yielded.
     """
 
-    folder: Path
-    min_duration: float
-    max_duration: float | None
+    name: str
+    seen: int
 
-    def __call__(self, item: ClipItem | Rejection) -> EncodedClip | Rejection:
-        if isinstance(item, Rejection):
-            return item
-        if not item.captions:
-            return Rejection(item.origin, "no_captions", "no caption, or only empty ones")
-        if len(item.captions) > MAX_CAPTIONS:
-            return Rejection(item.origin, "too_many_captions", f"{len(item.captions)}, more than {MAX_CAPTIONS}")
-        try:
-            if isinstance(item.audio, RenderedAudio):
-                waveform = np.asarray(item.audio.clip.render(), np.float32)
-                flac = self._encode(iter([waveform]))
-                return EncodedClip(flac, SAMPLE_RATE, 1, tuple(_notes(flac)))
-            with item.audio.open() as sound:
-                seconds = sound.declared_seconds
-                if self.max_duration is not None and seconds is not None and seconds > self.max_duration + 1:
-                    raise AudioError("too_long", f"{seconds:.1f} s, more than {self.max_duration} s")
-                flac = self._encode(mono_blocks(sound, SAMPLE_RATE))
-                return EncodedClip(flac, sound.samplerate, sound.channels, (*sound.notes, *_notes(flac)))
-        except AudioError as error:
-            return Rejection(item.origin, error.reason, error.detail)
+    def describe(self) -> dict[str, Any]:
+        """JSON values that decide what iteration yields: a resumed run must find them unchanged."""
+        ...
 
-    def _encode(self, blocks: Iterator[np.ndarray]) -> Flac:
-        spill = self.folder / f"{uuid.uuid4().hex}.flac"
-        with writing(spill):
-            return encode_flac(
-                blocks, spill, sample_rate=SAMPLE_RATE, min_seconds=self.min_duration, max_seconds=self.max_duration
-            )
+    def count(self) -> int | None:
+        """How many items iteration yields, for the progress bar; None where only iterating would tell."""
+        ...
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]: ...
 
 
-def _notes(flac: Flac) -> list[tuple[str, str]]:
-    if flac.silent:
-        return [("silent", "every sample is zero")]
-    if flac.clipped:
-        detail = f"{flac.clipped} of {flac.samples} samples were beyond full scale, by up to {flac.peak:.3g} times"
-        return [("clipped", detail)]
-    return []
+class GeneratedSource:
+    """Clips that are made, not read, such as the synthetic dataset's.
+
+    Args:
+        clips: makes the iterator anew; or an iterable that is consumed once.
+        name: of the dataset.
+        description: JSON values that decide what the clips are (a seed, a split).
+        total: their number, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        clips: Callable[[], Iterable[GeneratedClip]] | Iterable[GeneratedClip],
+        name: str,
+        description: dict[str, Any],
+        total: int | None = None,
+    ) -> None:
+        self.name = name
+        self.seen = 0
+        self._clips = clips
+        self._description = description
+        self._total = total
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "clips", "name": self.name, **self._description}
+
+    def count(self) -> int | None:
+        return self._total
+
+    def __iter__(self) -> Iterator[ClipItem | Rejection]:
+        self.seen = 0
+        for clip in self._clips() if callable(self._clips) else self._clips:
+            self.seen += 1
+            yield ClipItem(clip.key, captions_of(list(clip.captions)), RenderedAudio(clip), clip.key, clip.metadata)

@@ -15,13 +15,13 @@ import numpy as np
 
 from slap_fast.data.format.captions import clean_captions
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import ClipItem, Rejection
+from slap_fast.data.prepare.source import ClipItem, Rejection
 
 Identity = tuple[str | bytes, ...]
 """What tells the audio of a row apart: its place, its content, the stretch that is meant. Empty: it is never merged."""
 
 
-class RowSource:
+class TableSource:
     """A source whose rows may name the same audio several times: their captions are merged, at the first of them.
 
     A subclass gives `rows`. Rows are read up to three times instead of being kept: 8 bytes of memory a row, and the

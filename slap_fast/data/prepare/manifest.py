@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slap_fast.data.format.captions import caption_columns, is_missing, table_captions
+from slap_fast.data.format.captions import caption_columns, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.clip_items import BytesAudio, ClipItem, FileAudio, Rejection, SegmentAudio
-from slap_fast.data.prepare.folders import find_file
-from slap_fast.data.prepare.row_source import Identity, RowSource, described_tables, name_of_tables
+from slap_fast.data.prepare.file_search import find_file
 from slap_fast.data.prepare.segments import SegmentError, segment_of, start_of
-from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
-
-_AUDIO_COLUMNS = (
-    *("audio", "audio_path", "audio_file", "audio_filepath", "audio_filename", "audio_file_name", "path", "filepath"),
-    *("file_path", "file", "filename", "file_name", "fname", "wav", "wav_path", "wav_file"),
-)
-_SHOWN = 200  # characters of a cell in a message
+from slap_fast.data.prepare.source import ClipItem, Rejection, SegmentAudio
+from slap_fast.data.prepare.table_audio import audio_column, audio_of_cell, default_audio_root
+from slap_fast.data.prepare.table_rows import column_names, read_tables
+from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables, name_of_tables
 
 
-class Manifest(RowSource):
+class Manifest(TableSource):
     """Tables with a column of audio paths (or of audio bytes, in Parquet) and one or more columns of captions.
 
     Rows are of one clip if they give the same path; with audio inside the table, the same path, if any, and the same
@@ -112,7 +107,7 @@ class Manifest(RowSource):
         return (*found.identity, str(segment)), cut
 
     def _root(self, table: Path) -> Path:
-        return folder_of(table) if self._given_root is None else self._given_root
+        return default_audio_root(table) if self._given_root is None else self._given_root
 
     def _check_columns(self, table: Path) -> None:
         names = column_names(table)
@@ -132,59 +127,6 @@ class Manifest(RowSource):
             raise DatasetError(
                 f"{table}: no column is called like captions are; {columns}: name it with --caption-columns"
             )
-
-
-@dataclass(frozen=True)
-class CellAudio:
-    """What an audio cell gives."""
-
-    identity: Identity
-    name: str
-    audio: FileAudio | BytesAudio
-    origin: str
-
-
-def audio_of_cell(origin: str, cell: Any, locate: Callable[[str], Path]) -> CellAudio | Rejection:
-    """The audio of a cell: a path, the bytes of a file, or Hugging Face's `{"bytes", "path"}`."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    file = cell.get("path") if isinstance(cell, dict) else cell
-    if isinstance(data, bytes):
-        name = file if isinstance(file, str) else ""
-        label = name or origin
-        return CellAudio((name, data), os.path.splitext(label)[0], BytesAudio(data), f"{origin} ({label})")
-    if isinstance(cell, dict) and "array" in cell and not file:
-        detail = "the audio cell holds decoded samples; write the table with the bytes of audio files instead"
-        return Rejection(origin, "malformed_row", detail)
-    if not isinstance(file, str) or is_missing(file):
-        return Rejection(origin, "malformed_row", f"no audio path ({repr(file)[:_SHOWN]})")
-    if "\0" in file:
-        return Rejection(origin, "malformed_row", "NUL byte in the audio path")
-    path = locate(file)
-    if file != file.strip() and not os.path.exists(path):
-        file = file.strip()
-        path = locate(file)
-    return CellAudio((str(path),), os.path.splitext(file)[0], FileAudio(path), file)
-
-
-def folder_of(table: Path) -> Path:
-    """What audio paths are relative to: the folder of the table, or, of a link with no audio beside it, of its target.
-
-    Hubs link both the table and the audio to where they keep them, so that only the links lie side by side.
-    """
-    beside = table.absolute().parent
-    if not table.is_symlink():
-        return beside
-    row = first_row(table)
-    cell = row.get(audio_column(row) or "")
-    file = cell.get("path") if isinstance(cell, dict) else cell
-    found = isinstance(file, str) and os.path.exists(beside / file)
-    return beside if found else table.resolve().parent
-
-
-def audio_column(names: Iterable[str]) -> str | None:
-    """The column (or JSON field) that holds audio paths, by its name."""
-    by_name = {str(name).strip().lower(): name for name in reversed(list(names))}
-    return next((by_name[name] for name in _AUDIO_COLUMNS if name in by_name), None)
 
 
 def _check_start(table: Path, identity: Identity, row: dict[str, Any], starts: dict[Identity, Any]) -> None:
