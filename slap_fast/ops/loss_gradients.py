@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.custom_op import custom_op
+from slap_fast.ops.tensor_checks import accumulator
 
 # On CPUs a product that changes its type takes a copy of what it multiplies at once.
 _PARTS = 16

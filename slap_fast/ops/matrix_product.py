@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.native_storage import STORAGE, aligned
+from slap_fast.ops.tensor_checks import STORAGE, aligned
 
 
 def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulate: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops.native_storage import STORAGE
+from slap_fast.ops.tensor_checks import STORAGE
 
 _ROW_MULTIPLE = 16
 # Rows that lie a multiple of this many elements apart compete for the same places in a cache.

@@ -1,4 +1,4 @@
-"""What Triton backends share: whether kernels can run here. Imports no triton: that happens with the first launch."""
+"""Whether Triton kernels can run on this machine and on given tensors. The first launch imports triton, not this file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import importlib.util
 import os
 
 import torch
-from torch import Tensor
 
-# Triton then runs kernels in Python, on tensors in CPU memory: for tests. It decides so when a kernel is defined.
+# For tests: Triton's interpreter runs kernels in Python on CPU tensors. Triton decides so when a kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unavailable() -> str | None:
-    """Why Triton kernels cannot run on this machine, None if they can."""
+    """Why Triton kernels cannot run on this machine, or None."""
     if importlib.util.find_spec("triton") is None:
         return 'triton is not installed (pip install "slap-fast[gpu]")'
     if INTERPRETED:
@@ -27,23 +26,13 @@ def unavailable() -> str | None:
 
 
 def rejects_dtype(name: str, dtype: torch.dtype) -> str | None:
-    """Why kernels cannot serve tensors of `dtype`, named `name` to the user, None if they can."""
+    """Why kernels cannot serve tensors of `dtype`, or None; `name` is what the message calls them."""
     if dtype in (torch.float32, torch.float16, torch.bfloat16):
         return None
     return f"{name} are {dtype}; the Triton kernels take float32, float16 and bfloat16"
 
 
 def rejects_device(device: torch.device) -> str | None:
-    """Why kernels cannot serve tensors on `device`, None if they can."""
+    """Why kernels cannot serve tensors on `device`, or None."""
     wanted = "cpu" if INTERPRETED else "cuda"
     return None if device.type == wanted else f"the tensors are on {device}; Triton runs on {wanted} here"
-
-
-def unit_last_stride(x: Tensor) -> Tensor:
-    """`x` itself where the elements of its last dimension are neighbours, else a copy: gradients may be expanded."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def matrix(x: Tensor) -> Tensor:
-    """`x` itself where a kernel can read it as rows: neighbours within a row, and 128 rows within 2**31 elements."""
-    return x if x.stride(1) == 1 and x.stride(0) < 1 << 24 else x.contiguous()

@@ -8,9 +8,9 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import linear_cross_entropy, variants
-from slap_fast.ops import triton_support
 from slap_fast.ops.linear_cross_entropy import backend_triton as linear_cross_entropy_triton
 from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_triton
+from slap_fast.ops.tensor_checks import matrix
 from tests.kernels._compile import Compiled, cross_compile
 
 BOTH = (True, True)
@@ -118,4 +118,4 @@ def test_what_the_kernels_cannot_serve_is_named() -> None:
 def test_rows_too_far_apart_for_the_kernels_are_copied() -> None:
     for strides, copied in (((1 << 23, 1), False), ((1 << 24, 1), True), ((64, 2), True), ((0, 1), False)):
         rows = torch.empty_strided((3, 8), strides, device="meta")
-        assert (triton_support.matrix(rows) is not rows) == copied
+        assert (matrix(rows) is not rows) == copied

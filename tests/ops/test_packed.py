@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from slap_fast.ops import PackedLayout, varlen_attention, waveform_stats
-from slap_fast.ops.offsets import check_values, item_of_each
+from slap_fast.ops.packed import check_offset_values, item_of_each
 from tests.ops._calls import CALLS, OFFSETS, SAMPLE_OFFSETS, Call, as_tuple, loss_of
 from tests.ops._native import BACKENDS
 
@@ -104,10 +104,10 @@ def test_values_pass_exactly_where_they_rise_from_0_to_the_total(values: list[in
         return
     listed = offsets.tolist()
     if listed == sorted(listed) and (listed[0], listed[-1]) == (0, total):
-        check_values("cu_seqlens", offsets, total, "tokens")
+        check_offset_values("cu_seqlens", offsets, total, "tokens")
     else:
         with pytest.raises(ValueError, match="must"):
-            check_values("cu_seqlens", offsets, total, "tokens")
+            check_offset_values("cu_seqlens", offsets, total, "tokens")
 
 
 @given(st.lists(st.integers(0, 4), max_size=6))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import autocast, dispatch
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.attention import (
     backend_flash_attn_2 as varlen_attention_flash2,
 )
@@ -47,6 +46,7 @@ from slap_fast.ops.attention import preference as preference
 from slap_fast.ops.attention.call import VarlenAttentionBackend
 from slap_fast.ops.attention.validation import validate, validate_backward
 from slap_fast.ops.custom_op import custom_op
+from slap_fast.ops.tensor_checks import accumulator
 
 # In the order of preference where none was measured.
 BACKENDS: dict[str, VarlenAttentionBackend] = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.native_storage import STORAGE, aligned, contiguous
+from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous
 
 _MAX_HEAD_DIM = 256
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.attention.backend_torch import tiles
+from slap_fast.ops.tensor_checks import accumulator
 
 
 def unavailable() -> str | None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.attention.call import softmax_delta
 from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window
+from slap_fast.ops.tensor_checks import accumulator
 
 # Elements of the score tile that is held at once: 16 MiB in float32, about a core's share of cache.
 _MAX_SCORES = 1 << 22

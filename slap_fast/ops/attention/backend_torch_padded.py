@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.attention.call import softmax_delta
 from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window
-from slap_fast.ops.offsets import item_of_each
+from slap_fast.ops.packed import item_of_each
+from slap_fast.ops.tensor_checks import accumulator
 
 
 def unavailable() -> str | None:

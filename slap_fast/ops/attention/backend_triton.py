@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import triton_support
-from slap_fast.ops.triton_support import unit_last_stride
+from slap_fast.ops.tensor_checks import unit_last_stride
 
 # Beyond, the float32 kernels do not fit into the registers of a thread.
 _LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops import offsets
-from slap_fast.ops.accumulator import accumulator
-from slap_fast.ops.tensor_checks import require, require_like
+from slap_fast.ops.packed import checked_offsets
+from slap_fast.ops.tensor_checks import accumulator, require, require_like
 
 
 def validate(
@@ -25,12 +24,12 @@ def validate(
     _validate_tensors(q, k, v)
     if left < -1 or right < -1:
         raise ValueError(f"window is {(left, right)}; each side is a count of tokens, or -1 for unlimited")
-    checked_q = offsets.checked(
+    checked_q = checked_offsets(
         "cu_seqlens_q", cu_seqlens_q, q.shape[0], q.device, torch.int32, of="tokens of q", longest=max_seqlen_q
     )
     if cu_seqlens_k is cu_seqlens_q and q.shape[0] == k.shape[0] and max_seqlen_q <= max_seqlen_k:
         return checked_q, checked_q
-    checked_k = offsets.checked(
+    checked_k = checked_offsets(
         "cu_seqlens_k", cu_seqlens_k, k.shape[0], k.device, torch.int32, of="tokens of k", longest=max_seqlen_k
     )
     if checked_q.shape != checked_k.shape:

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import autocast, collectives, dispatch
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.contrastive import (
     backend_native as contrastive_native,
 )
@@ -31,6 +30,7 @@ from slap_fast.ops.contrastive.call import ContrastiveBackend
 from slap_fast.ops.contrastive.ring import ring_sums
 from slap_fast.ops.contrastive.validation import validate, validate_backward, validate_sums
 from slap_fast.ops.custom_op import custom_op
+from slap_fast.ops.tensor_checks import accumulator
 
 # In the order of preference.
 BACKENDS: dict[str, ContrastiveBackend] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops.tensor_checks import accumulator
 
 # Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
 _MAX_LOGITS = 1 << 22

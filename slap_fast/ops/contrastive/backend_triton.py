@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import triton_support
-from slap_fast.ops.triton_support import matrix
+from slap_fast.ops.tensor_checks import matrix
 
 
 def unavailable() -> str | None:

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import collectives
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.contrastive.call import ContrastiveBackend
 from slap_fast.ops.custom_op import once_differentiable
+from slap_fast.ops.tensor_checks import accumulator
 
 
 def ring_sums(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
-from slap_fast.ops.tensor_checks import require
+from slap_fast.ops.tensor_checks import accumulator, require
 
 
 def validate(

@@ -12,11 +12,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from slap_fast.ops import autocast, dispatch
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.linear_cross_entropy import backend_native, backend_torch, backend_triton
 from slap_fast.ops.linear_cross_entropy.call import Backend, LinearCrossEntropyCall, select, validate
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
+from slap_fast.ops.tensor_checks import accumulator
 
 # In order of preference. PyTorch's own chunked `linear_cross_entropy` (2.13) is not among them: it has no label
 # smoothing and no z-loss, and on a CPU, for 2,048 tokens of 512 floats and a vocabulary of 50,368, it took 8.1 times as

@@ -10,8 +10,8 @@ from slap_fast.ops import score_chunks
 from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from slap_fast.ops.loss_gradients import empty_gradient
 from slap_fast.ops.matrix_product import matrix_product
-from slap_fast.ops.native_storage import STORAGE
 from slap_fast.ops.score_chunks import chunk_rows, empty_scores, gradients_in
+from slap_fast.ops.tensor_checks import STORAGE
 
 # Bytes of a chunk of float32 inputs, twice those of 16-bit inputs. A chunk reads and writes the whole
 # gradient of the vocabulary: few tokens at a time would be all memory traffic.

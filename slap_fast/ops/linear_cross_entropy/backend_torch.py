@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from slap_fast.ops.loss_gradients import empty_gradient
+from slap_fast.ops.tensor_checks import accumulator
 
 # Elements of the logits held at once: 16 MiB in float32, small enough for the allocator to reuse between chunks.
 _MAX_LOGITS = 1 << 22

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import autocast, dispatch, offsets
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.log_mel import (
     backend_cuda as log_mel_cuda,
@@ -29,6 +29,7 @@ from slap_fast.ops.log_mel import (
 )
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.normalization import normalize_clips, normalize_clips_backward
+from slap_fast.ops.packed import check_offset_values, checked_offsets
 from slap_fast.ops.tensor_checks import require
 
 
@@ -38,8 +39,8 @@ def check_packed(
     """Contiguous samples and int64 offsets of clips; the ValueError for what native code would misread."""
     require_samples(waveform)
     device = waveform.device
-    cu_seqlens = offsets.checked("cu_seqlens", cu_seqlens, waveform.shape[0], device, torch.int64, of="samples")
-    cu_frames = offsets.checked("cu_frames", cu_frames, total_frames, device, torch.int64, of="frames")
+    cu_seqlens = checked_offsets("cu_seqlens", cu_seqlens, waveform.shape[0], device, torch.int64, of="samples")
+    cu_frames = checked_offsets("cu_frames", cu_frames, total_frames, device, torch.int64, of="frames")
     if device.type == "cpu":
         expected = _cu_frames(cu_seqlens, config)
         if not torch.equal(cu_frames, expected):
@@ -294,11 +295,11 @@ def frame_offsets(
     compiling = torch.compiler.is_compiling()
     if compiling and total_frames is None:
         raise ValueError("log_mel needs total_frames under torch.compile: the sum of config.num_frames(length)")
-    cu_seqlens = offsets.checked(
+    cu_seqlens = checked_offsets(
         "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
     )
     if total_frames is None and cu_seqlens.device.type != "cpu":  # the call waits for the device in any case
-        offsets.check_values("cu_seqlens", cu_seqlens, waveform.shape[0], "samples")
+        check_offset_values("cu_seqlens", cu_seqlens, waveform.shape[0], "samples")
     cu_frames = _cu_frames(cu_seqlens, config)
     if not compiling and (total_frames is None or cu_seqlens.device.type == "cpu"):
         expected = int(cu_frames[-1])

@@ -13,7 +13,7 @@ from slap_fast import native
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.patchify import PatchGrid
 from slap_fast.ops.log_mel.tables import mel_filters, window
-from slap_fast.ops.native_storage import aligned
+from slap_fast.ops.tensor_checks import aligned
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slap_fast.ops.log_mel import tables as mel_tables
 from slap_fast.ops.log_mel.config import MelConfig
-from slap_fast.ops.offsets import item_of_each
+from slap_fast.ops.packed import item_of_each
 
 _CHUNK_FRAMES = 1024
 

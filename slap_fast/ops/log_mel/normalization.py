@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import autocast, dispatch, offsets
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.log_mel.config import MelConfig
-from slap_fast.ops.native_storage import aligned
-from slap_fast.ops.tensor_checks import require_like
+from slap_fast.ops.packed import bounded_offsets, checked_offsets, item_of_each
+from slap_fast.ops.tensor_checks import aligned, require_like
 
 # NeMo's, which keeps a silent bin finite.
 _DEVIATION_GUARD = 1e-5
@@ -27,7 +27,7 @@ def _validate(frames: Tensor, cu_frames: Tensor, config: MelConfig, backend: str
         raise ValueError(
             f"frames is {frames.dtype} of shape {tuple(frames.shape)}; pass [F, {config.n_mels}] float32 or float64"
         )
-    cu_frames = offsets.checked("cu_frames", cu_frames, frames.shape[0], frames.device, torch.int64, of="frames")
+    cu_frames = checked_offsets("cu_frames", cu_frames, frames.shape[0], frames.device, torch.int64, of="frames")
     return cu_frames, dispatch.select("mel_normalization", backend, device=frames.device, dtype=frames.dtype)
 
 
@@ -84,7 +84,7 @@ def _forward_native(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Ten
 
 
 def _forward_torch(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    clip = offsets.item_of_each(cu_frames, frames.shape[0])
+    clip = item_of_each(cu_frames, frames.shape[0])
     if config.dynamic_range is not None:
         peak = _clip_maxima(frames, cu_frames)[clip]
         frames = torch.maximum(frames, peak - config.dynamic_range)
@@ -95,7 +95,7 @@ def _forward_torch(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tens
 
 
 def _backward_torch(grad: Tensor, frames: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    clip = offsets.item_of_each(cu_frames, frames.shape[0])
+    clip = item_of_each(cu_frames, frames.shape[0])
     grad = grad / config.std
     unlimited, limit, peak = frames, None, None
     if config.dynamic_range is not None:
@@ -125,7 +125,7 @@ def _clip_sums(values: Tensor, cu_frames: Tensor) -> Tensor:
 
 
 def _bounds(cu_frames: Tensor, values: Tensor) -> Tensor:
-    return offsets.bounded(cu_frames, values.shape[0])
+    return bounded_offsets(cu_frames, values.shape[0])
 
 
 def _standardize(frames: Tensor, cu_frames: Tensor, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:

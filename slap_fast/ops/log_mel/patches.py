@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import autocast, dispatch, offsets
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.log_mel import backend_native as log_mel_native
 from slap_fast.ops.log_mel import check_packed, frame_offsets, log_mel, require_samples
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.patchify import PatchGrid, patchify, unpatchify
+from slap_fast.ops.packed import item_of_each
 from slap_fast.ops.tensor_checks import require
 
 
@@ -218,5 +219,5 @@ def _blank(
     if time_masked is not None:
         frames = frames.masked_fill(time_masked[:, None], value)
     if mel_masked is not None:
-        frames = frames.masked_fill(mel_masked[offsets.item_of_each(cu_frames, frames.shape[0])], value)
+        frames = frames.masked_fill(mel_masked[item_of_each(cu_frames, frames.shape[0])], value)
     return frames

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slap_fast.ops.offsets import item_of_each
+from slap_fast.ops.packed import item_of_each
 
 
 @dataclass(frozen=True)

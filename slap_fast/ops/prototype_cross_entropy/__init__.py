@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.ops import autocast, collectives, dispatch, offsets
-from slap_fast.ops.accumulator import accumulator
+from slap_fast.ops import autocast, collectives, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
+from slap_fast.ops.packed import item_of_each
 from slap_fast.ops.prototype_cross_entropy import (
     backend_native as prototype_native,
 )
@@ -40,7 +40,7 @@ from slap_fast.ops.prototype_cross_entropy.validation import (
     validate_scores,
     validate_sweep,
 )
-from slap_fast.ops.tensor_checks import require
+from slap_fast.ops.tensor_checks import accumulator, require
 
 # In the order of preference.
 BACKENDS: dict[str, PrototypeBackend] = {
@@ -395,4 +395,4 @@ def _token_weight(cu_seqlens: Tensor | None, student: Tensor, group: dist.Proces
     share = collectives.world_size(group) / total.to(dtype)
     if cu_seqlens is None:
         return share.expand(tokens).contiguous()
-    return share / cu_seqlens.diff()[offsets.item_of_each(cu_seqlens, tokens)].to(dtype)
+    return share / cu_seqlens.diff()[item_of_each(cu_seqlens, tokens)].to(dtype)

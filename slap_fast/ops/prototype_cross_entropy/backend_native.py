@@ -12,8 +12,8 @@ from slap_fast import native
 from slap_fast.ops import score_chunks
 from slap_fast.ops.loss_gradients import empty_gradient
 from slap_fast.ops.matrix_product import matrix_product
-from slap_fast.ops.native_storage import STORAGE, contiguous
 from slap_fast.ops.score_chunks import chunk_rows, empty_scores, gradients_in
+from slap_fast.ops.tensor_checks import STORAGE, contiguous
 
 # Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
 # gradient: few tokens at a time would be all memory traffic.

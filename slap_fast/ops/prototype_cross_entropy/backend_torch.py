@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from slap_fast.ops.accumulator import accumulator
 from slap_fast.ops.loss_gradients import empty_gradient
+from slap_fast.ops.tensor_checks import accumulator
 
 # Elements of the student's and of the teacher's scores held at once: 16 MiB in float32, small enough for the allocator
 # to reuse between chunks.

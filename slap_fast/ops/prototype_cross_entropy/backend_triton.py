@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slap_fast.kernels import variants
 from slap_fast.ops import triton_support
-from slap_fast.ops.triton_support import matrix
+from slap_fast.ops.tensor_checks import matrix
 
 # Bytes of the teacher's scores that are kept, at most: 4 GiB hold those of 65,536 tokens for 32,768 prototypes in 16
 # bits. It does not depend on what memory is free: the same call gives the same bits.

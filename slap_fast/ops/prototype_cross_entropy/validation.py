@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops import offsets
-from slap_fast.ops.accumulator import accumulator
-from slap_fast.ops.tensor_checks import require
+from slap_fast.ops.packed import checked_offsets
+from slap_fast.ops.tensor_checks import accumulator, require
 
 
 def validate(
@@ -20,7 +19,7 @@ def validate(
     """Raise the ValueError that `prototype_cross_entropy` documents, if a tensor does not fit."""
     validate_features(student, teacher, student_prototypes, teacher_prototypes)
     if cu_seqlens is not None:
-        offsets.checked("cu_seqlens", cu_seqlens, student.shape[0], student.device, torch.int64)
+        checked_offsets("cu_seqlens", cu_seqlens, student.shape[0], student.device, torch.int64)
 
 
 def validate_features(student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor) -> None:

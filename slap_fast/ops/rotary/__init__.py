@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import autocast, dispatch, offsets
+from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
-from slap_fast.ops.overlap import overlaps_itself, share_memory
+from slap_fast.ops.packed import checked_offsets
 from slap_fast.ops.rotary import (
     backend_native as rotary_native,
 )
@@ -30,7 +30,7 @@ from slap_fast.ops.rotary import (
 from slap_fast.ops.rotary import (
     backend_triton as rotary_triton,
 )
-from slap_fast.ops.tensor_checks import require_like
+from slap_fast.ops.tensor_checks import overlaps_itself, require_like, share_memory
 
 # Each writes the rotated q and k to out_q and out_k, which may be q and k themselves:
 # (q, k, cu_seqlens, tokens_per_frame, thetas, inverse, out_q, out_k).
@@ -305,7 +305,7 @@ def _validate(q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int, t
         )
     if tokens_per_frame < 1:
         raise ValueError(f"tokens_per_frame is {tokens_per_frame}; it must be at least 1")
-    return offsets.checked("cu_seqlens", cu_seqlens, q.shape[0], q.device, torch.int32)
+    return checked_offsets("cu_seqlens", cu_seqlens, q.shape[0], q.device, torch.int32)
 
 
 def _check_inplace(q: Tensor, k: Tensor) -> None:

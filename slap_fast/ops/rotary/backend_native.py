@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.native_storage import STORAGE, aligned, contiguous
+from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slap_fast.ops.offsets import item_of_each
+from slap_fast.ops.packed import item_of_each
 
 
 def rotate(

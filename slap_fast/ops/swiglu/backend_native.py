@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.native_storage import STORAGE, contiguous
+from slap_fast.ops.tensor_checks import STORAGE, contiguous
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:

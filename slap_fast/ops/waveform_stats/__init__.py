@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops import dispatch, offsets
+from slap_fast.ops import dispatch
 from slap_fast.ops.custom_op import custom_op
-from slap_fast.ops.native_storage import aligned
+from slap_fast.ops.packed import bounded_offsets, checked_offsets
+from slap_fast.ops.tensor_checks import aligned
 
 
 class WaveformStats(NamedTuple):
@@ -38,7 +39,7 @@ def _check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, 
         raise ValueError(f"waveform is {waveform.dtype}; it must be torch.float32")
     if waveform.dim() != 1:
         raise ValueError(f"waveform has shape {tuple(waveform.shape)}; it must have one dimension")
-    cu_seqlens = offsets.checked(
+    cu_seqlens = checked_offsets(
         "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
     )
     chosen = dispatch.select("waveform_stats", backend, device=waveform.device)
@@ -84,7 +85,7 @@ def _native(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _torch(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = waveform.numel()
     # Reading the offsets would stall a GPU: there, malformed ones are made harmless, and told by NaN.
-    bounds = offsets.bounded(cu_seqlens, total)
+    bounds = bounded_offsets(cu_seqlens, total)
     wrong = (bounds != cu_seqlens).any() | (bounds[0] != 0) | (bounds[-1] != total)
 
     finite = waveform.isfinite()
