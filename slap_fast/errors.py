@@ -26,3 +26,9 @@ class ModelError(SlapFastError, ValueError):
 
 class MissingExtraError(SlapFastError, ImportError):
     """A package that an extra of slap-fast brings is not installed; the message says how to install it."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The message of an error in one line of at most `limit` characters; the error's type if it has no message."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= limit else f"{text[:limit]}...") or type(error).__name__

@@ -1,4 +1,4 @@
-"""The files of a model folder, read as data: whatever they hold, no code that came with them runs."""
+"""Readers for the JSON, configuration and tokenizer files of a model folder; no code from the folder is executed."""
 
 from __future__ import annotations
 
@@ -10,94 +10,102 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slap_fast.errors import ModelError
+from slap_fast.errors import ModelError, one_line
 from slap_fast.runtime.durable_files import os_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-_MOST_BYTES = 1 << 27
-# Each layer is built by itself, so their number is bounded apart from that of anything else.
-_MOST_LAYERS = 1024
-_MOST = 1 << 27
-_COUNTS_MODULES = re.compile(r"layer|block|depth|expert|stage", re.IGNORECASE)
-_TOKEN_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
+_MAX_BYTES = 1 << 27
+_MAX_NUMBER = 1 << 27
+# Even on the meta device, building a model takes time and memory for each layer.
+_MAX_LAYERS = 1024
+_LAYER_COUNT = re.compile(r"layer|block|depth|expert|stage", re.IGNORECASE)
+_TOKEN_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
 
-def read_object(path: Path, *, deep: bool = True) -> dict[str, Any]:
-    """A file that holds one JSON object, searched for code at its top or, if `deep`, at every depth.
+
+def read_json_object(path: Path, *, deep: bool = True) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        deep: look for entries that name code at every depth, else only at the top.
 
     Raises:
-        ModelError: it does not, or it names code to run.
+        ModelError: the file is damaged, is not one object, or names code to run.
     """
     try:
         size = path.stat().st_size
-        values = json.loads(path.read_bytes()) if size <= _MOST_BYTES else None
+        values = json.loads(path.read_bytes()) if size <= _MAX_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is damaged: it cannot be read as JSON ({error}); copy it again") from error
     if not isinstance(values, dict):
         found = f"{size} bytes" if values is None else f"a {type(values).__name__}"
         raise ModelError(f"{path}: is damaged: it holds {found}, not one JSON object; copy it again")
-    refuse_code(_entries(values) if deep else values.items(), str(path))
+    reject_code(_entries(values) if deep else values.items(), str(path))
     return values
 
 
-def refuse_code(entries: Iterable[tuple[str, Any]], where: str) -> None:
+def reject_code(entries: Iterable[tuple[str, Any]], source: str) -> None:
     """
+    Args:
+        entries: of a JSON file.
+        source: name of the file, for the message.
+
     Raises:
-        ModelError: an entry of a JSON file names Python code or kernels to load.
+        ModelError: an entry names Python code or kernels to load.
     """
     for key, value in entries:
         if key in ("auto_map", "custom_pipelines") or (key.endswith("_implementation") and value is not None):
             raise ModelError(
-                f"{where}: {key} names code to load, and a model is data here: nothing of it is run. If transformers "
-                f"itself has this model, delete {key} from the file; otherwise the model cannot be used"
+                f"{source}: {key} names code to load, and code of a model folder is never run. If transformers itself "
+                f"supports this model, delete {key} from the file; otherwise the model cannot be used"
             )
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a JSON value, at any depth."""
-    waiting = [values]
-    while waiting:
-        value = waiting.pop()
+    """Every key and value of a JSON value, at any depth."""
+    stack = [values]
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
             yield from value.items()
-            waiting += value.values()
+            stack += value.values()
         elif isinstance(value, list):
-            waiting += value
+            stack += value
 
 
 def read_text_config(path: Path) -> PreTrainedConfig:
-    """`text_config/config.json`: the transformers configuration of a saved model's text tower.
+    """Read `text_config/config.json`, the transformers configuration of the text tower.
 
     Raises:
-        ModelError: the file is damaged, names code, or a size in it cannot be that of a model.
+        ModelError: the file is damaged, names code, or has a size that no model has.
     """
     from transformers import CONFIG_MAPPING
 
-    values = read_object(path)
+    values = read_json_object(path)
     for key, value in _entries(values):
-        if type(value) in (int, float) and not (math.isfinite(value) if type(value) is float else abs(value) <= _MOST):
+        if (type(value) is float and not math.isfinite(value)) or (type(value) is int and abs(value) > _MAX_NUMBER):
             raise ModelError(f"{path}: {key} is {value}, which no model has; copy the file again")
-        if type(value) is int and _COUNTS_MODULES.search(key) and value > _MOST_LAYERS:
-            raise ModelError(f"{path}: {key} is {value}; at most {_MOST_LAYERS} are built; copy the file again")
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(f"{path}: model_type is {kind!r}, which this version of transformers does not know")
+        if type(value) is int and _LAYER_COUNT.search(key) and value > _MAX_LAYERS:
+            raise ModelError(f"{path}: {key} is {value}; at most {_MAX_LAYERS} are built; copy the file again")
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ModelError(f"{path}: model_type is {model_type!r}, which this version of transformers does not know")
     try:
-        return CONFIG_MAPPING[kind].from_dict(values)
-    except Exception as error:  # Each model checks its values in its own way.
-        raise ModelError(f"{path}: transformers refuses it ({words(error)}); copy it again") from error
+        return CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # Transformers models raise errors of many types for invalid values.
+        raise ModelError(f"{path}: transformers rejects it ({one_line(error)}); copy it again") from error
 
 
 def read_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer that `tokenizer.json` describes, with the special tokens of `tokenizer_config.json`.
+    """Read the tokenizer of `tokenizer.json`, with the special tokens of `tokenizer_config.json`.
 
-    Nothing else in the folder counts: not the class that it names, nor code that lies there.
+    Everything else in the folder is ignored, including the tokenizer class that the files name.
 
     Raises:
-        ModelError: a file is damaged or names code; it says which.
+        ModelError: a file is missing, is damaged or names code.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -108,26 +116,26 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise ModelError(
             f"{folder}: holds no tokenizer (no tokenizer.json); save_pretrained of transformers' tokenizer writes it"
         )
-    read_object(path, deep=False)  # deeper down the keys are the words of a vocabulary
+    read_json_object(path, deep=False)  # deeper keys are the words of a vocabulary
     config: dict[str, Any] = {}
     for name in TOKENIZER_FILES[:0:-1]:
         if os.path.lexists(folder / name):
-            config |= read_object(folder / name)
+            config |= read_json_object(folder / name)
     try:
         backend = Tokenizer.from_file(str(path))
-        # Those of its last use.
+        # The file keeps the truncation and padding of its last use.
         backend.no_truncation()
         backend.no_padding()
-        known = backend.get_vocab()
-        # What is not found out when the file is read.
+        vocabulary = backend.get_vocab()
+        # Some damage shows only in use.
         backend.encode("a b")
-    except BaseException as error:  # The Rust library raises a bare Exception, or what is none where it panics.
+    except BaseException as error:  # The Rust library raises a bare Exception, and BaseException if it panics.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise ModelError(f"{path}: is damaged: {words(error)}; copy it again") from error
-    tokens = {role: _content(config[role]) for role in _TOKEN_ROLES if config.get(role) is not None}
+        raise ModelError(f"{path}: is damaged: {one_line(error)}; copy it again") from error
+    tokens = {role: _token_text(config[role]) for role in _TOKEN_ROLES if config.get(role) is not None}
     for role, token in tokens.items():
-        if not isinstance(token, str) or token not in known:
+        if not isinstance(token, str) or token not in vocabulary:
             raise ModelError(
                 f"{folder / 'tokenizer_config.json'}: {role} is {token!r}, which tokenizer.json does not have"
             )
@@ -143,7 +151,7 @@ def read_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write what `read_tokenizer` reads.
+    """Write the files that `read_tokenizer` reads.
 
     Raises:
         OSError: a file cannot be written.
@@ -156,17 +164,11 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise os_error(folder, error) from error
 
 
-def largest_id(tokenizer: Any) -> int:
-    """The largest token id that the tokenizer may give."""
+def largest_token_id(tokenizer: Any) -> int:
+    """The largest id in the tokenizer's vocabulary; -1 if that is empty."""
     return max(tokenizer.get_vocab().values(), default=-1)
 
 
-def _content(token: Any) -> Any:
-    """The text of a special token, which is written out or described."""
+def _token_text(token: Any) -> Any:
+    """The text of a special token, which is stored as a string or as an object with `content`."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def words(error: BaseException) -> str:
-    """An error's message in one line, or its type where there is none."""
-    text = " ".join(str(error).split())
-    return (text if len(text) <= 200 else f"{text[:200]}...") or type(error).__name__

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.config.saved_files import TOKENIZER_FILES, read_tokenizer, save_tokenizer, words
-from slap_fast.errors import ModelError, SlapFastError
+from slap_fast.config.saved_files import TOKENIZER_FILES, read_tokenizer, save_tokenizer
+from slap_fast.errors import ModelError, SlapFastError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -104,8 +104,8 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
     except Exception as error:  # A wrong name, no network and no such model are errors of as many kinds.
         raise TokenizerError(
-            f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {words(error)}): give a folder with a "
-            "tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
+            f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {one_line(error)}): give a folder "
+            "with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
         ) from error
 
 

@@ -16,7 +16,7 @@ from slap_fast.data.prepare.labeled_layouts import labeled_rows, published_table
 from slap_fast.data.prepare.table_folders import SPLIT_WORDS
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
 from slap_fast.errors import SlapFastError
-from slap_fast.models.call_arguments import split_texts
+from slap_fast.models.arguments import split_texts
 
 TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 

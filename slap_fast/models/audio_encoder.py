@@ -1,4 +1,4 @@
-"""The audio tower: a ViT over packed log-mel patches of clips of any duration (SLAP, section 3)."""
+"""Audio tower: a ViT over packed log-mel patches of clips of any duration (SLAP, section 3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slap_fast.ops.packed import PackedLayout
 
 
 class AudioEncoder(nn.Module):
-    """Two local sliding-window layers, then a global one, repeated; 2-D rotary positions; no padding token."""
+    """Repeats local sliding-window layers and a global one (every `global_every`-th), with 2-D rotary positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class AudioEncoder(nn.Module):
         """Encode packed patches.
 
         Args:
-            patches: `[T, patch_frames * patch_mels]` normalised log-mel values, as `log_mel_patches` orders them.
-            token_layout: the clips in them, `ModelConfig.num_tokens` each.
-            masked_tokens: `[M]` int64 positions in the packed tokens to hide behind the mask token.
+            patches: `[T, patch_frames * patch_mels]` normalized log-mel values, in the order of `log_mel_patches`.
+            token_layout: layout of the clips in them, `ModelConfig.num_tokens` tokens each.
+            masked_tokens: `[M]` int64 positions in the packed tokens to replace with the mask token.
 
         Returns:
             `[T, width]` features, before pooling.

@@ -1,4 +1,4 @@
-"""The caption decoder: a small causal transformer that reads the dense audio features (SLAP, section 3; LocCa)."""
+"""Caption decoder: a small causal transformer with cross-attention to the audio features (SLAP, section 3; LocCa)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slap_fast.ops.packed import PackedLayout
 
 
 class CaptionDecoder(nn.Module):
-    """Causal self-attention over the caption, cross-attention over its clip; input and output embeddings are tied."""
+    """Causal self-attention over a caption, cross-attention to its clip; input and output embeddings are tied."""
 
     def __init__(self, config: CaptionDecoderConfig, *, vocab_size: int, feature_width: int) -> None:
         super().__init__()
@@ -52,18 +52,18 @@ class CaptionDecoder(nn.Module):
         feature_layout: PackedLayout,
         readout: Callable[[Tensor, Tensor], Tensor] = F.linear,
     ) -> Tensor:
-        """Decode packed captions, each against the clip of its own position.
+        """Decode packed captions, each with cross-attention to the clip of the same index.
 
         Args:
-            input_ids: `[L]` int64, captions end to end.
-            layout: the captions in `input_ids`.
+            input_ids: `[L]` int64 tokens of packed captions.
+            layout: of the captions in `input_ids`.
             features: `[T, feature_width]` packed audio features.
-            feature_layout: the clips in `features`, one a caption.
-            readout: what to make of the hidden states `[L, width]` and the tied vocabulary matrix `[V, width]`. It is
-                passed in because under ZeRO-3 the matrix is whole only inside this call.
+            feature_layout: of the clips in `features`, one per caption.
+            readout: called with the hidden states `[L, width]` and the tied vocabulary matrix `[V, width]`. A callback,
+                because under ZeRO-3 the matrix is gathered only inside this forward.
 
         Returns:
-            What `readout` returns; by default the logits `[L, V]`.
+            The result of `readout`; by default the logits `[L, V]`.
         """
         x = self.token_embedding(input_ids)
         features, _ = self.feature_norm(features)

@@ -1,10 +1,9 @@
-"""What a packed batch has to compute: the arithmetic of its tokens, without padding and without recomputation.
+"""Model FLOPs of a packed batch, without padding and without recomputation.
 
-A multiplication with its addition is two operations. Matrix products alone are counted, as PaLM counts for its model
-FLOPs utilization (arXiv 2204.02311, appendix B): norms, rotations and losses are bound by memory. Products with the
-vocabulary and with the prototypes are among them; those between embeddings, which depend on the batches of all ranks,
-and the sweeps of Sinkhorn-Knopp are not. Text attention counts every pair of a caption: up to 65 tokens, ModernBERT's
-local windows hide none.
+A multiply-add is two FLOPs. Only matrix products count, as in PaLM's model FLOPs utilization (arXiv 2204.02311,
+appendix B): norms, rotary embeddings and losses are memory-bound. Products with the vocabulary and the prototypes are
+included; similarities of embeddings, which depend on the batches of all ranks, and Sinkhorn-Knopp iterations are not.
+Text attention counts all pairs of tokens: ModernBERT's local windows mask none in captions of up to 65 tokens.
 """
 
 from __future__ import annotations
@@ -16,35 +15,35 @@ import numpy as np
 
 from slap_fast.config.model import ModelConfig
 
-# In units of a forward pass: the gradients by the inputs and by the weights cost as much as the product itself.
+# Relative to the forward pass: the gradients of the inputs and of the weights cost one product each.
 BACKWARD = 2.0
 
 
 class Flops(NamedTuple):
-    """Operations of products with weights, and of queries with keys and weights with values."""
+    """FLOPs of products with weight matrices, and of the two products of attention."""
 
     projections: float
     attention: float
 
 
 def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[int], masked: int) -> dict[str, Flops]:
-    """Operations of one forward pass of each part of the model.
+    """FLOPs of one forward pass of each part of the model.
 
     Args:
         config: every dimension.
-        audio: audio tokens of each clip, as `ModelConfig.num_tokens` gives them.
-        captions: tokens of each clip's caption, with its start and end.
-        masked: audio tokens that the prototype head sees, over all clips.
+        audio: audio tokens of each clip (`ModelConfig.num_tokens`).
+        captions: tokens of each clip's caption, with its start and end tokens.
+        masked: masked audio tokens of all clips, the input of the prototype head.
 
     Returns:
         `audio_encoder`, `text_encoder`, `pooling`, `caption_decoder` with its vocabulary, and `prototype_head` with its
         prototypes.
 
     Raises:
-        ValueError: not one caption a clip.
+        ValueError: `audio` and `captions` differ in length.
     """
     if len(audio) != len(captions):
-        raise ValueError(f"there are {len(audio)} clips and {len(captions)} captions; pass one caption a clip")
+        raise ValueError(f"there are {len(audio)} clips and {len(captions)} captions; pass one caption per clip")
     tokens, words = np.asarray(audio, dtype=np.int64), np.asarray(captions, dtype=np.int64)
     predicted = words - 1  # every token but a caption's first
     audio_tokens, text_tokens, decoded = int(tokens.sum()), int(words.sum()), int(predicted.sum())
@@ -68,10 +67,10 @@ def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[
             4.0 * text.width * text.layers * _squares(words),
         ),
         "pooling": Flops(
-            # Keys and values of every token; output projection and MLP of every clip.
+            # Key and value projections per token; output projection and MLP per clip.
             2.0 * 2 * (tower.width**2 * audio_tokens + text.width**2 * text_tokens)
             + 2.0 * tower.width**2 * len(tokens) * (2 + 2 * (tower.pooling_mlp_ratio + text.pooling_mlp_ratio)),
-            0.0,  # one query a clip
+            0.0,  # one query per clip: negligible
         ),
         "caption_decoder": Flops(
             2.0 * decoder.layers * decoder_layer * decoded
@@ -92,13 +91,13 @@ def step_flops(
     shared_pass: bool = False,
     attention_backward: float = BACKWARD,
 ) -> float:
-    """Operations of a training step: forward and backward of the student, forward of the teacher.
+    """FLOPs of a training step: forward and backward of the student, forward of the teacher.
 
     Args:
         config: as for `forward_flops`, as are `audio`, `captions` and `masked`.
-        shared_pass: all objectives see one pass of the student's audio encoder; else it makes two.
-        attention_backward: in units of the forward. Kernels that compute the scores anew take 2.5; what they repeat is
-            no use, so that utilization counts 2.
+        shared_pass: all objectives share one pass of the student's audio encoder; else it runs twice.
+        attention_backward: relative to the forward. Kernels that recompute the scores need 2.5; utilization does not
+            count recomputation and uses 2.
     """
     total = 0.0
     for part, (projections, attention) in forward_flops(config, audio, captions, masked).items():
@@ -110,7 +109,7 @@ def step_flops(
 
 
 def _layer_weights(width: int, mlp_width: int) -> int:
-    """Of a layer with four square projections and a gated MLP."""
+    """Weights of a layer with four square projections and a gated MLP."""
     return 4 * width**2 + 3 * width * mlp_width
 
 

@@ -1,7 +1,7 @@
-"""The blocks that the audio encoder and the caption decoder are made of: pre-norm, RMSNorm, SwiGLU, no biases.
+"""Transformer blocks of the audio encoder and the caption decoder: pre-norm, RMSNorm, SwiGLU, no biases.
 
-The residual stream and what the last branch adds to it travel as two tensors: they are added where the sum is next
-normalized, in the same pass.
+The residual stream and the output of the last branch are passed on as two tensors: the next norm adds and normalizes
+them in one fused op.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slap_fast.ops.swiglu import swiglu
 
 
 class Segments(NamedTuple):
-    """What a block needs of a `PackedLayout`: one that saw each length would be compiled for these lengths alone."""
+    """`PackedLayout` without the host-side lengths, on which torch.compile would specialize."""
 
     cu_seqlens: Tensor
     max_seqlen: int
@@ -31,7 +31,7 @@ class Segments(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """Adds what the last branch returned to the residual stream, and normalizes the sum for the next (1910.07467)."""
+    """Adds the output of the last branch to the residual stream and normalizes the sum (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The normalized sum and the sum; without a branch, of `x` alone."""
-        weight = self.weight.to(x.dtype)  # autocast gives branches, and may give the stream, a type of its own
+        """The normalized sum `x + branch`, and the sum itself; `branch` None counts as 0."""
+        weight = self.weight.to(x.dtype)  # under autocast, branch and stream may have other dtypes
         if branch is None:
             return rms_norm(x, weight, eps=self.eps), x
         return add_rms_norm(branch.to(x.dtype), x, weight, eps=self.eps)
@@ -63,8 +63,8 @@ class SelfAttention(nn.Module):
 
     Args:
         window: keys visible to the left and right, inclusive; -1 is unlimited.
-        tokens_per_frame: None for positions along one axis, else for (frame, row in the frame).
-        theta: base of the rotary wavelengths, a pair for two axes.
+        tokens_per_frame: None for 1-D positions, else for 2-D positions (frame, row within the frame).
+        theta: base of the rotary wavelengths; a pair for 2-D positions.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of packed queries over packed features of another width."""
+    """Multi-head attention of packed queries to packed features of another width."""
 
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CrossAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Takes the residual stream and what is still to be added to it, and returns both for the next block."""
+    """Takes the residual stream and a branch output still to be added, and returns both for the next block."""
 
     def __init__(self, attention: SelfAttention, width: int, mlp_width: int, norm_eps: float) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """As `EncoderBlock`, with cross-attention to the features between its two branches."""
+    """`EncoderBlock` with cross-attention to the features between self-attention and MLP."""
 
     def __init__(
         self,
@@ -174,24 +174,24 @@ class DecoderBlock(nn.Module):
 def run_block(
     block: nn.Module, x: Tensor, branch: Tensor | None, *context: object, checkpointed: bool
 ) -> tuple[Tensor, Tensor]:
-    """`block(x, branch, *context)` of one of the blocks above; checkpointed, the backward pass runs it again."""
+    """Runs `block(x, branch, *context)`, with activation checkpointing if `checkpointed`."""
     if not checkpointed:
         return block(x, branch, *context)
-    # The inputs are all that is kept: one tensor, not two.
+    # Checkpointing stores the inputs: one tensor instead of two.
     summed = x if branch is None else x + branch
     return checkpoint(block, summed, None, *context, use_reentrant=False)
 
 
 def initial_std(fan_in: int) -> float:
-    """Deviation of a projection's initial weights: PyTorch's own, which is the usual 0.02 at the paper's width of 768.
+    """Standard deviation of a projection's initial weights: that of nn.Linear, about 0.02 at the paper's width of 768.
 
-    A fixed 0.02 would leave the blocks of a narrow model next to silent.
+    A fixed 0.02 would make the outputs of the blocks of a narrow model vanishingly small.
     """
     return (3 * fan_in) ** -0.5
 
 
 def initialize_weights(module: nn.Module) -> None:
-    """Truncated normal for projections, zero for their biases; norms keep their ones."""
+    """Truncated normal for projection weights, zero for biases; norm weights stay one."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=initial_std(module.in_features))
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""The learned temperature of the contrastive loss."""
+"""Learned temperature of the contrastive loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class _ClampMax(torch.autograd.Function):
-    """min(x, maximum), whose gradient beyond the maximum passes only where a descent step comes back below it."""
+    """min(x, maximum) that, at or above the maximum, passes only gradients whose descent step decreases x."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, maximum: float) -> Tensor:
@@ -24,7 +24,7 @@ class _ClampMax(torch.autograd.Function):
 class LogitScale(nn.Module):
     """exp(initial + delta), at most exp(maximum) (CLIP, section 2.5).
 
-    Only the difference from the initial value is a parameter: near zero even bfloat16 resolves it finely. It has one
+    The parameter is the difference from the initial value, which bfloat16 resolves finely near zero. It has one
     dimension because ZeRO cannot partition a scalar.
     """
 

@@ -1,4 +1,4 @@
-"""Multi-head attention pooling: one vector a sequence from packed features (big_vision's `MAPHead`)."""
+"""Multi-head attention pooling of packed features: one vector per sequence (big_vision's `MAPHead`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slap_fast.ops.packed import PackedLayout
 
 
 class AttentionPooling(nn.Module):
-    """A learned probe attends over each sequence; a norm and a residual MLP follow."""
+    """A learned probe attends to each sequence; a norm and a residual MLP follow."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, norm_eps: float = 1e-6) -> None:
         super().__init__()

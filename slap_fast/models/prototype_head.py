@@ -1,4 +1,4 @@
-"""The self-distillation head: a patch's features to a bottleneck that is compared with prototypes (DINOv2)."""
+"""Self-distillation head: projects patch features to a bottleneck, to be scored against prototypes (DINOv2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slap_fast.models.layers import initialize_weights
 
 
 class PrototypeHead(nn.Module):
-    """A three-layer GELU MLP; its output and the prototypes are L2-normalised, so scores are cosines."""
+    """Three-layer GELU MLP; its output and the prototypes are L2-normalized, so scores are cosines."""
 
     def __init__(self, config: PrototypeHeadConfig, width: int) -> None:
         super().__init__()
@@ -27,5 +27,5 @@ class PrototypeHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[M, width]` features to `[M, bottleneck]` and the prototypes `[K, bottleneck]`, all of unit length."""
+        """`[M, width]` features to `[M, bottleneck]` and the prototypes `[K, bottleneck]`, both of unit length."""
         return F.normalize(self.mlp(features), dim=-1), F.normalize(self.prototypes, dim=-1)

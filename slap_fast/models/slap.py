@@ -1,42 +1,97 @@
-"""SLAP in use: embeddings, captions, and how a model is saved and loaded."""
+"""The SLAP model: two towers, two poolings, a caption decoder and a temperature (arXiv 2601.12594, section 3)."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from slap_fast.config.model import model_config_from_dict
-from slap_fast.config.saved_files import (
-    largest_id,
-    read_object,
-    read_text_config,
-    read_tokenizer,
-    save_tokenizer,
-    words,
-)
+from slap_fast.config.model import ModelConfig
 from slap_fast.errors import ModelError
-from slap_fast.models import encoding as inference
-from slap_fast.models.call_arguments import Audio, only_clip
+from slap_fast.models import captioning, encoding, saving
+from slap_fast.models.arguments import Audio, single_clip
+from slap_fast.models.audio_encoder import AudioEncoder
+from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.encoding import Embeddings, PackedBatch
-from slap_fast.models.saved_weights import read_weights
-from slap_fast.models.slap_network import SLAPNetwork
+from slap_fast.models.logit_scale import LogitScale
+from slap_fast.models.pooling import AttentionPooling
+from slap_fast.models.text_encoder import TextEncoder, build_text_model
+from slap_fast.ops.log_mel.patches import log_mel_patches
 from slap_fast.ops.packed import PackedLayout
-from slap_fast.runtime.durable_files import replace_file, replace_whole, save_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class SLAP(SLAPNetwork):
-    """The model that is trained, saved and used: audio of any duration and text in one embedding space."""
+class SLAP(nn.Module):
+    """Embeds audio of any duration and text in one space, and captions audio.
+
+    Args:
+        config: every dimension.
+        load_pretrained_text: load the weights of `config.text.pretrained`; False builds the architecture alone.
+        text_hf_config: transformers configuration of the text tower, as stored in a model folder; None: from `config`.
+
+    Raises:
+        ModelError: the towers' widths differ (no projection follows the pooling), or the pretrained text encoder
+            cannot be loaded.
+    """
+
+    def __init__(self, config: ModelConfig, *, load_pretrained_text: bool = True, text_hf_config: Any = None) -> None:
+        super().__init__()
+        text_model = build_text_model(config.text, load_pretrained=load_pretrained_text, hf_config=text_hf_config)
+        self.text_encoder = TextEncoder(text_model)
+        if self.text_encoder.width != config.audio.width:
+            raise ModelError(
+                f"the text tower is {self.text_encoder.width} wide, the audio tower {config.audio.width}; embeddings "
+                "are compared without a projection, so model.text.width and model.audio.width must be equal"
+            )
+        self.config = config
+        self.audio_encoder = AudioEncoder(config)
+        audio, text = config.audio, config.text
+        self.audio_pooling = AttentionPooling(audio.width, audio.pooling_heads, audio.pooling_mlp_ratio)
+        self.text_pooling = AttentionPooling(audio.width, text.pooling_heads, text.pooling_mlp_ratio)
+        self.caption_decoder = CaptionDecoder(
+            config.caption, vocab_size=self.text_encoder.vocab_size, feature_width=audio.width
+        )
+        self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio_encoder.mask_token.device
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.audio.width
+
+    def frontend(
+        self,
+        waveform: Tensor,
+        samples: PackedLayout,
+        frames: PackedLayout,
+        tokens: PackedLayout,
+        *,
+        time_masked: Tensor | None = None,
+        mel_masked: Tensor | None = None,
+    ) -> Tensor:
+        """`[S]` packed samples to `[T, patch_frames * patch_mels]` log-mel patches, the input of the audio encoder.
+
+        Values where `time_masked` `[F]` or `mel_masked` `[N, n_mels]` is True are set to 0, the normalized mean.
+        """
+        return log_mel_patches(
+            waveform,
+            samples.cu_seqlens,
+            self.config.mel,
+            patch_frames=self.config.audio.patch_frames,
+            patch_mels=self.config.audio.patch_mels,
+            time_masked=time_masked,
+            mel_masked=mel_masked,
+            total_frames=frames.total,
+            total_tokens=tokens.total,
+        )
 
     def forward(
         self,
@@ -45,26 +100,26 @@ class SLAP(SLAPNetwork):
         *,
         sampling_rate: float | None = None,
     ) -> Embeddings:
-        """Embeddings with gradients, to train on by a loss of your own: `contrastive_loss(*model(audio, texts))`.
+        """Embeddings with gradients, for a training loop of your own: `contrastive_loss(*model(audio, texts))`.
 
-        Clips and texts are packed into one batch each, on the device of the model. The caption decoder and the mask
-        token take no part: wrap the model as `DistributedDataParallel(model, find_unused_parameters=True)`.
+        All clips are packed into one batch, and all texts into another, on the device of the model. The caption decoder
+        and the mask token are unused: wrap the model as `DistributedDataParallel(model, find_unused_parameters=True)`.
 
         Args:
-            audio: as `encode_audio` takes it (samples that require a gradient get theirs); or a `Batch` of
-                `slap_fast.data`, alone, with its SpecAugment masks and its captions; None: no clips.
-            texts: as `encode_text` takes it; None: no texts.
+            audio: clips as in `encode_audio` (gradients flow to samples that require them); or one `Batch` of
+                `slap_fast.data`, with its SpecAugment masks and its captions; None: no clips.
+            texts: as in `encode_text`; None: no texts.
             sampling_rate: as in `encode_audio`.
 
         Raises:
-            ValueError: as `encode_audio` and `encode_text`.
-            AudioError: a file that cannot be read, by its index and path.
+            ValueError: as in `encode_audio` and `encode_text`.
+            AudioError: a file cannot be read; the message has its index and path.
         """
         if isinstance(audio, PackedBatch):
             if texts is not None or sampling_rate is not None:
                 raise ValueError("a Batch has its own captions and sample rate; pass it alone")
-            return inference.embed_batch(self, audio)
-        return inference.embed(self, audio, texts, sampling_rate=sampling_rate)
+            return encoding.embed_batch(self, audio)
+        return encoding.embed(self, audio, texts, sampling_rate=sampling_rate)
 
     @overload
     def encode_audio(
@@ -99,47 +154,48 @@ class SLAP(SLAPNetwork):
     ) -> Tensor | list[Tensor]:
         """Embed clips of any duration.
 
-        On a CPU every clip runs by itself, so its embedding is bitwise the same in whatever company it comes. On a GPU
-        clips are packed up to `batch_seconds`, and the company moves an embedding by no more than rounding.
+        On a CPU each clip is encoded by itself, so its embedding is bitwise independent of the batch. On a GPU, clips
+        are packed up to `batch_seconds`, and the batch changes an embedding by rounding only.
 
         Args:
-            audio: one clip or several (a list, or anything else in order). A clip is
+            audio: one clip, or several in a list or any other ordered iterable. A clip is
 
                 - the path of an audio file, its bytes, or an open binary file;
                 - samples: `[S]`, `[1, S]` or `[S, 1]`, floats in [-1, 1] or int16;
-                - samples with their rate, as a pair `(samples, Hz)` or a dict with `array` and `sampling_rate`; these
-                  may be `[channels, S]` or `[S, channels]`, with at most 8 channels. A dict may have `bytes` or
-                  `path` instead, and torchcodec's `AudioDecoder` is taken too, as `datasets` gives them.
+                - samples with their rate: a pair `(samples, Hz)` or a dict with `array` and `sampling_rate`. These may
+                  also be `[channels, S]` or `[S, channels]`, with at most 8 channels;
+                - a dict with `bytes` or `path`, or a torchcodec `AudioDecoder`, as the `datasets` library returns them.
 
-                Channels are mixed by their mean, other rates are resampled (soxr, HQ).
-            sampling_rate: Hz, of samples that come without their rate. Left out, they are taken to be at the model's
-                (`config.mel.sample_rate`), which a warning says once.
-            dense: embed every column of patches (160 ms for the paper's model) instead of the whole clip.
-            batch_seconds: audio to hold in a pack on a GPU.
+                Channels are averaged, other rates are resampled (soxr, HQ).
+            sampling_rate: Hz, of samples without their own rate. If omitted, they are assumed to be at
+                `config.mel.sample_rate`, with a warning.
+            dense: one embedding per column of patches (160 ms for the paper's model) instead of one per clip.
+            batch_seconds: seconds of audio per packed batch on a GPU.
             progress: show a progress bar.
 
         Returns:
-            `[N, D]` float32 embeddings of unit length on the CPU, `[1, D]` of a single clip; with `dense` a list of
-            `[columns, D]`, each column pooled together with its neighbors and comparable with a text embedding. They
-            have no gradient, but may be trained on; `forward` gives those with gradients.
+            `[N, D]` float32 unit-length embeddings on the CPU (`[1, D]` for a single clip). With `dense`, a list of
+            `[columns, D]`, where each column is pooled with its neighbors and is comparable with text embeddings. They
+            carry no gradient, but can be inputs of a trained module; `forward` returns embeddings with gradients.
 
         Raises:
-            ValueError: what is no clip, or could be read in more ways than one; samples that are not finite, or at the
-                scale of integers; by its index.
-            AudioError: a file that cannot be read, by its index and path.
+            ValueError: a clip of an unknown or ambiguous form, or samples that are not finite or not in [-1, 1]; the
+                message has its index.
+            AudioError: a file cannot be read; the message has its index and path.
         """
-        embed = inference.encode_columns if dense else inference.encode_clips
-        return embed(self, audio, sampling_rate=sampling_rate, batch_seconds=batch_seconds, progress=progress)
+        return encoding.encode_audio(
+            self, audio, sampling_rate=sampling_rate, dense=dense, batch_seconds=batch_seconds, progress=progress
+        )
 
     def encode_text(self, texts: str | Iterable[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
-        """`[N, D]` float32 embeddings of unit length on the CPU, `[1, D]` of a single string.
+        """`[N, D]` float32 unit-length embeddings on the CPU, `[1, D]` for a single string.
 
-        Texts of more than `config.text.max_length` tokens are cut, which a logged warning counts.
+        Texts of more than `config.text.max_length` tokens are truncated, and a warning with their number is logged.
 
         Raises:
-            ValueError: the model carries no tokenizer, or an entry is not a string.
+            ValueError: the model has no tokenizer, or an entry is not a string.
         """
-        return inference.encode_text(self, texts, batch_size=batch_size, progress=progress)
+        return encoding.encode_text(self, texts, batch_size=batch_size, progress=progress)
 
     def caption(
         self,
@@ -149,22 +205,23 @@ class SLAP(SLAPNetwork):
         max_length: int = 64,
         progress: bool = False,
     ) -> list[str]:
-        """Describe clips in words, by greedy decoding of at most `max_length` tokens: a list, also of a single clip.
+        """Caption clips by greedy decoding of at most `max_length` tokens; a list even for a single clip.
 
-        Audio is taken, and refused, as by `encode_audio`.
+        Args and errors as in `encode_audio`.
         """
-        return inference.caption(self, audio, sampling_rate=sampling_rate, max_length=max_length, progress=progress)
+        return captioning.caption(self, audio, sampling_rate=sampling_rate, max_length=max_length, progress=progress)
 
     def similarity_over_time(
         self, audio: Audio, text: str, *, sampling_rate: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Where in a clip a text fits: `[columns]` times in seconds (centers) and `[columns]` cosine similarities.
+        """Similarity of a text to each column of patches of one clip.
 
-        Both are float32 on the CPU. The clip is taken as by `encode_audio`.
+        Returns:
+            `[columns]` column centers in seconds and `[columns]` cosine similarities, both float32 on the CPU.
         """
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}; pass one string")
-        (columns,) = self.encode_audio([only_clip(audio)], sampling_rate=sampling_rate, dense=True)
+        (columns,) = self.encode_audio([single_clip(audio)], sampling_rate=sampling_rate, dense=True)
         mel = self.config.mel
         seconds = self.config.audio.patch_frames * mel.hop_length / mel.sample_rate
         times = (torch.arange(columns.shape[0], dtype=torch.float32, device="cpu") + 0.5) * seconds
@@ -173,100 +230,30 @@ class SLAP(SLAPNetwork):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json`, `model.safetensors`, `text_config/` and `tokenizer/` into `folder`.
 
-        Files are replaced whole: an interrupted save leaves the earlier ones as they were.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        replace_whole(folder / "model.safetensors", lambda path: save_safetensors(path, weights))
-        self.save_description(folder)
-
-    def save_description(self, folder: str | os.PathLike) -> None:
-        """What `save_pretrained` writes but the weights.
+        Each file is replaced atomically: an interrupted save leaves the earlier ones intact.
 
         Raises:
             OSError: a file cannot be written.
         """
-        folder = Path(folder)
-        self.text_encoder.model.config.save_pretrained(folder / "text_config")
-        if self.tokenizer is not None:
-            save_tokenizer(self.tokenizer, folder / "tokenizer")
-        config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        replace_file(folder / "config.json", [config.encode("utf-8")])
+        saving.save_model(self, folder)
+
+    def save_config_and_tokenizer(self, folder: str | os.PathLike) -> None:
+        """Everything that `save_pretrained` writes except the weights.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        saving.save_config_and_tokenizer(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, *, device: torch.device | str = "cpu") -> SLAP:
-        """Load what `save_pretrained` wrote, ready for use.
+        """Load a model that `save_pretrained` wrote, in eval mode.
 
-        The folder is data: no code that lies in it, or that it names, is run.
+        No code that the folder contains or names is executed.
 
         Raises:
-            FileNotFoundError: `folder` lacks one of the files.
-            ModelError: a file is malformed or names code, or the weights are not finite, or of another shape than the
-                configuration says.
+            FileNotFoundError: a file is missing from `folder`.
+            ModelError: a file is damaged or names code, or weights are not finite or do not have the shapes of the
+                configuration.
         """
-        from transformers.initialization import no_init_weights
-
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors", "text_config/config.json"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing; {folder} is not a folder of SLAP.save_pretrained")
-        path = folder / "config.json"
-        values = read_object(path)
-        try:
-            config = model_config_from_dict(values)
-        except ValueError as error:
-            raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
-        text_config = read_text_config(folder / "text_config" / "config.json")
-        tokenizer = read_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-        try:
-            # Without memory for the weights: the sizes are not believed before they fit the file with the weights.
-            with torch.device("meta"):
-                expected = cls(config, load_pretrained_text=False, text_hf_config=copy.deepcopy(text_config))
-        except ModelError:
-            raise
-        except Exception as error:  # Each of transformers' models refuses bad sizes in its own way.
-            raise ModelError(
-                f"{folder}: no model can be built of config.json and text_config/ ({words(error)})"
-            ) from error
-        weights = read_weights(folder / "model.safetensors", expected.state_dict())
-        _check_vocabulary(tokenizer, expected, folder)
-        # Drawing weights that are overwritten would take most of the time. They are float32, whatever torch's default.
-        with no_init_weights():
-            model = cls(config, load_pretrained_text=False, text_hf_config=text_config).float()
-        model.load_state_dict(weights)
-        model.tokenizer = tokenizer
-        _try_out(model.eval(), folder)
-        return model.to(device)
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, model: SLAP, folder: Path) -> None:
-    """What the text tower would look up beyond its end."""
-    if tokenizer is not None and (largest := largest_id(tokenizer)) >= model.text_encoder.vocab_size:
-        raise ModelError(
-            f"{folder / 'tokenizer'}: it has a token of id {largest}, but the model knows "
-            f"{model.text_encoder.vocab_size}; the tokenizer is of another model"
-        )
-    positions = getattr(model.text_encoder.model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions < model.config.text.max_length:
-        raise ModelError(
-            f"{folder}: text.max_length is {model.config.text.max_length} in config.json, but the text encoder has "
-            f"{positions} positions"
-        )
-
-
-@torch.inference_mode()
-def _try_out(model: SLAP, folder: Path) -> None:
-    """Run the text tower on next to nothing: much of what its configuration says shows only when it is used."""
-    ids = [0, 1] if model.tokenizer is None else model.tokenizer("a b")["input_ids"]
-    layout = PackedLayout.from_lengths([len(ids)])
-    try:
-        features = model.text_encoder(torch.tensor(ids), layout)
-    except Exception as error:  # Each of transformers' models fails in its own way.
-        raise ModelError(
-            f"{folder}: the text tower that text_config/config.json describes does not run ({words(error)})"
-        ) from error
-    if not bool(features.isfinite().all()):
-        raise ModelError(
-            f"{folder}: the text tower's output is not finite: a file of the folder is damaged; copy it again"
-        )
+        return saving.load_model(cls, folder).to(device)

@@ -1,4 +1,4 @@
-"""The text tower: a Hugging Face encoder, run packed through `varlen_attention`."""
+"""Text tower: a Hugging Face encoder over packed captions, with `varlen_attention` as its attention."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slap_fast.config.model import TextEncoderConfig
-from slap_fast.config.saved_files import refuse_code, words
-from slap_fast.errors import ModelError
-from slap_fast.integrations import transformers_attention as attention_interface
+from slap_fast.config.saved_files import reject_code
+from slap_fast.errors import ModelError, one_line
+from slap_fast.integrations import transformers_attention
 from slap_fast.models.layers import initial_std
 from slap_fast.ops.packed import PackedLayout
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextEncoder(nn.Module):
-    """Wraps a transformers encoder that takes `input_ids`, `position_ids` and the packed-sequence keywords."""
+    """Wraps a transformers encoder that takes `input_ids`, `position_ids` and the packed-sequence arguments."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
         self.vocab_size: int = model.config.vocab_size
 
     def forward(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
-        """`[L]` int64 token ids of packed captions to `[L, width]`."""
+        """`[L]` int64 token ids of packed captions to `[L, width]` features."""
         offsets = layout.cu_seqlens.long()
         positions = torch.arange(layout.total, device=input_ids.device) - offsets[layout.segment_ids()]
         output = self.model(
@@ -43,19 +43,19 @@ class TextEncoder(nn.Module):
 
 
 def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_config: Any = None) -> PreTrainedModel:
-    """The transformers model behind the text tower.
+    """Build the transformers model of the text tower.
 
     Args:
-        config: names the pretrained model, or gives the dimensions of a ModernBERT from scratch.
-        load_pretrained: read the weights of `config.pretrained`; False builds the architecture alone.
-        hf_config: a transformers configuration to build instead, as a saved model carries it.
+        config: the name or folder of a pretrained model, or the dimensions of a ModernBERT to train from scratch.
+        load_pretrained: load the weights of `config.pretrained`; False builds the architecture alone.
+        hf_config: transformers configuration to build instead, as stored in a model folder.
 
     Raises:
-        ModelError: the pretrained model cannot be had, or its width is not `config.width`.
+        ModelError: the pretrained model cannot be loaded, or its width is not `config.width`.
     """
     from transformers import AutoModel, ModernBertConfig
 
-    implementation = attention_interface.register()
+    implementation = transformers_attention.register()
     if hf_config is None and config.pretrained is not None and load_pretrained:
         model = _load_pretrained(config.pretrained, implementation)
         if (width := getattr(model.config, "hidden_size", None)) != config.width:
@@ -69,7 +69,7 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
             num_attention_heads=config.heads,
             intermediate_size=config.mlp_width,
             initializer_range=initial_std(config.width),
-            # The defaults are ids of ModernBERT's own tokenizer; an embedding's padding row must exist.
+            # The defaults are ids of ModernBERT's own tokenizer; nn.Embedding requires padding_idx < vocab_size.
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=None,
@@ -98,46 +98,46 @@ def _load_pretrained(name_or_folder: str, implementation: str) -> PreTrainedMode
     except OSError as error:
         raise ModelError(
             f"model.text.pretrained is {name_or_folder!r}, which is neither a local folder nor a model that the "
-            f"hub gave ({error}); download it first and name the folder, or set model.text.pretrained=null to "
+            f"hub provides ({error}); download it first and give its folder, or set model.text.pretrained=null to "
             "train the text encoder from scratch"
         ) from error
-    except Exception as error:  # Each of transformers' models, and each format of weights, fails in its own way.
+    except Exception as error:  # Transformers models and weight formats raise errors of many types.
         raise ModelError(
             f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
-            f"({words(error)})"
+            f"({one_line(error)})"
         ) from error
-    # Checkpoints of masked language models lack the pooler, which is of no use here.
+    # Checkpoints of masked language models lack the pooler, which is not used here.
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise ModelError(
             f"model.text.pretrained is {name_or_folder!r}, whose weights lack {len(missing)} tensors of the encoder "
-            f"that its config.json describes, such as {missing[0]}; they would be random. Download it again, or name "
-            "another"
+            f"that its config.json describes, such as {missing[0]}; they would be random. Download it again, or "
+            "choose another model"
         )
     return model
 
 
 def read_pretrained_config(name_or_folder: str) -> PreTrainedConfig:
-    """The transformers configuration of a pretrained model; no code that it names is run.
+    """Read the transformers configuration of a pretrained model, without running code that it names.
 
     Raises:
-        ModelError: it names code, or this version of transformers does not know such a model.
-        OSError: there is none.
+        ModelError: it names code, or this version of transformers does not support the model.
+        OSError: it does not exist.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
     values, _ = PreTrainedConfig.get_config_dict(name_or_folder)
-    refuse_code(values.items(), f"{name_or_folder}/config.json")
+    reject_code(values.items(), f"{name_or_folder}/config.json")
     try:
         return AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
-            f"({words(error)})"
+            f"({one_line(error)})"
         ) from error
 
 
 def _no_dropout(hf_config: Any) -> dict[str, float]:
-    """Contrastive towers train without dropout, and packed attention has none."""
+    """Zero for each dropout that the configuration has: packed attention supports none."""
     names = (
         "attention_probs_dropout_prob",
         "hidden_dropout_prob",

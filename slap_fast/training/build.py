@@ -12,7 +12,7 @@ from torch import nn
 
 from slap_fast.config.model import ModelConfig
 from slap_fast.config.recipe import DataConfig, RunConfig
-from slap_fast.config.saved_files import largest_id
+from slap_fast.config.saved_files import largest_token_id
 from slap_fast.errors import ModelError
 from slap_fast.training.checkpoint import files
 from slap_fast.training.compilation import compile_blocks
@@ -84,7 +84,7 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
         contrastive_exchange=config.efficiency.training.contrastive_exchange,
     )
     vocabulary = model.student.text_encoder.vocab_size
-    if tokenizer is not None and (largest := largest_id(tokenizer)) >= vocabulary:
+    if tokenizer is not None and (largest := largest_token_id(tokenizer)) >= vocabulary:
         raise ModelError(
             f"the tokenizer has a token of id {largest}, but the text encoder "
             f"{model_config.text.pretrained or 'from scratch'} knows {vocabulary}; they are of different models: set "

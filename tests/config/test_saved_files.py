@@ -226,7 +226,7 @@ def foreign_token(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: is damaged: it holds a list"),
         (poison, r"model\.safetensors: 1 of the 32 values of audio_encoder\.norm\.weight are NaN or infinite"),
         (negative_id, r"tokenizer\.json: is damaged"),
-        (foreign_token, r"tokenizer: it has a token of id 5000, but the model knows"),
+        (foreign_token, r"tokenizer: it has a token of id 5000, but the model has a vocabulary of"),
         (
             lambda folder: set_json(folder / "text_config" / "config.json", "num_hidden_layers", 2**62),
             r"text_config/config\.json: num_hidden_layers is 4611686018427387904",
@@ -281,7 +281,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_files_and_says_so_in_one_line(
         return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
 
     model, before = SLAP.from_pretrained(folder), content()
-    save = model.save_pretrained if file == "model.safetensors" else model.save_description
+    save = model.save_pretrained if file == "model.safetensors" else model.save_config_and_tokenizer
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
     try:

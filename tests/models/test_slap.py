@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.models.encoding import encode_features
 from slap_fast.models.slap import SLAP
 from tests.models.builders import TINY, random_clips
 
@@ -39,11 +40,9 @@ def test_an_embedding_is_bitwise_the_same_alone_in_any_batch_and_in_any_order(mo
 
 
 def test_packing_moves_an_embedding_by_rounding_only(model):
-    from slap_fast.models import encoding as inference
-
     clips = random_clips(SECONDS)
     with torch.inference_mode():
-        features, tokens = inference.audio_features(model, clips)
+        features, tokens = encode_features(model, clips)
         packed = torch.nn.functional.normalize(model.audio_pooling(features, tokens), dim=-1)
     torch.testing.assert_close(packed, model.encode_audio(clips), rtol=0, atol=1e-5)
 

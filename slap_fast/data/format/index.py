@@ -1,7 +1,8 @@
-"""The index of a dataset folder: where in which tar every clip lies, how long it is, how many captions it has.
+"""Clip index: opens a dataset folder or URL, validates it, and reads its clips.
 
-A dataset folder holds WebDataset tars (`{key}.flac`, `{key}.json` for each clip), `index.npy` (one INDEX_DTYPE record a
-clip, memory-mapped: 109 million clips cost no memory to open), `durations.bin` (see clip_durations.py) and `dataset.json` (shard sizes, totals, mel statistics).
+A dataset folder holds WebDataset tars (`{key}.flac` and `{key}.json` per clip), `index.npy` (one INDEX_DTYPE record per
+clip: position in the tar, length, number of captions), `durations.bin` (see clip_durations.py) and `dataset.json`
+(shard sizes, totals, mel statistics). The index is memory-mapped: opening 109 million clips takes no memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slap_fast.config.saved_files import words
+from slap_fast.errors import one_line
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.clip_durations import index_digest, read_durations, write_durations
 from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, DatasetError
@@ -30,10 +31,11 @@ __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
 
 _PART = 1 << 18
 _ROWS = 1024
-# Between a clip's two files lies a header of 512 bytes or three; what is farther away is read by itself.
+# The two files of a clip are read in one request if at most this many bytes lie between them (a tar header is 512 to
+# 1,536 bytes).
 _GAP = 1 << 16
-# Uncompressed audio takes 4 bytes a sample at most. A file may carry pictures and tags besides, within reason.
-_BYTES_A_SAMPLE = 4
+# Bound on the size of an audio file: 4 bytes per sample uncompressed, plus room for pictures and tags.
+_BYTES_PER_SAMPLE = 4
 _EXTRA_BYTES = 1 << 24
 _INFO_FIELDS: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
@@ -50,11 +52,11 @@ _MAY_BE_NEGATIVE = ("mel_mean",)
 
 
 class StoredClip(NamedTuple):
-    """A clip as it lies in its tar.
+    """A clip as stored in its tar.
 
     Attributes:
         audio: the FLAC file.
-        metadata: its JSON; `["captions"]` is its list of captions.
+        metadata: the JSON of the clip; `["captions"]` is its list of captions.
     """
 
     audio: memoryview
@@ -65,13 +67,13 @@ class ClipIndex:
     """A dataset opened for reading: memory-mapped, safe to share between threads, cheap to pickle.
 
     Attributes:
-        location: the folder or the URL, as it was given.
-        folder: where index, durations and tokenizer lie: the dataset folder, or the local copy for a URL.
+        location: the folder or URL, as given.
+        folder: the folder with index, durations and tokenizer: the dataset folder, or the local copy for a URL.
         info: `dataset.json` (`format_version`, `name`, `shards` as `{name, bytes, clips, seconds}`, `clips`, `seconds`,
             `captions`, `sample_rate` in Hz, `mel_mean`, `mel_std`, ...).
         records: `[N]` INDEX_DTYPE, memory-mapped, in shard order.
         durations: `[N]` float32 seconds, memory-mapped.
-        shards: names of the tars, as `records["shard"]` counts them.
+        shards: names of the tars; `records["shard"]` is a position in this list.
     """
 
     def __init__(
@@ -95,13 +97,14 @@ class ClipIndex:
 
     @classmethod
     def open(cls, location: str | os.PathLike[str]) -> ClipIndex:
-        """Opens and validates a dataset: a folder, or the URL of one (`s3://...`), see `slap_fast.data.format.remote`.
+        """Opens and validates a dataset folder or its URL (`s3://...`, see `slap_fast.data.format.remote`).
 
-        The records are checked once, and the durations written that say so; a later opening reads neither whole.
+        The first opening validates every record and writes `durations.bin`; later openings find that file and read
+        neither the index nor the durations as a whole.
 
         Raises:
-            DatasetError: a file is missing, malformed, of another version, or does not fit the tars; it says which.
-            MissingExtraError: what reads such URLs is not installed.
+            DatasetError: a file is missing, malformed, of another version, or does not match the tars.
+            MissingExtraError: the package that reads such URLs is not installed.
         """
         location = os.fspath(location)
         remote = RemoteFolder(location) if is_url(location) else None
@@ -121,7 +124,7 @@ class ClipIndex:
         return len(self.records)
 
     def __str__(self) -> str:
-        """The clips in words that change when the clips do, wherever they lie."""
+        """Number, length and a fingerprint of the clips: equal for copies of a dataset at two locations."""
         totals = [self.info[name] for name in ("clips", "seconds", "captions", "mel_mean", "mel_std")]
         digest = hashlib.blake2b(json.dumps(totals).encode(), digest_size=4)
         digest.update(index_digest(self.folder, self.info["shards"]))
@@ -135,28 +138,28 @@ class ClipIndex:
         return self.records[clip]
 
     def shard_name(self, clip: int) -> str:
-        """Name of the tar that holds the clip, or its number where the index has been damaged since it was opened."""
+        """Name of the tar that holds the clip, or its number if the index was damaged after it was opened."""
         shard = int(self.records[clip]["shard"])
         return self.shards[shard] if shard < len(self.shards) else f"shard {shard}"
 
     def release(self) -> None:
-        """Gives back the memory of what was read of records and durations; the next look at them maps it again.
+        """Drops the pages of records and durations from the resident set; the next access maps them again.
 
-        Pages of a mapped file count as resident from when they are read, though the system can take them back.
+        Without it, every page that was read counts as resident memory of the process, although it is reclaimable.
         """
         for array in (self.records, self.durations):
             release_pages(array)
 
-    def key(self, clip: int, *, patient: bool = True) -> str:
+    def key(self, clip: int, *, retry: bool = True) -> str:
         """The clip's name in its tar, without the extension.
 
         Args:
-            patient: ask a storage that does not answer again.
+            retry: retry if the storage does not answer.
         """
         record = self.records[clip]
         shard = self._shard(record)
         try:
-            read = partial(self._read, shard, patient=patient)
+            read = partial(self._read, shard, retry=retry)
             name = member_name(read, int(record["audio_offset"]))
         except TarError as error:
             raise DatasetError(f"{self._files.path(shard)}: {error}; {REINDEX}") from error
@@ -168,22 +171,23 @@ class ClipIndex:
         return self._read(self._shard(record), int(record["audio_offset"]), int(record["audio_size"]))
 
     def read_metadata(self, clip: int) -> dict[str, Any]:
-        """The clip's JSON; `["captions"]` is its list of captions, whatever the tar calls them."""
+        """The clip's JSON; `["captions"]` is its list of captions, whatever their name in the tar."""
         record = self.records[clip]
         shard, offset = self._shard(record), int(record["meta_offset"])
         return self._parse(shard, offset, self._read(shard, offset, int(record["meta_size"])))
 
     def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
-        """Audio and metadata of `[n]` clips, in as few and as concurrent reads as may be; or what is wrong with one.
+        """Audio and metadata of `[n]` clips, or an error for each clip that cannot be read.
 
-        The audio of all lies in one block of memory, which is used again when nothing refers to it any more.
+        One request per clip where possible, all of them concurrent. The audio of all clips is in one memory block,
+        which is reused once nothing refers to it.
         """
         rows = gather(self.records, clips)
-        # Planning goes by the durations: they bound the memory that a record which was damaged since can claim.
+        # The sampler trusted the durations. A record that no longer matches them may claim any amount of memory.
         with np.errstate(divide="ignore", invalid="ignore"):
             changed = (rows["samples"] / rows["sample_rate"]).astype(np.float32) != gather(self.durations, clips)
-        records = [_Places(*values) for values in rows[list(_Places._fields)].tolist()]
-        errors = [self._implausible(*pair) for pair in zip(records, changed.tolist(), strict=True)]
+        records = [_Location(*values) for values in rows[list(_Location._fields)].tolist()]
+        errors = [self._check(*pair) for pair in zip(records, changed.tolist(), strict=True)]
         spans = [() if error else record.spans() for record, error in zip(records, errors, strict=True)]
         flat = [span for group in spans for span in group]
         block = self._buffers.take(sum(span.size for span in flat)).data
@@ -199,7 +203,9 @@ class ClipIndex:
             found.append(error or self._stored(record, group, [buffer for buffer, _ in read]))
         return found
 
-    def _stored(self, record: _Places, spans: tuple[Span, ...], buffers: list[memoryview]) -> StoredClip | DatasetError:
+    def _stored(
+        self, record: _Location, spans: tuple[Span, ...], buffers: list[memoryview]
+    ) -> StoredClip | DatasetError:
         audio_start = record.audio_offset - spans[0].offset
         meta_start = record.meta_offset - spans[-1].offset
         try:
@@ -210,23 +216,23 @@ class ClipIndex:
             return error
         return StoredClip(buffers[0][audio_start : audio_start + record.audio_size], metadata)
 
-    def _implausible(self, record: _Places, changed: bool) -> DatasetError | None:
-        """What must be an error, before memory is taken for it."""
+    def _check(self, record: _Location, changed: bool) -> DatasetError | None:
+        """The error of an impossible record, found before memory is allocated for it."""
         if record.shard >= len(self.shards):
             return self._no_shard(record.shard)
         path = self._files.path(record.shard)
         if changed:
             return DatasetError(
-                f"{path}: {INDEX_NAME} gives a clip {record.samples} samples, which is not what it was when the "
+                f"{path}: {INDEX_NAME} lists a clip with {record.samples} samples, which has changed since the "
                 f"dataset was opened; {REINDEX}"
             )
-        for size, offset, most in (
-            (record.audio_size, record.audio_offset, _BYTES_A_SAMPLE * record.samples + _EXTRA_BYTES),
+        for size, offset, max_size in (
+            (record.audio_size, record.audio_offset, _BYTES_PER_SAMPLE * record.samples + _EXTRA_BYTES),
             (record.meta_size, record.meta_offset, _EXTRA_BYTES),
         ):
-            if size > most:
+            if size > max_size:
                 return DatasetError(
-                    f"{path}: {INDEX_NAME} puts {size} bytes at {offset}, for a clip of {record.samples} samples; "
+                    f"{path}: {INDEX_NAME} lists {size} bytes at {offset} for a clip of {record.samples} samples; "
                     f"{REINDEX}"
                 )
         return None
@@ -239,28 +245,28 @@ class ClipIndex:
 
     def _no_shard(self, shard: int) -> DatasetError:
         return DatasetError(
-            f"{self.folder / INDEX_NAME}: a clip in shard {shard}, of {len(self.shards)}: damaged since the "
-            f"dataset was opened; {REINDEX}"
+            f"{self.folder / INDEX_NAME}: a clip is listed in shard {shard} of {len(self.shards)}: the index was "
+            f"damaged after the dataset was opened; {REINDEX}"
         )
 
     def iter_captions(self) -> Iterator[str]:
-        """Every caption of every clip, in order: what a tokenizer is trained on."""
+        """Every caption of every clip, in order (for training a tokenizer)."""
         for clip in range(len(self)):
             yield from self.read_metadata(clip)["captions"]
 
     def _parse(self, shard: int, offset: int, data: bytes) -> dict[str, Any]:
         return parse_metadata(data, f"{self._files.path(shard)} at byte {offset}")
 
-    def _read(self, shard: int, offset: int, size: int, *, patient: bool = True) -> bytes:
+    def _read(self, shard: int, offset: int, size: int, *, retry: bool = True) -> bytes:
         data = bytearray(size)
-        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)], patient=patient)
+        (error,) = self._files.read([Span(shard, offset, size)], [memoryview(data)], retry=retry)
         if error is not None:
             raise error
         return bytes(data)
 
 
-class _Places(NamedTuple):
-    """The part of a record that reading needs."""
+class _Location(NamedTuple):
+    """The fields of a record that reading needs."""
 
     shard: int
     audio_offset: int
@@ -270,7 +276,7 @@ class _Places(NamedTuple):
     samples: int
 
     def spans(self) -> tuple[Span, ...]:
-        """One stretch with both files, or one of each where they lie far apart: first the audio, then the metadata."""
+        """One span for both files, or two if the files are far apart: first the audio, then the metadata."""
         start = min(self.audio_offset, self.meta_offset)
         end = max(self.audio_offset + self.audio_size, self.meta_offset + self.meta_size)
         if end - start <= self.audio_size + self.meta_size + _GAP:
@@ -282,7 +288,7 @@ class _Places(NamedTuple):
 
 
 def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
-    """A clip's JSON, or its plain-text caption file, as a dict with `captions`."""
+    """Parses a clip's JSON or plain-text caption file to a dict with `captions`."""
     try:
         text = data.decode("utf-8-sig")
         value = json.loads(text) if text.lstrip().startswith("{") else {"captions": text.splitlines()}
@@ -296,12 +302,12 @@ def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO_NAME
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: not a folder; make a dataset with `slap-fast prepare`")
+        raise DatasetError(f"{folder}: not a folder; create a dataset with `slap-fast prepare`")
     try:
         info = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DatasetError(
-            f"{path}: missing: the folder is no dataset, or `slap-fast prepare` has not finished; run it (again)"
+            f"{path}: missing: the folder is not a dataset, or `slap-fast prepare` has not finished; run it (again)"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error}); {REINDEX}") from error
@@ -313,7 +319,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
         )
     for name, kind in _INFO_FIELDS.items():
         value = info.get(name)
-        # JSON has NaN by Python's leave, and true is a number in Python.
+        # Python reads NaN from JSON, and a bool is an int.
         odd = isinstance(value, bool) or (isinstance(value, (int, float)) and not 0 <= abs(value) < 2.0**63)
         if not isinstance(value, kind) or odd or (name not in _MAY_BE_NEGATIVE and not odd and _negative(value)):
             raise DatasetError(f"{path}: field {name!r} is {value!r}; {REINDEX}")
@@ -336,12 +342,12 @@ def map_records(path: Path, clips: int) -> np.ndarray:
         DatasetError: the file is missing, malformed, or of another length.
     """
     try:
-        # Not np.load, which takes archives and pickles for arrays too.
+        # Not np.load, which also opens archives and pickles.
         records = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: missing; {REINDEX}") from error
-    except Exception as error:  # A header is Python source: a damaged one fails in as many ways.
-        raise DatasetError(f"{path}: truncated or not an array ({words(error)}); {REINDEX}") from error
+    except Exception as error:  # The header is Python source, so a damaged one can raise anything.
+        raise DatasetError(f"{path}: truncated or not an array ({one_line(error)}); {REINDEX}") from error
     if records.dtype != INDEX_DTYPE or records.ndim != 1:
         raise DatasetError(f"{path}: holds {records.dtype}, not a list of clip records; {REINDEX}")
     if len(records) != clips:
@@ -350,7 +356,7 @@ def map_records(path: Path, clips: int) -> np.ndarray:
 
 
 def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callable[[str], int | None]) -> np.ndarray:
-    """`[S]` int64 sizes of the tars; `size_of` gives that of a file as it is, or None where that cannot be known."""
+    """Validates the shard list; returns `[S]` int64 sizes. `size_of` returns a tar's actual size, or None if unknown."""
     base = location.rstrip("/")
     sizes = np.zeros(len(shards), np.int64)
     for number, shard in enumerate(shards):
@@ -359,8 +365,8 @@ def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callabl
         name, stated = shard["name"], shard["bytes"]
         if not _plain_name(name):
             raise DatasetError(
-                f"{base}/{INFO_NAME}: shard {number} is named {name!r}; it has to be the plain name of a .tar file in "
-                f"the folder itself; {REINDEX}"
+                f"{base}/{INFO_NAME}: shard {number} is named {name!r}; it must be the name of a .tar file in the "
+                f"folder, without a path; {REINDEX}"
             )
         if type(stated) is not int or not 0 <= stated < 2**63:
             raise DatasetError(f"{base}/{INFO_NAME}: shard {number} has {stated!r} bytes; {REINDEX}")
@@ -377,15 +383,15 @@ def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callabl
             )
     counts = [shard["clips"] for shard in shards]
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != clips:
-        raise DatasetError(f"{base}/{INFO_NAME}: the clips of the shards are not {clips} together; {REINDEX}")
+        raise DatasetError(f"{base}/{INFO_NAME}: the clip counts of the shards do not sum to {clips}; {REINDEX}")
     return sizes
 
 
 def _plain_name(name: Any) -> bool:
-    """Whether this names a tar of the folder itself, and nothing elsewhere."""
+    """Whether `name` is a tar in the folder itself: no path, so that it cannot point elsewhere."""
     try:
         return isinstance(name, str) and name.endswith(".tar") and not set(b"/\0") & set(os.fsencode(name))
-    except UnicodeEncodeError:  # lone surrogates, of which no path can be made
+    except UnicodeEncodeError:  # lone surrogates cannot form a path
         return False
 
 
@@ -394,7 +400,7 @@ def _local_size(folder: Path, name: str) -> int:
 
 
 def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """The records, part by part, each checked."""
+    """Validates the records and yields them part by part."""
     path = folder / INDEX_NAME
     start = 0
     for part in record_parts(records):
@@ -402,28 +408,29 @@ def _checked_parts(folder: Path, records: np.ndarray, sizes: np.ndarray) -> Iter
         if not bad.any():
             ends = sizes[part["shard"]].astype(np.uint64)
             for offset, size in (("audio_offset", "audio_size"), ("meta_offset", "meta_size")):
-                # Compared without adding: a corrupted offset near 2^64 would wrap.
+                # No addition: a corrupted offset near 2^64 would wrap.
                 bad |= (part[offset] > ends) | (part[size] > ends - np.minimum(part[offset], ends))
             bad |= (part["samples"] == 0) | (part["sample_rate"] == 0) | (part["captions"] == 0)
         if bad.any():
             clip = start + int(np.argmax(bad))
             record = dict(zip(records.dtype.names or (), records[clip].tolist(), strict=True))
-            raise DatasetError(f"{path}: clip {clip} cannot be ({record}); {REINDEX}")
+            raise DatasetError(f"{path}: clip {clip} has an impossible record ({record}); {REINDEX}")
         yield part
         start += len(part)
 
 
 def record_parts(records: np.ndarray) -> Iterator[np.ndarray]:
-    """Memory-mapped records from first to last, a part in memory at a time."""
+    """Memory-mapped records from first to last, one part in memory at a time."""
     for start in range(0, len(records), _PART):
         yield records[start : start + _PART]
         release_pages(records)
 
 
 def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`array[rows]` of a memory-mapped array, 1,024 rows at a time: each may touch a place of its own.
+    """`array[rows]` of a memory-mapped array, 1,024 rows at a time.
 
-    Around each place the system maps 64 KiB, so that a batch of thousands, far apart, would be hundreds of MiB.
+    The kernel maps 64 KiB around every row that is touched, so thousands of scattered rows at once would take hundreds
+    of MiB of resident memory.
     """
     found = np.empty(rows.shape, array.dtype)
     for start in range(0, len(rows), _ROWS):
@@ -433,6 +440,6 @@ def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def release_pages(array: np.ndarray) -> None:
-    """Takes the pages of a memory-mapped array out of the resident set; elsewhere nothing happens."""
+    """Drops the pages of a memory-mapped array from the resident set; does nothing for other arrays."""
     if isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_DONTNEED)

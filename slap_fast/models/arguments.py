@@ -1,4 +1,4 @@
-"""What a caller may pass as audio and as texts: what is clear is taken, the rest is refused in one line."""
+"""Audio and text arguments of `SLAP`'s methods: every accepted form is converted, anything ambiguous is an error."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 Audio = np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO | tuple[Any, Any] | Mapping[str, Any]
-"""One clip, in each of the forms that `SLAP.encode_audio` describes."""
+"""One clip, in any of the forms listed in `SLAP.encode_audio`."""
 
 _FORMS = "a path, samples [S], a pair (samples, Hz), or a dict of array and sampling_rate"
-_MOST_CHANNELS = 8  # of a clip given as [channels, samples] or [samples, channels]
+_MAX_CHANNELS = 8  # of a clip given as [channels, samples] or [samples, channels]
 _RATES = (500.0, 1e7)  # Hz
-_LOUDEST = 2.0  # root mean square: full scale has 1 at most, noise of unit variance a little more, integers thousands
+_MAX_RMS = 2.0  # full-scale audio has at most 1, unit-variance noise slightly more, integer samples thousands
 
 
 @dataclass(frozen=True)
 class NamedClip:
-    """One clip and what an error calls it: `audio`, or `audio[3]`."""
+    """One clip with its name in error messages: `audio`, or `audio[3]`."""
 
     name: str
     audio: Audio
 
 
 def split_clips(audio: Any) -> tuple[int | None, Iterator[NamedClip]]:
-    """The clips of a call, one by one, and their number where it is known.
+    """The number of clips, if known, and an iterator over them.
 
     Raises:
-        ValueError: it is neither a clip nor several in order.
+        ValueError: `audio` is neither a clip nor an ordered iterable of clips.
     """
     if _is_clip(audio):
         return 1, iter([NamedClip("audio", audio)])
@@ -46,11 +46,11 @@ def split_clips(audio: Any) -> tuple[int | None, Iterator[NamedClip]]:
     if not isinstance(audio, Iterable) or isinstance(audio, set | frozenset):
         raise ValueError(f"audio is a {type(audio).__name__}; pass one clip ({_FORMS}), or a list of clips")
     count = len(audio) if isinstance(audio, Sized) else None
-    return count, (NamedClip(f"audio[{position}]", clip) for position, clip in enumerate(_iterated("audio", audio)))
+    return count, (NamedClip(f"audio[{position}]", clip) for position, clip in enumerate(_iterate("audio", audio)))
 
 
-def only_clip(audio: Any) -> Audio:
-    """The clip of a call that takes one.
+def single_clip(audio: Any) -> Audio:
+    """The clip of an argument that must hold exactly one.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -63,17 +63,17 @@ def only_clip(audio: Any) -> Audio:
 
 
 def split_texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts of a call: one string is one text.
+    """The texts of an argument that is one string or an ordered iterable of strings.
 
     Raises:
-        ValueError: it is something else, or an entry is.
+        ValueError: it is something else, or an entry is not a valid string.
     """
     if isinstance(texts, str):
         named = {"texts": texts}
     elif isinstance(texts, bytes | bytearray | Mapping | set | frozenset) or not isinstance(texts, Iterable):
         raise ValueError(f"texts is a {type(texts).__name__}; pass a string or a list of strings")
     else:
-        named = {f"texts[{position}]": text for position, text in enumerate(_iterated("texts", texts))}
+        named = {f"texts[{position}]": text for position, text in enumerate(_iterate("texts", texts))}
     for name, text in named.items():
         if not isinstance(text, str):
             raise ValueError(f"{name} is a {type(text).__name__}; pass a list of strings")
@@ -83,45 +83,47 @@ def split_texts(texts: str | Iterable[str]) -> list[str]:
 
 
 def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device: torch.device) -> Tensor:
-    """One clip as `[S]` float32 in [-1, 1] at `sample_rate` Hz on `device`; its gradient, if it has one, is kept.
+    """One clip as `[S]` float32 in [-1, 1] at `sample_rate` Hz on `device`, differentiable with respect to a tensor.
 
     Args:
         clip: see `Audio`.
         sample_rate: Hz, of the model.
-        given_rate: Hz, of samples that do not carry their own rate; None: they are taken to have the model's.
+        given_rate: Hz, of samples without their own rate; None: the model's is assumed.
         device: of the result.
 
     Raises:
-        ValueError: it is not a clip, or not one that can be read in one way only; by its name.
-        AudioError: a file that cannot be read, by its name.
+        ValueError: it is not a clip, or its form is ambiguous; the message has its name.
+        AudioError: a file cannot be read; the message has its name.
     """
     if given_rate is not None:
-        given_rate = _rate("sampling_rate", given_rate)
-    samples, own_rate = _parts(clip.name, clip.audio)
+        given_rate = _checked_rate("sampling_rate", given_rate)
+    samples, own_rate = _split_rate(clip.name, clip.audio)
     if _is_file(samples):
         return torch.from_numpy(_read(clip.name, samples, sample_rate)).to(device)
     if own_rate is not None and given_rate is not None and own_rate != given_rate:
-        raise ValueError(f"{clip.name} says {own_rate:g} Hz, but sampling_rate is {given_rate:g}; pass one of them")
+        raise ValueError(
+            f"{clip.name} has its own rate of {own_rate:g} Hz, but sampling_rate is {given_rate:g}; pass one of them"
+        )
     values = _mono(clip.name, _as_tensor(clip.name, samples), is_one_clip=own_rate is not None)
     _check_values(clip.name, values)
     if own_rate is None and given_rate is None:
         warnings.warn(
-            # The same words for every clip: what was said once is not said again.
-            f"audio is given as samples without their rate, which are taken to be at {sample_rate} Hz; pass "
-            "sampling_rate= in Hz, and they are resampled if need be",
+            # The same text for every clip, so that Python's warning filter shows it once.
+            f"audio samples without a sampling rate are assumed to be at {sample_rate} Hz; pass sampling_rate= in Hz, "
+            "and they are resampled if needed",
             stacklevel=2,
         )
     rate = own_rate or given_rate or sample_rate
     if rate != sample_rate:
-        values = _resampled(clip.name, values, rate, sample_rate)
+        values = _resample(clip.name, values, rate, sample_rate)
     return values.to(device).contiguous()
 
 
-def _iterated(name: str, values: Iterable[Any]) -> Iterator[Any]:
+def _iterate(name: str, values: Iterable[Any]) -> Iterator[Any]:
     try:
         return iter(values)
-    except TypeError as error:  # of an array of no dimensions, and the like
-        raise ValueError(f"{name} is a {type(values).__name__} that holds nothing in order ({error})") from error
+    except TypeError as error:  # such as an array without dimensions
+        raise ValueError(f"{name} is a {type(values).__name__} that cannot be iterated ({error})") from error
 
 
 def _is_clip(audio: Any) -> bool:
@@ -139,7 +141,7 @@ def _is_file(audio: Any) -> bool:
 
 
 def _is_decoder(audio: Any) -> bool:
-    """torchcodec's, which `datasets` gives for an audio column."""
+    """torchcodec's AudioDecoder, which the `datasets` library returns for an audio column."""
     return hasattr(audio, "get_all_samples")
 
 
@@ -166,15 +168,15 @@ def _array(audio: Any) -> Tensor | np.ndarray:
     return audio if isinstance(audio, Tensor) else np.asarray(audio)
 
 
-def _parts(name: str, audio: Any) -> tuple[Any, float | None]:
-    """The samples, or the file, and the rate that comes with them."""
+def _split_rate(name: str, audio: Any) -> tuple[Any, float | None]:
+    """The samples or the file, and the sampling rate if the clip has its own."""
     if _is_decoder(audio):
         decoded = audio.get_all_samples()
-        return decoded.data, _rate(f"{name}.sample_rate", decoded.sample_rate)
+        return decoded.data, _checked_rate(f"{name}.sample_rate", decoded.sample_rate)
     if _is_pair(audio):
         first, second = audio
         samples, rate = (second, first) if _is_number(first) else (first, second)
-        return samples, _rate(f"the rate of {name}", rate)
+        return samples, _checked_rate(f"the rate of {name}", rate)
     if not isinstance(audio, Mapping):
         return audio, None
     for key in ("array", "raw"):
@@ -185,7 +187,7 @@ def _parts(name: str, audio: Any) -> tuple[Any, float | None]:
                 raise ValueError(
                     f"{name}[{key!r}] is a {type(audio[key]).__name__}; pass samples, or use 'bytes' or 'path'"
                 )
-            return audio[key], _rate(f"{name}['sampling_rate']", audio["sampling_rate"])
+            return audio[key], _checked_rate(f"{name}['sampling_rate']", audio["sampling_rate"])
     for key in ("bytes", "path"):
         if audio.get(key) is not None:
             if not _is_file(audio[key]):
@@ -195,7 +197,7 @@ def _parts(name: str, audio: Any) -> tuple[Any, float | None]:
     raise ValueError(f"{name} is a dict of {keys}; pass one of array and sampling_rate, of bytes, or of path")
 
 
-def _rate(name: str, value: Any) -> float:
+def _checked_rate(name: str, value: Any) -> float:
     if not _is_number(value):
         raise ValueError(f"{name} is a {type(value).__name__}; pass a number of Hz")
     low, high = _RATES
@@ -205,7 +207,7 @@ def _rate(name: str, value: Any) -> float:
 
 
 def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
-    from slap_fast.audio.files import AudioError, load_audio  # what decodes files is not needed for waveforms
+    from slap_fast.audio.files import AudioError, load_audio  # file decoders are not needed for waveforms
 
     if isinstance(file, io.TextIOBase):
         raise ValueError(f"{name} is a file that is open as text; open it in mode 'rb', or pass its path")
@@ -220,7 +222,7 @@ def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
 
 
 def _as_tensor(name: str, samples: Any) -> Tensor:
-    """Floating-point samples of any shape."""
+    """Samples of any shape as float32."""
     if isinstance(samples, Tensor):
         if samples.dtype == torch.int16:
             return samples.float() / 32768.0
@@ -237,7 +239,7 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
             raise ValueError(f"{name} is a {given}; pass {_FORMS}")
         if is_float:
             with np.errstate(over="ignore"):
-                # A copy in the machine's byte order, of any strides; torch takes no others.
+                # Copied to native byte order and contiguous strides, which torch requires.
                 samples = torch.from_numpy(np.array(samples, np.float32, order="C"))
         elif samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return torch.from_numpy(np.array(samples, np.float32, order="C")) / 32768.0
@@ -249,7 +251,7 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
 
 
 def _mono(name: str, samples: Tensor, *, is_one_clip: bool) -> Tensor:
-    """`[S]` of `[S]`, `[1, S]`, `[S, 1]`; of what is known to be one clip also of `[channels, S]`, `[S, channels]`."""
+    """`[S]` from `[S]`, `[1, S]` or `[S, 1]`; if `is_one_clip`, also from `[channels, S]` or `[S, channels]`."""
     shape = tuple(samples.shape)
     if samples.dim() == 0 or 0 in shape:
         raise ValueError(f"{name} has shape {shape}; a clip has at least one sample")
@@ -258,7 +260,7 @@ def _mono(name: str, samples: Tensor, *, is_one_clip: bool) -> Tensor:
     if samples.dim() == 2:
         if 1 in shape:
             return samples.reshape(-1)
-        if is_one_clip and min(shape) <= _MOST_CHANNELS < max(shape):
+        if is_one_clip and min(shape) <= _MAX_CHANNELS < max(shape):
             return samples.mean(dim=shape.index(min(shape)))
     raise ValueError(_ambiguous(name, shape))
 
@@ -275,20 +277,20 @@ def _check_values(name: str, samples: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} holds NaN or infinite samples")
     level = float(torch.linalg.vector_norm(values)) / len(values) ** 0.5
-    if level > _LOUDEST:
+    if level > _MAX_RMS:
         raise ValueError(
             f"{name} has a root mean square of {level:.4g}, where full scale is 1: these are samples at the scale of "
             "integers; divide them (by 32768 for 16 bits), or pass them as int16"
         )
 
 
-def _resampled(name: str, samples: Tensor, rate: float, sample_rate: int) -> Tensor:
+def _resample(name: str, samples: Tensor, rate: float, sample_rate: int) -> Tensor:
     import soxr
 
     if samples.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{name} is at {rate:g} Hz and wants a gradient, which resampling here would cut; resample it to "
-            f"{sample_rate} Hz by what has one, such as torchaudio.functional.resample"
+            f"{name} is at {rate:g} Hz and wants a gradient, but resampling here has none; resample it to "
+            f"{sample_rate} Hz with a differentiable resampler, such as torchaudio.functional.resample"
         )
     resampled = soxr.resample(samples.detach().cpu().numpy(), rate, sample_rate, quality="HQ")
     if not len(resampled):

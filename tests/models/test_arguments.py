@@ -19,7 +19,7 @@ from torch import nn
 
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.tokenizer import train_tokenizer
-from slap_fast.models.call_arguments import split_clips, split_texts, waveform
+from slap_fast.models.arguments import split_clips, split_texts, waveform
 from slap_fast.models.slap import SLAP
 from slap_fast.ops.contrastive import contrastive_loss
 from slap_fast.ops.packed import PackedLayout
@@ -153,8 +153,8 @@ def test_samples_at_another_rate_are_resampled_or_called_out(model):
         warnings.simplefilter("default")
         expected = model.encode_audio(at_16)
     assert [str(warning.message) for warning in caught] == [
-        "audio is given as samples without their rate, which are taken to be at 16000 Hz; pass sampling_rate= in Hz, "
-        "and they are resampled if need be"
+        "audio samples without a sampling rate are assumed to be at 16000 Hz; pass sampling_rate= in Hz, and they are "
+        "resampled if needed"
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -214,7 +214,7 @@ def test_what_is_no_clip_is_refused_in_one_line(model, audio, message):
 
 
 def test_a_rate_that_contradicts_the_clips_own_is_refused(model):
-    with pytest.raises(ValueError, match=r"audio\[0\] says 48000 Hz, but sampling_rate is 16000"):
+    with pytest.raises(ValueError, match=r"audio\[0\] has its own rate of 48000 Hz, but sampling_rate is 16000"):
         model.caption([(np.zeros(400), RATE)], sampling_rate=16_000)
     with pytest.raises(ValueError, match="sampling_rate is 16 Hz"):
         model.encode_audio([np.zeros(400)], sampling_rate=16)
@@ -401,7 +401,7 @@ _ARGUMENTS = st.recursive(
 )
 
 
-@pytest.mark.filterwarnings("ignore:audio is given as samples")
+@pytest.mark.filterwarnings("ignore:audio samples without a sampling rate")
 @settings(max_examples=400, deadline=None)
 @given(argument=_ARGUMENTS, rate=st.none() | _SCALARS)
 def test_whatever_is_passed_is_taken_or_refused_in_one_line(argument, rate):

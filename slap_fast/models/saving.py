@@ -1,0 +1,164 @@
+"""Model folders: saves a SLAP model and loads it, with every file validated before it is used."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slap_fast.config.model import model_config_from_dict
+from slap_fast.config.saved_files import (
+    largest_token_id,
+    read_json_object,
+    read_text_config,
+    read_tokenizer,
+    save_tokenizer,
+)
+from slap_fast.errors import ModelError, one_line
+from slap_fast.ops.packed import PackedLayout
+from slap_fast.runtime.durable_files import replace_file, replace_file_with, save_safetensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from slap_fast.models.slap import SLAP
+
+
+def save_model(model: SLAP, folder: str | os.PathLike) -> None:
+    """See `SLAP.save_pretrained`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    replace_file_with(folder / "model.safetensors", lambda path: save_safetensors(path, weights))
+    save_config_and_tokenizer(model, folder)
+
+
+def save_config_and_tokenizer(model: SLAP, folder: str | os.PathLike) -> None:
+    """See `SLAP.save_config_and_tokenizer`."""
+    folder = Path(folder)
+    model.text_encoder.model.config.save_pretrained(folder / "text_config")
+    if model.tokenizer is not None:
+        save_tokenizer(model.tokenizer, folder / "tokenizer")
+    config = json.dumps(dataclasses.asdict(model.config), indent=2) + "\n"
+    replace_file(folder / "config.json", [config.encode("utf-8")])
+
+
+def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
+    """See `SLAP.from_pretrained`; the model is on the CPU."""
+    from transformers.initialization import no_init_weights
+
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "text_config/config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; {folder} is not a folder of SLAP.save_pretrained")
+    path = folder / "config.json"
+    values = read_json_object(path)
+    try:
+        config = model_config_from_dict(values)
+    except ValueError as error:
+        raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
+    text_config = read_text_config(folder / "text_config" / "config.json")
+    tokenizer = read_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
+    try:
+        # On the meta device: the sizes in the configuration are checked against the weights before memory is allocated.
+        with torch.device("meta"):
+            expected = model_class(config, load_pretrained_text=False, text_hf_config=copy.deepcopy(text_config))
+    except ModelError:
+        raise
+    except Exception as error:  # Transformers models raise errors of many types for invalid sizes.
+        raise ModelError(
+            f"{folder}: no model can be built of config.json and text_config/ ({one_line(error)})"
+        ) from error
+    weights = _read_weights(folder / "model.safetensors", expected.state_dict())
+    _check_vocabulary(tokenizer, expected, folder)
+    # Random initialization would take most of the time. Weights are float32, whatever torch's default dtype.
+    with no_init_weights():
+        model = model_class(config, load_pretrained_text=False, text_hf_config=text_config).float()
+    model.load_state_dict(weights)
+    model.tokenizer = tokenizer
+    _check_text_tower(model.eval(), folder)
+    return model
+
+
+def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name, float32 on the CPU.
+
+    Args:
+        expected: tensors with the expected names and shapes, on any device.
+
+    Raises:
+        ModelError: the file is damaged; or a weight is missing, unknown, of another shape, or not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            _check_shapes(path, shapes, {name: tuple(value.shape) for name, value in expected.items()})
+            weights = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: is damaged ({one_line(error)}); copy it again") from error
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ModelError(f"{path}: {name} holds {value.dtype}, which no weight is; copy the file again")
+        weights[name] = value = value.to(torch.float32)
+        # Faster than isfinite().all() and without a mask in memory: a NaN or infinity shows in the minimum or maximum.
+        if value.numel() and not all(math.isfinite(end) for end in map(float, value.aminmax())):
+            bad = int((~value.isfinite()).sum())
+            raise ModelError(
+                f"{path}: {bad} of the {value.numel()} values of {name} are NaN or infinite: the file is damaged, or "
+                "training had diverged; copy it again, or export an earlier checkpoint"
+            )
+    return weights
+
+
+def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise ModelError(f"{path} lacks {name}; the weights do not belong to the config.json beside them")
+        if name not in expected:
+            raise ModelError(f"{path} holds {name}, which the model of the config.json beside it does not have")
+        if found[name] != expected[name]:
+            raise ModelError(
+                f"{name} has shape {found[name]} in {path}, but {expected[name]} by the config.json beside it"
+            )
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, model: SLAP, folder: Path) -> None:
+    """Rejects token ids and positions beyond the embedding tables of the text tower."""
+    if tokenizer is not None and (largest := largest_token_id(tokenizer)) >= model.text_encoder.vocab_size:
+        raise ModelError(
+            f"{folder / 'tokenizer'}: it has a token of id {largest}, but the model has a vocabulary of "
+            f"{model.text_encoder.vocab_size}; the tokenizer is of another model"
+        )
+    positions = getattr(model.text_encoder.model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < model.config.text.max_length:
+        raise ModelError(
+            f"{folder}: text.max_length is {model.config.text.max_length} in config.json, but the text encoder has "
+            f"{positions} positions"
+        )
+
+
+@torch.inference_mode()
+def _check_text_tower(model: SLAP, folder: Path) -> None:
+    """Runs the text tower once on a few tokens: many invalid settings of its configuration fail only in use."""
+    ids = [0, 1] if model.tokenizer is None else model.tokenizer("a b")["input_ids"]
+    layout = PackedLayout.from_lengths([len(ids)])
+    try:
+        features = model.text_encoder(torch.tensor(ids), layout)
+    except Exception as error:  # Transformers models raise errors of many types.
+        raise ModelError(
+            f"{folder}: the text tower that text_config/config.json describes does not run ({one_line(error)})"
+        ) from error
+    if not bool(features.isfinite().all()):
+        raise ModelError(
+            f"{folder}: the text tower's output is not finite: a file of the folder is damaged; copy it again"
+        )
