@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from slap_fast._version import __version__
+
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP as SLAP
 
-__version__ = "0.1.0"
 __all__ = ["SLAP", "__version__"]
 
 
