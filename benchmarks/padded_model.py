@@ -17,11 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.padded_layers import AudioMasks, decode, encode_audio, key_mask, pool
 from slap_fast.config.model import ModelConfig
 from slap_fast.data.loading.batch import Batch
-from slap_fast.objectives.captioning import captioning
-from slap_fast.objectives.contrastive import contrastive
-from slap_fast.objectives.self_distillation import self_distillation
+from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.packed import PackedLayout
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from slap_fast.training.model import PretrainingModel
 
 IGNORED = -100
@@ -119,16 +118,17 @@ class PaddedPretrainingModel(nn.Module):
         masked_features = encode_audio(student.audio_encoder, augmented, masks, batch.token_masked)
         features = masked_features if weights.shared_pass else encode_audio(student.audio_encoder, augmented, masks)
         text = student.text_encoder.model(input_ids=batch.input_ids, attention_mask=batch.text_valid.long())
-        contrast = contrastive(
+        contrast = self.model.contrastive(
             pool(student.audio_pooling, features, feature_mask),
             pool(student.text_pooling, text.last_hidden_state, key_mask(batch.text_valid, is_padded=True)),
             student.logit_scale(),
             batch.clip_ids,
+            None,
         )
 
         decoder = student.caption_decoder
         hidden = decode(decoder, batch.input_ids[:, :-1], features, feature_mask)
-        caption = captioning(hidden.flatten(0, 1), decoder.token_embedding.weight, batch.targets.flatten())
+        caption = linear_cross_entropy(hidden.flatten(0, 1), decoder.token_embedding.weight, batch.targets.flatten())
 
         student_bottleneck, student_prototypes = self.model.student_head(
             masked_features.flatten(0, 1)[batch.masked_tokens]
@@ -138,14 +138,14 @@ class PaddedPretrainingModel(nn.Module):
             teacher_bottleneck, teacher_prototypes = self.model.teacher_head(
                 teacher_features.flatten(0, 1)[batch.masked_tokens]
             )
-        distillation = self_distillation(
+        distillation = prototype_cross_entropy(
             student_bottleneck,
             teacher_bottleneck,
             student_prototypes,
             teacher_prototypes,
-            batch.masked,
             student_temperature=weights.student_temperature,
             teacher_temperature=teacher_temperature,
+            cu_seqlens=batch.masked.cu_seqlens,
             sinkhorn_iterations=weights.sinkhorn_iterations,
         )
         loss = (

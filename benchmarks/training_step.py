@@ -50,8 +50,8 @@ from slap_fast.data.loading.collate import LoadedClip, collate
 from slap_fast.ops import dispatch
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.ema import TeacherAverage
+from slap_fast.training.engine import build_optimizer
 from slap_fast.training.model import PretrainingModel
-from slap_fast.training.zero import build_optimizer
 
 TITLE = "One training step, packed against padded with SDPA and masks"
 

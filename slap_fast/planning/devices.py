@@ -12,8 +12,8 @@ from typing import Any, get_args
 import yaml
 
 from slap_fast.config.loading import ConfigError
-from slap_fast.training.metrics.device_peak import data_sheet_peak
-from slap_fast.training.zero import Precision
+from slap_fast.training.engine import Precision
+from slap_fast.training.metrics.peak_flops import data_sheet_peak_flops
 
 PATH = Path(__file__).with_name("devices.yaml")
 
@@ -91,7 +91,7 @@ def find_device(key: str, devices: int) -> Device:
         name: _figure(value) if isinstance(value, dict) else value for name, value in known[key].items()
     }
     for precision in get_args(Precision):
-        if peak := data_sheet_peak(fields["name"], precision):
+        if peak := data_sheet_peak_flops(fields["name"], precision):
             fields[f"peak_{precision}"] = Figure(peak, "nominal", "data sheet, without sparsity and TF32")
     if key == "cpu":
         cores = max(1, len(os.sched_getaffinity(0)) // devices)

@@ -23,7 +23,7 @@ from slap_fast.config.model import ModelConfig
 from slap_fast.data.loading.batch import Batch
 from slap_fast.ops import dispatch
 from slap_fast.ops.packed import PackedLayout
-from slap_fast.training.model import PretrainingModel, Rest
+from slap_fast.training.model import GlobalBatchContext, PretrainingModel
 
 _TEMPERATURE = 0.07  # of the teacher; no size depends on it
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.bmm.default: 0}
@@ -85,7 +85,7 @@ def training_passes(model: PretrainingModel, lengths: Lengths, device: str, *, i
     batch = _batch(model.student.config, lengths)
     with _counting(model, device) as counter:
         if in_parts:
-            outputs = model(batch, _TEMPERATURE, _rest(model, batch), call="part_losses")
+            outputs = model(batch, _TEMPERATURE, _global_batch_context(model, batch), call="micro_batch_losses")
         else:
             outputs = model(batch, _TEMPERATURE)
         outputs["loss"].backward()
@@ -216,7 +216,7 @@ def _batch(config: ModelConfig, lengths: Lengths) -> Batch:
     )
 
 
-def _rest(model: PretrainingModel, batch: Batch) -> Rest:
+def _global_batch_context(model: PretrainingModel, batch: Batch) -> GlobalBatchContext:
     config = model.student.config
     dtype = model.student.audio_encoder.mask_token.dtype
 
@@ -224,7 +224,7 @@ def _rest(model: PretrainingModel, batch: Batch) -> Rest:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     head, clips = config.prototype, len(batch)
-    return Rest(
+    return GlobalBatchContext(
         audio_gradient=empty(clips, config.audio.width),
         text_gradient=empty(clips, config.audio.width),
         logit_scale_gradient=empty(1, dtype=torch.float32),

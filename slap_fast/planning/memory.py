@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from slap_fast.planning.footprint import Passes
-from slap_fast.training.zero import REDUCE_BUCKET_SIZE
+from slap_fast.training.engine import REDUCE_BUCKET_SIZE
 
 # DeepSpeed's defaults. A parameter of fewer elements stays gathered at stage 3, and none is released that will be used
 # again within so many elements.

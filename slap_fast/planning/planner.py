@@ -21,8 +21,8 @@ from slap_fast.planning.request import PlanRequest
 from slap_fast.planning.step_time import Step, StepTime, step_time
 from slap_fast.planning.workload import Workload, of_datasets, web_mix
 from slap_fast.training.build import build_tokenizer, checkpoint_activations, complete_model_config
+from slap_fast.training.engine import resolve_precision
 from slap_fast.training.model import PretrainingModel
-from slap_fast.training.zero import resolve_precision
 
 # Of FLAC at 16 kHz and 16 bit, where there is no dataset: what `slap-fast prepare --synthetic` writes.
 FLAC_BYTES_PER_SECOND = 18_400.0

@@ -1,10 +1,10 @@
-"""Cached accumulation: a batch in micro-batches, with the gradients of the batch at once (GradCache, arXiv 2101.06983).
+"""Gradient accumulation with the loss of the whole batch: two passes per micro-batch (GradCache, arXiv 2101.06983).
 
-Every clip is a negative of every other, and every masked token has its say in the balance of the prototypes. So the
-first pass over the micro-batches, without gradients, collects what the losses compare: embeddings and the teacher's
-features. The losses of the whole batch, over all ranks, then give the gradient of each embedding and the balance. The
-second pass computes each micro-batch anew and carries its part of the gradient back to the parameters. Between the
-passes nothing is kept but embeddings and the teacher's features at masked tokens.
+The contrastive loss compares every clip with every other, and Sinkhorn-Knopp balances the prototypes over all masked
+tokens, so the loss of the batch is not a sum over micro-batches. The first pass, without gradients, collects the
+embeddings and the teacher's features of all micro-batches. From these come the contrastive loss over all ranks with the
+gradient of each embedding, and the Sinkhorn potential. The second pass runs each micro-batch again and backpropagates
+its part of the gradient. Only embeddings and the teacher's features at masked tokens are kept between the passes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.data.loading.batch import Batch
-from slap_fast.objectives.contrastive import contrastive
-from slap_fast.objectives.self_distillation import usage_entropy
 from slap_fast.ops import collectives
 from slap_fast.ops.contrastive import ContrastiveOutput
 from slap_fast.ops.prototype_cross_entropy import sinkhorn_potential
-from slap_fast.training.model import Rest
+from slap_fast.training.losses import usage_entropy
+from slap_fast.training.model import GlobalBatchContext
 
 
 def accumulate_gradients(
@@ -33,40 +32,42 @@ def accumulate_gradients(
     group: dist.ProcessGroup | None = None,
     detailed: bool = False,
 ) -> dict[str, Tensor]:
-    """Forward and backward of one rank's batch; `engine.step` is left to do. A collective call.
+    """Forward and backward of this rank's batch, without `engine.step`. A collective call.
 
     Args:
         engine: of a `PretrainingModel`.
-        batch: of as many clips on every rank.
+        batch: with the same number of clips on every rank.
         micro_batch_size: clips whose activations are held at once.
         group: the ranks that share the global batch; None: this process alone.
         detailed: as for `PretrainingModel.losses`.
 
     Returns:
-        What `PretrainingModel.losses` returns for `batch`, without gradients.
+        As `PretrainingModel.losses` for `batch`, without gradients.
     """
-    parts = batch.split(micro_batch_size)
-    random_states, seen = [], []
-    for part in parts:
+    micro_batches = batch.split(micro_batch_size)
+    random_states, embeddings = [], []
+    for micro_batch in micro_batches:
         random_states.append(_RandomState(batch.waveform.device))
         with torch.no_grad():
-            outputs = engine(part, call="embeddings")
-        # The same in every micro-batch, and large: one is kept.
+            outputs = engine(micro_batch, call="embeddings")
+        # Large, and the same in every micro-batch: keep one.
         prototypes = outputs.pop("teacher_prototypes")
-        seen.append(outputs)
-    contrast, rests = _whole_batch(engine, batch, parts, seen, prototypes, teacher_temperature, group)
+        embeddings.append(outputs)
+    contrast, contexts = _global_losses(
+        engine, batch, micro_batches, embeddings, prototypes, teacher_temperature, group
+    )
     sums = {name: torch.zeros_like(contrast.loss) for name in ("self_distillation", "caption", "teacher_agreement")}
-    for index, (part, rest, random_state) in enumerate(zip(parts, rests, random_states, strict=True)):
-        engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
-        # Dropout, if a module has any, drops what it dropped in the first pass.
-        random_state.restore()
-        outputs = engine(part, teacher_temperature, rest, call="part_losses")
+    for index, (micro_batch, context) in enumerate(zip(micro_batches, contexts, strict=True)):
+        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+        # Dropout, if a module has any, must drop the same activations as in the first pass.
+        random_states[index].restore()
+        outputs = engine(micro_batch, teacher_temperature, context, call="micro_batch_losses")
         engine.backward(outputs["loss"])
         for name, total in sums.items():
             total += outputs[name]
     details = {}
     if detailed:
-        teacher = torch.cat([part["teacher_bottleneck"] for part in seen])
+        teacher = torch.cat([outputs["teacher_bottleneck"] for outputs in embeddings])
         details["prototype_entropy"] = usage_entropy(
             teacher, prototypes, teacher_temperature=teacher_temperature, group=group
         )
@@ -77,61 +78,63 @@ def accumulate_gradients(
         "accuracy": contrast.accuracy,
         "positive_similarity": contrast.positive_similarity,
         "negative_similarity": contrast.negative_similarity,
-        "logit_scale": seen[0]["logit_scale"].squeeze(),
+        "logit_scale": embeddings[0]["logit_scale"].squeeze(),
         **details,
     }
 
 
-def _whole_batch(
+def _global_losses(
     engine: Any,
     batch: Batch,
-    parts: Sequence[Batch],
-    seen: Sequence[dict[str, Tensor]],
+    micro_batches: Sequence[Batch],
+    embeddings: Sequence[dict[str, Tensor]],
     prototypes: Tensor,
     teacher_temperature: float,
     group: dist.ProcessGroup | None,
-) -> tuple[ContrastiveOutput, list[Rest]]:
-    """The contrastive loss of the whole batch, detached, and what each micro-batch has to know of it."""
-    audio, text = (torch.cat([part[name] for part in seen]).requires_grad_() for name in ("audio", "text"))
-    logit_scale = seen[0]["logit_scale"].clone().requires_grad_()
-    contrast = contrastive(
-        audio, text, logit_scale, batch.clip_ids, group=group, exchange=engine.module.contrastive_exchange
-    )
+) -> tuple[ContrastiveOutput, list[GlobalBatchContext]]:
+    """The contrastive loss of the whole batch, detached, and the context of each micro-batch."""
+    audio, text = (torch.cat([outputs[name] for outputs in embeddings]).requires_grad_() for name in ("audio", "text"))
+    logit_scale = embeddings[0]["logit_scale"].clone().requires_grad_()
+    contrast = engine.module.contrastive(audio, text, logit_scale, batch.clip_ids, group)
     audio_gradient, text_gradient, logit_scale_gradient = torch.autograd.grad(contrast.loss, (audio, text, logit_scale))
 
     potential = sinkhorn_potential(
-        torch.cat([part["teacher_bottleneck"] for part in seen]),
+        torch.cat([outputs["teacher_bottleneck"] for outputs in embeddings]),
         prototypes,
         teacher_temperature=teacher_temperature,
         iterations=engine.module.objectives.sinkhorn_iterations,
         group=group,
     )
-    tokens = [_caption_tokens(part) for part in parts]
+    tokens = [_caption_tokens(micro_batch) for micro_batch in micro_batches]
     all_tokens = collectives.sum_over_ranks(batch.input_ids.new_full((), sum(tokens)), group).clamp_min(1)
     token_unit = collectives.world_size(group) / all_tokens.to(contrast.loss.dtype)
 
-    own = zip(
-        audio_gradient.split([len(part) for part in parts]),
-        text_gradient.split([len(part) for part in parts]),
-        # The temperature is in every micro-batch, its gradient must come once.
-        [logit_scale_gradient] + [torch.zeros_like(logit_scale_gradient)] * (len(parts) - 1),
-        [part["teacher_bottleneck"] for part in seen],
-        [prototypes] * len(parts),
-        [potential] * len(parts),
-        [len(part) / len(batch) for part in parts],
-        [token_unit * count for count in tokens],
-        strict=True,
-    )
-    return ContrastiveOutput(*(value.detach() for value in contrast)), [Rest(*values) for values in own]
+    clips = [len(micro_batch) for micro_batch in micro_batches]
+    audio_gradients, text_gradients = audio_gradient.split(clips), text_gradient.split(clips)
+    contexts = [
+        GlobalBatchContext(
+            audio_gradient=audio_gradients[index],
+            text_gradient=text_gradients[index],
+            # Every micro-batch uses the logit scale, but its gradient must be added once.
+            logit_scale_gradient=logit_scale_gradient if index == 0 else torch.zeros_like(logit_scale_gradient),
+            teacher_bottleneck=embeddings[index]["teacher_bottleneck"],
+            teacher_prototypes=prototypes,
+            potential=potential,
+            clip_share=clips[index] / len(batch),
+            token_share=token_unit * tokens[index],
+        )
+        for index in range(len(micro_batches))
+    ]
+    return ContrastiveOutput(*(value.detach() for value in contrast)), contexts
 
 
 def _caption_tokens(batch: Batch) -> int:
-    """Tokens to predict: all but each caption's first."""
+    """Tokens to predict: all but the first of each caption."""
     return batch.text.total - len(batch)
 
 
 class _RandomState:
-    """The state of the generators that a model on `device` draws from, so that it draws the same again."""
+    """A snapshot of the random generators that a model on `device` uses."""
 
     def __init__(self, device: torch.device) -> None:
         self._host = torch.get_rng_state()

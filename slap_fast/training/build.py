@@ -14,7 +14,7 @@ from slap_fast.config.model import ModelConfig
 from slap_fast.config.recipe import DataConfig, RunConfig
 from slap_fast.config.saved_files import largest_token_id
 from slap_fast.errors import ModelError
-from slap_fast.training.checkpoint import files
+from slap_fast.training.checkpoint.folder import newest_checkpoint, read_model_files
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.model import PretrainingModel
 
@@ -60,11 +60,11 @@ def complete_model_config(
 
 def saved_mel_statistics(checkpoints: Path) -> tuple[float, float] | None:
     """Mean and deviation of the log-mel values in the newest checkpoint, to which its weights are used."""
-    found = files.newest(checkpoints)
+    found = newest_checkpoint(checkpoints)
     if found is None:
         return None
     try:
-        mel = json.loads(files.described(*found)["config.json"])["mel"]
+        mel = json.loads(read_model_files(*found)["config.json"])["mel"]
         return float(mel["mean"]), float(mel["std"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # resuming tells what is wrong with it

@@ -1,6 +1,6 @@
-"""What one engine trains: the student SLAP, its self-distillation head, and the EMA teacher of both (SLAP, section 3).
+"""The module that an engine trains: student, prototype head and EMA teacher, with the three losses (SLAP, section 3).
 
-The losses are computed inside `forward`, because under ZeRO-3 a parameter is whole only while its module runs.
+The losses are computed inside `forward`: under ZeRO-3 a parameter is whole only while its module runs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.data.loading.batch import Batch
 from slap_fast.models.prototype_head import PrototypeHead
 from slap_fast.models.slap import SLAP
-from slap_fast.objectives.captioning import captioning
-from slap_fast.objectives.contrastive import contrastive
-from slap_fast.objectives.self_distillation import self_distillation, teacher_agreement, usage_entropy
+from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.packed import PackedLayout
+from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.training.losses import mean_over_tokens, teacher_agreement, unit_rows, usage_entropy
 
 
-class _Student(NamedTuple):
-    """What the student makes of a batch of N clips with T tokens."""
+class _StudentOutput(NamedTuple):
+    """The student's forward pass over N clips with T audio tokens."""
 
     patches: Tensor  # [T, patch], with SpecAugment
     features: Tensor  # [T, width]
@@ -37,18 +38,18 @@ class _Student(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What a micro-batch of n clips has to know of the whole batch to give its part of the whole batch's gradient.
+class GlobalBatchContext:
+    """Results of the whole batch that a micro-batch of n clips needs, for its gradient to be a term of the whole's.
 
     Attributes:
-        audio_gradient: `[n, D]`, of the contrastive loss by the audio embeddings.
-        text_gradient: `[n, D]`, by the text embeddings.
-        logit_scale_gradient: `[1]`, by the logit scale; 0 in all micro-batches of a rank but one.
-        teacher_bottleneck: `[M, B]`, what the teacher's head gives at the masked tokens.
+        audio_gradient: `[n, D]`, of the contrastive loss with respect to the audio embeddings.
+        text_gradient: `[n, D]`, with respect to the text embeddings.
+        logit_scale_gradient: `[1]`, with respect to the logit scale; 0 in all micro-batches of a rank but one.
+        teacher_bottleneck: `[M, B]`, output of the teacher's head at the masked tokens.
         teacher_prototypes: `[K, B]`.
-        potential: `[K]`, of `sinkhorn_potential` over the masked tokens of the whole batch.
+        potential: `[K]`, `sinkhorn_potential` over the masked tokens of the whole batch.
         clip_share: the micro-batch's share of the clips of all ranks, times the number of ranks.
-        token_share: `[]`, the same of the caption tokens.
+        token_share: `[]`, the same for caption tokens.
     """
 
     audio_gradient: Tensor
@@ -62,7 +63,16 @@ class Rest:
 
 
 class PretrainingModel(nn.Module):
-    """Every trained module runs in `losses` and in `part_losses`, whatever the weights: ZeRO relies on it."""
+    """Student, teacher and losses in one module.
+
+    `losses` and `micro_batch_losses` run every trained module, also for an objective of weight 0: ZeRO relies on it.
+
+    Args:
+        config: of student and teacher.
+        objectives: weights and temperatures of the losses.
+        load_pretrained_text: read the weights of `config.text.pretrained`; False builds its architecture only.
+        contrastive_exchange: "gather" or "ring", see `contrastive_loss`.
+    """
 
     def __init__(
         self,
@@ -81,14 +91,14 @@ class PretrainingModel(nn.Module):
         self.teacher_head = copy.deepcopy(self.student_head).requires_grad_(False)
 
     def teacher_pairs(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
-        """Each teacher parameter with its name and the student parameter that it follows."""
+        """`(name, teacher parameter, student parameter)` for each teacher parameter."""
         for prefix, teacher, student in (
             ("teacher_encoder", self.teacher_encoder, self.student.audio_encoder),
             ("teacher_head", self.teacher_head, self.student_head),
         ):
-            followed = dict(student.named_parameters())
+            student_parameters = dict(student.named_parameters())
             for name, parameter in teacher.named_parameters():
-                yield f"{prefix}.{name}", parameter, followed[name]
+                yield f"{prefix}.{name}", parameter, student_parameters[name]
 
     def tower_of(self, parameter: nn.Parameter) -> str:
         """`audio_encoder`, `text_encoder`, `caption_decoder`, or `heads` for every other part of the student."""
@@ -102,36 +112,29 @@ class PretrainingModel(nn.Module):
         return towers
 
     def forward(
-        self, *inputs: Any, call: Literal["losses", "embeddings", "part_losses"] = "losses"
+        self, *inputs: Any, call: Literal["losses", "embeddings", "micro_batch_losses"] = "losses"
     ) -> dict[str, Tensor]:
-        """The method named `call`: engines run `forward` alone, and ZeRO-3 has hooks around it."""
+        """Run the method named `call`: an engine runs `forward` only, and ZeRO-3 puts its hooks around it."""
         return getattr(self, call)(*inputs)
 
     def losses(
         self, batch: Batch, teacher_temperature: float, group: ProcessGroup | None = None, detailed: bool = False
     ) -> dict[str, Tensor]:
-        """The losses of one rank's batch.
+        """The losses of this rank's batch.
 
         Args:
             batch: on the device of the model.
-            teacher_temperature: of this step's schedule.
+            teacher_temperature: of this step.
             group: the ranks that share the global batch; None: this process alone.
-            detailed: also measure what takes another sweep over the prototypes; the same on every rank.
+            detailed: also compute `prototype_entropy`, another pass over the prototypes; the same on every rank.
 
         Returns:
-            0-dim float32 tensors: `loss`, the weighted sum, whose gradient averaged over ranks is the global one;
-            `contrastive`, `self_distillation`, `caption`; and for the log `accuracy`, `positive_similarity`,
+            0-dim float32 tensors: `loss`, the weighted sum, whose gradient averaged over ranks is the global gradient;
+            `contrastive`, `self_distillation`, `caption`; and the metrics `accuracy`, `positive_similarity`,
             `negative_similarity`, `logit_scale`, `teacher_agreement`, and if `detailed` `prototype_entropy`.
         """
-        student = self._student(batch)
-        contrast = contrastive(
-            student.audio,
-            student.text,
-            student.logit_scale,
-            batch.clip_ids,
-            group=group,
-            exchange=self.contrastive_exchange,
-        )
+        student = self._run_student(batch)
+        contrast = self.contrastive(student.audio, student.text, student.logit_scale, batch.clip_ids, group)
         caption = self._caption(batch, student, group)
         student_side, teacher_side = self._student_bottleneck(batch, student), self._teacher_bottleneck(batch)
         distillation = self._distillation(batch, student_side, teacher_side, teacher_temperature, group=group)
@@ -155,13 +158,13 @@ class PretrainingModel(nn.Module):
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
-        """What the losses of the whole batch need of a micro-batch of n clips with M masked tokens.
+        """Tensors of a micro-batch of n clips with M masked tokens that the losses of the whole batch compare.
 
         Returns:
             `audio` `[n, D]`, `text` `[n, D]`, `logit_scale` `[1]`, `teacher_bottleneck` `[M, B]` and
             `teacher_prototypes` `[K, B]`.
         """
-        student = self._student(batch)
+        student = self._run_student(batch)
         bottleneck, prototypes = self._teacher_bottleneck(batch)
         return {
             "audio": student.audio,
@@ -171,39 +174,55 @@ class PretrainingModel(nn.Module):
             "teacher_prototypes": prototypes,
         }
 
-    def part_losses(self, batch: Batch, teacher_temperature: float, rest: Rest) -> dict[str, Tensor]:
-        """The losses of a micro-batch as parts of those of the whole batch.
+    def micro_batch_losses(
+        self, batch: Batch, teacher_temperature: float, context: GlobalBatchContext
+    ) -> dict[str, Tensor]:
+        """The terms of a micro-batch in the losses of the whole batch.
 
         Returns:
-            0-dim float32 tensors: `loss`, whose gradients summed over the micro-batches of a rank are those of the
-            whole batch's loss, and whose value means nothing; `self_distillation`, `caption` and `teacher_agreement`,
-            whose sums are the whole batch's.
+            0-dim float32 tensors: `loss`, whose gradients, summed over the micro-batches of a rank, are those of the
+            whole batch's loss (its value has no meaning); `self_distillation`, `caption` and `teacher_agreement`, whose
+            sums are those of the whole batch.
         """
-        student = self._student(batch)
-        caption = rest.token_share * self._caption(batch, student, None)
+        student = self._run_student(batch)
+        caption = context.token_share * self._caption(batch, student, None)
         student_side = self._student_bottleneck(batch, student)
-        distillation = rest.clip_share * self._distillation(
+        distillation = context.clip_share * self._distillation(
             batch,
             student_side,
-            (rest.teacher_bottleneck, rest.teacher_prototypes),
+            (context.teacher_bottleneck, context.teacher_prototypes),
             teacher_temperature,
-            potential=rest.potential,
+            potential=context.potential,
         )
-        # Linear in the embeddings, so that their gradients are the cached ones.
+        # Linear in the embeddings, so that their gradients are those of `context`.
         contrast = (
-            (student.audio * rest.audio_gradient).sum()
-            + (student.text * rest.text_gradient).sum()
-            + (student.logit_scale * rest.logit_scale_gradient).sum()
+            (student.audio * context.audio_gradient).sum()
+            + (student.text * context.text_gradient).sum()
+            + (student.logit_scale * context.logit_scale_gradient).sum()
         )
         return {
             "loss": self.weighted_sum(contrast, distillation, caption),
             "self_distillation": distillation.detach(),
             "caption": caption.detach(),
-            "teacher_agreement": rest.clip_share
-            * teacher_agreement(student_side[0], rest.teacher_bottleneck, batch.masked),
+            "teacher_agreement": context.clip_share
+            * teacher_agreement(student_side[0], context.teacher_bottleneck, batch.masked),
         }
 
+    def contrastive(
+        self, audio: Tensor, text: Tensor, logit_scale: Tensor, clip_ids: Tensor, group: ProcessGroup | None
+    ) -> ContrastiveOutput:
+        """The contrastive loss of `[N, D]` embeddings, not normalized; clips of equal ids are positives."""
+        return contrastive_loss(
+            unit_rows(audio),
+            unit_rows(text),
+            logit_scale,
+            ids=clip_ids,
+            group=group,
+            exchange=self.contrastive_exchange,
+        )
+
     def weighted_sum(self, contrastive: Tensor, self_distillation: Tensor, caption: Tensor) -> Tensor:
+        """The total loss."""
         weights = self.objectives
         return (
             weights.contrastive_weight * contrastive
@@ -211,7 +230,7 @@ class PretrainingModel(nn.Module):
             + weights.caption_weight * caption
         )
 
-    def _student(self, batch: Batch) -> _Student:
+    def _run_student(self, batch: Batch) -> _StudentOutput:
         student = self.student
         patches = self._patches(batch, time_masked=batch.time_masked, mel_masked=batch.mel_masked)
         hidden = batch.masked_tokens if self.objectives.shared_pass else None
@@ -220,9 +239,9 @@ class PretrainingModel(nn.Module):
         logit_scale = student.logit_scale()
         audio = student.audio_pooling(features, batch.tokens)
         text = student.text_pooling(text_features, batch.text)
-        return _Student(patches, features, audio, text, logit_scale)
+        return _StudentOutput(patches, features, audio, text, logit_scale)
 
-    def _student_bottleneck(self, batch: Batch, student: _Student) -> tuple[Tensor, Tensor]:
+    def _student_bottleneck(self, batch: Batch, student: _StudentOutput) -> tuple[Tensor, Tensor]:
         features = student.features
         if not self.objectives.shared_pass:
             features = self.student.audio_encoder(student.patches, batch.tokens, batch.masked_tokens)
@@ -237,14 +256,16 @@ class PretrainingModel(nn.Module):
     def _patches(self, batch: Batch, **masks: Tensor) -> Tensor:
         return self.student.frontend(batch.waveform, batch.samples, batch.frames, batch.tokens, **masks)
 
-    def _caption(self, batch: Batch, student: _Student, group: ProcessGroup | None) -> Tensor:
+    def _caption(self, batch: Batch, student: _StudentOutput, group: ProcessGroup | None) -> Tensor:
         inputs, targets, layout = _shift_captions(batch)
         return self.student.caption_decoder(
             inputs,
             layout,
             student.features,
             batch.tokens,
-            readout=lambda hidden, vocabulary: captioning(hidden, vocabulary, targets, group=group),
+            readout=lambda hidden, vocabulary: mean_over_tokens(
+                linear_cross_entropy(hidden, vocabulary, targets, reduction="sum"), targets, group=group
+            ),
         )
 
     def _distillation(
@@ -258,14 +279,14 @@ class PretrainingModel(nn.Module):
         group: ProcessGroup | None = None,
     ) -> Tensor:
         (student_features, student_prototypes), (teacher_features, teacher_prototypes) = student, teacher
-        return self_distillation(
+        return prototype_cross_entropy(
             student_features,
             teacher_features,
             student_prototypes,
             teacher_prototypes,
-            batch.masked,
             student_temperature=self.objectives.student_temperature,
             teacher_temperature=teacher_temperature,
+            cu_seqlens=batch.masked.cu_seqlens,
             sinkhorn_iterations=self.objectives.sinkhorn_iterations,
             potential=potential,
             group=group,
@@ -273,7 +294,7 @@ class PretrainingModel(nn.Module):
 
 
 def _shift_captions(batch: Batch) -> tuple[Tensor, Tensor, PackedLayout]:
-    """Teacher forcing: every token but a caption's last predicts the next one."""
+    """Inputs, targets and layout for teacher forcing: each token of a caption but the last predicts the next one."""
     layout = PackedLayout.from_lengths([length - 1 for length in batch.text.lengths], device=batch.input_ids.device)
     position = torch.arange(layout.total, device=batch.input_ids.device) + layout.segment_ids()
     return batch.input_ids[position], batch.input_ids[position + 1], layout

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slap_fast.objectives.captioning import captioning
 from slap_fast.ops.contrastive import contrastive_loss
+from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.training.losses import mean_over_tokens
 
 # Clips of each rank, by world size: unequal, and one rank without any.
 CLIPS = {1: [7], 2: [5, 2], 3: [4, 0, 3], 4: [1, 3, 1, 2]}
@@ -105,7 +106,8 @@ def _prototypes(
 
 
 def _captioning(weights: dict[str, Tensor], data: Data, group: dist.ProcessGroup | None) -> tuple[Tensor, ...]:
-    return (captioning(data.dense[0], weights["vocabulary"], data.targets, group=group),)
+    token_sum = linear_cross_entropy(data.dense[0], weights["vocabulary"], data.targets, reduction="sum")
+    return (mean_over_tokens(token_sum, data.targets, group=group),)
 
 
 LOSSES: dict[str, Loss] = {

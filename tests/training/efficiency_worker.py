@@ -17,9 +17,9 @@ from slap_fast.planning.footprint import Passes
 from slap_fast.planning.memory import Layout, Parameters, memory
 from slap_fast.training.build import checkpoint_activations
 from slap_fast.training.compilation import compile_blocks
-from slap_fast.training.distributed.process_group import Ranks, started
+from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.zero import build_engine
+from slap_fast.training.engine import build_engine
 from tests.training import tiny
 from tests.training.worker import step_on
 
@@ -97,7 +97,7 @@ def _bytes_within(*owners: object) -> int:
 
 def main() -> None:
     folder, *names = sys.argv[1:]
-    with started(60.0) as ranks:
+    with init_distributed(60.0) as ranks:
         for name in names:
             result = globals()[name](ranks)
             if ranks.is_first:

@@ -23,13 +23,14 @@ import torch
 
 from slap_fast import train as train_script
 from slap_fast.config.recipe import RunConfig
-from slap_fast.training import zero as engine_module
-from slap_fast.training.checkpoint import checkpoints as checkpoint_module
-from slap_fast.training.checkpoint import files, slice_files
-from slap_fast.training.checkpoint.checkpoints import Checkpoints
+from slap_fast.training import engine as engine_module
+from slap_fast.training.checkpoint import manager as manager_module
+from slap_fast.training.checkpoint import slice_files
 from slap_fast.training.checkpoint.export import export_checkpoint, save_student
+from slap_fast.training.checkpoint.folder import Manifest, rank_file, read_manifest, step_folder
+from slap_fast.training.checkpoint.manager import CheckpointManager
 from slap_fast.training.checkpoint.slice_files import SliceReader
-from slap_fast.training.distributed.process_group import Ranks, import_deepspeed, started
+from slap_fast.training.distributed.process_group import Ranks, import_deepspeed, init_distributed
 from tests.training import tiny
 from tests.training.ranks import free_port
 from tests.training.worker import persistent_in_part, start_run, step_on
@@ -81,7 +82,7 @@ def run_phase(world_size: int, action: Callable[[], None], kill_after: Sequence[
 
 
 def in_group(action: Callable[..., None], *arguments: Any) -> None:
-    with started(60.0) as ranks:
+    with init_distributed(60.0) as ranks:
         action(ranks, *arguments)
 
 
@@ -115,12 +116,12 @@ def _go_on(ranks: Ranks, config: RunConfig, folder: Path, phase: int) -> dict[st
     resumed = checkpoints.resume()
     seen: dict[str, Any] = {"resumed": [resumed.step, resumed.skipped_steps], "notes": resumed.notes}
     if phase:
-        again = Checkpoints(folder / f"again-{phase}", engine, average, config)
+        again = CheckpointManager(folder / f"again-{phase}", engine, average, config)
         again.save(resumed.step, resumed.skipped_steps)
         again.finish()
         if ranks.is_first:
             first, second = (folder / sub for sub in ("run", f"again-{phase}"))
-            seen["differences"] = differences(*(files.folder_of(part, resumed.step) for part in (first, second)))
+            seen["differences"] = differences(*(step_folder(part, resumed.step) for part in (first, second)))
     steps = range(resumed.step, CHANGES[phase])
     seen["losses"] = [step_on(engine, average, config, ranks, step).values["loss"] for step in steps]
     checkpoints.save(CHANGES[phase], skipped_steps=phase)
@@ -128,18 +129,18 @@ def _go_on(ranks: Ranks, config: RunConfig, folder: Path, phase: int) -> dict[st
     if phase == 0:
         save_student(engine, folder / "model")
         if ranks.is_first:
-            export_checkpoint(files.folder_of(folder / "run", CHANGES[phase]), folder / "exported")
+            export_checkpoint(step_folder(folder / "run", CHANGES[phase]), folder / "exported")
     return seen
 
 
 def differences(first: Path, second: Path) -> list[str]:
     """What two checkpoints of one model hold differently, bit for bit, whatever their layouts."""
-    manifests = [files.read_manifest(folder) for folder in (first, second)]
-    one, other = (manifest for manifest in manifests if isinstance(manifest, files.Manifest))
+    manifests = [read_manifest(folder) for folder in (first, second)]
+    one, other = (manifest for manifest in manifests if isinstance(manifest, Manifest))
     assert one.parameters == other.parameters
     found = [] if one.adam_steps == other.adam_steps > 0 else [f"steps {one.adam_steps}, {other.adam_steps}"]
     readers = [
-        SliceReader([files.rank_file(folder, rank) for rank in range(manifest.world_size)])
+        SliceReader([rank_file(folder, rank) for rank in range(manifest.world_size)])
         for folder, manifest in ((first, one), (second, other))
     ]
     for name, shape in one.parameters.items():
@@ -172,13 +173,13 @@ def _train_while_writing(ranks: Ranks, folder: Path) -> None:
         released.wait()
         slice_files.write_slices(path, share)
 
-    setattr(checkpoint_module, "write_slices", write_late)  # noqa: B010 - mypy allows no assignment
+    setattr(manager_module, "write_slices", write_late)  # noqa: B010 - mypy allows no assignment
     losses = [step_on(engine, average, config, ranks, 0).values]
     checkpoints.save(1, 0)
     for step in (1, 2):
         losses.append(step_on(engine, average, config, ranks, step).values)
         checkpoints.poll()
-    assert isinstance(files.read_manifest(files.folder_of(folder / "run", 1)), str)
+    assert isinstance(read_manifest(step_folder(folder / "run", 1)), str)
     released.set()
     checkpoints.finish()
     if ranks.is_first:
@@ -190,7 +191,7 @@ def _train_while_writing(ranks: Ranks, folder: Path) -> None:
         (folder / f"half-{ranks.rank}").touch()
         threading.Event().wait()
 
-    setattr(checkpoint_module, "write_slices", write_half)  # noqa: B010
+    setattr(manager_module, "write_slices", write_half)  # noqa: B010
     checkpoints.save(3, 0)
     step_on(engine, average, config, ranks, 3)
     checkpoints.poll()

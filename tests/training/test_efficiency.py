@@ -15,7 +15,7 @@ from slap_fast.config.loading import ConfigError, load_run_config
 from slap_fast.config.recipe import TrainingConfig
 from slap_fast.training.build import build_model
 from slap_fast.training.compilation import compile_blocks, transformer_blocks
-from slap_fast.training.zero import deepspeed_config, without_effect
+from slap_fast.training.engine import deepspeed_config, ineffective_settings
 from tests.training import tiny
 from tests.training.ranks import finish, start_ranks, tail
 
@@ -71,17 +71,18 @@ def test_compiled_and_checkpointed_blocks_in_micro_batches_on_two_ranks_change_n
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
-def test_stage_3_says_that_it_compiles_nothing() -> None:
+def test_at_stage_3_nothing_is_compiled_and_a_message_says_so() -> None:
     config = tiny.run_config(zero_stage=3)
     training = dataclasses.replace(config.efficiency.training, compile=True)
     config = dataclasses.replace(config, efficiency=dataclasses.replace(config.efficiency, training=training))
     model = build_model(config, config.recipe.model, None)
     assert not any("forward" in vars(block) for block in transformer_blocks(model))
-    (note,) = without_effect(training, torch.device("cpu"))
+    (note,) = ineffective_settings(training, torch.device("cpu"))
     assert note.startswith("training.compile has no effect at zero_stage=3")
-    (note,) = without_effect(TrainingConfig(zero_stage=2, offload_optimizer=True), torch.device("cpu"))
+    (note,) = ineffective_settings(TrainingConfig(zero_stage=2, offload_optimizer=True), torch.device("cpu"))
     assert "no effect without a GPU" in note
-    assert not without_effect(TrainingConfig(zero_stage=2, offload_optimizer=True, compile=True), torch.device("cuda"))
+    effective = TrainingConfig(zero_stage=2, offload_optimizer=True, compile=True)
+    assert not ineffective_settings(effective, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("case", ["1, micro-batches of None", *(f"{stage}, micro-batches of 2" for stage in (1, 2, 3))])

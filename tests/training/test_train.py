@@ -17,7 +17,7 @@ import pytest
 from slap_fast import cli
 from slap_fast.models.slap import SLAP
 from slap_fast.training.metrics.gradient_norms import TOWERS
-from slap_fast.training.step import DETAILS, METRICS
+from slap_fast.training.metrics.step_metrics import DETAILS, METRICS
 from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
 from tests.training.tiny_run import STEPS, write_dataset, write_recipe
 

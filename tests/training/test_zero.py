@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from slap_fast.config.loading import ConfigError
+from slap_fast.training.engine import deepspeed_config, parameter_groups
 from slap_fast.training.metrics.gradient_norms import TOWERS
 from slap_fast.training.schedule import settings
-from slap_fast.training.zero import deepspeed_config, parameter_groups
 from tests.training import tiny
 from tests.training.ranks import run_worker
 from tests.training.worker import ACCUMULATIONS
@@ -93,7 +93,7 @@ def test_losses_and_metrics_are_reported_as_of_one_process_with_the_whole_batch(
 def test_counts_are_summed_over_the_ranks_and_the_largest_level_is_reported(results: dict[str, Any]) -> None:
     reported = results["readings"]["reported"]
     assert reported["sums"] == {"clips": 5.0, "tokens": 11.0}
-    assert reported["largest"] == {"memory": 3.0, "wait": 1.0}
+    assert reported["maxima"] == {"memory": 3.0, "wait": 1.0}
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -227,7 +227,7 @@ def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size \(6\) does not divide among 4 ranks; use schedule.batch_size=4"):
+    with pytest.raises(ConfigError, match=r"batch_size \(6\) is not a multiple of the number of ranks \(4\); use schedule.batch_size=4"):
         deepspeed_config(tiny.run_config(), 4, "fp32")
 
 

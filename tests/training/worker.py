@@ -18,18 +18,20 @@ from torch import Tensor
 from slap_fast.config.recipe import EvaluationConfig, RunConfig
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.models.slap import SLAP
-from slap_fast.training import zero as engine_module
+from slap_fast.training import engine as engine_module
 from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.build import checkpoint_activations
-from slap_fast.training.checkpoint.checkpoints import CheckpointError, Checkpoints
 from slap_fast.training.checkpoint.export import full_weights
-from slap_fast.training.distributed.process_group import Ranks, started
+from slap_fast.training.checkpoint.manager import CheckpointError, CheckpointManager
+from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.metrics.watch import MAX_SKIPPED_IN_A_ROW, Diverged, FiniteWatch
+from slap_fast.training.engine import build_engine
+from slap_fast.training.metrics.nonfinite import MAX_SKIPPED_IN_A_ROW, DivergedError, NonFiniteGuard
+from slap_fast.training.metrics.step_metrics import LOSSES, METRICS, MetricReducer, StepMetrics
 from slap_fast.training.model import PretrainingModel
 from slap_fast.training.schedule import settings
-from slap_fast.training.step import LOSSES, METRICS, Report, _Reading, discard_stale_gradients, take_step
-from slap_fast.training.zero import build_engine
+from slap_fast.training.step import take_step
+from slap_fast.training.zero import discard_stale_gradients
 from tests.training import tiny
 
 TEMPERATURE = 0.05
@@ -144,7 +146,7 @@ def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
         outputs = model(own, TEMPERATURE, dist.group.WORLD, True)
         whole = model(tiny.batch(config, 0), TEMPERATURE, None, True)
     counts = {"clips": float(len(own)), "tokens": 10.0**ranks.rank}
-    reading = _Reading(outputs, counts, {"memory": 3.0 - ranks.rank, "wait": float(ranks.rank)}).result()
+    reading = MetricReducer(outputs, counts, {"memory": 3.0 - ranks.rank, "wait": float(ranks.rank)}).result()
     return {
         "reported": reading._asdict(),
         "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS, "prototype_entropy")},
@@ -167,15 +169,17 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
-def start_run(config: RunConfig, ranks: Ranks, folder: Path, seed: int = 0) -> tuple[Any, TeacherAverage, Checkpoints]:
+def start_run(
+    config: RunConfig, ranks: Ranks, folder: Path, seed: int = 0
+) -> tuple[Any, TeacherAverage, CheckpointManager]:
     engine = build_engine(tiny.build(config, seed), config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
-    return engine, average, Checkpoints(folder, engine, average, config)
+    return engine, average, CheckpointManager(folder, engine, average, config)
 
 
 def step_on(
     engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks, step: int, *, poison: bool = False
-) -> Report:
+) -> StepMetrics:
     batch = tiny.batch(config, step, ranks.rank, ranks.world_size)
     if poison:
         batch = tiny.poisoned(batch)
@@ -191,7 +195,7 @@ def step_on(
     )
 
 
-def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks) -> Report:
+def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks) -> StepMetrics:
     """A step whose losses are finite and whose gradient in the text encoder, on the last rank, is not."""
     weight = next(engine.module.student.text_encoder.parameters())
     factor = float("inf") if ranks.rank == ranks.world_size - 1 else 1.0
@@ -300,16 +304,16 @@ def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """Bad steps in a row, and what the watch says of them."""
-    watch = FiniteWatch()
+    guard = NonFiniteGuard()
     record: dict[str, Any] = {}
     for step in range(MAX_SKIPPED_IN_A_ROW - 1):
-        record = watch.skipped(step, ["caption"], [f"clip-{ranks.rank}"])
-    watch.clean()
+        record = guard.record_skipped(step, ["caption"], [f"clip-{ranks.rank}"])
+    guard.record_applied()
     try:
         for step in range(MAX_SKIPPED_IN_A_ROW):
-            watch.skipped(step, ["caption"], [f"clip-{ranks.rank}"])
-    except Diverged as error:
-        return {"record": record, "error": str(error), "skipped": watch.skipped_steps}
+            guard.record_skipped(step, ["caption"], [f"clip-{ranks.rank}"])
+    except DivergedError as error:
+        return {"record": record, "error": str(error), "skipped": guard.skipped_steps}
     return {"error": "none"}
 
 
@@ -381,7 +385,7 @@ _ORIGINAL_CONFIG = engine_module.deepspeed_config
 def main() -> None:
     folder, *names = sys.argv[1:]
     setattr(engine_module, "deepspeed_config", persistent_in_part)  # noqa: B010 - its type is wider
-    with started(60.0) as ranks:
+    with init_distributed(60.0) as ranks:
         for name in names:
             result = globals()[name](ranks, Path(folder))
             if ranks.is_first:
