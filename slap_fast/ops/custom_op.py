@@ -70,7 +70,8 @@ class CustomOp(Generic[P, R]):
         cast: tuple[str, ...],
         implementation: Callable[P, R],
     ):
-        self._groups, schema = ([], given_schema) if given_schema else _flattened(implementation, mutates_args)
+        groups, schema = ([], given_schema) if given_schema else _flattened(implementation, mutates_args)
+        self._places = _places(groups)  # empty without a NamedTuple
 
         def checked(*args: Any) -> R:
             grouped = self._group(args)
@@ -78,7 +79,7 @@ class CustomOp(Generic[P, R]):
 
         self._definition = torch.library.custom_op(name, checked, mutates_args=mutates_args, schema=schema)
         self._registered: Any = self._definition._opoverload
-        self._implementation: Callable[..., R] = self._taking_flat(implementation)
+        self._implementation = implementation
         self._apply: Callable[..., R] | None = None
         self._name = name
         arguments = self._registered._schema.arguments
@@ -128,30 +129,21 @@ class CustomOp(Generic[P, R]):
             self._library.impl(operator, kernel, key, with_keyset=True, allow_override=True)
 
     def _group(self, flat: Sequence[Any]) -> Sequence[Any]:
-        """The arguments as `implementation` takes them: each NamedTuple made of its fields again."""
-        if not any(self._groups):
+        """The arguments as `implementation` takes them: each NamedTuple rebuilt from its fields."""
+        if not self._places:
             return flat
-        grouped, place = [], 0
-        for group in self._groups:
-            if group is None:
-                grouped.append(flat[place])
-                place += 1
-            else:
-                end = place + len(group._fields)
-                grouped.append(group._make(flat[place:end]))
-                place = end
-        return grouped
+        return [flat[place] if group is None else group(*flat[place]) for group, place in self._places]
 
     def _flatten(self, grouped: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not any(self._groups):
+        if not self._places:
             return grouped
-        flat: list[Any] = []
-        for group, argument in zip(self._groups, grouped, strict=True):
-            flat += [argument] if group is None else argument
-        return tuple(flat)
+        flat: tuple[Any, ...] = ()
+        for (group, _), argument in zip(self._places, grouped, strict=True):
+            flat += (argument,) if group is None else argument
+        return flat
 
     def _taking_flat(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return (lambda *flat: function(*self._group(flat))) if any(self._groups) else function
+        return (lambda *flat: function(*self._group(flat))) if self._places else function
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As `torch.library.register_fake`."""
@@ -171,17 +163,17 @@ class CustomOp(Generic[P, R]):
         """
         if not twice:
             backward = once_differentiable(self._name, backward)
-        implementation, take_inputs = self._implementation, setup_context
-        if any(self._groups):
+        implementation, group = self._implementation, self._group
 
-            def take_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                setup_context(ctx, self._group(inputs), output)
+        def take_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup_context(ctx, group(inputs), output)
 
         self._definition.register_autograd(backward, setup_context=take_inputs)
 
         def forward(ctx: Any, *args: Any) -> R:
-            output = implementation(*args)
-            take_inputs(ctx, args, output)
+            inputs = group(args)
+            output = implementation(*inputs)
+            setup_context(ctx, inputs, output)
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -211,7 +203,7 @@ class CustomOp(Generic[P, R]):
         return self._run(*args)
 
     def _run(self, *args: Any) -> R:
-        result = self._implementation(*args)
+        result = self._implementation(*self._group(args))  # type: ignore[call-arg, arg-type]
         for place in self._mutated:
             mutated = args[place]
             if isinstance(mutated, Tensor) and not mutated.is_inference():
@@ -229,6 +221,19 @@ class CustomOp(Generic[P, R]):
             if tensor is not None and torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN:
                 return False
         return True
+
+
+def _places(groups: list[Any | None]) -> list[tuple[Any | None, Any]]:
+    """Each parameter's NamedTuple class, if any, with its slice or index among the flat arguments."""
+    if not any(groups):
+        return []
+    places: list[tuple[Any | None, Any]] = []
+    begin = 0
+    for group in groups:
+        end = begin + (1 if group is None else len(group._fields))
+        places.append((group, begin if group is None else slice(begin, end)))
+        begin = end
+    return places
 
 
 def _flattened(implementation: Callable[..., Any], mutates_args: tuple[str, ...]) -> tuple[list[Any | None], str]:
