@@ -127,11 +127,11 @@ def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, 
 
 def _train(arguments: Sequence[str]) -> None:
     """One rank; its last line has the seconds of its steps, and its peak of resident memory before the checkpoint."""
-    from slap_fast.runtime import cpu as cpu_runtime
+    from slap_fast.runtime.cpu import configure_cpu_environment
 
-    cpu_runtime.settle()
+    configure_cpu_environment()
     from slap_fast import train
-    from slap_fast.training.checkpoint.checkpoints import Checkpoints
+    from slap_fast.training.checkpoint.manager import CheckpointManager
 
     take_step = train.take_step
     seconds: list[float] = []
@@ -147,7 +147,7 @@ def _train(arguments: Sequence[str]) -> None:
 
     # What is measured is the training alone.
     setattr(train, "take_step", timed)  # noqa: B010
-    setattr(Checkpoints, "save", report)  # noqa: B010
+    setattr(CheckpointManager, "save", report)  # noqa: B010
     train.main(arguments)
 
 

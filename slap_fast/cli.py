@@ -18,7 +18,7 @@ from slap_fast import __version__
 from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, search, train
 from slap_fast.commands.shared import one_line
 from slap_fast.errors import SlapFastError
-from slap_fast.runtime import cpu as cpu_runtime
+from slap_fast.runtime.cpu import configure_cpu_environment
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means something else here
 
@@ -37,7 +37,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    cpu_runtime.settle()
+    configure_cpu_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names need not be UTF-8, nor the terminal.
         sys.stdout.reconfigure(errors="backslashreplace")

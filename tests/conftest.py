@@ -7,9 +7,9 @@ import os
 import hypothesis
 import pytest
 
-from slap_fast.runtime import cpu as cpu_runtime
+from slap_fast.runtime.cpu import configure_cpu_environment
 
-cpu_runtime.settle()
+configure_cpu_environment()
 
 import torch  # noqa: E402 - it reads what was just settled
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.gpu_round.reports import METRICS
 from benchmarks.harness.report import format_amount, format_seconds, markdown_table, render
-from slap_fast.training.metrics.device_peak import data_sheet_peak
+from slap_fast.training.metrics.peak_flops import data_sheet_peak_flops
 
 Record = dict[str, Any]
 
@@ -96,7 +96,7 @@ def _utilization(results: list[Record]) -> str:
         for case in result["cases"]:
             if "clips" not in case["facts"]:
                 continue
-            peak = data_sheet_peak(gpu["name"], "fp32" if "fp32" in case["name"] else "bf16")
+            peak = data_sheet_peak_flops(gpu["name"], "fp32" if "fp32" in case["name"] else "bf16")
             for peer in case["peers"]:
                 rate = 1e9 * peer.get("rate", {}).get("useful GFLOP", 0.0)
                 if rate:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slap_fast.commands.shared import CommandError, one_line
-from slap_fast.runtime.durable_files import replace_whole, save_safetensors
+from slap_fast.runtime.durable_files import replace_file_with, save_safetensors
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
@@ -68,7 +68,7 @@ def write_embeddings(path: Path, names: Sequence[str], embeddings: np.ndarray) -
                 file.write(b"\n" + json.dumps(list(names)).encode() + b"\n")
 
     names = list(names)
-    replace_whole(path, write)
+    replace_file_with(path, write)
 
 
 def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from slap_fast.commands.shared import CommandError
 
 if TYPE_CHECKING:
-    from slap_fast.training.checkpoint.files import Manifest
+    from slap_fast.training.checkpoint.folder import Manifest
 
 HELP = "write the model of a checkpoint, of a run that is going on or was stopped"
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from slap_fast.training.checkpoint.export import export_checkpoint
-    from slap_fast.training.checkpoint.files import MANIFEST
+    from slap_fast.training.checkpoint.folder import MANIFEST
 
     given: Path = arguments.checkpoint
     if arguments.out.exists():
@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _export_newest(run: Path, out: Path) -> Manifest:
     from slap_fast.training.checkpoint.export import ExportError, export_checkpoint
-    from slap_fast.training.checkpoint.files import folders
+    from slap_fast.training.checkpoint.folder import checkpoint_folders
 
-    found = folders(run / "checkpoints") or folders(run)
+    found = checkpoint_folders(run / "checkpoints") or checkpoint_folders(run)
     if not found:
         raise CommandError(f"{run}: it has no checkpoints; give the output folder of a run, or one of its checkpoints")
     for checkpoint in found:

@@ -1,4 +1,4 @@
-"""How the CPU libraries beneath torch behave; they read most of it once, so it is settled before torch is loaded."""
+"""CPU runtime settings: OpenMP wait policy and oneDNN cache, read once by the libraries that torch loads."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SETTINGS = {
-    # Threads that spin while they wait make a step 20 times slower when another process wants a core.
+    # Threads that spin while they wait make a step 20 times slower when another process needs a core.
     "OMP_WAIT_POLICY": "passive",
-    # oneDNN keeps a compiled product for each of the last 1,024 shapes. A packed batch has a new length at every step:
-    # most are of no more use, and hold gigabytes. 32 serve the layers of a step; without any, it takes 10 % longer, in
-    # micro-batches 17 %.
+    # oneDNN caches compiled kernels for the last 1,024 shapes. A packed batch has a new length at every step, so most
+    # are never used again, and hold gigabytes. 32 are enough for the layers of a step; with 0 a step takes 10 % longer,
+    # in micro-batches 17 %.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
 }
-_GRAIN = 32_768  # elements that torch gives a thread at least
+_GRAIN = 32_768  # least number of elements that torch gives to a thread
 
 
-def settle() -> None:
-    """Set what the user has not set, for a program that is slap-fast's own. To be called before torch is loaded."""
+def configure_cpu_environment() -> None:
+    """Set the variables that the user has not set. To be called by programs of slap-fast, before torch is imported."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def without_spinning() -> Iterator[None]:
-    """Makes OpenMP's threads sleep while they wait, in a process whose torch was loaded without `settle`.
+    """Make waiting OpenMP threads sleep, in a process that imported torch without `configure_cpu_environment`.
 
-    By default GCC's runtime spins for milliseconds before it sleeps. On a machine where other processes want the cores,
-    that turns a product of microseconds into one of milliseconds: 16 clips took 9.3 s in place of 0.3 s. It spins
-    hardly at all while there are more OpenMP threads than cores (GCC's manual, GOMP_SPINCOUNT): idle ones see to that
-    here. The number of threads that compute does not change, and so no bit of a result does.
+    By default GCC's runtime spins for milliseconds before it sleeps. When other processes need the cores, this turns
+    an operation of microseconds into one of milliseconds: 16 clips took 9.3 s instead of 0.3 s. With more OpenMP
+    threads than cores it hardly spins (GCC's manual, GOMP_SPINCOUNT), so this starts idle threads. The number of
+    computing threads stays the same, and so do the bits of every result.
 
-    It takes about a millisecond to enter. Where torch has one thread, more threads than cores, or no OpenMP, nothing
-    happens.
+    Takes about a millisecond to enter. Does nothing if torch has one thread, more threads than cores, or no OpenMP.
     """
     import torch
 
@@ -43,12 +42,12 @@ def without_spinning() -> Iterator[None]:
     if threads == 1 or threads > cores or not torch.backends.openmp.is_available():
         yield
         return
-    teams = cores // threads  # together with the caller's, they have more threads than there are cores
+    teams = cores // threads  # with the caller's team, more threads than cores
     formed, done = threading.Barrier(teams + 1), threading.Event()
 
     def hold_a_team() -> None:
         try:
-            # Threads belong to the thread that started them, from its first parallel work until its end.
+            # A thread owns its team of OpenMP threads, from its first parallel region until its end.
             torch.zeros(threads * _GRAIN, dtype=torch.float32, device="cpu").add_(1)
         finally:
             formed.wait()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent after a crash at any moment, a power cut included."""
+"""Durable file writes: after a crash or power cut at any moment a file is either old or new, never partial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,28 +23,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_to_readers(path: Path) -> None:
-    """Let all read a file that may read its folder: what was written through a temporary file is its owner's alone."""
+def inherit_folder_permissions(path: Path) -> None:
+    """Give a file the read and write permissions of its folder: a temporary file is readable by its owner only."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Replace a file as one event: readers see the old content or the new, and so does a machine after a crash."""
+    """Replace a file atomically: readers, and the disk after a crash, see the old content or the new.
+
+    Raises:
+        OSError: as `replace_file_with`.
+    """
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.writelines(chunks)
 
-    replace_whole(path, write)
+    replace_file_with(path, write)
 
 
-def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a file as one event by what `write` writes to the path that it is given.
+def replace_text(path: Path, text: str) -> None:
+    """`replace_file` with UTF-8 text."""
+    replace_file(path, [text.encode("utf-8")])
 
-    Any number of processes may do so at once: each has a temporary file of its own, and the last one to end counts.
+
+def replace_file_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a file atomically by the file that `write` creates at the path it is given.
+
+    Several processes may replace the same file at once: each writes its own temporary file, and the last one wins.
 
     Raises:
-        OSError: `path` cannot be written, by its name; what was there before is as it was.
+        OSError: `path` cannot be written; it is unchanged then. The error holds `path`, not the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -63,10 +72,10 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors of the CPU, as all may read them that may read the folder.
+    """Write contiguous CPU tensors, with the permissions of the folder.
 
     Raises:
-        OSError: the file cannot be written; the library's own error is of no such kind.
+        OSError: the file cannot be written, in place of the library's SafetensorError.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -75,11 +84,11 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[s
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         raise os_error(path, error) from error
-    open_to_readers(path)
+    inherit_folder_permissions(path)
 
 
 def os_error(path: Path, error: Exception) -> OSError:
-    """What a library of Rust's could not write, as Python would say it."""
+    """The OSError that the error of a Rust library contains as text."""
     found = re.search(r"os error (\d+)", str(error))
     number = int(found[1]) if found else errno.EIO
     return OSError(number, os.strerror(number) if found else str(error), str(path))

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.harness.case import Settings
 from benchmarks.harness.report import render
 from benchmarks.harness.results import build_result, save_result
-from slap_fast.training.checkpoint import files as checkpoint_files
+from slap_fast.training.checkpoint.folder import MANIFEST, Manifest, checkpoint_folders, read_manifest
 from tests.drills.processes import DrillFailed, Marked, send, wait
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
@@ -86,12 +86,12 @@ class Records:
 
     def saved(self) -> int:
         """The step of the newest whole checkpoint; 0 without one."""
-        manifests = map(checkpoint_files.read_manifest, checkpoint_files.folders(self.output / "checkpoints"))
-        return max((found.step for found in manifests if isinstance(found, checkpoint_files.Manifest)), default=0)
+        manifests = map(read_manifest, checkpoint_folders(self.output / "checkpoints"))
+        return max((found.step for found in manifests if isinstance(found, Manifest)), default=0)
 
     def saving(self) -> bool:
-        folders = checkpoint_files.folders(self.output / "checkpoints")
-        return any(not (folder / checkpoint_files.MANIFEST).exists() for folder in folders)
+        folders = checkpoint_folders(self.output / "checkpoints")
+        return any(not (folder / MANIFEST).exists() for folder in folders)
 
 
 class Run(Records):

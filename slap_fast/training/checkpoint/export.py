@@ -1,4 +1,4 @@
-"""The student in float32, with its tokenizer, as a model to use: from an engine or from a checkpoint."""
+"""Model export: the float32 student with its tokenizer, from an engine or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from slap_fast.errors import SlapFastError
 from slap_fast.models.slap import SLAP
-from slap_fast.training.checkpoint import files
-from slap_fast.training.checkpoint.files import Manifest
+from slap_fast.training.checkpoint.folder import Manifest, find_damage, rank_file, read_manifest, read_model_files
 from slap_fast.training.checkpoint.slice_files import SliceReader, write_slices
 from slap_fast.training.checkpoint.state_slices import WEIGHT
+from slap_fast.training.zero import full_parameter
 
 
 class ExportError(SlapFastError, ValueError):
-    """A checkpoint that no model can be made of."""
+    """No model can be exported from the checkpoint."""
 
 
 def save_student(engine: Any, folder: Path) -> None:
-    """`SLAP.save_pretrained` into `folder`, which appears whole or not at all. A collective call.
+    """Save the student with `SLAP.save_pretrained`; `folder` appears complete or not at all. A collective call.
 
     Raises:
         OSError: on rank 0, if the files cannot be written.
@@ -34,14 +34,14 @@ def save_student(engine: Any, folder: Path) -> None:
     student = engine.module.student
     weights = full_weights(engine, student)
     if dist.get_rank() == 0:
-        model = model_like(student, weights)
-        with _whole_or_absent(folder) as partial:
+        model = standalone_student(student, weights)
+        with _complete_or_absent(folder) as partial:
             model.save_pretrained(partial)
     dist.barrier()
 
 
-def model_like(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
-    """A model of its own with whole `weights`, for a student whose parameters are an engine's."""
+def standalone_student(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
+    """A copy of a student with `weights`, independent of the engine that holds the student's parameters."""
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
@@ -52,34 +52,34 @@ def model_like(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
-    """What `save_student` would have written at the step of a checkpoint, on one process and without its engine.
+    """Write what `save_student` would have written at the step of a checkpoint; needs one process and no engine.
 
     Args:
-        checkpoint: of any ZeRO stage, precision and number of ranks.
-        folder: does not exist yet.
+        checkpoint: folder of a checkpoint of any ZeRO stage, precision and number of ranks.
+        folder: must not exist.
 
     Returns:
         The manifest of the checkpoint.
 
     Raises:
-        ExportError: the checkpoint is not whole.
+        ExportError: the checkpoint is incomplete or damaged.
         OSError: files cannot be read or written.
     """
-    manifest = files.read_manifest(checkpoint)
-    reason = files.fault(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
+    manifest = read_manifest(checkpoint)
+    reason = find_damage(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
     if not isinstance(manifest, Manifest) or reason is not None:
         raise ExportError(f"{checkpoint} is not a whole checkpoint: {reason}")
     prefix = "student."
-    with SliceReader([files.rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
+    with SliceReader([rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
         weights = {
             name.removeprefix(prefix): reader.whole(WEIGHT, name, shape)
             for name, shape in manifest.parameters.items()
             if name.startswith(prefix)
         }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_or_absent(folder) as partial:
-        # What the manifest vouches for, and not whatever else lies there.
-        for name, content in files.described(checkpoint, manifest).items():
+    with _complete_or_absent(folder) as partial:
+        # Only the files that the manifest lists.
+        for name, content in read_model_files(checkpoint, manifest).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
         write_slices(partial / "model.safetensors", weights)
@@ -87,8 +87,8 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
 
 
 @contextmanager
-def _whole_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `folder` if all went well."""
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder to write into, renamed to `folder` if the block succeeds."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -100,35 +100,13 @@ def _whole_or_absent(folder: Path) -> Iterator[Path]:
 
 @torch.no_grad()
 def full_weights(engine: Any, module: nn.Module, *, on_all_ranks: bool = False) -> dict[str, Tensor]:
-    """On rank 0, the state of a module inside an engine: whole, on the CPU, from the float32 masters if there are any.
+    """Full state dict of a module inside an engine, on the CPU, from the float32 masters where they exist.
 
-    A collective call. On other ranks nothing, unless `on_all_ranks`.
+    A collective call. Empty on ranks other than 0, unless `on_all_ranks`.
     """
     weights = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        full = _full_parameter(engine, value) if isinstance(value, nn.Parameter) else value
+        full = full_parameter(engine, value) if isinstance(value, nn.Parameter) else value
         if on_all_ranks or dist.get_rank() == 0:
             weights[name] = full.detach().to("cpu", copy=True)
     return weights
-
-
-def _full_parameter(engine: Any, parameter: nn.Parameter) -> Tensor:
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    if parameter.requires_grad and (full := safe_get_full_fp32_param(parameter)) is not None:
-        return full
-    if (master := _unpartitioned_masters(engine).get(parameter)) is not None:
-        return master
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach().float()
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().float().clone()
-
-
-def _unpartitioned_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
-    """The float32 masters of ZeRO stage 0 in bf16, which DeepSpeed's own lookup does not know."""
-    groups = zip(
-        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False
-    )
-    return {parameter: master for group in groups for parameter, master in zip(*group, strict=True)}

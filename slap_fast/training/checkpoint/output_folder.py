@@ -1,4 +1,4 @@
-"""The output folder of a run: one run at a time, and what a finished one is asked for."""
+"""Output folder of a run: the lock that admits one run at a time, and the check of a completed run."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ import yaml
 from slap_fast.config.loading import to_yaml
 from slap_fast.config.recipe import RunConfig
 from slap_fast.errors import SlapFastError
-from slap_fast.training.checkpoint import files
-from slap_fast.training.checkpoint.continuation import recipe_changes
+from slap_fast.training.checkpoint.compatibility import recipe_changes
+from slap_fast.training.checkpoint.folder import newest_checkpoint
 
 LOCK = ".lock"
-# A run that was just killed may take so long to let go.
-_PATIENCE = 10.0
-# File systems without locks; a run there has to do without.
+# The processes of a killed run may hold the lock this long, in seconds.
+_LOCK_TIMEOUT = 10.0
+# Errors of file systems without locks, where a run proceeds without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class OutputError(SlapFastError, ValueError):
-    """The output folder is another run's, or holds a finished one."""
+    """The output folder is in use by another run, or holds a completed one."""
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Makes `output` and keeps a second run out of it; the lock dies with the process.
+def lock_output_folder(output: Path) -> Iterator[None]:
+    """Create `output` and lock it against a second run. The kernel releases the lock when the process dies.
 
     Raises:
-        OutputError: another run holds it.
-        OSError: the folder cannot be made or written.
+        OutputError: another run holds the lock; names its process and host.
+        OSError: the folder cannot be created or written.
     """
     output.mkdir(parents=True, exist_ok=True)
     with open(output / LOCK, "a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _PATIENCE
-        while not _lock(file.fileno()):
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while not _try_lock(file.fileno()):
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise OutputError(
-                    f"{output}: another run is training here ({file.read().strip() or 'it does not say which'}); wait "
+                    f"{output}: another run is training here ({file.read().strip() or 'process unknown'}); wait "
                     "until it ends, stop it, or choose another training.output"
                 )
             time.sleep(0.2)
@@ -55,7 +55,7 @@ def locked(output: Path) -> Iterator[None]:
         yield
 
 
-def _lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -67,21 +67,21 @@ def _lock(descriptor: int) -> bool:
 
 
 def finished_steps(config: RunConfig) -> int | None:
-    """The steps of a run that is complete and has nothing left to do; None where there is something to do.
+    """The steps of a completed run; None if there are steps to train.
 
     Raises:
-        OutputError: the complete run is of another recipe; or more steps are asked of it, and its last checkpoint is
+        OutputError: the completed run is of another recipe, which includes one with more steps if its checkpoints are
             gone.
     """
     output = Path(config.efficiency.training.output)
     if not (output / "model").exists():
         return None
-    found = files.newest(output / "checkpoints")
+    found = newest_checkpoint(output / "checkpoints")
     if found is not None and config.recipe.schedule.steps > found[1].step:
         return None
-    saved = _text(output / "config.yaml") if found is None else found[1].config
+    saved = _read_config(output / "config.yaml") if found is None else found[1].config
     if changed := [] if saved is None else recipe_changes(saved, to_yaml(config)):
-        gone = " Its checkpoints are gone, so it cannot go on." if found is None else ""
+        gone = " Its checkpoints are gone, so it cannot be continued." if found is None else ""
         raise OutputError(
             f"{output / 'model'} is complete, but of another recipe: {', '.join(changed)}.{gone} Choose another "
             "training.output to train again"
@@ -90,7 +90,7 @@ def finished_steps(config: RunConfig) -> int | None:
 
 
 def set_model_aside(output: Path, step: int) -> str | None:
-    """Move the model of a run that goes on after its end; what there is to say about it."""
+    """Rename the model of a completed run that trains more steps; returns a note for the log."""
     model = output / "model"
     if not model.exists():
         return None
@@ -102,8 +102,8 @@ def set_model_aside(output: Path, step: int) -> str | None:
     return f"the run was complete after step {step}; its model is kept as {kept}"
 
 
-def _text(path: Path) -> str | None:
-    """A configuration that a run wrote; None where there is none, or a text that is not one any more."""
+def _read_config(path: Path) -> str | None:
+    """The text of a run's configuration; None if the file is missing or not a configuration."""
     try:
         text = path.read_text(encoding="utf-8")
         return text if isinstance(yaml.safe_load(text)["recipe"], dict) else None

@@ -1,4 +1,4 @@
-"""Files of slices: each rank writes what it holds, and any layout of ranks reads what it needs of all of them."""
+"""Slice files: each rank writes its slices of the state; any number of ranks reads what it needs from all files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from slap_fast.runtime.durable_files import save_safetensors
 from slap_fast.training.checkpoint.state_slices import Slice
 
 
-def own_share(slices: Iterable[Slice], rank: int, world_size: int) -> dict[str, Tensor]:
-    """What this rank writes, by key: its slices, and an equal part of what every rank holds."""
+def rank_share(slices: Iterable[Slice], rank: int, world_size: int) -> dict[str, Tensor]:
+    """The tensors that a rank writes, by key: its own slices, and an equal part of each replicated slice."""
     share = {}
     for part in slices:
         begin, end = 0, part.value.numel()
@@ -32,22 +32,22 @@ def own_share(slices: Iterable[Slice], rank: int, world_size: int) -> dict[str, 
 
 
 def write_slices(path: Path, share: dict[str, Tensor]) -> None:
-    """Write the file.
+    """Write the slices of one rank.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     save_safetensors(path, share)
 
 
 class StateSnapshot:
-    """Host memory for a copy of what a rank writes, kept from save to save; pinned where the state is on a GPU."""
+    """Host copy of the tensors that a rank writes; its memory is reused, and pinned if the state is on a GPU."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
 
     def take(self, share: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A copy that the next steps leave alone; valid until the next one is taken."""
+        """Copy the tensors; the copy is valid until the next call."""
         total = sum(value.numel() for value in share.values())
         gpu = next((value.device for value in share.values() if value.is_cuda), None)
         if self._memory.numel() != total:
@@ -60,12 +60,12 @@ class StateSnapshot:
         return dict(zip(share, parts, strict=True))
 
 
-class MissingSlice(SlapFastError, OSError):
-    """The files do not hold a stretch that is asked for."""
+class MissingSliceError(SlapFastError, OSError):
+    """The files do not hold all requested elements."""
 
 
 class SliceReader:
-    """Reads stretches of parameters from the files of all ranks that saved; only what is asked for leaves the disk.
+    """Reads element ranges of parameters from the files of all ranks that saved; reads only those ranges from disk.
 
     Raises:
         OSError: a file cannot be read.
@@ -73,14 +73,14 @@ class SliceReader:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._open = ExitStack()
-        # Offset, length, file and key of every piece.
+        # (kind, name) -> (offset, length, file, key) of every piece.
         self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = defaultdict(list)
         for path in paths:
             try:
                 file = self._open.enter_context(safe_open(path, "pt"))
             except SafetensorError as error:
                 raise OSError(f"{path}: {error}") from error
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
+            for key in file.keys():  # noqa: SIM118 - not a mapping
                 label, _, offset = key.rpartition("@")
                 kind, _, name = label.partition("/")
                 (length,) = file.get_slice(key).get_shape()
@@ -96,10 +96,10 @@ class SliceReader:
 
     @torch.no_grad()
     def read_into(self, wanted: Slice) -> None:
-        """Overwrite the slice's memory.
+        """Fill the slice's memory.
 
         Raises:
-            MissingSlice: the files do not hold all of it.
+            MissingSliceError: the files do not hold all of it.
         """
         position, end = wanted.offset, wanted.offset + wanted.value.numel()
         for offset, length, file, key in self._pieces[wanted.kind, wanted.name]:
@@ -109,17 +109,17 @@ class SliceReader:
                 wanted.value[position - wanted.offset : stop - wanted.offset].copy_(piece)
                 position = stop
         if position < end:
-            raise MissingSlice(f"{wanted.kind} of {wanted.name} ends at element {position}, before {end}")
+            raise MissingSliceError(f"{wanted.kind} of {wanted.name} ends at element {position}, before {end}")
 
     def whole(self, kind: str, name: str, shape: Sequence[int]) -> Tensor:
-        """All of a parameter's state.
+        """The full tensor of a parameter.
 
         Raises:
-            MissingSlice: the files do not hold all of it.
+            MissingSliceError: the files do not hold all of it.
         """
         held = sum(length for _, length, *_ in self._pieces[kind, name])
         if (wanted := math.prod(shape)) > held:
-            raise MissingSlice(f"{kind} of {name} ends at element {held}, before {wanted}")
+            raise MissingSliceError(f"{kind} of {name} ends at element {held}, before {wanted}")
         value = torch.empty(tuple(shape))
         self.read_into(Slice(kind, name, 0, value.view(-1), replicated=False))
         return value

@@ -1,4 +1,4 @@
-"""The launcher above a rank: what happens when it dies, and what it is told when the rank fails."""
+"""Launcher of a rank (torchrun, `deepspeed`): stops the rank when it dies, and receives the rank's failure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from slap_fast.training.distributed.process_stat import parent
+import psutil
 
 LAUNCHERS = ("torchrun", "deepspeed")
 MODULES = (
@@ -24,40 +24,38 @@ MODULES = (
 
 
 def watch_launcher(timeout: float) -> None:
-    """From now on, the death of the launcher ends this process, so that no rank outlives it.
+    """End this process when its launcher dies, so that no rank outlives the launcher.
 
-    It is as if the rank had received SIGTERM: once there is something to save, the ranks agree to stop at the end of a
-    step and save. A rank that has not come to its end `timeout` seconds later is killed.
+    The rank receives SIGTERM: once training has begun, the ranks agree to stop at the end of a step and save. A rank
+    that still runs `timeout` seconds later is killed.
     """
     if not hasattr(os, "pidfd_open"):
         return  # not Linux
-    launchers = launchers_of(os.getpid())
+    launchers = find_launchers(os.getpid())
     if "TORCHELASTIC_RUN_ID" in os.environ and not launchers:
         _end("the launcher died before this rank had started", timeout)
     watched = select.poll()
-    for process in launchers:
+    for launcher in launchers:
         try:
-            watched.register(os.pidfd_open(process), select.POLLIN)
+            watched.register(os.pidfd_open(launcher), select.POLLIN)
         except ProcessLookupError:
-            _end(f"the launcher, process {process}, died before this rank had started", timeout)
+            _end(f"the launcher, process {launcher}, died before this rank had started", timeout)
     if launchers:
-        threading.Thread(target=_wait, args=(watched, timeout), name="launcher watch", daemon=True).start()
+        threading.Thread(target=_wait_for_death, args=(watched, timeout), name="launcher watch", daemon=True).start()
 
 
-def launchers_of(process: int) -> list[int]:
-    """The ancestors of a process that are launchers, the nearest first; `deepspeed` is two."""
-    ancestors: dict[int, list[str]] = {}
-    while (process := parent(process)) > 0:
-        ancestors[process] = _command(process)
-    found = [ancestor for ancestor, command in ancestors.items() if is_launcher(command)]
+def find_launchers(pid: int) -> list[int]:
+    """Process ids of the ancestors of a process that are launchers, nearest first; `deepspeed` has two."""
+    commands = {ancestor.pid: _command_line(ancestor) for ancestor in _ancestors(pid)}
+    found = [ancestor for ancestor, command in commands.items() if is_launcher(command)]
     if not found and "TORCHELASTIC_RUN_ID" in os.environ:
-        # torchrun's library in a program of another name.
-        found = [ancestor for ancestor, command in ancestors.items() if _is_python(command)][:1]
+        # A program of another name that uses the library of torchrun.
+        found = [ancestor for ancestor, command in commands.items() if _is_python(command)][:1]
     return found
 
 
 def is_launcher(command: Sequence[str]) -> bool:
-    """Whether a command line is that of torchrun or `deepspeed`, which are scripts or modules of Python."""
+    """Whether a command line runs torchrun or `deepspeed`, as a Python script or module."""
     if not _is_python(command):
         return False
     script = next((argument for argument in command[1:] if argument == "-m" or not argument.startswith("-")), "")
@@ -66,8 +64,8 @@ def is_launcher(command: Sequence[str]) -> bool:
     return Path(script).stem in LAUNCHERS or any(script.endswith(f"{name.replace('.', '/')}.py") for name in MODULES)
 
 
-def report_failure(error: BaseException, *, mendable_by_restart: bool) -> None:
-    """Tell torchrun why this rank fails, for its summary; and to give up if starting again would change nothing."""
+def report_failure(error: BaseException, *, retryable: bool) -> None:
+    """Give torchrun the error for its summary; if the error is not retryable, make torchrun stop restarting."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -75,44 +73,52 @@ def report_failure(error: BaseException, *, mendable_by_restart: bool) -> None:
     with suppress(OSError):
         get_error_handler().record_exception(error)
     restarts_left = int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) - int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    if restarts_left > 0 and not mendable_by_restart:
-        _say("starting again would not help: torchrun is told to give up")
-        for process in launchers_of(os.getpid())[:1]:
+    if restarts_left > 0 and not retryable:
+        _print("a restart would fail the same way: stopping torchrun")
+        for launcher in find_launchers(os.getpid())[:1]:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGTERM)
+                os.kill(launcher, signal.SIGTERM)
 
 
-def _wait(watched: select.poll, timeout: float) -> None:
+def _wait_for_death(watched: select.poll, timeout: float) -> None:
     watched.poll()
     _end("the launcher has died", timeout)
 
 
 def _end(why: str, timeout: float) -> None:
-    _say(f"{why}; stopping as on SIGTERM")
+    _print(f"{why}; stopping as on SIGTERM")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(timeout)
-    _say(f"still not at the end {timeout:g} s after the launcher's death; leaving without saving")
+    _print(f"still running {timeout:g} s after the launcher's death; exiting without saving")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     try:
         sys.stderr.write(f"rank {os.environ.get('RANK', '0')}: {message}\n")
         sys.stderr.flush()
     except OSError:
-        # Whoever read the output died with the launcher. What is still to be said must not keep the rank from saving.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
+        # The reader of the output died with the launcher. Later messages must not keep the rank from saving.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
 
 
 def _is_python(command: Sequence[str]) -> bool:
     return bool(command) and Path(command[0]).name.startswith("python")
 
 
-def _command(process: int) -> list[str]:
-    """Empty for a process that is gone, or is another user's."""
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
+def _ancestors(pid: int) -> Iterator[psutil.Process]:
+    """Nearest first, up to the first one that is gone or hidden."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid).parent()
+        while process is not None:
+            yield process
+            process = process.parent()
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """Empty for a process that is gone or of another user."""
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []

@@ -1,4 +1,4 @@
-"""Processes: how they start, how they agree, how they stop."""
+"""Process group: initialization, errors and stop signals that all ranks share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ import torch.distributed as dist
 from torch.distributed import Store, TCPStore, distributed_c10d
 
 from slap_fast.errors import MissingExtraError, SlapFastError
-from slap_fast.training.distributed.heartbeat import Heartbeat, RendezvousError, kept_by_launcher, meet
+from slap_fast.training.distributed.heartbeat import Heartbeat, RendezvousError, rendezvous, store_is_launchers
 from slap_fast.training.distributed.launcher import watch_launcher
-from slap_fast.training.distributed.rank_environment import settle_environment
+from slap_fast.training.distributed.rank_environment import configure_rank_environment
 
 
 @dataclass(frozen=True)
 class Ranks:
+    """This process in its group."""
+
     rank: int
     world_size: int
     local_rank: int
@@ -37,21 +39,21 @@ class Ranks:
 
 
 @contextmanager
-def started(timeout: float) -> Iterator[Ranks]:
-    """Join the process group the launcher describes; without a launcher, be a group of one.
+def init_distributed(timeout: float) -> Iterator[Ranks]:
+    """Join the process group that the launcher's environment describes; without a launcher, a group of one rank.
 
     Args:
-        timeout: seconds after which a rank that does not come, or does not answer, ends the run.
+        timeout: seconds after which a rank that does not join, or does not answer, ends the run.
 
     Raises:
-        LaunchError: the environment does not say which rank this is.
-        RendezvousError: not all ranks have come.
+        LaunchError: the environment does not define the rank of this process.
+        RendezvousError: some ranks have not joined.
     """
-    settle_environment()
+    configure_rank_environment()
     watch_launcher(timeout)
     deepspeed = import_deepspeed()
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    store, members = meet(_connect(rank, timeout), rank, world_size, timeout)
+    store, members = rendezvous(_connect(rank, timeout), rank, world_size, timeout)
     heartbeat = Heartbeat(store, members, rank, timeout)
     heartbeat.start()
     if torch.cuda.is_available():
@@ -61,7 +63,7 @@ def started(timeout: float) -> Iterator[Ranks]:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
-    limit_waiting(timeout)
+    set_default_timeout(timeout)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -75,21 +77,21 @@ def started(timeout: float) -> Iterator[Ranks]:
         yield Ranks(rank, world_size, local_rank, device, heartbeat)
     except RuntimeError as error:
         if not isinstance(error, SlapFastError):
-            heartbeat.report()
+            heartbeat.report_missing_ranks()
         raise
     heartbeat.stop()
-    # Not in a `finally`: after an error the other ranks are elsewhere, and an orderly farewell would wait for them.
+    # Not in a `finally`: after an error the other ranks are in other calls, and this would wait for them.
     dist.destroy_process_group()
 
 
 def _connect(rank: int, timeout: float) -> Store:
-    """The store that the ranks share: torchrun keeps one for them, otherwise rank 0 does."""
+    """The store that the ranks share, hosted by torchrun or else by rank 0."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         return TCPStore(
             host,
             port,
-            is_master=rank == 0 and not kept_by_launcher(),
+            is_master=rank == 0 and not store_is_launchers(),
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
             multi_tenant=True,
@@ -98,17 +100,17 @@ def _connect(rank: int, timeout: float) -> Store:
         reason = str(error).partition("\n")[0]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise RendezvousError(
-                f"port {port} of {host} is taken ({reason}), perhaps by another run. A second run on a host needs a "
-                f"port of its own, such as deepspeed --master_port {port + 1} or torchrun --master-port {port + 1}"
+                f"port {port} of {host} is taken ({reason}), perhaps by another run. A second run on a host needs "
+                f"another port, such as deepspeed --master_port {port + 1} or torchrun --master-port {port + 1}"
             ) from error
         raise RendezvousError(
-            f"no store at {host}:{port} within {timeout:g} s ({reason}). It is the launcher's or rank 0's: is that "
-            "running, and do MASTER_ADDR and MASTER_PORT lead to it from here?"
+            f"no store at {host}:{port} within {timeout:g} s ({reason}). The launcher or rank 0 hosts it: check "
+            "that it runs, and that MASTER_ADDR and MASTER_PORT reach it from this host"
         ) from error
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without its JIT builds on the CPU."""
+    """DeepSpeed with its log at WARNING and without JIT builds on the CPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -118,39 +120,39 @@ def import_deepspeed() -> Any:
         raise MissingExtraError('training needs DeepSpeed: pip install "slap-fast[train]"') from error
     logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    # Its shared-memory collectives are compiled on first use: half a minute, and for ever behind a stale lock.
+    # Its shared-memory collectives are compiled on first use: for half a minute, or forever if a stale lock is left.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def limit_waiting(timeout: float) -> None:
-    """Give every process group that is made from now on the timeout.
+def set_default_timeout(timeout: float) -> None:
+    """Set the timeout of all process groups created later.
 
-    That of the first group is not passed on: those that DeepSpeed makes would wait for 10 or 30 minutes.
+    The default group's timeout is not inherited: the groups that DeepSpeed creates would wait for 10 or 30 minutes.
     """
     distributed_c10d.default_pg_timeout = timedelta(seconds=timeout)
     distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=timeout)
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """True on every rank if `flag` is true on one. A collective call: every rank makes it."""
+    """True on every rank if `flag` is true on any rank. A collective call."""
     agreed = torch.tensor([int(flag)], device=device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
     return bool(agreed.item())
 
 
-class OtherRankFailed(SlapFastError, RuntimeError):
-    """This rank is well, but cannot go on alone."""
+class OtherRankFailedError(SlapFastError, RuntimeError):
+    """Another rank failed, so this one cannot continue."""
 
     retryable = True
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[None]:
-    """An error on one rank in the block, which holds no collective call, ends the block with an error on all.
+def raise_on_any_rank(device: torch.device) -> Iterator[None]:
+    """If the block fails on any rank, raise on all ranks. The block must not contain collective calls.
 
     Raises:
-        OtherRankFailed: on the ranks that did not fail.
+        OtherRankFailedError: on the ranks whose own block succeeded.
     """
     try:
         yield
@@ -158,21 +160,20 @@ def together(device: torch.device) -> Iterator[None]:
         any_rank(True, device)
         raise
     if any_rank(False, device):
-        raise OtherRankFailed("another rank failed; its own message says why")
+        raise OtherRankFailedError("another rank failed; its own message gives the reason")
 
 
-def sum_over_ranks(count: int, device: torch.device | str = "cpu") -> int:
-    """The sum of every rank's `count`, on every rank. A collective call."""
+def all_reduce_count(count: int, device: torch.device | str = "cpu") -> int:
+    """Sum of `count` over all ranks, on every rank. A collective call."""
     total = torch.tensor([count], device=device)
     dist.all_reduce(total)
     return int(total.item())
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the ranks can agree to stop, at the end of a step.
+    """Records SIGTERM and SIGINT until the ranks agree to stop at the end of a step.
 
-    A second SIGINT interrupts at once. A second SIGTERM does not: launchers send it again while the checkpoint is being
-    written.
+    A second SIGINT interrupts at once. A second SIGTERM does not: launchers repeat it while the checkpoint is written.
     """
 
     def __init__(self) -> None:

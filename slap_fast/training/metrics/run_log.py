@@ -1,4 +1,4 @@
-"""What a run says: JSON lines, TensorBoard and a progress bar, from the first rank only."""
+"""Run log: JSON lines, TensorBoard and progress bar, written by rank 0."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 
 from slap_fast.config.loading import to_yaml
 from slap_fast.config.recipe import RunConfig
+from slap_fast.runtime.durable_files import replace_text
 from slap_fast.runtime.progress import progress_bar
-from slap_fast.training.checkpoint.files import write_durably
+from slap_fast.training.metrics.step_metrics import LOSSES, StepMetrics
 from slap_fast.training.schedule import StepSettings
-from slap_fast.training.step import LOSSES, Report
 
 _SCORES = "evaluation/"
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What there is to log of an evaluation and to say about it, on rank 0; nothing elsewhere."""
+class EvaluationResult:
+    """Scores of an evaluation and notes for the console, on rank 0; empty on other ranks."""
 
     scores: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 class RunLog:
-    """Writes `config.yaml`, `log.jsonl` and `tensorboard/` in `output` and a progress bar; silent if not `enabled`.
+    """Writes `config.yaml`, `log.jsonl`, `tensorboard/` and a progress bar; does nothing if not `enabled`.
 
-    What is later than `start_step`, and its scores, are dropped from an existing log: the run makes them again. A
-    `config.yaml` that says something else is kept as `config-until-step-NNNNNNNN.yaml`.
+    Records after `start_step`, and the scores of `start_step`, are removed from an existing log: the run repeats them.
+    A different `config.yaml` is kept as `config-until-step-NNNNNNNN.yaml`.
     """
 
     def __init__(self, output: Path, config: RunConfig, *, start_step: int, enabled: bool) -> None:
@@ -43,7 +43,7 @@ class RunLog:
             return
         output.mkdir(parents=True, exist_ok=True)
         _keep_earlier(output / "config.yaml", to_yaml(config), start_step)
-        write_durably(output / "config.yaml", to_yaml(config))
+        replace_text(output / "config.yaml", to_yaml(config))
         path = output / "log.jsonl"
         _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -65,12 +65,17 @@ class RunLog:
             self._bar.update()
 
     def step(
-        self, step: int, report: Report, settings: StepSettings, speed: Mapping[str, float | None], skipped_steps: int
+        self,
+        step: int,
+        report: StepMetrics,
+        settings: StepSettings,
+        speed: Mapping[str, float | None],
+        skipped_steps: int,
     ) -> None:
         """Record a step that was applied.
 
         Args:
-            speed: of `Speed.read`, and whatever else is to stand beside it; None is null.
+            speed: rates of `ThroughputMeter.read` and other values to record; None is written as null.
         """
         if not self._enabled:
             return
@@ -88,8 +93,8 @@ class RunLog:
         clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
 
-    def evaluation(self, step: int, evaluated: Evaluated) -> None:
-        """Record the scores of the model after `step` as `evaluation/NAME`."""
+    def evaluation(self, step: int, evaluated: EvaluationResult) -> None:
+        """Record the scores of the model after `step` under `evaluation/NAME`."""
         if self._enabled:
             if evaluated.scores:
                 scores = {f"{_SCORES}{name}": score for name, score in evaluated.scores.items()}
@@ -97,7 +102,7 @@ class RunLog:
             self.say(*evaluated.notes)
 
     def skipped(self, record: dict[str, Any]) -> None:
-        """Record a step that `FiniteWatch` counted."""
+        """Write the record of a skipped step, from `NonFiniteGuard`."""
         if self._enabled:
             self._write(record)
             names, clips = ", ".join(record["nonfinite"]), record["clips"]
@@ -140,10 +145,10 @@ def _drop_after(path: Path, step: int) -> None:
             scores = any(key.startswith(_SCORES) for key in record)
             if record["step"] + scores <= step:
                 kept.append(line + "\n")
-        # A line that a crash cut short.
+        # A line cut short by a crash.
         except (ValueError, KeyError, TypeError):
             continue
-    write_durably(path, "".join(kept))
+    replace_text(path, "".join(kept))
 
 
 def _tensorboard_writer(folder: Path, start_step: int) -> Any:

@@ -1,4 +1,4 @@
-"""What a rank knows of its own part of a step without waiting for its device."""
+"""Step counts: FLOPs, tokens and memory of a rank's part of a step, without a device sync."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from slap_fast.models.flops import step_flops
 
 
 class StepCounts:
-    """Counts a batch for the log.
+    """Counts the FLOPs and tokens of a batch for the log.
 
     Args:
-        config: of the model.
-        shared_pass: all objectives see one pass of the audio encoder.
+        shared_pass: all objectives share one pass of the audio encoder.
     """
 
     def __init__(self, config: ModelConfig, *, shared_pass: bool) -> None:
         self._config = config
         self._shared_pass = shared_pass
 
-    def of(self, batch: Batch, *, detailed: bool) -> dict[str, float]:
-        """`flops` that are of use; if `detailed`, `tokens` of clips and captions, and `buffer_tokens` run for them."""
+    def count(self, batch: Batch, *, detailed: bool) -> dict[str, float]:
+        """`flops` without padding; if `detailed`, `tokens` of clips and captions, and `buffer_tokens` with padding."""
         lengths = batch.tokens.lengths, batch.text.lengths, batch.masked.total
         counts = {"flops": step_flops(self._config, *lengths, shared_pass=self._shared_pass)}
         if detailed:
@@ -35,20 +34,20 @@ class StepCounts:
         return counts
 
 
-def batch_metrics(counts: Mapping[str, float], levels: Mapping[str, float]) -> dict[str, float]:
-    """What the log says of a detailed step's counts, summed over the ranks, and levels, the largest of all ranks.
+def batch_metrics(counts: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, float]:
+    """Log values of a detailed step, from counts summed over the ranks and maxima over the ranks.
 
-    `padding_waste` is the share of tokens that were computed and belong to no clip and no caption.
+    `padding_waste` is the share of computed tokens that are padding.
     """
     return {
         "padding_waste": 1.0 - counts["tokens"] / counts["buffer_tokens"],
         "dropped_clips": counts["dropped_clips"],
-        "memory_gib": levels["memory"] / 2**30,
+        "memory_gib": maxima["memory"] / 2**30,
     }
 
 
 def memory_in_use(device: torch.device) -> float:
-    """Bytes: on a GPU the most that tensors held since the last call, on a CPU the process's resident set."""
+    """Bytes: on a GPU the peak of allocated tensors since the last call, on a CPU the resident set of the process."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

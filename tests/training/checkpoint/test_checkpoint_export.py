@@ -1,4 +1,4 @@
-"""`slap-fast export` on folders as crashes and users leave them; from real runs, see test_checkpoint_layouts.py."""
+"""`slap-fast export` on damaged and incomplete folders; test_checkpoint_layouts.py exports from real runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from slap_fast import cli
-from slap_fast.training.checkpoint import files
-from slap_fast.training.checkpoint.files import Manifest
-from slap_fast.training.checkpoint.slice_files import own_share, write_slices
+from slap_fast.training.checkpoint.folder import Manifest, file_digest, rank_file, step_folder, write_manifest
+from slap_fast.training.checkpoint.slice_files import rank_share, write_slices
 from slap_fast.training.checkpoint.state_slices import Slice
 
 
 def write(run: Path, step: int) -> Path:
-    """A checkpoint of two ranks whose model is one weight full of the step."""
-    folder = files.folder_of(run / "checkpoints", step)
+    """A checkpoint of two ranks whose model is one weight filled with the step."""
+    folder = step_folder(run / "checkpoints", step)
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
     held = [Slice("weight", "student.w", 0, torch.full((6,), float(step)), replicated=True)]
     for rank in range(2):
-        write_slices(files.rank_file(folder, rank), own_share(held, rank, 2))
-    written = ["model/config.json", *(files.rank_file(folder, rank).name for rank in range(2))]
+        write_slices(rank_file(folder, rank), rank_share(held, rank, 2))
+    written = ["model/config.json", *(rank_file(folder, rank).name for rank in range(2))]
     manifest = Manifest(
         step=step,
         skipped_steps=0,
@@ -32,10 +31,10 @@ def write(run: Path, step: int) -> Path:
         zero_stage=0,
         precision="fp32",
         parameters={"student.w": [2, 3], "teacher_encoder.w": [2, 3]},
-        files={name: files.digest(folder / name) for name in written},
+        files={name: file_digest(folder / name) for name in written},
         config="recipe: {}\n",
     )
-    files.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -45,16 +44,16 @@ def export(checkpoint: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> t
     return code, printed.out + printed.err
 
 
-def test_the_newest_whole_checkpoint_of_a_run_is_taken_and_others_are_named(
+def test_the_newest_undamaged_checkpoint_of_a_run_is_exported_and_others_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "run", 1)
-    damaged, torn = write(tmp_path / "run", 2), write(tmp_path / "run", 3)
-    files.rank_file(damaged, 1).write_bytes(b"x")
-    (torn / "MANIFEST.json").unlink()
+    damaged, unfinished = write(tmp_path / "run", 2), write(tmp_path / "run", 3)
+    rank_file(damaged, 1).write_bytes(b"x")
+    (unfinished / "MANIFEST.json").unlink()
     code, said = export(tmp_path / "run", tmp_path / "new" / "out", capsys)
     assert code == 0
-    assert f"passed over: {torn} is not a whole checkpoint: no MANIFEST.json" in said
+    assert f"passed over: {unfinished} is not a whole checkpoint: no MANIFEST.json" in said
     assert f"passed over: {damaged} is not a whole checkpoint: rank-00001.safetensors has 1 bytes" in said
     assert f"{tmp_path / 'new' / 'out'}: the model after step 1" in said
     weights = load_file(tmp_path / "new" / "out" / "model.safetensors")
@@ -62,9 +61,9 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken_and_others_are_named(
     assert (tmp_path / "new" / "out" / "config.json").exists()
 
 
-def test_a_checkpoint_that_is_named_is_taken_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_checkpoint_is_exported_or_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write(tmp_path / "run", 1), write(tmp_path / "run", 2)
-    (first / "model" / "planted.py").write_text("what the manifest does not know")
+    (first / "model" / "planted.py").write_text("a file that the manifest does not list")
     assert export(first, tmp_path / "out", capsys) == (0, f"{tmp_path / 'out'}: the model after step 1\n")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     (second / "model" / "config.json").write_text("[]")
@@ -76,7 +75,7 @@ def test_a_checkpoint_that_is_named_is_taken_or_refused(tmp_path: Path, capsys: 
     assert not (tmp_path / "other").exists()
 
 
-def test_what_cannot_be_exported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert export(run, tmp_path / "out", capsys) == (2, f"slap-fast export: {run}: no such folder\n")
     run.mkdir()

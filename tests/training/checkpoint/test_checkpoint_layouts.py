@@ -1,4 +1,4 @@
-"""A run goes on with other ranks, ZeRO stages and precisions, and after a kill in the middle of a save."""
+"""Resuming with other numbers of ranks, ZeRO stages and precisions, and after a kill during a save."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seen(folder: Path, chain: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("chain", FLOAT32)
-def test_a_run_that_changes_ranks_and_stages_has_the_losses_of_one_that_does_not(folder: Path, chain: str) -> None:
+def test_a_run_that_changes_ranks_and_stages_has_the_losses_of_a_run_that_does_not(folder: Path, chain: str) -> None:
     straight = json.loads((folder / "chains" / "straight.json").read_text())
     losses = [loss for phase in seen(folder, chain) for loss in phase["losses"]]
     assert losses == pytest.approx(straight, rel=1e-5)
@@ -45,18 +45,18 @@ def test_weights_moments_and_teacher_are_the_same_bits_after_every_change(folder
     assert [phase["differences"] for phase in changed] == [[], []]
 
 
-def test_a_change_is_told(folder: Path) -> None:
+def test_a_changed_layout_is_reported(folder: Path) -> None:
     _, second, third = seen(folder, "fp32 to bf16")
     assert "continuing after step 2" in second["notes"][0]
     assert second["notes"][1] == (
-        "saved by 2 ranks at zero_stage=2 in fp32; the same weights, moments and teacher go on with 1 rank at "
+        "saved by 2 ranks at zero_stage=2 in fp32; weights, moments and teacher are the same bits with 1 rank at "
         "zero_stage=1 in bf16"
     )
     assert third["notes"][1].endswith("with 4 ranks at zero_stage=3 in bf16")
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_model_made_from_a_checkpoint_is_the_one_that_the_run_would_have_made(folder: Path, chain: str) -> None:
+def test_a_model_exported_from_a_checkpoint_equals_the_one_saved_by_the_run(folder: Path, chain: str) -> None:
     made, exported = (
         {path.relative_to(part).as_posix(): path.read_bytes() for path in part.rglob("*") if path.is_file()}
         for part in (folder / "chains" / chain / name for name in ("model", "exported"))
@@ -65,10 +65,10 @@ def test_a_model_made_from_a_checkpoint_is_the_one_that_the_run_would_have_made(
     assert made == exported
 
 
-def test_a_run_killed_while_it_saves_and_trains_goes_on_from_the_checkpoint_before(folder: Path) -> None:
+def test_a_run_killed_during_an_asynchronous_save_resumes_from_the_checkpoint_before(folder: Path) -> None:
     after = json.loads((folder / "killed_while_saving" / "after.json").read_text())
     losses = json.loads((folder / "killed_while_saving" / "losses.json").read_text())
     assert after["step"] == 1
     assert "step-00000003: no MANIFEST.json: the save did not finish" in after["notes"][0]
-    # What was saved is the state of step 1, though two more steps were taken before it was written.
+    # The checkpoint holds the state of step 1, although two more steps were taken before it was written.
     assert after["losses"] == losses[1:]

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from slap_fast.training.checkpoint.slice_files import MissingSlice, SliceReader, StateSnapshot, own_share, write_slices
+from slap_fast.training.checkpoint.slice_files import (
+    MissingSliceError,
+    SliceReader,
+    StateSnapshot,
+    rank_share,
+    write_slices,
+)
 from slap_fast.training.checkpoint.state_slices import Slice
 
 STATE = {("weight", "a"): torch.arange(10.0), ("exp_avg", "a"): -torch.arange(10.0), ("weight", "b"): torch.ones(1)}
@@ -27,7 +33,7 @@ def cut(world_size: int, rank: int, *, replicated: bool) -> list[Slice]:
 def write(folder: Path, world_size: int, *, replicated: bool) -> list[Path]:
     paths = [folder / f"{rank}.safetensors" for rank in range(world_size)]
     for rank, path in enumerate(paths):
-        write_slices(path, own_share(cut(world_size, rank, replicated=replicated), rank, world_size))
+        write_slices(path, rank_share(cut(world_size, rank, replicated=replicated), rank, world_size))
     return paths
 
 
@@ -48,7 +54,7 @@ def test_any_layout_reads_what_another_wrote(
 
 
 def test_ranks_share_the_writing_of_what_all_of_them_hold(tmp_path: Path) -> None:
-    first, second, third = (own_share(cut(3, rank, replicated=True), rank, 3) for rank in range(3))
+    first, second, third = (rank_share(cut(3, rank, replicated=True), rank, 3) for rank in range(3))
     assert set(first) == {"weight/a@0", "exp_avg/a@0"}
     assert set(second) == {"weight/a@3", "exp_avg/a@3"}
     assert set(third) == {"weight/a@6", "exp_avg/a@6", "weight/b@0"}
@@ -58,10 +64,10 @@ def test_a_stretch_that_no_file_holds_is_an_error_that_names_it(tmp_path: Path) 
     paths = write(tmp_path, 2, replicated=False)
     with (
         SliceReader(paths[:1]) as reader,
-        pytest.raises(MissingSlice, match=r"exp_avg of a ends at element 5, before 10"),
+        pytest.raises(MissingSliceError, match=r"exp_avg of a ends at element 5, before 10"),
     ):
         reader.whole("exp_avg", "a", [10])
-    with SliceReader(paths) as reader, pytest.raises(MissingSlice, match=r"average of a ends at element 0"):
+    with SliceReader(paths) as reader, pytest.raises(MissingSliceError, match=r"average of a ends at element 0"):
         reader.whole("average", "a", [10])
 
 
@@ -72,7 +78,7 @@ def test_those_who_read_the_folder_read_the_files(tmp_path: Path) -> None:
 
 
 def test_a_copy_keeps_what_was_there_and_its_memory() -> None:
-    share = own_share(cut(1, 0, replicated=True), 0, 1)
+    share = rank_share(cut(1, 0, replicated=True), 0, 1)
     expected = {key: value.clone() for key, value in share.items()}
     copy = StateSnapshot()
     first = copy.take(share)

@@ -1,11 +1,10 @@
-"""What a run that continues must share with its checkpoint, what it says, and who may write in its folder."""
+"""Resuming: what a run must share with its checkpoint, what it reports, and the lock of its output folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +14,17 @@ import pytest
 
 from slap_fast.config.loading import to_yaml
 from slap_fast.models.slap import SLAP
-from slap_fast.train import _mendable_by_restart
 from slap_fast.training.checkpoint import output_folder
-from slap_fast.training.checkpoint.continuation import changes, other_model, recipe_changes
-from slap_fast.training.checkpoint.output_folder import OutputError, finished_steps, locked
-from slap_fast.training.distributed.heartbeat import RendezvousError
-from slap_fast.training.distributed.process_group import _connect
+from slap_fast.training.checkpoint.compatibility import model_difference, recipe_changes, resume_changes
+from slap_fast.training.checkpoint.output_folder import OutputError, finished_steps, lock_output_folder
+from slap_fast.training.failure import is_retryable
 from tests.training import tiny
 from tests.training.ranks import finish, start, tail
 from tests.training.tiny_run import STEPS, write_dataset, write_recipe
 
 
-def described(**changed: Any) -> dict[str, bytes]:
-    """The files that describe a model, with some values set otherwise by `file__key`."""
+def model_files(**changed: Any) -> dict[str, bytes]:
+    """The files of a model without its weights, with values changed by `file__key`."""
     files: dict[str, Any] = {
         "config.json": {"audio": {"heads": 2, "width": 16}, "text": {"pretrained": None, "max_length": 16}},
         "text_config/config.json": {"norm_eps": 1e-5, "transformers_version": "5.0"},
@@ -59,32 +56,30 @@ def described(**changed: Any) -> dict[str, bytes]:
         ({"text__norm_eps": 1e-6}, "the text encoder's norm_eps is 1e-05 there and 1e-06 here"),
         ({"words__model__vocab": {"b": 1, "a": 2}}, "2 tokens have other ids; token 1 is 'a' there and 'b' here"),
         ({"words__model__vocab": {"a": 1, "c": 2}}, "2 tokens have other ids; token 2 is 'b' there and 'c' here"),
-        ({"words__normalizer": None}, "the tokenizer is another one: its normalizer differs"),
+        ({"words__normalizer": None}, "the tokenizer differs in its normalizer"),
         ({"roles__cls_token": "a"}, "its cls_token is '[CLS]' there and 'a' here"),
     ],
 )
-def test_what_changes_the_meaning_of_weights_is_found(changed: dict[str, Any], message: str | None) -> None:
-    found = other_model(described(), described(**changed))
+def test_a_difference_that_makes_the_weights_useless_is_found(changed: dict[str, Any], message: str | None) -> None:
+    found = model_difference(model_files(), model_files(**changed))
     assert found is None if message is None else message in str(found)
 
 
-def test_what_changed_is_named_and_what_versions_know_is_passed_over() -> None:
+def test_changes_are_listed_and_keys_of_other_versions_are_ignored() -> None:
     saved = "recipe: {schedule: {seed: 0, batch_size: 6}, data: {train: A}, old: 1}\nefficiency: {training: {zero: 1}}"
     own = "recipe: {schedule: {seed: 0, batch_size: 4}, data: {train: B}, new: 1}\nefficiency: {training: {zero: 2}}"
     assert recipe_changes(saved, own) == ["data.train 'A' -> 'B'", "schedule.batch_size 6 -> 4"]
-    (note,) = changes(saved, own, ["8 clips"], ["9 clips"])
-    assert (
-        "schedule.batch_size 6 -> 4, the training data: 8 clips -> 9 clips; the order of clips is another one" in note
-    )
-    assert changes(saved, saved, ["8 clips"], ["8 clips"]) == []
+    (note,) = resume_changes(saved, own, ["8 clips"], ["9 clips"])
+    assert "schedule.batch_size 6 -> 4, the training data: 8 clips -> 9 clips; the order of clips changes" in note
+    assert resume_changes(saved, saved, ["8 clips"], ["8 clips"]) == []
     # The same clips in another folder.
-    (note,) = changes(saved, saved.replace("train: A", "train: B"), ["8 clips"], ["8 clips"])
+    (note,) = resume_changes(saved, saved.replace("train: A", "train: B"), ["8 clips"], ["8 clips"])
     assert note == "changed since the checkpoint: data.train 'A' -> 'B'"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """What the runs of `RUNS`, one after the other in the same output folder, said."""
+def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The outputs of several runs, one after the other in the same output folder, and that folder."""
     folder = tmp_path_factory.mktemp("continuations")
     data = write_dataset(tmp_path_factory.mktemp("source"), folder / "A")
     other = shutil.copytree(data, folder / "B")
@@ -113,40 +108,40 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     log = folder / "log.txt"
     process = start([sys.executable, "-m", "tests.training.phases", str(folder), "continuations"], log)
     assert finish([process], log, 240) == [0], tail(log)
-    said = [(folder / "continuations" / f"told-{run}.txt").read_text() for run in range(len(runs))]
-    return said, folder / "run"
+    outputs = [(folder / "continuations" / f"output-{run}.txt").read_text() for run in range(len(runs))]
+    return outputs, folder / "run"
 
 
-def test_another_tokenizer_or_model_is_refused_by_a_checkpoint(told: tuple[list[str], Path]) -> None:
-    _, tokenizer, model, *_ = told[0]
+def test_another_tokenizer_or_model_is_rejected(continued: tuple[list[str], Path]) -> None:
+    _, tokenizer, model, *_ = continued[0]
     assert "CheckpointError: " in tokenizer
-    assert "is of another model: the tokenizer is another one: 2 tokens have other ids; token " in tokenizer
+    assert "is of another model: the tokenizer differs: 2 tokens have other ids; token " in tokenizer
     assert "CheckpointError: " in model
     assert "is of another model: model.audio.global_every is 3 there and 1 here" in model
 
 
-def test_other_data_seed_and_batch_size_are_named_and_the_earlier_configuration_is_kept(
-    told: tuple[list[str], Path],
+def test_changed_data_seed_and_batch_size_are_reported_and_the_earlier_configuration_is_kept(
+    continued: tuple[list[str], Path],
 ) -> None:
-    (_, _, _, said, *_), run = told
-    assert "continuing after step 2" in said
+    (_, _, _, output, *_), run = continued
+    assert "continuing after step 2" in output
     for change in (
         "/A' -> '",
         "schedule.batch_size 6 -> 4",
         "schedule.seed 0 -> 5",
         "the training data: 12 clips of",
-        "clips may come again or not at all in this epoch",
+        "clips may repeat or be left out in this epoch",
         "log-mel values are normalized as before",
     ):
-        assert change in said, change
+        assert change in output, change
     assert "batch_size: 6" in (run / "config-until-step-00000002.yaml").read_text()
     assert "batch_size: 4" in (run / "config.yaml").read_text()
 
 
-def test_a_complete_run_says_so_refuses_another_recipe_and_goes_on_for_more_steps(
-    told: tuple[list[str], Path],
+def test_a_complete_run_is_reported_rejects_another_recipe_and_continues_for_more_steps(
+    continued: tuple[list[str], Path],
 ) -> None:
-    (_, _, _, _, _, complete, other, more), run = told
+    (_, _, _, _, _, complete, other, more), run = continued
     assert f"is complete after {STEPS} steps" in complete
     assert "OutputError: " in other
     assert "is complete, but of another recipe: data.train " in other
@@ -160,7 +155,7 @@ def test_a_complete_run_says_so_refuses_another_recipe_and_goes_on_for_more_step
     assert steps == list(range(1, STEPS + 3))
 
 
-def test_a_complete_run_without_checkpoints_cannot_be_asked_for_more(tmp_path: Path) -> None:
+def test_a_complete_run_without_checkpoints_cannot_be_continued(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     config = tiny.run_config(tmp_path)
     for text in ("", "recipe", "recipe: [", to_yaml(config)):
@@ -171,39 +166,29 @@ def test_a_complete_run_without_checkpoints_cannot_be_asked_for_more(tmp_path: P
         finished_steps(config)
 
 
-def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(
+def test_a_second_run_in_a_folder_is_rejected_until_the_first_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_folder, "_PATIENCE", 0.3)
+    monkeypatch.setattr(output_folder, "_LOCK_TIMEOUT", 0.3)
     with (
-        locked(tmp_path / "run"),
+        lock_output_folder(tmp_path / "run"),
         pytest.raises(OutputError, match=rf"run: another run is training here \(process {os.getpid()} on "),
-        locked(tmp_path / "run"),
+        lock_output_folder(tmp_path / "run"),
     ):
         pass
-    # The lock of a process that was killed is free.
+    # The kernel releases the lock of a killed process.
     code = (
-        "import os, sys; from pathlib import Path; from slap_fast.training.checkpoint.output_folder import locked\n"
-        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path\n"
+        "from slap_fast.training.checkpoint.output_folder import lock_output_folder\n"
+        "with lock_output_folder(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False).returncode == -9
-    with locked(tmp_path / "run"):
+    with lock_output_folder(tmp_path / "run"):
         pass
-
-
-def test_a_second_run_on_a_host_is_told_of_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(RendezvousError, match=rf"port {port} of 127\.0\.0\.1 is taken .*--master_port {port + 1} "):
-            _connect(0, 5.0)
 
 
 @pytest.mark.parametrize(
-    ("error", "mendable"),
+    ("error", "retryable"),
     [
         (OSError(28, "No space left on device"), False),
         (OSError(122, "Disk quota exceeded"), False),
@@ -213,5 +198,5 @@ def test_a_second_run_on_a_host_is_told_of_its_port(monkeypatch: pytest.MonkeyPa
         (RuntimeError("NCCL"), True),
     ],
 )
-def test_a_full_disk_is_no_reason_to_start_again(error: Exception, mendable: bool) -> None:
-    assert _mendable_by_restart(error) is mendable
+def test_a_full_disk_is_not_retryable(error: Exception, retryable: bool) -> None:
+    assert is_retryable(error) is retryable

@@ -1,4 +1,4 @@
-"""What becomes of a rank whose launcher dies."""
+"""Launcher: a rank stops when its launcher dies, and torchrun stops after a permanent failure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LAUNCHER = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).return
 RANK = """
 import os, signal, sys, time
 from slap_fast.training.distributed.launcher import watch_launcher
-if sys.argv[1] == "deaf":
-    signal.signal(signal.SIGTERM, lambda *_: print("told to stop", flush=True))
+if sys.argv[1] == "stubborn":
+    signal.signal(signal.SIGTERM, lambda *_: print("received SIGTERM", flush=True))
 watch_launcher(0.5)
 print(os.getpid(), flush=True)
 end = time.monotonic() + 60
@@ -43,13 +43,15 @@ while time.monotonic() < end:
         ("", False),
     ],
 )
-def test_launchers_are_known_by_their_command_lines(command: str, launcher: bool) -> None:
+def test_launchers_are_recognized_by_their_command_lines(command: str, launcher: bool) -> None:
     assert is_launcher(shlex.split(command)) is launcher
 
 
-def start(folder: Path, names: Sequence[str], *, deaf: bool = False, **extra: str) -> tuple[subprocess.Popen[str], int]:
-    """A rank below launchers of these names, each below the one before: the outermost process, and the rank's id."""
-    command = [sys.executable, "-c", RANK, "deaf" if deaf else "obedient"]
+def start(
+    folder: Path, names: Sequence[str], *, stubborn: bool = False, **extra: str
+) -> tuple[subprocess.Popen[str], int]:
+    """Start a rank under nested launchers of these names; returns the outermost process and the pid of the rank."""
+    command = [sys.executable, "-c", RANK, "stubborn" if stubborn else "obedient"]
     for name in reversed(names):
         (folder / name).write_text(LAUNCHER)
         command = [sys.executable, str(folder / name), *command]
@@ -60,8 +62,8 @@ def start(folder: Path, names: Sequence[str], *, deaf: bool = False, **extra: st
     return process, int(process.stdout.readline())
 
 
-def said_after_death(process: subprocess.Popen[str]) -> str:
-    """What a rank says between its launcher's death and its own, which closes the last end of the pipe."""
+def output_after_kill(process: subprocess.Popen[str]) -> str:
+    """Kill the launcher; what the rank prints until its own death, which closes the last end of the pipe."""
     process.send_signal(signal.SIGKILL)
     return process.communicate(timeout=20)[0]
 
@@ -69,32 +71,32 @@ def said_after_death(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize("names", [["torchrun"], ["deepspeed", "middle"]])
 def test_a_rank_stops_when_a_launcher_above_it_is_killed(tmp_path: Path, names: list[str]) -> None:
     process, _ = start(tmp_path, names)
-    assert "the launcher has died; stopping as on SIGTERM" in said_after_death(process)
+    assert "the launcher has died; stopping as on SIGTERM" in output_after_kill(process)
 
 
-def test_a_rank_that_does_not_come_to_its_end_is_killed(tmp_path: Path) -> None:
-    process, _ = start(tmp_path, ["torchrun"], deaf=True)
-    said = said_after_death(process)
-    assert "told to stop" in said
-    assert "still not at the end 0.5 s after the launcher's death" in said
+def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    process, _ = start(tmp_path, ["torchrun"], stubborn=True)
+    output = output_after_kill(process)
+    assert "received SIGTERM" in output
+    assert "still running 0.5 s after the launcher's death; exiting without saving" in output
 
 
-def test_a_program_that_uses_the_library_of_torchrun_is_a_launcher(tmp_path: Path) -> None:
+def test_a_program_that_uses_the_torchrun_library_is_a_launcher(tmp_path: Path) -> None:
     process, _ = start(tmp_path, ["my_program.py"], TORCHELASTIC_RUN_ID="none")
-    assert "the launcher has died" in said_after_death(process)
+    assert "the launcher has died" in output_after_kill(process)
 
 
-def test_a_rank_outlives_a_shell_that_is_no_launcher(tmp_path: Path) -> None:
-    process, rank = start(tmp_path, ["my_program.py"])
+def test_a_rank_outlives_a_parent_that_is_not_a_launcher(tmp_path: Path) -> None:
+    process, rank_pid = start(tmp_path, ["my_program.py"])
     process.send_signal(signal.SIGKILL)
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=2)
-    # The rank is nobody's child now, but holds the other end of the pipe.
-    subprocess.run(["kill", str(rank)], check=True)
+    # The rank has lost its parent, but still holds the other end of the pipe.
+    subprocess.run(["kill", str(rank_pid)], check=True)
     assert process.communicate(timeout=20)[0] == ""
 
 
-def test_a_rank_whose_launcher_died_during_its_start_does_not_start(tmp_path: Path) -> None:
+def test_a_rank_whose_launcher_died_during_start_up_does_not_start(tmp_path: Path) -> None:
     script = f"({shlex.join([sys.executable, '-c', RANK, 'obedient'])}) & exit"
     began = time.monotonic()
     done = subprocess.run(
@@ -112,16 +114,16 @@ def test_a_rank_whose_launcher_died_during_its_start_does_not_start(tmp_path: Pa
 FAILING = """
 import sys
 from slap_fast.training.distributed.launcher import report_failure
-report_failure(ValueError("a bad key"), mendable_by_restart=sys.argv[1] == "mendable")
+report_failure(ValueError("a bad key"), retryable=sys.argv[1] == "retryable")
 sys.exit(1)
 """
 
 
 @pytest.mark.parametrize(
-    ("error", "restart", "gives_up"), [("mendable", 1, False), ("lasting", 1, True), ("lasting", 3, False)]
+    ("error", "restart", "stops"), [("retryable", 1, False), ("permanent", 1, True), ("permanent", 3, False)]
 )
-def test_torchrun_gives_up_where_restarts_are_left_and_would_not_help(
-    tmp_path: Path, error: str, restart: int, gives_up: bool
+def test_torchrun_is_stopped_when_restarts_are_left_and_would_fail_the_same_way(
+    tmp_path: Path, error: str, restart: int, stops: bool
 ) -> None:
     (tmp_path / "torchrun").write_text(LAUNCHER)
     elastic = {"RUN_ID": "none", "MAX_RESTARTS": "3", "RESTART_COUNT": str(restart)}
@@ -134,7 +136,7 @@ def test_torchrun_gives_up_where_restarts_are_left_and_would_not_help(
         env=environment(**{f"TORCHELASTIC_{name}": value for name, value in elastic.items()}),
         cwd=ROOT,
     )
-    assert done.returncode == (-signal.SIGTERM if gives_up else 1), done.stderr
-    assert ("torchrun is told to give up" in done.stderr) is gives_up
-    # What torchrun shows at its end.
+    assert done.returncode == (-signal.SIGTERM if stops else 1), done.stderr
+    assert ("a restart would fail the same way: stopping torchrun" in done.stderr) is stops
+    # The file that torchrun's summary is made from.
     assert "ValueError: a bad key" in (tmp_path / "error.json").read_text()

@@ -1,4 +1,4 @@
-"""The run's log on disk."""
+"""Run log: records on disk and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from slap_fast.config.loading import load_run_config
 from slap_fast.evaluation.plots import read_log
 from slap_fast.training.metrics.gradient_norms import TOWERS
-from slap_fast.training.metrics.run_log import Evaluated, RunLog
+from slap_fast.training.metrics.run_log import EvaluationResult, RunLog
+from slap_fast.training.metrics.step_metrics import LOSSES, METRICS, StepMetrics
 from slap_fast.training.schedule import StepSettings
-from slap_fast.training.step import LOSSES, METRICS, Report
 
 CONFIG = load_run_config("quickstart", ["schedule.steps=10"])
 SETTINGS = StepSettings(learning_rate=1e-3, teacher_temperature=0.05, ema_momentum=0.99)
 SPEED = {"clips_per_second": 12.5, "audio_seconds_per_second": 60.0, "mfu": None}
 
 
-def report(loss: float) -> Report:
+def report(loss: float) -> StepMetrics:
     values = dict.fromkeys((*LOSSES, *METRICS), loss)
     norms = dict.fromkeys(TOWERS, 1.0)
-    return Report(nonfinite=(), stop=False, values=values, audio_seconds=10.0, grad_norm=2.0, grad_norms=norms)
+    return StepMetrics(nonfinite=(), stop=False, values=values, audio_seconds=10.0, grad_norm=2.0, grad_norms=norms)
 
 
 def write(output: Path, steps: range, loss: float) -> None:
@@ -54,24 +54,24 @@ def test_a_record_holds_losses_settings_and_speed(tmp_path: Path) -> None:
     assert (record["step"], record["caption"], record["audio_seconds_per_second"]) == (1, 3.0, 60.0)
     assert record["grad_norm/text_encoder"] == 1.0
     assert record["mfu"] is None
-    # Every scalar of the one is in the other.
+    # TensorBoard has every scalar of the log.
     (step,) = tensorboard(tmp_path)
     assert step == {name: pytest.approx(value) for name, value in record.items() if name not in ("step", "mfu")}
     assert load_run_config(str(tmp_path / "config.yaml")) == CONFIG
 
 
-def test_scores_stand_beside_the_step_and_are_taken_again_by_a_run_that_continues_there(tmp_path: Path) -> None:
+def test_scores_are_recorded_and_repeated_by_a_run_that_resumes_at_their_step(tmp_path: Path) -> None:
     write(tmp_path, range(1, 3), 1.0)
     with RunLog(tmp_path, CONFIG, start_step=2, enabled=True) as log:
-        log.evaluation(2, Evaluated({"score": 0.25}, ("step 2: 0.25",)))
-        log.evaluation(2, Evaluated(notes=("it failed",)))
+        log.evaluation(2, EvaluationResult({"score": 0.25}, ("step 2: 0.25",)))
+        log.evaluation(2, EvaluationResult(notes=("it failed",)))
     assert read(tmp_path)[-1] == {"step": 2, "evaluation/score": 0.25}
     assert read_log(tmp_path / "log.jsonl")[-1]["loss"] == 1.0
     with RunLog(tmp_path, CONFIG, start_step=2, enabled=True):
         assert [record["step"] for record in read(tmp_path)] == [1, 2]
 
 
-def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
     write(tmp_path, range(1, 6), 1.0)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # cut short by a crash

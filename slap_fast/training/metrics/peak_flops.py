@@ -1,4 +1,4 @@
-"""What a device can compute at most: the denominator of utilization."""
+"""Peak FLOP/s of the devices: the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 import torch
 import torch.distributed as dist
 
-from slap_fast.training.zero import Precision
+from slap_fast.training.engine import Precision
 
-# Dense TFLOP/s by the data sheets, at boost clocks: bf16 with float32 sums, and float32 without TF32. The first pattern
-# found in the device's name counts.
+# Dense TFLOP/s of the data sheets at boost clock: bf16 with float32 accumulation, and float32 without TF32. The first
+# pattern found in the device name applies.
 _GPUS: tuple[tuple[str, float, float], ...] = (
     ("GB200", 2500.0, 80.0),
     ("B200", 2250.0, 75.0),
@@ -39,38 +39,37 @@ _SIZE = 768
 _SECONDS = 0.1
 
 
-def peak_of_all_ranks(device: torch.device, precision: Precision) -> float | None:
-    """FLOP/s of the devices of all ranks together; None where one is not known. A collective call.
+def total_peak_flops(device: torch.device, precision: Precision) -> float | None:
+    """Sum of the peak FLOP/s of all ranks; None if one is unknown. A collective call.
 
-    A GPU's are its data sheet's. A CPU's are measured, by products of square matrices on all ranks at once: they share
-    its cores.
+    A GPU's peak is from its data sheet. A CPU's is measured by matrix products on all ranks at once, which share cores.
     """
-    own = gpu_peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    own = gpu_peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
     if device.type == "cpu":
         dist.barrier()
-        own = measured_peak(precision)
+        own = measure_peak_flops(precision)
     total = torch.tensor([float("nan") if own is None else own], dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return None if bool(total.isnan()) else float(total)
 
 
-def gpu_peak(name: str, precision: Precision) -> float | None:
-    """As `data_sheet_peak`; None also for float32 products in TF32, which no row of it is for."""
+def gpu_peak_flops(name: str, precision: Precision) -> float | None:
+    """As `data_sheet_peak_flops`; None also for float32 products in TF32, which the table does not list."""
     if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
         return None
-    return data_sheet_peak(name, precision)
+    return data_sheet_peak_flops(name, precision)
 
 
-def data_sheet_peak(name: str, precision: Precision) -> float | None:
-    """FLOP/s of a GPU by its name, dense, in float32 without TF32; None for one that the table does not have."""
+def data_sheet_peak_flops(name: str, precision: Precision) -> float | None:
+    """Dense FLOP/s of a GPU by name, float32 without TF32; None for a GPU that is not in the table."""
     for pattern, bf16, fp32 in _GPUS:
         if re.search(rf"\b(?:{pattern})(?!\w)", name):
             return 1e12 * (bf16 if precision == "bf16" else fp32)
     return None
 
 
-def measured_peak(precision: Precision) -> float:
-    """The best FLOP/s of this process's threads in a tenth of a second of matrix products."""
+def measure_peak_flops(precision: Precision) -> float:
+    """Best FLOP/s of this process in a tenth of a second of matrix products."""
     left = torch.full((_SIZE, _SIZE), 0.5, dtype=_DTYPES[precision])
     best, began = float("inf"), time.perf_counter()
     product = torch.empty_like(left)

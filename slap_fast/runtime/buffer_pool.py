@@ -1,4 +1,4 @@
-"""Large blocks of memory that are used again."""
+"""Buffer pool: reuses large blocks of memory for the batches of a loader."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from collections import deque
 import numpy as np
 
 _HUGE_PAGE = 1 << 21
-_KEPT = 4
+_MAX_FREE = 4  # blocks kept for reuse
 
 
 class BufferPool:
-    """Hands out blocks of memory, and takes each back when nothing refers to it any more.
+    """Allocates blocks of memory and reuses each once nothing refers to it.
 
-    A batch is tens to hundreds of megabytes, which the system hands out page by page and zeroes first: that costs as
-    much as filling them. Safe to share between threads. A few blocks that nobody uses are kept.
+    A batch takes tens to hundreds of megabytes; the page faults and zeroing of fresh memory cost as much as filling it.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
         self._free: deque[mmap.mmap] = deque()
 
     def take(self, size: int) -> np.ndarray:
-        """`[size]` uint8 of any content. Views of it, and tensors made from it, keep it from being used again."""
+        """`[size]` uint8, uninitialized. The block is not reused while a view of it or a tensor on it exists."""
         block = self._fitting(size)
         if block is None:
-            # Some room, so that batches which differ a little share blocks.
+            # Extra room, so that batches of similar size can reuse the block.
             length = -(-max(size + size // 8, 1) // _HUGE_PAGE) * _HUGE_PAGE
             block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            # A hint that not every system understands.
+            # A hint that not every system supports.
             with contextlib.suppress(AttributeError, OSError):
                 block.madvise(mmap.MADV_HUGEPAGE)
-        # The owner of a map is no array, so every view of this array refers to this array, and not past it.
+        # The base of this array is not an array, so NumPy makes this array the base of every view, and it stays alive.
         array = np.frombuffer(block, np.uint8, size)
         weakref.finalize(array, self._take_back, block).atexit = False
         return array
 
     def _fitting(self, size: int) -> mmap.mmap | None:
-        """A free block that is large enough; those that are not are given up."""
+        """A free block that is large enough; smaller ones are released."""
         while self._free:
             try:
                 block = self._free.popleft()
@@ -50,5 +50,5 @@ class BufferPool:
         return None
 
     def _take_back(self, block: mmap.mmap) -> None:
-        if len(self._free) < _KEPT:
+        if len(self._free) < _MAX_FREE:
             self._free.append(block)

@@ -1,12 +1,13 @@
-"""Saving and resuming a run, on all ranks together.
+"""Checkpoint manager: saves and resumes a run on all ranks.
 
-A checkpoint holds slices of float32 state by the names of the parameters, not DeepSpeed's flat tensors: any number of
-ranks, ZeRO stage and precision continues from it, and a rank writes and reads only its own part.
+A checkpoint holds slices of float32 state under parameter names, not DeepSpeed's flat tensors: a run resumes with any
+number of ranks, ZeRO stage and precision, and each rank writes and reads only its own part.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,23 +24,37 @@ from slap_fast.config.recipe import RunConfig
 from slap_fast.errors import SlapFastError
 from slap_fast.models.slap import SLAP
 from slap_fast.runtime.durable_files import replace_file
-from slap_fast.training.checkpoint import files
-from slap_fast.training.checkpoint.continuation import changes, other_model
-from slap_fast.training.checkpoint.files import Manifest
-from slap_fast.training.checkpoint.slice_files import SliceReader, StateSnapshot, own_share, write_slices
-from slap_fast.training.checkpoint.state_slices import adam_steps, create_moments, publish_weights, trained_slices
-from slap_fast.training.distributed.process_group import any_rank, together
+from slap_fast.training.checkpoint.compatibility import model_difference, resume_changes
+from slap_fast.training.checkpoint.folder import (
+    UNFINISHED,
+    Manifest,
+    checkpoint_folders,
+    delete_checkpoint,
+    file_digest,
+    find_damage,
+    model_folder,
+    prune_checkpoints,
+    rank_file,
+    read_manifest,
+    read_model_files,
+    step_folder,
+    write_manifest,
+)
+from slap_fast.training.checkpoint.slice_files import SliceReader, StateSnapshot, rank_share, write_slices
+from slap_fast.training.checkpoint.state_slices import adam_steps, create_moments, trained_slices
+from slap_fast.training.distributed.process_group import any_rank, raise_on_any_rank
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.zero import parameter_shapes, precision_of
+from slap_fast.training.engine import precision_of
+from slap_fast.training.zero import parameter_shapes, publish_masters
 
 
 class CheckpointError(SlapFastError, RuntimeError):
-    """A checkpoint that cannot be written, or does not belong to this run."""
+    """A checkpoint cannot be written, or does not belong to this run."""
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """Where a run goes on: steps completed and skipped so far, and what there is to say about it."""
+class ResumePoint:
+    """State of a run that resumes: completed and skipped steps, and notes for the log."""
 
     step: int = 0
     skipped_steps: int = 0
@@ -47,8 +62,8 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """What came of writing this rank's part: sizes and hashes by file, or why it failed."""
+class _WriteResult:
+    """Result of writing this rank's part: sizes and hashes by file, or the reason of the failure."""
 
     digests: dict[str, Any]
     failure: str | None = None
@@ -56,25 +71,25 @@ class _Written:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A save that is not yet a checkpoint: some rank may still be writing."""
+    """A save in progress: some ranks may still be writing."""
 
     folder: Path
-    manifest: Manifest  # but for the files
-    written: Future[_Written]
+    manifest: Manifest  # without the files
+    written: Future[_WriteResult]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run. Every method is a collective call.
 
-    With `training.async_checkpoints` a save copies this rank's part of the state to host memory, from where a thread
-    writes it. The copy takes 12 bytes for each trained parameter and 4 for each of the teacher, divided by the number
-    of ranks, and the memory is kept for the next one. The thread makes no collective call: ranks agree in `poll` and
-    `finish` that all of them are done, and only then is there a manifest.
+    With `training.async_checkpoints` a save copies this rank's part of the state to host memory, and a thread writes
+    it. The copy takes 12 bytes for each trained parameter and 4 for each teacher parameter, divided by the number of
+    ranks; the memory is reused by the next save. The thread makes no collective calls: the ranks agree in `poll` and
+    `finish` that all of them are done, and then rank 0 writes the manifest.
 
     Args:
-        folder: holds one folder a checkpoint.
+        folder: parent of the checkpoint folders.
         config: stored with each checkpoint.
-        data: the datasets in words, stored too.
+        data: descriptions of the datasets, stored with each checkpoint.
     """
 
     def __init__(
@@ -86,29 +101,29 @@ class Checkpoints:
         self._average = average
         self._config, self._data = to_yaml(config), list(data)
         self._keep, self._keep_every = training.keep_checkpoints, training.keep_every
-        with together(engine.device):
-            # Now, while no loader uses the tokenizer.
-            self._description = _description(engine.module.student) if dist.get_rank() == 0 else {}
+        with raise_on_any_rank(engine.device):
+            # In advance: later the loader's threads use the tokenizer.
+            self._model_files = _model_files(engine.module.student) if dist.get_rank() == 0 else {}
         self._copy = StateSnapshot() if training.async_checkpoints else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
         self._damaged: set[Path] = set()
 
     def save(self, step: int, skipped_steps: int) -> None:
-        """Write a checkpoint; once it is whole, delete those that shall not be kept.
+        """Write a checkpoint, then delete those that exceed `training.keep_checkpoints`.
 
-        With `training.async_checkpoints` it becomes whole in a later `poll` or `finish`, which raises what this raises.
+        With `training.async_checkpoints` a later `poll` or `finish` completes the checkpoint, or raises this error.
 
         Raises:
-            CheckpointError: on every rank, if one could not write its part. Earlier checkpoints are untouched.
+            CheckpointError: on every rank, if any rank could not write its part. Earlier checkpoints are unchanged.
         """
         self.finish()
-        folder = files.folder_of(self._folder, step)
+        folder = step_folder(self._folder, step)
         if failure := _on_first_rank(lambda: _make_empty(folder)):
-            raise CheckpointError(self._no_room(step, failure))
-        with together(self._engine.device):
+            raise CheckpointError(self._save_error(step, failure))
+        with raise_on_any_rank(self._engine.device):
             slices = [*trained_slices(self._engine), *self._average.slices()]
-            share = own_share(slices, dist.get_rank(), dist.get_world_size())
+            share = rank_share(slices, dist.get_rank(), dist.get_world_size())
             if self._copy is not None:
                 share = self._copy.take(share)
         manifest = self._manifest(step, skipped_steps)
@@ -117,7 +132,7 @@ class Checkpoints:
             self.finish()
 
     def poll(self) -> None:
-        """Complete the last save if every rank has written its part, else leave it for later.
+        """Complete the last save if every rank has written its part.
 
         Raises:
             CheckpointError: as `save`.
@@ -126,7 +141,7 @@ class Checkpoints:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the last save, and complete it.
+        """Wait for the last save and complete it.
 
         Raises:
             CheckpointError: as `save`.
@@ -142,22 +157,22 @@ class Checkpoints:
             failure = _on_first_rank(lambda: self._complete(pending, digests))
         if failure is not None:
             if dist.get_rank() == 0:
-                files.delete(pending.folder)
+                delete_checkpoint(pending.folder)
             dist.barrier()
-            raise CheckpointError(self._no_room(pending.manifest.step, failure))
+            raise CheckpointError(self._save_error(pending.manifest.step, failure))
 
-    def resume(self, *, allowed: bool = True) -> Resumed:
-        """Restore model, optimizer and teacher from the newest whole checkpoint; without any, start at step 0.
+    def resume(self, *, allowed: bool = True) -> ResumePoint:
+        """Restore model, optimizer and teacher from the newest undamaged checkpoint; without any, start at step 0.
 
         Raises:
-            CheckpointError: on every rank and before anything is changed: the checkpoint is of another model or
-                tokenizer; none is whole any more; or there are checkpoints, and the run is not `allowed` to continue.
+            CheckpointError: on every rank, before anything is changed: the checkpoint is of another model or tokenizer;
+                all checkpoints are damaged; or there are checkpoints, and `allowed` is False.
             OSError: on a rank that cannot read its part.
-            OtherRankFailed: on the others.
+            OtherRankFailedError: on the other ranks.
         """
         found, notes = self._newest()
         if found is None:
-            return Resumed(notes=tuple(notes))
+            return ResumePoint(notes=tuple(notes))
         folder, manifest = found
         if not allowed:
             raise CheckpointError(
@@ -166,65 +181,66 @@ class Checkpoints:
             )
         own = self._manifest(manifest.step, manifest.skipped_steps)
         _require_same_model(folder, manifest, own)
-        difference = _on_first_rank(lambda: other_model(files.described(folder, manifest), self._description))
+        difference = _on_first_rank(lambda: model_difference(read_model_files(folder, manifest), self._model_files))
         if difference is not None:
             raise CheckpointError(
-                f"{folder} is of another model: {difference}. The weights would mean something else: restore the "
-                "recipe's model section and data.tokenizer, or choose another training.output to start anew"
+                f"{folder} is of another model: {difference}. Its weights do not fit: restore the recipe's model "
+                "section and data.tokenizer, or choose another training.output to start a new run"
             )
-        with together(self._engine.device):
+        with raise_on_any_rank(self._engine.device):
             create_moments(self._engine, manifest.adam_steps)
-            with SliceReader([files.rank_file(folder, rank) for rank in range(manifest.world_size)]) as reader:
+            with SliceReader([rank_file(folder, rank) for rank in range(manifest.world_size)]) as reader:
                 for part in (*trained_slices(self._engine), *self._average.slices()):
                     reader.read_into(part)
-        publish_weights(self._engine)
+        publish_masters(self._engine)
         self._average.publish()
         notes.append(f"continuing after step {manifest.step} from {folder}")
         if (layout := _layout(manifest)) != _layout(own):
-            notes.append(f"saved by {layout}; the same weights, moments and teacher go on with {_layout(own)}")
-        notes += changes(manifest.config, own.config, manifest.data, own.data)
-        return Resumed(manifest.step, manifest.skipped_steps, tuple(notes))
+            notes.append(f"saved by {layout}; weights, moments and teacher are the same bits with {_layout(own)}")
+        notes += resume_changes(manifest.config, own.config, manifest.data, own.data)
+        return ResumePoint(manifest.step, manifest.skipped_steps, tuple(notes))
 
-    def _write(self, folder: Path, share: dict[str, Tensor]) -> _Written:
-        """This rank's part, on the disk for good."""
+    def _write(self, folder: Path, share: dict[str, Tensor]) -> _WriteResult:
+        """Write this rank's part durably."""
         try:
-            path = files.rank_file(folder, dist.get_rank())
+            path = rank_file(folder, dist.get_rank())
             write_slices(path, share)
-            for name, content in self._description.items():
-                described = files.model_folder(folder) / name
+            for name, content in self._model_files.items():
+                described = model_folder(folder) / name
                 described.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(described, [content])
-            written = [path, *(files.model_folder(folder) / name for name in self._description)]
-            return _Written({path.relative_to(folder).as_posix(): files.digest(path) for path in written})
-        # Whatever it is, the other ranks wait to hear of it.
+            written = [path, *(model_folder(folder) / name for name in self._model_files)]
+            return _WriteResult({path.relative_to(folder).as_posix(): file_digest(path) for path in written})
+        # Any error: the other ranks wait for the result.
         except Exception as error:
-            return _Written({}, failure=str(error) if isinstance(error, OSError) else repr(error))
+            return _WriteResult({}, failure=str(error) if isinstance(error, OSError) else repr(error))
 
     def _complete(self, pending: _Pending, digests: dict[str, Any]) -> None:
-        files.write_manifest(pending.folder, dataclasses.replace(pending.manifest, files=digests))
+        write_manifest(pending.folder, dataclasses.replace(pending.manifest, files=digests))
         self._damaged.discard(pending.folder)
-        files.prune(self._folder, self._keep, self._keep_every, self._damaged)
+        prune_checkpoints(self._folder, self._keep, self._keep_every, self._damaged)
 
     def _newest(self) -> tuple[tuple[Path, Manifest] | None, list[str]]:
-        """The newest checkpoint whose files are as its manifest says, and notes on those that were passed over."""
-        listed: list[Any] = [[(path, files.read_manifest(path)) for path in files.folders(self._folder)]]
+        """The newest undamaged checkpoint, and notes on those that were passed over."""
+        listed: list[Any] = [[(path, read_manifest(path)) for path in checkpoint_folders(self._folder)]]
         dist.broadcast_object_list(listed, src=0)
         notes: list[str] = []
         for folder, manifest in listed[0]:
             reason: str | None = manifest
             if isinstance(manifest, Manifest):
-                faults: list[Any] = [None] * dist.get_world_size()
-                dist.all_gather_object(faults, files.fault(folder, manifest, dist.get_rank(), dist.get_world_size()))
-                reason = next((fault for fault in faults if fault), None)
+                damages: list[Any] = [None] * dist.get_world_size()
+                dist.all_gather_object(damages, find_damage(folder, manifest, dist.get_rank(), dist.get_world_size()))
+                reason = next((damage for damage in damages if damage), None)
                 if reason is None:
                     return (folder, manifest), notes
             notes.append(f"passed over the checkpoint {folder}: {reason}")
             self._damaged.add(folder)
-        if any(manifest != files.UNFINISHED for _, manifest in listed[0]):
+        if any(manifest != UNFINISHED for _, manifest in listed[0]):
             raise CheckpointError(
-                f"no checkpoint in {self._folder} is whole: {'; '.join(notes)}. Delete the folder to start at step 0"
+                f"all checkpoints in {self._folder} are damaged: {'; '.join(notes)}. Delete the folder to start "
+                "at step 0"
             )
-        # A save that never finished is nothing to lose: the first one was interrupted.
+        # Only unfinished saves: the run was interrupted in its first save, so nothing is lost.
         return None, notes
 
     def _manifest(self, step: int, skipped_steps: int) -> Manifest:
@@ -241,19 +257,19 @@ class Checkpoints:
             data=self._data,
         )
 
-    def _no_room(self, step: int, failure: str) -> str:
+    def _save_error(self, step: int, failure: str) -> str:
         need = _size(self._engine) / 1e9
         existing = next(path for path in (self._folder, *self._folder.absolute().parents) if path.is_dir())
         free = shutil.disk_usage(existing).free / 1e9
         return (
             f"cannot save the checkpoint of step {step}: {failure}. It needs about {need:.3g} GB in {self._folder}, "
-            f"where {free:.3g} GB are free (a quota may allow less). Earlier checkpoints are untouched: make room, and "
-            "start the same command again"
+            f"where {free:.3g} GB are free (a quota may allow less). Earlier checkpoints are unchanged: free some "
+            "space and run the same command again"
         )
 
 
 def _on_first_rank(action: Callable[[], str | None]) -> str | None:
-    """Run `action` on rank 0; what it says, or why it failed, on every rank."""
+    """Run `action` on rank 0; its result, or the message of its error, on every rank."""
     failure: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
@@ -265,15 +281,15 @@ def _on_first_rank(action: Callable[[], str | None]) -> str | None:
 
 
 def _make_empty(folder: Path) -> None:
-    # What stands under this name is torn: a whole checkpoint of this step would have been resumed from.
-    files.delete(folder)
+    # A folder of this name is incomplete: the run would have resumed from a complete checkpoint of this step.
+    delete_checkpoint(folder)
     folder.mkdir(parents=True)
 
 
-def _description(student: SLAP) -> dict[str, bytes]:
-    """The files of a saved model but its weights, `{name: content}`."""
+def _model_files(student: SLAP) -> dict[str, bytes]:
+    """Content of the files of a saved model without its weights, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        student.save_description(folder)
+        student.save_config_and_tokenizer(folder)
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -284,7 +300,7 @@ def _require_same_model(folder: Path, saved: Manifest, own: Manifest) -> None:
         if there != here:
             raise CheckpointError(
                 f"{folder} is of another model: {name} is {there or 'absent'} there and {here or 'absent'} in "
-                "this recipe. Restore the recipe's model section, or choose another training.output to start anew"
+                "this recipe. Restore the recipe's model section, or choose another training.output to start a new run"
             )
 
 
@@ -294,8 +310,9 @@ def _layout(manifest: Manifest) -> str:
 
 
 def _size(engine: Any) -> int:
-    """Bytes of a checkpoint, nearly: float32 masters with two moments, and the teacher's average."""
+    """Approximate bytes of a checkpoint: float32 masters with two moments, and the EMA teacher."""
+    shapes = parameter_shapes(engine.module)
     return sum(
-        getattr(parameter, "ds_numel", parameter.numel()) * (12 if parameter.requires_grad else 4)
-        for parameter in engine.module.parameters()
+        math.prod(shapes[name]) * (12 if parameter.requires_grad else 4)
+        for name, parameter in engine.module.named_parameters()
     )

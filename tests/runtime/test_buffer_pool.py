@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast.runtime.buffers import BufferPool
+from slap_fast.runtime.buffer_pool import BufferPool
 
 SIZE = 3 << 20
 
@@ -17,7 +17,7 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_a_block_that_nobody_uses_is_used_again() -> None:
+def test_an_unused_block_is_reused() -> None:
     pool = BufferPool()
     first = pool.take(SIZE)
     assert (first.shape, first.dtype, first.flags.writeable) == ((SIZE,), np.uint8, True)
@@ -41,7 +41,7 @@ def test_a_block_that_nobody_uses_is_used_again() -> None:
         lambda block: np.frombuffer(memoryview(block)[7:9], np.uint8),
     ],
 )
-def test_a_block_is_kept_as_long_as_any_part_of_it_is_seen(keep: Callable[[np.ndarray], Any]) -> None:
+def test_a_block_is_not_reused_while_a_view_of_it_exists(keep: Callable[[np.ndarray], Any]) -> None:
     pool = BufferPool()
     block = pool.take(SIZE)
     block[:] = 1
@@ -56,7 +56,7 @@ def test_a_block_is_kept_as_long_as_any_part_of_it_is_seen(keep: Callable[[np.nd
     assert address(pool.take(SIZE)) == place
 
 
-def test_nothing_is_a_block_too() -> None:
+def test_a_block_may_be_empty() -> None:
     assert len(BufferPool().take(0)) == 0
 
 
