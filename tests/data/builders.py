@@ -1,4 +1,4 @@
-"""Small datasets on disk, good and spoiled, and the loaders over them."""
+"""Small datasets on disk, intact and damaged, and loaders for them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make_clip(number: int) -> StoredClip:
 
 
 def write_dataset(folder: Path, clips: Sequence[StoredClip], clips_per_shard: int = 10) -> ClipIndex:
-    """A dataset folder of these clips, good or bad, with keys clip-0, clip-1, ..."""
+    """A dataset folder of these clips, with keys clip-0, clip-1, ..."""
     folder.mkdir()
     records, shards = [], []
     for shard, first in enumerate(range(0, len(clips), clips_per_shard)):
@@ -99,7 +99,7 @@ def write_dataset(folder: Path, clips: Sequence[StoredClip], clips_per_shard: in
 
 
 def spoil(clip: StoredClip, kind: str) -> StoredClip:
-    """The clip with one thing wrong, by its name in `REASONS`."""
+    """The clip with one defect, a key of `REASONS`."""
     generator = np.random.default_rng(3)
     noise = (generator.standard_normal(clip.samples) * 5000).astype(np.int16)
     nan = np.full(clip.samples, np.nan, dtype=np.float32)
@@ -137,12 +137,12 @@ REASONS = {
     "nested metadata": "recursion",
 }
 
-# Row of a spoiled dataset's clip, and what is wrong with it.
+# Row of each bad clip of the damaged dataset, and its defect.
 BAD = {3 * number + 1: kind for number, kind in enumerate(REASONS)}
 
 
 def write_spoiled_dataset(folder: Path) -> ClipIndex:
-    """40 clips, of which those in `BAD` are bad, each in its own way."""
+    """40 clips; each of those in `BAD` has another defect."""
     clips = [make_clip(number) for number in range(40)]
     for number, kind in BAD.items():
         clips[number] = spoil(clips[number], kind)
@@ -161,7 +161,7 @@ def make_loader(index: Any, tokenizer: PreTrainedTokenizerFast, *, decoder: Any 
 
 
 def as_lists(batch: Batch) -> dict[str, Any]:
-    """The batch in values that compare bit for bit."""
+    """The batch as values that can be compared bit by bit."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
@@ -173,7 +173,7 @@ def as_lists(batch: Batch) -> dict[str, Any]:
 
 
 def split_batch(batch: Batch) -> list[dict[str, list]]:
-    """What each clip brought into the batch, positions counted from its own start."""
+    """The batch cut into its clips, with positions relative to the clip."""
 
     def cut(values: Tensor, layout: PackedLayout) -> list[list]:
         return [piece.tolist() for piece in values.split(list(layout.lengths))]
@@ -191,5 +191,5 @@ def split_batch(batch: Batch) -> list[dict[str, list]]:
 
 
 def loader_threads() -> list[threading.Thread]:
-    """Threads of any loader or decoder that are alive."""
+    """Live threads of any loader or decoder."""
     return [thread for thread in threading.enumerate() if thread.name.startswith(("loader", "decode"))]

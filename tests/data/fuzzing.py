@@ -1,8 +1,8 @@
-"""`python -m tests.data.fuzzing`: damaged audio of every format through every decoder.
+"""Decoder fuzzing (`python -m tests.data.fuzzing`): feeds damaged audio of every format to every decoder.
 
-Runs in a process of its own, since what it looks for kills one. It prints what it has done, and fails where a decoder
-raises what it must not, gives what is no audio, disagrees with another, or takes memory that a clip has no use for.
-The last damage under way is kept in `--folder`, for a crash to be looked into.
+Run it as a separate process: the bugs it looks for kill the process. It prints one line per format and fails if a
+decoder raises an unexpected error, returns something that is not audio, disagrees with another decoder, or takes too
+much memory. `--folder` keeps the file being decoded, to investigate a crash.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ FORMATS = {
     "AU": ("AU", "PCM_16"),
 }
 SAMPLES = 3000
-# A clip takes a megabyte; the codecs have tables of their own.
-MOST_GROWTH = 300 << 20
-SLOWEST_SECONDS = 5.0
+# A clip takes a megabyte; the rest is for the tables of the codecs.
+MAX_GROWTH = 300 << 20
+MAX_SECONDS = 5.0
 _ORDERS: tuple[Literal["little"], Literal["big"]] = ("little", "big")
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -60,7 +60,7 @@ def corruptions(blob: bytes, generator: np.random.Generator) -> list[bytes]:
 
 
 def extremes(blob: bytes, generator: np.random.Generator) -> list[bytes]:
-    """Fields of the header, which may be counts, sizes or rates, at the ends of their ranges."""
+    """Header fields (counts, sizes, rates) set to the ends of their ranges."""
     found = []
     for width in (1, 2, 4):
         for order in _ORDERS:
@@ -81,10 +81,10 @@ def encoded(format: str, subtype: str, generator: np.random.Generator) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.data.fuzzing", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30, help="12 damaged files of every format each")
+    parser.add_argument("--rounds", type=int, default=30, help="each round decodes 12 damaged files of every format")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--folder", type=Path, help="for the file at work (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the file being decoded (default: a temporary folder)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -97,7 +97,7 @@ def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
     generator = np.random.default_rng([seed, list(FORMATS).index(name)])
     decoders = [make_decoder("soundfile", 1)]
     if _has_dali():
-        # Alone, a file's own damage decides; among others, DALI gives up the batch.
+        # Batch size 1 tests the file itself; in a batch of 64, one bad file makes DALI fail the whole batch.
         decoders += [make_decoder("dali", 2, 1), make_decoder("dali", 2, 64)]
     outcomes: Counter[str] = Counter()
     slowest, before = 0.0, _peak()
@@ -114,22 +114,22 @@ def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
             _check(items)
         slowest = max(slowest, (time.perf_counter() - began) / len(damaged))
     growth = _peak() - before
-    if growth > MOST_GROWTH:
-        raise AssertionError(f"{name}: {growth >> 20} MiB were taken for clips of {SAMPLES} samples")
-    if slowest > SLOWEST_SECONDS:
-        raise AssertionError(f"{name}: a file took {slowest:.1f} s on the average of a round")
+    if growth > MAX_GROWTH:
+        raise AssertionError(f"{name}: clips of {SAMPLES} samples took {growth >> 20} MiB")
+    if slowest > MAX_SECONDS:
+        raise AssertionError(f"{name}: a file took {slowest:.1f} s on average over a round")
     return {"outcomes": dict(outcomes.most_common()), "MiB": growth >> 20, "slowest": round(slowest, 3)}
 
 
 def _ingest(file: bytes, folder: Path) -> str:
-    """As `slap-fast prepare` does; the reason why not, or "ingested"."""
+    """Converts a file as `slap-fast prepare` does; returns "ingested" or the reason of the failure."""
     try:
         waveform = load_audio(file)
         encode_flac([waveform], folder / "spill")
     except AudioError as error:
         return error.reason
     if not np.isfinite(waveform).all():
-        raise AssertionError("what was ingested is not finite")
+        raise AssertionError("the ingested audio is not finite")
     return "ingested"
 
 
@@ -138,7 +138,9 @@ def _check(outcomes: Sequence[Tensor | DecodeFailure]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, Tensor):
             if len(outcome) != SAMPLES or not bool(outcome.isfinite().all()):
-                raise AssertionError(f"{len(outcome)} samples, or not finite ones, passed for {SAMPLES} good ones")
+                raise AssertionError(
+                    f"got {len(outcome)} samples, or non-finite ones, instead of {SAMPLES} finite ones"
+                )
             if not isinstance(first, Tensor) or not bool((outcome == first).all()):
                 raise AssertionError("decoders disagree")
         elif outcome != first:

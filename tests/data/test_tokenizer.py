@@ -37,7 +37,7 @@ def test_merges_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_any_text_survives_encoding_and_decoding(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     import unicodedata
 
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -45,7 +45,7 @@ def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> N
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
-def test_long_captions_are_cut_before_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_long_captions_are_truncated_and_keep_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
     short, long = encode_captions(tokenizer, ["a dog", "a dog barks " * 50], max_length=16)
     assert len(short) < len(long) == 16
     assert short[-1] == long[-1] == tokenizer.sep_token_id
@@ -62,7 +62,7 @@ def test_save_and_load(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> No
     assert loaded.pad_token_id == tokenizer.pad_token_id
 
 
-def test_training_again_in_another_process_gives_the_same_file(tmp_path: Path) -> None:
+def test_training_in_another_process_gives_the_same_files(tmp_path: Path) -> None:
     train_tokenizer(_CAPTIONS, 400, tmp_path / "a")
     program = (
         "import sys; from slap_fast.data.tokenizer import train_tokenizer; "
@@ -75,21 +75,21 @@ def test_training_again_in_another_process_gives_the_same_file(tmp_path: Path) -
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_one_string_is_no_list_of_captions(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_string_instead_of_a_list_of_captions_raises(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="captions is one string, 'a dog barks', whose letters would be captions"):
         encode_captions(tokenizer, "a dog barks", max_length=16)
     with pytest.raises(ValueError, match="captions is one string"):
         train_tokenizer("a dog barks", 400)
 
 
-def test_too_small_a_vocabulary_and_no_text_are_errors() -> None:
+def test_a_too_small_vocabulary_and_missing_text_raise() -> None:
     with pytest.raises(ValueError, match="vocab_size is 260"):
         train_tokenizer(_CAPTIONS, 260)
     with pytest.raises(ValueError, match="no caption"):
         train_tokenizer(iter([]), 400)
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+def test_loading_something_that_is_not_a_tokenizer_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")

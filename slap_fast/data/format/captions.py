@@ -1,4 +1,4 @@
-"""Captions in whatever shape people store them: a string, a list, a list written into a CSV cell, a JSON object."""
+"""Caption parsing: extracts clean captions from a string, a list, a list printed into a CSV cell, or a JSON object."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-MAX_CAPTIONS = 65_535  # the index counts them in 16 bits
+MAX_CAPTIONS = 65_535  # the index stores the count in 16 bits
 
-_DEEPEST = 8
+_MAX_DEPTH = 8
 _PLAIN_NAMES = ("captions", "caption", "texts", "text", "descriptions", "description", "sentences", "sentence")
 _NUMBERED = re.compile(r"(caption|text|description|sentence)s?[ _-]?\d+")
 _NOT_GIVEN = frozenset({"", "nan", "none", "null", "n/a", "<na>"})
-# One element of a list as Python or NumPy prints it, and what parts it from the next: NumPy writes no commas.
+# One element of a list as Python or NumPy prints it, and its separator: NumPy writes no commas.
 _ELEMENT = re.compile(
     r"""\s*([uU]?'(?:[^'\\]|\\.)*'|[uU]?"(?:[^"\\]|\\.)*"|None\b|null\b|nan\b|NaN\b)(\s*,|\s+|(?=\]))""", re.DOTALL
 )
@@ -24,18 +24,21 @@ _LIST = re.compile(r"(?:array\()?\[(.*\])(?:\)|,\s*dtype=\w+\))?", re.DOTALL)
 
 
 def clean_captions(values: Iterable[Any]) -> list[str]:
-    """Strings only, in NFC, white space collapsed to single spaces; empty ones and repetitions dropped, order kept."""
+    """The strings of `values` in NFC with single spaces, without empty ones and duplicates, in order."""
     cleaned: dict[str, None] = {}
     for value in values:
         if isinstance(value, str):
-            # A lone surrogate, as broken JSON escapes give, could not be stored as UTF-8.
+            # A lone surrogate (from a broken JSON escape) cannot be stored as UTF-8.
             text = unicodedata.normalize("NFC", value.encode("utf-8", "replace").decode("utf-8"))
             cleaned[" ".join(text.replace("\0", " ").split())] = None
     return [text for text in cleaned if text]
 
 
 def caption_columns(names: Iterable[str]) -> list[str]:
-    """The columns (or JSON fields) that hold captions: all called `caption*`, if any; else `text*`, and so on."""
+    """The columns (or JSON fields) that hold captions: all `caption*` columns; if none, all `text*` columns; and so on.
+
+    The families are caption, text, description, sentence; a name may be plural or numbered (`caption_1`).
+    """
     by_name = [(name, name.strip().lower()) for name in names if isinstance(name, str)]
     for family in ("caption", "text", "description", "sentence"):
         found = [
@@ -49,11 +52,8 @@ def caption_columns(names: Iterable[str]) -> list[str]:
 
 
 def captions_of(value: Any) -> list[str]:
-    """Clean captions of a string, a list, or an object with caption fields; `[]` where there are none.
-
-    A list holds strings and such objects; what is nested deeper than anyone would write is no caption.
-    """
-    return clean_captions(_strings(value, _DEEPEST))
+    """Clean captions of a string, an object with caption fields, or a list of these, nested up to 8 levels."""
+    return clean_captions(_strings(value, _MAX_DEPTH))
 
 
 def _strings(value: Any, depth: int) -> list[Any]:
@@ -62,30 +62,30 @@ def _strings(value: Any, depth: int) -> list[Any]:
     if isinstance(value, dict) and depth:
         return [text for field in caption_columns(value) for text in _strings(value[field], depth - 1)]
     if isinstance(value, (list, tuple)) and depth:
-        items = _with_numbers(value)
+        items = _numbers_to_text(value)
         return [text for item in items for text in ([item] if isinstance(item, str) else _strings(item, depth - 1))]
     return []
 
 
-def _with_numbers(values: Sequence[Any]) -> list[Any]:
-    """A number among strings was text to whoever wrote the list: ["a dog", 1984]. Numbers alone are no captions."""
+def _numbers_to_text(values: Sequence[Any]) -> list[Any]:
+    """Converts numbers in a list that also has strings, as in ["a dog", 1984]. Numbers alone are not captions."""
     if not any(isinstance(value, str) for value in values):
         return list(values)
     return [str(value) if _is_number(value) else value for value in values]
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a table's cell stands for no value: empty, or `nan`, `None`, `null`... as programs write it."""
+    """Whether a table cell means "no value": empty, or `nan`, `None`, `null`, `n/a`, `<NA>` in any case."""
     return cell.strip().lower() in _NOT_GIVEN
 
 
 def table_captions(values: Iterable[Any]) -> list[str]:
-    """Clean captions of the caption cells of a row; what stands for no value is no caption."""
+    """Clean captions of the caption cells of one row, without missing values."""
     return clean_captions(caption for value in values for caption in captions_of(value) if not is_missing(caption))
 
 
 def _unpack(cell: str) -> list[Any]:
-    """`["a", "b"]`, `['a', None]` and NumPy's `['a' 'b']` are lists that became text; anything else is one caption."""
+    """Parses a printed list: JSON `["a", "b"]`, Python `['a', None]`, NumPy `['a' 'b']`. Other text is one caption."""
     text = cell.strip()
     if not (text.startswith(("[", "array([")) and text.endswith(("]", ")"))):
         return [cell]
@@ -95,12 +95,12 @@ def _unpack(cell: str) -> list[Any]:
         values = _unpack_python(text)
     if not isinstance(values, list):
         return [cell]
-    strings = _with_numbers(values)
+    strings = _numbers_to_text(values)
     return strings if all(isinstance(value, str) or _is_null(value) for value in strings) else [cell]
 
 
 def _unpack_python(text: str) -> list[Any] | None:
-    """Strings and missing values of a list as Python or NumPy prints it; None if it is no such list."""
+    """Strings and missing values of a list as Python or NumPy prints it; None if the text is no such list."""
     inside = _LIST.fullmatch(text)
     values: list[Any] = []
     position = 0

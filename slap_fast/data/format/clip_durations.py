@@ -1,9 +1,9 @@
-"""`durations.bin`: how long every clip of a dataset is, and nothing else, for what must look at all of them.
+"""Clip durations file (`durations.bin`): 4 bytes per clip, for code that has to scan all durations.
 
-The index takes 42 bytes a clip, 4.6 GB for 109 million, and checking it takes as long as reading it. This file takes
-four. It is written beside an index that has been checked, bears a fingerprint of what it was made from and a checksum
-of itself, and is made again where one of them does not match: an index with a durations file of its own needs no
-further check.
+The index takes 42 bytes per clip (4.6 GB for 109 million clips), and validating it means reading all of it.
+`durations.bin` is written once the index has been validated. It carries a fingerprint of the index and its own
+checksum; if either does not match, the index is validated again and the file rewritten. So a matching durations file
+proves that the index was validated.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"slapdur2"
 _HEADER_BYTES = 64
-_CHECKSUM_BYTES = 4  # at the end of the header: CRC-32, which is as fast as the file is read
+_CHECKSUM_BYTES = 4  # CRC-32 at the end of the header; it runs as fast as the file is read
 _PIECE = 1 << 20
 _SECONDS = np.dtype("<f4")
-# Of a large index so many blocks, evenly spread, are looked at; a small one is read whole.
+# The fingerprint of a large index covers this many evenly spaced blocks; a small index is read whole.
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
 
 def read_durations(folder: Path, shards: list[dict[str, Any]], clips: int) -> np.ndarray | None:
-    """Memory-maps `[clips]` float32 seconds; None where the folder has no such file, or one of another index."""
+    """Memory-maps `[clips]` float32 seconds; None if the file is missing, damaged, or of another index."""
     path = folder / DURATIONS_NAME
     try:
         with open(path, "rb") as file:
@@ -44,21 +44,20 @@ def read_durations(folder: Path, shards: list[dict[str, Any]], clips: int) -> np
             if header == _MAGIC + index_digest(folder, shards) + _checksum(file):
                 return _map(file, clips)
     except (OSError, ValueError):
-        # Missing, unreadable, or cut short.
-        pass
+        pass  # missing, unreadable or truncated
     return None
 
 
 def write_durations(
     folder: Path, shards: list[dict[str, Any]], clips: int, parts: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:
-    """Writes the durations of an index and memory-maps them, as `read_durations` will.
+    """Writes the durations of an index and memory-maps them as `read_durations` does.
 
-    Any number of processes may do so at once: the file is whole when it appears, and they all write the same. Where the
-    folder cannot be written, the durations go to a temporary file that ends with the process.
+    Safe to run in several processes at once: the file appears atomically, and all write the same bytes. If the folder
+    is read-only, the durations go to a temporary file that lasts as long as the process.
 
     Args:
-        parts: gives `[n]` INDEX_DTYPE each, the records of the index from first to last, already checked.
+        parts: returns the validated records of the index in order, `[n]` INDEX_DTYPE each.
     """
     path = folder / DURATIONS_NAME
     header = _MAGIC + index_digest(folder, shards)
@@ -75,7 +74,7 @@ def write_durations(
             return _map(file, clips)
     except OSError as error:
         logger.warning(
-            "%s: cannot write: %s. Every start reads the whole index until one may write there",
+            "%s: cannot write: %s. Until it can be written, every start reads the whole index",
             path,
             error.strerror or error,
         )
@@ -97,7 +96,7 @@ def _fill(file: IO[bytes], header: bytes, parts: Iterable[np.ndarray]) -> None:
 
 
 def _checksum(file: IO[bytes]) -> bytes:
-    """Of the rest of a file."""
+    """CRC-32 of the rest of a file."""
     checksum = 0
     while piece := file.read(_PIECE):
         checksum = zlib.crc32(piece, checksum)
@@ -107,7 +106,7 @@ def _checksum(file: IO[bytes]) -> bytes:
 def _map(file: IO[bytes], clips: int) -> np.ndarray:
     """
     Raises:
-        ValueError: the file has another size.
+        ValueError: the file size does not match the number of clips.
     """
     size = os.fstat(file.fileno()).st_size
     if size != _HEADER_BYTES + clips * _SECONDS.itemsize:
@@ -116,7 +115,7 @@ def _map(file: IO[bytes], clips: int) -> np.ndarray:
 
 
 def index_digest(folder: Path, shards: list[dict[str, Any]]) -> bytes:
-    """What tells an index from others: every shard's size and length, and a sample of the records themselves."""
+    """Fingerprint of an index: a hash of the shard list and of a sample of the records."""
     digest = hashlib.blake2b(digest_size=_HEADER_BYTES - len(_MAGIC) - _CHECKSUM_BYTES)
     digest.update(json.dumps(shards, sort_keys=True).encode())
     with open(folder / INDEX_NAME, "rb") as file:

@@ -1,9 +1,10 @@
-"""The names, the record type and the atomic writes of a dataset folder."""
+"""Files of a dataset folder: names, index record type, atomic writes, lock."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ STATE_FOLDER = ".prepare"
 
 INDEX_DTYPE = np.dtype(
     [
-        ("shard", "<u4"),  # position in dataset.json's list of shards
+        ("shard", "<u4"),  # position in the shard list of dataset.json
         ("audio_offset", "<u8"),  # of the FLAC bytes in the tar
         ("audio_size", "<u4"),
         ("meta_offset", "<u8"),  # of the JSON bytes in the tar
@@ -39,12 +40,12 @@ INDEX_DTYPE = np.dtype(
 
 
 class DatasetError(SlapFastError):
-    """A dataset folder, or a file that goes into one, is not what it should be; the message names it and the cure."""
+    """A dataset folder, or an input of `slap-fast prepare`, is missing, damaged or unusable."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a failed write (a full disk, a quota, a read-only mount) into a DatasetError that names the file."""
+    """Converts a failed write (full disk, quota, read-only mount) to a DatasetError that names the file."""
     try:
         yield
     except OSError as error:
@@ -55,48 +56,56 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` and keeps a second run out of it; the lock dies with the process."""
+def folder_lock(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Creates `folder` and locks it exclusively. The kernel releases the lock when the process dies.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is False.
+        OSError: the folder cannot be created or opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be made or opened ({error.strerror})") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise DatasetError(f"{folder}: another `slap-fast prepare` is writing here") from error
     finally:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked_for_writing(folder: Path) -> Iterator[None]:
+    """Creates `folder` and locks it against a second `slap-fast prepare`; raises DatasetError if that fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock(folder, wait=False))
+        except BlockingIOError as error:
+            raise DatasetError(f"{folder}: another `slap-fast prepare` is writing here") from error
+        except OSError as error:
+            raise DatasetError(f"{folder}: cannot be created or opened ({error.strerror})") from error
+        yield
+
+
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """`replace_file`, whose failures say which file and why."""
+    """`replace_file`, with write errors converted to DatasetError."""
     with writing(path):
         replace_file(path, chunks)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    # backslashreplace gives a file name that is not UTF-8 a JSON escape.
+    # backslashreplace: a file name that is not UTF-8 becomes a JSON escape.
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, [text.encode("utf-8", "backslashreplace")])
 
 
 def write_index(path: Path, parts: Iterable[np.ndarray], clips: int) -> None:
-    """Writes `parts` (`[n]` INDEX_DTYPE each, `clips` records in all) as one .npy file, a part in memory at a time."""
+    """Writes `parts` (`[n]` INDEX_DTYPE each, `clips` records in all) as one .npy file, a part at a time."""
 
     def chunks() -> Iterator[bytes]:
         header = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False, "shape": (clips,)}
-        buffer = _Buffer()
+        buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(buffer, header)
-        yield bytes(buffer)
+        yield buffer.getvalue()
         for part in parts:
             yield part.tobytes()
 
     write_atomically(path, chunks())
-
-
-class _Buffer(bytearray):
-    def write(self, data: bytes) -> None:
-        self.extend(data)

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slap_fast.errors import one_line
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.clip_durations import index_digest, read_durations, write_durations
 from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, DatasetError
 from slap_fast.data.format.remote import RemoteFolder, is_url
 from slap_fast.data.format.shard_files import REINDEX, LocalShards, ShardFiles, Span
 from slap_fast.data.format.tar_members import TarError, member_name, split_key
+from slap_fast.errors import one_line
 from slap_fast.runtime.buffer_pool import BufferPool
 
 __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
@@ -356,7 +356,7 @@ def map_records(path: Path, clips: int) -> np.ndarray:
 
 
 def _check_shards(location: str, shards: list[Any], clips: int, size_of: Callable[[str], int | None]) -> np.ndarray:
-    """Validates the shard list; returns `[S]` int64 sizes. `size_of` returns a tar's actual size, or None if unknown."""
+    """Validates the shard list, returns `[S]` int64 sizes. `size_of` returns a tar's actual size, None if unknown."""
     base = location.rstrip("/")
     sizes = np.zeros(len(shards), np.int64)
     for number, shard in enumerate(shards):

@@ -1,4 +1,4 @@
-"""The tars of a dataset as bytes at offsets: those of a local folder here, others in `slap_fast.data.format.remote`."""
+"""Shard readers: read byte ranges of a dataset's tars. Local folders here; URLs in `slap_fast.data.format.remote`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import NamedTuple, Protocol
 
 from slap_fast.data.format.dataset_files import DatasetError
 
-REINDEX = "if the tars are good, `slap-fast prepare --reindex` on the folder rebuilds the index; else prepare it again"
+REINDEX = (
+    "if the tars are intact, rebuild the index with `slap-fast prepare --reindex` on the folder; else prepare it again"
+)
+"""The advice at the end of an error about a damaged dataset."""
 _OPEN_SHARDS = 256
 
 
 class Span(NamedTuple):
-    """A stretch of a tar, by its number in the dataset's list."""
+    """A byte range of a tar; `shard` is its position in the dataset's list."""
 
     shard: int
     offset: int
@@ -27,29 +30,28 @@ class ShardFiles(Protocol):
     """Reads tars; safe to share between threads."""
 
     def path(self, shard: int) -> str:
-        """Where the tar lies, for a message."""
+        """Path or URL of the tar, for messages."""
         ...
 
     def read(
-        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
+        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, retry: bool = True
     ) -> list[DatasetError | None]:
-        """Fill each buffer, which is as long as its span; what is wrong, for each span that could not be read.
+        """Fills each buffer, which is as long as its span; returns an error for each span that cannot be read.
 
         Args:
-            patient: try again what may have failed by chance.
+            retry: retry failures that may be temporary.
         """
         ...
 
 
 def ends_early(path: str, span: Span, read: int) -> DatasetError:
     return DatasetError(
-        f"{path}: ends at byte {span.offset + read}, before the {span.size} bytes at {span.offset} that the index "
-        f"promises; {REINDEX}"
+        f"{path}: ends at byte {span.offset + read}, but the index lists {span.size} bytes at {span.offset}; {REINDEX}"
     )
 
 
 class LocalShards:
-    """Tars in a folder of this machine."""
+    """Tars in a local folder."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._paths = [os.path.join(folder, name) for name in names]
@@ -61,29 +63,28 @@ class LocalShards:
         return self._paths[shard]
 
     def read(
-        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, patient: bool = True
+        self, spans: Sequence[Span], buffers: Sequence[memoryview], *, retry: bool = True
     ) -> list[DatasetError | None]:
         """See `ShardFiles.read`."""
         if len(spans) > 1:
-            self._announce(spans)
+            self._advise(spans)
         return [self._fill(span, buffer) for span, buffer in zip(spans, buffers, strict=True)]
 
-    def _announce(self, spans: Sequence[Span]) -> None:
-        """Lets the system fetch all spans at once: read one by one, each would wait for the storage."""
+    def _advise(self, spans: Sequence[Span]) -> None:
+        """Asks the kernel to prefetch all spans, so that the reads that follow do not wait for the disk one by one."""
         for span in spans:
             try:
                 descriptor = self._handle(span.shard).descriptor
                 os.posix_fadvise(descriptor, span.offset, span.size, os.POSIX_FADV_WILLNEED)
             except (AttributeError, DatasetError, OSError, OverflowError):
-                # A hint; reading tells what is wrong.
-                continue
+                continue  # only a hint: the read that follows reports the error
 
     def _fill(self, span: Span, buffer: memoryview) -> DatasetError | None:
         read = 0
         try:
             handle = self._handle(span.shard)
             while read < span.size:
-                # preadv takes the offset along, so threads share a descriptor without a lock.
+                # preadv takes the offset as an argument, so threads share a descriptor without a lock.
                 more = os.preadv(handle.descriptor, [buffer[read:]], span.offset + read)
                 if not more:
                     return ends_early(self.path(span.shard), span, read)
@@ -100,14 +101,14 @@ class LocalShards:
             if handle is None:
                 handle = _Handle(self._paths[shard])
             self._handles[shard] = handle
-            # An evicted handle closes when the last thread that reads through it lets go.
+            # An evicted handle closes once the last thread that reads through it is done.
             if len(self._handles) > _OPEN_SHARDS:
                 self._handles.popitem(last=False)
             return handle
 
 
 class _Handle:
-    """An open tar that closes with its last reference."""
+    """An open tar; closes when its last reference is gone."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1

@@ -1,4 +1,4 @@
-"""WebDataset tars, written so that equal clips give equal bytes and no reader ever sees half a tar."""
+"""Shard writer: writes WebDataset tars deterministically (equal clips give equal bytes) and atomically."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def tar_key(name: str) -> str:
-    """A key for a tar member from any string: ASCII letters, digits, `_`, `-`, and `/` between non-empty parts.
+    """A tar member key from any string: ASCII letters, digits, `_`, `-`, and `/` between non-empty parts; <= 90 bytes.
 
-    WebDataset cuts a name at its first dot and file systems disagree about the rest, so all else is replaced, and a
-    name that had to change gets a digest of what it was: different names keep different keys. At most 90 bytes.
+    WebDataset cuts a name at its first dot, and file systems disagree about other characters, so these are replaced. A
+    name that changes gets a digest of the original, so that different names keep different keys.
     """
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     parts = (_UNSAFE.sub("_", part) for part in plain.replace("\\", "/").split("/"))
@@ -39,14 +39,14 @@ def tar_key(name: str) -> str:
 
 
 class KeyRegistry:
-    """Gives every clip of a dataset a key of its own, in the order of the source. 100 bytes of memory a clip."""
+    """Assigns a unique key to every clip of a dataset, in source order. Takes 100 bytes of memory per clip."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
         self._position = 0
 
     def claim(self, name: str) -> tuple[str, bool]:
-        """The key for the next clip, named `name`, and whether its own was taken already."""
+        """The key for the next clip, named `name`, and whether it differs from `tar_key(name)`, which was taken."""
         self._position += 1
         wanted = key = tar_key(name)
         while (digest := _hash(key)) in self._taken:
@@ -58,17 +58,17 @@ class KeyRegistry:
 
 
 class ShardWriter:
-    """Writes one tar under a hidden name; `commit` gives it its own once every byte is on the disk.
+    """Writes one tar under a hidden name; `commit` renames it once every byte is on disk.
 
     Attributes:
-        path: the tar's final path.
-        clips: clips so far.
-        samples: their length, together.
-        captions: their captions.
+        path: final path of the tar.
+        clips: number of clips so far.
+        samples: their total length.
+        captions: their total number of captions.
 
     Args:
-        path: of the tar.
-        number: its position in the dataset's list of shards.
+        path: final path of the tar.
+        number: position of the tar in the dataset's shard list.
     """
 
     def __init__(self, path: Path, number: int) -> None:
@@ -85,11 +85,11 @@ class ShardWriter:
 
     @property
     def size(self) -> int:
-        """Size of the tar if it were committed now."""
+        """Size in bytes of the tar if it were committed now."""
         return _end(self._offset)
 
     def size_with(self, flac: Flac, metadata: bytes) -> int:
-        """Size of the tar if it were committed with this clip."""
+        """Size in bytes of the tar if it were committed after adding this clip."""
         return _end(self._offset + _member_bytes(flac.size) + _member_bytes(len(metadata)))
 
     def add(self, key: str, flac: Flac, metadata: bytes, captions: int) -> None:
@@ -109,7 +109,7 @@ class ShardWriter:
         self.captions += captions
 
     def seal(self) -> np.ndarray:
-        """Ends the tar and brings it to the disk, still under its hidden name; returns its `[clips]` INDEX_DTYPE."""
+        """Finishes the tar and syncs it to disk, still under its hidden name; returns `[clips]` INDEX_DTYPE records."""
         with writing(self.path):
             self._write(b"\0" * (self.size - self._offset))
             os.fsync(self._file.fileno())
@@ -117,7 +117,7 @@ class ShardWriter:
         return np.array(self._records, INDEX_DTYPE)
 
     def commit(self) -> None:
-        """Gives a sealed tar its name."""
+        """Renames a sealed tar to its final name."""
         with writing(self.path):
             os.replace(self._temporary, self.path)
             sync_folder(self.path.parent)
@@ -151,12 +151,12 @@ class ShardWriter:
 
 
 def encode_metadata(value: dict[str, Any]) -> bytes:
-    """A clip's JSON as stored; what JSON lacks (NaN, sets, numbers of other libraries) becomes text."""
+    """A clip's JSON as stored; values without a JSON form (NaN, sets, NumPy numbers) become text."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
         text = json.dumps(_without_nan(value), ensure_ascii=False, default=str)
-    # backslashreplace gives a file name that is not UTF-8 a JSON escape.
+    # backslashreplace: a file name that is not UTF-8 becomes a JSON escape.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -173,7 +173,7 @@ def _member_bytes(size: int) -> int:
 
 
 def _end(offset: int) -> int:
-    # Two zero blocks end a tar, which is then filled to a whole record.
+    # A tar ends with two zero blocks and is padded to a whole record.
     end = offset + 2 * tarfile.BLOCKSIZE
     return end + -end % tarfile.RECORDSIZE
 

@@ -1,4 +1,4 @@
-"""What lies where in a tar, without extracting it; and the headers our own tars get."""
+"""Tar members: finds the byte position of each member without extracting the tar, and builds member headers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from slap_fast.errors import SlapFastError
 
 BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BLOCKS = 16
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or of other attributes
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or other attributes
 _SEARCH_BYTES = 1 << 20
 _LINKS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
 
 
 class TarError(SlapFastError):
-    """A tar is malformed; the message says at which byte."""
+    """A tar is malformed; the message gives the byte position."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar: its name and where its bytes lie, or in `problem` why they lie nowhere, in words."""
+    """A file in a tar: its name and byte range; `problem` is not empty if its content is not stored there (a link)."""
 
     name: str
     offset: int
@@ -34,31 +34,31 @@ class Member:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """A ustar header of 512 bytes that depends on nothing but its arguments; `name` is ASCII, at most 100 bytes."""
+    """A 512-byte ustar header, a pure function of its arguments; `name` is ASCII, at most 100 bytes."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def padding(size: int) -> int:
-    """Zero bytes that follow a member of `size` bytes."""
+    """Number of zero bytes after a member of `size` bytes."""
     return -size % BLOCK
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """WebDataset's rule: `a/b.seg.flac` is key `a/b`, extension `seg.flac`."""
+    """Splits a member name by WebDataset's rule: `a/b.seg.flac` has key `a/b` and extension `seg.flac`."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def iterate_members(path: Path) -> Iterator[Member]:
-    """The files of an uncompressed tar, in order, from its headers alone; memory stays flat. Folders are passed over.
+    """Yields the files of an uncompressed tar, in order, reading only headers, with constant memory. Skips folders.
 
-    Tars that were joined are read to the end of the last.
+    Concatenated tars are read to the end of the last one.
 
     Raises:
-        TarError: after the good members, where the tar is truncated, compressed, or has a damaged header.
+        TarError: after the intact members, if the tar is truncated, compressed, or has a damaged header.
     """
     try:
         length = path.stat().st_size
@@ -72,7 +72,7 @@ def iterate_members(path: Path) -> Iterator[Member]:
                         raise TarError(f"truncated: member {info.name!r} at byte {info.offset} ends beyond the file")
                     if not info.isdir():
                         yield Member(info.name, info.offset_data, info.size, _problem(info))
-                # tarfile ends in silence at a damaged header; only zeros, or nothing, are an honest end.
+                # tarfile stops without an error at a damaged header. A valid end is zeros or the end of the file.
                 end = tar.offset
                 if os.pread(file.fileno(), BLOCK, end).strip(b"\0"):
                     raise TarError(f"malformed: no member header at byte {end}")
@@ -91,7 +91,7 @@ def iterate_members(path: Path) -> Iterator[Member]:
 
 
 class _Headers(io.RawIOBase):
-    """A tar as tarfile reads it, which takes any size that a header claims for a name."""
+    """Tar file object for tarfile that bounds reads: tarfile would allocate any size a header claims for a name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -110,17 +110,19 @@ class _Headers(io.RawIOBase):
 
 def _problem(info: tarfile.TarInfo) -> str:
     if info.issparse():
-        return "stored with its holes left out (`tar -S`); pack it again without -S"
+        return "stored as a sparse file (`tar -S`); pack it again without -S"
     if not info.isreg():
         kind = _LINKS.get(info.type)
         return (
-            f"{kind} to {info.linkname}; pack it again with `tar -h --hard-dereference`" if kind else "no regular file"
+            f"{kind} to {info.linkname}; pack it again with `tar -h --hard-dereference`"
+            if kind
+            else "not a regular file"
         )
     return ""
 
 
 def _after_zeros(file: BinaryIO, place: int) -> int | None:
-    """Where the first block from `place` on lies that is not zero."""
+    """Position of the first block at or after `place` that is not zero; None if there is none."""
     file.seek(place)
     while block := file.read(_SEARCH_BYTES):
         if (zeros := len(block) - len(block.lstrip(b"\0"))) < len(block):
@@ -135,7 +137,7 @@ def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
     name = _header(read, start).name
     if len(name) < 100 and name.isascii() and "?" not in name:
         return name
-    # A name that ustar cannot hold stands in an extension member before the header; find that member's own header.
+    # A name that does not fit ustar is in an extension member before the header: find the header of that member.
     for blocks in range(1, _MAX_NAME_BLOCKS):
         begin = start - (blocks + 1) * BLOCK
         if begin < 0:
@@ -151,7 +153,7 @@ def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
 
 def _header(read: Callable[[int, int], bytes], offset: int) -> tarfile.TarInfo:
     if offset < 0:
-        raise TarError("no room for a member header before the audio")
+        raise TarError("no space for a member header before the audio")
     try:
         return tarfile.TarInfo.frombuf(read(offset, BLOCK), "utf-8", "surrogateescape")
     except tarfile.TarError as error:

@@ -16,7 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from slap_fast.data.format.dataset_files import INFO_NAME, REPORT_NAME, SAMPLE_RATE, STATE_FOLDER, DatasetError, locked
+from slap_fast.data.format.dataset_files import (
+    INFO_NAME,
+    REPORT_NAME,
+    SAMPLE_RATE,
+    STATE_FOLDER,
+    DatasetError,
+    locked_for_writing,
+)
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.format.shard_writer import KeyRegistry, ShardWriter, encode_metadata
 from slap_fast.data.prepare.clip_encoder import ClipEncoder, EncodedClip
@@ -87,7 +94,7 @@ def prepare(
     )
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     folder = Path(out)
-    with locked(folder):
+    with locked_for_writing(folder):
         if (folder / INFO_NAME).exists():
             return _already_complete(folder, arguments)
         state = IngestState(folder, arguments)

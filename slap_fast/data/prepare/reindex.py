@@ -19,7 +19,7 @@ from slap_fast.data.format.dataset_files import (
     REPORT_NAME,
     SAMPLE_RATE,
     DatasetError,
-    locked,
+    locked_for_writing,
     write_atomically,
 )
 from slap_fast.data.format.index import parse_metadata
@@ -54,7 +54,7 @@ def reindex(
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise DatasetError(f"{folder}: holds no .tar file")
-    with locked(folder):
+    with locked_for_writing(folder):
         rows: list[dict[str, Any]] = []
         parts = [
             _index_tar(tar, number, rows)

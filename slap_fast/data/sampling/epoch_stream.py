@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slap_fast.data.sampling.duration_filter import UsableClips
 from slap_fast.data.sampling.keyed_permutation import ROUNDS, permuted
 from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator
-from slap_fast.data.sampling.usable_clips import UsableClips
 
 
 @dataclass(frozen=True)

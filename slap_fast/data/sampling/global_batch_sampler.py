@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from slap_fast.data.format.index import ClipIndex, gather
+from slap_fast.data.sampling.duration_filter import UsableClips
 from slap_fast.data.sampling.epoch_stream import EpochStream
 from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator, keyed_words, scaled
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.data.sampling.rank_split import balanced_groups
-from slap_fast.data.sampling.usable_clips import UsableClips
 from slap_fast.errors import SlapFastError
 
 

@@ -109,7 +109,7 @@ class Mixture:
         """The clip's key for a message, or its number where the key cannot be read, be it now or for good."""
         index, row = self._locate(clip)
         try:
-            return index.key(row, patient=False)
+            return index.key(row, retry=False)
         except DatasetError:
             return f"row {clip}"
 

@@ -15,22 +15,17 @@ from torch import Tensor
 
 from slap_fast.data.decoding import DecodeFailure, Decoder, SoundfileDecoder, make_decoder
 from slap_fast.data.loading.collate import pack_waveforms
+from tests.data.builders import encode
 from tests.data.fuzzing import corruptions
 
 
 def random_pcm(samples: int, seed: int = 0) -> np.ndarray:
-    """`[samples]` int16: noise under a slow envelope, with both extremes in it."""
+    """`[samples]` int16: noise with a slow envelope, including both extreme values."""
     generator = np.random.default_rng([seed, samples])
     envelope = np.abs(np.sin(np.arange(samples) / 900.0 + generator.random()))
     pcm = (generator.standard_normal(samples) * envelope * 9000).clip(-32768, 32767).astype(np.int16)
     pcm[:2] = (-32768, 32767)[: min(2, samples)]
     return pcm
-
-
-def encode(audio: np.ndarray, rate: int = 16_000, *, format: str = "FLAC", subtype: str = "PCM_16") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate, format=format, subtype=subtype)
-    return file.getvalue()
 
 
 def claim_length(flac: bytes, samples: int) -> bytes:
@@ -58,7 +53,7 @@ def decode_one(decoder: Decoder, blob: bytes, samples: int) -> Tensor | DecodeFa
     return outcome
 
 
-def test_flac_decodes_to_its_integers_over_32768(decoder: Decoder) -> None:
+def test_flac_decodes_to_its_integers_divided_by_32768(decoder: Decoder) -> None:
     lengths = [16_000, 1, 33, 4096, 30_001]
     pcm = [random_pcm(length) for length in lengths]
     decoded = decoder.decode([encode(audio) for audio in pcm], lengths)
@@ -68,7 +63,7 @@ def test_flac_decodes_to_its_integers_over_32768(decoder: Decoder) -> None:
         assert torch.equal(waveform, torch.from_numpy(audio.astype(np.float32) / 32768))
 
 
-def test_batches_of_any_size_decode_one_after_another(decoder: Decoder) -> None:
+def test_batches_of_any_size_can_follow_each_other(decoder: Decoder) -> None:
     for count in (3, 8, 1, 0, 19, 2):
         pcm = [random_pcm(500 + item, seed=count) for item in range(count)]
         decoded = decoder.decode([encode(audio) for audio in pcm], [len(audio) for audio in pcm])
@@ -76,7 +71,7 @@ def test_batches_of_any_size_decode_one_after_another(decoder: Decoder) -> None:
         assert same(decoded, expected)
 
 
-def test_a_crop_is_that_stretch_and_takes_no_more_memory(decoder: Decoder) -> None:
+def test_a_crop_returns_only_its_samples_and_allocates_no_more(decoder: Decoder) -> None:
     pcm = [random_pcm(30_000, seed=item) for item in range(5)]
     crops = [(0, 16_000), None, (13_999, 29_999), (14_000, 30_000), (29_999, 30_000)]
     decoded = decoder.decode([encode(audio) for audio in pcm], [30_000] * 5, crops)
@@ -96,7 +91,7 @@ def test_a_crop_of_a_damaged_clip_is_a_failure(decoder: Decoder, crop: tuple[int
     assert "the index says 29999" in shorter.reason
 
 
-def test_a_batch_lies_end_to_end_in_memory(decoder: Decoder) -> None:
+def test_a_batch_is_contiguous_in_memory(decoder: Decoder) -> None:
     lengths = [700, 1200, 3]
     decoded = decoder.decode([encode(random_pcm(length)) for length in lengths], lengths)
     waveforms = [waveform for waveform in decoded if isinstance(waveform, Tensor)]
@@ -135,7 +130,7 @@ def test_a_decoder_can_be_shared_by_threads(decoder: Decoder) -> None:
 
 
 def bad_blobs() -> dict[str, tuple[bytes, str]]:
-    """Files that promise 4000 samples in vain, each with words of the reason to expect."""
+    """Files that are not 4000 good samples, each with a pattern of the expected reason."""
     flac = encode(random_pcm(4000))
     flipped = bytearray(flac)
     flipped[len(flac) // 2] ^= 0xFF
@@ -164,7 +159,7 @@ def bad_blobs() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("kind", bad_blobs())
-def test_a_bad_clip_is_named_and_costs_no_other(decoder: Decoder, kind: str) -> None:
+def test_a_bad_clip_gets_a_reason_and_leaves_the_others_intact(decoder: Decoder, kind: str) -> None:
     blob, reason = bad_blobs()[kind]
     good = [random_pcm(4000, seed=seed) for seed in range(2)]
     expected = [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in good]
@@ -175,7 +170,7 @@ def test_a_bad_clip_is_named_and_costs_no_other(decoder: Decoder, kind: str) -> 
     assert same(decoder.decode([encode(good[0])], [4000]), expected[:1])
 
 
-def test_a_clip_of_no_samples_is_named(decoder: Decoder) -> None:
+def test_a_clip_without_samples_is_a_failure(decoder: Decoder) -> None:
     outcome = decode_one(decoder, encode(random_pcm(0), format="WAV"), 0)
     assert outcome == DecodeFailure("the clip has no samples")
 
@@ -198,33 +193,33 @@ def test_other_formats_decode_as_soundfile_reads_them(decoder: Decoder, format: 
 
 
 @pytest.mark.parametrize(("format", "subtype"), [("FLAC", "PCM_16"), *FORMATS[2:]])
-def test_poisoned_bytes_never_raise_and_decoders_agree(format: str, subtype: str) -> None:
+def test_corrupted_bytes_never_raise_and_decoders_agree(format: str, subtype: str) -> None:
     blob = encode(random_pcm(3000), format=format, subtype=subtype)
     generator = np.random.default_rng(1)
-    poisoned = [bad for _ in range(25) for bad in corruptions(blob, generator)]
-    by_soundfile = make_decoder("soundfile").decode(poisoned, [3000] * len(poisoned))
+    corrupted = [bad for _ in range(25) for bad in corruptions(blob, generator)]
+    by_soundfile = make_decoder("soundfile").decode(corrupted, [3000] * len(corrupted))
     assert any(isinstance(outcome, DecodeFailure) for outcome in by_soundfile)
     assert all(
         outcome.isfinite().all() and len(outcome) == 3000 for outcome in by_soundfile if isinstance(outcome, Tensor)
     )
     pytest.importorskip("nvidia.dali")
-    # In ones and in eights: alone, a file's own damage decides; among others, DALI gives up the batch.
+    # Batch size 1 tests the file itself; in a batch of 8, one bad file makes DALI fail the whole batch.
     for batch_size in (1, 8):
-        assert same(make_decoder("dali", 2, batch_size).decode(poisoned, [3000] * len(poisoned)), by_soundfile)
+        assert same(make_decoder("dali", 2, batch_size).decode(corrupted, [3000] * len(corrupted)), by_soundfile)
 
 
-def test_another_sample_rate_can_be_asked_for() -> None:
+def test_the_sample_rate_can_be_changed() -> None:
     blob = encode(random_pcm(2000), 8000)
     assert isinstance(decode_one(make_decoder("auto", sample_rate=8000), blob, 2000), Tensor)
     assert isinstance(decode_one(make_decoder("auto"), blob, 2000), DecodeFailure)
 
 
-def test_auto_is_dali_where_it_is_installed() -> None:
+def test_auto_is_dali_if_installed() -> None:
     pytest.importorskip("nvidia.dali")
     assert type(make_decoder("auto")).__name__ == "DaliDecoder"
 
 
-def test_without_dali_auto_is_soundfile_and_dali_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dali_auto_is_soundfile_and_dali_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     assert isinstance(make_decoder("auto"), SoundfileDecoder)
     with pytest.raises(ImportError, match=r"pip install 'slap-fast\[dali\]'"):
@@ -239,12 +234,12 @@ def test_without_dali_auto_is_soundfile_and_dali_says_what_to_install(monkeypatc
         (lambda: make_decoder("auto", 0), "threads is 0"),
     ],
 )
-def test_arguments_out_of_range_are_refused(make: Callable[[], Decoder], message: str) -> None:
+def test_invalid_arguments_raise(make: Callable[[], Decoder], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_dali_batch_holds_at_least_one_clip() -> None:
+def test_a_dali_batch_size_below_one_raises() -> None:
     pytest.importorskip("nvidia.dali")
     with pytest.raises(ValueError, match="max_batch_size is 0"):
         make_decoder("dali", 1, 0)

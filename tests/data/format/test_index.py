@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from slap_fast.data.format.dataset_files import INDEX_DTYPE
-from slap_fast.data.format.index import ClipIndex, DatasetError
+from slap_fast.data.format.index import ClipIndex, DatasetError, parse_metadata
 from slap_fast.data.prepare import prepare
 from slap_fast.data.prepare.reindex import reindex
 from tests.models.damage import damage
@@ -46,7 +46,7 @@ def dataset(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "dataset")
 
 
-def test_every_clip_is_where_the_index_says(dataset: Path) -> None:
+def test_every_clip_is_at_its_indexed_position(dataset: Path) -> None:
     index = ClipIndex.open(dataset)
     assert len(index) == _CLIPS
     assert len(index.shards) > 2
@@ -66,7 +66,7 @@ def test_every_clip_is_where_the_index_says(dataset: Path) -> None:
     assert list(index.iter_captions())[:4] == ["caption 0 of 0", "caption 0 of 1", "caption 1 of 1", "caption 0 of 2"]
 
 
-def test_the_totals_are_those_of_the_clips(dataset: Path) -> None:
+def test_the_totals_match_the_clips(dataset: Path) -> None:
     index = ClipIndex.open(dataset)
     assert index.info["clips"] == sum(shard["clips"] for shard in index.info["shards"]) == _CLIPS
     assert index.info["captions"] == index.records["captions"].sum()
@@ -74,7 +74,7 @@ def test_the_totals_are_those_of_the_clips(dataset: Path) -> None:
     assert all((dataset / shard["name"]).stat().st_size == shard["bytes"] for shard in index.info["shards"])
 
 
-def test_an_index_travels_to_other_processes_and_serves_threads(dataset: Path) -> None:
+def test_an_index_can_be_pickled_and_shared_by_threads(dataset: Path) -> None:
     index = pickle.loads(pickle.dumps(ClipIndex.open(dataset)))
     clips = np.random.default_rng(0).integers(0, _CLIPS, 500).tolist()
     expected = [index.read_audio(clip) for clip in range(_CLIPS)]
@@ -82,7 +82,7 @@ def test_an_index_travels_to_other_processes_and_serves_threads(dataset: Path) -
         assert all(data == expected[clip] for clip, data in zip(clips, pool.map(index.read_audio, clips), strict=True))
 
 
-def test_more_shards_than_may_be_open_at_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shards_than_open_files_can_be_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slap_fast.data.format.shard_files._OPEN_SHARDS", 1)
     index = ClipIndex.open(dataset)
     expected = [index.read_audio(clip) for clip in range(_CLIPS)]
@@ -124,7 +124,7 @@ def _set_shard(**fields: object) -> Callable[[Path], None]:
 
 
 def _index_header(header: str) -> Callable[[Path], None]:
-    """An index whose header says something else."""
+    """Replaces the header of the index."""
 
     def damage(folder: Path) -> None:
         content = (folder / "index.npy").read_bytes()
@@ -158,11 +158,11 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         (_set_info(format_version=2), "format version 2, this slap-fast reads 1"),
         (_set_info(mel_mean="x"), "field 'mel_mean' is 'x'"),
         (_set_info(shards=[3]), "shard 0 is 3"),
-        (_set_shard(clips=3), "the clips of the shards are not 12 together"),
-        (_set_shard(clips="x"), "the clips of the shards are not 12 together"),
-        (_set_shard(clips=True), "the clips of the shards are not 12 together"),
+        (_set_shard(clips=3), "the clip counts of the shards do not sum to 12"),
+        (_set_shard(clips="x"), "the clip counts of the shards do not sum to 12"),
+        (_set_shard(clips=True), "the clip counts of the shards do not sum to 12"),
         *(
-            (_set_shard(name=name), "it has to be the plain name of a .tar file in the folder itself")
+            (_set_shard(name=name), "it must be the name of a .tar file in the folder, without a path")
             for name in (
                 "/etc/passwd",
                 "../outside.tar",
@@ -200,23 +200,25 @@ def _set_record(field: str, value: int) -> Callable[[Path], None]:
         (lambda folder: np.save(folder / "index.npy", np.zeros((12, 1), INDEX_DTYPE)), "not a list of clip records"),
         (_cut("shard-000001.tar", 20480), r"shard-000001\.tar: 20480 bytes, but dataset\.json says"),
         (lambda folder: (folder / "shard-000001.tar").unlink(), r"shard-000001\.tar: cannot be read"),
-        (_set_record("shard", 99), "clip 5 cannot be"),
-        (_set_record("audio_offset", 1 << 40), "clip 5 cannot be"),
-        (_set_record("audio_offset", (1 << 64) - 1), "clip 5 cannot be"),
-        (_set_record("audio_size", 1 << 31), "clip 5 cannot be"),
-        (_set_record("meta_size", 1 << 31), "clip 5 cannot be"),
-        (_set_record("samples", 0), "clip 5 cannot be"),
-        (_set_record("sample_rate", 0), "clip 5 cannot be"),
-        (_set_record("captions", 0), "clip 5 cannot be"),
+        (_set_record("shard", 99), "clip 5 has an impossible record"),
+        (_set_record("audio_offset", 1 << 40), "clip 5 has an impossible record"),
+        (_set_record("audio_offset", (1 << 64) - 1), "clip 5 has an impossible record"),
+        (_set_record("audio_size", 1 << 31), "clip 5 has an impossible record"),
+        (_set_record("meta_size", 1 << 31), "clip 5 has an impossible record"),
+        (_set_record("samples", 0), "clip 5 has an impossible record"),
+        (_set_record("sample_rate", 0), "clip 5 has an impossible record"),
+        (_set_record("captions", 0), "clip 5 has an impossible record"),
     ],
 )
-def test_a_damaged_dataset_is_refused_by_name(dataset: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_dataset_raises_and_names_the_file(
+    dataset: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(dataset)
     with pytest.raises(DatasetError, match=message):
         ClipIndex.open(dataset)
 
 
-def test_whatever_the_damage_a_dataset_is_read_or_refused_by_name(made: Path, tmp_path: Path) -> None:
+def test_a_randomly_damaged_dataset_is_read_or_raises_dataset_error(made: Path, tmp_path: Path) -> None:
     refused = []
     for seed in range(80):
         folder = shutil.copytree(made, tmp_path / str(seed), ignore=lambda *_: ["report.jsonl", ".prepare"])
@@ -233,11 +235,11 @@ def test_whatever_the_damage_a_dataset_is_read_or_refused_by_name(made: Path, tm
     assert not [message for message in refused if "\n" in message]
 
 
-def test_an_index_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_validated_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (dataset / "durations.bin").unlink()
     first = ClipIndex.open(dataset)
     monkeypatch.setattr(
-        "slap_fast.data.format.index._checked_parts", lambda *_: pytest.fail("looked at every clip again")
+        "slap_fast.data.format.index._checked_parts", lambda *_: pytest.fail("validated every clip again")
     )
     again = ClipIndex.open(dataset)
     assert isinstance(again.durations, np.memmap)
@@ -259,7 +261,9 @@ def test_an_index_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch
         _set_record("samples", 800),
     ],
 )
-def test_durations_that_do_not_fit_the_index_are_made_again(dataset: Path, damage: Callable[[Path], None]) -> None:
+def test_a_durations_file_that_does_not_match_the_index_is_rewritten(
+    dataset: Path, damage: Callable[[Path], None]
+) -> None:
     damage(dataset)
     index = ClipIndex.open(dataset)
     np.testing.assert_array_equal(index.durations, (index.records["samples"] / 16_000).astype(np.float32))
@@ -267,10 +271,10 @@ def test_durations_that_do_not_fit_the_index_are_made_again(dataset: Path, damag
     np.testing.assert_array_equal(ClipIndex.open(dataset).durations, index.durations)
 
 
-def test_a_folder_that_cannot_be_written_can_be_read(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_folder_can_be_opened(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = np.array(ClipIndex.open(dataset).durations)
     (dataset / "durations.bin").unlink()
-    # No user, not even root, can put a file in place of a folder.
+    # Even root cannot replace a non-empty folder by a file.
     (dataset / "durations.bin" / "inside").mkdir(parents=True)
     index = ClipIndex.open(dataset)
     np.testing.assert_array_equal(index.durations, expected)
@@ -279,19 +283,19 @@ def test_a_folder_that_cannot_be_written_can_be_read(dataset: Path, caplog: pyte
     assert not list(dataset.glob(".durations*"))
 
 
-def test_no_dataset_at_all(tmp_path: Path) -> None:
+def test_a_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a folder"):
         ClipIndex.open(tmp_path / "nowhere")
 
 
-def test_a_tar_that_shrinks_after_opening_is_an_error_not_short_data(dataset: Path) -> None:
+def test_a_tar_truncated_after_opening_raises(dataset: Path) -> None:
     index = ClipIndex.open(dataset)
     _cut(index.shards[-1], 600)(dataset)
-    with pytest.raises(DatasetError, match="before the"):
+    with pytest.raises(DatasetError, match="ends at byte 600, but the index lists"):
         index.read_audio(_CLIPS - 1)
 
 
-def test_metadata_that_is_no_json_is_named(dataset: Path) -> None:
+def test_malformed_metadata_raises_and_names_tar_and_byte(dataset: Path) -> None:
     index = ClipIndex.open(dataset)
     path = dataset / index.shards[0]
     data = bytearray(path.read_bytes())
@@ -322,7 +326,7 @@ def _tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tars_of_others_are_indexed_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int) -> None:
+def test_foreign_tars_are_indexed_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int) -> None:
     monkeypatch.setattr(tarfile, "DEFAULT_FORMAT", format)
     monkeypatch.setattr(tarfile.TarFile, "format", format)
     long = "long/" * 30 + "name" * 30
@@ -356,13 +360,13 @@ def test_tars_of_others_are_indexed_in_place(tmp_path: Path, monkeypatch: pytest
     assert named == [f"mine-1.tar/{name}" for name in ("rate", "stereo", "mute", "broken", "alone")]
 
 
-def test_a_malformed_tar_is_not_indexed(dataset: Path) -> None:
+def test_reindexing_a_malformed_tar_raises(dataset: Path) -> None:
     _cut("shard-000001.tar", 20_000)(dataset)
     with pytest.raises(DatasetError, match=r"shard-000001\.tar: truncated"):
         reindex(dataset, progress=False)
 
 
-def test_there_must_be_something_to_index(tmp_path: Path) -> None:
+def test_reindexing_without_tars_or_clips_raises(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"holds no \.tar"):
         reindex(tmp_path, progress=False)
     _tar(tmp_path / "a.tar", {"a.txt": b"x"})
@@ -371,8 +375,6 @@ def test_there_must_be_something_to_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"captions": ', '{"a":' * 100_000, "\udcff"])
-def test_metadata_that_is_not_json_is_named(text: str) -> None:
-    from slap_fast.data.format.index import parse_metadata
-
+def test_parse_metadata_rejects_what_is_not_json(text: str) -> None:
     with pytest.raises(DatasetError, match=r"clip 3: not JSON"):
         parse_metadata(text.encode("utf-8", "surrogateescape"), "clip 3")

@@ -46,7 +46,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 
 @pytest.fixture
 def bucket(index: ClipIndex) -> Iterator[Any]:
-    """The dataset in memory, but for what is made locally."""
+    """The dataset in memory, without the file that is always made locally."""
     files = fsspec.filesystem("memory")
     files.put(str(index.folder) + "/", "/bucket/train/", recursive=True)
     files.rm("/bucket/train/durations.bin")
@@ -55,7 +55,7 @@ def bucket(index: ClipIndex) -> Iterator[Any]:
 
 
 class Fault:
-    """Makes every so many-th request for a range fail."""
+    """Makes the first `times` range requests fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) -> None:
         whole = MemoryFileSystem.cat_file
@@ -71,7 +71,7 @@ class Fault:
         monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
 
 
-def test_batches_from_a_url_are_those_from_the_folder(index: ClipIndex, bucket: Any) -> None:
+def test_batches_from_a_url_equal_those_from_the_folder(index: ClipIndex, bucket: Any) -> None:
     tokenizer = make_tokenizer()
     expected = [as_lists(batch) for _, batch in make_loader(index, tokenizer)]
     for url in (URL, f"{URL}/", index.folder.as_uri()):
@@ -82,13 +82,13 @@ def test_batches_from_a_url_are_those_from_the_folder(index: ClipIndex, bucket: 
         assert opened.read_audio(7) == index.read_audio(7)
 
 
-def test_a_mixture_names_the_shards_of_a_url_by_it(index: ClipIndex, bucket: Any) -> None:
+def test_a_mixture_names_remote_shards_by_url(index: ClipIndex, bucket: Any) -> None:
     mixture = Mixture.open([(URL, 1.0), (index.folder, 2.0)])
     assert mixture.shard_name(0) == f"{URL}/shard-000000.tar"
     assert mixture.read_audio(3) == mixture.read_audio(33)
 
 
-def test_the_index_is_fetched_once_and_the_tars_never(
+def test_the_index_is_copied_once_and_the_tars_never(
     index: ClipIndex, bucket: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = ClipIndex.open(URL)
@@ -97,7 +97,7 @@ def test_the_index_is_fetched_once_and_the_tars_never(
     assert {path.name for path in opened.folder.iterdir()} == {INFO_NAME, INDEX_NAME, "durations.bin", "tokenizer"}
     monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *_, **__: pytest.fail("fetched again"))
     assert ClipIndex.open(URL).folder == opened.folder
-    # Another dataset at the same place has other files.
+    # Another dataset at the same URL gets another cache folder.
     info = json.loads(bucket.cat_file("/bucket/train/dataset.json"))
     bucket.pipe_file("/bucket/train/dataset.json", json.dumps(info | {"name": "new"}).encode())
     monkeypatch.undo()
@@ -107,7 +107,7 @@ def test_the_index_is_fetched_once_and_the_tars_never(
 
 def rot(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    # Within the range that a record may have, so that nothing but a digest tells.
+    # The record stays plausible, so that only the digest detects the change.
     content[200] ^= 1
     path.write_bytes(content)
 
@@ -126,7 +126,7 @@ def rot(path: Path) -> None:
         lambda folder: shutil.rmtree(folder),
     ],
 )
-def test_a_damaged_cache_heals(index: ClipIndex, bucket: Any, damage: Any) -> None:
+def test_a_damaged_cache_is_repaired(index: ClipIndex, bucket: Any, damage: Any) -> None:
     damage(ClipIndex.open(URL).folder)
     opened = ClipIndex.open(URL)
     np.testing.assert_array_equal(opened.records, index.records)
@@ -136,9 +136,7 @@ def test_a_damaged_cache_heals(index: ClipIndex, bucket: Any, damage: Any) -> No
         assert (opened.folder / "tokenizer" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_an_index_and_a_tokenizer_that_were_replaced_at_the_storage_are_seen(
-    index: ClipIndex, bucket: Any, tmp_path: Path
-) -> None:
+def test_files_replaced_at_the_storage_are_copied_again(index: ClipIndex, bucket: Any, tmp_path: Path) -> None:
     ClipIndex.open(URL)
     records = np.array(index.records)
     records["captions"][3] += 1
@@ -150,29 +148,29 @@ def test_an_index_and_a_tokenizer_that_were_replaced_at_the_storage_are_seen(
     assert (opened.folder / "tokenizer" / "tokenizer.json").read_bytes() == b"new"
 
 
-def test_a_storage_that_tells_nothing_of_its_files_is_asked_once(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.RemoteFolder, "_identity", lambda *_: None)
+def test_without_file_information_a_file_is_copied_once(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.RemoteFolder, "_version", lambda *_: None)
     assert len(ClipIndex.open(URL)) == 30
     monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *_, **__: pytest.fail("fetched again"))
     assert len(ClipIndex.open(URL)) == 30
 
 
-def test_a_download_that_was_stopped_is_done_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_download_is_repeated(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryFileSystem, "size", lambda *_: 10**9)
-    with pytest.raises(DatasetError, match=rf"{URL}/index.npy: \d+ of 1000000000 bytes came"):
+    with pytest.raises(DatasetError, match=rf"{URL}/index.npy: got \d+ of 1000000000 bytes; run"):
         ClipIndex.open(URL)
     monkeypatch.undo()
     assert len(ClipIndex.open(URL)) == 30
 
 
-def test_a_request_that_fails_is_made_again(index: ClipIndex, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_request_is_retried(index: ClipIndex, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = ClipIndex.open(URL)
     fault = Fault(monkeypatch, TimeoutError("slow down"), times=4)
     assert opened.read_audio(5) == index.read_audio(5)
     assert fault.asked == 5
 
 
-def test_a_storage_that_keeps_failing_is_named(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_keeps_failing_raises_after_five_attempts(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = ClipIndex.open(URL)
     fault = Fault(monkeypatch, RuntimeError("no route"), times=10**9)
     with pytest.raises(
@@ -183,7 +181,7 @@ def test_a_storage_that_keeps_failing_is_named(bucket: Any, monkeypatch: pytest.
     assert fault.asked == 5
 
 
-def test_what_will_not_change_is_not_asked_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_error_is_not_retried(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = ClipIndex.open(URL)
     fault = Fault(monkeypatch, PermissionError("not yours"), times=10**9)
     with pytest.raises(DatasetError, match="PermissionError: not yours"):
@@ -191,7 +189,7 @@ def test_what_will_not_change_is_not_asked_again(bucket: Any, monkeypatch: pytes
     assert fault.asked == 1
 
 
-def test_clips_that_cannot_be_fetched_are_dropped_and_named(bucket: Any) -> None:
+def test_clips_of_a_missing_remote_shard_are_dropped_and_reported(bucket: Any) -> None:
     opened = ClipIndex.open(URL)
     bucket.rm("/bucket/train/shard-000001.tar")
     loader = make_loader(opened, make_tokenizer())
@@ -201,7 +199,7 @@ def test_clips_that_cannot_be_fetched_are_dropped_and_named(bucket: Any) -> None
     assert all(f"{URL}/shard-000001.tar: cannot read" in drop.reason for drop in loader.dropped)
 
 
-def test_the_requests_of_a_batch_are_made_together(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_requests_of_a_batch_are_concurrent(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = ClipIndex.open(URL)
     whole, met = MemoryFileSystem.cat_file, threading.Barrier(8, timeout=60)
 
@@ -215,36 +213,38 @@ def test_the_requests_of_a_batch_are_made_together(bucket: Any, monkeypatch: pyt
     assert not any(isinstance(clip, DatasetError) for clip in clips)
 
 
-def test_a_server_without_ranges_is_told_from_a_tar_that_is_cut(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_range_requests_and_a_truncated_tar_have_different_errors(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = ClipIndex.open(URL)
     whole = MemoryFileSystem.cat_file
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda files, path, **_: whole(files, path))
-    with pytest.raises(DatasetError, match="does not serve ranges"):
+    with pytest.raises(DatasetError, match="does not support range requests"):
         opened.read_audio(0)
     monkeypatch.setattr(
         MemoryFileSystem, "cat_file", lambda files, path, start, end: whole(files, path, start, end)[:7]
     )
-    with pytest.raises(DatasetError, match=r"shard-000000.tar: ends at byte 519, before"):
+    with pytest.raises(DatasetError, match=r"shard-000000.tar: ends at byte 519, but the index lists"):
         opened.read_audio(0)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda files: files.rm("/bucket/train/dataset.json"), "dataset.json: missing; the URL must be"),
+        (lambda files: files.rm("/bucket/train/dataset.json"), "dataset.json: missing; give the URL of"),
         (lambda files: files.rm("/bucket/train/index.npy"), "index.npy: cannot be fetched"),
         (lambda files: files.pipe_file("/bucket/train/index.npy", b"text"), "index.npy: truncated"),
         (lambda files: files.rm("/bucket/train/shard-000002.tar"), "shard-000002.tar: cannot be read.*No such file"),
         (lambda files: files.pipe_file("/bucket/train/shard-000002.tar", b"cut"), "shard-000002.tar: 3 bytes, but"),
     ],
 )
-def test_a_damaged_dataset_is_refused_by_name(bucket: Any, spoil: Any, message: str) -> None:
+def test_a_damaged_remote_dataset_raises_and_names_the_file(bucket: Any, spoil: Any, message: str) -> None:
     spoil(bucket)
     with pytest.raises(DatasetError, match=message):
         ClipIndex.open(URL)
 
 
-def test_a_storage_that_does_not_list_is_read_all_the_same(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_without_listing_can_be_read(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def ls(*_: Any, **__: Any) -> list[Any]:
         raise NotImplementedError
 
@@ -252,14 +252,16 @@ def test_a_storage_that_does_not_list_is_read_all_the_same(bucket: Any, monkeypa
     assert len(ClipIndex.open(URL)) == 30
 
 
-def test_a_cache_that_cannot_be_written_is_named(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_raises_and_names_the_variable(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SLAP_FAST_CACHE", str(tmp_path / "file"))
     with pytest.raises(DatasetError, match="set SLAP_FAST_CACHE to another folder"):
         ClipIndex.open(URL)
 
 
-def test_urls_that_nothing_here_reads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_urls_raise_and_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatasetError, match="nonsense"):
         ClipIndex.open("nonsense://bucket/train")
     monkeypatch.setitem(sys.modules, "s3fs", None)
@@ -267,7 +269,7 @@ def test_urls_that_nothing_here_reads_are_named(monkeypatch: pytest.MonkeyPatch)
         ClipIndex.open("s3://bucket/train")
 
 
-def test_the_tokenizer_comes_from_the_url_too(index: ClipIndex, bucket: Any) -> None:
+def test_the_tokenizer_is_read_from_the_url(index: ClipIndex, bucket: Any) -> None:
     config = config_from_arguments(["recipe=quickstart", f"data.train={URL}"])
     assert [part.folder for part in config.recipe.data.folders] == [URL]
     tokenizer = build_tokenizer(config.recipe.data, config.recipe.model)

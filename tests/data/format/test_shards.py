@@ -49,7 +49,7 @@ def test_an_unsafe_name_stays_readable(name: str, start: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "a-2", "a-3", "b" * 90, "b.c"]), max_size=40))
-def test_repeated_names_get_keys_of_their_own_and_the_same_ones_each_time(names: list[str]) -> None:
+def test_repeated_names_get_unique_keys_that_are_deterministic(names: list[str]) -> None:
     first, second = KeyRegistry(), KeyRegistry()
     claimed = [first.claim(name) for name in names]
     keys = [key for key, _ in claimed]
@@ -59,7 +59,7 @@ def test_repeated_names_get_keys_of_their_own_and_the_same_ones_each_time(names:
     assert all(renamed == (key != tar_key(name)) for name, (key, renamed) in zip(names, claimed, strict=True))
 
 
-def test_a_tar_is_what_any_tar_reader_expects(tmp_path: Path) -> None:
+def test_tarfile_reads_a_shard_and_the_records_match(tmp_path: Path) -> None:
     shard = ShardWriter(tmp_path / "shard.tar", 7)
     flacs = [_flac(size, size) for size in (1, 511, 512, 513, 20_000)]
     for position, flac in enumerate(flacs):
@@ -83,7 +83,7 @@ def test_a_tar_is_what_any_tar_reader_expects(tmp_path: Path) -> None:
     assert records["samples"].tolist() == [flac.samples for flac in flacs]
 
 
-def test_a_large_clip_comes_from_a_file_that_is_then_gone(tmp_path: Path) -> None:
+def test_a_large_clip_is_copied_from_its_file_which_is_then_deleted(tmp_path: Path) -> None:
     content = np.random.default_rng(3).bytes(3_000_001)
     (tmp_path / "spill").write_bytes(content)
     shard = ShardWriter(tmp_path / "shard.tar", 0)
@@ -102,7 +102,7 @@ def test_a_discarded_tar_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_names_the_tar_and_the_cure(tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_tar_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / ".shard.tar.tmp").symlink_to("/dev/full")
     shard = ShardWriter(tmp_path / "shard.tar", 0)
     with pytest.raises(DatasetError, match=r"shard\.tar: cannot write: No space left.*run the same command again"):
@@ -110,7 +110,7 @@ def test_a_full_disk_names_the_tar_and_the_cure(tmp_path: Path) -> None:
     shard.discard()
 
 
-def test_metadata_is_json_whatever_is_in_it() -> None:
+def test_any_metadata_is_stored_as_valid_json() -> None:
     value = {"a": float("nan"), "b": [float("inf"), 1.5], "c": "f\udce9", "d": Path("x"), "e": {"f": None}}
     assert json.loads(encode_metadata(value)) == {
         "a": "nan",
@@ -132,7 +132,7 @@ def _tar(path: Path, names: list[str]) -> bytes:
     return path.read_bytes()
 
 
-def test_members_of_foreign_tars_are_found_long_names_included(tmp_path: Path) -> None:
+def test_members_of_foreign_tars_are_found_including_long_names(tmp_path: Path) -> None:
     names = ["a.flac", "x" * 150 + ".json", "é/ü.wav", "d/" * 80 + "b.txt"]
     data = _tar(tmp_path / "a.tar", names)
     members = list(iterate_members(tmp_path / "a.tar"))
@@ -142,7 +142,7 @@ def test_members_of_foreign_tars_are_found_long_names_included(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["cut in a member", "cut in a header", "damaged header", "appended text"])
-def test_good_members_before_damage_are_found_and_the_damage_is_not_silent(tmp_path: Path, damage: str) -> None:
+def test_good_members_before_damage_are_found_and_the_damage_raises(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.tar"
     data = bytearray(_tar(path, ["a.flac", "a.json", "b.flac"]))
     second = 512 + 1024
@@ -162,7 +162,7 @@ def test_good_members_before_damage_are_found_and_the_damage_is_not_silent(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 1000, b"\x1f\x8b\x08\x00" + b"\1" * 600])
-def test_what_is_no_tar(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(TarError, match="malformed or compressed"):
         list(iterate_members(tmp_path / "a.tar"))

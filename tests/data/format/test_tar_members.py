@@ -1,4 +1,4 @@
-"""Tars of others: joined, sparse, with odd headers. Whatever they hold, it is read or named, and nothing crashes."""
+"""Foreign and damaged tars: concatenated, sparse, with odd headers. Each is read or reported; none crashes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _members(path: Path, data: bytes) -> list[Member]:
     return list(iterate_members(path))
 
 
-def test_joined_tars_are_read_to_the_end_of_the_last(tmp_path: Path) -> None:
+def test_concatenated_tars_are_read_to_the_end_of_the_last(tmp_path: Path) -> None:
     data = _tar("a.wav") + bytes(1 << 20) + _tar("b.wav", "c.wav")
     members = _members(tmp_path / "a.tar", data)
     assert [member.name for member in members] == ["a.wav", "b.wav", "c.wav"]
@@ -46,7 +46,7 @@ def test_joined_tars_are_read_to_the_end_of_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_sparse_members_are_named_not_read_as_audio(tmp_path: Path, format: Any) -> None:
+def test_sparse_members_are_reported_and_not_read_as_audio(tmp_path: Path, format: Any) -> None:
     if format == tarfile.GNU_FORMAT:
         header = bytearray(_header("a.wav", 600, tarfile.GNUTYPE_SPARSE))
         header[386:410] = b"%011o\0%011o\0" % (0, 600)
@@ -65,7 +65,7 @@ def test_sparse_members_are_named_not_read_as_audio(tmp_path: Path, format: Any)
 
 @pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
 @pytest.mark.parametrize("size", [1 << 40, (1 << 63) + 7])
-def test_a_name_of_a_terabyte_is_no_name(tmp_path: Path, type: bytes, size: int) -> None:
+def test_a_header_that_claims_a_terabyte_name_is_malformed(tmp_path: Path, type: bytes, size: int) -> None:
     (tmp_path / "a.tar").write_bytes(_tar("a.wav")[:1536] + _header("x", size, type) + bytes(4096))
     members = iterate_members(tmp_path / "a.tar")
     assert next(members).name == "a.wav"
@@ -73,7 +73,7 @@ def test_a_name_of_a_terabyte_is_no_name(tmp_path: Path, type: bytes, size: int)
         next(members)
 
 
-def test_thousands_of_headers_for_one_member(tmp_path: Path) -> None:
+def test_thousands_of_headers_for_one_member_are_malformed(tmp_path: Path) -> None:
     chain = (_header("x", 2, tarfile.GNUTYPE_LONGNAME) + b"y".ljust(512, b"\0")) * 3000
     with pytest.raises(TarError, match="malformed: hundreds of headers"):
         _members(tmp_path / "a.tar", chain + _tar("a.wav"))
@@ -87,7 +87,7 @@ _WHOLE = _tar("a.wav", "x" * 120 + ".wav", "b.txt") + _tar("c.json", "\u00e9.wav
     end=st.none() | st.integers(0, len(_WHOLE)),
     types=st.lists(st.tuples(st.integers(0, 12), st.sampled_from(b"0123456789xgLKSVMNDA\0\xff")), max_size=2),
 )
-def test_no_damage_does_more_than_end_a_tar(
+def test_random_damage_only_ends_the_tar(
     tmp_path_factory: pytest.TempPathFactory,
     changes: list[tuple[int, bytes]],
     end: int | None,
@@ -99,7 +99,7 @@ def test_no_damage_does_more_than_end_a_tar(
     for block, type in types:
         start = 512 * block
         data[start + 156] = type
-        # With a checksum that fits, so that the header is believed.
+        # With a valid checksum, so that the header is accepted.
         data[start + 148 : start + 156] = b" " * 8
         data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
     path = tmp_path_factory.mktemp("tar") / "a.tar"

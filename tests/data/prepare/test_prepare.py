@@ -408,7 +408,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path) -> None:
 
 def test_out_must_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match="file: cannot be made or opened"):
+    with pytest.raises(DatasetError, match="file: cannot be created or opened"):
         prepare(_clips(_Clip("a")), tmp_path / "file", workers=0, progress=False)
 
 
