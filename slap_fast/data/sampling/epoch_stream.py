@@ -1,4 +1,4 @@
-"""One dataset as an endless stream of shuffled epochs, in which any place can be looked at directly."""
+"""Epoch stream: one dataset as an endless stream of shuffled epochs with random access by position."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slap_fast.data.sampling.duration_filter import UsableClips
+from slap_fast.data.sampling.duration_filter import DurationFilter
 from slap_fast.data.sampling.keyed_permutation import ROUNDS, permuted
 from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """Where the clips of one epoch's shards lie.
+    """The shard order of one epoch.
 
     Attributes:
         number: of the epoch.
-        shards: `[S]` int64, the shards in the order in which they are read.
-        ends: `[S]` int64, the epoch's position at which each of them ends, as if it were read in one piece.
+        shards: `[S]` int64, the shards in reading order.
+        ends: `[S]` int64, cumulative clip count after each of them.
     """
 
     number: int
@@ -27,34 +27,33 @@ class _Epoch:
 
 
 class EpochStream:
-    """The usable clips of a dataset, each once an epoch, in an order that only `(seed, dataset, epoch)` decides.
+    """The usable clips of a dataset, each once per epoch, in an order determined by `(seed, dataset, epoch)`.
 
-    An epoch is shuffled in two stages. The shards are put in a random order and cut into windows of about `window`
-    shards each; then the clips of a window are shuffled together. So the stream draws from one window at a time: a
-    shard is read within the steps of its window and not again before the next epoch, and storage may fetch it whole.
-    The larger the window, the better mixed is a batch: it holds clips of at most `window` shards, unless a window has
-    fewer clips than a batch. A window of all shards shuffles the epoch uniformly.
+    An epoch is shuffled in two stages: the shards are shuffled and cut into windows of about `window` shards, then the
+    clips of each window are shuffled together. The stream reads one window at a time, so a shard is needed only during
+    its window, and storage can fetch it as a whole. A larger window mixes batches better: a batch has clips of at most
+    `window` shards (unless a window has fewer clips than a batch). A window of all shards shuffles the epoch uniformly.
 
-    Nothing is stored but the shards' order; positions within a window are permuted by a keyed bijection.
+    Only the shard order is stored; positions within a window are permuted by a keyed bijection.
 
     Args:
         seed: in [0, 2^64).
-        dataset: in [0, 2^24), keeps the orders of a mixture's datasets independent.
-        window: shards that are shuffled together, at least 1.
+        dataset: in [0, 2^24); makes the orders of the datasets of a mixture independent.
+        window: number of shards shuffled together, at least 1.
     """
 
-    def __init__(self, clips: UsableClips, *, seed: int, dataset: int, window: int) -> None:
+    def __init__(self, clips: DurationFilter, *, seed: int, dataset: int, window: int) -> None:
         self.clips = clips
         self._seed = seed
         self._dataset = dataset
         shards = len(clips.shard_starts) - 1
         windows = -(-shards // window)
-        # [windows + 1]: of nearly equal sizes, so that no last window is a single shard.
+        # [windows + 1], of nearly equal sizes, so that the last window is not a single shard
         self._edges = np.arange(windows + 1) * shards // max(windows, 1)
         self._epochs: dict[int, _Epoch] = {}
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[count]` int64 rows of clips, and the epoch of each, at positions `start` and on; needs a usable clip."""
+        """`[count]` int64 clip rows and `[count]` int64 epochs from position `start` on; needs a usable clip."""
         rows, epochs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         while count:
             epoch, begin = divmod(start, self.clips.count)
@@ -70,7 +69,7 @@ class EpochStream:
             sizes = np.diff(self.clips.shard_starts)
             shards = self._generator(number, 0).permutation(len(sizes))
             epoch = _Epoch(number, shards, np.cumsum(sizes[shards]))
-            # Replaced whole, never changed in place: a loader's thread may be reading.
+            # A new dict, not changed in place: a thread of the loader may be reading the old one.
             self._epochs = {n: kept for n, kept in self._epochs.items() if abs(n - number) == 1} | {number: epoch}
         return epoch
 
@@ -82,8 +81,7 @@ class EpochStream:
         for window in range(first, last + 1):
             low = int(window_ends[window - 1]) if window else 0
             high = int(window_ends[window])
-            # A window may be without usable clips.
-            if low < high:
+            if low < high:  # a window may have no usable clips
                 rows.append(self._read_window(epoch, window, np.arange(max(begin, low), min(end, high)) - low, low))
         return np.concatenate(rows)
 
@@ -95,7 +93,7 @@ class EpochStream:
         drawn = permuted(positions, int(ends[-1]), keys)
         place = np.searchsorted(ends, drawn, side="right")
         starts = self.clips.shard_starts
-        # Counted from the end of its shard, whose start in the epoch need not be kept.
+        # Counted back from the end of the shard, because only the ends are stored.
         return self.clips.rows(starts[shards[place] + 1] - (ends[place] - drawn))
 
     def _generator(self, epoch: int, part: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Which clip is in which step on which rank."""
+"""Global batch sampler: assigns clips to steps and ranks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import NamedTuple
 import numpy as np
 
 from slap_fast.data.format.index import ClipIndex, gather
-from slap_fast.data.sampling.duration_filter import UsableClips
+from slap_fast.data.sampling.duration_filter import DurationFilter
 from slap_fast.data.sampling.epoch_stream import EpochStream
-from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator, keyed_words, scaled
+from slap_fast.data.sampling.keyed_random import Purpose, keyed_generator, keyed_words, to_range
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.data.sampling.rank_split import balanced_groups
 from slap_fast.errors import SlapFastError
 
 
 class SamplingError(SlapFastError, ValueError):
-    """A dataset, a batch size and a number of ranks that do not go together."""
+    """The dataset, the batch size and the number of ranks do not fit together."""
 
 
 class ClipRef(NamedTuple):
-    """A clip by its number, which of its captions, and which of its samples where not all: `[first, last)`."""
+    """A clip by its number, the index of its caption, and the samples `[start, end)` to use (None: all)."""
 
     clip: int
     caption: int
@@ -32,7 +32,7 @@ class ClipRef(NamedTuple):
 
 @dataclass(frozen=True)
 class SkippedClips:
-    """How many clips the plan leaves out, and why."""
+    """Number of clips that are never sampled, and the reason."""
 
     reason: str
     count: int
@@ -40,12 +40,12 @@ class SkippedClips:
 
 @dataclass(frozen=True)
 class _GlobalBatch:
-    """A step's clips over all ranks, those of the mixture's first dataset first.
+    """The clips of a step over all ranks, in the order of the mixture's datasets.
 
     Attributes:
         clips: `[B]` int64.
-        epochs: `[B]` int64, how often the clip's dataset was gone through before.
-        milliseconds: `[B]` int64, of audio that is used.
+        epochs: `[B]` int64, epoch of the clip's dataset.
+        milliseconds: `[B]` int64 of audio used.
     """
 
     step: int
@@ -55,22 +55,23 @@ class _GlobalBatch:
 
 
 class GlobalBatchSampler:
-    """The order of training: endless streams of shuffled epochs, one a dataset, cut into global batches.
+    """Cuts endless streams of shuffled epochs (one per dataset) into global batches and splits them over the ranks.
 
-    A step's global batch is a pure function of (seed, step) and the datasets. It is the same for any number of ranks,
-    and so training may go on with another number at any step, with no clip repeated or left out. Ranks share it in
-    equal counts and nearly equal audio (`balanced_groups`). Any step can be asked for directly, at equal cost.
+    The global batch of a step is a pure function of (seed, step) and the datasets. It does not depend on the number of
+    ranks, so a run can resume with another number at any step without repeating or losing a clip. Each rank gets the
+    same number of clips and nearly the same amount of audio (`balanced_groups`). Any step can be computed directly, at
+    equal cost.
 
-    - Every usable clip comes once an epoch of its dataset. A batch may span two epochs, and may then hold a clip twice.
-    - Of a mixture, each dataset has epochs of its own, and after any number of steps its part of all clips is as its
-      weight says, to within as many clips as there are datasets.
-    - A batch draws on `shuffle_shards` shards at a time: see `EpochStream` for what that trades.
+    - Every usable clip appears once per epoch of its dataset. A batch that spans two epochs may contain a clip twice.
+    - In a mixture each dataset has its own epochs. After any number of steps, the share of a dataset matches its weight
+      to within as many clips as there are datasets.
+    - A batch draws from `shuffle_shards` shards at a time; see `EpochStream` for the trade-off.
 
-    Memory: 8 bytes for 128 clips and some 40 a shard. The rest is read from the memory-mapped files where it is needed.
+    Memory: 8 bytes per 128 clips and about 40 per shard. The rest is read from memory-mapped files on demand.
 
     Attributes:
-        skipped: clips left out for good, by reason.
-        clips_per_epoch: clips that are left, of all datasets together.
+        skipped: clips that are never sampled, by reason.
+        clips_per_epoch: usable clips of all datasets together.
     """
 
     def __init__(
@@ -83,19 +84,18 @@ class GlobalBatchSampler:
         crop_above_max_duration: bool = False,
         shuffle_shards: int = 64,
     ) -> None:
-        """Plan over the clips of `index`.
-
+        """
         Args:
-            batch_size: clips in a step, over all ranks.
-            seed: in [0, 2^64); keys the shuffling, the captions, the crops and the spares.
+            index: the dataset or mixture to sample from.
+            batch_size: clips per step, over all ranks.
+            seed: in [0, 2^64); keys shuffling, captions, crops and replacements.
             max_duration: seconds; longer clips are left out.
-            crop_above_max_duration: use a random stretch of `max_duration` of a longer clip instead, another one each
-                epoch.
-            shuffle_shards: shards whose clips are shuffled together.
+            crop_above_max_duration: instead use a random crop of `max_duration` of a longer clip, a new one each epoch.
+            shuffle_shards: number of shards whose clips are shuffled together.
 
         Raises:
             ValueError: an argument is out of range.
-            SamplingError: a dataset has fewer usable clips than its part of a batch.
+            SamplingError: a dataset has fewer usable clips than its share of a batch.
         """
         for name, count in (("batch_size", batch_size), ("shuffle_shards", shuffle_shards)):
             if count < 1:
@@ -107,9 +107,9 @@ class GlobalBatchSampler:
         self._max_duration = max_duration
         self._crop = crop_above_max_duration
         self._mixture = index if isinstance(index, Mixture) else Mixture([index], [1.0])
-        longest = np.inf if crop_above_max_duration else max_duration
+        limit = np.inf if crop_above_max_duration else max_duration
         self._streams = [
-            EpochStream(_usable_clips(part, longest), seed=seed, dataset=dataset, window=shuffle_shards)
+            EpochStream(_usable_clips(part, limit), seed=seed, dataset=dataset, window=shuffle_shards)
             for dataset, part in enumerate(self._mixture.indexes)
         ]
         self.clips_per_epoch = sum(stream.clips.count for stream in self._streams)
@@ -118,17 +118,17 @@ class GlobalBatchSampler:
         self._latest: _GlobalBatch | None = None
 
     def rank_batch(self, step: int, rank: int, world_size: int) -> list[ClipRef]:
-        """The `batch_size / world_size` clips of one rank in one step: a pure function of its arguments.
+        """The `batch_size / world_size` clips of one rank in one step; a pure function of its arguments.
 
         Raises:
-            ValueError: the step is negative, the rank is not in [0, world_size), or the ranks cannot share the batch
-                equally.
+            ValueError: the step is negative, the rank is not in [0, world_size), or `world_size` does not divide the
+                batch size (SamplingError).
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in [0, {world_size})")
         if self.batch_size % world_size:
             raise SamplingError(
-                f"a global batch of {self.batch_size} clips cannot be shared equally by {world_size} ranks; "
+                f"a global batch of {self.batch_size} clips cannot be split equally over {world_size} ranks; "
                 f"set schedule.batch_size to a multiple of {world_size}"
             )
         batch = self._batch(step)
@@ -136,11 +136,10 @@ class GlobalBatchSampler:
         return self._refs(batch.clips[own], batch.epochs[own])
 
     def replacements(self, step: int, clip: int) -> Iterator[ClipRef]:
-        """Endless replacements for a clip of this step that turns out bad, whichever rank holds it.
+        """Endless replacements for a bad clip of this step; the same on every rank.
 
-        They are of the same dataset. None of them is in the step's global batch, unless that already holds every usable
-        clip of the dataset. Two bad clips may draw the same replacement. There is no spare where there is no other
-        clip.
+        They are from the same dataset and not in the step's global batch, unless the batch contains all usable clips of
+        the dataset. Two bad clips may draw the same replacement. Empty if the dataset has no other clip.
 
         Raises:
             ValueError: the clip is not in the step.
@@ -148,7 +147,7 @@ class GlobalBatchSampler:
         batch = self._batch(step)
         positions = np.flatnonzero(batch.clips == clip)
         if not len(positions):
-            raise ValueError(f"clip {clip} is not in step {step}, so it has no spares there")
+            raise ValueError(f"clip {clip} is not in step {step}, so it has no replacements there")
         epoch = batch.epochs[positions[:1]]
         dataset = int(np.searchsorted(self._mixture.starts, clip, side="right")) - 1
         first, end = self._mixture.starts[dataset : dataset + 2].tolist()
@@ -158,18 +157,18 @@ class GlobalBatchSampler:
             excluded = {clip}
         if len(excluded) == usable.count:
             return
-        generator = keyed_generator(self.seed, Purpose.SPARE, step, clip)
+        generator = keyed_generator(self.seed, Purpose.REPLACEMENT, step, clip)
         while True:
-            spare = first + usable.rows(generator.integers(usable.count, size=1))
-            if int(spare[0]) not in excluded:
-                yield self._refs(spare, epoch)[0]
+            replacement = first + usable.rows(generator.integers(usable.count, size=1))
+            if int(replacement[0]) not in excluded:
+                yield self._refs(replacement, epoch)[0]
 
     def _batch(self, step: int) -> _GlobalBatch:
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         batch = self._latest
         if batch is None or batch.step != step:
-            # Replaced whole, never changed in place: a loader's thread may be reading.
+            # A new object, not changed in place: a thread of the loader may be reading the old one.
             self._latest = batch = self._draw(step)
         return batch
 
@@ -185,7 +184,7 @@ class GlobalBatchSampler:
         return _GlobalBatch(step, np.concatenate(clips), np.concatenate(epochs), np.rint(used * 1000).astype(np.int64))
 
     def _refs(self, clips: np.ndarray, epochs: np.ndarray) -> list[ClipRef]:
-        """`[n]` clips, each in its epoch, with what is drawn for it there."""
+        """`[n]` clips with the caption and crop drawn for their epoch."""
         records = self._mixture.records(clips)
         captions = self._drawn(Purpose.CAPTION, clips, epochs, records["captions"])
         if not self._crop:
@@ -201,12 +200,12 @@ class GlobalBatchSampler:
         ]
 
     def _drawn(self, purpose: Purpose, clips: np.ndarray, epochs: np.ndarray, choices: np.ndarray) -> np.ndarray:
-        """`[n]` int64 in [0, choice), one for each clip, another one in each epoch."""
+        """`[n]` random int64 in [0, choices), one per clip and epoch."""
         words = np.empty(len(clips), np.uint64)
         for epoch in np.unique(epochs).tolist():
             now = epochs == epoch
             words[now] = keyed_words(self.seed, purpose, epoch, clips[now])
-        return scaled(words, choices)
+        return to_range(words, choices)
 
     def _skipped(self) -> tuple[SkippedClips, ...]:
         skipped = []
@@ -217,11 +216,11 @@ class GlobalBatchSampler:
         return tuple(skipped)
 
     def _check_sizes(self) -> None:
-        """With too few clips a batch would hold one twice by necessity: a false negative in contrastive losses."""
+        """Raises if there are too few clips: a batch would contain one twice, a false negative in the loss."""
         for weight, index, stream in zip(self._mixture.weights, self._mixture.indexes, self._streams, strict=True):
             needed = math.ceil(self.batch_size * weight)
             if stream.clips.count < needed:
-                part = "" if len(self._streams) == 1 else f"the {needed} that {index.location} gives to "
+                part = "" if len(self._streams) == 1 else f"the {needed} that {index.location} contributes to "
                 left_out = "".join(f"; {skip.count} left out: {skip.reason}" for skip in self.skipped)
                 raise SamplingError(
                     f"{stream.clips.count} usable clips are fewer than {part}the global batch of {self.batch_size}"
@@ -229,6 +228,6 @@ class GlobalBatchSampler:
                 )
 
 
-def _usable_clips(index: ClipIndex, longest: float) -> UsableClips:
+def _usable_clips(index: ClipIndex, max_duration: float) -> DurationFilter:
     sizes = np.array([shard["clips"] for shard in index.info["shards"]], np.int64)
-    return UsableClips(index.durations, sizes, longest=longest)
+    return DurationFilter(index.durations, sizes, max_duration=max_duration)

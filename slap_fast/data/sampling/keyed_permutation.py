@@ -1,26 +1,26 @@
-"""A random order that is computed where it is looked at, and never stored."""
+"""Keyed permutation: a random order of [0, size) with random access, computed and not stored."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from slap_fast.data.sampling.keyed_random import mixed
+from slap_fast.data.sampling.keyed_random import splitmix64
 
-# Half rounds, each of which changes one half by the other. Four make a pseudorandom permutation of a large domain
-# (Luby and Rackoff, 1988); over five elements it takes 24 until no order of them is likelier than another.
+# Feistel half rounds. Four give a pseudorandom permutation of a large domain (Luby and Rackoff, 1988); over five
+# elements, 24 are needed until all orders are equally likely.
 ROUNDS = 24
 
 
 def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """What stands at some positions of a random permutation of [0, size).
+    """The values of a random permutation of [0, size) at the given positions.
 
-    A Feistel network over the least power of two that holds `size`. What falls outside is sent through it again until
-    it falls inside (cycle walking, Black and Rogaway, 2002), which takes less than two passes on average.
+    A Feistel network over the smallest power of two that is at least `size`. Values outside [0, size) pass through it
+    again until they are inside (cycle walking, Black and Rogaway, 2002), less than two passes on average.
 
     Args:
         positions: `[n]` integers in [0, size).
         size: in [1, 2^63].
-        keys: `[ROUNDS]` uint64; each choice of keys is another permutation.
+        keys: `[ROUNDS]` uint64; they select the permutation.
 
     Returns:
         `[n]` int64.
@@ -39,6 +39,6 @@ def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     high_mask = np.uint64((1 << bits - bits // 2) - 1)
     low, high = values & low_mask, values >> shift
     for even, odd in keys.reshape(-1, 2):
-        high = high ^ (mixed(low ^ even) & high_mask)
-        low = low ^ (mixed(high ^ odd) & low_mask)
+        high = high ^ (splitmix64(low ^ even) & high_mask)
+        low = low ^ (splitmix64(high ^ odd) & low_mask)
     return (high << shift) | low

@@ -1,4 +1,4 @@
-"""Several datasets as one list of clips, each with its share of every batch."""
+"""Mixture: several weighted datasets as one list of clips."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip, gat
 
 
 class Mixture:
-    """Datasets opened for training: their clips are numbered through, those of the first dataset first.
+    """Datasets opened for training, with their clips numbered consecutively in the order of the datasets.
 
-    Reads as a `ClipIndex` does: see there for `record`, `key`, `read_audio`, `read_metadata`, `read_clips`, `release`.
+    Has the reading methods of `ClipIndex`: `record`, `key`, `read_audio`, `read_metadata`, `read_clips`, `release`.
 
     Attributes:
-        indexes: the datasets.
-        weights: the share of each in all clips that are drawn; they sum to 1.
-        starts: `[D + 1]` int64 first clip of each dataset, and the number of clips.
+        indexes: the D datasets.
+        weights: share of each dataset in the sampled clips; they sum to 1.
+        starts: `[D + 1]` int64 number of the first clip of each dataset, then the total number of clips.
     """
 
     def __init__(self, indexes: Sequence[ClipIndex], weights: Sequence[float]) -> None:
         """
         Args:
-            weights: one positive number a dataset; only their ratios matter.
+            weights: one positive number per dataset; only their ratios matter.
 
         Raises:
-            ValueError: there is no dataset, or not one positive finite weight for each.
+            ValueError: there is no dataset, or a weight is missing, not positive or not finite.
         """
         if not indexes or len(indexes) != len(weights):
             raise ValueError(
@@ -41,18 +41,18 @@ class Mixture:
             if not 0 < weight < math.inf:
                 raise ValueError(f"the weight of {index.location} is {weight}; it must be a positive number")
         self.indexes = list(indexes)
-        # As written, so that 0.7 and 0.3 are seven and three of ten.
+        # Exact decimals, so that 0.7 and 0.3 are seven and three tenths.
         exact = [Fraction(str(weight)) for weight in weights]
         self.weights = [weight / sum(exact) for weight in exact]
         self.starts = np.concatenate([[0], np.cumsum([len(index) for index in indexes])]).astype(np.int64)
 
     @classmethod
     def open(cls, folders: Sequence[tuple[str | os.PathLike[str], float]]) -> Mixture:
-        """Opens datasets by folder or URL, each with its weight.
+        """Opens datasets from `(folder or URL, weight)` pairs.
 
         Raises:
-            DatasetError: a folder is no dataset, or a damaged one.
-            ValueError: as the constructor.
+            DatasetError: a folder is not a dataset or is damaged.
+            ValueError: see the constructor.
         """
         return cls([ClipIndex.open(folder) for folder, _ in folders], [weight for _, weight in folders])
 
@@ -60,9 +60,9 @@ class Mixture:
         return int(self.starts[-1])
 
     def drawn_before(self, clips: int) -> list[int]:
-        """How many of the first `clips` clips of training come from each dataset.
+        """Number of clips from each dataset among the first `clips` clips of training.
 
-        Never less for more clips, always `clips` together, and for D datasets less than D away from `clips * weight`.
+        The numbers never decrease with `clips`, sum to `clips`, and differ from `clips * weight` by less than D.
         """
         counts = []
         rest, rest_weight = clips, Fraction(1)
@@ -73,7 +73,7 @@ class Mixture:
         return counts
 
     def mel_statistics(self) -> tuple[float, float]:
-        """Mean and standard deviation of the log-mel values in a batch, from those of the datasets."""
+        """Mean and standard deviation of the log-mel values of a batch, combined from those of the datasets."""
         seconds = [index.info["seconds"] / len(index) for index in self.indexes]
         shares = np.array(self.weights, np.float64) * seconds
         shares /= shares.sum()
@@ -96,7 +96,7 @@ class Mixture:
         return index.record(row)
 
     def shard_name(self, clip: int) -> str:
-        """Name of the tar that holds the clip, with its folder where there are several datasets."""
+        """Name of the tar that holds the clip, with its folder if there are several datasets."""
         index, row = self._locate(clip)
         name = index.shard_name(row)
         return name if len(self.indexes) == 1 else f"{index.location.rstrip('/')}/{name}"
@@ -106,7 +106,7 @@ class Mixture:
         return index.key(row)
 
     def name(self, clip: int) -> str:
-        """The clip's key for a message, or its number where the key cannot be read, be it now or for good."""
+        """The clip's key for messages, or its number if the key cannot be read."""
         index, row = self._locate(clip)
         try:
             return index.key(row, retry=False)

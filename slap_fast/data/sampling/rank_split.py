@@ -1,26 +1,26 @@
-"""A batch to ranks: equal counts, and as nearly equal work as that allows."""
+"""Rank split: divides a batch over the ranks with equal clip counts and nearly equal audio length."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Swaps after the first distribution. Two ranks a swap, and the first distribution is mostly good: few are ever needed.
+# Each swap changes two ranks. The first distribution is usually good, so few swaps are needed.
 _MAX_SWAPS = 256
-# Relative difference between the heaviest and the lightest group at which swapping ends.
-_GOOD_ENOUGH = 1e-3
+# Swapping stops at this relative difference between the heaviest and the lightest group.
+_TOLERANCE = 1e-3
 
 
 def balanced_groups(weights: np.ndarray, groups: int) -> np.ndarray:
     """Divides items into groups of equal count and nearly equal weight; a pure function of its arguments.
 
-    The items are dealt in rounds, from the heaviest to the lightest: each round gives every group one item, and the
-    lightest group the heaviest (Graham's LPT rule, 1969, with equal counts). Then the heaviest and the lightest group
-    swap the two items that even them out best, until they are within 0.1 % of each other, no swap helps, or 256 are
-    done. With a few items a group, the longest of them may leave no better division than an uneven one.
+    The items are dealt in rounds, from heaviest to lightest. In each round every group gets one item, and the lightest
+    group gets the heaviest item (Graham's LPT rule, 1969, with equal counts). Then the heaviest and the lightest group
+    swap the pair of items that balances them best, until they differ by at most 0.1 %, no swap helps, or 256 swaps are
+    done. With few items per group, one very long item can make an even division impossible.
 
     Args:
-        weights: `[n]` non-negative int64: sums of integers are the same on every machine.
-        groups: divides n.
+        weights: `[n]` non-negative int64 (integer sums are the same on every machine).
+        groups: number of groups; divides n.
 
     Returns:
         `[groups, n / groups]` int64 items, ascending in each group.
@@ -37,9 +37,9 @@ def balanced_groups(weights: np.ndarray, groups: int) -> np.ndarray:
     for _ in range(_MAX_SWAPS):
         heavy, light = int(loads.argmax()), int(loads.argmin())
         gap = int(loads[heavy] - loads[light])
-        if gap <= _GOOD_ENOUGH * loads[heavy]:
+        if gap <= _TOLERANCE * loads[heavy]:
             break
-        # A swap that moves half of the gap closes it; one that moves all of it or more only turns it around.
+        # A swap that moves half of the gap closes it; one that moves the whole gap or more only reverses it.
         moved = weights[members[heavy]][:, None] - weights[members[light]]
         misses = np.abs(2 * moved - gap)
         giving, taking = np.unravel_index(int(misses.argmin()), misses.shape)

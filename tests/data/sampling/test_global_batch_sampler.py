@@ -53,7 +53,7 @@ def clips_of(sampler: GlobalBatchSampler, steps: range) -> list[int]:
 
 
 def real_durations(clips: int, seed: int = 0) -> np.ndarray:
-    """Seconds, spread as in collections of sound: log-normal up to 30 s, and a third cut to 10 s sharp."""
+    """Seconds, distributed as in real audio datasets: log-normal up to 30 s, and one third exactly 10 s."""
     generator = np.random.default_rng(seed)
     seconds = np.clip(np.exp(generator.normal(2.0, 0.9, clips)), 0.5, 30.0)
     return np.where(generator.random(clips) < 0.33, 10.0, seconds)
@@ -68,7 +68,7 @@ def epochs_of(sampler: GlobalBatchSampler, epochs: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(("clips", "batch_size"), [(48, 8), (50, 8), (13, 13), (13, 1), (17, 16), (1, 1)])
 @pytest.mark.parametrize("shuffle_shards", [1, 2, 64])
-def test_every_clip_comes_exactly_once_an_epoch(clips: int, batch_size: int, shuffle_shards: int) -> None:
+def test_every_clip_appears_exactly_once_per_epoch(clips: int, batch_size: int, shuffle_shards: int) -> None:
     sampler = make_sampler(clips, batch_size, shuffle_shards=shuffle_shards)
     for epoch in epochs_of(sampler, 3):
         assert sorted(epoch) == list(range(clips))
@@ -84,7 +84,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 @given(st.data())
 @settings(max_examples=15, deadline=None)
-def test_any_dataset_comes_whole_and_resumes_anywhere(data: st.DataObject) -> None:
+def test_any_dataset_is_covered_each_epoch_and_can_resume_at_any_step(data: st.DataObject) -> None:
     shard_sizes = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=12).filter(any))
     total = sum(shard_sizes)
     long = np.array(data.draw(st.lists(st.booleans(), min_size=1, max_size=9)))
@@ -111,14 +111,14 @@ def test_a_batch_is_drawn_from_one_window_of_shards() -> None:
     places: dict[int, list[int]] = {}
     for step in range(80):
         shards = {clip // 100 for clip in clips_of(sampler, range(step, step + 1))}
-        assert len(shards) == 4, "4 windows of 100 clips are 8 batches, so none spans two"
+        assert len(shards) == 4, "a window of 4 shards of 100 clips is 8 batches, so no batch spans two windows"
         for shard in shards:
             places.setdefault(shard, []).append(step)
     assert all(len(steps) == 8 and steps[-1] - steps[0] == 7 for steps in places.values())
     assert list(places) != sorted(places)
 
 
-def test_a_window_of_all_shards_puts_every_clip_anywhere() -> None:
+def test_a_window_of_all_shards_shuffles_uniformly() -> None:
     clips, seeds = 8, 1200
     samplers = (make_sampler(clips, clips, seed=seed, shard_sizes=[3, 1, 4]) for seed in range(seeds))
     counts = np.zeros((clips, clips), int)
@@ -130,7 +130,7 @@ def test_a_window_of_all_shards_puts_every_clip_anywhere() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_ranks_share_one_global_batch_in_equal_counts(world_size: int) -> None:
+def test_ranks_split_one_global_batch_in_equal_counts(world_size: int) -> None:
     sampler = make_sampler(50, 8, captions=3, seconds=real_durations(50))
     for step in range(20):
         alone = sampler.rank_batch(step, 0, 1)
@@ -139,7 +139,7 @@ def test_ranks_share_one_global_batch_in_equal_counts(world_size: int) -> None:
         assert sorted(ref for share in shares for ref in share) == sorted(alone)
 
 
-def test_another_number_of_ranks_goes_on_where_the_last_one_stopped() -> None:
+def test_a_run_can_resume_with_another_number_of_ranks() -> None:
     arguments: dict[str, Any] = {"captions": 3, "seconds": real_durations(170)}
     expected = [sorted(make_sampler(170, 8, **arguments).rank_batch(step, 0, 1)) for step in range(60)]
     seen = []
@@ -154,7 +154,7 @@ def test_another_number_of_ranks_goes_on_where_the_last_one_stopped() -> None:
     assert seen == expected
 
 
-def test_ranks_have_equal_work() -> None:
+def test_ranks_get_nearly_equal_audio() -> None:
     seconds = real_durations(40_000)
     sampler = make_sampler(40_000, 2048, seconds=seconds, shard_sizes=[1000] * 40)
     for step in range(6):
@@ -162,15 +162,15 @@ def test_ranks_have_equal_work() -> None:
         assert work.max() - work.min() < 0.005 * work.mean()
 
 
-def test_any_step_can_be_sought_in_any_order() -> None:
-    walked = make_sampler(50, 8, captions=5)
-    steps = [walked.rank_batch(step, 1, 2) for step in range(40)]
-    sought = make_sampler(50, 8, captions=5)
+def test_steps_can_be_computed_in_any_order() -> None:
+    sequential = make_sampler(50, 8, captions=5)
+    steps = [sequential.rank_batch(step, 1, 2) for step in range(40)]
+    random_access = make_sampler(50, 8, captions=5)
     for step in (39, 0, 17, 6, 7, 38):
-        assert sought.rank_batch(step, 1, 2) == steps[step]
+        assert random_access.rank_batch(step, 1, 2) == steps[step]
 
 
-def test_a_far_step_needs_no_replay() -> None:
+def test_a_distant_step_needs_no_replay() -> None:
     assert len(make_sampler().rank_batch(10**15, 0, 1)) == 8
 
 
@@ -198,7 +198,7 @@ def test_clips_that_are_too_long_are_left_out_and_counted() -> None:
     assert sorted(epochs_of(sampler, 1)[0]) == sorted(set(range(20)) - {3, 7, 8})
 
 
-def test_longer_clips_are_cropped_if_asked() -> None:
+def test_long_clips_are_cropped_with_crop_above_max_duration() -> None:
     seconds = np.full(20, 5.0)
     seconds[3], seconds[8], seconds[9] = 300.0, 30 + 1 / 16_000, 30.0
     sampler = GlobalBatchSampler(
@@ -212,11 +212,11 @@ def test_longer_clips_are_cropped_if_asked() -> None:
     assert all(crops[clip] == {None} for clip in set(range(20)) - {3, 8})
     assert crops[8] == {(0, 480_000), (1, 480_001)}
     starts = [crop[0] for crop in crops[3] if crop is not None and crop[1] - crop[0] == 480_000]
-    assert len(starts) == 40, "another stretch in each epoch, always of 30 s"
+    assert len(starts) == 40, "a new crop in each epoch, always of 30 s"
     assert min(starts) < 600_000 < 3_700_000 < max(starts) <= 4_800_000 - 480_000
 
 
-def test_a_data_set_smaller_than_a_batch_is_refused_with_the_reasons() -> None:
+def test_a_dataset_smaller_than_a_batch_raises_with_the_reasons() -> None:
     seconds = np.full(10, 5.0)
     seconds[:4] = 60.0
     with pytest.raises(
@@ -235,7 +235,7 @@ def test_a_data_set_smaller_than_a_batch_is_refused_with_the_reasons() -> None:
         (-1, 0, 1, "step is -1"),
     ],
 )
-def test_impossible_questions_are_refused(step: int, rank: int, world_size: int, message: str) -> None:
+def test_invalid_steps_and_ranks_raise(step: int, rank: int, world_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_sampler(50, 8).rank_batch(step, rank, world_size)
 
@@ -249,37 +249,37 @@ def test_impossible_questions_are_refused(step: int, rank: int, world_size: int,
         ({"shuffle_shards": 0}, "shuffle_shards is 0"),
     ],
 )
-def test_arguments_out_of_range_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(changed: dict[str, Any], message: str) -> None:
     arguments = {"batch_size": 4, "seed": 0, "max_duration": 30.0} | changed
     with pytest.raises(ValueError, match=message):
         GlobalBatchSampler(make_index(20), **arguments).rank_batch(0, 0, 1)
 
 
-def test_spares_are_deterministic_and_from_outside_the_batch() -> None:
+def test_replacements_are_deterministic_and_from_outside_the_batch() -> None:
     sampler = make_sampler(50, 8, captions=4)
     for step in (0, 6, 25):  # step 6 spans two epochs
         batch = {ref.clip for ref in sampler.rank_batch(step, 0, 1)}
         streams = set()
         for clip in batch:
-            spares = list(islice(sampler.replacements(step, clip), 60))
-            assert spares == list(islice(make_sampler(50, 8, captions=4).replacements(step, clip), 60))
-            assert batch.isdisjoint(ref.clip for ref in spares)
-            assert len({ref.clip for ref in spares}) > 20
-            assert {ref.caption for ref in spares} == set(range(4))
-            streams.add(tuple(spares))
+            drawn = list(islice(sampler.replacements(step, clip), 60))
+            assert drawn == list(islice(make_sampler(50, 8, captions=4).replacements(step, clip), 60))
+            assert batch.isdisjoint(ref.clip for ref in drawn)
+            assert len({ref.clip for ref in drawn}) > 20
+            assert {ref.caption for ref in drawn} == set(range(4))
+            streams.add(tuple(drawn))
         assert len(streams) == len(batch)
 
 
-def test_spares_of_a_batch_that_takes_all_clips_are_its_other_clips() -> None:
+def test_replacements_in_a_batch_of_all_clips_are_its_other_clips() -> None:
     sampler = make_sampler(8, 8)
     assert {ref.clip for ref in islice(sampler.replacements(0, 5), 100)} == set(range(8)) - {5}
 
 
-def test_a_single_clip_has_no_spares() -> None:
+def test_a_single_clip_has_no_replacements() -> None:
     assert list(make_sampler(1, 1).replacements(0, 0)) == []
 
 
-def test_spares_are_only_for_clips_of_the_step() -> None:
+def test_replacements_of_a_clip_outside_the_step_raise() -> None:
     sampler = make_sampler(50, 8)
     outside = next(iter(set(range(50)) - {ref.clip for ref in sampler.rank_batch(2, 0, 1)}))
     with pytest.raises(ValueError, match=f"clip {outside} is not in step 2"):
@@ -292,7 +292,7 @@ def make_mixture(sizes: list[int], weights: list[float], **index: Any) -> Mixtur
 
 @given(st.data())
 @settings(max_examples=15, deadline=None)
-def test_every_dataset_of_a_mixture_has_its_share_and_epochs_of_its_own(data: st.DataObject) -> None:
+def test_every_dataset_of_a_mixture_gets_its_share_and_has_its_own_epochs(data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.floats(0.01, 100) | st.integers(1, 9), min_size=1, max_size=4))
     batch_size = data.draw(st.integers(1, 40))
     sizes = [data.draw(st.integers(batch_size, 90)) for _ in weights]
@@ -320,21 +320,22 @@ def test_equal_datasets_of_a_mixture_are_shuffled_differently() -> None:
     assert (clips[:20] + 40 != clips[20:]).any()
 
 
-def test_spares_come_from_the_dataset_of_the_clip() -> None:
+def test_replacements_come_from_the_dataset_of_the_clip() -> None:
     sampler = GlobalBatchSampler(make_mixture([30, 9], [3, 1]), batch_size=8, seed=5, max_duration=30.0)
     batch = [ref.clip for ref in sampler.rank_batch(4, 0, 1)]
     for clip in batch:
-        spares = {ref.clip for ref in islice(sampler.replacements(4, clip), 80)}
-        assert spares.isdisjoint(batch)
-        assert all((spare < 30) == (clip < 30) for spare in spares)
+        drawn = {ref.clip for ref in islice(sampler.replacements(4, clip), 80)}
+        assert drawn.isdisjoint(batch)
+        assert all((other < 30) == (clip < 30) for other in drawn)
 
 
-def test_a_dataset_too_small_for_its_share_is_named() -> None:
-    with pytest.raises(SamplingError, match=r"5 usable clips are fewer than the 6 that data/1 gives to .* batch of 8"):
+def test_a_dataset_too_small_for_its_share_raises_with_its_location() -> None:
+    message = r"5 usable clips are fewer than the 6 that data/1 contributes to .* batch of 8"
+    with pytest.raises(SamplingError, match=message):
         GlobalBatchSampler(make_mixture([50, 5], [1, 3]), batch_size=8, seed=5, max_duration=30.0)
 
 
-def test_what_a_mixture_leaves_out_is_told_apart() -> None:
+def test_skipped_clips_of_a_mixture_are_counted_per_dataset() -> None:
     seconds = (40.0 - np.arange(9), 5.0, 35.0)
     mixture = Mixture([make_index(9, seconds=each) for each in seconds], [1, 1, 1])
     with pytest.raises(SamplingError, match=r"0 usable"):

@@ -16,7 +16,7 @@ def keys(seed: int) -> np.ndarray:
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_every_value_comes_once(size: int, seed: int) -> None:
+def test_every_value_appears_once(size: int, seed: int) -> None:
     values = permuted(np.arange(size), size, keys(seed))
     np.testing.assert_array_equal(np.sort(values), np.arange(size))
     some = np.random.default_rng(seed).integers(size, size=5)
@@ -25,7 +25,7 @@ def test_every_value_comes_once(size: int, seed: int) -> None:
 
 @given(st.integers(2**40, 2**62))
 @settings(max_examples=20, deadline=None)
-def test_sizes_beyond_any_dataset(size: int) -> None:
+def test_very_large_sizes(size: int) -> None:
     positions = np.unique(np.random.default_rng(1).integers(size, size=1000))
     values = permuted(positions, size, keys(2))
     assert len(np.unique(values)) == len(positions)
@@ -41,7 +41,7 @@ def test_all_orders_of_five_are_equally_likely() -> None:
     assert squares < 119 + 5 * sqrt(2 * 119)
 
 
-def test_neighbours_part_in_a_large_permutation() -> None:
+def test_neighbors_are_spread_in_a_large_permutation() -> None:
     size = 640_000
     values = permuted(np.arange(100_000, 104_096), size, keys(3))
     counts = np.bincount(values * 64 // size, minlength=64)

@@ -21,7 +21,7 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> list[ClipIndex]:
     ]
 
 
-def test_clips_are_numbered_through(indexes: list[ClipIndex]) -> None:
+def test_clips_are_numbered_consecutively(indexes: list[ClipIndex]) -> None:
     mixture = Mixture([indexes[0], indexes[1]], [1, 2])
     assert len(mixture) == 13
     for clip in range(13):
@@ -38,7 +38,7 @@ def test_clips_are_numbered_through(indexes: list[ClipIndex]) -> None:
             mixture.record(outside)
 
 
-def test_one_dataset_is_as_without_a_mixture(indexes: list[ClipIndex]) -> None:
+def test_a_mixture_of_one_dataset_behaves_like_the_dataset(indexes: list[ClipIndex]) -> None:
     mixture = Mixture.open([(indexes[0].folder, 5.0)])
     assert mixture.shard_name(3) == "shard-000001.tar"
     assert mixture.weights == [1]
@@ -46,7 +46,7 @@ def test_one_dataset_is_as_without_a_mixture(indexes: list[ClipIndex]) -> None:
     assert mixture.mel_statistics() == (0.0, 1.0)
 
 
-def test_counts_follow_the_weights_to_the_clip(indexes: list[ClipIndex]) -> None:
+def test_counts_follow_the_weights_exactly(indexes: list[ClipIndex]) -> None:
     mixture = Mixture([*indexes, indexes[0]], [0.7, 0.1, 0.2])
     assert mixture.drawn_before(10**18) == [7 * 10**17, 10**17, 2 * 10**17]
     counts = np.array([mixture.drawn_before(clips) for clips in range(400)])
@@ -54,9 +54,9 @@ def test_counts_follow_the_weights_to_the_clip(indexes: list[ClipIndex]) -> None
     assert (counts.sum(1) == np.arange(400)).all()
 
 
-def test_statistics_are_those_of_the_clips_that_are_drawn(tmp_path: Path) -> None:
+def test_mel_statistics_match_the_sampled_clips(tmp_path: Path) -> None:
     indexes = [write_dataset(tmp_path / str(n), [make_clip(n)]) for n in range(2)]
-    # Half as many clips, twice as long: as many frames of either.
+    # The second has half as many clips of twice the length: both contribute equally many frames.
     for index, mean, std, seconds in zip(indexes, (1.0, 3.0), (2.0, 4.0), (5.0, 10.0), strict=True):
         index.info.update(mel_mean=mean, mel_std=std, seconds=seconds)
     mean, std = Mixture(indexes, [2, 1]).mel_statistics()
@@ -64,12 +64,12 @@ def test_statistics_are_those_of_the_clips_that_are_drawn(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, math.nan], [math.inf, 1.0], [-1.0, 1.0]])
-def test_weights_must_be_positive_and_one_a_dataset(indexes: list[ClipIndex], weights: list[float]) -> None:
+def test_weights_must_be_positive_and_one_per_dataset(indexes: list[ClipIndex], weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weight"):
         Mixture(indexes, weights)
 
 
-def test_there_must_be_a_dataset(tmp_path: Path) -> None:
+def test_a_mixture_without_a_dataset_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         Mixture([], [])
     with pytest.raises(DatasetError, match="not a folder"):

@@ -10,14 +10,14 @@ from slap_fast.data.sampling.rank_split import balanced_groups
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.sampled_from([0, 1, 30, 30_000]))
 @settings(max_examples=80, deadline=None)
-def test_every_item_is_in_one_of_equal_groups(groups: int, count: int, seed: int, heaviest: int) -> None:
+def test_every_item_is_in_one_of_equally_large_groups(groups: int, count: int, seed: int, heaviest: int) -> None:
     weights = np.random.default_rng(seed).integers(heaviest + 1, size=groups * count)
     members = balanced_groups(weights, groups)
     assert members.shape == (groups, count)
     assert sorted(members.ravel().tolist()) == list(range(groups * count))
     assert (np.diff(members, axis=1) > 0).all()
     loads = weights[members].sum(1)
-    assert loads.max() - loads.min() <= weights.max(), "dealing by rounds cannot be further apart than one item"
+    assert loads.max() - loads.min() <= weights.max(), "dealing in rounds bounds the difference by one item"
     np.testing.assert_array_equal(balanced_groups(weights, groups), members)
 
 
@@ -31,7 +31,7 @@ def test_groups_of_sixteen_and_more_are_within_two_percent(groups: int) -> None:
     assert loads.max() - loads.min() < 0.02 * loads.mean()
 
 
-def test_swaps_even_out_what_dealing_cannot() -> None:
-    # Dealt: 10 + 5 + 1 against 9 + 8 + 1, and so on; 10 + 6 + 1 against 9 + 7 + 1 is even.
+def test_swaps_balance_groups_that_dealing_leaves_uneven() -> None:
+    # Only 10 + 6 + 1 against 9 + 7 + 1 is even.
     weights = np.array([10, 9, 7, 6, 1, 1])
     assert weights[balanced_groups(weights, 2)].sum(1).tolist() == [17, 17]
