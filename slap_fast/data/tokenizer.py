@@ -1,4 +1,4 @@
-"""The text tower's tokenizer: a pretrained one by name or folder, or a byte-level BPE trained on one's own captions."""
+"""Text tokenizer: loads one by folder or hub name, or trains a byte-level BPE on captions."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MIN_VOCAB = 256 + len(SPECIAL_TOKENS)  # every byte, so that no text is unknown
-_TRAINED_AT_ONCE = 1024
+_BATCH_SIZE = 1024
 
 
 class TokenizerError(SlapFastError, ValueError):
-    """A tokenizer that cannot be trained, read or used."""
+    """A tokenizer cannot be trained, loaded or used."""
 
 
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int, out: str | os.PathLike[str] | None = None
 ) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE: NFC, case kept, no unknown text, `[CLS] ... [SEP]` around it. Deterministic.
+    """Trains a byte-level BPE tokenizer: NFC, cased, no unknown tokens, adds `[CLS]` and `[SEP]`. Deterministic.
 
     Args:
-        captions: text to learn from, streamed.
-        vocab_size: at most this many tokens, the 256 bytes and 5 special ones included; fewer where text is scarce.
+        captions: training text, streamed.
+        vocab_size: maximum number of tokens, including 256 bytes and 5 special tokens; scarce text gives fewer.
         out: folder to save to, for `load_tokenizer`.
 
     Raises:
-        ValueError: `vocab_size` is below 261, or `captions` is one string.
+        ValueError: `vocab_size` is below 261, or `captions` is a string instead of a list.
         TokenizerError: there is no text.
         OSError: `out` cannot be written.
     """
@@ -54,9 +54,9 @@ def train_tokenizer(
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    counted = _Counted(captions)
-    tokenizer.train_from_iterator(counted, trainer=trainer)
-    if not counted.any:
+    batches = _CaptionBatches(captions)
+    tokenizer.train_from_iterator(batches, trainer=trainer)
+    if not batches.has_text:
         raise TokenizerError("there is no caption to train a tokenizer on")
     start, end = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -78,12 +78,12 @@ def train_tokenizer(
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder (`tokenizer/` in a dataset, a saved model) or from the Hugging Face hub by name.
+    """Loads a tokenizer from a folder (`tokenizer/` of a dataset, a saved model) or by name from the Hugging Face hub.
 
-    It is what `tokenizer.json` describes: no code that lies beside it, or that it names, is run.
+    Only `tokenizer.json` and its settings are read; no code in the folder or on the hub is executed.
 
     Raises:
-        TokenizerError: there is none, it cannot be read, or it lacks a padding, start or end token.
+        TokenizerError: there is no tokenizer, it cannot be read, or it lacks a padding, start or end token.
     """
     name = os.fspath(name_or_folder)
     try:
@@ -97,12 +97,12 @@ def load_tokenizer(name_or_folder: str | os.PathLike[str]) -> PreTrainedTokenize
 
 
 def _downloaded(name: str) -> Path:
-    """The folder with the files of a tokenizer of the Hugging Face hub."""
+    """Downloads the tokenizer files of a model from the Hugging Face hub; returns their folder."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
-    except Exception as error:  # A wrong name, no network and no such model are errors of as many kinds.
+    except Exception as error:  # A wrong name, no network and a missing model raise unrelated types.
         raise TokenizerError(
             f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {one_line(error)}): give a folder "
             "with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
@@ -111,11 +111,11 @@ def _downloaded(name: str) -> Path:
 
 def _refuse_one_string(captions: object) -> None:
     if isinstance(captions, str):
-        raise ValueError(f"captions is one string, {captions[:40]!r}, whose letters would be captions; pass a list")
+        raise ValueError(f"captions is one string, {captions[:40]!r}; pass a list of captions")
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each caption, unpadded, cut to `max_length` with the start and end tokens kept."""
+    """Token ids of each caption, unpadded, truncated to `max_length` with the start and end tokens kept."""
     _refuse_one_string(captions)
     if max_length < 3:
         raise ValueError(f"max_length is {max_length}; a start token, a word and an end token need at least 3")
@@ -130,19 +130,19 @@ def encode_captions(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str],
     return encoded["input_ids"]
 
 
-class _Counted:
-    """Passes batches of captions on and remembers whether there was any text."""
+class _CaptionBatches:
+    """Batches captions for the trainer and records whether there was any text."""
 
     def __init__(self, captions: Iterable[str]) -> None:
         self._captions = captions
-        self.any = False
+        self.has_text = False
 
     def __iter__(self) -> Iterator[list[str]]:
         batch: list[str] = []
         for caption in self._captions:
-            self.any = self.any or bool(caption.strip())
+            self.has_text = self.has_text or bool(caption.strip())
             batch.append(caption)
-            if len(batch) == _TRAINED_AT_ONCE:
+            if len(batch) == _BATCH_SIZE:
                 yield batch
                 batch = []
         yield batch

@@ -22,7 +22,9 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from slap_fast.audio.files import AudioError, encode_flac, load_audio
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.flac_encoder import encode_flac
+from slap_fast.audio.waveform import load_audio
 from slap_fast.data.decoding import DecodeFailure, make_decoder
 
 FORMATS = {

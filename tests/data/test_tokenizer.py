@@ -76,7 +76,7 @@ def test_training_in_another_process_gives_the_same_files(tmp_path: Path) -> Non
 
 
 def test_a_string_instead_of_a_list_of_captions_raises(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="captions is one string, 'a dog barks', whose letters would be captions"):
+    with pytest.raises(ValueError, match="captions is one string, 'a dog barks'; pass a list of captions"):
         encode_captions(tokenizer, "a dog barks", max_length=16)
     with pytest.raises(ValueError, match="captions is one string"):
         train_tokenizer("a dog barks", 400)

@@ -1,4 +1,7 @@
-"""The choice of a decoder."""
+"""Decoding: encoded clips in memory to waveforms, by soundfile or NVIDIA DALI.
+
+decoder.py defines the interface; `make_decoder` below selects an implementation.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import logging
 from typing import Literal
 
 from slap_fast.data.decoding.dali_decoder import DaliDecoder
-from slap_fast.data.decoding.soundfile_decoder import PREPARE, Crop, DecodeFailure, Decoder, SoundfileDecoder
+from slap_fast.data.decoding.decoder import PREPARE, Crop, DecodeFailure, Decoder
+from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.errors import MissingExtraError
 
 __all__ = ["PREPARE", "Crop", "DaliDecoder", "DecodeFailure", "Decoder", "SoundfileDecoder", "make_decoder"]
@@ -22,16 +26,16 @@ def make_decoder(
     sample_rate: int = 16_000,
     pin_memory: bool = False,
 ) -> Decoder:
-    """The decoder of that name; "auto" is DALI where it is installed, which is the faster, else soundfile.
+    """Creates a decoder. "auto" is DALI if it is installed (it is faster), else soundfile.
 
     Args:
         threads: native decoding threads.
-        max_batch_size: the most clips that DALI decodes at once; more are decoded in turns, and copied together.
-        pin_memory: decode into page-locked memory where the decoder lets one choose; soundfile does.
+        max_batch_size: maximum number of clips per DALI run; larger batches take several runs and one copy.
+        pin_memory: decode into page-locked memory (soundfile only).
 
     Raises:
-        ValueError: no decoder has that name, or a count is not positive.
-        MissingExtraError: DALI is asked for by name and cannot be imported.
+        ValueError: `kind` is unknown, or a count is not positive.
+        MissingExtraError: `kind` is "dali" and DALI cannot be imported.
     """
     if kind not in ("auto", "dali", "soundfile"):
         raise ValueError(f"decoder is {kind!r}; choose 'auto', 'dali' or 'soundfile'")

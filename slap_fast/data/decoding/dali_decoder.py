@@ -1,4 +1,4 @@
-"""Decoding by NVIDIA DALI, on native CPU threads."""
+"""DALI decoder: decodes clips with NVIDIA DALI on native CPU threads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding.soundfile_decoder import Blob, Crop, DecodeFailure, SoundfileDecoder
+from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
+from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 
 
 class DaliDecoder:
-    """DALI's `decoders.audio`, fed batch by batch with files in memory.
+    """DALI's `decoders.audio`, fed with batches of files in memory. Runs on the CPU; needs no GPU.
 
-    DALI sees only FLAC whose header promises exactly what is wanted, and wanted whole; anything else goes to soundfile,
-    which reads it or names what is wrong. A file that breaks its promise costs DALI the whole batch, so that batch too
-    is decoded again by soundfile, clip by clip. A DALI audio decoder needs no GPU, and has no use for one.
+    DALI gets only uncropped FLAC files whose header has the expected sample rate, channel count and length. All others
+    go to soundfile, which decodes them or reports what is wrong. If one file turns out damaged, DALI fails the whole
+    batch, which soundfile then decodes again clip by clip.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class DaliDecoder:
         self.sample_rate = sample_rate
         self.max_batch_size = max_batch_size
         self._pipeline = _build_pipeline(threads, max_batch_size)
-        # Feeding and running belong together; two loaders may share a decoder.
+        # Feeding and running must not interleave: two loaders may share a decoder.
         self._lock = threading.Lock()
 
     def decode(
@@ -48,13 +49,13 @@ class DaliDecoder:
         """See `slap_fast.data.decoding.Decoder.decode`."""
         crops = crops or [None] * len(blobs)
         decoded: list[Tensor | DecodeFailure | None] = [None] * len(blobs)
-        promising = [
+        suitable = [
             item
             for item, (blob, count, crop) in enumerate(zip(blobs, samples, crops, strict=True))
-            if crop is None and _promises(blob, self.sample_rate, count)
+            if crop is None and _header_matches(blob, self.sample_rate, count)
         ]
-        for start in range(0, len(promising), self.max_batch_size):
-            items = promising[start : start + self.max_batch_size]
+        for start in range(0, len(suitable), self.max_batch_size):
+            items = suitable[start : start + self.max_batch_size]
             waveforms = self._run([blobs[item] for item in items], [samples[item] for item in items])
             for item, waveform in zip(items, waveforms, strict=True):
                 decoded[item] = waveform
@@ -67,14 +68,14 @@ class DaliDecoder:
         return [outcome for outcome in decoded if outcome is not None]
 
     def _run(self, blobs: list[Blob], samples: list[int]) -> Sequence[Tensor | None]:
-        """One DALI batch: waveforms end to end in memory, or None for every clip if any is damaged."""
+        """Decodes one DALI batch to contiguous waveforms, or to None for every clip if one is damaged."""
         encoded = [np.frombuffer(blob, dtype=np.uint8) for blob in blobs]
         try:
             with self._lock:
                 self._pipeline.feed_input("blobs", encoded)
                 (decoded,) = self._pipeline.run()
-        except Exception as error:  # DALI does not say which exceptions its operators raise.
-            logger.debug("DALI could not decode a batch, soundfile takes it: %s", error)
+        except Exception as error:  # DALI does not document which exceptions its operators raise.
+            logger.debug("DALI could not decode a batch, decoding it with soundfile: %s", error)
             return [None] * len(blobs)
         if [tuple(shape) for shape in decoded.shape()] != [(count,) for count in samples]:
             return [None] * len(blobs)
@@ -89,15 +90,15 @@ def _build_pipeline(threads: int, max_batch_size: int) -> Any:
             f"the DALI decoder needs NVIDIA DALI ({error}); pip install 'slap-fast[dali]', "
             "or choose loading.decoder=soundfile"
         ) from error
-    # The dynamic executor (DALI's default, named because all rests on it) survives an operator's exception, and
-    # gives every run output buffers of its own.
+    # exec_dynamic is DALI's default, and required here: this executor survives an exception of an operator, and every
+    # run gets its own output buffers.
     pipeline = Pipeline(
         batch_size=max_batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=1, exec_dynamic=True
     )
     with pipeline:
-        # The files stay where they are: whoever runs the pipeline holds them until it is done.
+        # no_copy: the caller keeps the files in memory until the run is done.
         blobs = fn.external_source(name="blobs", device="cpu", dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True)
-        # downmix flattens [samples, 1] to [samples]; only mono gets here.
+        # downmix flattens [samples, 1] to [samples]; the input is always mono.
         waveforms, _ = fn.decoders.audio(blobs, dtype=types.DALIDataType.FLOAT, downmix=True)
         pipeline.set_outputs(waveforms)
     pipeline.build()
@@ -105,17 +106,17 @@ def _build_pipeline(threads: int, max_batch_size: int) -> Any:
 
 
 def _to_torch(decoded: Any, total: int) -> Tensor:
-    """`[total]` float32: a DALI batch without a copy, where it is contiguous (as it is in all versions seen)."""
+    """`[total]` float32: a DALI batch, without a copy if it is contiguous (as in all versions seen)."""
     try:
         return torch.from_dlpack(decoded.as_reshaped_tensor([total]))
     except RuntimeError:
         return torch.cat([torch.from_numpy(np.array(decoded.at(item))) for item in range(len(decoded))])
 
 
-def _promises(blob: Blob, sample_rate: int, samples: int) -> bool:
-    """Whether it is FLAC whose STREAMINFO block (RFC 9639, 8.2) says mono, this rate and this many samples.
+def _header_matches(blob: Blob, sample_rate: int, samples: int) -> bool:
+    """Whether `blob` is mono FLAC of this sample rate and length by its STREAMINFO block (RFC 9639, 8.2).
 
-    A header that leaves the length open, or lies, would have DALI allocate all that it claims.
+    DALI would allocate whatever length a header claims.
     """
     if len(blob) < 42 or blob[:4] != b"fLaC" or blob[4] & 0x7F != 0 or samples == 0:
         return False

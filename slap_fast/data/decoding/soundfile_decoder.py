@@ -1,69 +1,29 @@
-"""Encoded clips to waveforms: what a decoder promises, and the one that soundfile serves."""
+"""soundfile decoder: decodes clips with libsndfile on a thread pool."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
-from slap_fast.audio.files import AudioBytes
+from slap_fast.audio.containers import ClampedBytesIO
+from slap_fast.data.decoding.decoder import PREPARE, Blob, Crop, DecodeFailure
 from slap_fast.ops.waveform_stats import waveform_stats
 from slap_fast.runtime.buffer_pool import BufferPool
 
-Crop = tuple[int, int]
-"""The samples `[start, end)` of a clip."""
-
-Blob = bytes | memoryview
-"""An audio file."""
-
-PREPARE = "run `slap-fast prepare` on the source"
-# libsndfile's claim for a file whose header does not say.
+# Frame count that libsndfile reports if the header has none.
 _UNKNOWN_LENGTH = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class DecodeFailure:
-    """Why a clip has no waveform."""
-
-    reason: str
-
-
-class Decoder(Protocol):
-    """Decodes mono clips of one sample rate. All decoders give the same bits, and drop the same clips."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def decode(
-        self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
-    ) -> list[Tensor | DecodeFailure]:
-        """Decode audio files.
-
-        Args:
-            blobs: N files; FLAC at best, and whatever else soundfile reads.
-            samples: the length that each must have. It bounds the memory that a file with a lying header can claim.
-            crops: for each file the stretch that is wanted, None for all of it. Nothing else takes memory, and what
-                follows it is not looked at.
-
-        Returns:
-            For each clip a `[samples]` float32 tensor in [-1, 1], or as long as its crop; or why there is none: not
-            audio, damaged, empty, not finite, or of another rate, channel count or length. No content raises. Clips
-            that succeed lie end to end in memory where that is free: `pack_waveforms` then copies nothing.
-        """
-        ...
-
-
 class SoundfileDecoder:
-    """libsndfile on a pool of threads; it releases the GIL.
+    """Decodes with libsndfile on a thread pool; libsndfile releases the GIL.
 
-    In the builds that come with soundfile (seen in 0.14.0), 40 % of the time goes into `flac_buffer_copy`, which moves
+    In the builds that soundfile ships (seen in 0.14.0), 40 % of the time goes into `flac_buffer_copy`, which copies
     sample by sample; DALI's build of the same library is 1.4 times as fast.
     """
 
@@ -81,23 +41,23 @@ class SoundfileDecoder:
         """See `Decoder.decode`."""
         if not blobs:
             return []
-        stretches = [crop or (0, count) for crop, count in zip(crops or [None] * len(blobs), samples, strict=True)]
-        lengths = [end - start for start, end in stretches]
-        waveforms = self._packed(sum(lengths)).split(lengths)
+        ranges = [crop or (0, count) for crop, count in zip(crops or [None] * len(blobs), samples, strict=True)]
+        lengths = [end - start for start, end in ranges]
+        waveforms = self._allocate(sum(lengths)).split(lengths)
         reasons: list[str | None] = [None] * len(blobs)
         waiting = deque(range(len(blobs)))
 
         def work() -> None:
-            # A thread takes the next clip itself: a future for each would cost more.
+            # Each thread takes the next clip from the queue: one future per clip would cost more.
             while True:
                 try:
                     item = waiting.popleft()
                 except IndexError:
                     return
-                reasons[item] = self._read(blobs[item], samples[item], stretches[item], waveforms[item])
+                reasons[item] = self._read(blobs[item], samples[item], ranges[item], waveforms[item])
 
         threads = min(self.threads, len(blobs))
-        # A pool per batch costs far less than a batch, and leaves no thread behind.
+        # A pool per batch costs far less than decoding the batch, and leaves no thread behind.
         with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
             for worker in [pool.submit(work) for _ in range(threads)]:
                 worker.result()
@@ -106,33 +66,33 @@ class SoundfileDecoder:
             for waveform, reason in zip(waveforms, reasons, strict=True)
         ]
 
-    def _packed(self, samples: int) -> Tensor:
-        """`[samples]` float32 of any content."""
+    def _allocate(self, samples: int) -> Tensor:
+        """`[samples]` float32, uninitialized."""
         if self._pin_memory:
-            # PyTorch keeps page-locked memory for the next batch, once no copy from it is under way.
+            # PyTorch caches page-locked memory and reuses it once all copies from it are done.
             return torch.empty(samples, dtype=torch.float32, pin_memory=True)
         return torch.from_numpy(self._buffers.take(4 * samples).view(np.float32))
 
-    def _read(self, blob: Blob, samples: int, stretch: Crop, waveform: Tensor) -> str | None:
-        """Fill `waveform` with that stretch of the clip, or say why not."""
+    def _read(self, blob: Blob, samples: int, crop: Crop, waveform: Tensor) -> str | None:
+        """Fills `waveform` with the crop of the clip; returns the reason if that fails."""
         if not blob:
             return "the audio is empty: 0 bytes"
         if not samples:
             return "the clip has no samples"
         try:
-            with soundfile.SoundFile(AudioBytes(blob)) as file:
+            with soundfile.SoundFile(ClampedBytesIO(blob)) as file:
                 if (reason := self._mismatch(file, samples)) is not None:
                     return reason
-                if stretch[0]:
-                    file.seek(stretch[0])
-                end = stretch[0] + len(file.read(out=waveform.numpy()))
-                # FLAC holds integers, which are always finite.
+                if crop[0]:
+                    file.seek(crop[0])
+                end = crop[0] + len(file.read(out=waveform.numpy()))
+                # FLAC stores integers, which are always finite.
                 may_be_nonfinite = file.format != "FLAC"
         except soundfile.LibsndfileError as error:
             return f"the audio is not readable: {error.error_string}"
         except (RuntimeError, ValueError) as error:
             return f"the audio is not readable: {error}"
-        if end != stretch[1]:
+        if end != crop[1]:
             return f"the audio ends after {end} samples, the index says {samples}"
         if may_be_nonfinite and (bad := int(waveform_stats(waveform, torch.tensor([0, len(waveform)])).nonfinite)):
             return f"{bad} of {len(waveform)} samples are NaN or infinite"

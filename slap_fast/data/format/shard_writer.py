@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.audio.files import Flac
+from slap_fast.audio.flac_encoder import Flac
 from slap_fast.data.format.dataset_files import INDEX_DTYPE, SAMPLE_RATE, writing
 from slap_fast.data.format.tar_members import member_header, padding
 from slap_fast.runtime.durable_files import sync_folder

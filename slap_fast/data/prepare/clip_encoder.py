@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slap_fast.audio.files import AudioError, Flac, encode_flac, mono_blocks
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.flac_encoder import Flac, encode_flac
+from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.captions import MAX_CAPTIONS
 from slap_fast.data.format.dataset_files import SAMPLE_RATE, writing
 from slap_fast.data.prepare.source import ClipItem, Rejection, RenderedAudio

@@ -7,7 +7,7 @@ import unicodedata
 from functools import cached_property
 from pathlib import Path
 
-from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, STATE_FOLDER
 from slap_fast.data.prepare.source import Rejection
 

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from slap_fast.audio.files import AudioError, mono_blocks
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare.source import TarAudio

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.audio.files import AudioError, Sound
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.reader import AudioSource
 from slap_fast.data.format.captions import is_missing
 from slap_fast.errors import SlapFastError
 
@@ -37,10 +38,10 @@ class SegmentSound:
     """A stretch of an open recording, which is decoded from its start and no further than it must be.
 
     Attributes:
-        samplerate, channels, notes: of the recording, see `Sound`.
+        samplerate, channels, notes: of the recording, see `AudioSource`.
     """
 
-    def __init__(self, sound: Sound, segment: Segment) -> None:
+    def __init__(self, sound: AudioSource, segment: Segment) -> None:
         self.samplerate = sound.samplerate
         self.channels = sound.channels
         self.notes = sound.notes

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slap_fast.audio.files import AudioError, AudioFile, open_audio
-from slap_fast.audio.streams import ByteView, Part
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.reader import AudioFile, open_audio
+from slap_fast.audio.containers import ByteView, StreamPart
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.prepare.segments import Segment, SegmentSound
 
@@ -69,7 +70,7 @@ class TarAudio:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
-        with file, open_audio(ByteView(file, Part(self.offset, self.offset + self.size))) as sound:
+        with file, open_audio(ByteView(file, StreamPart(self.offset, self.offset + self.size))) as sound:
             yield sound
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from slap_fast.audio.files import AUDIO_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS
 from slap_fast.data.format.captions import caption_columns as caption_columns_of
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare import table_folders

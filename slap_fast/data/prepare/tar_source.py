@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slap_fast.audio.files import AUDIO_EXTENSIONS, CONVERT, OTHER_MEDIA_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, CONVERT_HINT, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.tar_members import Member, TarError, iterate_members, split_key
@@ -137,7 +137,7 @@ def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
 def _left_out(tar: Path, sample: Sample, extension: str, member: Member, audio: Member | None) -> Rejection:
     origin = f"{tar.name}/{member.name}"
     if extension in OTHER_MEDIA_EXTENSIONS and audio is None:
-        return Rejection(origin, "unsupported_format", f"libsndfile does not read {extension} files; {CONVERT}")
+        return Rejection(origin, "unsupported_format", f"libsndfile does not read {extension} files; {CONVERT_HINT}")
     if extension in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS:
         assert audio is not None
         detail = (

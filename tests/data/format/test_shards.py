@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.audio.files import Flac
+from slap_fast.audio.flac_encoder import Flac
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.shard_writer import KeyRegistry, ShardWriter, encode_metadata, tar_key
 from slap_fast.data.format.tar_members import TarError, iterate_members, split_key

@@ -17,7 +17,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slap_fast.audio.files import AUDIO_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS
 from slap_fast.cli import main
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex

@@ -325,7 +325,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: P
 def test_a_disk_that_fills_while_a_large_clip_is_encoded_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slap_fast.audio.files._IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("slap_fast.audio.flac_encoder._IN_MEMORY_BYTES", 1000)
     clip = _Clip("a")
 
     def clips() -> Iterator[_Clip]:
