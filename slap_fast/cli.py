@@ -1,8 +1,8 @@
 """`slap-fast`: prepare, plan, train, export, evaluate, embed, search, caption, info.
 
-Results go to stdout; progress, skips and errors to stderr. Exit codes: 0 done; 1 done, but some clips were skipped,
-each named; 2 not done, because of what was asked or given, in one line; 70 a fault of the program, with its traceback;
-130 interrupted; 141 the reader of stdout left.
+Results go to stdout; progress, skipped clips and errors to stderr. Exit codes: 0 success; 1 success, but clips were
+skipped and are listed; 2 an error in the arguments or the input, in one line; 70 a bug, with its traceback; 130
+interrupted; 141 stdout was closed by its reader.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 from slap_fast import __version__
 from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, search, train
-from slap_fast.commands.shared import one_line
-from slap_fast.errors import SlapFastError
+from slap_fast.errors import SlapFastError, one_line
 from slap_fast.runtime.cpu import configure_cpu_environment
 
-FAULT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 means something else here
+BUG = 70  # EX_SOFTWARE of sysexits.h; 1, Python's own, means skipped clips here
 
 COMMANDS = {
     "prepare": prepare,
@@ -36,10 +35,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; returns the exit code."""
     configure_cpu_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names need not be UTF-8, nor the terminal.
+        # File names may not be valid UTF-8, and the terminal may use another encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     arguments = parser.parse_args(argv)
@@ -50,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("slap-fast: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # What is still buffered would fail again when the interpreter closes stdout.
+        # Otherwise the buffered rest fails again when the interpreter closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Exception as error:
         if not is_user_error(error):
             traceback.print_exc()
             print(f"slap-fast {arguments.command}: this is a fault of slap-fast; please report it", file=sys.stderr)
-            return FAULT
+            return BUG
         print(f"slap-fast {arguments.command}: {describe(error)}", file=sys.stderr)
         return 2
     return code
@@ -75,21 +74,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """The system's refusals (a missing file, a full disk, no memory) and the errors slap_fast raises about its input.
-
-    A bare ValueError is a fault of the program and keeps its traceback.
-    """
-    # PyTorch's out-of-memory errors are told by name: torch may not be loaded.
-    refused = isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return refused or isinstance(error, SlapFastError)
+    """Errors of slap_fast, and of the system: a missing file, a full disk, no memory. All others are bugs."""
+    # PyTorch's OutOfMemoryError is compared by name, so that torch need not be imported.
+    return isinstance(error, SlapFastError | OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return f"out of memory {one_line(error)}".strip()
-    return one_line(error)
+        return " ".join(f"out of memory {error}".split())
+    return one_line(error, 400)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of `slap-fast`, one a module: `HELP`, `add_arguments(parser)`, and `run(arguments)`, the exit code.
+"""The commands of `slap-fast`, one per module: `HELP`, `add_arguments(parser)`, and `run(arguments)`, the exit code.
 
-Modules import nothing heavy at their top, so that `slap-fast --help` answers at once.
+Heavy imports are inside functions, so that `slap-fast --help` and errors in the arguments are immediate.
 """

@@ -1,4 +1,4 @@
-"""`slap-fast embed`: audio or texts to vectors in a file."""
+"""`slap-fast embed`: writes the embeddings of audio or texts to a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.audio_inputs import add_audio_arguments, check_inputs, collect_inputs
+from slap_fast.commands.audio_arguments import add_audio_arguments, check_audio_arguments, collect_inputs
 from slap_fast.commands.shared import (
     add_model_arguments,
     add_quiet,
@@ -25,7 +25,7 @@ HELP = "write the embeddings of audio or texts to a file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    add_audio_arguments(parser, what="; with --text, texts")
+    add_audio_arguments(parser, alternative="; with --text, texts")
     parser.add_argument("--out", type=Path, required=True, help="file ending in .npz, .npy or .safetensors")
     parser.add_argument("--text", action="store_true", help="the inputs are texts, not audio")
     add_quiet(parser)
@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_suffix(arguments.out)
     check_writable(arguments.out)
     if not arguments.text and has_model(arguments.model):
-        check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
+        check_audio_arguments(arguments.audio, max_seconds=arguments.max_seconds)
     model = load_model(arguments.model, arguments.device)
-    from slap_fast.inference.embed import EmbeddingInterrupted, embed_inputs, embed_texts
+    from slap_fast.inference.embed import EmbeddingInterrupted, embed_audio, embed_texts
 
     inputs = [] if arguments.text else collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     if arguments.text:
@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
         embeddings = embed_texts(model, names, progress=show_progress(arguments))
     else:
         try:
-            audio = embed_inputs(model, inputs, progress=show_progress(arguments))
+            audio = embed_audio(model, inputs, progress=show_progress(arguments))
         except EmbeddingInterrupted as interrupt:
-            _keep_partial(arguments.out, interrupt.done, len(inputs))
+            _write_partial(arguments.out, interrupt.done, len(inputs))
             raise
         names, embeddings, skipped = [clip.name for clip in audio.inputs], audio.embeddings, audio.skipped
     write_embeddings(arguments.out, names, embeddings.numpy())
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     return report_skipped(skipped, len(inputs))
 
 
-def _keep_partial(out: Path, done: EmbeddedAudio, total: int) -> None:
-    """Beside `out`, which stays as it is: who finds it there shall find all of it."""
+def _write_partial(out: Path, done: EmbeddedAudio, total: int) -> None:
+    """Write the embeddings so far to `*.partial.*` next to `out`, which is only ever written complete."""
     from slap_fast.commands.embedding_files import write_embeddings
 
     report_skipped(done.skipped, total)

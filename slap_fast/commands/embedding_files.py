@@ -1,5 +1,8 @@
-"""Named embeddings on disk, one file: `.npz` (arrays `names` and `embeddings`), `.safetensors` (names in its metadata)
-or `.npy` (after the matrix, where NumPy does not look, a last line of JSON with the names).
+"""Files of named embeddings.
+
+- `.npz`: arrays `names` and `embeddings`.
+- `.safetensors`: tensor `embeddings`, names in the metadata.
+- `.npy`: the matrix, followed by a line of JSON with the names, which NumPy ignores.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.commands.shared import CommandError, one_line
+from slap_fast.commands.shared import CommandError
+from slap_fast.errors import one_line
 from slap_fast.runtime.durable_files import replace_file_with, save_safetensors
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
@@ -26,16 +30,16 @@ def check_suffix(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before anything is computed that there is no room for the result.
+    """Report an output path that cannot be written before anything is computed.
 
     Raises:
-        CommandError: the folder, or the nearest one above that there is, takes no files.
+        CommandError: no file can be created in its folder, or in the nearest parent folder that exists.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # Asked by doing: permissions do not tell of a read-only or a full disk.
+        # A test write, because permissions do not show a read-only or full disk.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
@@ -45,10 +49,10 @@ def check_writable(path: Path) -> None:
 def write_embeddings(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
     """Write `[N, D]` float32 embeddings and their N names.
 
-    The file appears whole or not at all, with the names of its own embeddings, also where several write it at once.
+    The file is replaced atomically, also if several processes write it at once.
 
     Raises:
-        OSError: it cannot be written; what was there before is as it was.
+        OSError: it cannot be written; an earlier file is unchanged.
     """
     check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +79,15 @@ def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
     """Names and `[N, D]` float32 embeddings.
 
     Raises:
-        CommandError: not such a file; or it has not as many names as embeddings, or one that is not finite.
+        CommandError: the file cannot be read, its names and embeddings differ in number, or a value is not finite.
     """
     check_suffix(path)
     try:
         names, embeddings = _read(path)
-    except Exception as error:  # NumPy's headers are Python source and its archives are zip files: errors of all kinds.
-        reason = one_line(error) or type(error).__name__
-        raise CommandError(f"{path}: cannot read embeddings: {reason}; write them with `slap-fast embed`") from error
+    except Exception as error:  # NumPy headers are Python literals and archives are zip files: errors of many types.
+        raise CommandError(
+            f"{path}: cannot read embeddings: {one_line(error, 400)}; write them with `slap-fast embed`"
+        ) from error
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not named or embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(names):
         found = f"{len(names)} names" if named else "no list of names"

@@ -1,4 +1,4 @@
-"""`slap-fast evaluate`: retrieval on a prepared dataset, zero-shot classification, and the plots of both."""
+"""`slap-fast evaluate`: retrieval on a prepared dataset, zero-shot classification, and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
     add_quiet,
-    blaming,
+    errors_about,
     load_model,
     positive,
     report_skipped,
@@ -19,12 +19,14 @@ from slap_fast.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from slap_fast.inference.embed import AudioInput, EmbeddedDataset, Skipped
+    from slap_fast.data.format.index import ClipIndex
+    from slap_fast.inference.audio_inputs import AudioInput, Skipped
+    from slap_fast.inference.embed import EmbeddedDataset
     from slap_fast.models.slap import SLAP
 
 HELP = "measure retrieval or zero-shot classification, and draw plots"
 MATRIX_CLIPS = 60
-LOCALISATION_CANDIDATES = 200
+LOCALIZATION_CANDIDATES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,20 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log", type=Path, help="log.jsonl of the run to plot (default: MODEL/../log.jsonl if it is there)"
     )
-    parser.add_argument("--limit", type=positive, help="this many clips, at even distances (default: all)")
-    parser.add_argument("--localise", type=int, default=3, metavar="N", help="clips to follow over time (default 3)")
+    parser.add_argument("--limit", type=positive, help="number of clips, evenly spaced (default: all)")
     parser.add_argument(
-        "--query", action="append", help="text to follow through them (default: their own events or captions)"
+        "--localize", "--localise", type=int, default=3, metavar="N", help="clips to plot over time (default 3)"
     )
     parser.add_argument(
-        "--captions", action="store_true", help="also write captions.jsonl: generated beside reference ones"
+        "--query", action="append", help="text to compare with them (default: their own events or captions)"
     )
     parser.add_argument(
-        "--zero-shot", type=Path, metavar="FOLDER|CSV", help="classify: a folder a class, or file and class"
+        "--captions", action="store_true", help="also write captions.jsonl: generated and reference captions"
+    )
+    parser.add_argument(
+        "--zero-shot", type=Path, metavar="FOLDER|CSV", help="classify: one subfolder per class, or file and class"
     )
     parser.add_argument("--templates", nargs="+", metavar="TEMPLATE", help="prompts with {} for the class name")
     parser.add_argument("--no-plots", action="store_true", help="numbers only")
-    parser.add_argument("--json", action="store_true", help="print metrics.json in place of tables")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
     add_quiet(parser)
 
 
@@ -58,50 +62,135 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("give a DATASET, --zero-shot FOLDER, or both")
     log = _find_log(arguments)
     if not arguments.no_plots:
-        _need_matplotlib()
-    from slap_fast.data.format.index import ClipIndex
-
-    index = ClipIndex.open(arguments.dataset) if arguments.dataset else None
-    labelled = _labelled(arguments.zero_shot) if arguments.zero_shot is not None else None
-    out = arguments.out or arguments.model.resolve().parent / "evaluation"
+        _require_matplotlib()
+    # Opened before the model is loaded, which takes longer.
+    index = None if arguments.dataset is None else _open_dataset(arguments.dataset)
+    labeled = None if arguments.zero_shot is None else _labeled_files(arguments.zero_shot)
     model = load_model(arguments.model, arguments.device)
-    out.mkdir(parents=True, exist_ok=True)
 
-    report: dict[str, Any] = {"model": str(arguments.model)}
-    skipped: list[Skipped] = []
-    written = []
-    total = 0
+    evaluation = _Evaluation(model, arguments)
     if index is not None:
+        evaluation.retrieval(index)
+    if labeled is not None:
+        evaluation.zero_shot(*labeled)
+    if log is not None:
+        evaluation.training_log(log)
+    return evaluation.finish()
+
+
+class _Evaluation:
+    """Runs the evaluations that the arguments ask for, and collects metrics, skipped clips and written files."""
+
+    def __init__(self, model: SLAP, arguments: argparse.Namespace) -> None:
+        self._model = model
+        self._arguments = arguments
+        self._out: Path = arguments.out or arguments.model.resolve().parent / "evaluation"
+        self._report: dict[str, Any] = {"model": str(arguments.model)}
+        self._clips = 0
+        self._skipped: list[Skipped] = []
+        self._written: list[Path] = []
+        self._out.mkdir(parents=True, exist_ok=True)
+
+    def retrieval(self, index: ClipIndex) -> None:
         from slap_fast.evaluation.retrieval import embedding_retrieval_metrics
+        from slap_fast.inference.audio_inputs import dataset_inputs
         from slap_fast.inference.embed import embed_dataset
 
-        dataset = embed_dataset(model, index, limit=arguments.limit, progress=show_progress(arguments))
-        with blaming(arguments.model):
+        arguments = self._arguments
+        clips = dataset_inputs(index, arguments.limit)
+        dataset = embed_dataset(self._model, clips, progress=show_progress(arguments))
+        with errors_about(arguments.model):
             metrics = embedding_retrieval_metrics(dataset.audio, dataset.text, dataset.text_to_audio, dataset.captions)
-        report |= {"dataset": str(arguments.dataset), "retrieval": metrics}
-        skipped += dataset.skipped
-        total += len(dataset.clips) + len(dataset.skipped)
+        self._report |= {"dataset": str(arguments.dataset), "retrieval": metrics}
+        self._clips += len(clips)
+        self._skipped += dataset.skipped
         if not arguments.no_plots:
-            written += _plot_dataset(model, dataset, arguments, out)
+            self._plot_similarity(dataset)
+            self._plot_localization(dataset.clips)
         if arguments.captions:
-            written.append(_write_captions(model, dataset, out, show_progress(arguments)))
-    if labelled is not None:
-        metrics, confusion, unread = _zero_shot(model, arguments, *labelled)
-        report["zero_shot"] = {"source": str(arguments.zero_shot), **metrics, "confusion": confusion}
-        skipped += unread
-        total += len(labelled[0])
-    if log is not None and not arguments.no_plots:
+            self._write_captions(dataset.clips)
+
+    def zero_shot(self, files: list[tuple[Path, int]], names: list[str]) -> None:
+        import torch
+
+        from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
+        from slap_fast.inference.audio_inputs import file_input
+        from slap_fast.inference.embed import embed_audio
+
+        arguments = self._arguments
+        classes = class_embeddings(self._model, names, arguments.templates or TEMPLATES)
+        label_of = {str(file): label for file, label in files}
+        audio = embed_audio(self._model, [file_input(file) for file, _ in files], progress=show_progress(arguments))
+        labels = torch.tensor([label_of[clip.name] for clip in audio.inputs])
+        self._report["zero_shot"] = {
+            "source": str(arguments.zero_shot),
+            **zero_shot_metrics(audio.embeddings, classes, labels),
+            "confusion": {
+                "classes": names,
+                "counts": confusion_matrix(audio.embeddings, classes, labels).tolist(),
+            },
+        }
+        self._clips += len(files)
+        self._skipped += audio.skipped
+
+    def training_log(self, log: Path) -> None:
+        if self._arguments.no_plots:
+            return
         from slap_fast.evaluation.plots import plot_losses
 
-        with blaming(log):
-            plot_losses(log, out / "losses.png")
-        written.append(out / "losses.png")
+        with errors_about(log):
+            plot_losses(log, self._new_file("losses.png"))
 
-    report["skipped"] = [{"name": clip.name, "reason": clip.reason} for clip in skipped]
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    print(text if arguments.json else _tables(report, [out / "metrics.json", *written]))
-    return report_skipped(skipped, total)
+    def finish(self) -> int:
+        """Write metrics.json, print the results and return the exit code."""
+        self._report["skipped"] = [{"name": clip.name, "reason": clip.reason} for clip in self._skipped]
+        text = json.dumps(self._report, indent=2, ensure_ascii=False)
+        path = self._out / "metrics.json"
+        path.write_text(text + "\n", encoding="utf-8")
+        print(text if self._arguments.json else _tables(self._report, [path, *self._written]))
+        return report_skipped(self._skipped, self._clips)
+
+    def _new_file(self, name: str) -> Path:
+        self._written.append(self._out / name)
+        return self._written[-1]
+
+    def _plot_similarity(self, dataset: EmbeddedDataset) -> None:
+        from slap_fast.evaluation.plots import plot_similarity
+        from slap_fast.inference.audio_inputs import evenly_spaced
+
+        first = dataset.first_captions()
+        shown = first[evenly_spaced(len(first), MATRIX_CLIPS)]
+        similarity = dataset.audio[dataset.text_to_audio[shown]] @ dataset.text[shown].T
+        captions = [dataset.captions[text] for text in shown.tolist()]
+        plot_similarity(similarity.numpy(), captions, self._new_file("similarity.png"))
+
+    def _plot_localization(self, clips: list[AudioInput]) -> None:
+        from slap_fast.evaluation.localization import events_of, localize, mel_frames
+        from slap_fast.evaluation.plots import plot_localization
+
+        mel = self._model.config.mel
+        for number, clip in enumerate(_clips_to_localize(clips, self._arguments.localize)):
+            metadata = clip.metadata()
+            events = events_of(metadata)
+            own_events = list(dict.fromkeys(event.text for event in events))
+            queries = self._arguments.query or own_events or metadata["captions"][:1]
+            waveform = clip.read(mel.sample_rate)
+            plot_localization(
+                mel_frames(waveform, mel),
+                localize(self._model, waveform, queries),
+                self._new_file(f"localization{f'-{number + 1}' if number else ''}.png"),
+                mel_config=mel,
+                title=metadata["captions"][0],
+                events=events,
+            )
+
+    def _write_captions(self, clips: list[AudioInput]) -> None:
+        from slap_fast.inference.caption import generate_captions
+
+        progress = show_progress(self._arguments)
+        with self._new_file("captions.jsonl").open("w", encoding="utf-8") as file:
+            for generated in generate_captions(self._model, clips, [], progress=progress):
+                file.write(generated.to_json() + "\n")
 
 
 def _find_log(arguments: argparse.Namespace) -> Path | None:
@@ -109,88 +198,39 @@ def _find_log(arguments: argparse.Namespace) -> Path | None:
         if not arguments.log.is_file():
             raise CommandError(f"{arguments.log}: no such log; training writes it as <output>/log.jsonl")
         return arguments.log
-    beside = arguments.model.resolve().parent / "log.jsonl"
-    return beside if beside.is_file() else None
+    default = arguments.model.resolve().parent / "log.jsonl"
+    return default if default.is_file() else None
 
 
-def _need_matplotlib() -> None:
+def _require_matplotlib() -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         raise CommandError("plots need matplotlib: pip install matplotlib, or pass --no-plots")
 
 
-def _plot_dataset(model: SLAP, dataset: EmbeddedDataset, arguments: argparse.Namespace, out: Path) -> list[Path]:
-    from slap_fast.evaluation.localization import events_of, localise, mel_frames
-    from slap_fast.evaluation.plots import plot_localisation, plot_similarity
-    from slap_fast.inference.embed import evenly
+def _open_dataset(folder: Path) -> ClipIndex:
+    from slap_fast.data.format.index import ClipIndex
 
-    first = dataset.first_captions()
-    shown = first[evenly(len(first), MATRIX_CLIPS)]
-    similarity = dataset.audio[dataset.text_to_audio[shown]] @ dataset.text[shown].T
-    plot_similarity(similarity.numpy(), [dataset.captions[text] for text in shown.tolist()], out / "similarity.png")
-    written = [out / "similarity.png"]
-
-    for number, clip in enumerate(_worth_following(dataset.clips, arguments.localise)):
-        metadata = clip.metadata()
-        events = events_of(metadata)
-        queries = arguments.query or list(dict.fromkeys(event.text for event in events)) or metadata["captions"][:1]
-        waveform = clip.read(model.config.mel.sample_rate)
-        png = out / f"localisation{f'-{number + 1}' if number else ''}.png"
-        plot_localisation(
-            mel_frames(waveform, model.config.mel),
-            localise(model, waveform, queries),
-            png,
-            mel_config=model.config.mel,
-            title=metadata["captions"][0],
-            events=events,
-        )
-        written.append(png)
-    return written
+    return ClipIndex.open(folder)
 
 
-def _worth_following(clips: list[AudioInput], limit: int) -> list[AudioInput]:
-    """Clips at even distances; only those with several known events, where there are such."""
+def _labeled_files(source: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+    from slap_fast.evaluation.zero_shot import labeled_files
+
+    return labeled_files(source, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
+
+
+def _clips_to_localize(clips: list[AudioInput], limit: int) -> list[AudioInput]:
+    """Evenly spaced clips; only those with several annotated events, if there are any."""
     from slap_fast.evaluation.localization import events_of
-    from slap_fast.inference.embed import evenly
+    from slap_fast.inference.audio_inputs import evenly_spaced
 
-    candidates = [clips[at] for at in evenly(len(clips), LOCALISATION_CANDIDATES)]
+    candidates = [clips[at] for at in evenly_spaced(len(clips), LOCALIZATION_CANDIDATES)]
     eventful = [clip for clip in candidates if len({event.text for event in events_of(clip.metadata())}) > 1]
     candidates = eventful or candidates
-    return [candidates[at] for at in evenly(len(candidates), limit)]
-
-
-def _write_captions(model: SLAP, dataset: EmbeddedDataset, out: Path, progress: bool) -> Path:
-    from slap_fast.inference.caption import generate_captions
-
-    path = out / "captions.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for generated in generate_captions(model, dataset.clips, [], progress=progress):
-            file.write(generated.to_json() + "\n")
-    return path
-
-
-def _labelled(source: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-    from slap_fast.evaluation.zero_shot import labelled_files
-
-    return labelled_files(source, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
-
-
-def _zero_shot(
-    model: SLAP, arguments: argparse.Namespace, files: list[tuple[Path, int]], names: list[str]
-) -> tuple[dict[str, float], dict[str, Any], list[Skipped]]:
-    import torch
-
-    from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
-    from slap_fast.inference.embed import embed_inputs, file_input
-
-    classes = class_embeddings(model, names, arguments.templates or TEMPLATES)
-    label_of = {str(file): label for file, label in files}
-    audio = embed_inputs(model, [file_input(file) for file, _ in files], progress=show_progress(arguments))
-    labels = torch.tensor([label_of[clip.name] for clip in audio.inputs])
-    confusion = {"classes": names, "counts": confusion_matrix(audio.embeddings, classes, labels).tolist()}
-    return zero_shot_metrics(audio.embeddings, classes, labels), confusion, audio.skipped
+    return [candidates[at] for at in evenly_spaced(len(candidates), limit)]
 
 
 def _tables(report: dict[str, Any], written: list[Path]) -> str:

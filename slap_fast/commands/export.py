@@ -1,4 +1,4 @@
-"""`slap-fast export`: a checkpoint of training to a model."""
+"""`slap-fast export`: converts a training checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slap_fast.commands.shared import CommandError
 if TYPE_CHECKING:
     from slap_fast.training.checkpoint.folder import Manifest
 
-HELP = "write the model of a checkpoint, of a run that is going on or was stopped"
+HELP = "write the model of a checkpoint, of a run in progress or stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="folder such as runs/mine/checkpoints/step-00001000; or of a run, for its newest whole checkpoint",
+        help="folder such as runs/mine/checkpoints/step-00001000, or of a run, for its newest complete checkpoint",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make, as the end of training makes model/")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create, as training creates model/")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"{arguments.out} exists; choose another --out, or delete it")
     if not given.is_dir():
         raise CommandError(f"{given}: no such folder")
-    one = (given / MANIFEST).exists() or given.name.startswith("step-")
-    manifest = export_checkpoint(given, arguments.out) if one else _export_newest(given, arguments.out)
+    is_checkpoint = (given / MANIFEST).exists() or given.name.startswith("step-")
+    manifest = export_checkpoint(given, arguments.out) if is_checkpoint else _export_newest(given, arguments.out)
     print(f"{arguments.out}: the model after step {manifest.step}")
     return 0
 
@@ -51,5 +51,5 @@ def _export_newest(run: Path, out: Path) -> Manifest:
         try:
             return export_checkpoint(checkpoint, out)
         except ExportError as error:
-            print(f"passed over: {error}", file=sys.stderr)
-    raise CommandError(f"{run}: none of its {len(found)} checkpoints is whole")
+            print(f"skipped: {error}", file=sys.stderr)
+    raise CommandError(f"{run}: none of its {len(found)} checkpoints is complete")

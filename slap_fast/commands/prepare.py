@@ -1,4 +1,4 @@
-"""`slap-fast prepare`: captioned audio to a dataset folder of WebDataset tars with an index."""
+"""`slap-fast prepare`: converts captioned audio to a dataset folder of WebDataset tars with an index."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ HELP = "turn captioned audio into a dataset, or make a synthetic one"
 EPILOG = """\
 SOURCE is a .csv, .tsv, .json, .jsonl or .parquet with audio (paths, or bytes in .parquet) and captions, or several with
 the same columns; a folder of .parquet shards of one split; a folder of audio with .txt or .json files beside it, or
-with a metadata.csv; or WebDataset tars. AudioCaps, Clotho, WavCaps, ESC-50 and UrbanSound8K are known as published.
-A run that was stopped goes on when the same command is given again. Clips that cannot be used are left out and named in
-DIR/report.jsonl.
+with a metadata.csv; or WebDataset tars. AudioCaps, Clotho, WavCaps, ESC-50 and UrbanSound8K are read as published.
+The same command resumes an interrupted run. Clips that cannot be used are left out and listed in DIR/report.jsonl.
 
   slap-fast prepare captions.csv --audio-dir audio --out data/mine
   slap-fast prepare 'hub/data/train-*.parquet' --out data/train
@@ -31,7 +30,7 @@ DIR/report.jsonl.
 LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k")
 SMALLEST_VOCABULARY = 261  # 256 bytes and 5 special tokens
 
-# Arguments, with their defaults, that one way of making a dataset or another has no use for.
+# Arguments, with their defaults, that are used only when reading a SOURCE, when converting audio, or with --synthetic.
 _READING: dict[str, Any] = {"layout": "auto", "audio_dir": None, "audio_column": None, "caption_columns": None}
 _CONVERTING: dict[str, Any] = {"min_duration": 0.0, "max_duration": None, "shard_megabytes": 1000, "workers": None}
 _SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0}
@@ -42,19 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="SOURCE", nargs="*", help="one source, or several tables or .tar files")
     parser.add_argument("--out", metavar="DIR", type=Path, help="dataset folder to write")
-    parser.add_argument("--layout", choices=LAYOUTS, help="what SOURCE is (default: found out)")
-    parser.add_argument("--audio-dir", type=Path, help="where the audio lies (default: beside the manifest)")
-    parser.add_argument("--audio-column", help="column of audio in a manifest (default: found by name)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="format of SOURCE (default: detected)")
+    parser.add_argument("--audio-dir", type=Path, help="folder of the audio (default: that of the manifest)")
+    parser.add_argument("--audio-column", help="audio column of a manifest (default: detected by name)")
     parser.add_argument(
-        "--caption-columns", nargs="+", help="columns of captions in a manifest (default: found by name)"
+        "--caption-columns", nargs="+", help="caption columns of a manifest (default: detected by name)"
     )
-    parser.add_argument("--name", help="name of the dataset (default: the source's)")
+    parser.add_argument("--name", help="name of the dataset (default: that of the source)")
     parser.add_argument("--min-duration", type=float, metavar="SECONDS", help="leave out shorter clips")
     parser.add_argument(
         "--max-duration", type=float, metavar="SECONDS", help="leave out longer clips (default: keep all)"
     )
     parser.add_argument("--shard-megabytes", type=positive, help="size of a tar (default 1000)")
-    parser.add_argument("--workers", type=int, help="processes; 0 does all in this one (default: one a CPU)")
+    parser.add_argument("--workers", type=int, help="worker processes; 0: work in this process (default: one per CPU)")
     parser.add_argument(
         "--vocab-size",
         type=int,
@@ -64,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reindex",
         action="store_true",
-        help="write the index of SOURCE, a folder of WebDataset tars of 16 kHz mono FLAC, which stay as they are",
+        help="write the index of SOURCE, a folder of WebDataset tars of 16 kHz mono FLAC, which are not changed",
     )
-    parser.add_argument("--synthetic", action="store_true", help="make captioned sounds in place of reading a SOURCE")
+    parser.add_argument("--synthetic", action="store_true", help="generate captioned sounds instead of reading SOURCE")
     parser.add_argument("--train-clips", type=positive, help="of --synthetic (default 2000)")
     parser.add_argument("--validation-clips", type=positive, help="of --synthetic (default 240)")
     parser.add_argument("--seed", type=int, help="of --synthetic (default 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a dataset")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per dataset")
     add_quiet(parser)
     parser.set_defaults(**_READING, **_CONVERTING, **_SYNTHETIC)
 
@@ -106,15 +105,15 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.reindex and arguments.out is None:
         raise CommandError("give --out DIR, the dataset folder to write")
     if arguments.synthetic and arguments.source:
-        raise CommandError("--synthetic makes its own clips; leave out SOURCE")
+        raise CommandError("--synthetic generates its own clips; leave out SOURCE")
     if not arguments.synthetic and not arguments.source:
         raise CommandError("give a SOURCE, or --synthetic")
     if arguments.reindex:
-        _refuse(arguments, _READING | _CONVERTING | _SYNTHETIC, "--reindex")
+        _reject_unused(arguments, _READING | _CONVERTING | _SYNTHETIC, "--reindex")
     elif arguments.synthetic:
-        _refuse(arguments, _READING, "--synthetic")
+        _reject_unused(arguments, _READING, "--synthetic")
     else:
-        _refuse(arguments, _SYNTHETIC, "a SOURCE")
+        _reject_unused(arguments, _SYNTHETIC, "a SOURCE")
     longest = arguments.max_duration
     if arguments.min_duration < 0 or (longest is not None and longest <= arguments.min_duration):
         raise CommandError(
@@ -132,12 +131,12 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _refuse(arguments: argparse.Namespace, defaults: dict[str, Any], way: str) -> None:
-    """Raises where an argument was given that would be ignored."""
+def _reject_unused(arguments: argparse.Namespace, defaults: dict[str, Any], mode: str) -> None:
+    """Raises CommandError if an argument was given that would be ignored."""
     given = [name for name, default in defaults.items() if getattr(arguments, name) != default]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise CommandError(f"{flags}: of no use with {way}; leave it out")
+        raise CommandError(f"{flags}: not used with {mode}; leave it out")
 
 
 def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None]]:

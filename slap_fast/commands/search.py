@@ -1,4 +1,4 @@
-"""`slap-fast search`: the clips that sound most like a text."""
+"""`slap-fast search`: lists the clips most similar to a text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from slap_fast.commands.audio_inputs import add_audio_arguments, check_inputs, collect_inputs
+from slap_fast.commands.audio_arguments import add_audio_arguments, check_audio_arguments, collect_inputs
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("query", metavar="QUERY", help="what to look for, such as 'a dog barks twice'")
     add_audio_arguments(parser, nargs="*")
-    parser.add_argument("--embeddings", type=Path, help="search this file of `slap-fast embed` in place of AUDIO")
-    parser.add_argument("--top", type=positive, default=10, help="results (default 10)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a result")
+    parser.add_argument("--embeddings", type=Path, help="search this file of `slap-fast embed` instead of AUDIO")
+    parser.add_argument("--top", type=positive, default=10, help="number of results (default 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per result")
     add_quiet(parser)
 
 
@@ -42,18 +42,18 @@ def run(arguments: argparse.Namespace) -> int:
 
         names, stored = read_embeddings(arguments.embeddings)
     elif has_model(arguments.model):
-        check_inputs(arguments.audio, max_seconds=arguments.max_seconds)
+        check_audio_arguments(arguments.audio, max_seconds=arguments.max_seconds)
     model = load_model(arguments.model, arguments.device)
     import torch
 
-    from slap_fast.inference.embed import embed_inputs, embed_texts
+    from slap_fast.inference.embed import embed_audio, embed_texts
 
     skipped, total = [], 0
     if arguments.embeddings:
         embeddings = torch.from_numpy(stored)
     else:
         inputs = collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
-        audio = embed_inputs(model, inputs, progress=show_progress(arguments))
+        audio = embed_audio(model, inputs, progress=show_progress(arguments))
         names, embeddings = [clip.name for clip in audio.inputs], audio.embeddings
         skipped, total = audio.skipped, len(inputs)
     query = embed_texts(model, [arguments.query])[0]

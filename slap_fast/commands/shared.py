@@ -1,4 +1,4 @@
-"""What several commands need: their error, the model, and a report of what was skipped."""
+"""Shared parts of the commands: errors, common arguments, loading the model, reporting skipped clips."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slap_fast.errors import SlapFastError
+from slap_fast.errors import SlapFastError, one_line
 
 if TYPE_CHECKING:
-    from slap_fast.inference.embed import Skipped
+    from slap_fast.inference.audio_inputs import Skipped
     from slap_fast.models.slap import SLAP
 
-
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-# Of NVIDIA, its boards, Windows' Linux, and AMD.
+# Device files of NVIDIA, NVIDIA Jetson, WSL and AMD.
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
 
 class CommandError(SlapFastError, ValueError):
-    """What was asked cannot be done; the message says what, where, and what to do."""
+    """Invalid arguments, or input that a command cannot use."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +34,10 @@ def has_model(folder: Path) -> bool:
 
 
 def check_model(folder: Path, device: str) -> None:
-    """Find out without torch, which takes seconds to load, that a model cannot be loaded.
+    """Report a model or device that cannot be used before torch is loaded, which takes seconds.
 
     Raises:
-        CommandError: a file of the model is missing, or there is no such device.
+        CommandError: a file of the model is missing, or the device does not exist.
     """
     if not has_model(folder):
         inside = "it has no config.json" if folder.is_dir() else "no such folder"
@@ -56,10 +55,10 @@ def check_model(folder: Path, device: str) -> None:
 
 
 def load_model(folder: Path, device: str) -> SLAP:
-    """The model in `folder` on `device`, ready for inference.
+    """Load a model to `device`, in eval mode.
 
     Raises:
-        CommandError: it cannot be loaded; the message says why in one line.
+        CommandError: it cannot be loaded; the message has the reason in one line.
     """
     check_model(folder, device)
     import torch
@@ -70,29 +69,23 @@ def load_model(folder: Path, device: str) -> SLAP:
         raise CommandError(f"--device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here")
     from slap_fast.models.slap import SLAP
 
-    # Whatever is wrong with a model folder (a torn download, another version) shows as one of these.
     try:
         model = SLAP.from_pretrained(folder)
     except (ValueError, OSError) as error:
-        raise CommandError(f"{folder}: cannot load the model: {one_line(error)}") from error
+        raise CommandError(f"{folder}: cannot load the model: {one_line(error, 400)}") from error
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"--device {device}: {one_line(error)}") from error
+        raise CommandError(f"--device {device}: {one_line(error, 400)}") from error
 
 
 @contextmanager
-def blaming(what: object) -> Iterator[None]:
-    """Turns a ValueError about `what` the user gave into a CommandError that names it."""
+def errors_about(path: Path) -> Iterator[None]:
+    """Turns a ValueError in the block into a CommandError about the user's file or folder `path`."""
     try:
         yield
     except ValueError as error:
-        raise CommandError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else f"{text[:400]}…"
+        raise CommandError(f"{path}: {one_line(error, 400)}") from error
 
 
 def show_progress(arguments: argparse.Namespace) -> bool:
@@ -104,7 +97,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """An argument of at least 1."""
+    """Argument type: an integer of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -115,7 +108,7 @@ def positive(text: str) -> int:
 
 
 def report_skipped(skipped: Sequence[Skipped], total: int) -> int:
-    """Name what was skipped on stderr; the exit code: 1 if anything was, else 0."""
+    """Print skipped clips to stderr; returns the exit code, 1 if there are any, else 0."""
     for clip in skipped:
         print(f"skipped {clip.name}: {clip.reason}", file=sys.stderr)
     if skipped:
@@ -124,7 +117,7 @@ def report_skipped(skipped: Sequence[Skipped], total: int) -> int:
 
 
 def print_rows(rows: Sequence[Sequence[Any]]) -> None:
-    """Columns aligned by width, the last one ragged."""
+    """Print left-aligned columns."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         return

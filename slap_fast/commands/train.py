@@ -1,4 +1,4 @@
-"""`slap-fast train`: `slap_fast/train.py` in this process."""
+"""`slap-fast train`: runs `slap_fast/train.py` in this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
-        help="recipe=quickstart, data.train=FOLDER, training.output=FOLDER, or any other value of a recipe",
+        help="recipe=quickstart, data.train=FOLDER, training.output=FOLDER, or any other key of a recipe",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from slap_fast.config.loading import config_from_arguments
+
+    config_from_arguments(arguments.overrides)  # reports errors before torch is loaded, which takes seconds
     from slap_fast.train import main
 
     main(arguments.overrides)

@@ -1,4 +1,4 @@
-"""The model of a run with the highest score so far, in a folder of its own."""
+"""Best model of a run: keeps the weights with the highest score so far in their own folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _RECORD = "best.json"
 
 
 class BestModel:
-    """Keeps `folder` as `SLAP.save_pretrained` writes it, with `best.json` beside the weights: step and scores.
+    """Keeps the best model in `folder`: the files of `SLAP.save_pretrained`, and `best.json` with its step and scores.
 
-    The folder is replaced whole: a crash leaves the earlier model or the new one.
+    The folder is replaced atomically: a crash leaves the earlier model or the new one.
 
     Args:
         folder: need not exist.
-        chosen_by: what a score depends on; one that was chosen by something else does not stand in the way.
+        chosen_by: the evaluation settings; a stored model with other settings is replaced at the next evaluation.
     """
 
     def __init__(self, folder: Path, chosen_by: Mapping[str, Any]) -> None:
@@ -33,8 +33,8 @@ class BestModel:
         self.score: float | None = None
 
     def resume(self, step: int) -> str | None:
-        """Take up what a run that continues after `step` has kept; what there is to say about it."""
-        # A crash between two renames.
+        """Restore the best score of a run that continues after `step`; returns a note for the log, or None."""
+        # The earlier process crashed between the two renames of `offer`.
         if self._former.is_dir() and not self._folder.exists():
             self._former.rename(self._folder)
         if not self._folder.exists():
@@ -52,10 +52,10 @@ class BestModel:
         return None
 
     def offer(self, model: SLAP, step: int, score: float, scores: Mapping[str, float]) -> bool:
-        """Keep the model if no earlier one has as high a score; whether it was kept.
+        """Save the model if its score is higher than that of all earlier ones; returns whether it was saved.
 
         Raises:
-            OSError: it cannot be written; the earlier one is untouched.
+            OSError: it cannot be written; the earlier model is unchanged.
         """
         if self.score is not None and score <= self.score:
             return False

@@ -1,4 +1,4 @@
-"""Scores of a model while it trains; nothing of the training changes by them."""
+"""Evaluation during training: scores a copy of the student on all ranks and keeps the best model."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.config.recipe import EvaluationConfig
-from slap_fast.data.format.index import ClipIndex, DatasetError
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.errors import SlapFastError
 from slap_fast.evaluation.best_model import BestModel
 from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
-from slap_fast.evaluation.zero_shot import class_embeddings, labelled_files, zero_shot_metrics
-from slap_fast.inference.embed import (
+from slap_fast.evaluation.zero_shot import class_embeddings, labeled_files, zero_shot_metrics
+from slap_fast.inference.audio_inputs import (
     AudioInput,
-    EvaluationError,
     Skipped,
     dataset_inputs,
     describe_nothing_read,
-    embed_clips,
-    embed_readable,
-    evenly,
+    evenly_spaced,
     file_input,
 )
+from slap_fast.inference.embed import embed_audio, embed_dataset
 from slap_fast.models.slap import SLAP
-from slap_fast.training.checkpoint.export import full_weights, model_like
+from slap_fast.training.checkpoint.export import full_weights, standalone_student
 from slap_fast.training.distributed.process_group import Ranks
-from slap_fast.training.metrics.run_log import Evaluated
+from slap_fast.training.metrics.run_log import EvaluationResult
 
 _ZERO_SHOT_NAMES = ("accuracy_at_1", "accuracy_at_5", "mean_class_accuracy")
+_FAILURES = (SlapFastError, ValueError, OSError, RuntimeError)
+
+
+class EvaluationError(SlapFastError, ValueError):
+    """The model could not be scored."""
 
 
 @dataclass
-class _Share:
-    """What one rank has embedded: N clips with M captions, and L clips with classes."""
+class _Embeddings:
+    """Embeddings of one rank, or of all: N clips with M captions, and L clips with class labels."""
 
     audio: Tensor  # [N, D]
     text: Tensor  # [M, D]
     text_to_audio: Tensor  # [M]
     captions: list[str]  # M
-    labelled: Tensor  # [L, D]
+    labeled: Tensor  # [L, D]
     labels: Tensor  # [L]
     skipped: list[Skipped]
 
 
 class InLoopEvaluation:
-    """Scores the student in float32, as it would be saved, on all ranks: each embeds its share of the clips.
+    """Scores the student in float32, as it would be saved; each rank embeds its share of the clips.
 
-    Every rank makes a copy of the student for the time of an evaluation, at any ZeRO stage, so that the model in
-    training, its engine and the random state are left as they are.
+    At any ZeRO stage, every rank makes a temporary copy of the student: the model in training, its engine and the
+    random state do not change.
 
     Args:
-        best: folder for the best model.
+        best: folder of the best model.
 
     Raises:
         DatasetError, LabelError, OSError: `config.dataset` or `config.zero_shot` cannot be used.
@@ -68,23 +72,23 @@ class InLoopEvaluation:
         self._config = config
         self._device = ranks.device
         self._clips: Sequence[AudioInput] = ()
-        self._labelled: Sequence[tuple[AudioInput, int]] = ()
+        self._labeled: Sequence[tuple[AudioInput, int]] = ()
         self._classes: Sequence[str] = ()
         if config.dataset is not None:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
         if config.zero_shot is not None:
             extensions = AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
-            files, self._classes = labelled_files(config.zero_shot, extensions=extensions)
-            chosen = evenly(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
-            self._labelled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
+            files, self._classes = labeled_files(config.zero_shot, extensions=extensions)
+            chosen = evenly_spaced(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
+            self._labeled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
         chosen_by = dataclasses.asdict(config)
         del chosen_by["every"]
         self._best = BestModel(best, chosen_by) if ranks.is_first else None
         self._skipped = 0
 
     def resume(self, step: int) -> tuple[str, ...]:
-        """Take up the best model of a run that continues after `step`; what there is to say about it."""
+        """Restore the best score of a run that continues after `step`; returns notes for the log."""
         note = None if self._best is None or not self.enabled else self._best.resume(step)
         return () if note is None else (note,)
 
@@ -93,52 +97,52 @@ class InLoopEvaluation:
         return self._config.enabled
 
     def due(self, step: int) -> bool:
-        """Whether the model is to be scored after `step`."""
+        """Whether the model is scored after `step`."""
         return self.enabled and step % self._config.every == 0
 
-    def run(self, engine: Any, step: int) -> Evaluated:
-        """Score the student and keep it if it is the best. A collective call.
+    def run(self, engine: Any, step: int) -> EvaluationResult:
+        """Score the student and keep it if it is the best so far. A collective call.
 
-        What goes wrong is told and ends no run.
+        A failure becomes a note in the result; training goes on.
         """
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             model = _copy_of_student(engine)
-            share: _Share | str
+            own: _Embeddings | str
             try:
-                share = self._embed(model.to(self._device).eval())
-            except (ValueError, OSError, RuntimeError, DatasetError) as error:
-                share = f"{type(error).__name__}: {error}"
-            shares: list[Any] | None = [None] * dist.get_world_size() if self._best is not None else None
-            dist.gather_object(share, shares, dst=0)
-            if self._best is None or shares is None:
-                return Evaluated()
+                own = self._embed(model.to(self._device).eval())
+            except _FAILURES as error:
+                own = f"{type(error).__name__}: {error}"
+            gathered: list[Any] | None = [None] * dist.get_world_size() if self._best is not None else None
+            dist.gather_object(own, gathered, dst=0)
+            if self._best is None or gathered is None:
+                return EvaluationResult()
             try:
-                return self._judge(model, engine.module.student.tokenizer, step, shares, self._best)
-            except (ValueError, OSError, RuntimeError) as error:
-                return Evaluated(notes=(f"the evaluation after step {step} failed: {error}; training goes on",))
+                return self._score_and_keep(model, engine.module.student.tokenizer, step, gathered, self._best)
+            except _FAILURES as error:
+                return EvaluationResult(notes=(f"the evaluation after step {step} failed: {error}; training goes on",))
 
-    def _embed(self, model: SLAP) -> _Share:
-        retrieval = embed_clips(model, self._clips)
-        labelled = embed_readable(model, [clip for clip, _ in self._labelled])
-        label_of = {clip.name: label for clip, label in self._labelled}
-        return _Share(
+    def _embed(self, model: SLAP) -> _Embeddings:
+        retrieval = embed_dataset(model, self._clips, allow_empty=True)
+        labeled = embed_audio(model, [clip for clip, _ in self._labeled], allow_empty=True)
+        label_of = {clip.name: label for clip, label in self._labeled}
+        return _Embeddings(
             retrieval.audio,
             retrieval.text,
             retrieval.text_to_audio,
             retrieval.captions,
-            labelled.embeddings,
-            torch.tensor([label_of[clip.name] for clip in labelled.inputs], dtype=torch.int64),
-            retrieval.skipped + labelled.skipped,
+            labeled.embeddings,
+            torch.tensor([label_of[clip.name] for clip in labeled.inputs], dtype=torch.int64),
+            retrieval.skipped + labeled.skipped,
         )
 
-    def _judge(
-        self, model: SLAP, tokenizer: Any, step: int, shares: Sequence[_Share | str], best: BestModel
-    ) -> Evaluated:
-        for rank, share in enumerate(shares):
-            if isinstance(share, str):
-                raise EvaluationError(f"rank {rank}: {share}")
-        whole = _together([share for share in shares if isinstance(share, _Share)])
+    def _score_and_keep(
+        self, model: SLAP, tokenizer: Any, step: int, gathered: Sequence[_Embeddings | str], best: BestModel
+    ) -> EvaluationResult:
+        for rank, embeddings in enumerate(gathered):
+            if isinstance(embeddings, str):
+                raise EvaluationError(f"rank {rank}: {embeddings}")
+        whole = _concatenate([embeddings for embeddings in gathered if isinstance(embeddings, _Embeddings)])
         scores = self._scores(model, whole)
         score = scores["score"]
         notes = []
@@ -146,7 +150,7 @@ class InLoopEvaluation:
             self._skipped = len(whole.skipped)
             first = whole.skipped[0]
             notes.append(f"{self._skipped} clips left out of evaluation; the first: {first.name}: {first.reason}")
-        # The copy's truncation settings have changed with its use.
+        # Encoding has changed the truncation settings of the copy's tokenizer.
         model.tokenizer = tokenizer
         try:
             kept = best.offer(model, step, score, scores)
@@ -154,9 +158,9 @@ class InLoopEvaluation:
         except (OSError, RuntimeError) as error:
             comparison = f"the best so far, but cannot be saved: {error}"
         notes.append(f"step {step}: {self._config.metric} {score:.4f}, {comparison}")
-        return Evaluated(scores, tuple(notes))
+        return EvaluationResult(scores, tuple(notes))
 
-    def _scores(self, model: SLAP, whole: _Share) -> dict[str, float]:
+    def _scores(self, model: SLAP, whole: _Embeddings) -> dict[str, float]:
         scores: dict[str, float] = {}
         metric = self._config.metric
         if self._config.dataset is not None:
@@ -165,9 +169,9 @@ class InLoopEvaluation:
             retrieval = embedding_retrieval_metrics(whole.audio, whole.text, whole.text_to_audio, whole.captions)
             scores |= {f"{way}_{name}": retrieval[f"{way}_{name}"] for way in ("t2a", "a2t") for name in METRIC_NAMES}
         if self._config.zero_shot is not None:
-            if not len(whole.labelled):
+            if not len(whole.labeled):
                 raise EvaluationError(f"{self._config.zero_shot}: {describe_nothing_read(whole.skipped)}")
-            zero_shot = zero_shot_metrics(whole.labelled, class_embeddings(model, self._classes), whole.labels)
+            zero_shot = zero_shot_metrics(whole.labeled, class_embeddings(model, self._classes), whole.labels)
             scores |= {f"zero_shot_{name}": zero_shot[name] for name in _ZERO_SHOT_NAMES}
         ways = ("zero_shot_accuracy_at_1",) if metric == "zero_shot" else (f"t2a_{metric}", f"a2t_{metric}")
         return scores | {"score": sum(scores[way] for way in ways) / len(ways)}
@@ -176,20 +180,20 @@ class InLoopEvaluation:
 def _copy_of_student(engine: Any) -> SLAP:
     """The whole student in float32 on the CPU of every rank. A collective call."""
     student = engine.module.student
-    model = model_like(student, full_weights(engine, student, on_all_ranks=True))
+    model = standalone_student(student, full_weights(engine, student, on_all_ranks=True))
     model.tokenizer = copy.deepcopy(student.tokenizer)
     return model
 
 
-def _together(shares: Sequence[_Share]) -> _Share:
-    first_clips = torch.tensor([0, *(len(share.audio) for share in shares)]).cumsum(0)
-    targets = [share.text_to_audio + first for share, first in zip(shares, first_clips, strict=False)]
-    return _Share(
-        audio=torch.cat([share.audio for share in shares]),
-        text=torch.cat([share.text for share in shares]),
+def _concatenate(ranks: Sequence[_Embeddings]) -> _Embeddings:
+    first_clips = torch.tensor([0, *(len(rank.audio) for rank in ranks)]).cumsum(0)
+    targets = [rank.text_to_audio + first for rank, first in zip(ranks, first_clips, strict=False)]
+    return _Embeddings(
+        audio=torch.cat([rank.audio for rank in ranks]),
+        text=torch.cat([rank.text for rank in ranks]),
         text_to_audio=torch.cat(targets),
-        captions=[caption for share in shares for caption in share.captions],
-        labelled=torch.cat([share.labelled for share in shares]),
-        labels=torch.cat([share.labels for share in shares]),
-        skipped=[clip for share in shares for clip in share.skipped],
+        captions=[caption for rank in ranks for caption in rank.captions],
+        labeled=torch.cat([rank.labeled for rank in ranks]),
+        labels=torch.cat([rank.labels for rank in ranks]),
+        skipped=[clip for rank in ranks for clip in rank.skipped],
     )

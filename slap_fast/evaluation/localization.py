@@ -1,4 +1,4 @@
-"""When does a clip sound like a text: the similarity of a query to the audio features over time."""
+"""Localization: similarity of text queries to a clip over time, and the annotated events of a clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import MelConfig
 
 
-class Localiser(Protocol):
+class Localizer(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
@@ -23,7 +23,7 @@ class Localiser(Protocol):
 
 
 @dataclass(frozen=True)
-class Localisation:
+class Localization:
     """`similarity` `[C]` of `query` at `times` `[C]`, in seconds from the start of the clip."""
 
     query: str
@@ -37,7 +37,7 @@ class Localisation:
 
 
 class EventSpan(NamedTuple):
-    """What sounds from `start` to `end`, in seconds."""
+    """A sound event from `start` to `end`, in seconds."""
 
     text: str
     start: float
@@ -45,11 +45,11 @@ class EventSpan(NamedTuple):
 
 
 def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
-    """The events that a clip's metadata lists as `{"event": ..., "onset": ..., "duration": ...}`, times in seconds.
+    """The events in a clip's metadata: a list `events` of `{"event": ..., "onset": ..., "duration": ...}` in seconds.
 
-    They are sought under `events`, at the top or in what `slap-fast prepare` keeps of the source under `metadata`.
-    Synthetic events are worded as their captions word them; other names are taken as they are, but for underscores.
-    Entries of another form, as datasets of one's own may have them, are passed over.
+    The list is at the top level, or under `metadata`, where `slap-fast prepare` stores the source's own metadata. Names
+    of synthetic events become the words of their captions; in other names underscores become spaces. Entries of any
+    other form are ignored, since a dataset may use `events` for something else.
     """
     from slap_fast.synthetic import EVENTS
 
@@ -66,20 +66,20 @@ def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
     return spans
 
 
-def localise(model: Localiser, waveform: np.ndarray, queries: str | Sequence[str]) -> list[Localisation]:
-    """Follow each of `queries` through a clip of `[S]` samples at the model's sample rate."""
+def localize(model: Localizer, waveform: np.ndarray, queries: str | Sequence[str]) -> list[Localization]:
+    """Similarity over time of each query to a clip of `[S]` samples at the model's sample rate."""
     curves = []
     for query in split_texts(queries):
         times, similarity = model.similarity_over_time(waveform, query, sampling_rate=model.config.mel.sample_rate)
-        curves.append(Localisation(query, _on_host(times), _on_host(similarity)))
+        curves.append(Localization(query, _to_numpy(times), _to_numpy(similarity)))
     return curves
 
 
 def mel_frames(waveform: np.ndarray, config: MelConfig) -> np.ndarray:
-    """`[F, n_mels]` normalised log-mel frames of one clip: what the model sees."""
+    """`[F, n_mels]` normalized log-mel frames of one clip, the input of the model."""
     cu_seqlens = torch.tensor([0, len(waveform)])
     return log_mel(torch.from_numpy(waveform), cu_seqlens, config).numpy()
 
 
-def _on_host(values: Any) -> np.ndarray:
+def _to_numpy(values: Any) -> np.ndarray:
     return torch.as_tensor(values).detach().float().cpu().numpy()

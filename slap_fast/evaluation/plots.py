@@ -1,4 +1,4 @@
-"""Plots of a run and of a model, drawn without a display and written as PNG."""
+"""PNG plots of training logs, similarity matrices and localization; no display is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slap_fast.errors import MissingExtraError
-from slap_fast.evaluation.localization import EventSpan, Localisation
+from slap_fast.evaluation.localization import EventSpan, Localization
 from slap_fast.ops.log_mel.config import MelConfig
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ _SMOOTHED = ("loss", "contrastive", "self_distillation", "caption", "clips_per_s
 
 
 def read_log(log_jsonl: str | Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, ascending; of a value that was logged twice (a resumed run), the later one.
+    """The logged values of each step of a run, ascending; of a value logged twice (resumed run), the later one.
 
-    A line that is cut short, as a killed run leaves, is passed over.
+    Truncated lines, as a killed run leaves them, are ignored.
 
     Raises:
         ValueError: no logged step.
@@ -51,15 +51,15 @@ def read_log(log_jsonl: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            # A step's scores are an entry of their own.
+            # Evaluation scores of a step are logged as a separate entry.
             steps.setdefault(entry["step"], {}).update(entry)
     if not steps:
-        raise ValueError(f"{log_jsonl}: no logged step in it")
+        raise ValueError(f"{log_jsonl}: it has no logged step")
     return [steps[step] for step in sorted(steps)]
 
 
 def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
-    """Each loss, the learning rate and the throughput over the steps of a run, as logged and smoothed.
+    """Plot losses, learning rate, throughput and other logged values over the steps of a run, raw and smoothed.
 
     Raises:
         ValueError: no logged step, or none of the known values.
@@ -67,7 +67,7 @@ def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
     log = read_log(log_jsonl)
     panels = [panel for panel in _PANELS if any(_is_number(entry.get(panel[0])) for entry in log)]
     if not panels:
-        raise ValueError(f"{log_jsonl}: none of {', '.join(panel[0] for panel in _PANELS)} in it")
+        raise ValueError(f"{log_jsonl}: it has none of {', '.join(panel[0] for panel in _PANELS)}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure(4.2 * columns, 2.9 * rows)
@@ -96,22 +96,22 @@ def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
 def plot_similarity(
     similarity: np.ndarray, captions: Sequence[str], png: str | Path, *, title: str = "Held-out clips against captions"
 ) -> None:
-    """A similarity matrix of clips (rows) and their own captions (columns); the diagonal holds the pairs.
+    """Plot a similarity matrix of clips (rows) and their own captions (columns); pairs are on the diagonal.
 
     Args:
         similarity: `[N, N]` cosine of clip i and caption j.
-        captions: N; with at most 40, each row is labelled with its own.
+        captions: N captions; up to 40 of them label the rows.
 
     Raises:
-        ValueError: the matrix is empty, not square, or has not N captions.
+        ValueError: the matrix is empty, not square, or of another size than `captions`.
     """
     n = len(captions)
     if not n or similarity.shape != (n, n):
         raise ValueError(
             f"similarity has shape {similarity.shape} and there are {n} captions; it must be [N, N], N > 0"
         )
-    labelled = n <= 40
-    figure = _figure(9.5 if labelled else 7.5, 6.5)
+    labeled = n <= 40
+    figure = _figure(9.5 if labeled else 7.5, 6.5)
     axis = figure.subplots()
     image = axis.imshow(similarity, cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.9)
@@ -131,7 +131,7 @@ def plot_similarity(
         f"{title}\n{hits} of {n} captions find their own clip among these (red on the diagonal)", fontsize=11
     )
     axis.set_xlabel("caption, in the order of the clips")
-    if labelled:
+    if labeled:
         axis.set_yticks(range(n), [_shortened(caption, 48) for caption in captions], fontsize=7)
         axis.set_ylabel("clip, named by its first caption")
     else:
@@ -140,30 +140,30 @@ def plot_similarity(
     _save(figure, png)
 
 
-def plot_localisation(
+def plot_localization(
     mel: np.ndarray,
-    curves: Sequence[Localisation],
+    curves: Sequence[Localization],
     png: str | Path,
     *,
     mel_config: MelConfig,
     title: str = "",
     events: Sequence[EventSpan] = (),
 ) -> None:
-    """A log-mel spectrogram with the similarity of text queries under it, on one time axis.
+    """Plot a log-mel spectrogram above the similarity of text queries over time, on a shared time axis.
 
     Args:
-        mel: `[F, n_mels]` normalised log-mel frames, as `log_mel` gives them with `mel_config`.
-        curves: one line each.
-        title: above all, such as the clip's caption.
-        events: what is known to sound, shaded behind the curves.
+        mel: `[F, n_mels]` normalized log-mel frames of `log_mel` with `mel_config`.
+        curves: one per query.
+        title: such as the clip's caption.
+        events: annotated events, shaded behind the curves.
 
     Raises:
-        ValueError: no frames, no curve, or another number of mel bins than `mel_config` says.
+        ValueError: no frames, no curve, or a number of mel bins other than `mel_config.n_mels`.
     """
     if mel.ndim != 2 or not len(mel) or mel.shape[1] != mel_config.n_mels:
         raise ValueError(f"mel has shape {mel.shape}; it must be [F, {mel_config.n_mels}] with F > 0")
     if not curves:
-        raise ValueError("no curve; localise at least one query")
+        raise ValueError("no curve; localize at least one query")
     figure = _figure(10, 6)
     axes = figure.subplots(2, 2, width_ratios=(60, 1), height_ratios=(1.4, 1), sharex="col")
     spectrogram, below = axes[0, 0], axes[1, 0]
@@ -213,12 +213,12 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _literal(text: str) -> str:
-    # Between dollar signs matplotlib reads mathematics.
+    # matplotlib typesets text between dollar signs as math.
     return text.replace("$", r"\$")
 
 
 def _mel_ticks(config: MelConfig) -> list[tuple[float, float]]:
-    """Round frequencies in Hz, and the (fractional) mel bins whose centres they are."""
+    """Round frequencies in Hz, and their (fractional) mel bins."""
     top = config.f_max or config.sample_rate / 2
     low, high = (1127 * math.log1p(hertz / 700) for hertz in (config.f_min, top))
     step = (high - low) / (config.n_mels + 1)
@@ -238,16 +238,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a tenth of the points: it does not lag. At both ends the window is cut off."""
+    """Centered moving average over a tenth of the points, which does not lag; the window is truncated at both ends."""
     half = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], values.cumsum()])
-    centre = np.arange(len(values))
-    start, end = np.maximum(centre - half, 0), np.minimum(centre + half + 1, len(values))
+    center = np.arange(len(values))
+    start, end = np.maximum(center - half, 0), np.minimum(center + half + 1, len(values))
     return (sums[end] - sums[start]) / (end - start)
 
 
 def _figure(width: float, height: float) -> Figure:
-    # A bare Figure draws with Agg and leaves pyplot's backend and global state alone.
+    # A bare Figure uses Agg and leaves the backend and global state of pyplot unchanged.
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,15 +1,15 @@
-"""Retrieval between audio and text by the definitions of AudioCaps and Clotho: several captions a clip.
+"""Audio-text retrieval metrics as in AudioCaps and Clotho, with several captions per clip.
 
-- Text to audio (t2a): every caption is a query, its own clip is relevant. With one relevant item, the average precision
-  within the top 10 is the reciprocal rank, or 0 beyond rank 10.
-- Audio to text (a2t): every clip that has a caption is a query, all of its captions are relevant. Recall and median
-  rank count the best-placed one; the average precision counts all within the top 10, divided by min(relevant, 10), so
+- Text to audio (t2a): every caption is a query, and its own clip is relevant. With one relevant item, the average
+  precision within the top 10 is the reciprocal rank, or 0 beyond rank 10.
+- Audio to text (a2t): every clip that has a caption is a query, and all of its captions are relevant. Recall and median
+  rank use the best-ranked caption; the average precision uses all within the top 10, divided by min(relevant, 10), so
   that a perfect ranking scores 1.
-- A text that several clips have as a caption is relevant to each of them, both ways, if the texts are given.
+- If the texts are given, a text that is a caption of several clips is relevant to each of them, in both directions.
 
-Items that are exactly as similar as each other stand in random order, and the metrics are the expectation over that
-order (McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied
-scores", ECIR 2008). A constant embedding therefore scores what chance does, and copies share what one would score.
+Ties are in random order, and the metrics are the expectation over that order (McSherry and Najork, "Computing
+information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008). A constant embedding
+therefore scores chance, and identical items share the score of one.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ def retrieval_metrics(
 
     Args:
         similarity: `[n_audio, n_text]`, higher is more alike.
-        text_to_audio: `[n_text]` integers, the clip each caption describes. A clip without captions is an item to be
-            told apart in t2a and no query in a2t.
-        captions: the texts, so that one which several clips have counts for each; without them, every caption is taken
-            for a text of its own.
+        text_to_audio: `[n_text]` integers, the clip of each caption. A clip without captions is a distractor in t2a and
+            not a query in a2t.
+        captions: the texts, to find those that several clips share; None: all captions count as different texts.
         chunk_size: queries ranked at a time.
 
     Returns:
-        `{t2a,a2t}_{r1,r5,r10,map10}` in [0, 1], `{t2a,a2t}_median_rank` from 1, what a random ranking is expected to
-        score as `chance_{t2a,a2t}_{r1,r5,r10,map10}`, and the counts `clips`, `captions`, and `shared_captions`: those
-        whose text is a caption of another clip too.
+        `{t2a,a2t}_{r1,r5,r10,map10}` in [0, 1]; `{t2a,a2t}_median_rank`, 1-based; the expected scores of a random
+        ranking, `chance_{t2a,a2t}_{r1,r5,r10,map10}`; and the counts `clips`, `captions` and `shared_captions`, those
+        whose text is also a caption of another clip.
 
     Raises:
-        ValueError: nothing to rank, shapes that do not fit, an index out of range, or a value that is not finite.
+        ValueError: nothing to rank, inconsistent shapes, an index out of range, or a value that is not finite.
     """
     if similarity.ndim != 2:
         raise ValueError(f"similarity has shape {tuple(similarity.shape)}; it must be [n_audio, n_text]")
@@ -68,13 +67,12 @@ def embedding_retrieval_metrics(
     *,
     chunk_size: int = 1024,
 ) -> dict[str, float]:
-    """Metrics from embeddings, with no more than `chunk_size` rows of the similarity matrix at a time.
+    """Metrics from embeddings, with at most `chunk_size` rows of the similarity matrix in memory.
 
     Args:
-        audio: `[n_audio, D]`, L2-normalised: the similarity is the inner product.
-        text: `[n_text, D]`, L2-normalised.
-        text_to_audio, captions: as in `retrieval_metrics`, which also says what is returned and raised.
-        chunk_size: queries ranked at a time.
+        audio: `[n_audio, D]`, L2-normalized: the similarity is the inner product.
+        text: `[n_text, D]`, L2-normalized.
+        text_to_audio: as in `retrieval_metrics`, as are `captions`, `chunk_size`, the result and the errors.
     """
     if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1]:
         raise ValueError(
@@ -83,7 +81,7 @@ def embedding_retrieval_metrics(
         )
     _check_finite("audio", audio)
     _check_finite("text", text)
-    # Products in float64, rounded to float32: equal embeddings then tie, whatever the order in which BLAS adds.
+    # float64 products rounded to float32, so that equal embeddings tie exactly in any summation order of BLAS.
     audio, text = audio.double(), text.to(audio.device).double()
     return _metrics(
         lambda clips: (audio[clips] @ text.T).float(),
@@ -96,7 +94,7 @@ def embedding_retrieval_metrics(
 
 
 def format_retrieval(metrics: dict[str, float]) -> str:
-    """An aligned table of both directions, in per cent but for the median rank, with chance under each."""
+    """An aligned table of both directions in percent (median rank excepted), each with the chance level below it."""
     rows = [("", "R@1", "R@5", "R@10", "mAP@10", "median rank")]
     for direction, title in (("t2a", "text to audio"), ("a2t", "audio to text")):
         for prefix, label in ((direction, title), (f"chance_{direction}", "  chance")):
@@ -140,27 +138,27 @@ def _metrics(
     chunk_size: int,
 ) -> dict[str, float]:
     n_text, device = len(text_to_audio), text_to_audio.device
-    texts = _numbered(captions, n_text).to(device)  # [n_text]
+    texts = _text_ids(captions, n_text).to(device)  # [n_text]
     queries = torch.bincount(text_to_audio, minlength=n_audio).nonzero().squeeze(1)
 
     from_text, from_audio = [], []
     for text in torch.arange(n_text, device=device).split(chunk_size):
-        relevant = _clips_with(texts[text], texts, text_to_audio, n_audio)  # [Q, n_audio]
-        from_text.append(_scores(similarity_of_text(text), relevant))
+        relevant = _relevant_clips(texts[text], texts, text_to_audio, n_audio)  # [Q, n_audio]
+        from_text.append(_score_queries(similarity_of_text(text), relevant))
     for audio in queries.split(chunk_size):
-        relevant = _texts_of(audio, texts, text_to_audio)  # [Q, n_text]
-        from_audio.append(_scores(similarity_of_audio(audio), relevant))
+        relevant = _relevant_texts(audio, texts, text_to_audio)  # [Q, n_text]
+        from_audio.append(_score_queries(similarity_of_audio(audio), relevant))
     return {
-        **_summarise("t2a", from_text, n_audio),
-        **_summarise("a2t", from_audio, n_text),
+        **_summarize("t2a", from_text, n_audio),
+        **_summarize("a2t", from_audio, n_text),
         "clips": float(n_audio),
         "captions": float(n_text),
         "shared_captions": float(sum(int((scores.relevant > 1).sum()) for scores in from_text)),
     }
 
 
-def _numbered(captions: Sequence[str] | None, n_text: int) -> Tensor:
-    """`[n_text]` int64, equal where the texts are."""
+def _text_ids(captions: Sequence[str] | None, n_text: int) -> Tensor:
+    """`[n_text]` int64: equal ids for equal texts."""
     if captions is None:
         return torch.arange(n_text)
     if len(captions) != n_text:
@@ -169,52 +167,52 @@ def _numbered(captions: Sequence[str] | None, n_text: int) -> Tensor:
     return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=torch.int64)
 
 
-def _clips_with(wanted: Tensor, texts: Tensor, text_to_audio: Tensor, n_audio: int) -> Tensor:
-    """`[Q, n_audio]` bool: which clips have text `wanted[q]` as a caption."""
+def _relevant_clips(wanted: Tensor, texts: Tensor, text_to_audio: Tensor, n_audio: int) -> Tensor:
+    """`[Q, n_audio]` bool: whether a clip has the text `wanted[q]` as a caption."""
     relevant = torch.zeros(len(wanted), n_audio, dtype=torch.bool, device=wanted.device)
     query, text = (wanted.unsqueeze(1) == texts).nonzero(as_tuple=True)
     relevant[query, text_to_audio[text]] = True
     return relevant
 
 
-def _texts_of(audio: Tensor, texts: Tensor, text_to_audio: Tensor) -> Tensor:
-    """`[Q, n_text]` bool: which captions have a text that clip `audio[q]` has."""
+def _relevant_texts(audio: Tensor, texts: Tensor, text_to_audio: Tensor) -> Tensor:
+    """`[Q, n_text]` bool: whether the text of a caption is also a caption of clip `audio[q]`."""
     has = torch.zeros(len(audio), int(texts.max()) + 1, dtype=torch.bool, device=audio.device)
     query, text = (audio.unsqueeze(1) == text_to_audio).nonzero(as_tuple=True)
     has[query, texts[text]] = True
     return has[:, texts]
 
 
-class _Scores(NamedTuple):
-    """What Q queries score, expected over the order of ties."""
+class _QueryScores(NamedTuple):
+    """Scores of Q queries, as expectations over the order of ties."""
 
     recall: Tensor  # [len(RECALL_AT), Q] float64
     precision: Tensor  # [Q] float64
-    rank: Tensor  # [Q] float64, of the best-placed relevant item
+    rank: Tensor  # [Q] float64, of the best-ranked relevant item
     relevant: Tensor  # [Q] int64, the number of relevant items
 
 
-def _scores(scores: Tensor, relevant: Tensor) -> _Scores:
-    """Of `[Q, n]` similarities, where `[Q, n]` says which items are relevant: at least one in every row."""
+def _score_queries(scores: Tensor, relevant: Tensor) -> _QueryScores:
+    """Score `[Q, n]` similarities; `relevant` `[Q, n]` bool has at least one True in each row."""
     best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
     before = _count(scores > best)
     tied = scores == best
     ties, own = _count(tied), _count(tied & relevant)
-    recall = torch.stack([1 - _chance_of_none(k - before, ties, own) for k in RECALL_AT])
-    # The first of `own` places among `ties` in random order.
+    recall = torch.stack([1 - _probability_of_none(k - before, ties, own) for k in RECALL_AT])
+    # Expected position of the first of `own` items among `ties` in random order.
     rank = before + (ties + 1).double() / (own + 1)
     counts = _count(relevant)
-    return _Scores(recall, _average_precision(scores, relevant) / counts.clamp(max=PRECISION_AT), rank, counts)
+    return _QueryScores(recall, _average_precision(scores, relevant) / counts.clamp(max=PRECISION_AT), rank, counts)
 
 
 def _count(mask: Tensor) -> Tensor:
-    """`[Q]` int64, of `[Q, n]` bool."""
-    # A sum makes a copy of its type first, the largest thing here.
+    """Number of True values per row: `[Q]` int64 from `[Q, n]` bool."""
+    # sum() first copies the mask to its dtype; int32 halves that, the largest temporary here.
     return mask.sum(1, dtype=torch.int32).long()
 
 
-def _chance_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
-    """`[Q]` float64: the chance that `drawn` of `items`, of which some are relevant, include no relevant one."""
+def _probability_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
+    """`[Q]` float64: probability that `drawn` of `items`, of which `relevant` are relevant, include no relevant one."""
     missed = torch.ones_like(drawn, dtype=torch.float64)
     for place in range(max(RECALL_AT)):
         left = (items - relevant - place).clamp(min=0).double() / (items - place).clamp(min=1)
@@ -223,11 +221,11 @@ def _chance_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tensor:
 
 
 def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
-    """`[Q]` float64: the sum of the precisions at those of the first PRECISION_AT places that hold a relevant item."""
+    """`[Q]` float64: sum of the precisions at those of the first PRECISION_AT ranks that hold a relevant item."""
     top = scores.topk(min(PRECISION_AT, scores.shape[1]), dim=1)
     found = relevant.gather(1, top.indices)
     last = top.values[:, -1:]
-    # Of the ties that the last place cuts, all count.
+    # Ties may extend beyond the last of these ranks; all of them count.
     tied_last = scores == last
     last_ties, last_found = _count(tied_last), _count(tied_last & relevant)
     total = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
@@ -242,19 +240,19 @@ def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     return total
 
 
-def _summarise(prefix: str, chunks: Sequence[_Scores], n_items: int) -> dict[str, float]:
+def _summarize(prefix: str, chunks: Sequence[_QueryScores], n_items: int) -> dict[str, float]:
     recall, precision, rank, relevant = (torch.cat(values, dim=-1) for values in zip(*chunks, strict=True))
     ranks = rank.sort().values[[(len(rank) - 1) // 2, len(rank) // 2]]
     return {
         **{f"{prefix}_r{k}": float(values.mean()) for k, values in zip(RECALL_AT, recall, strict=True)},
         f"{prefix}_map{PRECISION_AT}": float(precision.mean()),
         f"{prefix}_median_rank": float(ranks.mean()),
-        **_chance(prefix, relevant, n_items),
+        **_chance_level(prefix, relevant, n_items),
     }
 
 
-def _chance(prefix: str, relevant: Tensor, n_items: int) -> dict[str, float]:
-    """What a random ranking of `n_items` is expected to score where query q has `relevant[q]` relevant items."""
+def _chance_level(prefix: str, relevant: Tensor, n_items: int) -> dict[str, float]:
+    """Expected scores of a random ranking of `n_items`, where query q has `relevant[q]` relevant items."""
     relevant = relevant.double()
     missed = torch.ones_like(relevant)
     precision = torch.zeros_like(relevant)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: a clip's class is the one whose described name lies nearest to it (CLIP, section 3.1)."""
+"""Zero-shot classification: the class whose prompt embedding is most similar to the clip (CLIP, section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.source import Rejection
 from slap_fast.data.prepare.labeled_layouts import labeled_rows, published_table
+from slap_fast.data.prepare.source import Rejection
 from slap_fast.data.prepare.table_folders import SPLIT_WORDS
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
 from slap_fast.errors import SlapFastError
@@ -28,24 +28,25 @@ class TextEncoder(Protocol):
 
 
 class LabelError(SlapFastError, ValueError):
-    """A labelled set of clips, or a template, that cannot be used."""
+    """A labeled set of clips, or a prompt template, that cannot be used."""
 
 
-def labelled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[list[tuple[Path, int]], list[str]]:
-    """Audio files and their classes.
+def labeled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[list[tuple[Path, int]], list[str]]:
+    """List audio files and their classes.
 
     Args:
-        source: a folder with one folder a class, searched downwards; the folder of ESC-50 or UrbanSound8K, or that of
-            its audio; or a table with a column of files (`file`, `filename`, `path`: relative to the table) and one of
-            classes (`class`, `label`, `category`).
-        extensions: suffixes with their dot, lower case, that count as audio in a folder.
+        source: a folder with one subfolder per class, searched recursively; the folder of ESC-50 or UrbanSound8K, or
+            its audio folder; or a table with a column of files (`file`, `filename` or `path`, relative to the table)
+            and one of classes (`class`, `label` or `category`).
+        extensions: lower-case suffixes of audio files, with their dot.
 
     Returns:
-        `(file, class number)` in a fixed order, and the class names, sorted; underscores in names become spaces.
+        `(file, class index)` in a fixed order, and the sorted class names, with underscores replaced by spaces.
 
     Raises:
-        LabelError: fewer than two classes, no file, a table without those columns or with a row that lacks them, a file
-            of two classes, or folds, splits or numbers in place of classes.
+        FileNotFoundError: `source` does not exist.
+        LabelError: fewer than two classes, no file, a table without those columns, a row without a file or class, a
+            file of two classes, or folds, splits or numbers instead of class names.
     """
     source = Path(source)
     if not source.exists():
@@ -54,14 +55,14 @@ def labelled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[
     named = _from_folders(source, extensions) if table is None else _from_table(table)
     if not named:
         raise LabelError(
-            f"{source}: no labelled audio; give a folder with one folder a class, or a CSV of file and class"
+            f"{source}: no labeled audio; give a folder with one subfolder per class, or a CSV of files and classes"
         )
     names = sorted({name for _, name in named})
     if len(names) < 2:
         raise LabelError(f"{source}: only the class {names[0]!r}; classification needs at least two")
     if all(name.isdecimal() for name in names):
-        raise LabelError(f"{source}: the classes are numbers ({', '.join(names[:5])}); write their names out")
-    _check_one_class(source, named)
+        raise LabelError(f"{source}: the classes are numbers ({', '.join(names[:5])}); use class names")
+    _check_one_class_per_file(source, named)
     number = {name: index for index, name in enumerate(names)}
     return [(path, number[name]) for path, name in named], names
 
@@ -69,10 +70,10 @@ def labelled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[
 def class_embeddings(
     model: TextEncoder, names: str | Sequence[str], templates: str | Sequence[str] = TEMPLATES
 ) -> Tensor:
-    """`[C, D]` L2-normalised mean of the L2-normalised embeddings of each class name in each template.
+    """`[C, D]` L2-normalized mean, for each class, of the L2-normalized embeddings of its name in each template.
 
     Raises:
-        LabelError: no template, or one without a `{}` to put the name in.
+        LabelError: no template, or one without `{}` for the class name.
     """
     names, templates = split_texts(names), split_texts(templates)
     if not templates:
@@ -86,19 +87,21 @@ def class_embeddings(
 
 
 def zero_shot_metrics(audio: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy of taking the most similar class, expected over a random order of ties: constant ones score chance.
+    """Accuracy of the most similar class, in expectation over random order of ties: constant embeddings score chance.
 
     Args:
-        audio: `[N, D]` L2-normalised. classes: `[C, D]` L2-normalised. labels: `[N]` integers below C.
+        audio: `[N, D]`, L2-normalized.
+        classes: `[C, D]`, L2-normalized.
+        labels: `[N]` class indices.
 
     Returns:
-        `accuracy_at_1`, `accuracy_at_5`, `mean_class_accuracy` over the classes that have clips, `chance`, `clips`,
-        `classes`.
+        `accuracy_at_1`, `accuracy_at_5`, `mean_class_accuracy` (over the classes that have clips), `chance`,
+        `clips`, `classes`.
 
     Raises:
-        ValueError: no clips, or shapes that do not fit.
+        ValueError: no clips, not one label per clip, or a label out of range.
     """
-    before, ties = _places(audio, classes, labels)
+    before, ties = _rank_of_label(audio, classes, labels)
     correct, among_five = (((k - before) / ties.double()).clamp(0, 1) for k in (1, 5))
     counts = torch.bincount(labels, minlength=len(classes))
     per_class = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, labels, correct) / counts
@@ -113,27 +116,27 @@ def zero_shot_metrics(audio: Tensor, classes: Tensor, labels: Tensor) -> dict[st
 
 
 def confusion_matrix(audio: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
-    """`[C, C]` int64: clips of class `row` for which class `column` is the most similar, the first of several."""
-    _places(audio, classes, labels)
+    """`[C, C]` int64: number of clips of class `row` predicted as class `column`; ties go to the first class."""
+    _rank_of_label(audio, classes, labels)
     predicted = _similarity(audio, classes).argmax(1)
     cells = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
     return cells.unflatten(0, (len(classes), len(classes)))
 
 
 def _similarity(audio: Tensor, classes: Tensor) -> Tensor:
-    # Rounded from float64, so that equal embeddings tie.
+    # Rounded from float64, so that equal embeddings have exactly equal similarities.
     return (audio.double() @ classes.double().T).float()
 
 
-def _places(audio: Tensor, classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`[N]` int64 each: classes that are more similar than a clip's own, and those as similar, itself included."""
+def _rank_of_label(audio: Tensor, classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N]` int64 each: number of classes more similar than the clip's own, and equally similar, including its own."""
     if not len(audio) or labels.shape != (len(audio),):
         raise ValueError(
             f"{len(audio)} embeddings and labels of shape {tuple(labels.shape)}; each clip needs one label"
         )
     if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
         raise ValueError(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}; there are {len(classes)} classes"
+            f"labels range from {int(labels.min())} to {int(labels.max())}; there are {len(classes)} classes"
         )
     similarity = _similarity(audio, classes)
     own = similarity.gather(1, labels.unsqueeze(1))
@@ -149,13 +152,13 @@ def _from_folders(source: Path, extensions: Collection[str]) -> list[tuple[Path,
         if path.suffix.lower() in extensions
     ]
     names = {name for _, name in named}
-    for what, hint, fits in (
+    for kind, hint, fits in (
         ("folds", "give the table of files and classes", _FOLD.fullmatch),
         ("splits", "give one of these folders", lambda name: name.lower() in SPLIT_WORDS),
     ):
         if names and all(map(fits, names)):
             listed = ", ".join(sorted(names))
-            raise LabelError(f"{source}: its folders are {what}, not classes ({listed}); {hint}")
+            raise LabelError(f"{source}: its folders are {kind}, not classes ({listed}); {hint}")
     return [(path, name.replace("_", " ")) for path, name in named]
 
 
@@ -169,15 +172,15 @@ def _from_table(source: Path) -> list[tuple[Path, str]]:
                 raise LabelError(f"{source.parent / origin}: {found.detail}")
             path, name, row = found
             if isinstance(row.get("audio"), (dict, bytes)):
-                raise LabelError(f"{source.parent / origin}: its audio lies inside the table; write it to files")
+                raise LabelError(f"{source.parent / origin}: its audio is inside the table; write it to files")
             named.append((path, name))
     except DatasetError as error:
         raise LabelError(str(error)) from error
     return named
 
 
-def _check_one_class(source: Path, named: Sequence[tuple[Path, str]]) -> None:
+def _check_one_class_per_file(source: Path, named: Sequence[tuple[Path, str]]) -> None:
     seen: dict[Path, str] = {}
     for path, name in named:
         if seen.setdefault(path, name) != name:
-            raise LabelError(f"{source}: {path} is of the classes {seen[path]!r} and {name!r}; keep one row of it")
+            raise LabelError(f"{source}: {path} has the classes {seen[path]!r} and {name!r}; keep one of its rows")

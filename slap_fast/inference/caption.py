@@ -1,6 +1,6 @@
-"""Generated captions beside the reference ones, as JSON lines.
+"""Generated captions of audio files and datasets, with their reference captions.
 
-CIDEr and SPICE are not measured yet: they need a scorer that keeps to the published implementation.
+CIDEr and SPICE are not computed yet: they need a scorer that follows the published implementation.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from slap_fast.config.model import ModelConfig
-from slap_fast.inference.embed import AudioInput, Skipped, batches_of_seconds, read_ahead
+from slap_fast.inference.audio_inputs import AudioInput, Skipped, batch_by_duration, read_ahead
 from slap_fast.runtime.progress import progress_bar
 
 BATCH_SECONDS = 30.0
-"""Audio captioned at a time: short, so that captions appear as they are made."""
+"""Seconds of audio captioned at a time: short, so that captions are printed soon after they are generated."""
 
 
 class Captioner(Protocol):
@@ -38,11 +38,10 @@ class GeneratedCaption:
 def generate_captions(
     model: Captioner, inputs: Sequence[AudioInput], skipped: list[Skipped], *, progress: bool = False
 ) -> Iterator[GeneratedCaption]:
-    """Caption clips in order, as they are read; those that cannot be read go to `skipped`."""
-
+    """Caption clips in order; unreadable clips are appended to `skipped`."""
     sample_rate = model.config.mel.sample_rate
     with progress_bar(total=len(inputs), desc="caption", unit="clip", disable=not progress) as bar:
-        for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):
+        for batch in batch_by_duration(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):
             captions = model.caption([waveform for _, waveform in batch], sampling_rate=sample_rate)
             for (clip, _), caption in zip(batch, captions, strict=True):
                 yield GeneratedCaption(clip.name, caption, tuple(clip.metadata().get("captions", ())))

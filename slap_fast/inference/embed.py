@@ -1,29 +1,27 @@
-"""Audio from files, folders and prepared datasets, read ahead in threads and embedded; what cannot be read is named."""
+"""Embeddings of audio files, datasets and texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.audio.files import CONVERT, AudioError, load_audio, mono_blocks, open_audio, warn_of
 from slap_fast.config.model import ModelConfig
-from slap_fast.data.format.index import ClipIndex, DatasetError
-from slap_fast.errors import SlapFastError
+from slap_fast.inference.audio_inputs import (
+    AudioInput,
+    NoReadableClipError,
+    Skipped,
+    batch_by_duration,
+    describe_nothing_read,
+    read_ahead,
+)
 from slap_fast.runtime.progress import progress_bar
 
 BATCH_SECONDS = 240.0
-"""Audio encoded at a time: bounds memory, changes no result."""
-MAX_SECONDS = 600.0
-"""A longer file is skipped: attention's cost grows with the square of the length."""
+"""Seconds of audio read and encoded at a time: bounds memory, does not change results."""
 
 
 class Encoder(Protocol):
@@ -35,41 +33,15 @@ class Encoder(Protocol):
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
 
-class EvaluationError(SlapFastError, ValueError):
-    """There is nothing to evaluate; the message says why."""
-
-
-class EmbeddingInterrupted(KeyboardInterrupt):
-    """An interrupt between two batches or within one.
-
-    Attributes:
-        done: what was embedded before.
-    """
-
-    def __init__(self, done: EmbeddedAudio) -> None:
-        super().__init__()
-        self.done = done
-
-
-@dataclass(frozen=True)
-class AudioInput:
-    """One clip that can be read when its turn comes."""
-
-    name: str
-    read: Callable[[int], np.ndarray]
-    """Sample rate in Hz to `[S]` float32 mono samples; raises AudioError, DatasetError or OSError."""
-    metadata: Callable[[], dict[str, Any]] = field(default=dict)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    name: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class EmbeddedAudio:
-    """`embeddings` `[N, D]` float32 on the CPU, of `inputs`, the N that could be read."""
+    """Embeddings of the clips that could be read.
+
+    Attributes:
+        inputs: the N clips that could be read.
+        embeddings: `[N, D]` float32 on the CPU.
+        skipped: the clips that could not be read.
+    """
 
     inputs: list[AudioInput]
     embeddings: Tensor
@@ -78,12 +50,15 @@ class EmbeddedAudio:
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """A captioned dataset in the shared space.
+    """Embeddings of a captioned dataset.
 
     Attributes:
-        audio: `[N, D]` float32 L2-normalised, of the clips that could be read.
-        text: `[M, D]` float32 L2-normalised, of every caption of those clips.
-        text_to_audio: `[M]` int64, ascending.
+        clips: the N clips that could be read.
+        audio: `[N, D]` float32, L2-normalized, of `clips`.
+        captions: all M captions of `clips`.
+        text: `[M, D]` float32, L2-normalized, of `captions`.
+        text_to_audio: `[M]` int64, ascending: the clip of each caption.
+        skipped: the clips that could not be read.
     """
 
     clips: list[AudioInput]
@@ -94,120 +69,52 @@ class EmbeddedDataset:
     skipped: list[Skipped]
 
     def first_captions(self) -> Tensor:
-        """Positions of the first caption of each clip that has one."""
+        """Positions in `captions` of the first caption of each clip that has one."""
         return torch.cat([torch.ones(1, dtype=torch.bool), self.text_to_audio.diff() > 0]).nonzero().squeeze(1)
 
 
-def dataset_inputs(index: ClipIndex, limit: int | None = None) -> list[AudioInput]:
-    """The clips of a prepared dataset; of more than `limit`, that many at even distances."""
-    clips = range(len(index)) if limit is None else evenly(len(index), limit)
-    return [
-        AudioInput(index.key(clip), partial(_read_clip, index, clip), partial(index.read_metadata, clip))
-        for clip in clips
-    ]
+class EmbeddingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during embedding.
 
-
-def evenly(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` positions, at even distances."""
-    limit = min(count, limit)
-    return [position * count // limit for position in range(limit)]
-
-
-def file_input(path: Path, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
-    """A file whose clip can be read if it is not longer than `max_seconds`."""
-    return AudioInput(str(path), partial(_read_file, path, max_seconds))
-
-
-def unusable_input(name: str, reason: str, detail: str) -> AudioInput:
-    """What was met and cannot be a clip: it is named among what could not be read."""
-
-    def read(sample_rate: int) -> np.ndarray:
-        raise AudioError(reason, detail)
-
-    return AudioInput(name, read)
-
-
-def read_ahead(
-    inputs: Sequence[AudioInput], sample_rate: int, skipped: list[Skipped], *, threads: int = 2
-) -> Iterator[tuple[AudioInput, np.ndarray]]:
-    """Clips in order with their waveforms, a few read ahead; those that cannot be read go to `skipped`."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = iter(inputs)
-        pending: list[tuple[AudioInput, Future[np.ndarray]]] = []
-        try:
-            pending += [(clip, pool.submit(clip.read, sample_rate)) for clip in islice(waiting, 4 * threads)]
-            while pending:
-                clip, future = pending.pop(0)
-                pending += [(later, pool.submit(later.read, sample_rate)) for later in islice(waiting, 1)]
-                try:
-                    waveform = future.result()
-                except (AudioError, DatasetError, OSError) as error:
-                    skipped.append(Skipped(clip.name, str(error)))
-                else:
-                    yield clip, waveform
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-
-def batches_of_seconds(
-    clips: Iterable[tuple[AudioInput, np.ndarray]], sample_rate: int, seconds: float = BATCH_SECONDS
-) -> Iterator[list[tuple[AudioInput, np.ndarray]]]:
-    """Clips in order, as many at a time as last `seconds` together, and never none."""
-    batch: list[tuple[AudioInput, np.ndarray]] = []
-    samples = 0
-    for clip, waveform in clips:
-        if batch and samples + len(waveform) > seconds * sample_rate:
-            yield batch
-            batch, samples = [], 0
-        batch.append((clip, waveform))
-        samples += len(waveform)
-    if batch:
-        yield batch
-
-
-def embed_inputs(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool = False) -> EmbeddedAudio:
-    """Embed what can be read.
-
-    Raises:
-        EvaluationError: nothing could be read; the message holds the first reason.
-        EmbeddingInterrupted: with what was done before Ctrl-C.
+    Attributes:
+        done: the clips embedded so far.
     """
-    audio = embed_readable(model, inputs, progress=progress)
-    if not audio.inputs:
-        raise EvaluationError(describe_nothing_read(audio.skipped))
-    return audio
+
+    def __init__(self, done: EmbeddedAudio) -> None:
+        super().__init__()
+        self.done = done
 
 
-def embed_readable(model: Encoder, inputs: Sequence[AudioInput], *, progress: bool = False) -> EmbeddedAudio:
-    """Embed what can be read, which may be nothing.
+def embed_audio(
+    model: Encoder, inputs: Sequence[AudioInput], *, allow_empty: bool = False, progress: bool = False
+) -> EmbeddedAudio:
+    """Embed the clips that can be read.
+
+    Args:
+        allow_empty: return an empty result, rather than raise, if no clip can be read.
 
     Raises:
-        EmbeddingInterrupted: with what was done before Ctrl-C.
+        NoReadableClipError: no clip could be read.
+        EmbeddingInterrupted: Ctrl-C; it has the clips embedded so far.
     """
     config, sample_rate = model.config, model.config.mel.sample_rate
     kept: list[AudioInput] = []
     skipped: list[Skipped] = []
-    embeddings = [torch.empty(0, config.audio.width)]
+    embeddings = [torch.empty(0, config.audio.width)]  # has the width if there is nothing else
     with progress_bar(total=len(inputs), desc="audio", unit="clip", disable=not progress) as bar:
         try:
-            for batch in batches_of_seconds(read_ahead(inputs, sample_rate, skipped), sample_rate):
+            for batch in batch_by_duration(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):
                 waveforms = [waveform for _, waveform in batch]
                 embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
                 kept += [clip for clip, _ in batch]
                 bar.update(len(kept) + len(skipped) - bar.n)
         except KeyboardInterrupt as interrupt:
-            # One that comes between two lines leaves embeddings without their clips.
+            # An interrupt between the two appends leaves embeddings without their clips.
             rows = torch.cat(embeddings[1:] or embeddings)[: len(kept)]
             raise EmbeddingInterrupted(EmbeddedAudio(kept, rows, skipped)) from interrupt
-    # The empty one gives the width where there is nothing else.
+    if not kept and not allow_empty:
+        raise NoReadableClipError(describe_nothing_read(skipped))
     return EmbeddedAudio(kept, torch.cat(embeddings[1:] or embeddings), skipped)
-
-
-def describe_nothing_read(skipped: Sequence[Skipped]) -> str:
-    if not skipped:
-        return "no clips"
-    return f"none of {len(skipped)} clips could be read; the first is {skipped[0].name}: {skipped[0].reason}"
 
 
 def embed_texts(model: Encoder, texts: list[str], *, progress: bool = False, batch_size: int = 256) -> Tensor:
@@ -219,22 +126,13 @@ def embed_texts(model: Encoder, texts: list[str], *, progress: bool = False, bat
 
 
 def embed_dataset(
-    model: Encoder, index: ClipIndex, *, limit: int | None = None, progress: bool = False
+    model: Encoder, clips: Sequence[AudioInput], *, allow_empty: bool = False, progress: bool = False
 ) -> EmbeddedDataset:
-    """Embed the clips of a prepared dataset and all captions of those that can be read.
+    """Embed clips of a prepared dataset (`dataset_inputs`) and all captions of those that can be read.
 
-    Raises:
-        EvaluationError: no clip could be read.
+    Args and errors as in `embed_audio`.
     """
-    return _with_captions(model, embed_inputs(model, dataset_inputs(index, limit), progress=progress), progress)
-
-
-def embed_clips(model: Encoder, clips: Sequence[AudioInput]) -> EmbeddedDataset:
-    """Embed some clips of a prepared dataset and all captions of those that can be read, which may be none."""
-    return _with_captions(model, embed_readable(model, clips), progress=False)
-
-
-def _with_captions(model: Encoder, audio: EmbeddedAudio, progress: bool) -> EmbeddedDataset:
+    audio = embed_audio(model, clips, allow_empty=allow_empty, progress=progress)
     captions, text_to_audio = [], []
     for position, clip in enumerate(audio.inputs):
         own = clip.metadata()["captions"]
@@ -243,29 +141,3 @@ def _with_captions(model: Encoder, audio: EmbeddedAudio, progress: bool) -> Embe
     text = embed_texts(model, captions, progress=progress)
     targets = torch.tensor(text_to_audio, dtype=torch.int64)
     return EmbeddedDataset(audio.inputs, audio.embeddings, captions, text, targets, audio.skipped)
-
-
-def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
-    blocks: list[np.ndarray] = []
-    samples = 0
-    try:
-        with open_audio(path) as sound:
-            for block in mono_blocks(sound, sample_rate):
-                blocks.append(block)
-                samples += len(block)
-                # Checked as it is read: headers of some formats do not tell.
-                if samples > max_seconds * sample_rate:
-                    longest = f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds"
-                    raise AudioError("too_long", longest)
-            warn_of(sound, str(path))
-    except AudioError as error:
-        if error.reason == "unreadable":
-            raise AudioError(error.reason, f"{error.detail}; if it plays elsewhere, {CONVERT}") from error
-        raise
-    if not samples:
-        raise AudioError("no_samples", "0 samples")
-    return np.concatenate(blocks)
-
-
-def _read_clip(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:
-    return load_audio(index.read_audio(clip), sample_rate)

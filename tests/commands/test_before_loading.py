@@ -1,4 +1,4 @@
-"""What commands find out before they load a model, and what they keep and name when it goes wrong later."""
+"""Errors that commands report before they load a model, interrupted embedding, and skipped files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import soundfile
 from slap_fast import cli
 from slap_fast.commands import embed, evaluate
 from slap_fast.commands.embedding_files import read_embeddings
-from slap_fast.inference import embed as dataset
+from slap_fast.inference import embed as inference_embed
 from tests.evaluation.fakes import LoudnessModel
 
 
@@ -38,7 +38,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
     return model
 
 
-def test_what_is_wrong_with_the_arguments_is_said_before_torch_is_loaded(audio: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_reported_before_torch_is_loaded(audio: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for name in ("text_config/config.json", "config.json", "model.safetensors", "tokenizer/tokenizer.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def test_classes_are_read_before_the_model(
 
 
 @pytest.mark.skipif(any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/kfd")), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu_is_reported(audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("text_config/config.json", "config.json", "model.safetensors", "tokenizer/tokenizer.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -110,15 +110,14 @@ def test_a_gpu_that_is_not_there_is_named(audio: Path, tmp_path: Path, capsys: p
     assert "--device cuda:1: this machine has no GPU" in capsys.readouterr().err
 
 
-def test_an_interrupt_keeps_what_was_embedded_beside_the_file_that_was_asked_for(
+def test_an_interrupt_keeps_the_embeddings_so_far_in_a_partial_file(
     model: LoudnessModel,
     audio: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    batches = dataset.batches_of_seconds
-    monkeypatch.setattr(dataset, "batches_of_seconds", lambda clips, rate: batches(clips, rate, 1.0))
+    monkeypatch.setattr(inference_embed, "BATCH_SECONDS", 1.0)
     encode, calls = model.encode_audio, []
 
     def interrupted(clips: Any, **options: Any) -> Any:
@@ -141,7 +140,7 @@ def test_an_interrupt_keeps_what_was_embedded_beside_the_file_that_was_asked_for
     ]
 
 
-def test_what_a_folder_holds_and_cannot_be_embedded_is_named_with_the_way_to_convert_it(
+def test_files_of_a_folder_that_cannot_be_embedded_are_reported_with_a_way_to_convert_them(
     model: LoudnessModel, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (audio / "speech.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))

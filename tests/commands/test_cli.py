@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def loudness_model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
-    """Every command that loads a model gets one that knows loudness."""
+    """Replaces the model of every command with one that embeds loudness."""
     model = LoudnessModel()
     for command in (caption, embed, evaluate, search):
         monkeypatch.setattr(command, "load_model", lambda folder, device: model)
@@ -49,7 +49,7 @@ def loudness_model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
 
 @pytest.fixture(scope="session")
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Square waves, one a loudness, named by it, with captions beside them."""
+    """Square waves of different loudness, which is their file name, with caption files."""
     folder = tmp_path_factory.mktemp("audio")
     for loudness in LOUDNESS:
         wave = loudness * np.where(np.arange(16_000) % 100 < 50, 1.0, -1.0)
@@ -72,14 +72,14 @@ def broken_file(folder: Path) -> Path:
     return path
 
 
-def test_the_search_finds_what_sounds_like_the_query(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
+def test_search_ranks_clips_by_similarity_to_the_query(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
     code, out, _ = run("search", "model", "something of 0.41", audio, "--top", 3)
     assert code == 0
     assert [Path(line.split()[1]).stem for line in out.splitlines()] == ["0.4", "0.55", "0.25"]
     assert float(out.split()[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_results_are_alone_on_stdout(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
+def test_only_results_are_on_stdout(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
     code, out, err = run("search", "model", "0.7", audio, "--json")
     assert code == 0
     results = [json.loads(line) for line in out.splitlines()]
@@ -106,7 +106,7 @@ def test_searching_stored_embeddings_gives_the_results_of_searching_the_audio(
     assert run("search", "model", "0.3", "--embeddings", stored)[1] == run("search", "model", "0.3", audio)[1]
 
 
-def test_texts_are_embedded_under_their_own_names(run: Run, loudness_model: LoudnessModel, tmp_path: Path) -> None:
+def test_embeddings_of_texts_are_named_by_the_texts(run: Run, loudness_model: LoudnessModel, tmp_path: Path) -> None:
     assert run("embed", "model", "loud 0.9", "grün 0.1", "--text", "--out", tmp_path / "texts.npz")[0] == 0
     names, embeddings = read_embeddings(tmp_path / "texts.npz")
     assert names == ["loud 0.9", "grün 0.1"]
@@ -119,9 +119,7 @@ def test_captions_are_printed_with_their_clips(run: Run, loudness_model: Loudnes
     assert out.splitlines() == [f"{audio / '0.4.wav'}\tloudness 0.40", f"{audio / '0.1.wav'}\tloudness 0.10"]
 
 
-def test_captions_of_a_dataset_come_with_their_references(
-    run: Run, loudness_model: LoudnessModel, dataset: Path
-) -> None:
+def test_captions_of_a_dataset_have_their_references(run: Run, loudness_model: LoudnessModel, dataset: Path) -> None:
     code, out, _ = run("caption", "model", dataset, "--json")
     assert code == 0
     first = json.loads(out.splitlines()[0])
@@ -129,7 +127,7 @@ def test_captions_of_a_dataset_come_with_their_references(
 
 
 @pytest.mark.parametrize("command", ["embed", "search", "caption"])
-def test_bad_audio_is_named_and_the_rest_goes_on(
+def test_bad_audio_is_reported_and_the_rest_is_processed(
     run: Run, loudness_model: LoudnessModel, audio: Path, tmp_path: Path, command: str
 ) -> None:
     broken = broken_file(tmp_path)
@@ -162,7 +160,7 @@ def test_only_bad_audio_is_an_error(run: Run, loudness_model: LoudnessModel, tmp
     assert not (tmp_path / "x.npz").exists()
 
 
-def test_evaluation_prints_metrics_and_writes_them_with_the_plots(
+def test_evaluation_prints_metrics_and_writes_metrics_and_plots(
     run: Run, loudness_model: LoudnessModel, dataset: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
@@ -178,12 +176,12 @@ def test_evaluation_prints_metrics_and_writes_them_with_the_plots(
     assert metrics["skipped"] == []
     captions = [json.loads(line) for line in (written / "captions.jsonl").read_text().splitlines()]
     assert [entry["caption"] for entry in captions] == [f"loudness {loudness:.2f}" for loudness in LOUDNESS]
-    plots = {"similarity.png", "localisation.png", "localisation-2.png", "localisation-3.png", "losses.png"}
+    plots = {"similarity.png", "localization.png", "localization-2.png", "localization-3.png", "losses.png"}
     assert {path.name for path in written.glob("*.png")} == plots
     assert f"wrote {written / 'similarity.png'}" in out
 
 
-def test_a_limited_evaluation_takes_clips_at_even_distances(
+def test_a_limited_evaluation_takes_evenly_spaced_clips(
     run: Run, loudness_model: LoudnessModel, dataset: Path, tmp_path: Path
 ) -> None:
     code, out, _ = run("evaluate", "m", dataset, "--limit", 3, "--no-plots", "--captions", "--json", "--out", tmp_path)
@@ -194,7 +192,9 @@ def test_a_limited_evaluation_takes_clips_at_even_distances(
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "captions.jsonl"}
 
 
-def test_zero_shot_classification_of_a_folder_a_class(run: Run, loudness_model: LoudnessModel, tmp_path: Path) -> None:
+def test_zero_shot_classification_of_a_folder_per_class(
+    run: Run, loudness_model: LoudnessModel, tmp_path: Path
+) -> None:
     for label, loudness in (("0.2", 0.2), ("0.2", 0.3), ("0.8", 0.9), ("0.8", 0.35)):
         (tmp_path / "sounds" / label).mkdir(parents=True, exist_ok=True)
         soundfile.write(tmp_path / "sounds" / label / f"{loudness}.wav", np.full(1600, loudness), 16_000)
@@ -225,7 +225,7 @@ def test_the_synthetic_dataset_has_two_splits_and_a_tokenizer_for_training(run: 
     assert {path.name: path.read_bytes() for path in (tmp_path / "train").glob("*.tar")} == shards
 
 
-def test_rejected_clips_of_a_dataset_are_counted_and_named(run: Run, audio: Path, tmp_path: Path) -> None:
+def test_rejected_clips_of_a_dataset_are_counted_and_listed(run: Run, audio: Path, tmp_path: Path) -> None:
     rows = [f"{audio}/{loudness}.wav,a tone\n" for loudness in LOUDNESS] + ["none.wav,a tone\n"]
     (tmp_path / "clips.csv").write_text("path,caption\n" + "".join(rows))
     arguments = ["--out", tmp_path / "out", "--workers", 0, "--vocab-size", 0, "--quiet"]
@@ -236,7 +236,7 @@ def test_rejected_clips_of_a_dataset_are_counted_and_named(run: Run, audio: Path
     assert "none.wav" in (tmp_path / "out" / "report.jsonl").read_text()
 
 
-def test_an_index_can_be_written_anew(run: Run, dataset: Path, tmp_path: Path) -> None:
+def test_an_index_can_be_rewritten(run: Run, dataset: Path, tmp_path: Path) -> None:
     shard = next(dataset.glob("*.tar"))
     (tmp_path / shard.name).write_bytes(shard.read_bytes())
     code, out, _ = run("prepare", tmp_path, "--reindex", "--vocab-size", 0, "--json", "--quiet")
@@ -269,9 +269,9 @@ USAGE_ERRORS: list[tuple[list[str], str]] = [
     (["prepare", "a.csv", "b.csv", "--out", "x"], "a.csv: does not exist"),
     (["prepare", "*.parquet", "--out", "x"], "*.parquet: matches no file"),
     (["prepare", "a", "--vocab-size", "260", "--out", "x"], "--vocab-size is 260; 256 bytes and 5 special tokens need"),
-    (["prepare", "a", "--seed", "1", "--out", "x"], "--seed: of no use with a SOURCE"),
-    (["prepare", "--synthetic", "--audio-dir", "a", "--out", "x"], "--audio-dir: of no use with --synthetic"),
-    (["prepare", "a", "--reindex", "--workers", "2", "--layout", "folder"], "--layout, --workers: of no use with"),
+    (["prepare", "a", "--seed", "1", "--out", "x"], "--seed: not used with a SOURCE"),
+    (["prepare", "--synthetic", "--audio-dir", "a", "--out", "x"], "--audio-dir: not used with --synthetic"),
+    (["prepare", "a", "--reindex", "--workers", "2", "--layout", "folder"], "--layout, --workers: not used with"),
     (["prepare", "none.csv", "--out", "x"], "none.csv: does not exist"),
     (["prepare", "a", "--layout", "audioset", "--out", "x"], "invalid choice: 'audioset'"),
     (["prepare", "a", "--min-duration", "5", "--max-duration", "4", "--out", "x"], "leave no clip"),
@@ -284,7 +284,7 @@ def test_the_smallest_vocabulary_is_the_tokenizers() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), USAGE_ERRORS)
-def test_what_cannot_be_done_is_one_clear_line_and_exit_code_2(
+def test_usage_errors_are_one_line_and_exit_code_2(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -328,24 +328,30 @@ def test_a_damaged_model_is_an_error(run: Run, audio: Path, tmp_path: Path) -> N
     assert f"{tmp_path}: cannot load the model" in err
 
 
-def test_training_gets_its_arguments_and_its_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_passes_its_arguments_on_and_its_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from slap_fast.config.loading import ConfigError
 
     received: list[Any] = []
 
     def main(arguments: list[str]) -> None:
         received.extend(arguments)
-        if "bad=1" in arguments:
-            raise ConfigError("unknown key bad; did you mean model?")
+        if "data.train=none" in arguments:
+            raise ConfigError("data.train is none; it must be a folder")
 
     monkeypatch.setitem(sys.modules, "slap_fast.train", SimpleNamespace(main=main))
     assert run("train", "recipe=quickstart", "data.train=x")[0] == 0
     assert received == ["recipe=quickstart", "data.train=x"]
-    code, _, err = run("train", "bad=1")
-    assert (code, err) == (2, "slap-fast train: unknown key bad; did you mean model?\n")
+    code, _, err = run("train", "recipe=quickstart", "data.train=none")
+    assert (code, err) == (2, "slap-fast train: data.train is none; it must be a folder\n")
+    received.clear()
+    code, _, err = run("train", "recipe=quickstart", "training.outptu=x")
+    assert (code, received) == (2, [])
+    assert err.startswith("slap-fast train: ")
+    assert "did you mean 'training.output'?" in err
+    assert len(err.splitlines()) == 1
 
 
-def test_info_names_versions_and_devices(run: Run) -> None:
+def test_info_prints_versions_and_devices(run: Run) -> None:
     code, out, _ = run("info")
     assert code == 0
     assert "torch" in out
@@ -359,10 +365,10 @@ def fail_with(error: BaseException) -> SimpleNamespace:
     return SimpleNamespace(HELP="", add_arguments=lambda parser: None, run=run_command)
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "info", fail_with(ValueError("a bug")))
     code, out, err = run("info")
-    # Not 1, which is that of a command that has skipped some clips.
+    # Not 1, which means skipped clips.
     assert (code, out) == (70, "")
     assert err.startswith("Traceback")
     assert "ValueError: a bug" in err
@@ -381,7 +387,7 @@ def test_an_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert run("info") == (130, "", "slap-fast: interrupted\n")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_closes_stdout_is_not_an_error() -> None:
     code = (
         "import sys; from slap_fast import cli\n"
         "def endless(arguments):\n"

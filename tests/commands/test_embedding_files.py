@@ -1,4 +1,4 @@
-"""Files of embeddings: whole or not at all, with their own names, whoever writes at once and whatever fails."""
+"""Embedding files: names round-trip, and writes are atomic under failures and concurrent writers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_names_come_back_whatever_is_in_them(tmp_path: Path, suffix: str) -> None:
+def test_any_names_round_trip(tmp_path: Path, suffix: str) -> None:
     names = ["a\nb.wav", "grün.wav", "\udcff.wav", "x\\u0041", "", '"']
     write_embeddings(tmp_path / f"x{suffix}", names, np.eye(6, dtype=np.float32))
     found, embeddings = read_embeddings(tmp_path / f"x{suffix}")
@@ -49,7 +49,7 @@ def test_numpy_reads_the_matrix_of_both_of_its_formats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_write_that_fails_leaves_the_earlier_file_as_it_was(tmp_path: Path, suffix: str) -> None:
+def test_a_failed_write_leaves_the_earlier_file_unchanged(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     write_embeddings(path, *vectors(1))
     before = path.read_bytes()
@@ -60,9 +60,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_as_it_was(tmp_path: Path, su
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_two_that_write_one_file_at_once_leave_the_names_of_one_with_its_own_embeddings(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_concurrent_writers_never_mix_names_and_embeddings(tmp_path: Path, suffix: str) -> None:
     path, writing = tmp_path / f"x{suffix}", threading.Event()
     write_embeddings(path, *vectors(0))
 
@@ -86,7 +84,7 @@ def test_two_that_write_one_file_at_once_leave_the_names_of_one_with_its_own_emb
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_file_without_names_or_with_odd_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_names_or_with_invalid_values_is_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "bare.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(CommandError, match=r"bare\.npy: cannot read embeddings: it has no names after the matrix"):
         read_embeddings(tmp_path / "bare.npy")

@@ -1,4 +1,4 @@
-"""A model whose embedding space is known: of a clip it hears the mean amplitude, of a text it reads the number."""
+"""A fake model with a known embedding space: the mean amplitude of a clip, and the number in a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best model of a run, kept through crashes and continued runs."""
+"""The best model of a run survives crashes and is restored by a continued run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHOSEN_BY = {"metric": "r1"}
 
 
 class _Model:
-    """Saves its number."""
+    """A model whose only weight is a number."""
 
     def __init__(self, number: int, *, fails: bool = False) -> None:
         self._number = number
@@ -36,7 +36,7 @@ def kept(folder: Path) -> tuple[str, float]:
     return (folder / "weights").read_text(), json.loads((folder / "best.json").read_text())["score"]
 
 
-def test_a_model_is_kept_if_none_before_scored_as_high(tmp_path: Path) -> None:
+def test_a_model_is_saved_if_its_score_is_the_highest_so_far(tmp_path: Path) -> None:
     best = BestModel(tmp_path / "best", CHOSEN_BY)
     assert [offer(best, step, score) for step, score in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.3))] == [
         True,
@@ -49,7 +49,7 @@ def test_a_model_is_kept_if_none_before_scored_as_high(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_a_continued_run_keeps_the_best_of_before(tmp_path: Path) -> None:
+def test_a_continued_run_keeps_the_earlier_best_model(tmp_path: Path) -> None:
     offer(BestModel(tmp_path / "best", CHOSEN_BY), 2, 0.5)
     best = BestModel(tmp_path / "best", CHOSEN_BY)
     assert best.resume(2) is None
@@ -59,7 +59,7 @@ def test_a_continued_run_keeps_the_best_of_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crash", ["while saving", "between the renames"])
-def test_a_crash_leaves_a_whole_model(tmp_path: Path, crash: str) -> None:
+def test_a_crash_leaves_a_complete_model(tmp_path: Path, crash: str) -> None:
     best = BestModel(tmp_path / "best", CHOSEN_BY)
     offer(best, 1, 0.2)
     if crash == "while saving":
@@ -83,7 +83,7 @@ def test_a_crash_leaves_a_whole_model(tmp_path: Path, crash: str) -> None:
         (5, CHOSEN_BY, "[]", "cannot be read"),
     ],
 )
-def test_a_model_that_cannot_be_compared_is_replaced_and_said_to_be(
+def test_a_model_without_a_comparable_score_is_replaced_with_a_note(
     tmp_path: Path, step: int, chosen_by: dict[str, str], content: str | None, note: str
 ) -> None:
     offer(BestModel(tmp_path / "best", CHOSEN_BY), 2, 0.9)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_events_of_synthetic_clips_are_known(folder: Path) -> None:
+def test_synthetic_clips_have_events(folder: Path) -> None:
     index = ClipIndex.open(folder / "data" / "validation")
     for clip in range(len(index)):
         events = events_of(index.read_metadata(clip))
@@ -44,12 +44,12 @@ def test_events_of_synthetic_clips_are_known(folder: Path) -> None:
 def test_a_model_serves_every_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, validation = str(folder / "run" / "model"), str(folder / "data" / "validation")
 
-    assert cli.main(["evaluate", model, validation, "--localise", "1", "--quiet"]) == 0
+    assert cli.main(["evaluate", model, validation, "--localize", "1", "--quiet"]) == 0
     assert "text to audio" in capsys.readouterr().out
     metrics = json.loads((folder / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["retrieval"]["clips"] == 4
     assert 0 <= metrics["retrieval"]["t2a_r1"] <= 1
-    assert (folder / "run" / "evaluation" / "localisation.png").stat().st_size > 10_000
+    assert (folder / "run" / "evaluation" / "localization.png").stat().st_size > 10_000
 
     stored = folder / "validation.npz"
     assert cli.main(["embed", model, validation, "--out", str(stored), "--quiet"]) == 0

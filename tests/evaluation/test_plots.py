@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from slap_fast.evaluation.localization import EventSpan, Localisation
-from slap_fast.evaluation.plots import plot_localisation, plot_losses, plot_similarity, read_log
+from slap_fast.evaluation.localization import EventSpan, Localization
+from slap_fast.evaluation.plots import plot_localization, plot_losses, plot_similarity, read_log
 from slap_fast.ops.log_mel.config import MelConfig
 
 
@@ -26,7 +26,7 @@ def write_log(path: Path, steps: range) -> None:
             file.write(json.dumps({"step": step, **losses, "learning_rate": 1e-4, "clips_per_second": 9.0}) + "\n")
 
 
-def test_a_resumed_and_killed_run_has_each_step_once(tmp_path: Path) -> None:
+def test_the_log_of_a_killed_and_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     write_log(log, range(1, 11))
     with log.open("a") as file:
@@ -37,7 +37,7 @@ def test_a_resumed_and_killed_run_has_each_step_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 60])
-def test_losses_are_drawn_however_short_the_run(tmp_path: Path, steps: int) -> None:
+def test_losses_of_runs_of_any_length_are_plotted(tmp_path: Path, steps: int) -> None:
     write_log(tmp_path / "log.jsonl", range(1, steps + 1))
     plot_losses(tmp_path / "log.jsonl", tmp_path / "plots" / "losses.png")
     image = picture(tmp_path / "plots" / "losses.png")
@@ -62,19 +62,19 @@ def test_a_log_without_losses_is_an_error(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("clips", [1, 12, 60])
-def test_a_similarity_matrix_of_any_size_is_drawn(tmp_path: Path, clips: int) -> None:
+def test_similarity_matrices_of_any_size_are_plotted(tmp_path: Path, clips: int) -> None:
     similarity = np.random.default_rng(0).normal(size=(clips, clips)).astype(np.float32)
     plot_similarity(similarity, ["a long caption that is cut " * 5] * clips, tmp_path / "similarity.png")
     assert picture(tmp_path / "similarity.png").std() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (3, 2), (2, 3), (4, 4)])
-def test_a_matrix_that_does_not_fit_its_captions_is_an_error(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_a_matrix_of_another_size_than_its_captions_is_an_error(tmp_path: Path, shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"\[N, N\]"):
         plot_similarity(np.zeros(shape), ["a"] * (3 if shape[0] else 0), tmp_path / "similarity.png")
 
 
-def test_curves_share_the_spectrograms_time_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_and_spectrogram_share_the_time_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slap_fast.evaluation import plots
 
     figures: list[Figure] = []
@@ -88,12 +88,12 @@ def test_curves_share_the_spectrograms_time_axis(tmp_path: Path, monkeypatch: py
     config = MelConfig()
     times = np.arange(0.08, 5, 0.16)
     curves = [
-        Localisation(query, times, np.sin(times).astype(np.float32)) for query in ("a dog barks", "rain $falls^ for $5")
+        Localization(query, times, np.sin(times).astype(np.float32)) for query in ("a dog barks", "rain $falls^ for $5")
     ]
     frames = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
     events = [EventSpan("dog", 1.0, 2.0), EventSpan("dog", 3.0, 4.0)]
-    png = tmp_path / "localisation.png"
-    plot_localisation(frames, curves, png, mel_config=config, title="a dog barks in $the^ rain_$", events=events)
+    png = tmp_path / "localization.png"
+    plot_localization(frames, curves, png, mel_config=config, title="a dog barks in $the^ rain_$", events=events)
     assert picture(png).std() > 0.1
     spectrogram, below = (axis for axis in figures[0].axes if axis.get_title() or axis.get_xlabel())
     assert spectrogram.get_xlim() == below.get_xlim() == (0.0, 5.0)
@@ -101,12 +101,12 @@ def test_curves_share_the_spectrograms_time_axis(tmp_path: Path, monkeypatch: py
     assert spectrogram.get_position().x1 == pytest.approx(below.get_position().x1)
 
 
-def test_frames_of_another_filterbank_are_an_error(tmp_path: Path) -> None:
-    curve = Localisation("rain", np.zeros(1), np.zeros(1))
+def test_frames_of_another_filter_bank_are_an_error(tmp_path: Path) -> None:
+    curve = Localization("rain", np.zeros(1), np.zeros(1))
     with pytest.raises(ValueError, match=r"\[F, 64\]"):
-        plot_localisation(np.zeros((9, 80)), [curve], tmp_path / "x.png", mel_config=MelConfig())
+        plot_localization(np.zeros((9, 80)), [curve], tmp_path / "x.png", mel_config=MelConfig())
     with pytest.raises(ValueError, match="no curve"):
-        plot_localisation(np.zeros((9, 64)), [], tmp_path / "x.png", mel_config=MelConfig())
+        plot_localization(np.zeros((9, 64)), [], tmp_path / "x.png", mel_config=MelConfig())
 
 
 def test_importing_plots_does_not_import_matplotlib() -> None:

@@ -17,7 +17,7 @@ def rankings(draw: st.DrawFn) -> tuple[list[list[float]], list[int], list[str] |
     n_audio = draw(st.integers(1, 5 if tied else 12))
     text_to_audio = draw(st.lists(st.integers(0, n_audio - 1), min_size=1, max_size=6 if tied else 25))
     n_text = len(text_to_audio)
-    # Few distinct values, so that ties are the rule, or none twice.
+    # Either few distinct values, so that most are tied, or all distinct.
     values: st.SearchStrategy[list[int]] = st.permutations(range(n_audio * n_text))
     if tied:
         values = st.lists(st.integers(-1, 1), min_size=n_audio * n_text, max_size=n_audio * n_text)
@@ -38,7 +38,7 @@ def test_metrics_equal_the_mean_over_all_orders_of_ties(
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_embeddings_give_the_metrics_of_their_similarity_matrix_whatever_the_chunk() -> None:
+def test_metrics_of_embeddings_equal_those_of_their_similarity_matrix_for_any_chunk_size() -> None:
     generator = torch.Generator().manual_seed(0)
     audio = torch.nn.functional.normalize(torch.randn(40, 16, generator=generator), dim=1)
     text_to_audio = torch.randint(40, (130,), generator=generator)
@@ -69,45 +69,45 @@ def test_a_constant_embedding_scores_chance(width: int) -> None:
         assert metrics[name] == pytest.approx(metrics[f"chance_{name}"])
 
 
-def test_copies_of_a_clip_share_what_one_would_score() -> None:
-    # Five clips of one sound, a caption each: a caption cannot tell them apart.
+def test_identical_clips_share_the_score_of_one() -> None:
+    # Five identical clips, each with its own caption: a caption cannot distinguish them.
     audio = torch.eye(3)[[0, 0, 0, 0, 0, 1, 2]]
     metrics = embedding_retrieval_metrics(audio, audio, torch.arange(7))
     assert metrics["t2a_r1"] == metrics["a2t_r1"] == pytest.approx((5 * 1 / 5 + 2) / 7)
     assert metrics["t2a_r5"] == metrics["a2t_r5"] == pytest.approx(1.0)
 
 
-def test_a_caption_that_several_clips_have_is_right_for_each() -> None:
-    # Clips 0 and 1 sound different and bear one caption; the model knows all.
+def test_a_caption_of_several_clips_is_relevant_to_each() -> None:
+    # Clips 0 and 1 differ but have the same caption.
     text = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), dim=1)
     targets = torch.arange(3)
     metrics = embedding_retrieval_metrics(torch.eye(3), text, targets, ["a dog barks", "a dog barks", "rain"])
     assert metrics["t2a_r1"] == metrics["a2t_r1"] == metrics["t2a_map10"] == metrics["a2t_map10"] == 1.0
     assert metrics["shared_captions"] == 2
-    # Without the texts it can only be told that their embeddings are equal.
+    # Without the texts, only the equality of their embeddings is known.
     assert embedding_retrieval_metrics(torch.eye(3), text, targets)["a2t_r1"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="2 captions; there are 3 embeddings"):
         embedding_retrieval_metrics(torch.eye(3), text, targets, ["a", "b"])
 
 
 def test_average_precision_counts_all_captions_of_a_clip() -> None:
-    # The clip's captions stand at ranks 2 and 4: (1/2 + 2/4) / 2.
+    # The clip's captions have ranks 2 and 4: (1/2 + 2/4) / 2.
     similarity = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.0, 0.0, 0.0, 0.0]])
     metrics = retrieval_metrics(similarity[:, [1, 3, 0, 2]], torch.tensor([0, 0, 1, 1]))
     first_clip = 0.5
-    # All equal: each of four places holds an own caption half the time, before it a third of the places above.
+    # All tied: each of four ranks holds a relevant caption with probability 1/2, and then each rank above with 1/3.
     second_clip = sum((1 + (place - 1) / 3) / place for place in range(1, 5)) / 2 / 2
     assert metrics["a2t_map10"] == pytest.approx((first_clip + second_clip) / 2)
 
 
-def test_a_clip_without_captions_is_a_distractor_and_no_query() -> None:
+def test_a_clip_without_captions_is_a_distractor_and_not_a_query() -> None:
     similarity = torch.tensor([[0.1], [0.9]])
     metrics = retrieval_metrics(similarity, torch.tensor([0]))
     assert metrics["t2a_median_rank"] == 2
     assert metrics["a2t_r1"] == 1
 
 
-def test_chance_is_what_random_rankings_score() -> None:
+def test_chance_is_the_mean_score_of_random_rankings() -> None:
     shuffler = random.Random(0)
     text_to_audio = [0, 0, 0, 0, 1, 2, 2, 3, 4, 5, 5, 5, 5, 5, 6]
     totals: dict[str, float] = {}
@@ -134,7 +134,7 @@ def test_chance_is_what_random_rankings_score() -> None:
         (torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), torch.tensor([0, 1]), r"similarity\[1\] is not finite"),
     ],
 )
-def test_what_cannot_be_ranked_is_an_error(similarity: torch.Tensor, text_to_audio: torch.Tensor, message: str) -> None:
+def test_invalid_input_is_an_error(similarity: torch.Tensor, text_to_audio: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(similarity, text_to_audio)
 
@@ -144,7 +144,7 @@ def test_embeddings_of_different_width_are_an_error() -> None:
         embedding_retrieval_metrics(torch.ones(2, 4), torch.ones(2, 5), torch.tensor([0, 1]))
 
 
-def test_the_table_is_aligned_and_in_per_cent() -> None:
+def test_the_table_is_aligned_and_in_percent() -> None:
     table = format_retrieval(retrieval_metrics(torch.eye(4), torch.arange(4)))
     header, text_to_audio, chance, *_ = table.splitlines()
     assert text_to_audio.split() == ["text", "to", "audio", "100.0", "100.0", "100.0", "100.0", "1"]

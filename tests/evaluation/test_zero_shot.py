@@ -9,7 +9,7 @@ from slap_fast.evaluation.zero_shot import (
     LabelError,
     class_embeddings,
     confusion_matrix,
-    labelled_files,
+    labeled_files,
     zero_shot_metrics,
 )
 
@@ -17,7 +17,7 @@ SUFFIXES = (".wav", ".flac")
 
 
 class TableModel:
-    """Embeds each text as it is told."""
+    """Embeds texts by a table."""
 
     def __init__(self, table: dict[str, list[float]]) -> None:
         self.table = table
@@ -26,7 +26,7 @@ class TableModel:
         return torch.tensor([self.table[text] for text in texts])
 
 
-def test_a_class_is_the_normalised_mean_of_its_normalised_prompts() -> None:
+def test_a_class_is_the_normalized_mean_of_its_normalized_prompts() -> None:
     model = TableModel({"dog": [10.0, 0.0], "a dog!": [0.0, 0.5], "cat": [0.0, 1.0], "a cat!": [0.0, 3.0]})
     embeddings = class_embeddings(model, ["dog", "cat"], ["{}", "a {}!"])
     torch.testing.assert_close(embeddings, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))
@@ -34,7 +34,7 @@ def test_a_class_is_the_normalised_mean_of_its_normalised_prompts() -> None:
 
 
 @pytest.mark.parametrize(("templates", "message"), [(["the sound"], r"no \{\}"), ([], "no template")])
-def test_a_template_without_a_place_for_the_name_is_an_error(templates: list[str], message: str) -> None:
+def test_a_template_without_a_placeholder_is_an_error(templates: list[str], message: str) -> None:
     with pytest.raises(LabelError, match=message):
         class_embeddings(TableModel({}), ["dog"], templates)
 
@@ -64,7 +64,7 @@ def test_constant_embeddings_score_chance(width: int) -> None:
     assert metrics["accuracy_at_5"] == pytest.approx(5 / 7)
 
 
-def test_classes_of_one_embedding_share_their_clips() -> None:
+def test_classes_with_the_same_embedding_share_their_clips() -> None:
     classes = torch.eye(3)[[0, 0, 1, 2]]
     metrics = zero_shot_metrics(torch.eye(3), classes, torch.tensor([0, 2, 3]))
     assert metrics["accuracy_at_1"] == pytest.approx((1 / 2 + 1 + 1) / 3)
@@ -77,7 +77,7 @@ def test_confusion_counts_clips_by_class_and_prediction() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0]])
-def test_labels_that_do_not_fit_are_an_error(labels: list[int]) -> None:
+def test_invalid_labels_are_an_error(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="label"):
         zero_shot_metrics(torch.eye(3)[:2], torch.eye(3), torch.tensor(labels))
 
@@ -86,7 +86,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     for name in ("dog_bark/b.wav", "dog_bark/deep/a.flac", "cat/c.WAV", "cat/notes.txt", "loose.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    files, names = labelled_files(tmp_path, extensions=SUFFIXES)
+    files, names = labeled_files(tmp_path, extensions=SUFFIXES)
     assert names == ["cat", "dog bark"]
     assert [(path.name, label) for path, label in files] == [("c.WAV", 0), ("b.wav", 1), ("a.flac", 1)]
 
@@ -95,7 +95,7 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
     (tmp_path / "meta.csv").write_text(
         "filename,fold,category\n1.wav,1,sea_waves\n2.wav,2,rain\n", encoding="utf-8-sig"
     )
-    files, names = labelled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
+    files, names = labeled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
     assert names == ["rain", "sea waves"]
     assert files == [(tmp_path / "1.wav", 1), (tmp_path / "2.wav", 0)]
 
@@ -104,7 +104,7 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("a,b\n1.wav,dog\n", "columns are a, b"),
-        ("file,class\n", "no labelled audio"),
+        ("file,class\n", "no labeled audio"),
         ("file,class\n1.wav,dog\n2.wav,dog\n", "only the class 'dog'"),
         ("file,class\n1.wav,dog\n,cat\n", "meta.csv:3: it lacks its file or class"),
         ("file,class\n1.wav,dog\n2.wav,nan\n", "meta.csv:3: it lacks its file or class"),
@@ -112,18 +112,18 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
         ('file,class\n1.wav,"dog\n2.wav,cat\n', "meta.csv:2: a cell opens with a quote"),
         ("file,class,class\n1.wav,dog,cat\n", "'class' names more than one column"),
         ("file,class\n1.wav,0\n2.wav,14\n", r"the classes are numbers \(0, 14\)"),
-        ("file,class\n1.wav,dog\n1.wav,cat\n", "1.wav is of the classes 'dog' and 'cat'"),
+        ("file,class\n1.wav,dog\n1.wav,cat\n", "1.wav has the classes 'dog' and 'cat'"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_an_error(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "meta.csv").write_text(content)
     with pytest.raises(LabelError, match=message):
-        labelled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
+        labeled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
 
 
 def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder or CSV"):
-        labelled_files(tmp_path / "none", extensions=SUFFIXES)
+        labeled_files(tmp_path / "none", extensions=SUFFIXES)
 
 
 ESC50 = (
@@ -144,7 +144,7 @@ URBANSOUND8K = (
          ["dog bark", "children playing"]),
     ],
 )  # fmt: skip
-def test_published_sets_have_the_classes_of_their_table_and_not_their_folds(
+def test_published_datasets_have_the_classes_of_their_table_and_not_their_folds(
     tmp_path: Path, table: str, content: str, files: list[str], classes: list[str]
 ) -> None:
     for name in (table, *files):
@@ -152,7 +152,7 @@ def test_published_sets_have_the_classes_of_their_table_and_not_their_folds(
         (tmp_path / name).touch()
     (tmp_path / table).write_text(content)
     for source in (tmp_path, tmp_path / table, tmp_path / "audio"):
-        found, names = labelled_files(source, extensions=SUFFIXES)
+        found, names = labeled_files(source, extensions=SUFFIXES)
         assert [(path.resolve(), names[label]) for path, label in found] == [
             (tmp_path / file, name) for file, name in zip(files, classes, strict=True)
         ]
@@ -166,16 +166,16 @@ def test_published_sets_have_the_classes_of_their_table_and_not_their_folds(
         (["0", "1"], "the classes are numbers"),
     ],
 )
-def test_folders_that_are_no_classes_are_an_error(tmp_path: Path, folders: list[str], message: str) -> None:
+def test_folders_that_are_not_classes_are_an_error(tmp_path: Path, folders: list[str], message: str) -> None:
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.wav").touch()
     with pytest.raises(LabelError, match=message):
-        labelled_files(tmp_path, extensions=SUFFIXES)
+        labeled_files(tmp_path, extensions=SUFFIXES)
 
 
-def test_train_is_a_class_among_others(tmp_path: Path) -> None:
+def test_train_may_be_a_class_name_among_others(tmp_path: Path) -> None:
     for folder in ("train", "bus"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.wav").touch()
-    assert labelled_files(tmp_path, extensions=SUFFIXES)[1] == ["bus", "train"]
+    assert labeled_files(tmp_path, extensions=SUFFIXES)[1] == ["bus", "train"]

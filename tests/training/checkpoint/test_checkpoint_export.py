@@ -53,8 +53,8 @@ def test_the_newest_undamaged_checkpoint_of_a_run_is_exported_and_others_are_rep
     (unfinished / "MANIFEST.json").unlink()
     code, said = export(tmp_path / "run", tmp_path / "new" / "out", capsys)
     assert code == 0
-    assert f"passed over: {unfinished} is not a whole checkpoint: no MANIFEST.json" in said
-    assert f"passed over: {damaged} is not a whole checkpoint: rank-00001.safetensors has 1 bytes" in said
+    assert f"skipped: {unfinished} is not a whole checkpoint: no MANIFEST.json" in said
+    assert f"skipped: {damaged} is not a whole checkpoint: rank-00001.safetensors has 1 bytes" in said
     assert f"{tmp_path / 'new' / 'out'}: the model after step 1" in said
     weights = load_file(tmp_path / "new" / "out" / "model.safetensors")
     assert {name: value.tolist() for name, value in weights.items()} == {"w": [[1.0] * 3] * 2}

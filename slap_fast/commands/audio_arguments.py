@@ -1,4 +1,4 @@
-"""Audio named on the command line: files, folders, and datasets that `slap-fast prepare` wrote."""
+"""AUDIO arguments of the command line: files, folders, and datasets written by `slap-fast prepare`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slap_fast.commands.shared import CommandError
+from slap_fast.inference import MAX_SECONDS
 
 if TYPE_CHECKING:
-    from slap_fast.inference.embed import AudioInput
-
-MAX_SECONDS = 600.0
+    from slap_fast.inference.audio_inputs import AudioInput
 
 
-def add_audio_arguments(parser: argparse.ArgumentParser, *, nargs: str = "+", what: str = "") -> None:
+def add_audio_arguments(parser: argparse.ArgumentParser, *, nargs: str = "+", alternative: str = "") -> None:
     parser.add_argument(
         "audio",
         metavar="AUDIO",
         nargs=nargs,
-        help=f"audio files, folders of them (searched downwards), or prepared datasets{what}",
+        help=f"audio files, folders of them (searched recursively), or prepared datasets{alternative}",
     )
     parser.add_argument(
         "--max-seconds",
@@ -29,20 +28,20 @@ def add_audio_arguments(parser: argparse.ArgumentParser, *, nargs: str = "+", wh
     )
 
 
-def check_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> None:
-    """Find out before a model is loaded, and without torch, what makes the command fail in any case.
+def check_audio_arguments(names: list[str], *, max_seconds: float = MAX_SECONDS) -> None:
+    """Report invalid arguments before torch and the model are loaded.
 
     Raises:
-        CommandError: an argument is empty, a folder has no audio, or there is nothing under any of the names.
+        CommandError: an argument is empty, a folder has no audio, or none of the names exists.
         DatasetError: a dataset cannot be opened.
     """
     if any(not name.strip() for name in names):
-        raise CommandError("an AUDIO argument is empty; a shell variable without a value, perhaps")
+        raise CommandError("an AUDIO argument is empty; perhaps a shell variable without a value")
     if not max_seconds > 0:
         raise CommandError(f"--max-seconds is {max_seconds:g}; it must be above 0")
     paths = [Path(name) for name in names]
     if names and not any(path.exists() for path in paths):
-        more = f", and none of the other {len(names) - 1} arguments" if len(names) > 1 else ""
+        more = f", and none of the other {len(names) - 1} arguments exists" if len(names) > 1 else ""
         raise CommandError(f"{names[0]}: no such file or folder{more}")
     for path in paths:
         if _is_dataset(path):
@@ -54,25 +53,24 @@ def check_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> None:
 
 
 def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> list[AudioInput]:
-    """Every clip that `names` stand for, in order, and what is no clip but should have been one.
+    """All clips of the arguments, in order, including files that are known not to be readable.
 
     Raises:
-        CommandError: as `check_inputs`.
-        DatasetError: a dataset cannot be opened.
+        CommandError, DatasetError: as in `check_audio_arguments`.
     """
     from slap_fast.data.format.index import ClipIndex
-    from slap_fast.inference.embed import dataset_inputs, file_input, unusable_input
+    from slap_fast.inference.audio_inputs import dataset_inputs, file_input, unusable_input
 
-    check_inputs(names, max_seconds=max_seconds)
+    check_audio_arguments(names, max_seconds=max_seconds)
     inputs: list[AudioInput] = []
     for name in names:
         path = Path(name)
         if _is_dataset(path):
             inputs += dataset_inputs(ClipIndex.open(path))
         elif path.is_dir():
-            files, passed_over = _list_folder(path)
+            files, rejected = _list_folder(path)
             inputs += [file_input(file, max_seconds=max_seconds) for file in files]
-            inputs += [unusable_input(*reasons) for reasons in passed_over]
+            inputs += [unusable_input(*rejection) for rejection in rejected]
         else:
             inputs.append(file_input(path, max_seconds=max_seconds))
     return inputs
@@ -83,17 +81,17 @@ def _is_dataset(path: Path) -> bool:
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[tuple[str, str, str]]]:
-    """The audio files below a folder, of formats that are not read too; and name, reason and detail of the rest."""
-    from slap_fast.audio.files import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+    """Media files below a folder, also of unsupported formats; and name, reason and detail of rejected entries."""
+    from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
     from slap_fast.data.prepare.file_search import walk_folder
 
-    found, left_out = walk_folder(folder)
+    found, rejections = walk_folder(folder)
     files = [folder / file for file in found if Path(file).suffix.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS]
     if not files:
         raise CommandError(f"{folder}: no audio in this folder ({' '.join(sorted(AUDIO_EXTENSIONS))})")
-    passed_over = [
+    rejected = [
         (str(folder / rejection.origin), rejection.reason, rejection.detail)
-        for rejection in left_out
+        for rejection in rejections
         if rejection.reason not in ("hidden", "same_folder")
     ]
-    return files, passed_over
+    return files, rejected
