@@ -207,7 +207,8 @@ def _checked_rate(name: str, value: Any) -> float:
 
 
 def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
-    from slap_fast.audio.files import AudioError, load_audio  # file decoders are not needed for waveforms
+    from slap_fast.audio.errors import AudioError
+    from slap_fast.audio.waveform import load_audio  # file decoders are not needed for waveforms
 
     if isinstance(file, io.TextIOBase):
         raise ValueError(f"{name} is a file that is open as text; open it in mode 'rb', or pass its path")

@@ -1,3 +1,5 @@
+"""Waveform loading and FLAC encoding: formats, resampling, rejected clips."""
+
 from __future__ import annotations
 
 import io
@@ -11,7 +13,9 @@ import pytest
 import soundfile
 import soxr
 
-from slap_fast.audio.files import AudioError, encode_flac, load_audio
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.flac_encoder import encode_flac
+from slap_fast.audio.waveform import load_audio
 
 
 def _tone(frequency: float, rate: int, seconds: float, amplitude: float = 0.5) -> np.ndarray:
@@ -73,14 +77,14 @@ def test_channels_are_mixed_by_their_mean() -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_001, 22_050, 44_100, 48_000])
 def test_streamed_resampling_equals_resampling_at_once(rate: int) -> None:
-    # Longer than several decoding blocks, so that their seams are in it.
+    # Longer than several decoding blocks, to include their boundaries.
     waveform = np.random.default_rng(rate).uniform(-0.5, 0.5, 700_001).astype(np.float32)
     np.testing.assert_array_equal(
         load_audio(_file(waveform, rate, subtype="FLOAT")), soxr.resample(waveform, rate, 16_000, "HQ")
     )
 
 
-def test_a_tone_above_the_new_nyquist_frequency_is_gone() -> None:
+def test_a_tone_above_the_new_nyquist_frequency_is_removed() -> None:
     tones = _tone(12_000, 44_100, 2.0) + _tone(1_000, 44_100, 2.0, 0.25)
     waveform = load_audio(_file(tones, 44_100, subtype="FLOAT"))
     assert _level(waveform, 4_000) < 0.5 * 10 ** (-100 / 20)
@@ -108,20 +112,20 @@ def test_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["text.wav", "text.raw", "text.mp3", "text"])
 def test_text_with_the_name_of_audio(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("this is no audio\n" * 100)
+    (tmp_path / name).write_text("this is not audio\n" * 100)
     assert _reason(tmp_path / name) == "unreadable"
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file(tmp_path: Path) -> None:
     assert _reason(tmp_path) == "unreadable"
     os.mkfifo(tmp_path / "pipe.wav")
     assert _reason(tmp_path / "pipe.wav") == "unreadable"
 
 
-def test_flac_that_does_not_say_its_length() -> None:
+def test_flac_of_unknown_length() -> None:
     pcm = np.random.default_rng(0).integers(-32768, 32768, 600_000).astype(np.int16)
     data = bytearray(_file(pcm, 16_000, "FLAC"))
-    # STREAMINFO's sample count, as written to a pipe.
+    # The sample count in STREAMINFO, as written to a pipe.
     data[21] &= 0xF0
     data[22:26] = bytes(4)
     np.testing.assert_array_equal(load_audio(bytes(data)), pcm / np.float32(32768))
@@ -145,7 +149,7 @@ def test_truncated_mp3() -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 499])
-def test_a_rate_that_would_make_gigabytes_of_a_small_file(rate: int) -> None:
+def test_a_rate_that_would_turn_a_small_file_into_gigabytes(rate: int) -> None:
     assert _reason(_file(np.zeros(100), rate)) == "unreadable"
     assert len(load_audio(_file(np.zeros(500), 500))) == 16_000
 
@@ -185,7 +189,7 @@ def test_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_decode(flac.audio), [32767, -32768, 32767, -32768, 32767, 8192])
 
 
-def test_silence_is_seen(tmp_path: Path) -> None:
+def test_silence_is_detected(tmp_path: Path) -> None:
     assert encode_flac([np.zeros(100, np.float32), np.full(100, 1e-6, np.float32)], tmp_path / "spill").silent
 
 
@@ -199,13 +203,13 @@ def test_silence_is_seen(tmp_path: Path) -> None:
         ([np.zeros(10_000, np.float32), np.zeros(6_001, np.float32)], "too_long"),
     ],
 )
-def test_clips_that_are_refused(tmp_path: Path, blocks: list[np.ndarray], reason: str) -> None:
+def test_rejected_clips(tmp_path: Path, blocks: list[np.ndarray], reason: str) -> None:
     with pytest.raises(AudioError) as caught:
         encode_flac(blocks, tmp_path / "spill", min_seconds=0.5, max_seconds=1.0)
     assert caught.value.reason == reason
 
 
-def test_a_stream_too_large_for_memory_goes_through_a_file(tmp_path: Path) -> None:
+def test_a_large_stream_is_encoded_to_a_temporary_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(2).integers(-32768, 32768, 10_000_000).astype(np.int16)
     blocks = (part / np.float32(32768) for part in np.array_split(noise, 7))
     flac = encode_flac(blocks, tmp_path / "spill")
@@ -214,14 +218,14 @@ def test_a_stream_too_large_for_memory_goes_through_a_file(tmp_path: Path) -> No
     np.testing.assert_array_equal(_decode(flac.audio), noise)
 
 
-def test_a_refused_stream_leaves_no_file(tmp_path: Path) -> None:
+def test_a_rejected_stream_leaves_no_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(2).uniform(-1, 1, 10_000_000).astype(np.float32)
     with pytest.raises(AudioError):
         encode_flac([noise, noise], tmp_path / "spill", max_seconds=1000.0)
     assert not (tmp_path / "spill").exists()
 
 
-def test_a_full_disk_is_an_error_of_the_disk_not_of_the_clip(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_os_error_not_an_audio_error(tmp_path: Path) -> None:
     (tmp_path / "spill").symlink_to("/dev/full")
     noise = np.random.default_rng(2).uniform(-1, 1, 10_000_000).astype(np.float32)
     with pytest.raises(OSError, match="No space left"):

@@ -1,4 +1,4 @@
-"""Parts of a file as files of their own."""
+"""Byte view: parts of a file as separate files for libsndfile."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _FURTHEST = 1 << 62
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of a file that a decoder reads as one stream.
+class StreamPart:
+    """A byte range of a file that a decoder reads as one stream.
 
     Attributes:
-        start, end: bytes of the file.
-        head: bytes put before them.
-        patches: `(offset in the file, bytes that stand there instead)`.
-        skip: samples to pass over, which `head` makes.
-        samples: how many follow, where that is known better than the decoder does.
+        start, end: byte range in the file.
+        head: bytes inserted before the range.
+        patches: `(offset in the file, replacement bytes)`.
+        skip: samples to drop at the start, which `head` produces.
+        samples: length after them, if it is known better than from the header.
     """
 
     start: int
@@ -31,33 +31,33 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stretches:
-    """What was found of a file's audio.
+class StreamLayout:
+    """Position of the audio in a file.
 
     Attributes:
-        parts: to be decoded one after the other; empty where the file can be read as it is.
-        missing: the fraction of the promised audio that the file does not hold.
-        detail: in words what is missing.
-        notes: `(reason, detail)` of what a report should say of the file if it is used.
+        parts: to be decoded in order; empty if libsndfile can read the file as it is.
+        missing: fraction of the declared audio that the file does not hold.
+        detail: description of what is missing.
+        notes: `(reason, detail)` of each irregularity.
     """
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[StreamPart, ...] = ()
     missing: float = 0.0
     detail: str = ""
     notes: tuple[tuple[str, str], ...] = ()
 
 
 class ByteView(io.RawIOBase):
-    """A part of a seekable binary file, as a file of its own, read in large blocks. Closing it leaves the file open.
+    """A part of a seekable binary file as a separate file, read in large blocks. Closing it leaves the file open.
 
-    For libsndfile, which seeks from C, through which no exception travels, to before the start and beyond 2^63 if a
-    damaged header says so.
+    With a damaged header libsndfile seeks before the start or beyond 2^63; it seeks from C, which cannot pass on an
+    exception, so positions are clamped.
 
     Attributes:
-        error: why the file could not be read to the end of the part; a decoder takes that for the end.
+        error: the reason why the file could not be read to the end of the part; a decoder sees the end of the file.
     """
 
-    def __init__(self, file: BinaryIO | io.RawIOBase, part: Part) -> None:
+    def __init__(self, file: BinaryIO | io.RawIOBase, part: StreamPart) -> None:
         self._file, self._part, self._position = file, part, 0
         self._size = len(part.head) + part.end - part.start
         self._block, self._block_start = b"", 0
@@ -97,7 +97,7 @@ class ByteView(io.RawIOBase):
         return done
 
     def _read(self, position: int) -> bytes:
-        """What stands at `position`, a block of it; nothing if the file has become shorter."""
+        """A block at `position`; empty if the file has become shorter."""
         if position < len(self._part.head):
             return self._part.head[position:]
         start = self._part.start + position - len(self._part.head)
@@ -109,12 +109,17 @@ class ByteView(io.RawIOBase):
         return bytes(data)
 
 
-def file_size(file: BinaryIO | io.RawIOBase) -> int:
-    """Bytes of a seekable file."""
-    return file.seek(0, io.SEEK_END)
+class ClampedBytesIO(io.BytesIO):
+    """A file in memory for libsndfile; clamps seeks before the start, as `ByteView` does."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return super().seek(0)
 
 
 def read_at(file: BinaryIO | io.RawIOBase, offset: int, size: int) -> bytes:
-    """At most `size` bytes from `offset`; fewer at the end of the file."""
+    """Up to `size` bytes at `offset`; fewer at the end of the file."""
     file.seek(offset)
     return file.read(size) or b""

@@ -1,4 +1,4 @@
-"""Lengths come from the audio: joined files, files without a length, files that were cut off."""
+"""Container parsers: concatenated files, files without a length, truncated files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.audio.files import AudioError, load_audio, mono_blocks, open_audio
-from slap_fast.audio.streams import ByteView, Part
+from slap_fast.audio.containers import ByteView, StreamPart
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.reader import open_audio
+from slap_fast.audio.waveform import load_audio, mono_blocks
 
 _RATE = 44_100
 
@@ -37,7 +39,7 @@ def _mp3(waveform: np.ndarray, rate: int = _RATE, xing: bool = True) -> bytes:
 
 
 def _load(data: bytes) -> tuple[np.ndarray, list[str]]:
-    """The audio at 16 kHz, and what is noted of it."""
+    """The audio at 16 kHz, and the reasons of its notes."""
     with open_audio(data) as sound:
         return np.concatenate(list(mono_blocks(sound, 16_000))), [reason for reason, _ in sound.notes]
 
@@ -51,7 +53,7 @@ def _reason(data: bytes) -> str:
 
 @pytest.mark.parametrize("quiet_first", [False, True])
 def test_mp3_without_a_xing_header_is_read_to_its_end(quiet_first: bool) -> None:
-    # What libsndfile estimates from the first frame's bitrate is 1 s here, or 8 s.
+    # From the bitrate of the first frame, libsndfile estimates 1 s or 8 s here.
     halves = [_noise(2.0, 0.8), np.zeros(2 * _RATE, np.float32)]
     data = _mp3(np.concatenate(halves[::-1] if quiet_first else halves), xing=False)
     estimated = soundfile.info(io.BytesIO(data)).duration
@@ -71,7 +73,7 @@ def test_mp3_with_tags_and_stray_bytes() -> None:
     id3 = b"ID3\x04\0\0" + bytes([0, 0, 0x40, 0]) + b"\xff\xfb\x90\xc0" * 2048
     tail = b"APETAGEX" + struct.pack("<4I", 2000, 32, 0, 0) + bytes(8) + b"TAG" + b"\xff" * 125
     plain, _ = _load(frames)
-    # A recording begins anywhere.
+    # A recording may begin anywhere within a frame.
     assert 0 < len(plain) - len(within) < 1000
     for data, seconds, noted in [
         (id3 + frames + tail, 2.0, []),
@@ -94,20 +96,20 @@ _JOINABLE: dict[str, Any] = {
 
 @pytest.mark.parametrize("format", _JOINABLE)
 @pytest.mark.parametrize("rate", [_RATE, 22_050])
-def test_joined_files_are_read_to_the_end_of_the_last(format: str, rate: int) -> None:
+def test_concatenated_files_are_read_to_the_end_of_the_last(format: str, rate: int) -> None:
     encode = _JOINABLE[format]
     seconds = [1.0, 1.5]
     rates = [48_000, 48_000] if "Opus" in format else [_RATE, rate]
     parts = [encode(_noise(length, rate=hertz), hertz) for length, hertz in zip(seconds, rates, strict=True)]
     alone = [_load(part)[0] for part in parts]
     joined, notes = _load(b"".join(parts))
-    # MP3 without a header begins and ends with what the codec adds.
+    # MP3 without a header includes the padding of the codec at both ends.
     assert sum(map(len, alone)) == pytest.approx(2.5 * 16_000, abs=2000 if "without" in format else 2)
     assert len(joined) == pytest.approx(sum(map(len, alone)), abs=2)
     assert notes == (["joined"] if len(set(rates)) > 1 or "without" not in format else [])
     assert np.corrcoef(joined[4000:12_000], alone[0][4000:12_000])[0, 1] > 0.99
     end = joined[-20_000:-4000]
-    # MP3 without a header has no say on where within a frame it begins.
+    # MP3 without a header does not define where within a frame it begins.
     best = max(np.corrcoef(end, alone[1][-20_000 - lag : -4000 - lag])[0, 1] for lag in range(-300, 301))
     assert best > 0.7
 
@@ -131,7 +133,7 @@ def test_joined_files_are_read_to_the_end_of_the_last(format: str, rate: int) ->
         ("FLAC", "PCM_16", "unreadable"),
     ],
 )
-def test_half_a_file_is_named(format: str, subtype: str, reason: str) -> None:
+def test_half_a_file_is_rejected_with_its_reason(format: str, subtype: str, reason: str) -> None:
     data = _file(_noise(2.0, rate=16_000), format, subtype, 16_000)
     assert (len(load_audio(data)), _load(data)[1]) == (pytest.approx(32_000, abs=1100), [])
     assert _reason(data[: len(data) // 2]) == reason
@@ -168,25 +170,25 @@ def test_files_whose_writer_did_not_fill_in_sizes(format: str) -> None:
     for value in values[1]:
         struct.pack_into(order + values[0], data, place, value)
         if format in ("WAV", "RIFX"):
-            # 36 is what fits a file without audio: the writer was killed before it came back.
+            # 36 is the size of a file without audio: the writer was killed before it updated the header.
             for whole in (0, 36, 0xFFFFFFFF):
                 struct.pack_into(order + "I", data, 4, whole)
                 np.testing.assert_array_equal(load_audio(bytes(data)), pcm / np.float32(32768))
         np.testing.assert_array_equal(load_audio(bytes(data)), pcm / np.float32(32768))
 
 
-def test_an_empty_wav_is_empty_whatever_follows() -> None:
+def test_an_empty_wav_is_empty_despite_later_chunks() -> None:
     data = _file(np.zeros(0), "WAV", "PCM_16") + b"LIST" + struct.pack("<I", 4) + b"INFO"
     assert _reason(data[:4] + struct.pack("<I", len(data) - 8) + data[8:]) == "no_samples"
 
 
-def test_chunks_behind_the_audio_are_not_played() -> None:
+def test_chunks_after_the_audio_are_not_decoded() -> None:
     for format in ("W64", "SVX", "WAV", "AIFF"):
         data = _file(_noise(1.0), format, "PCM_16")
         assert len(load_audio(data + b"junk" + b"\x55" * 4000)) == 16_000
 
 
-def test_floats_at_the_scale_of_integers_are_refused() -> None:
+def test_floats_at_the_scale_of_integers_are_rejected() -> None:
     waveform = _noise(1.0, 20_000.0)
     assert _reason(_file(waveform, "WAV", "FLOAT")) == "out_of_range"
     assert _reason(_file(waveform, "CAF", "DOUBLE")) == "out_of_range"
@@ -194,9 +196,9 @@ def test_floats_at_the_scale_of_integers_are_refused() -> None:
     np.testing.assert_array_equal(load_audio(_file(loud, "WAV", "FLOAT"), _RATE), loud)
 
 
-def test_odd_files_that_can_be_used_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_irregular_files_that_can_be_used_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     load_audio(_file(_noise(2.0), "WAV", "PCM_16")[:-4000])
-    assert "cut_short: the header promises 176400 bytes of audio, the file holds 172400" in caplog.text
+    assert "cut_short: the header declares 176400 bytes of audio, the file holds 172400" in caplog.text
 
 
 @given(
@@ -206,7 +208,7 @@ def test_odd_files_that_can_be_used_are_warned_of(caplog: pytest.LogCaptureFixtu
     patches=st.lists(st.tuples(st.integers(0, 200_000), st.binary(min_size=1, max_size=9)), max_size=3),
     reads=st.lists(st.tuples(st.integers(-10, 210_000), st.integers(0, 70_000)), max_size=4),
 )
-def test_a_view_is_a_file_of_its_own(
+def test_a_view_reads_as_a_separate_file(
     size: int,
     bounds: tuple[int, int],
     head: bytes,
@@ -219,7 +221,7 @@ def test_a_view_is_a_file_of_its_own(
     for place, patch in patches:
         changed[place : place + len(patch)] = patch[: max(0, size - place)]
     expected = head + bytes(changed[start:end])
-    view = ByteView(io.BytesIO(data), Part(start, end, head, tuple(patches)))
+    view = ByteView(io.BytesIO(data), StreamPart(start, end, head, tuple(patches)))
     assert view.read() == expected
     for place, count in reads:
         view.seek(place)
@@ -227,7 +229,7 @@ def test_a_view_is_a_file_of_its_own(
     assert view.seek(2**70) <= 2**62
 
 
-def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
+def test_a_read_error_within_the_file_is_reported() -> None:
     data = _file(_noise(20.0, rate=48_000), "OGG", "OPUS", 48_000)
 
     class Failing(io.BytesIO):
@@ -251,7 +253,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
 
 
 @pytest.mark.parametrize("promised", [0, 1, 4096, 20_000, 32_000])
-def test_flac_is_read_to_its_end_whatever_its_header_says(promised: int) -> None:
+def test_flac_is_read_to_its_end_whatever_length_its_header_has(promised: int) -> None:
     pcm = np.random.default_rng(0).integers(-32768, 32768, 32_000).astype(np.int16)
     data = bytearray(_file(pcm, "FLAC", "PCM_16", 16_000))
     data[21:26] = ((data[21] >> 4 << 36) | promised).to_bytes(5, "big")

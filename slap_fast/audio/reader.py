@@ -1,0 +1,244 @@
+"""Audio reader: decodes files and streams by soundfile in mono blocks, and checks lengths against the headers."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import soundfile
+
+from slap_fast.audio.containers import ByteView, StreamLayout, StreamPart, find_layout, mpeg_layout
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.formats import CONVERT_HINT, OTHER_MEDIA_EXTENSIONS
+
+_BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
+_UNKNOWN_FRAMES = 1 << 60  # libsndfile reports 2^63 - 1 for streams of unknown length
+_MAX_SHORTFALL = 0.05  # a file that lacks more than this share of its declared audio is truncated
+_NOTED_SECONDS = 0.05  # a smaller shortfall is an effect of the codec
+_MPEG_SHARE = 0.9  # share of a file without any header that MPEG frames must fill
+_FRAMES_PAST_END = 4096
+
+AudioInput = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
+"""A path, a file's bytes, or a seekable binary stream."""
+
+
+class AudioSource(Protocol):
+    """An open audio file, or a segment of one; see `AudioFile`."""
+
+    samplerate: int
+    channels: int
+    notes: list[tuple[str, str]]
+
+    @property
+    def declared_seconds(self) -> float | None: ...
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+def open_audio(file: AudioInput) -> AudioFile:
+    """Open a path, a file's bytes or a seekable stream, to be read once. Raises AudioError as `load_audio`."""
+    name = extension = ""
+    close = isinstance(file, (str, bytes, os.PathLike))
+    if isinstance(file, (str, os.PathLike)):
+        _check_file(Path(file))
+        name = os.path.basename(file)
+        extension = os.path.splitext(name)[1].lower()
+        file = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by AudioFile)
+    elif isinstance(file, bytes):
+        if not file:
+            raise AudioError("empty_file", "0 bytes")
+        file = io.BytesIO(file)
+    try:
+        return AudioFile(file, close=close)
+    except (AudioError, soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        if close:
+            file.close()
+        if isinstance(error, AudioError):
+            raise
+        if extension in OTHER_MEDIA_EXTENSIONS:
+            detail = f"{name}: libsndfile does not read {extension} files; {CONVERT_HINT}"
+            raise AudioError("unsupported_format", detail) from error
+        detail = f"not audio that libsndfile reads ({_short_message(error)}); if it is audio, {CONVERT_HINT}"
+        raise AudioError("unreadable", detail) from error
+
+
+class AudioFile:
+    """An open audio file: one stream, or several concatenated ones, which are decoded in order.
+
+    Attributes:
+        samplerate: Hz, of the first stream.
+        channels: of the first stream.
+        notes: `(reason, detail)` of each irregularity; complete after all blocks were read.
+    """
+
+    def __init__(self, file: BinaryIO | io.RawIOBase, *, close: bool = False) -> None:
+        """Read the headers.
+
+        Args:
+            file: seekable.
+            close: close `file` with this object.
+
+        Raises:
+            AudioError: the file is truncated.
+            soundfile.SoundFileError: libsndfile cannot read the file.
+        """
+        self._file = file
+        self._close_file = close
+        size = file.seek(0, io.SEEK_END)
+        layout = _checked(find_layout(file, size))
+        self._parts = layout.parts or (StreamPart(0, size),)
+        self._number = 0
+        try:
+            self._sound = self._open(0)
+        except soundfile.SoundFileError:
+            # libsndfile does not recognize a recording that begins in the middle of an MP3 frame.
+            frames = mpeg_layout(file, size)
+            if frames is None or sum(part.end - part.start for part in frames.parts) < _MPEG_SHARE * size:
+                raise
+        else:
+            frames = mpeg_layout(file, size) if self._sound.format == "MP3" else None
+        if frames is not None:
+            layout = _checked(frames)
+            self._parts = layout.parts
+            self._sound = self._open(0)
+        if self._sound.format == "VOC" and "truncated" in self._sound.extra_info:
+            raise AudioError("truncated", "the last block ends beyond the file")
+        self.samplerate: int = self._sound.samplerate
+        self.channels: int = self._sound.channels
+        self.notes = list(layout.notes)
+        if len(self._parts) > 1:
+            self.notes.append(("joined", f"{len(self._parts)} concatenated streams; all were read"))
+        if layout.missing:
+            self.notes.append(("cut_short", layout.detail))
+
+    def __enter__(self) -> AudioFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a stream that was passed in open stays open."""
+        self._sound.close()
+        if self._close_file:
+            self._file.close()
+
+    @property
+    def declared_seconds(self) -> float | None:
+        """Length of the current stream in its header; None if the header does not have it or is unreliable."""
+        counted = self._parts[self._number].samples
+        frames = self._sound.frames if counted is None else counted
+        # The last page of an Ogg stream has the end position, but a recorded stream may not start at 0.
+        if self._sound.format == "OGG" or not 0 <= frames < _UNKNOWN_FRAMES:
+            return None
+        return frames / self._sound.samplerate
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the sample rate in Hz and a non-empty `[n]` float32 block, the mean of the channels."""
+        for number in range(len(self._parts)):
+            if number:
+                self._sound.close()
+                self._number = number
+                try:
+                    self._sound = self._open(number)
+                except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+                    detail = f"stream {number + 1} of {len(self._parts)} is not readable ({_short_message(error)})"
+                    raise AudioError("unreadable", detail) from error
+            for block in _decode(self._sound, self._parts[number], self.declared_seconds, self.notes):
+                yield self._sound.samplerate, block
+            if self._view.error:
+                raise AudioError("unreadable", f"the file cannot be read to its end ({self._view.error})")
+
+    def _open(self, number: int) -> soundfile.SoundFile:
+        self._view = ByteView(self._file, self._parts[number])
+        return _SequentialFile(self._view)
+
+
+def _checked(layout: StreamLayout) -> StreamLayout:
+    if layout.missing > _MAX_SHORTFALL:
+        raise AudioError("truncated", layout.detail)
+    return layout
+
+
+def _decode(
+    sound: soundfile.SoundFile, part: StreamPart, declared: float | None, notes: list[tuple[str, str]]
+) -> Iterator[np.ndarray]:
+    max_frames = max(1024, _BLOCK_VALUES // sound.channels)
+    read, energy = -part.skip, 0.0
+    # libFLAC takes bytes after the last frame, such as a tag, for damage, and drops the block it was filling. So one
+    # block ends at the declared end, and blocks after that are short.
+    count = part.samples or sound.frames
+    end = count if sound.format == "FLAC" and 0 < count < _UNKNOWN_FRAMES else None
+    is_float = sound.subtype in ("FLOAT", "DOUBLE")
+    while True:
+        past_end = end is not None and read >= end
+        frames = max_frames if end is None else _FRAMES_PAST_END if past_end else min(max_frames, end - read)
+        try:
+            block = sound.read(frames, dtype="float32", always_2d=True)  # [n, channels]
+        except soundfile.SoundFileError as error:
+            if past_end:
+                notes.append(("trailing_bytes", "bytes after the last FLAC frame were not read"))
+                break
+            where = f"after {read / sound.samplerate:.1f} s"
+            raise AudioError("unreadable", f"damaged or cut off {where} ({_short_message(error)})") from error
+        if not len(block):
+            break
+        skipped = max(0, -read)
+        read += len(block)
+        block = block[skipped:]
+        mono = block[:, 0] if sound.channels == 1 else block.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise AudioError("not_finite", f"NaN or infinite samples before {read / sound.samplerate:.1f} s")
+        if is_float:
+            energy += float(np.square(mono, dtype=np.float64).sum())
+        if len(mono):
+            yield mono
+    if energy > read:
+        # A waveform within [-1, 1] has a mean square of at most 1.
+        raise AudioError(
+            "out_of_range",
+            f"float samples with a root mean square of {(energy / read) ** 0.5:.4g}, where full scale is 1: stored at "
+            "the scale of integers; divide them (by 32768 for 16 bits)",
+        )
+    _check_length(read / sound.samplerate, declared, notes)
+
+
+def _check_length(seconds: float, declared: float | None, notes: list[tuple[str, str]]) -> None:
+    if not declared or seconds >= declared - _NOTED_SECONDS:
+        return
+    detail = f"the header declares {declared:.2f} s, {seconds:.2f} s can be decoded"
+    if seconds < declared * (1 - _MAX_SHORTFALL):
+        raise AudioError("truncated", detail)
+    if "cut_short" not in dict(notes):
+        notes.append(("cut_short", detail))
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AudioError("missing_file", str(path)) from error
+    except (OSError, ValueError) as error:
+        raise AudioError("unreadable", f"{path} ({error})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("unreadable", f"{path} is not a regular file")
+    if status.st_size == 0:
+        raise AudioError("empty_file", "0 bytes")
+    if not os.access(path, os.R_OK):
+        raise AudioError("unreadable", f"{path}: permission denied")
+
+
+def _short_message(error: BaseException) -> str:
+    return str(error).rpartition(": ")[2].rstrip(".") or type(error).__name__
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """Read from start to end: soundfile seeks after every block, which fails in FLAC streams of unknown length."""
+
+    def seekable(self) -> bool:
+        return False
