@@ -1,4 +1,4 @@
-"""From a configuration and a dataset to the model that the engine trains."""
+"""Builds the parts of a run from its configuration and datasets: tokenizer, model, sampler and loader."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import torch
 from torch import nn
 
 from slap_fast.config.model import ModelConfig
-from slap_fast.config.recipe import DataConfig, RunConfig
+from slap_fast.config.recipe import DataConfig, Recipe, RunConfig
 from slap_fast.config.saved_files import largest_token_id
+from slap_fast.data.decoding import make_decoder
+from slap_fast.data.format.remote import local_folder
+from slap_fast.data.loading.dropped_clips import DropReport
+from slap_fast.data.loading.loader import Loader
+from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
+from slap_fast.data.sampling.mixture import Mixture
+from slap_fast.data.tokenizer import load_tokenizer
 from slap_fast.errors import ModelError
 from slap_fast.training.checkpoint.folder import newest_checkpoint, read_model_files
 from slap_fast.training.compilation import compile_blocks
+from slap_fast.training.distributed.process_group import Ranks
 from slap_fast.training.model import PretrainingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slap_fast.data.sampling.mixture import Mixture
-
 
 def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
-    """`data.tokenizer`; else the pretrained text encoder's own; else the one beside the (first) dataset's shards.
+    """Load `data.tokenizer`; else that of the pretrained text encoder; else the one next to the first dataset's shards.
 
     Raises:
         FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
     """
-    from slap_fast.data.format.remote import local_folder
-    from slap_fast.data.tokenizer import load_tokenizer
-
     beside = local_folder(data.folders[0].folder) / "tokenizer"
     if data.tokenizer is None and model.text.pretrained is None and not beside.is_dir():
         raise FileNotFoundError(
@@ -45,10 +48,10 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
 def complete_model_config(
     model: ModelConfig, datasets: Mixture, tokenizer: Any, mel_statistics: tuple[float, float] | None = None
 ) -> ModelConfig:
-    """Fill in what the datasets decide: the vocabulary from scratch, and mel statistics left at 0 and 1.
+    """Fill in values that the datasets decide: the vocabulary size from scratch, and mel statistics left at 0 and 1.
 
     Args:
-        mel_statistics: mean and deviation that the weights are used to, where there are some; else the datasets' own.
+        mel_statistics: mean and standard deviation that the weights were trained with; None: those of the datasets.
     """
     if model.text.pretrained is None:
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=len(tokenizer)))
@@ -59,7 +62,7 @@ def complete_model_config(
 
 
 def saved_mel_statistics(checkpoints: Path) -> tuple[float, float] | None:
-    """Mean and deviation of the log-mel values in the newest checkpoint, to which its weights are used."""
+    """Mean and standard deviation of the log-mel values that the newest checkpoint was trained with."""
     found = newest_checkpoint(checkpoints)
     if found is None:
         return None
@@ -67,15 +70,31 @@ def saved_mel_statistics(checkpoints: Path) -> tuple[float, float] | None:
         mel = json.loads(read_model_files(*found)["config.json"])["mel"]
         return float(mel["mean"]), float(mel["std"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # resuming tells what is wrong with it
+        return None  # resuming will report the damage
+
+
+def mel_statistics_notes(model: ModelConfig, complete: ModelConfig, datasets: Mixture) -> list[str]:
+    """A message if the datasets' mel statistics are no longer those of the weights.
+
+    Args:
+        model: of the recipe.
+        complete: `complete_model_config` of it.
+    """
+    mel = complete.mel
+    if (model.mel.mean, model.mel.std) != (0.0, 1.0) or (mel.mean, mel.std) == (own := datasets.mel_statistics()):
+        return []
+    return [
+        f"log-mel values are normalized as before, by mean {mel.mean:g} and deviation {mel.std:g}; those of the data "
+        f"are {own[0]:g} and {own[1]:g} now"
+    ]
 
 
 def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:
-    """The same initial weights on every rank and at every ZeRO stage.
+    """Build the model, with the same initial weights on every rank and at every ZeRO stage.
 
     Raises:
-        ConfigError: the blocks shall be compiled, and there is no compiler.
-        ModelError: the tokenizer has tokens that the text encoder does not know.
+        ConfigError: `training.compile` is set and there is no compiler.
+        ModelError: the tokenizer has token ids beyond the text encoder's vocabulary.
     """
     torch.manual_seed(config.recipe.schedule.seed)
     model = PretrainingModel(
@@ -86,26 +105,77 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
     vocabulary = model.student.text_encoder.vocab_size
     if tokenizer is not None and (largest := largest_token_id(tokenizer)) >= vocabulary:
         raise ModelError(
-            f"the tokenizer has a token of id {largest}, but the text encoder "
-            f"{model_config.text.pretrained or 'from scratch'} knows {vocabulary}; they are of different models: set "
-            "data.tokenizer, or leave it out to take the encoder's own"
+            f"the tokenizer has a token of id {largest}, but the vocabulary of the text encoder "
+            f"{model_config.text.pretrained or 'from scratch'} has {vocabulary}; they belong to different models: set "
+            "data.tokenizer, or leave it out to use the encoder's own"
         )
     model.student.tokenizer = tokenizer
     if config.efficiency.training.activation_checkpointing:
         checkpoint_activations(model)
-    # Stage 3 has hooks around every module within a block, and each would end a compiled program.
+    # Stage 3 puts hooks around every module inside a block, and each hook would be a graph break.
     if config.efficiency.training.compile and config.efficiency.training.zero_stage < 3:
         compile_blocks(model)
     return model.train()
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let each transformer block of the towers and the decoder keep its input only."""
+    """Turn on activation checkpointing for each transformer block of the towers and the decoder."""
     for module in model.modules():
-        # Newer versions of transformers warn of the second name, older ones do not have the first.
+        # Newer versions of transformers deprecate the second name, older ones lack the first.
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
         enable = next((getattr(module, name) for name in names if hasattr(module, name)), None)
         if enable is not None:
             enable({"use_reentrant": False})
         elif hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def build_sampler(recipe: Recipe, datasets: Mixture) -> GlobalBatchSampler:
+    """The sampler of the recipe's schedule."""
+    return GlobalBatchSampler(
+        datasets,
+        batch_size=recipe.schedule.batch_size,
+        seed=recipe.schedule.seed,
+        max_duration=recipe.data.max_duration,
+        crop_above_max_duration=recipe.data.crop_above_max_duration,
+        shuffle_shards=recipe.data.shuffle_shards,
+    )
+
+
+def build_loader(
+    config: RunConfig,
+    datasets: Mixture,
+    sampler: GlobalBatchSampler,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+    steps: range,
+) -> Loader:
+    """The loader of this rank's batches in `steps`; unusable clips are listed in `dropped.jsonl` of the output."""
+    recipe, loading = config.recipe, config.efficiency.loading
+    pin_memory = ranks.device.type == "cuda"
+    decoder = make_decoder(
+        loading.decoder,
+        loading.threads,
+        # A rank's clips decoded in one batch are contiguous in memory, so packing needs no copy.
+        max_batch_size=max(1, recipe.schedule.batch_size // ranks.world_size),
+        sample_rate=model_config.mel.sample_rate,
+        pin_memory=pin_memory,
+    )
+    return Loader(
+        datasets,
+        sampler,
+        model_config,
+        recipe.augmentation,
+        tokenizer,
+        decoder,
+        seed=recipe.schedule.seed,
+        start_step=steps.start,
+        stop_step=steps.stop,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        prefetch=loading.prefetch,
+        max_consecutive_failures=loading.max_consecutive_failures,
+        pin_memory=pin_memory,
+        report=DropReport(Path(config.efficiency.training.output) / "dropped.jsonl", start_step=steps.start),
+    )

@@ -54,8 +54,8 @@ def test_activation_checkpointing_computes_every_block_again() -> None:
     assert all(calls[module] == 2 * forward[module] > 0 for module in inner.values()), calls
 
 
-def test_a_tokenizer_of_another_model_is_refused_before_it_looks_up_beyond_the_end() -> None:
+def test_a_tokenizer_with_ids_beyond_the_vocabulary_of_the_text_encoder_is_an_error() -> None:
     config = tiny.run_config()
     tokenizer = train_tokenizer(["a dog barks"], 300)
-    with pytest.raises(ModelError, match=r"token of id \d+, but the text encoder from scratch knows 37"):
+    with pytest.raises(ModelError, match=r"token of id \d+, but the vocabulary of the text encoder from scratch has 37"):
         build_model(config, config.recipe.model, tokenizer)

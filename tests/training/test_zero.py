@@ -227,7 +227,8 @@ def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size \(6\) is not a multiple of the number of ranks \(4\); use schedule.batch_size=4"):
+    message = r"batch_size \(6\) is not a multiple of the number of ranks \(4\); use schedule.batch_size=4"
+    with pytest.raises(ConfigError, match=message):
         deepspeed_config(tiny.run_config(), 4, "fp32")
 
 
