@@ -1,5 +1,5 @@
-"""`python -m slap_fast`: versions, devices, and which backend serves each op."""
+"""`python -m slap_fast`: versions, devices, and the backends of each op."""
 
-from slap_fast.info import report
+from slap_fast.commands.info import report
 
 print(report())

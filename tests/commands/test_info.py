@@ -1,3 +1,5 @@
+"""`slap-fast info`: the page, and that importing the package is light."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import slap_fast
-from slap_fast import info, native
+from slap_fast import native
+from slap_fast.commands import info
 from slap_fast.ops import dispatch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_report_names_versions_devices_and_every_op() -> None:
@@ -22,7 +25,7 @@ def test_report_names_versions_devices_and_every_op() -> None:
         assert op in page
 
 
-def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "PACKAGES", {"no-such-package-here": "gpu"})
     assert info.versions()["no-such-package-here"] == 'not installed (pip install "slap-fast[gpu]")'
 
