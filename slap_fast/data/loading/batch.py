@@ -1,4 +1,4 @@
-"""One rank's share of one training step, packed: what the loader hands to the model."""
+"""Batch: the packed clips of one rank in one training step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from slap_fast.ops.packed import PackedLayout
 
 @dataclass(frozen=True)
 class Batch:
-    """N clips with one caption each. Every random choice in it depends only on (seed, step, clip), never on the rank.
+    """N clips with one caption each. All random choices depend only on (seed, step, clip), not on the rank.
 
     Attributes:
-        waveform: `[samples.total]` float32 in [-1, 1], clips end to end.
+        waveform: `[samples.total]` float32 in [-1, 1], packed clips.
         samples: layout of `waveform` (int64 offsets).
         frames: layout of the log-mel frames.
         tokens: layout of the audio encoder's tokens.
-        time_masked: `[frames.total]` bool, True where SpecAugment blanks a frame.
-        mel_masked: `[N, n_mels]` bool, True where SpecAugment blanks a mel bin of a clip.
-        masked_tokens: `[M]` int64, ascending positions into the packed tokens that the student does not see.
+        time_masked: `[frames.total]` bool, True for frames masked by SpecAugment.
+        mel_masked: `[N, n_mels]` bool, True for mel bins masked by SpecAugment.
+        masked_tokens: `[M]` int64, ascending positions in the packed tokens that are masked for the student.
         masked: layout of `masked_tokens` by clip.
-        input_ids: `[text.total]` int64, captions end to end, each with its start and end token.
+        input_ids: `[text.total]` int64, packed captions, each with its start and end token.
         text: layout of `input_ids`.
-        clip_ids: `[N]` int64, equal for equal clips.
+        clip_ids: `[N]` int64, clip numbers.
     """
 
     waveform: Tensor
@@ -55,7 +55,7 @@ class Batch:
         return Batch(**moved)
 
     def split(self, clips: int) -> list[Batch]:
-        """Batches of `clips` consecutive clips each, the last of what is left; their tensors are views where they can.
+        """Splits into batches of `clips` consecutive clips (the last may have fewer); tensors are views where possible.
 
         Raises:
             ValueError: `clips` is not positive.
@@ -81,7 +81,7 @@ class Batch:
         return [Batch(*values) for values in columns]
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, offsets included: a copy from elsewhere would make the host wait."""
+        """The batch in page-locked memory, including the offsets, so that copies to the GPU are asynchronous."""
         pinned: dict[str, Any] = {field.name: _pinned(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return Batch(**pinned)
 

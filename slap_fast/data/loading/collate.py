@@ -1,4 +1,4 @@
-"""Clips of a step to one packed batch."""
+"""Collation: packs the clips of a step into a batch and draws their masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slap_fast.ops.packed import PackedLayout
 
 
 class LoadedClip(NamedTuple):
-    """A clip ready for packing: its row in the index, `[samples]` float32 waveform, and its caption's token ids."""
+    """A clip ready for packing: clip number, `[samples]` float32 waveform, token ids of the caption."""
 
     clip: int
     waveform: Tensor
@@ -24,10 +24,10 @@ class LoadedClip(NamedTuple):
 
 
 def collate(clips: Sequence[LoadedClip], model_config: ModelConfig, masks: MaskSampler, step: int) -> Batch:
-    """Pack the clips of one rank in one step, in the order given, with their masks.
+    """Packs the clips of one rank in one step, in the given order, with their masks.
 
     Raises:
-        ValueError: there is no clip, or one has no sample or no token.
+        ValueError: there is no clip, or a clip has no sample or no token.
     """
     if not clips:
         raise ValueError("a batch needs at least one clip")
@@ -64,7 +64,7 @@ def collate(clips: Sequence[LoadedClip], model_config: ModelConfig, masks: MaskS
 
 
 def pack_waveforms(waveforms: Sequence[Tensor]) -> Tensor:
-    """`[sum of lengths]` the waveforms end to end: a view if they lie so in memory already, else a copy.
+    """`[sum of lengths]` concatenated waveforms: a view if they are already contiguous in memory, else a copy.
 
     Args:
         waveforms: at least one contiguous 1-D tensor, all of one dtype.

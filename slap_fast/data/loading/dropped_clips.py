@@ -1,4 +1,4 @@
-"""Which clips a run could not use: `dropped.jsonl`, written by all ranks together."""
+"""Report of dropped clips (`dropped.jsonl`), written by all ranks of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class DroppedClip(NamedTuple):
-    """A clip that could not be used: its key, the shard it lies in, why, and the step that met it."""
+    """A clip that could not be used: key, shard, reason, and the step it was sampled in."""
 
     key: str
     shard: str
@@ -24,23 +24,23 @@ class DroppedClip(NamedTuple):
 
 
 class DropReport:
-    """Appends to a file one JSON object a dropped clip, `{"key", "shard", "reason", "step"}`; on the disk at once.
+    """Appends one JSON object per dropped clip to a file, `{"key", "shard", "reason", "step"}`, and syncs it to disk.
 
-    Ranks write to one file, each its own clips. Steps that a continued run takes again are not reported again: what is
-    dropped in a step depends on the step alone.
+    All ranks append to the same file, each its own clips. Clips of steps that a resumed run repeats are not reported
+    twice: a step always drops the same clips.
     """
 
     def __init__(self, path: Path, *, start_step: int) -> None:
         """
         Args:
-            path: of the file, which is made with the first clip; so is its folder.
-            start_step: of this run; earlier steps have been reported for good.
+            path: the file; it and its folder are created with the first clip.
+            start_step: first step of this run; reports of earlier steps are final.
         """
         self._path = path
         self._reported = _read(path, start_step)
 
     def add(self, dropped: Iterable[DroppedClip]) -> None:
-        """Report clips. Where the file cannot be written that is logged, and the run goes on."""
+        """Reports clips. A file that cannot be written is logged; the run continues."""
         new = [clip for clip in dict.fromkeys(dropped) if clip not in self._reported]
         if not new:
             return
@@ -54,7 +54,7 @@ class DropReport:
 
 
 def _read(path: Path, start_step: int) -> set[DroppedClip]:
-    """What the file says of steps from `start_step` on; a line that a crash cut short says nothing."""
+    """The clips reported for steps from `start_step` on, without lines that a crash truncated."""
     found = set()
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -74,11 +74,11 @@ def _append(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        # Appending is atomic on local file systems; on network ones the lock makes it so, where they have locks.
+        # Appending is atomic on local file systems. Network file systems need the lock (if they support locks).
         with contextlib.suppress(OSError):
             fcntl.lockf(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
-        # A crash may have left half a line, which must not take this one with it.
+        # A crash may have left an unterminated line, which must not corrupt this one.
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             data = b"\n" + data
         while data:

@@ -1,4 +1,4 @@
-"""From the plan to packed batches, built in the background."""
+"""Loader: reads, decodes and packs the batches of one rank in background threads."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REASONS_TOLD = 5
+_REASONS_SHOWN = 5
 
 _T = TypeVar("_T")
 
 
 class TooManyBadClips(SlapFastError, RuntimeError):
-    """So many clips in a row were bad that the data set itself, or the way to it, must be at fault."""
+    """So many clips in a row were bad that the dataset or the storage must be the cause."""
 
     retryable = True
 
@@ -60,27 +60,27 @@ class _DecodedClip(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The clips that the plan gives to a step, as they were read."""
+    """The sampled clips of a step, read from storage."""
 
     number: int
-    planned: list[ClipRef]
+    refs: list[ClipRef]
     contents: list[_Content | DecodeFailure]
 
 
 class Loader:
-    """Iterates over `(step, batch)` for one rank, from `start_step` up to but without `stop_step`.
+    """Iterates over `(step, batch)` of one rank for the steps [start_step, stop_step).
 
-    Batches are built `prefetch` ahead in the background: one thread reads, one decodes (on threads of the decoder), one
-    tokenises and packs, each at a batch of its own. The batches are the same bits for any `prefetch`, thread count and
-    decoder, and for any number of ranks together the same global batch. A clip that cannot be used is replaced by a
-    spare of the plan, so a batch never shrinks; it is tried again when its turn comes again, since a batch depends on
-    no other. A rank reads no clips but its own.
+    Prefetches `prefetch` batches: one thread reads, one decodes (with the threads of the decoder), one tokenizes and
+    packs, each working on its own batch. The batches are bit-identical for any `prefetch`, thread count and decoder,
+    and the ranks together always get the same global batch. A clip that cannot be used is replaced
+    (`GlobalBatchSampler.replacements`), so a batch never shrinks. It is tried again in its next epoch, so that a batch
+    does not depend on earlier ones. A rank reads only its own clips.
 
-    Use it as a context manager, or exhaust or drop the iterator: each of these ends the threads.
+    The threads end when the context manager exits, or when the iterator is exhausted or dropped.
 
     Attributes:
-        dropped: every unusable clip met so far, in order; also logged.
-        waited_seconds: how long the consumer has waited for batches so far.
+        dropped: all unusable clips so far, in order; also logged.
+        waited_seconds: total time that the consumer has waited for batches.
     """
 
     def __init__(
@@ -104,40 +104,40 @@ class Loader:
     ) -> None:
         """
         Args:
-            tokenizer: adds a start and an end token to a caption.
+            tokenizer: must add a start and an end token to a caption.
             seed: in [0, 2^64); keys the masks.
-            prefetch: batches to build ahead; 0 builds each when it is asked for.
-            max_consecutive_failures: more bad clips in a row than this end the iteration.
-            pin_memory: page-lock the batches, on the current CUDA device, for asynchronous copies.
-            report: is told of every clip that is dropped, before the batch that it is missing from appears.
+            prefetch: number of batches to build ahead; 0 builds each on request.
+            max_consecutive_failures: more bad clips in a row than this end the iteration with an error.
+            pin_memory: page-lock the batches (on the current CUDA device) for asynchronous copies.
+            report: records every dropped clip before the batch that it was sampled for is returned.
 
         Raises:
-            ValueError: an argument is out of range or does not fit another.
+            ValueError: an argument is out of range or does not match another.
         """
         if not 0 <= start_step <= stop_step:
-            raise ValueError(f"steps [{start_step}, {stop_step}) are no range; need 0 <= start_step <= stop_step")
+            raise ValueError(f"steps [{start_step}, {stop_step}) are not a range; need 0 <= start_step <= stop_step")
         for name, count in (("prefetch", prefetch), ("max_consecutive_failures", max_consecutive_failures)):
             if count < 0:
-                raise ValueError(f"{name} is {count}; it cannot be negative")
+                raise ValueError(f"{name} is {count}; it must not be negative")
         if decoder.sample_rate != model_config.mel.sample_rate:
             raise ValueError(
-                f"the decoder is for {decoder.sample_rate} Hz, the model for {model_config.mel.sample_rate} Hz; "
+                f"the decoder returns {decoder.sample_rate} Hz, the model needs {model_config.mel.sample_rate} Hz; "
                 "pass sample_rate=model_config.mel.sample_rate to make_decoder"
             )
         if tokenizer.num_special_tokens_to_add() < 2:
             raise TokenizerError(
-                "the tokenizer does not put a start and an end token around a caption, which the caption decoder "
-                "needs; use one that does, such as the one that `slap-fast prepare` trains"
+                "the tokenizer does not add a start and an end token to a caption, which the caption decoder needs; "
+                "use one that does, such as the one that `slap-fast prepare` trains"
             )
         if pin_memory and not torch.cuda.is_available():
             raise ValueError("pin_memory needs a CUDA device; pass pin_memory=False")
-        # Ranks that do not fit the plan are told here, not in the background.
+        # Raises here, not in the background, if the ranks cannot split the batch.
         sampler.rank_batch(start_step, rank, world_size)
         self._index = index if isinstance(index, Mixture) else Mixture([index], [1.0])
         self._sampler = sampler
         self._model_config = model_config
         self._masks = MaskSampler(augmentation, seed=seed)
-        # A fast tokenizer changes its own truncation settings as it works, so threads must not share one.
+        # A fast tokenizer changes its own truncation settings when called, so threads must not share one.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._decoder = decoder
         self._steps = range(start_step, stop_step)
@@ -148,16 +148,16 @@ class Loader:
         self._pin_memory = pin_memory
         self._report = report
         self._failures_in_a_row = 0
-        # Weak: an iterator that its user drops must end its thread.
+        # Weak, so that dropping the iterator ends its threads.
         self._iterator: weakref.ref[Generator[tuple[int, Batch], None, None]] | None = None
         self.dropped: list[DroppedClip] = []
         self.waited_seconds = 0.0
         self._share_since = (time.perf_counter(), 0.0)
 
     def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
-        """Starts at `start_step`, whatever was iterated before; an iteration under way ends.
+        """Starts again at `start_step`; ends an earlier iteration that is still running.
 
-        The iterator raises `TooManyBadClips`, and whatever else goes wrong in the background thread.
+        The iterator raises `TooManyBadClips` and any other exception of the background threads.
         """
         self.close()
         iterator = self._batches()
@@ -173,13 +173,13 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the iteration under way and its threads, after the batches that they are at."""
+        """Ends the running iteration and its threads, after the batches that they are working on."""
         iterator = self._iterator() if self._iterator is not None else None
         if iterator is not None:
             iterator.close()
 
     def waited_share(self) -> float:
-        """Which part of the time since the last call, or else the beginning, the consumer has waited: in [0, 1]."""
+        """Fraction of the time since the last call (or the start) that the consumer has waited, in [0, 1]."""
         (then, waited), now = self._share_since, time.perf_counter()
         self._share_since = (now, self.waited_seconds)
         return (self.waited_seconds - waited) / max(now - then, 1e-9)
@@ -187,8 +187,8 @@ class Loader:
     def _batches(self) -> Generator[tuple[int, Batch], None, None]:
         self._failures_in_a_row = 0
         self._share_since = (time.perf_counter(), self.waited_seconds)
-        # One thread for each stage: batches are built in order, and the decoder brings threads of its own.
-        # The device is chosen per thread: one left at the default would open a context on device 0 to pin memory.
+        # One thread per stage, so that batches are built in order; the decoder has its own threads.
+        # The CUDA device is set per thread: otherwise pinning memory would open a context on device 0.
         initializer = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pin_memory else None
         stages = [ThreadPoolExecutor(1, f"loader-{name}", initializer) for name in ("read", "decode", "pack")]
         pending: deque[Future[Batch]] = deque()
@@ -196,7 +196,7 @@ class Loader:
 
         def unless_broken(stage: Callable[[], _T]) -> _T:
             nonlocal broken
-            # Nothing is built, and no clip dropped, beyond the step at which the consumer will see the failure.
+            # After a failure nothing more is built, so that no clip of a later step is reported as dropped.
             if broken:
                 raise CancelledError
             try:
@@ -222,22 +222,21 @@ class Loader:
                 batch = pending.popleft().result()
                 self.waited_seconds += time.perf_counter() - began
                 yield step, batch
-                # Else the frame would keep it alive while the next one is awaited.
-                del batch
+                del batch  # this frame must not keep it alive while waiting for the next one
         finally:
             for stage in stages:
                 stage.shutdown(wait=True, cancel_futures=True)
 
     def _read_step(self, step: int) -> _Step:
-        planned = self._sampler.rank_batch(step, self._rank, self._world_size)
-        return _Step(step, planned, self._read(planned))
+        refs = self._sampler.rank_batch(step, self._rank, self._world_size)
+        return _Step(step, refs, self._read(refs))
 
     def _gather(self, step: _Step) -> list[_DecodedClip]:
-        """The clips of this rank in a step, each bad one replaced by the first of its spares that is good."""
+        """The decoded clips of a step; each bad one is replaced by its first good replacement."""
         first_drop = len(self.dropped)
         gathered: dict[int, _DecodedClip] = {}
-        spares: dict[int, Iterator[ClipRef]] = {}
-        wanted, contents = dict(enumerate(step.planned)), step.contents
+        replacements: dict[int, Iterator[ClipRef]] = {}
+        wanted, contents = dict(enumerate(step.refs)), step.contents
         try:
             while True:
                 for position, clip in zip(wanted, self._load(step.number, wanted.values(), contents), strict=True):
@@ -245,17 +244,17 @@ class Loader:
                         gathered[position] = clip
                 missing = [position for position in wanted if position not in gathered]
                 if not missing:
-                    return [gathered[position] for position in range(len(step.planned))]
+                    return [gathered[position] for position in range(len(step.refs))]
                 wanted = {}
                 for position in missing:
-                    if position not in spares:
-                        spares[position] = self._sampler.replacements(step.number, step.planned[position].clip)
-                    spare = next(spares[position], None)
-                    if spare is None:
+                    if position not in replacements:
+                        replacements[position] = self._sampler.replacements(step.number, step.refs[position].clip)
+                    replacement = next(replacements[position], None)
+                    if replacement is None:
                         raise TooManyBadClips(
                             f"no clip can replace a bad one in step {step.number}{self._last_reasons()}"
                         )
-                    wanted[position] = spare
+                    wanted[position] = replacement
                 contents = self._read(list(wanted.values()))
         finally:
             if self._report is not None:
@@ -272,7 +271,7 @@ class Loader:
     def _load(
         self, step: int, refs: Collection[ClipRef], contents: Sequence[_Content | DecodeFailure]
     ) -> list[_DecodedClip | None]:
-        """Each clip, or None where it is bad, which is recorded."""
+        """The decoded clips; None for a bad clip, which is recorded as dropped."""
         readable = [content for content in contents if isinstance(content, _Content)]
         decoded = iter(
             self._decoder.decode(
@@ -283,26 +282,20 @@ class Loader:
         )
         clips: list[_DecodedClip | None] = []
         for ref, content in zip(refs, contents, strict=True):
-            outcome: _DecodedClip | DecodeFailure
-            if isinstance(content, _Content):
-                waveform = next(decoded)
-                outcome = (
-                    _DecodedClip(ref.clip, waveform, content.caption) if isinstance(waveform, Tensor) else waveform
-                )
+            outcome = next(decoded) if isinstance(content, _Content) else content
+            if isinstance(content, _Content) and isinstance(outcome, Tensor):
+                self._failures_in_a_row = 0
+                clips.append(_DecodedClip(ref.clip, outcome, content.caption))
             else:
-                outcome = content
-            if isinstance(outcome, DecodeFailure):
+                assert isinstance(outcome, DecodeFailure)
                 self._drop(step, ref, outcome.reason)
                 clips.append(None)
-            else:
-                self._failures_in_a_row = 0
-                clips.append(outcome)
         return clips
 
     def _read(self, refs: Sequence[ClipRef]) -> list[_Content | DecodeFailure]:
         clips = np.array([ref.clip for ref in refs], np.int64)
         records = self._index.records(clips)
-        # Before anything is read: the plan bounds a clip's duration, and with the rate that bounds its memory.
+        # Checked before reading: the sampler bounds the duration of a clip, and duration and rate bound its memory.
         fitting = records["sample_rate"] == self._decoder.sample_rate
         stored = iter(self._index.read_clips(clips[fitting]))
         return [
@@ -327,7 +320,7 @@ class Loader:
             )
 
     def _last_reasons(self) -> str:
-        last = self.dropped[-_REASONS_TOLD:]
+        last = self.dropped[-_REASONS_SHOWN:]
         return "; the last of them: " + "; ".join(f"{drop.key} of {drop.shard}: {drop.reason}" for drop in last)
 
 

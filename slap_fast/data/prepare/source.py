@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from slap_fast.audio.containers import ByteView, StreamPart
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.reader import AudioFile, open_audio
-from slap_fast.audio.containers import ByteView, StreamPart
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.prepare.segments import Segment, SegmentSound
 

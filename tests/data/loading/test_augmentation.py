@@ -31,7 +31,7 @@ def runs(masked: np.ndarray) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("tokens", [1, 4, 7, 252])
-def test_exactly_the_floor_of_the_fraction_is_masked(fraction: float, tokens: int) -> None:
+def test_the_floor_of_the_token_fraction_is_masked(fraction: float, tokens: int) -> None:
     masked = draw(config=AugmentationConfig(masked_fraction=fraction), tokens=tokens).masked_tokens
     assert masked.dtype == np.int64
     assert len(masked) == int(fraction * tokens)
@@ -48,7 +48,7 @@ def test_every_token_is_masked_equally_often() -> None:
     assert np.abs(counts - draws / 2).max() < 5 * np.sqrt(draws) / 2
 
 
-def test_masks_depend_on_seed_step_and_clip_alone() -> None:
+def test_masks_depend_only_on_seed_step_and_clip() -> None:
     sampler = MaskSampler(AugmentationConfig(), seed=7)
     first = sampler.draw(3, 11, **SHAPE)
     sampler.draw(4, 12, **SHAPE)
@@ -68,32 +68,32 @@ def test_the_token_mask_does_not_depend_on_spec_augment() -> None:
     assert not plain.mel_masked.any()
 
 
-def test_one_time_mask_has_every_width_up_to_its_limit_at_every_place() -> None:
+def test_time_masks_have_every_width_up_to_the_limit_at_every_position() -> None:
     config = dataclasses.replace(NONE, time_masks=1, time_mask_frames=5, time_mask_fraction=1.0)
     seen = {run for step in range(3000) for run in runs(draw(step, config=config, frames=12).time_masked)}
     assert seen == {(start, width) for width in range(1, 6) for start in range(12 - width + 1)}
 
 
-def test_no_time_mask_is_wider_than_its_share_of_the_clip() -> None:
+def test_no_time_mask_exceeds_its_fraction_of_the_clip() -> None:
     config = dataclasses.replace(NONE, time_masks=1, time_mask_frames=48, time_mask_fraction=0.2)
     widths = [width for step in range(500) for _, width in runs(draw(step, config=config, frames=50).time_masked)]
     assert max(widths) == 10
     assert not draw(config=config, frames=4).time_masked.any()
 
 
-def test_one_mel_mask_has_every_width_up_to_its_limit() -> None:
+def test_mel_masks_have_every_width_up_to_the_limit() -> None:
     config = dataclasses.replace(NONE, mel_masks=1, mel_mask_bins=6)
     drawn = [runs(draw(step, config=config).mel_masked) for step in range(1500)]
     assert {found[0][1] if found else 0 for found in drawn} == set(range(7))
     assert {found[0][0] for found in drawn if found} >= {0, 58, 63}
 
 
-def test_a_mel_mask_wider_than_the_spectrogram_is_cut_to_it() -> None:
+def test_a_mel_mask_is_at_most_as_wide_as_the_spectrogram() -> None:
     config = dataclasses.replace(NONE, mel_masks=1, mel_mask_bins=100)
     assert max(draw(step, config=config, n_mels=3).mel_masked.sum() for step in range(50)) == 3
 
 
-def test_the_shortest_clip_has_masks_too() -> None:
+def test_the_shortest_clip_has_masks() -> None:
     masks = draw(frames=1, tokens=4)
     assert masks.time_masked.tolist() == [False]
     assert len(masks.masked_tokens) == 2
@@ -103,7 +103,7 @@ def test_the_shortest_clip_has_masks_too() -> None:
     ("name", "value"),
     [("time_masks", -1), ("mel_mask_bins", -3), ("masked_fraction", 1.5), ("time_mask_fraction", float("nan"))],
 )
-def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
+def test_invalid_settings_raise(name: str, value: Any) -> None:
     config = dataclasses.replace(AugmentationConfig(), **{name: value})
     with pytest.raises(ValueError, match=rf"augmentation\.{name} is {value}"):
         MaskSampler(config, seed=0)

@@ -1,4 +1,4 @@
-"""A dataset of which a fifth is bad, in every way that we could think of, goes through the loader to its end."""
+"""A dataset with a fifth of bad clips, with as many kinds of damage as possible, passes through the loader."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def flipped(place: Callable[[int], int], bits: int = 0xFF) -> Spoil:
 
 
 def claimed(samples: int) -> Spoil:
-    """Another length in the header; 0 is "unknown"."""
+    """Replaces the length in the header; 0 means unknown."""
 
     def change(clip: StoredClip) -> bytes:
         field = int.from_bytes(clip.audio[21:26], "big") >> 36 << 36 | samples
@@ -100,7 +100,7 @@ BAD: dict[str, Spoil] = {
     "number as caption": metadata(b'{"captions": [7]}'),
     "no metadata at all": metadata(b""),
 }
-# What an index that is damaged while a run reads it says of a clip.
+# Damage to the index record of a clip, after the index was validated.
 BAD_RECORDS: dict[str, Callable[[np.void, int], None]] = {
     "audio beyond the tar": lambda record, size: record.__setitem__("audio_offset", size + 512),
     "metadata beyond the tar": lambda record, size: record.__setitem__("meta_offset", 2**63 + 7),
@@ -111,7 +111,7 @@ BAD_RECORDS: dict[str, Callable[[np.void, int], None]] = {
     "no samples in the index": lambda record, size: record.__setitem__("samples", 0),
     "2^60 samples in the index": lambda record, size: record.__setitem__("samples", 2**60),
 }
-# Odd, and right all the same.
+# Unusual but valid.
 GOOD: dict[str, Spoil] = {
     "silence": audio(lambda clip: encode(np.zeros(clip.samples, np.int16))),
     "one value throughout": audio(lambda clip: encode(np.full(clip.samples, 3000, np.int16))),
@@ -130,7 +130,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipIndex, dict[s
 
 
 def write_spoiled(folder: Path) -> tuple[ClipIndex, dict[str, str]]:
-    """256 clips, and what is wrong with each bad one by its key; one more has lost its name as well."""
+    """256 clips, and the damage of each bad one by its key, or by its row if its name is unreadable too."""
     clips = [make_clip(number) for number in range(CLIPS)]
     planted: dict[str, str] = {}
     kinds = [*BAD, *BAD_RECORDS]
@@ -149,13 +149,13 @@ def write_spoiled(folder: Path) -> tuple[ClipIndex, dict[str, str]]:
             shard = index.folder / index.shard_name(clip)
             BAD_RECORDS[kind](records[clip], shard.stat().st_size)
     records.flush()
-    # The header before the audio, which tells its name, and which nothing else needs.
+    # The tar header before the audio: only its name is read from it.
     nameless = next(clip for clip, kind in places.items() if kind == "text")
     with open(index.folder / index.shard_name(nameless), "r+b") as tar:
         tar.seek(int(records[nameless]["audio_offset"]) - 512)
         tar.write(b"\xff" * 512)
     planted[f"row {nameless}"] = planted.pop(f"clip-{nameless}")
-    # Those whose place in the tar is gone have no name either.
+    # Without a valid position in the tar there is no name either.
     for clip, kind in places.items():
         if kind in ("audio beyond the tar", "audio at another place", "a shard that there is not"):
             planted[f"row {clip}"] = planted.pop(f"clip-{clip}")
@@ -167,7 +167,7 @@ def report_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["soundfile", "dali"])
-def test_an_epoch_with_a_fifth_of_bad_clips_names_each_of_them_and_no_other(
+def test_an_epoch_with_a_fifth_of_bad_clips_reports_exactly_these(
     kind: Any, spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path
 ) -> None:
     if kind == "dali":
@@ -196,7 +196,7 @@ def test_an_epoch_with_a_fifth_of_bad_clips_names_each_of_them_and_no_other(
     assert [tuple(entry.values()) for entry in reported] == loader.dropped
 
 
-def test_ranks_share_a_report_and_a_continued_run_repeats_nothing(
+def test_ranks_share_a_report_and_a_resumed_run_repeats_no_entry(
     spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path
 ) -> None:
     index, planted = spoiled
@@ -219,7 +219,7 @@ def test_ranks_share_a_report_and_a_continued_run_repeats_nothing(
 
     run(0, 5)
     first = report_of(path)
-    # As a crash might leave it.
+    # As a crash may leave it.
     path.write_text(path.read_text() + '{"key": "clip-')
     run(3, 8)
     lines = path.read_text().splitlines()
@@ -231,7 +231,7 @@ def test_ranks_share_a_report_and_a_continued_run_repeats_nothing(
     assert {entry["step"] for entry in entries} == set(range(8))
 
 
-def test_a_report_that_cannot_be_written_stops_nothing(
+def test_a_report_that_cannot_be_written_does_not_stop_the_run(
     spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index, _ = spoiled
@@ -241,7 +241,7 @@ def test_a_report_that_cannot_be_written_stops_nothing(
     assert "dropped.jsonl: cannot write" in caplog.text
 
 
-def test_clips_are_reported_before_too_many_of_them_end_the_run(tmp_path: Path) -> None:
+def test_dropped_clips_are_reported_before_too_many_end_the_run(tmp_path: Path) -> None:
     index = write_dataset(tmp_path / "data", [BAD["stereo"](make_clip(number)) for number in range(30)])
     report = DropReport(tmp_path / "dropped.jsonl", start_step=0)
     loader = make_loader(index, make_tokenizer(), max_consecutive_failures=20, report=report)

@@ -27,7 +27,7 @@ def make_clips(lengths: list[int], seed: int = 0) -> list[LoadedClip]:
     ]
 
 
-def test_a_batch_is_its_clips_end_to_end() -> None:
+def test_a_batch_contains_its_clips_packed() -> None:
     lengths = [16_000, 1, 400, 401, 2960, 47_999]
     clips = make_clips(lengths)
     batch = collate(clips, CONFIG, MASKS, step=2)
@@ -45,7 +45,7 @@ def test_a_batch_is_its_clips_end_to_end() -> None:
     assert batch.clip_ids.tolist() == [100, 99, 98, 97, 96, 95]
 
 
-def test_masks_are_those_of_each_clip_alone() -> None:
+def test_masks_of_a_clip_do_not_depend_on_the_batch() -> None:
     clips = make_clips([16_000, 400, 32_000])
     batch = collate(clips, CONFIG, MASKS, step=2)
     assert batch.time_masked.shape == (batch.frames.total,)
@@ -63,12 +63,12 @@ def test_masks_are_those_of_each_clip_alone() -> None:
     assert not torch.equal(batch.masked_tokens, other_step.masked_tokens)
 
 
-def test_an_empty_batch_is_refused() -> None:
+def test_an_empty_batch_raises() -> None:
     with pytest.raises(ValueError, match="at least one clip"):
         collate([], CONFIG, MASKS, step=0)
 
 
-def test_a_clip_without_samples_or_tokens_is_refused_by_name() -> None:
+def test_a_clip_without_samples_or_tokens_raises() -> None:
     clips = make_clips([400, 400])
     with pytest.raises(ValueError, match="clip 99 has 0 samples"):
         collate([clips[0], clips[1]._replace(waveform=torch.empty(0))], CONFIG, MASKS, step=0)
@@ -76,7 +76,7 @@ def test_a_clip_without_samples_or_tokens_is_refused_by_name() -> None:
         collate([clips[0]._replace(input_ids=[])], CONFIG, MASKS, step=0)
 
 
-def test_waveforms_that_lie_end_to_end_are_packed_without_a_copy() -> None:
+def test_contiguous_waveforms_are_packed_without_a_copy() -> None:
     flat = torch.arange(10.0)
     waveforms = flat[1:].split([2, 3, 4])
     packed = pack_waveforms(waveforms)
@@ -86,7 +86,7 @@ def test_waveforms_that_lie_end_to_end_are_packed_without_a_copy() -> None:
     assert some.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_waveforms_with_gaps_or_of_another_order_are_copied() -> None:
+def test_waveforms_with_gaps_or_in_another_order_are_copied() -> None:
     flat = torch.arange(9.0)
     first, second, third = flat.split([2, 3, 4])
     assert pack_waveforms([first, third]).tolist() == [0, 1, 5, 6, 7, 8]
@@ -96,7 +96,7 @@ def test_waveforms_with_gaps_or_of_another_order_are_copied() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 7, 100])
-def test_parts_of_a_batch_are_the_batches_of_their_clips(size: int) -> None:
+def test_a_split_batch_equals_the_batches_of_its_parts(size: int) -> None:
     clips = make_clips([16_000, 1, 400, 401, 2960, 47_999, 800])
     parts = collate(clips, CONFIG, MASKS, step=2).split(size)
     assert [len(part) for part in parts] == [len(clips[first : first + size]) for first in range(0, 7, size)]
@@ -112,6 +112,6 @@ def test_parts_of_a_batch_are_the_batches_of_their_clips(size: int) -> None:
                 assert actual.cu_seqlens.dtype == wanted.cu_seqlens.dtype, field.name
 
 
-def test_a_part_without_clips_is_refused() -> None:
+def test_splitting_into_parts_of_zero_clips_raises() -> None:
     with pytest.raises(ValueError, match="count is 0"):
         collate(make_clips([400]), CONFIG, MASKS, step=0).split(0)

@@ -52,7 +52,7 @@ def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
     return write_spoiled_dataset(tmp_path_factory.mktemp("spoiled") / "data")
 
 
-def test_batches_hold_what_the_plan_says(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batches_contain_the_sampled_clips_and_captions(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=30.0)
     loader = make_loader(index, tokenizer, start_step=2, stop_step=5)
     steps = []
@@ -84,7 +84,7 @@ def test_batches_do_not_depend_on_prefetch_threads_or_decoder(
 
 @pytest.mark.parametrize("clips", ["index", "spoiled_index"])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_have_the_batch_of_one_rank(
+def test_the_ranks_together_get_the_batch_of_a_single_rank(
     clips: str, world_size: int, tokenizer: PreTrainedTokenizerFast, request: pytest.FixtureRequest
 ) -> None:
     index = request.getfixturevalue(clips)
@@ -97,13 +97,15 @@ def test_ranks_together_have_the_batch_of_one_rank(
     assert sorted(drop for rank in ranks for drop in rank.dropped) == sorted(alone.dropped)
 
 
-def test_seeking_equals_walking(spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    walked = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer)}
-    sought = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer, start_step=4)}
-    assert sought == {step: walked[step] for step in (4, 5)}
+def test_starting_at_a_later_step_gives_the_same_batches(
+    spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    from_start = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer)}
+    later = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer, start_step=4)}
+    assert later == {step: from_start[step] for step in (4, 5)}
 
 
-def test_iterating_again_starts_again(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_second_iteration_starts_again(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     loader = make_loader(index, tokenizer)
     abandoned = iter(loader)
     first = as_lists(next(abandoned)[1])
@@ -130,14 +132,14 @@ class ReadSpy:
         return self._index.read_clips(clips)
 
 
-def test_a_rank_reads_no_clips_but_its_own(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_rank_reads_only_its_own_clips(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     spy = ReadSpy(index)
     list(make_loader(spy, tokenizer, rank=1, world_size=4, stop_step=3))
     sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=30.0)
     assert spy.read == {ref.clip for step in range(3) for ref in sampler.rank_batch(step, 1, 4)}
 
 
-def test_a_mixture_loads_as_its_datasets_do(
+def test_a_mixture_loads_the_clips_of_its_datasets(
     index: ClipIndex, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     other = write_spoiled_dataset(tmp_path / "other")
@@ -150,13 +152,13 @@ def test_a_mixture_loads_as_its_datasets_do(
             number: Any = clip["clip_ids"]
             pcm, _ = soundfile.read(io.BytesIO(mixture.read_audio(number)), dtype="int16")
             assert clip["waveform"] == (pcm.astype(np.float32) / 32768).tolist()
-            assert number in expected or number < len(other), "what replaces a bad clip is of the same dataset"
+            assert number in expected or number < len(other), "a replacement is from the same dataset"
         assert sum(clip < len(other) for clip in batch.clip_ids.tolist()) == 2
     assert loader.dropped
     assert all(Path(drop.shard).parent == other.folder for drop in loader.dropped)
 
 
-def test_a_cropped_clip_is_the_stretch_that_the_plan_says(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_cropped_clip_contains_the_sampled_range(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     sampler = GlobalBatchSampler(index, batch_size=8, seed=11, max_duration=0.2, crop_above_max_duration=True)
     loader = make_loader(index, tokenizer, sampler=sampler)
     lengths = []
@@ -171,7 +173,9 @@ def test_a_cropped_clip_is_the_stretch_that_the_plan_says(index: ClipIndex, toke
     assert min(lengths) < 3200
 
 
-def test_long_captions_are_cut_but_keep_their_end(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_long_captions_are_truncated_and_keep_the_end_token(
+    index: ClipIndex, tokenizer: PreTrainedTokenizerFast
+) -> None:
     config = dataclasses.replace(CONFIG, text=TextEncoderConfig(max_length=4))
     lengths = set()
     for _, batch in make_loader(index, tokenizer, model_config=config):
@@ -182,7 +186,7 @@ def test_long_captions_are_cut_but_keep_their_end(index: ClipIndex, tokenizer: P
     assert lengths == {3, 4}
 
 
-def test_the_callers_tokenizer_stays_the_callers(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_loader_does_not_share_the_callers_tokenizer(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     expected = [as_lists(batch) for _, batch in make_loader(index, tokenizer)]
     seen = []
     for _, batch in make_loader(index, tokenizer, prefetch=1):
@@ -192,7 +196,7 @@ def test_the_callers_tokenizer_stays_the_callers(index: ClipIndex, tokenizer: Pr
 
 
 class GatedDecoder:
-    """Counts its batches, and lets each through when told."""
+    """Counts its batches; each waits until the gate is released."""
 
     sample_rate = 16_000
 
@@ -210,7 +214,7 @@ class GatedDecoder:
         return self._decoder.decode(*arguments)
 
 
-def test_batches_are_built_ahead_but_no_more_than_asked(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_at_most_prefetch_batches_are_built_ahead(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     decoder = GatedDecoder()
     decoder.gate.release(100)
     with make_loader(index, tokenizer, decoder=decoder, prefetch=2, stop_step=50) as loader:
@@ -224,7 +228,7 @@ def test_batches_are_built_ahead_but_no_more_than_asked(index: ClipIndex, tokeni
             assert decoder.decoded.wait_for(lambda: decoder.batches == 4, timeout=60)
 
 
-def test_the_time_spent_waiting_is_counted(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_waiting_time_is_measured(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     decoder = GatedDecoder()
     loader = make_loader(index, tokenizer, decoder=decoder, prefetch=1)
     threading.Timer(0.3, decoder.gate.release, [2]).start()
@@ -232,7 +236,7 @@ def test_the_time_spent_waiting_is_counted(index: ClipIndex, tokenizer: PreTrain
     next(iterator)
     assert loader.waited_seconds >= 0.25
     assert 0.8 < loader.waited_share() <= 1
-    assert loader.waited_share() == 0, "nothing was waited for since"
+    assert loader.waited_share() == 0, "no wait since the last call"
     decoder.gate.release(100)
     with decoder.decoded:
         assert decoder.decoded.wait_for(lambda: decoder.batches >= 2, timeout=60)
@@ -270,14 +274,14 @@ def leave_by_close(loader: Loader) -> None:
 
 @pytest.mark.parametrize("leave", [leave_by_break, leave_by_exception, leave_by_context, leave_by_close, list])
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_however_it_ends_no_thread_is_left(
+def test_no_thread_is_left_however_the_iteration_ends(
     leave: Any, prefetch: int, index: ClipIndex, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     leave(make_loader(index, tokenizer, prefetch=prefetch, stop_step=30))
     assert not loader_threads()
 
 
-def test_an_empty_range_of_steps_is_no_batches(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_empty_range_of_steps_gives_no_batches(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     assert list(make_loader(index, tokenizer, start_step=6)) == []
 
 
@@ -287,7 +291,7 @@ def bare_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
 
 
-def test_a_tokenizer_without_start_and_end_is_refused(
+def test_a_tokenizer_without_start_and_end_tokens_raises(
     index: ClipIndex, bare_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ValueError, match="start and an end token"):
@@ -303,10 +307,10 @@ def test_a_tokenizer_without_start_and_end_is_refused(
         ({"max_consecutive_failures": -1}, "max_consecutive_failures is -1"),
         ({"world_size": 3}, "a multiple of 3"),
         ({"rank": 2, "world_size": 2}, "rank 2"),
-        ({"model_config": ModelConfig(mel=MelConfig(sample_rate=32_000))}, "16000 Hz, the model for 32000 Hz"),
+        ({"model_config": ModelConfig(mel=MelConfig(sample_rate=32_000))}, "16000 Hz, the model needs 32000 Hz"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(
+def test_invalid_arguments_raise(
     changed: dict[str, Any], message: str, index: ClipIndex, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ValueError, match=message):

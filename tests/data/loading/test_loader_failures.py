@@ -37,7 +37,7 @@ def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
     return write_spoiled_dataset(tmp_path_factory.mktemp("spoiled") / "data")
 
 
-def test_bad_clips_are_replaced_named_and_logged(
+def test_bad_clips_are_replaced_recorded_and_logged(
     spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     # 40 clips in batches of 8: the first five steps meet each clip once.
@@ -47,7 +47,7 @@ def test_bad_clips_are_replaced_named_and_logged(
     assert [len(batch) for batch in batches] == [8] * 5
     met = {clip for batch in batches for clip in batch.clip_ids.tolist()}
     assert met.isdisjoint(BAD)
-    assert met == set(range(40)) - set(BAD), "every good clip is still there"
+    assert met == set(range(40)) - set(BAD), "every good clip is still loaded"
     named = {drop.key: drop for drop in loader.dropped}
     assert set(named) == {f"clip-{number}" for number in BAD}
     for number, kind in BAD.items():
@@ -57,7 +57,7 @@ def test_bad_clips_are_replaced_named_and_logged(
         assert f"dropped clip clip-{number} of {drop.shard}: {drop.reason}" in caplog.messages
 
 
-def test_too_many_bad_clips_in_a_row_stop_with_the_last_reasons(
+def test_too_many_bad_clips_in_a_row_raise_with_the_last_reasons(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     index = write_dataset(tmp_path / "data", [spoil(make_clip(number), "rate") for number in range(30)])
@@ -72,7 +72,7 @@ def test_too_many_bad_clips_in_a_row_stop_with_the_last_reasons(
     assert not loader_threads()
 
 
-def test_batches_before_the_failure_still_come(spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batches_before_the_failure_are_returned(spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     sampler = GlobalBatchSampler(spoiled_index, batch_size=1, seed=11, max_duration=30.0)
     bad = [sampler.rank_batch(step, 0, 1)[0].clip in BAD for step in range(40)]
     start = next(step for step in range(40) if not any(bad[step : step + 3]))
@@ -93,13 +93,15 @@ def test_batches_before_the_failure_still_come(spoiled_index: ClipIndex, tokeniz
     assert len(loader.dropped) == 1
 
 
-def test_a_bad_clip_without_a_spare_stops_with_its_reason(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_bad_clip_without_a_replacement_raises_with_its_reason(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     index = write_dataset(tmp_path / "data", [spoil(make_clip(0), "truncated")])
     with pytest.raises(TooManyBadClips, match=r"no clip can replace .* clip-0 of shard-000000.tar: .*not readable"):
         next(iter(make_loader(index, tokenizer, batch_size=1)))
 
 
-def test_a_shard_that_breaks_during_training_costs_only_its_clips(
+def test_a_shard_truncated_during_training_drops_only_its_clips(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     index = write_dataset(tmp_path / "data", [make_clip(number) for number in range(30)])
@@ -112,13 +114,13 @@ def test_a_shard_that_breaks_during_training_costs_only_its_clips(
     assert any(drop.key == "row 15" for drop in loader.dropped), "its name is beyond the cut"
 
 
-def test_a_clip_that_the_index_puts_at_another_rate_is_dropped_unread(
+def test_a_clip_indexed_at_another_rate_is_dropped_without_reading_it(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     index = write_dataset(tmp_path / "data", [make_clip(number) for number in range(12)])
     records = np.array(index.records)
     records[4]["sample_rate"] = 2**32 - 1
-    # Within the maximum duration at that rate: 100 billion samples, which must never be allocated.
+    # At that rate within the maximum duration: 100 billion samples, which must never be allocated.
     records[4]["samples"] = 10**11
     np.save(index.folder / INDEX_NAME, records)
     loader = make_loader(ClipIndex.open(index.folder), tokenizer, stop_step=2)
@@ -132,13 +134,13 @@ class BrokenDecoder:
     sample_rate = 16_000
 
     def decode(self, *_: Any) -> list[Tensor | DecodeFailure]:
-        raise ZeroDivisionError("a fault of the program, not of the data")
+        raise ZeroDivisionError("a bug, not bad data")
 
 
 def test_an_exception_in_the_background_reaches_the_consumer(
     spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     loader = make_loader(spoiled_index, tokenizer, decoder=BrokenDecoder())
-    with pytest.raises(ZeroDivisionError, match="a fault of the program"):
+    with pytest.raises(ZeroDivisionError, match="a bug, not bad data"):
         next(iter(loader))
     assert not loader_threads()

@@ -1,4 +1,4 @@
-"""Page-locked batches. What writes audio files is imported inside: a machine that runs the GPU tests may lack it."""
+"""Page-locked batches. Imports inside the test: a GPU machine may lack the packages that write audio files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.gpu
-def test_pinned_batches_are_the_same_batches(tmp_path: Path) -> None:
+def test_pinned_batches_equal_unpinned_ones(tmp_path: Path) -> None:
     for package in ("soundfile", "soxr"):
         pytest.importorskip(package)
     from tests.data.builders import as_lists, make_clip, make_loader, make_tokenizer, write_dataset
