@@ -99,7 +99,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSLAP_FAST_VERSION={self.distribution.get_version()}",
-            f"-DSLAP_FAST_SOURCES={sources['digest'](ROOT)}",
+            f"-DSLAP_FAST_SOURCES={sources['source_digest'](ROOT)}",
             f"-DSLAP_FAST_CUDA={'ON' if cuda else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
@@ -141,7 +141,7 @@ setup(
     ],
     # A top-level package named `kernels` would shadow another library's.
     package_dir={"slap_fast.kernels": "kernels"},
-    package_data={"slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "ops/attention/*.json"]},
+    package_data={"slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml"]},
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,4 +1,4 @@
-"""What the native module is compiled from; setup.py loads this too, from its file alone."""
+"""Digest of the C++ sources: detects a stale native module. setup.py loads this file by its path."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 
-def digest(root: Path) -> str | None:
-    """Of all the C++ code in the checkout `root`, and how it is built; None where there is none, as beside a wheel."""
+def source_digest(root: Path) -> str | None:
+    """SHA-256 of CMakeLists.txt and csrc/ under the checkout `root`; None without a checkout, as in a wheel."""
     if not (root / "CMakeLists.txt").is_file():
         return None
     sources = sorted(path for path in (root / "csrc").rglob("*") if path.suffix in (".cpp", ".cu", ".cuh", ".h"))

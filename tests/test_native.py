@@ -1,3 +1,5 @@
+"""Native module: loading, reported errors, instruction sets, forks, sanitizers."""
+
 from __future__ import annotations
 
 import importlib
@@ -17,7 +19,7 @@ import pytest
 
 import slap_fast
 from slap_fast import native
-from slap_fast.native_sources import digest
+from slap_fast.native_sources import source_digest
 from tests.ops._native import instruction_sets, needs_native
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """As in a new process: nothing loaded, nothing warned of."""
+    """As in a new process: nothing loaded, no warning issued."""
     native._load.cache_clear()
     native._warn_once.cache_clear()
     yield
@@ -44,7 +46,7 @@ def _chosen_isa(forced: str | None) -> subprocess.CompletedProcess[str]:
 
 
 @needs_compiler
-def test_the_module_is_there_wherever_there_is_a_compiler() -> None:
+def test_the_module_is_available_where_there_is_a_compiler() -> None:
     assert native.unavailable() is None
     module = native.load()
     assert module is not None
@@ -76,7 +78,7 @@ def test_an_unknown_instruction_set_is_an_error_that_names_the_known_ones() -> N
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_build_without_compiler_says_so_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_build_without_a_compiler_warns_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reason = tmp_path / "reason.txt"
     reason.write_text("no C++ compiler was found\n", encoding="utf-8")
     monkeypatch.setattr(native, "_REASON_FILE", reason)
@@ -98,7 +100,7 @@ def test_a_build_without_compiler_says_so_once(monkeypatch: pytest.MonkeyPatch, 
         (ImportError("libstdc++.so.6: version `GLIBCXX_9' not found"), "GLIBCXX_9' not found"),
     ],
 )
-def test_other_reasons_for_a_missing_module_are_told_apart(
+def test_other_reasons_for_a_missing_module_are_distinguished(
     error: ImportError, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(name: str) -> None:
@@ -106,14 +108,14 @@ def test_other_reasons_for_a_missing_module_are_told_apart(
 
     monkeypatch.setattr(native, "_REASON_FILE", tmp_path / "absent.txt")
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.warns(RuntimeWarning, match="PyTorch backend serves"):
+    with pytest.warns(RuntimeWarning, match="PyTorch backend is used instead"):
         assert message in str(native.unavailable())
 
 
 @pytest.mark.usefixtures("fresh")
 def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__="0.0.1"))
-    with pytest.warns(RuntimeWarning, match="of version 0.0.1"):
+    with pytest.warns(RuntimeWarning, match="has version 0.0.1"):
         assert native.load() is None
 
 
@@ -121,28 +123,28 @@ def test_a_module_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch
 def test_a_module_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     stale = SimpleNamespace(__version__=slap_fast.__version__, __sources__="0" * 64)
     monkeypatch.setattr(importlib, "import_module", lambda name: stale)
-    with pytest.warns(RuntimeWarning, match="built from other C\\+\\+ code than is here"):
+    with pytest.warns(RuntimeWarning, match="built from other C\\+\\+ code than in csrc/"):
         assert native.load() is None
 
 
-def test_any_change_of_the_sources_shows_in_their_digest(tmp_path: Path) -> None:
-    assert digest(tmp_path) is None
+def test_any_change_of_the_sources_changes_their_digest(tmp_path: Path) -> None:
+    assert source_digest(tmp_path) is None
     (tmp_path / "CMakeLists.txt").write_text("project(a)")
     (tmp_path / "csrc" / "cpu").mkdir(parents=True)
-    seen = [digest(tmp_path)]
+    seen = [source_digest(tmp_path)]
     for name, content in (("a.cpp", "int a;"), ("a.cpp", "int b;"), ("cpu/a.h", ""), ("../CMakeLists.txt", "")):
         (tmp_path / "csrc" / name).write_text(content)
-        seen.append(digest(tmp_path))
+        seen.append(source_digest(tmp_path))
     (tmp_path / "csrc" / "a.cpp").rename(tmp_path / "csrc" / "c.cpp")
-    seen.append(digest(tmp_path))
+    seen.append(source_digest(tmp_path))
     assert len(set(seen)) == len(seen)
-    (tmp_path / "csrc" / "notes.txt").write_text("no code")
-    assert digest(tmp_path) == seen[-1]
+    (tmp_path / "csrc" / "notes.txt").write_text("not code")
+    assert source_digest(tmp_path) == seen[-1]
 
 
 @needs_native
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_forked_process_works_on_threads_of_its_own() -> None:
+def test_a_forked_process_starts_its_own_threads() -> None:
     waveform, offsets = np.ones(1 << 20, np.float32), np.array([0, 1 << 20])
     peak, mean_square, nonfinite = np.zeros(1, np.float32), np.zeros(1), np.zeros(1, np.int64)
     arrays = {
@@ -159,7 +161,7 @@ def test_a_forked_process_works_on_threads_of_its_own() -> None:
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         module.waveform_stats(total=len(waveform), clips=1, threads=4, **addresses)
 
-    measure()  # leaves PyTorch's threads waiting, which the child will not have
+    measure()  # leaves threads of PyTorch waiting, which the child does not inherit
     child = os.fork()
     if child == 0:
         peak[0] = 0.0
@@ -179,14 +181,14 @@ def test_a_forked_process_works_on_threads_of_its_own() -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_cpp_code_is_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+def test_cpp_code_is_clean_under_address_and_undefined_behavior_sanitizers(tmp_path: Path) -> None:
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])}
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"  # line numbers, in less time than all of -g
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"  # line numbers; compiles faster than -g
     configure = ["cmake", f"-S{ROOT}", f"-B{tmp_path}", "-DSLAP_FAST_NATIVE_TEST=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
-    # What cannot run here need not be compiled.
+    # Only the instruction sets that can run here.
     configure.append(f"-DSLAP_FAST_ISAS={';'.join(instruction_sets()[1:])}")
-    configure.append("-DCMAKE_CXX_FLAGS_RELEASE=-O1")  # compiles in half the time of -O3, and runs as fast here
+    configure.append("-DCMAKE_CXX_FLAGS_RELEASE=-O1")  # compiles in half the time of -O3 and runs as fast here
     for command in (configure, ["cmake", "--build", str(tmp_path), "--parallel", "2"], [str(tmp_path / "native_test")]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
