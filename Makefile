@@ -1,6 +1,7 @@
 # make demo: synthetic data, training on two ranks (or all GPUs), evaluation, plots
 # make test: lint, types, tests
 # make lint: lint and types alone
+# make docs: the documentation with the API reference, in site/
 # make clean: forget the demo and the build; the environment in .venv stays
 #
 # PYTHON=...       the interpreter to make .venv with; otherwise the first of the list below that works
@@ -8,7 +9,7 @@
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # Each is run, not only looked for: version managers put commands on the path that fail when called.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -36,6 +37,11 @@ $(BIN)/python:
 	$(PIP_INSTALL) -e ".[train,test,dali]"
 	@touch .venv/.installed-train $@
 
+.venv/.installed-docs: $(BIN)/python $(BUILD_INPUTS)
+	@echo "Installing slap-fast and what its documentation needs into .venv (minutes the first time)"
+	$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +67,10 @@ demo: .venv/.installed-train
 	@echo "scores and plots  demo/evaluation"
 	@ls demo/evaluation | sed 's/^/                  /'
 
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "documentation  site/index.html"
+
 clean:
-	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	rm -f .venv/.installed-train .venv/.installed-test
+	rm -rf demo site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -f .venv/.installed-train .venv/.installed-test .venv/.installed-docs

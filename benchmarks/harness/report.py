@@ -87,7 +87,8 @@ def _selected_rows(lines: str, results: Path) -> str:
     Raises:
         ValueError: a result or a case does not exist, or the case has no row.
     """
-    rows, circumstances = [], {}
+    rows = []
+    circumstances: dict[str, None] = {}  # a result that has several rows is described once
     for line in lines.strip().splitlines():
         label, _, source = line.partition(" = ")
         name, _, wanted = source.partition(" | ")
