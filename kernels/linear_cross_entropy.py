@@ -146,6 +146,7 @@ def gradient_kernel(
 
 
 def loss_and_gradients(
+    *,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,

@@ -203,11 +203,21 @@ def gradient_kernel(
 
 
 def sinkhorn_sweep(
-    teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, stored: Tensor | None = None
+    teacher: Tensor,
+    prototypes: Tensor,
+    temperature: Tensor,
+    *,
+    potential: Tensor | None = None,
+    store_to: Tensor | None = None,
 ) -> Tensor:
-    """`[K]` log of each prototype's mass over the tokens, normalised under the potential; last strides are 1.
+    """`[K]`: `logsumexp_t(logits - logsumexp_k(logits - potential))`, without a potential `logsumexp_t(logits)`.
 
-    Without a potential, the scores go to `stored`, if there is one, of `prototype_scores.new_scores`.
+    Args:
+        teacher: `[T, D]`, last stride 1.
+        prototypes: `[K, D]`, last stride 1.
+        temperature: scalar tensor; `logits = teacher @ prototypes.T / temperature`.
+        potential: `[K]`.
+        store_to: memory from `stored_scores.new_scores` for `teacher @ prototypes.T`; without a potential only.
     """
     scale, tile = 1.0 / temperature, score_logsumexp.tile_of(teacher, "prototype_tile")
     row_shift = None
@@ -215,7 +225,7 @@ def sinkhorn_sweep(
         of_tokens = score_logsumexp.of_rows(teacher, prototypes, tile, scale=scale, column_shift=potential)
         row_shift = of_tokens[0] + of_tokens[1].log()
     largest, total = score_logsumexp.of_columns(
-        teacher, prototypes, tile, scale=scale, row_shift=row_shift, stored=stored
+        teacher, prototypes, tile, scale=scale, row_shift=row_shift, stored=store_to
     )
     return largest + total.log()
 
@@ -240,6 +250,7 @@ def _statistics(
 
 
 def loss_and_gradients(
+    *,
     student: Tensor,
     teacher: Tensor,
     student_prototypes: Tensor,
@@ -250,22 +261,22 @@ def loss_and_gradients(
     teacher_temperature: Tensor,
     student_needs_grad: bool,
     prototypes_needs_grad: bool,
-    stored: Tensor | None = None,
+    scores: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sum and its gradients in float32, of shape `[0]` where not needed; last strides are 1.
 
-    The teacher's scores are those in `stored`, if there is one, that `sinkhorn_sweep` has written.
+    The teacher's scores are those in `scores`, if given, which `sinkhorn_sweep` stored.
     """
     scales = 1.0 / torch.stack([student_temperature, teacher_temperature])
-    matrices = student, teacher if stored is None else stored, student_prototypes, teacher_prototypes
+    matrices = student, teacher if scores is None else scores, student_prototypes, teacher_prototypes
     strides = tuple(matrix.stride(0) for matrix in matrices)
     inputs = *matrices, prototype_scores.column_shift(student_prototypes, potential, 1.0), scales
-    if stored is None:
+    if scores is None:
         tile = pair_tile_for(student.dtype, launch.capability(student.device))
     else:
         tile = score_logsumexp.tile_of(student, "prototype_tile")
     constants = tile_constants(tile, student.dtype, student.shape[1])
-    constants |= {"STORED": stored is not None, "maxnreg": tile.registers}
+    constants |= {"STORED": scores is not None, "maxnreg": tile.registers}
     with launch.on_device_of(student):
         sums = _statistics(inputs, strides, tile, constants)
         (teacher_largest, teacher_sum, product), (student_largest, student_sum, _) = sums

@@ -1,7 +1,6 @@
-"""What losses share whose gradients are made in the same sweep as the loss.
+"""Autograd for losses whose forward pass computes the gradients too, while it has the scores at hand.
 
-Such a loss is a scalar, and its gradients are those of the loss itself times the scalar that comes in. So the forward
-makes both while it has the scores at hand, and the backward is one scaling.
+Such a loss is a scalar: the backward pass only multiplies the saved gradients by the incoming one.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.tensor_checks import accumulator
 
-# On CPUs a product that changes its type takes a copy of what it multiplies at once.
+# On CPUs `torch.mul` into another dtype makes a temporary copy of its input: parts keep that copy small.
 _PARTS = 16
 
 
@@ -25,10 +24,10 @@ def needs_grad(x: Tensor) -> bool:
 
 
 def empty_gradient(x: Tensor, needed: bool) -> Tensor:
-    """Where the gradient of the loss itself goes: in the shape of `x`, or of no elements where it is not needed.
+    """Uninitialized memory for the gradient by `x`, of shape `[0]` if it is not needed.
 
-    In float32 at least: under loss scaling, float16 gradients underflow before the scale has reached them, and any
-    16-bit gradient would be rounded twice.
+    In float32 at least: float16 gradients would underflow before the loss scale is applied, and any 16-bit gradient
+    would be rounded twice.
     """
     return x.new_empty(x.shape if needed else (0,), dtype=accumulator(x.dtype))
 
@@ -48,7 +47,7 @@ def _check_scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> tuple[
 
 @custom_op("slap_fast::scale_gradient", check=_check_scale)
 def _scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`gradient * factor`, rounded once to `dtype`, without a copy of the whole in between."""
+    """`gradient * factor`, rounded once to `dtype`, without a copy of the whole gradient."""
     scaled = torch.empty_like(gradient, dtype=dtype)
     parts = 1 if gradient.dtype == dtype or not gradient.shape[0] else min(gradient.shape[0], _PARTS)
     for part, target in zip(gradient.chunk(parts), scaled.chunk(parts), strict=True):
@@ -61,22 +60,16 @@ def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(gradient, dtype=dtype)
 
 
-def register_autograd(op: Any, names: Sequence[Any]) -> None:
-    """Derive `op`, which takes a NamedTuple first and returns `(loss, *gradients)`.
+def register_autograd(op: Any, names: Sequence[str]) -> None:
+    """Register the backward of `op`, which takes a NamedTuple first and returns `(loss, *gradients)`.
 
     Args:
         op: a `custom_op`.
-        names: the fields of its NamedTuple that the gradients belong to.
+        names: the fields of the NamedTuple that the gradients belong to.
     """
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
         call = inputs[0]
-        if not isinstance(names[0], str):
-            ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(*output[1:])
-            ctx.save_for_backward(*output[1:])
-            ctx.positions, ctx.dtypes = names, [inputs[position].dtype for position in names]
-            return
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])

@@ -1,4 +1,4 @@
-"""The kernels of captions and prototypes; those of the contrastive losses have a file of their own."""
+"""Cross-compiled kernels of the vocabulary loss and the prototype loss: registers, shared memory, instructions."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ import torch
 
 pytest.importorskip("triton")
 
-from slap_fast.kernels import linear_cross_entropy, variants
-from slap_fast.ops.linear_cross_entropy import backend_triton as linear_cross_entropy_triton
-from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_triton
+from slap_fast.kernels import variants
+from slap_fast.ops.linear_cross_entropy import backend_triton as caption_backend
+from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
+from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_backend
+from slap_fast.ops.prototype_cross_entropy.call import PrototypeCall
 from slap_fast.ops.tensor_checks import matrix
 from tests.kernels._compile import Compiled, cross_compile
-
-BOTH = (True, True)
 
 
 def _captions(capability: tuple[int, int], dtype: torch.dtype, tokens: int, words: int) -> list[Compiled]:
     hidden, weight = torch.empty(tokens, 512, dtype=dtype), torch.empty(words, 512, dtype=dtype)
     with cross_compile(capability) as launched:
-        linear_cross_entropy.loss_and_gradients(
-            hidden, weight, torch.zeros(tokens, dtype=torch.int64), -100, 0.1, 1e-4, *BOTH
-        )
+        target = torch.zeros(tokens, dtype=torch.int64)
+        caption_backend.loss_and_gradients(LinearCrossEntropyCall(hidden, weight, target, -100, 0.1, 1e-4, True, True))
     return launched
 
 
 def _prototypes(capability: tuple[int, int], dtype: torch.dtype, tokens: int, prototypes: int) -> list[Compiled]:
     features, matrix = torch.empty(tokens, 256, dtype=dtype), torch.empty(prototypes, 256, dtype=dtype)
     temperature, potential = torch.ones(()), torch.empty(prototypes)
-    settings = potential, torch.empty(tokens), temperature, temperature, *BOTH
+    weight = torch.empty(tokens)
     with cross_compile(capability) as launched:
-        _, scores = prototype_triton.first_sweep(features, matrix, temperature)
-        prototype_triton.later_sweep(scores, tokens, temperature, potential)
-        prototype_triton.loss_and_gradients(features, features, matrix, matrix, *settings, scores)
+        _, scores = prototype_backend.first_sweep(features, matrix, temperature)
+        prototype_backend.later_sweep(scores, tokens, temperature, potential)
+        prototype_backend.loss_and_gradients(
+            PrototypeCall(
+                features, features, matrix, matrix, potential, weight, temperature, temperature, True, True, scores
+            )
+        )
     return launched
 
 
@@ -41,10 +44,14 @@ def _prototypes_recomputed(
 ) -> list[Compiled]:
     features, matrix = torch.empty(tokens, 256, dtype=dtype), torch.empty(prototypes, 256, dtype=dtype)
     temperature, potential = torch.ones(()), torch.empty(prototypes)
-    settings = potential, torch.empty(tokens), temperature, temperature, *BOTH
+    weight = torch.empty(tokens)
     with cross_compile(capability) as launched:
-        prototype_triton.sinkhorn_sweep(features, matrix, temperature, potential)
-        prototype_triton.loss_and_gradients(features, features, matrix, matrix, *settings)
+        prototype_backend.sinkhorn_sweep(features, matrix, temperature, potential)
+        prototype_backend.loss_and_gradients(
+            PrototypeCall(
+                features, features, matrix, matrix, potential, weight, temperature, temperature, True, True, None
+            )
+        )
     return launched
 
 
@@ -108,7 +115,7 @@ def test_other_sizes_compile_nothing_anew(loss: str) -> None:
 
 
 def test_what_the_kernels_cannot_serve_is_named() -> None:
-    for backend in (linear_cross_entropy_triton, prototype_triton):
+    for backend in (caption_backend, prototype_backend):
         cpu, gpu = torch.device("cpu"), torch.device("cuda")
         assert backend.rejects(device=gpu, dtype=torch.bfloat16) is None
         assert "are torch.float64" in (backend.rejects(device=gpu, dtype=torch.float64) or "")

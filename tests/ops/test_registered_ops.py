@@ -34,7 +34,7 @@ def _attention() -> tuple[Any, ...]:
 
 def _prototypes() -> tuple[Any, ...]:
     features = _randn(TOKENS, 8), _randn(TOKENS, 8), _randn(17, 8), _randn(17, 8)
-    return *features, _randn(17), _randn(TOKENS), torch.tensor(1.0), torch.tensor(1.0), True, True, "native", None
+    return *features, _randn(17), _randn(TOKENS), torch.tensor(1.0), torch.tensor(1.0), True, True, None, "native"
 
 
 def _waveform() -> Tensor:

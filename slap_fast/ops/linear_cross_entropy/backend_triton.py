@@ -25,4 +25,4 @@ def loss_and_gradients(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Te
     from slap_fast.kernels import linear_cross_entropy as kernels
 
     call = call._replace(hidden=matrix(call.hidden), weight=matrix(call.weight), target=call.target.contiguous())
-    return kernels.loss_and_gradients(*call)
+    return kernels.loss_and_gradients(**call._asdict())

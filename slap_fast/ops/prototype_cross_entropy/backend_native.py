@@ -1,4 +1,4 @@
-"""Prototype loss on CPUs: products by chunks of tokens, and native passes over their scores while they are in cache."""
+"""Native backend, CPU: matrix products by chunks of tokens, then native passes over cached scores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from slap_fast import native
 from slap_fast.ops import score_chunks
 from slap_fast.ops.loss_gradients import empty_gradient
 from slap_fast.ops.matrix_product import matrix_product
+from slap_fast.ops.prototype_cross_entropy.call import PrototypeCall
 from slap_fast.ops.score_chunks import chunk_rows, empty_scores, gradients_in
 from slap_fast.ops.tensor_checks import STORAGE, contiguous
 
-# Bytes of a chunk of either side. Each chunk reads all prototypes anew, and the last sweep reads and writes their whole
-# gradient: few tokens at a time would be all memory traffic.
+# Bytes of a chunk, for the student and for the teacher. Each chunk reads all prototypes and, for the loss, reads and
+# writes their whole gradient: small chunks would be bound by memory traffic.
 _BUDGET = 1 << 27
-
 
 unavailable = native.unavailable
 
@@ -28,19 +28,10 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     return score_chunks.rejects(device, dtype)
 
 
-def _chunks(tokens: int, rows: int) -> Iterator[slice]:
-    for begin in range(0, tokens, rows):
-        yield slice(begin, min(begin + rows, tokens))
-
-
-def _address(potential: Tensor | None) -> int:
-    return 0 if potential is None else potential.data_ptr()
-
-
 def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None) -> Tensor:
-    """`[K]` log of each prototype's mass over these tokens, once they are normalised under `potential`."""
+    """See `Backend.sinkhorn_sweep`."""
     count, dtype = prototypes.shape[0], score_chunks.product_dtype(teacher.dtype)
-    precise = prototypes.to(dtype)
+    prototypes = prototypes.to(dtype)
     potential = None if potential is None else contiguous(potential)
     largest = torch.full((count,), -math.inf, dtype=torch.float32, device="cpu")
     total = torch.zeros(count, dtype=torch.float64, device="cpu")
@@ -48,7 +39,7 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     scores = empty_scores(rows, count)
     for tokens in _chunks(teacher.shape[0], rows):
         chunk = teacher[tokens].to(dtype)
-        matrix_product(chunk, precise.T, scores[: len(chunk)])
+        matrix_product(chunk, prototypes.T, scores[: len(chunk)])
         native.require().sinkhorn_masses(
             scores=scores.data_ptr(),
             rows=len(chunk),
@@ -64,48 +55,47 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
     return (mass if potential is None else mass + potential).float()
 
 
-def loss_and_gradients(
-    student: Tensor,
-    teacher: Tensor,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor,
-    potential: Tensor | None,
-    token_weight: Tensor,
-    student_temperature: Tensor,
-    teacher_temperature: Tensor,
-    student_needs_grad: bool,
-    prototypes_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum over tokens and its gradients, empty where not needed."""
-    count, dtype = student_prototypes.shape[0], score_chunks.product_dtype(student.dtype)
-    grad_student = empty_gradient(student, student_needs_grad)
-    grad_prototypes = empty_gradient(student_prototypes, prototypes_needs_grad).zero_()
-    student_prototypes, teacher_prototypes = student_prototypes.to(dtype), teacher_prototypes.to(dtype)
-    potential, token_weight = None if potential is None else contiguous(potential), contiguous(token_weight)
+def loss_and_gradients(call: PrototypeCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.loss_and_gradients`."""
+    student, teacher, dtype = call.student, call.teacher, score_chunks.product_dtype(call.student.dtype)
+    grad_student = empty_gradient(student, call.student_needs_grad)
+    grad_prototypes = empty_gradient(call.student_prototypes, call.prototypes_needs_grad).zero_()
+    student_prototypes, teacher_prototypes = call.student_prototypes.to(dtype), call.teacher_prototypes.to(dtype)
+    potential = None if call.potential is None else contiguous(call.potential)
+    token_weight = contiguous(call.token_weight)
+    count = student_prototypes.shape[0]
     rows = chunk_rows(student.shape[0], count + student.shape[1], _BUDGET)
-    scores, targets = empty_scores(rows, count), empty_scores(rows, count)
+    scores, teacher_scores = empty_scores(rows, count), empty_scores(rows, count)
     grad_scores = gradients_in(scores, dtype)
-    needs_grad = student_needs_grad or prototypes_needs_grad
     total = 0.0
     for tokens in _chunks(student.shape[0], rows):
         chunk = student[tokens].to(dtype)
         matrix_product(chunk, student_prototypes.T, scores[: len(chunk)])
-        matrix_product(teacher[tokens].to(dtype), teacher_prototypes.T, targets[: len(chunk)])
+        matrix_product(teacher[tokens].to(dtype), teacher_prototypes.T, teacher_scores[: len(chunk)])
         total += native.require().prototype_cross_entropy(
             student=scores.data_ptr(),
-            teacher=targets.data_ptr(),
+            teacher=teacher_scores.data_ptr(),
             rows=len(chunk),
             columns=count,
             stride=scores.stride(0),
-            student_temperature=float(student_temperature),
-            teacher_temperature=float(teacher_temperature),
+            student_temperature=float(call.student_temperature),
+            teacher_temperature=float(call.teacher_temperature),
             potential=_address(potential),
             token_weight=token_weight[tokens].data_ptr(),
-            gradients=STORAGE[dtype] if needs_grad else None,
+            gradients=STORAGE[dtype] if call.needs_grad else None,
             threads=torch.get_num_threads(),
         )
-        if student_needs_grad:
+        if call.student_needs_grad:
             matrix_product(grad_scores[: len(chunk)], student_prototypes, grad_student[tokens])
-        if prototypes_needs_grad:
+        if call.prototypes_needs_grad:
             matrix_product(grad_scores[: len(chunk)].T, chunk, grad_prototypes, accumulate=True)
     return torch.tensor(total, dtype=torch.float32, device="cpu"), grad_student, grad_prototypes
+
+
+def _chunks(tokens: int, rows: int) -> Iterator[slice]:
+    for begin in range(0, tokens, rows):
+        yield slice(begin, min(begin + rows, tokens))
+
+
+def _address(potential: Tensor | None) -> int:
+    return 0 if potential is None else potential.data_ptr()

@@ -1,4 +1,4 @@
-"""Prototype loss by Triton kernels and cuBLAS: no host synchronisation, fit for CUDA graphs, any width."""
+"""Triton backend, GPU: Triton kernels and cuBLAS, no host synchronization, usable in CUDA graphs, any width."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor
 
 from slap_fast.kernels import variants
 from slap_fast.ops import triton_support
+from slap_fast.ops.prototype_cross_entropy.call import PrototypeCall
 from slap_fast.ops.tensor_checks import matrix
 
-# Bytes of the teacher's scores that are kept, at most: 4 GiB hold those of 65,536 tokens for 32,768 prototypes in 16
-# bits. It does not depend on what memory is free: the same call gives the same bits.
-_MOST_BYTES = 1 << 32
+# Bytes of stored scores, at most: 4 GiB hold those of 65,536 tokens and 32,768 prototypes in 16 bits. A constant, and
+# not a share of the free memory: the same call always gives the same bits.
+_MAX_BYTES = 1 << 32
 
 
 def unavailable() -> str | None:
@@ -25,72 +26,56 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
 
 
 def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None) -> Tensor:
-    """`[K]` log of each prototype's mass over these tokens, once they are normalised under `potential`."""
+    """See `Backend.sinkhorn_sweep`."""
     from slap_fast.kernels import prototype_cross_entropy as kernels
 
-    teacher, prototypes = map(matrix, (teacher, prototypes))
-    return kernels.sinkhorn_sweep(teacher, prototypes, temperature, _contiguous(potential))
+    teacher, prototypes = matrix(teacher), matrix(prototypes)
+    return kernels.sinkhorn_sweep(teacher, prototypes, temperature, potential=_contiguous(potential))
 
 
-def keeps_scores(teacher: Tensor, prototypes: Tensor) -> bool:
-    """Whether the rounds of Sinkhorn and the loss share the teacher's scores. Traced by the compiler."""
+def stores_scores(teacher: Tensor, prototypes: Tensor) -> bool:
+    """Whether the first sweep stores the teacher's scores for the other sweeps and the loss. Traced by the compiler."""
     itemsize = 4 if teacher.dtype == torch.float32 else 2
-    few = teacher.shape[0] * prototypes.shape[0] * itemsize <= _MOST_BYTES
-    return few and variants.chosen("prototype_scores") == "stored"
+    fits = teacher.shape[0] * prototypes.shape[0] * itemsize <= _MAX_BYTES
+    return fits and variants.chosen("prototype_scores") == "stored"
 
 
 def new_scores(teacher: Tensor, prototypes: Tensor) -> Tensor:
-    """Memory for the scores, of more rows and columns than there are."""
-    from slap_fast.kernels.prototype_cross_entropy import stored_scores as prototype_scores
+    """Memory for the scores, rounded up to whole tiles."""
+    from slap_fast.kernels.prototype_cross_entropy import stored_scores
 
-    return prototype_scores.new_scores(teacher, prototypes)
+    return stored_scores.new_scores(teacher, prototypes)
 
 
 def first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """`sinkhorn_sweep` without a potential, and the scores it came by."""
+    """`sinkhorn_sweep` without a potential, and the scores."""
     from slap_fast.kernels import prototype_cross_entropy as kernels
 
-    teacher, prototypes = map(matrix, (teacher, prototypes))
+    teacher, prototypes = matrix(teacher), matrix(prototypes)
     scores = new_scores(teacher, prototypes)
-    return kernels.sinkhorn_sweep(teacher, prototypes, temperature, None, scores), scores
+    return kernels.sinkhorn_sweep(teacher, prototypes, temperature, store_to=scores), scores
 
 
 def later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Tensor:
-    """`sinkhorn_sweep` under the potential of the sweep before, over `tokens` rows of its scores."""
-    from slap_fast.kernels.prototype_cross_entropy import stored_scores as prototype_scores
+    """`sinkhorn_sweep` over the first `tokens` rows of stored scores."""
+    from slap_fast.kernels.prototype_cross_entropy import stored_scores
 
-    return prototype_scores.sweep(scores, tokens, 1.0 / temperature, potential)
+    return stored_scores.sweep(scores, tokens, 1.0 / temperature, potential)
 
 
-def loss_and_gradients(
-    student: Tensor,
-    teacher: Tensor,
-    student_prototypes: Tensor,
-    teacher_prototypes: Tensor,
-    potential: Tensor | None,
-    token_weight: Tensor,
-    student_temperature: Tensor,
-    teacher_temperature: Tensor,
-    student_needs_grad: bool,
-    prototypes_needs_grad: bool,
-    scores: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum over tokens and its gradients, empty where not needed; `scores` of `first_sweep`, if any."""
+def loss_and_gradients(call: PrototypeCall) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.loss_and_gradients`."""
     from slap_fast.kernels import prototype_cross_entropy as kernels
 
-    return kernels.loss_and_gradients(
-        matrix(student),
-        matrix(teacher),
-        matrix(student_prototypes),
-        matrix(teacher_prototypes),
-        _contiguous(potential),
-        token_weight.contiguous(),
-        student_temperature,
-        teacher_temperature,
-        student_needs_grad,
-        prototypes_needs_grad,
-        scores,
+    call = call._replace(
+        student=matrix(call.student),
+        teacher=matrix(call.teacher),
+        student_prototypes=matrix(call.student_prototypes),
+        teacher_prototypes=matrix(call.teacher_prototypes),
+        potential=_contiguous(call.potential),
+        token_weight=call.token_weight.contiguous(),
     )
+    return kernels.loss_and_gradients(**call._asdict())
 
 
 def _contiguous(potential: Tensor | None) -> Tensor | None:

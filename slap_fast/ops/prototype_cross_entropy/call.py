@@ -1,51 +1,182 @@
-"""What a backend of `prototype_cross_entropy` is: a module with these four functions."""
+"""Arguments of `prototype_cross_entropy`, their validation, backend selection, and the backend protocol."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from slap_fast.ops import dispatch
+from slap_fast.ops.tensor_checks import accumulator, require
 
-class PrototypeBackend(Protocol):
-    """A backend module. Importing it must be cheap.
 
-    Tensors come validated: features `[T, D]` and prototypes `[K, D]` of any strides, T may be 0. Temperatures are
-    positive scalar tensors, on the device of the rest: they are never read back. What is not a feature or a prototype
-    is float32, or float64 for float64.
+class PrototypeCall(NamedTuple):
+    """Arguments of the registered loss and of every backend.
+
+    Features and prototypes may have any strides. All other tensors are float32 (float64 for float64), but for `scores`.
+    Temperatures are tensors, so that a schedule neither recompiles a compiled graph nor waits for the GPU.
+
+    Attributes:
+        student, teacher: `[T, D]` features; T may be 0.
+        student_prototypes, teacher_prototypes: `[K, D]`.
+        potential: `[K]`, subtracted from the teacher's logits; None: zeros.
+        token_weight: `[T]` weights of the sum over tokens.
+        student_temperature, teacher_temperature: positive scalars.
+        student_needs_grad: False: that gradient is a tensor of shape `[0]`.
+        prototypes_needs_grad: the same for `student_prototypes`.
+        scores: `teacher @ teacher_prototypes.T` of `sinkhorn_first_sweep`, or None. Read by the Triton backend only.
     """
 
+    student: Tensor
+    teacher: Tensor
+    student_prototypes: Tensor
+    teacher_prototypes: Tensor
+    potential: Tensor | None
+    token_weight: Tensor
+    student_temperature: Tensor
+    teacher_temperature: Tensor
+    student_needs_grad: bool
+    prototypes_needs_grad: bool
+    scores: Tensor | None
+
+    @property
+    def needs_grad(self) -> bool:
+        return self.student_needs_grad or self.prototypes_needs_grad
+
+
+class Backend(Protocol):
+    """A backend module. Importing it must be cheap. Arguments are validated."""
+
     def unavailable(self) -> str | None:
-        """Why it cannot serve on this machine at all, None if it can."""
+        """Why it cannot serve on this machine at all; None if it can."""
 
     def rejects(self, *, device: torch.device, dtype: torch.dtype, width: int, prototypes: int) -> str | None:
-        """Why it cannot serve such a call, None if it can. Traced by the compiler: plain comparisons only."""
+        """Why it cannot serve such a call; None if it can. Traced by the compiler: plain comparisons only."""
 
     def sinkhorn_sweep(
         self, teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None
     ) -> Tensor:
-        """`[K]` log of each prototype's mass over these tokens, -inf where there is no token.
+        """The next potential over these tokens, `[K]`; -inf without tokens.
 
-        With `logits = teacher @ prototypes.T / temperature`, a `[K]` potential and `r` the log-sum-exp of a token's
-        `logits - potential` over prototypes, it is the log-sum-exp over tokens of `logits - r`. None: `r` is 0.
+            logits = teacher @ prototypes.T / temperature                       # [T, K]
+            next = logsumexp_t(logits - logsumexp_k(logits - potential))        # [K]
+
+        Without a potential: `logsumexp_t(logits)`.
         """
 
-    def loss_and_gradients(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        student_prototypes: Tensor,
-        teacher_prototypes: Tensor,
-        potential: Tensor | None,
-        token_weight: Tensor,
-        student_temperature: Tensor,
-        teacher_temperature: Tensor,
-        student_needs_grad: bool,
-        prototypes_needs_grad: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_and_gradients(self, call: PrototypeCall) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted sum over tokens, and its gradients by `student` and `student_prototypes`.
 
-        In float32 (float64 for float64); a gradient that is not needed is a tensor of shape `[0]`. A token's target is
-        `softmax(teacher @ teacher_prototypes.T / teacher_temperature - potential)`, without the potential if None.
+        All in float32 (float64 for float64). A token's target is
+        `softmax(teacher @ teacher_prototypes.T / teacher_temperature - potential)`.
         """
+
+
+def temperature_tensor(features: Tensor, temperature: float) -> Tensor:
+    """Scalar tensor in the accumulator's dtype.
+
+    A number would be a constant of a compiled graph, which a temperature schedule would compile anew at every step.
+    The compiler specializes on a number that fills a tensor, but not on one that multiplies a tensor.
+    """
+    return features.new_ones((), dtype=accumulator(features.dtype)) * temperature
+
+
+def validate_features(student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor) -> None:
+    """Raise the ValueErrors of `prototype_cross_entropy` for features and prototypes."""
+    if student.dim() != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student, teacher have shapes {tuple(student.shape)}, {tuple(teacher.shape)}; pass two of [T, D]"
+        )
+    if (
+        student_prototypes.dim() != 2
+        or student_prototypes.shape != teacher_prototypes.shape
+        or student_prototypes.shape[1] != student.shape[1]
+        or student_prototypes.shape[0] == 0
+    ):
+        raise ValueError(
+            f"student_prototypes, teacher_prototypes have shapes {tuple(student_prototypes.shape)}, "
+            f"{tuple(teacher_prototypes.shape)}; pass two of [K, {student.shape[1]}], K > 0"
+        )
+    tensors = (student, teacher, student_prototypes, teacher_prototypes)
+    if len({tensor.dtype for tensor in tensors}) > 1 or not student.dtype.is_floating_point:
+        raise ValueError(f"features and prototypes are {[t.dtype for t in tensors]}; pass one floating-point dtype")
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise ValueError(f"features and prototypes are on {[str(t.device) for t in tensors]}; use one device")
+
+
+def validate_options(
+    prototypes: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    centering: str,
+    sinkhorn_iterations: int,
+    center: Tensor | None,
+    potential: Tensor | None,
+) -> None:
+    """Raise the ValueErrors of `prototype_cross_entropy` for its options."""
+    require_positive("student_temperature", student_temperature)
+    require_positive("teacher_temperature", teacher_temperature)
+    if centering not in ("sinkhorn", "center", "softmax"):
+        raise ValueError(f"centering is {centering!r}; choose 'sinkhorn', 'center' or 'softmax'")
+    if centering == "sinkhorn" and sinkhorn_iterations < 1:
+        raise ValueError(f"sinkhorn_iterations is {sinkhorn_iterations}; it must be at least 1")
+    if (center is not None) != (centering == "center"):
+        raise ValueError(
+            f"centering is {centering!r} with center {'absent' if center is None else 'given'}; pass center with "
+            "centering='center', and only then"
+        )
+    if potential is not None and centering != "sinkhorn":
+        raise ValueError(f"centering is {centering!r} with potential given; a potential needs centering='sinkhorn'")
+    for name, value in (("center", center), ("potential", potential)):
+        if value is not None and (value.shape != prototypes.shape[:1] or value.device != prototypes.device):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} on {value.device}; pass [{prototypes.shape[0]}] on "
+                f"{prototypes.device}"
+            )
+
+
+def validate(call: PrototypeCall) -> None:
+    """Raise ValueError for arguments of the registered loss that a backend would misread."""
+    student, prototypes = call.student, call.student_prototypes
+    validate_features(student, call.teacher, prototypes, call.teacher_prototypes)
+    dtype, device = accumulator(student.dtype), student.device
+    if call.potential is not None:
+        require("potential", call.potential, prototypes.shape[:1], dtype, device)
+    require("token_weight", call.token_weight, student.shape[:1], dtype, device)
+    for temperature in (call.student_temperature, call.teacher_temperature):
+        require("the temperature", temperature, (), dtype, device)
+    if call.scores is not None:
+        validate_scores(call.scores, student.shape[0], prototypes.shape[0], device)
+
+
+def validate_scores(scores: Tensor, tokens: int, prototypes: int, device: torch.device) -> None:
+    """Raise ValueError unless stored scores have room for so many tokens and prototypes."""
+    if scores.dim() != 2 or scores.shape[0] < tokens or scores.shape[1] < prototypes or scores.device != device:
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)} on {scores.device}; pass those of sinkhorn_first_sweep, for "
+            f"{tokens} tokens and {prototypes} prototypes on {device}"
+        )
+
+
+def require_positive(name: str, temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"{name} is {temperature}; it must be positive")
+
+
+def select(features: Tensor, prototypes: Tensor, requested: str) -> str:
+    """The backend that serves a valid call.
+
+    Raises:
+        ValueError: no backend is named `requested`.
+        CannotServeError: it cannot serve this call.
+    """
+    return dispatch.select(
+        "prototype_cross_entropy",
+        requested,
+        device=features.device,
+        dtype=features.dtype,
+        width=features.shape[1],
+        prototypes=prototypes.shape[0],
+    )

@@ -1,4 +1,7 @@
-"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+"""Kernels of `linear_cross_entropy` under Triton's interpreter.
+
+Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/...
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,8 @@ from torch import Tensor
 from slap_fast.kernels import variants
 from slap_fast.kernels.scores import blocks as score_blocks
 from slap_fast.ops import linear_cross_entropy
-from slap_fast.ops.linear_cross_entropy import (
-    backend_torch as linear_cross_entropy_torch,
-)
-from slap_fast.ops.linear_cross_entropy import (
-    backend_triton as linear_cross_entropy_triton,
-)
+from slap_fast.ops.linear_cross_entropy import backend_torch, backend_triton
+from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
 from tests.ops._loss_checks import assert_as_accurate_as_plain
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
 
@@ -57,50 +56,56 @@ def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(
         assert_as_accurate_as_plain(ours, plain, [hidden, weight])
 
 
-def test_only_what_is_needed_is_computed_and_strides_are_any() -> None:
+def test_only_needed_gradients_are_computed_and_any_strides_work() -> None:
     hidden, weight, target = _case(2 * 40, 140, 32, torch.float32)
     hidden, target = hidden.T.contiguous().T[::2], target[::2]
-    expected = linear_cross_entropy_torch.loss_and_gradients(hidden, weight, target, -100, 0.0, 0.0, True, True)
+    expected = backend_torch.loss_and_gradients(
+        LinearCrossEntropyCall(hidden, weight, target, -100, 0.0, 0.0, True, True)
+    )
     for needs in ((True, True), (True, False), (False, True), (False, False)):
-        actual = linear_cross_entropy_triton.loss_and_gradients(hidden, weight, target, -100, 0.0, 0.0, *needs)
+        actual = backend_triton.loss_and_gradients(
+            LinearCrossEntropyCall(hidden, weight, target, -100, 0.0, 0.0, *needs)
+        )
         for got, wanted, needed in zip(actual, expected, (True, *needs), strict=True):
             torch.testing.assert_close(got, wanted if needed else torch.empty(0), rtol=1e-4, atol=1e-5)
 
 
-def test_an_ignored_token_counts_for_nothing_and_a_wrong_target_makes_nan() -> None:
+def test_an_ignored_token_changes_nothing_and_an_invalid_target_gives_nan() -> None:
     hidden, weight, target = _case(20, 30, 16, torch.float16)
-    target[3], hidden[3] = 7, torch.nan  # ignored: 7 is the index to ignore
-    backends = (linear_cross_entropy_triton, linear_cross_entropy_torch)
-    ours, expected = (x.loss_and_gradients(hidden, weight, target, 7, 0.0, 0.0, True, True) for x in backends)
+    target[3], hidden[3] = 7, torch.nan  # 7 is ignore_index
+    call = LinearCrossEntropyCall(hidden, weight, target, 7, 0.0, 0.0, True, True)
+    ours, expected = (x.loss_and_gradients(call) for x in (backend_triton, backend_torch))
     for got, wanted in zip(ours, expected, strict=True):
         assert got.isfinite().all()
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     for wrong in (30, -1, 2**40):
         target[5] = wrong
-        total, grad_hidden, grad_weight = linear_cross_entropy_triton.loss_and_gradients(
-            hidden, weight, target, 7, 0.1, 0.0, True, True
+        total, grad_hidden, grad_weight = backend_triton.loss_and_gradients(
+            LinearCrossEntropyCall(hidden, weight, target, 7, 0.1, 0.0, True, True)
         )
         assert all(x.isnan().all() for x in (total, grad_hidden[5], grad_weight))
-        assert torch.equal(grad_hidden[:5], linear_cross_entropy_triton.loss_and_gradients(
-            hidden[:5], weight, target[:5], 7, 0.1, 0.0, True, False
-        )[1])  # fmt: skip
+        alone = backend_triton.loss_and_gradients(
+            LinearCrossEntropyCall(hidden[:5], weight, target[:5], 7, 0.1, 0.0, True, False)
+        )
+        assert torch.equal(grad_hidden[:5], alone[1])
 
 
-def test_a_sure_token_has_a_loss_of_rounding_and_never_below_zero() -> None:
+def test_the_loss_of_a_certain_token_is_within_rounding_and_not_negative() -> None:
     _, weight, target = _case(7, 210, 70, torch.float32)
-    hidden = weight[target]  # logits of about 70, of which the target's is the largest by about 50
+    hidden = weight[target]  # logits of about 70; the target's is the largest by about 50
     for row, word in zip(hidden, target, strict=True):
-        total, *_ = linear_cross_entropy_triton.loss_and_gradients(
-            row[None], weight, word[None], -100, 0.0, 0.0, False, False
+        total, *_ = backend_triton.loss_and_gradients(
+            LinearCrossEntropyCall(row[None], weight, word[None], -100, 0.0, 0.0, False, False)
         )
         assert 0.0 <= total <= 4 * torch.finfo(torch.float32).eps * row.norm() ** 2
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
-def test_without_tokens_that_count(tokens: int) -> None:
+def test_loss_and_gradients_are_zero_if_no_token_counts(tokens: int) -> None:
     hidden, weight = torch.randn(tokens, 8), torch.randn(5, 8)
-    results = linear_cross_entropy_triton.loss_and_gradients(
-        hidden, weight, torch.full((tokens,), -100), -100, 0.0, 0.0, True, True
+    ignored = torch.full((tokens,), -100)
+    results = backend_triton.loss_and_gradients(
+        LinearCrossEntropyCall(hidden, weight, ignored, -100, 0.0, 0.0, True, True)
     )
     for got, shape in zip(results, ((), hidden.shape, weight.shape), strict=True):
         assert torch.equal(got, torch.zeros(shape))

@@ -1,4 +1,7 @@
-"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+"""Prototype kernels under Triton's interpreter.
+
+Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/...
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ import torch
 from torch import Tensor
 
 from slap_fast.kernels import variants
-from slap_fast.kernels.prototype_cross_entropy import stored_scores as prototype_scores
+from slap_fast.kernels.prototype_cross_entropy import stored_scores
 from slap_fast.kernels.scores import blocks as score_blocks
 from slap_fast.ops import prototype_cross_entropy, sinkhorn_potential
-from slap_fast.ops.prototype_cross_entropy import backend_torch as prototype_torch
-from slap_fast.ops.prototype_cross_entropy import backend_triton as prototype_triton
+from slap_fast.ops.prototype_cross_entropy import backend_torch, backend_triton
+from slap_fast.ops.prototype_cross_entropy.call import PrototypeCall
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy says log(0) aloud
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of log(0)
 
 
 # Plain Sinkhorn-Knopp overflows in float16.
@@ -70,8 +73,8 @@ def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(centering: str, d
 def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
     tokens: int, count: int, temperature: float, tile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the sharpest, `exp` of most scores overflows, and whole columns of assignments would underflow to 0."""
-    monkeypatch.setattr(prototype_scores, "_CHUNK", 64)
+    """At the lowest temperature `exp` of most scores overflows, and whole columns of targets would underflow to 0."""
+    monkeypatch.setattr(stored_scores, "_CHUNK", 64)
     if tile == "128x256":
         monkeypatch.setattr(score_blocks, "TILE", 256)
     student, teacher = (unit_rows(tokens, 24, seed=seed, dtype=torch.float16).detach() for seed in (1, 2))
@@ -108,17 +111,17 @@ def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
         assert error <= 2 * peer_error + rounding
 
 
-def test_scores_beyond_the_budget_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_beyond_the_budget_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, prototypes = unit_rows(40, 24, seed=1, dtype=torch.float32), unit_rows(70, 24, seed=2, dtype=torch.float32)
     stored = sinkhorn_potential(teacher, prototypes, teacher_temperature=0.05, backend="triton")
-    monkeypatch.setattr(prototype_triton, "_MOST_BYTES", 40 * 70 * 4 - 1)
-    assert not prototype_triton.keeps_scores(teacher, prototypes)
-    anew = sinkhorn_potential(teacher, prototypes, teacher_temperature=0.05, backend="triton")
-    torch.testing.assert_close(anew, stored)
+    monkeypatch.setattr(backend_triton, "_MAX_BYTES", 40 * 70 * 4 - 1)
+    assert not backend_triton.stores_scores(teacher, prototypes)
+    recomputed = sinkhorn_potential(teacher, prototypes, teacher_temperature=0.05, backend="triton")
+    torch.testing.assert_close(recomputed, stored)
 
 
 def test_opcheck() -> None:
-    """The ops that pass scores on; those that do not are checked elsewhere."""
+    """The ops that store and read scores; the others are checked in tests/ops."""
     teacher, prototypes, temperature = torch.randn(13, 24), torch.randn(90, 24), torch.tensor(0.5)
     mass, scores = torch.ops.slap_fast.sinkhorn_first_sweep(teacher, prototypes, temperature)
     checks = ("test_schema", "test_faketensor")
@@ -126,33 +129,35 @@ def test_opcheck() -> None:
     for op, inputs in (
         (torch.ops.slap_fast.sinkhorn_first_sweep, (teacher, prototypes, temperature)),
         (torch.ops.slap_fast.sinkhorn_later_sweep, (scores, 13, temperature, mass)),
-        (torch.ops.slap_fast.prototype_cross_entropy, (*tensors, True, True, "triton", scores)),
+        (torch.ops.slap_fast.prototype_cross_entropy, (*tensors, True, True, scores, "triton")),
     ):
         torch.library.opcheck(op, inputs, test_utils=checks)
 
 
-def test_only_what_is_needed_is_computed_and_strides_are_any() -> None:
+def test_only_needed_gradients_are_computed_and_any_strides_work() -> None:
     student, teacher = torch.randn(70, 2, 24).unbind(1)
     prototypes, teacher_prototypes = torch.randn(24, 90).T, torch.randn(90, 24)
     weight, temperatures = torch.rand(70), (torch.tensor(0.5), torch.tensor(0.3))
     inputs = student, teacher, prototypes, teacher_prototypes, torch.randn(90), weight, *temperatures
-    expected = prototype_torch.loss_and_gradients(*inputs, True, True)
+    expected = backend_torch.loss_and_gradients(PrototypeCall(*inputs, True, True, None))
     for needs in ((True, True), (True, False), (False, True), (False, False)):
-        actual = prototype_triton.loss_and_gradients(*inputs, *needs)
+        actual = backend_triton.loss_and_gradients(PrototypeCall(*inputs, *needs, None))
         for got, wanted, needed in zip(actual, expected, (True, *needs), strict=True):
             torch.testing.assert_close(got, wanted if needed else torch.empty(0), rtol=1e-4, atol=1e-4)
 
 
 def test_without_tokens() -> None:
     tokens, prototypes, one = torch.empty(0, 8), torch.randn(5, 8), torch.tensor(1.0)
-    first, scores = prototype_triton.first_sweep(tokens, prototypes, one)
-    later = prototype_triton.later_sweep(scores, 0, one, torch.zeros(5))
-    anew = (prototype_triton.sinkhorn_sweep(tokens, prototypes, one, x) for x in (None, torch.zeros(5)))
-    for mass in (first, later, *anew):
-        assert torch.equal(mass, torch.full((5,), -torch.inf))
-    for settings in ((None,), (torch.zeros(5),), (torch.zeros(5), scores)):
-        total, grad_student, grad_prototypes = prototype_triton.loss_and_gradients(
-            tokens, tokens, prototypes, prototypes, settings[0], torch.empty(0), one, one, True, True, *settings[1:]
+    first, scores = backend_triton.first_sweep(tokens, prototypes, one)
+    later = backend_triton.later_sweep(scores, 0, one, torch.zeros(5))
+    recomputed = (backend_triton.sinkhorn_sweep(tokens, prototypes, one, x) for x in (None, torch.zeros(5)))
+    for potential in (first, later, *recomputed):
+        assert torch.equal(potential, torch.full((5,), -torch.inf))
+    for potential, stored in ((None, None), (torch.zeros(5), None), (torch.zeros(5), scores)):
+        total, grad_student, grad_prototypes = backend_triton.loss_and_gradients(
+            PrototypeCall(
+                tokens, tokens, prototypes, prototypes, potential, torch.empty(0), one, one, True, True, stored
+            )
         )
         assert total == 0.0
         assert grad_student.shape == (0, 8)

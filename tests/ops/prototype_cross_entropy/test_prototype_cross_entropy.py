@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from slap_fast.ops.prototype_cross_entropy import backend_torch as torch_backend
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy, prototype_usage, sinkhorn_potential
+from slap_fast.ops.prototype_cross_entropy import (
+    backend_torch,
+    prototype_cross_entropy,
+    prototype_usage,
+    sinkhorn_potential,
+)
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
 
@@ -24,8 +28,8 @@ def _offsets(lengths, dtype=torch.int32):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Five tokens of six prototypes at a time, so that chunks end inside clips and the last one is a part."""
-    monkeypatch.setattr(torch_backend, "_MAX_SCORES", 5 * 6)
+    """Chunks of five tokens for six prototypes: they end inside clips, and the last one is shorter."""
+    monkeypatch.setattr(backend_torch, "_MAX_SCORES", 5 * 6)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -58,7 +62,7 @@ def test_loss_and_gradients_equal_the_oracle(lengths, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("teacher_temperature", [0.04, 0.07])
 def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeypatch, dtype, teacher_temperature):
-    monkeypatch.setattr(torch_backend, "_MAX_SCORES", 32 * 50)
+    monkeypatch.setattr(backend_torch, "_MAX_SCORES", 32 * 50)
     student, teacher, student_prototypes, teacher_prototypes = _inputs(100, 50, 32, dtype=dtype)
     lengths = [40, 25, 0, 35]
     temperatures = {"student_temperature": 0.1, "teacher_temperature": teacher_temperature}
@@ -77,7 +81,7 @@ def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeyp
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_parts_of_the_tokens_under_the_potential_of_all_add_up_to_the_whole():
+def test_micro_batches_with_the_potential_of_the_whole_batch_add_up_to_its_loss():
     tensors = _inputs()
     student, teacher, *prototypes = tensors
     expected = prototype_cross_entropy(*tensors, cu_seqlens=_offsets(LENGTHS), **TEMPERATURES)
@@ -101,7 +105,7 @@ def test_parts_of_the_tokens_under_the_potential_of_all_add_up_to_the_whole():
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_usage_is_the_mean_of_the_assignment_before_it_is_balanced():
+def test_usage_is_the_mean_assignment_before_balancing():
     _, teacher, _, prototypes = _inputs()
     usage = prototype_usage(teacher, prototypes, teacher_temperature=0.05)
     torch.testing.assert_close(usage, (teacher @ prototypes.T / 0.05).softmax(1).mean(0))
@@ -111,7 +115,7 @@ def test_usage_is_the_mean_of_the_assignment_before_it_is_balanced():
     torch.testing.assert_close(native_or_torch.double(), usage, rtol=1e-5, atol=1e-7)
 
 
-def test_a_sharp_teacher_that_overflows_exp_stays_finite():
+def test_a_teacher_temperature_that_overflows_exp_stays_finite():
     tensors = _inputs(dtype=torch.float32)
     loss = prototype_cross_entropy(*tensors, student_temperature=0.1, teacher_temperature=1e-3)
     assert loss.isfinite()
@@ -129,7 +133,7 @@ def test_identical_tokens_are_spread_evenly_over_prototypes():
 @pytest.mark.parametrize("tokens", [1, 0])
 @pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_one_token_and_none(tokens, centering, packed):
+def test_one_token_and_no_token(tokens, centering, packed):
     tensors = _inputs(tokens)
     cu_seqlens = _offsets([tokens, 0], torch.int64) if packed else None
     loss = prototype_cross_entropy(*tensors, cu_seqlens=cu_seqlens, centering=centering, **TEMPERATURES)
@@ -183,12 +187,13 @@ def test_opcheck(with_potential):
             *temperatures,
             True,
             True,
+            None,
             "torch",
         ),
     )
 
 
-def test_the_backward_runs_twice_and_only_for_what_needs_it():
+def test_the_backward_can_run_twice_and_skips_inputs_without_a_gradient():
     student, teacher, student_prototypes, teacher_prototypes = _inputs()
     loss = prototype_cross_entropy(student, teacher, student_prototypes, teacher_prototypes, **TEMPERATURES)
     first = torch.autograd.grad(loss, (student, student_prototypes), retain_graph=True)
@@ -202,7 +207,7 @@ def test_the_backward_runs_twice_and_only_for_what_needs_it():
     assert not loss.requires_grad
 
 
-def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():
+def test_compiles_as_one_graph_and_once_more_for_changing_lengths_and_temperatures():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -245,7 +250,7 @@ def test_compiles_whole_and_once_more_for_changing_lengths_and_temperatures():
         ({"backend": "triton"}, "'triton'"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_invalid_arguments_raise_and_name_the_value(change, message):
     names = ("student", "teacher", "student_prototypes", "teacher_prototypes")
     arguments = dict(zip(names, _inputs(dtype=torch.float32), strict=True)) | TEMPERATURES | change
     with pytest.raises(ValueError, match=message):
@@ -265,7 +270,7 @@ def test_bad_input_is_named(change, message):
         ({"backend": "triton"}, "'triton'"),
     ],
 )
-def test_bad_input_of_the_potential_is_named(change, message):
+def test_invalid_arguments_of_the_potential_raise_and_name_the_value(change, message):
     _, teacher, _, prototypes = _inputs(dtype=torch.float32)
     arguments = {"teacher": teacher, "teacher_prototypes": prototypes, "teacher_temperature": 0.05} | change
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The native backend, by itself: every instruction set, type and odd size, and memory that nobody has written."""
+"""The native backend alone: every instruction set, dtype and odd size, on uninitialized memory that holds NaN."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import itertools
 import pytest
 import torch
 
-from slap_fast.ops.prototype_cross_entropy import backend_native as backend
-from slap_fast.ops.prototype_cross_entropy import backend_torch as prototype_torch
-from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
+from slap_fast.ops.prototype_cross_entropy import backend_native, backend_torch, prototype_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients, unit_rows
 from tests.ops._native import native_code, needs_native
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as oracle
@@ -22,16 +20,16 @@ TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
 
 @pytest.fixture(autouse=True)
 def poisoned_chunks(monkeypatch):
-    """Chunks of at most 64 tokens, in memory that holds NaN: what is read before it is written shows."""
-    empty_scores = backend.empty_scores
+    """Chunks of at most 64 tokens in memory full of NaN: a read before the first write shows in the results."""
+    empty_scores = backend_native.empty_scores
 
     def poisoned(*arguments):
         scores = empty_scores(*arguments)
         scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride()).fill_(torch.nan)
         return scores
 
-    monkeypatch.setattr(backend, "_BUDGET", 1)
-    monkeypatch.setattr(backend, "empty_scores", poisoned)
+    monkeypatch.setattr(backend_native, "_BUDGET", 1)
+    monkeypatch.setattr(backend_native, "empty_scores", poisoned)
 
 
 def _inputs(tokens, prototypes, width, dtype=torch.float32):
@@ -57,7 +55,7 @@ def test_error_is_at_most_twice_that_of_the_torch_backend(isa, dtype, teacher_te
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_odd_sizes_and_every_way_of_centering(isa, dtype):
+def test_odd_sizes_and_every_centering(isa, dtype):
     centerings = itertools.cycle(["sinkhorn", "center", "softmax"])
     for tokens, prototypes, width in itertools.product((1, 2, 65, 129), (1, 2, 15, 17, 32, 67), (1, 7)):
         tensors = _inputs(tokens, prototypes, width, dtype)
@@ -73,14 +71,14 @@ def test_odd_sizes_and_every_way_of_centering(isa, dtype):
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.04, 1.0])
-def test_three_rounds_of_sinkhorn_end_at_the_potentials_of_float64(isa, temperature):
-    """At the sharpest, `exp` of most scores overflows, and whole columns of assignments would underflow to 0."""
+def test_the_potential_after_three_sinkhorn_rounds_equals_that_of_float64(isa, temperature):
+    """At the lowest temperature `exp` of most scores overflows, and whole columns of targets would underflow to 0."""
     _, teacher, _, prototypes = (x.detach() for x in _inputs(150, 77, 5))
     potential, exact = None, None
     for _ in range(3):
         with native_code(isa=isa):
-            potential = backend.sinkhorn_sweep(teacher, prototypes, torch.tensor(temperature), potential)
-        exact = prototype_torch.sinkhorn_sweep(
+            potential = backend_native.sinkhorn_sweep(teacher, prototypes, torch.tensor(temperature), potential)
+        exact = backend_torch.sinkhorn_sweep(
             teacher.double(), prototypes.double(), torch.tensor(temperature).double(), exact
         )
         assert potential.isfinite().all()
@@ -94,13 +92,13 @@ def test_a_sharp_teacher_stays_finite():
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, tensors[::2]))
 
 
-def test_no_token_gives_zero_with_zero_gradients_and_no_mass():
+def test_without_tokens_loss_and_gradients_are_zero_and_the_potential_is_minus_infinity():
     tensors = _inputs(0, 6, 4)
     loss = prototype_cross_entropy(*tensors, backend="native", **TEMPERATURES)
     assert loss == 0
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, tensors[::2]))
     for potential in (None, torch.zeros(6)):
-        mass = backend.sinkhorn_sweep(tensors[1].detach(), tensors[3].detach(), torch.tensor(0.1), potential)
+        mass = backend_native.sinkhorn_sweep(tensors[1].detach(), tensors[3].detach(), torch.tensor(0.1), potential)
         assert mass.isneginf().all()
 
 
@@ -135,11 +133,11 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)])
-def test_what_is_not_needed_is_not_made_and_changes_nothing(needs):
+def test_a_gradient_that_is_not_needed_is_not_computed_and_changes_nothing(needs):
     tensors = [x.detach() for x in _inputs(70, 33, 8)]
     settings = (torch.linspace(-1, 1, 33), torch.full((70,), 1 / 70), torch.tensor(0.1), torch.tensor(0.05))
-    everything = torch.ops.slap_fast.prototype_cross_entropy(*tensors, *settings, True, True, "native")
-    total, *gradients = torch.ops.slap_fast.prototype_cross_entropy(*tensors, *settings, *needs, "native")
+    everything = torch.ops.slap_fast.prototype_cross_entropy(*tensors, *settings, True, True, None, "native")
+    total, *gradients = torch.ops.slap_fast.prototype_cross_entropy(*tensors, *settings, *needs, None, "native")
     assert torch.equal(total, everything[0])
     for gradient, wanted, needed in zip(gradients, everything[1:], needs, strict=True):
         assert torch.equal(gradient, wanted) if needed else gradient.shape == (0,)
@@ -154,10 +152,10 @@ def test_opcheck():
     )
     torch.library.opcheck(
         torch.ops.slap_fast.prototype_cross_entropy,
-        (*tensors, potential, torch.full((13,), 1 / 13), *temperatures, True, True, "native"),
+        (*tensors, potential, torch.full((13,), 1 / 13), *temperatures, True, True, None, "native"),
     )
 
 
-def test_float64_is_refused_by_name():
+def test_float64_is_rejected_with_the_dtypes_that_are_served():
     with pytest.raises(ValueError, match="float64; native code takes float32"):
         prototype_cross_entropy(*_inputs(3, 6, 4, torch.float64), backend="native", **TEMPERATURES)
