@@ -11,7 +11,7 @@ from slap_fast.runtime.cpu import configure_cpu_environment
 
 configure_cpu_environment()
 
-import torch  # noqa: E402 - it reads what was just settled
+import torch  # noqa: E402 - reads the variables just set
 
 from tests._lost_device import LostDevice  # noqa: E402
 from tests._missing_packages import pytest_make_collect_report  # noqa: E402, F401 - a hook

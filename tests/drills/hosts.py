@@ -1,8 +1,8 @@
-"""Runs on several hosts, which are namespaces of Linux: each has a network, a name and process numbers of its own.
+"""Multi-host drill on Linux namespaces: each host has its own network, host name and process ids.
 
-`python -m tests.drills.hosts` needs root and iproute2. It starts ranks by environment variables, as srun would, and by
-torchrun; kills a rank of one host; cuts a host off the network, from which the run has to end in bounded time; and lets
-torchrun go on with the hosts that remain.
+`python -m tests.drills.hosts` needs root and iproute2. It starts ranks by environment variables, as srun does, and by
+torchrun; kills a rank of one host; disconnects a host from the network, after which the run must end in bounded time;
+and lets torchrun continue with the remaining hosts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.drills.processes import DrillFailed, Marked, send, wait
-from tests.drills.recovery import MINUTE, START_UP, TIMEOUT, Records
+from tests.drills.processes import DrillFailed, MarkedProcesses, send, wait
+from tests.drills.recovery import MINUTE, START_UP, TIMEOUT, RunOutput
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
 
@@ -31,7 +31,7 @@ SCRIPT = str(ROOT / "slap_fast" / "train.py")
 
 
 class Hosts:
-    """`host1`, `host2`, ... with the addresses 10.77.0.1, 10.77.0.2, ... on a bridge that leads nowhere else."""
+    """`host1`, `host2`, ... with the addresses 10.77.0.1, 10.77.0.2, ... on an isolated bridge."""
 
     def __init__(self, count: int) -> None:
         self.numbers = list(range(1, count + 1))
@@ -44,7 +44,7 @@ class Hosts:
         names = "".join(f"{address(host)} host{host}\n" for host in self.numbers)
         for host in self.numbers:
             own, port = self._namespace(host), f"port{host}"
-            # `ip netns exec` lays these files over those in /etc.
+            # `ip netns exec` mounts these files over those in /etc.
             _etc(own).mkdir(parents=True)
             (_etc(own) / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
             _ip("netns", "add", own)
@@ -60,8 +60,8 @@ class Hosts:
             subprocess.run(["ip", "netns", "delete", self._namespace(host)], check=False)
             shutil.rmtree(_etc(self._namespace(host)), ignore_errors=True)
 
-    def cut_off(self, host: int) -> None:
-        """The network is gone, and nobody is told: connections stay open and silent."""
+    def disconnect(self, host: int) -> None:
+        """Drop the network silently: connections stay open, and no packet arrives."""
         _ip("-n", self._switch, "link", "set", f"port{host}", "down")
 
     def start(self, host: int, command: Sequence[str], log: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -82,30 +82,32 @@ class Hosts:
 
 
 class Cluster:
-    """One run on several hosts; what its processes say is in a file a host."""
+    """One run on several hosts, with one output file per host."""
 
     def __init__(self, hosts: Hosts, folder: Path, arguments: Sequence[str]) -> None:
         self.hosts, self._folder = hosts, folder
-        self.marked, self.run = Marked(), Records(folder / "run")
+        self.marked, self.run = MarkedProcesses(), RunOutput(folder / "run")
         self._arguments = [*arguments, f"training.output={folder / 'run'}"]
-        self.started: dict[int, list[subprocess.Popen[bytes]]] = {}
+        self._processes: dict[int, list[subprocess.Popen[bytes]]] = {}
         folder.mkdir()
 
-    def by_environment(self, ranks_a_host: int, described: Callable[[int, int, int], dict[str, str]]) -> None:
-        """Start every rank by itself; `described(host, local_rank, ranks)` are its variables."""
+    def start_by_environment(
+        self, ranks_per_host: int, variables_of: Callable[[int, int, int], dict[str, str]]
+    ) -> None:
+        """Start each rank separately, with the variables `variables_of(host, local_rank, world_size)`."""
         for host in self.hosts.numbers:
-            for local_rank in range(ranks_a_host):
-                variables = described(host, local_rank, ranks_a_host * len(self.hosts.numbers))
+            for local_rank in range(ranks_per_host):
+                variables = variables_of(host, local_rank, ranks_per_host * len(self.hosts.numbers))
                 self._start(host, [sys.executable, SCRIPT], variables)
 
-    def by_torchrun(self, ranks_a_host: int, nodes: str, *flags: str) -> None:
+    def start_by_torchrun(self, ranks_per_host: int, nodes: str, *flags: str) -> None:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"host1:{PORT}", "--rdzv-id", "drill"]
         for host in self.hosts.numbers:
-            shape = ["--nnodes", nodes, "--nproc-per-node", str(ranks_a_host)]
+            shape = ["--nnodes", nodes, "--nproc-per-node", str(ranks_per_host)]
             self._start(host, [sys.executable, "-m", "torch.distributed.run", *shape, *meeting, *flags, SCRIPT], {})
 
-    def by_node_rank(self) -> None:
-        """torchrun as in an indexed Job of Kubernetes."""
+    def start_by_node_rank(self) -> None:
+        """Start torchrun on each host with a node rank, as in an indexed Job of Kubernetes."""
         for host in self.hosts.numbers:
             shape = ["--nnodes", str(len(self.hosts.numbers)), "--nproc-per-node", "1", "--node-rank", str(host - 1)]
             where = ["--master-addr", "host1", "--master-port", str(PORT)]
@@ -115,26 +117,26 @@ class Cluster:
         process = self.hosts.start(
             host, [*command, *self._arguments], self.log(host), variables | self.marked.environment
         )
-        self.started.setdefault(host, []).append(process)
+        self._processes.setdefault(host, []).append(process)
 
     def log(self, host: int) -> Path:
         return self._folder / f"host{host}.log"
 
-    def words(self, host: int) -> str:
+    def printed(self, host: int) -> str:
         return self.log(host).read_text(errors="replace")
 
     def reach(self, step: int) -> None:
         wait(lambda: self.run.newest() >= step, START_UP, f"step {step} of {self._folder}")
 
     def end(self, timeout: float, hosts: Sequence[int] | None = None) -> list[int]:
-        """Exit codes, once all that was started on these hosts has ended; those of all hosts by default."""
-        processes = [each for host in hosts or self.hosts.numbers for each in self.started[host]]
+        """Wait until all processes started on these hosts (default: all hosts) have ended; returns their exit codes."""
+        processes = [each for host in hosts or self.hosts.numbers for each in self._processes[host]]
         wait(lambda: all(each.poll() is not None for each in processes), timeout, f"the end of {self._folder}")
         return [each.wait() for each in processes]
 
     def kill(self) -> None:
         self.marked.kill()
-        for processes in self.started.values():
+        for processes in self._processes.values():
             for process in processes:
                 process.kill()
                 process.wait()
@@ -167,70 +169,70 @@ def slurm(host: int, local_rank: int, ranks: int) -> dict[str, str]:
 
 
 def starts_by_variables(cluster: Cluster) -> dict[str, float]:
-    """Four tasks of srun on two hosts, from start to model."""
+    """Four srun tasks on two hosts, from start to model."""
     began = time.monotonic()
-    cluster.by_environment(2, slurm)
-    _require(cluster.end(START_UP) == [0] * 4, "four ranks did not all end well")
+    cluster.start_by_environment(2, slurm)
+    _require(cluster.end(START_UP) == [0] * 4, "not all four ranks succeeded")
     return {"seconds": _since(began)}
 
 
 def starts_by_node_rank(cluster: Cluster) -> dict[str, float]:
-    """One torchrun a host, each told its number, from start to model."""
+    """One torchrun per host, with node ranks, from start to model."""
     began = time.monotonic()
-    cluster.by_node_rank()
-    _require(cluster.end(START_UP) == [0, 0], "torchrun did not end well on both hosts")
+    cluster.start_by_node_rank()
+    _require(cluster.end(START_UP) == [0, 0], "torchrun did not succeed on both hosts")
     return {"seconds": _since(began)}
 
 
 def survives_a_killed_rank(cluster: Cluster) -> dict[str, float]:
-    """torchrun starts all ranks of both hosts again, and ends with the model."""
-    cluster.by_torchrun(1, "2", "--max-restarts", "3")
+    """torchrun restarts all ranks of both hosts, and ends with the model."""
+    cluster.start_by_torchrun(1, "2", "--max-restarts", "3")
     cluster.reach(4)
-    began, life = time.monotonic(), cluster.run.incarnation()
+    began, inode = time.monotonic(), cluster.run.log_inode()
     send(cluster.marked.ranks()[1], signal.SIGKILL)
-    wait(lambda: cluster.run.incarnation() != life, START_UP, "both hosts go on")
-    went_on = _since(began)
-    _require(cluster.end(START_UP) == [0, 0], "torchrun did not end well on both hosts")
-    return {"went on after": went_on}
+    wait(lambda: cluster.run.log_inode() != inode, START_UP, "both hosts resume")
+    resumed = _since(began)
+    _require(cluster.end(START_UP) == [0, 0], "torchrun did not succeed on both hosts")
+    return {"resumed after": resumed}
 
 
-def ends_when_a_host_is_cut_off(cluster: Cluster) -> dict[str, float]:
-    """Each side names the other and ends, though no connection is closed."""
-    cluster.by_environment(1, plain)
+def ends_when_a_host_is_disconnected(cluster: Cluster) -> dict[str, float]:
+    """Each side reports the other and ends, although no connection is closed."""
+    cluster.start_by_environment(1, plain)
     cluster.reach(4)
     began = time.monotonic()
-    cluster.hosts.cut_off(2)
+    cluster.hosts.disconnect(2)
     codes = cluster.end(MINUTE)
     ended = _since(began)
     _require(0 not in codes, f"exit codes {codes}")
     for host, other in ((1, r"rank 1 \(host host2, .*\) has not answered"), (2, r"rank 0 \(host host1, .*\) has not")):
-        _require(re.search(other, cluster.words(host)) is not None, f"host{host} does not name the other")
+        _require(re.search(other, cluster.printed(host)) is not None, f"host{host} does not report the other")
     return {"ended after": ended}
 
 
-def goes_on_with_the_hosts_that_remain(cluster: Cluster) -> dict[str, float]:
-    """torchrun with `--nnodes 1:2` goes on with the host that is left, which keeps the meeting point.
+def continues_with_the_remaining_hosts(cluster: Cluster) -> dict[str, float]:
+    """torchrun with `--nnodes 1:2` continues on the remaining host, which has the rendezvous endpoint.
 
-    On the host that is cut off all ranks end, while torchrun goes on looking for the meeting point.
+    On the disconnected host all ranks end, while torchrun keeps looking for the rendezvous endpoint.
     """
-    cluster.by_torchrun(1, "1:2", "--max-restarts", "3")
+    cluster.start_by_torchrun(1, "1:2", "--max-restarts", "3")
     cluster.reach(4)
-    began, life = time.monotonic(), cluster.run.incarnation()
-    cluster.hosts.cut_off(2)
-    wait(lambda: 1 not in cluster.marked.ranks(), MINUTE, "the rank that is cut off ends")
+    began, inode = time.monotonic(), cluster.run.log_inode()
+    cluster.hosts.disconnect(2)
+    wait(lambda: 1 not in cluster.marked.ranks(), MINUTE, "the disconnected rank ends")
     ended = _since(began)
-    wait(lambda: cluster.run.incarnation() != life, START_UP, "the host that is left goes on")
-    went_on = _since(began)
-    _require(cluster.end(START_UP, [1]) == [0], "the host that is left did not end well")
-    return {"the rank that is cut off ended after": ended, "went on after": went_on}
+    wait(lambda: cluster.run.log_inode() != inode, START_UP, "the remaining host resumes")
+    resumed = _since(began)
+    _require(cluster.end(START_UP, [1]) == [0], "the remaining host did not succeed")
+    return {"the disconnected rank ended after": ended, "resumed after": resumed}
 
 
 DRILLS = (
     starts_by_variables,
     starts_by_node_rank,
     survives_a_killed_rank,
-    ends_when_a_host_is_cut_off,
-    goes_on_with_the_hosts_that_remain,
+    ends_when_a_host_is_disconnected,
+    continues_with_the_remaining_hosts,
 )
 
 
@@ -238,7 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(map(_name, DRILLS))}; default: all")
     chosen = parser.parse_args().drills
-    # Leave nothing behind when told to stop, either.
+    # On SIGTERM too, leave the `with` blocks and remove everything.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="hosts-") as name:
         folder = Path(name)
@@ -254,8 +256,8 @@ def main() -> int:
                 try:
                     print(json.dumps({"drill": _name(drill), **drill(cluster)}), flush=True)
                 except DrillFailed as failure:
-                    said = "\n".join(f"host{host}:\n{cluster.words(host)[-6000:]}" for host in hosts.numbers)
-                    print(f"{_name(drill)} failed: {failure}\n{said}", file=sys.stderr)
+                    output = "\n".join(f"host{host}:\n{cluster.printed(host)[-6000:]}" for host in hosts.numbers)
+                    print(f"{_name(drill)} failed: {failure}\n{output}", file=sys.stderr)
                     return 1
                 finally:
                     cluster.kill()

@@ -1,4 +1,4 @@
-"""The processes of a drill, found by a mark in their environment wherever they hang in the process tree."""
+"""Processes of a drill, found by a marker in their environment anywhere in the process tree."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-MARK = "SLAP_FAST_DRILL"
+MARKER = "SLAP_FAST_DRILL"
 
 
 class DrillFailed(AssertionError):
-    """What the drill is there to find."""
+    """The drill found a fault of the program."""
 
 
-class Marked:
-    """All processes that inherited this mark."""
+class MarkedProcesses:
+    """All processes that inherited the marker."""
 
     def __init__(self) -> None:
-        self.environment = {MARK: uuid.uuid4().hex}
+        self.environment = {MARKER: uuid.uuid4().hex}
 
     def alive(self) -> dict[int, dict[str, str]]:
-        """The environment of each, by process id; zombies have none and do not count."""
+        """The environment of each process, by process id; zombies have none and are left out."""
         found = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 with suppress(OSError):
                     pairs = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
                     variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-                    if variables.get(MARK) == self.environment[MARK]:
+                    if variables.get(MARKER) == self.environment[MARKER]:
                         found[int(folder.name)] = variables
         return found
 
@@ -45,16 +45,16 @@ class Marked:
 
 
 def send(process: int, number: int) -> None:
-    """A signal to a process that may be gone."""
+    """Send a signal to a process that may be gone."""
     with suppress(ProcessLookupError):
         os.kill(process, number)
 
 
 def wait(condition: Callable[[], bool], timeout: float, what: str, every: float = 0.02) -> float:
-    """Seconds until the condition held.
+    """Wait for a condition; returns the seconds it took.
 
     Raises:
-        DrillFailed: it did not within `timeout` seconds.
+        DrillFailed: the condition did not hold within `timeout` seconds.
     """
     began = time.monotonic()
     while not condition():

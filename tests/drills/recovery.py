@@ -1,8 +1,8 @@
-"""Kills, freezes and stops a run at random moments; it has to go on by itself and end as if nothing had happened.
+"""Recovery drill: kills, freezes and stops a run at random moments; the run must recover and end as an undisturbed one.
 
-`python -m tests.drills.recovery --faults 50 --seed 0` prints one line of JSON a fault, and a table. The exit code is
-1 if a fault cost more than the steps since the last checkpoint, hung for a minute, or left a process behind, or if the
-log of the run is not that of an undisturbed one.
+`python -m tests.drills.recovery --faults 50 --seed 0` prints one line of JSON per fault, and a table. The exit code is
+1 if a fault cost more than the steps since the last checkpoint, hung for a minute or left a process behind, or if the
+log differs from that of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from benchmarks.harness.case import Settings
 from benchmarks.harness.report import render
 from benchmarks.harness.results import build_result, save_result
 from slap_fast.training.checkpoint.folder import MANIFEST, Manifest, checkpoint_folders, read_manifest
-from tests.drills.processes import DrillFailed, Marked, send, wait
+from tests.drills.processes import DrillFailed, MarkedProcesses, send, wait
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
 
 RANKS = 2
 TIMEOUT = 10.0
 MINUTE = 60.0
-# Imports alone take ten seconds of two cores, and much longer on a busy machine.
+# Imports alone take ten seconds on two cores, and much longer on a busy machine.
 START_UP = 180.0
 STEPS_A_FAULT = 8
 MOMENTS = ("step", "save", "start")
@@ -55,18 +55,18 @@ COLUMNS = (
     "went on after, median (s)",
     "at most (s)",
 )
-# torchrun starts the ranks again; a launcher that is gone has to be started again.
+# torchrun restarts the ranks after these faults; after the others the drill restarts the launcher.
 SURVIVED_BY_THE_LAUNCHER = ("rank", "ranks", "freeze")
 
 
-class Records:
-    """What a run has left in its output folder so far."""
+class RunOutput:
+    """The state of a run in its output folder."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
 
     def records(self) -> dict[int, dict[str, Any]]:
-        """The log, by step; a last line that is being written does not count."""
+        """Log records by step, without an incomplete last line."""
         try:
             lines = (self.output / "log.jsonl").read_text().split("\n")[:-1]
         except FileNotFoundError:
@@ -77,15 +77,15 @@ class Records:
         """The last step in the log; 0 without one."""
         return max(self.records(), default=0)
 
-    def incarnation(self) -> int:
-        """Another number once a new life has taken over the log."""
+    def log_inode(self) -> int:
+        """Changes when a restarted run replaces the log; 0 without a log."""
         try:
             return (self.output / "log.jsonl").stat().st_ino
         except FileNotFoundError:
             return 0
 
     def saved(self) -> int:
-        """The step of the newest whole checkpoint; 0 without one."""
+        """The step of the newest complete checkpoint; 0 without one."""
         manifests = map(read_manifest, checkpoint_folders(self.output / "checkpoints"))
         return max((found.step for found in manifests if isinstance(found, Manifest)), default=0)
 
@@ -94,20 +94,20 @@ class Records:
         return any(not (folder / MANIFEST).exists() for folder in folders)
 
 
-class Run(Records):
-    """One run on this host through all its lives, and its launcher, torchrun."""
+class Run(RunOutput):
+    """One run on this host with all its restarts, under torchrun."""
 
     def __init__(self, output: Path, arguments: Sequence[str], restarts: int) -> None:
         super().__init__(output)
-        self.marked = Marked()
-        self._words = output.with_suffix(".log")
+        self.marked = MarkedProcesses()
+        self._log = output.with_suffix(".log")
         flags = ["--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", str(restarts)]
         script = [str(ROOT / "slap_fast" / "train.py"), *arguments, f"training.output={output}"]
         self._command = [sys.executable, "-m", "torch.distributed.run", *flags, *script]
         self.launch()
 
     def launch(self) -> None:
-        with self._words.open("ab") as stream:
+        with self._log.open("ab") as stream:
             self.launcher = subprocess.Popen(
                 self._command,
                 stdout=stream,
@@ -117,11 +117,11 @@ class Run(Records):
                 start_new_session=True,
             )
 
-    def words(self) -> str:
-        return self._words.read_text(errors="replace")
+    def printed(self) -> str:
+        return self._log.read_text(errors="replace")
 
     def finish(self, timeout: float) -> None:
-        """Wait for the end, which has to be a good one."""
+        """Wait for a successful end."""
         try:
             code = self.launcher.wait(timeout)
         except subprocess.TimeoutExpired as error:
@@ -132,8 +132,8 @@ class Run(Records):
 
 
 @dataclass
-class Strike:
-    """What a fault met, and what became of the run."""
+class FaultOutcome:
+    """State of the run at a fault, and its recovery."""
 
     fault: str
     moment: str
@@ -148,61 +148,62 @@ class Strike:
 
     @property
     def lost(self) -> int:
-        """Steps that were in the log, and had to be taken again."""
+        """Steps that were in the log and were repeated."""
         return max(0, self.step - self.continued_at)
 
 
-def strike(
+def inject_fault(
     run: Run, fault: str, moment: str, at_step: int, generator: random.Random, *, relaunch: bool = True
-) -> Strike:
-    """Strike once, at `at_step` or later, and wait until it goes on; without `relaunch`, or until it has ended.
+) -> FaultOutcome:
+    """Inject one fault at `at_step` or later and wait for the recovery, or without `relaunch` for the end of the run.
 
     Raises:
-        DrillFailed: processes are left after a minute, or the run does not go on, or not where it should.
+        DrillFailed: processes remain after a minute, or the run does not resume, or resumes from a wrong step.
     """
     _await_moment(run, moment, at_step, generator)
     wait(lambda: bool(run.marked.ranks()), MINUTE, "ranks are started")
-    ranks, said, incarnation = run.marked.ranks(), len(run.words()), run.incarnation()
-    struck = Strike(fault, moment, 0, run.newest(), run.saved())
+    ranks, printed, inode = run.marked.ranks(), len(run.printed()), run.log_inode()
+    outcome = FaultOutcome(fault, moment, 0, run.newest(), run.saved())
     began = time.monotonic()
     victims = _victims(fault, run.launcher.pid, ranks, generator)
-    struck.victims = len(victims)
+    outcome.victims = len(victims)
     for victim in victims:
         send(victim, {"freeze": signal.SIGSTOP, "stop": signal.SIGTERM}.get(fault, signal.SIGKILL))
 
     if fault not in SURVIVED_BY_THE_LAUNCHER:
         run.launcher.wait(MINUTE)
         wait(lambda: not run.marked.alive(), MINUTE, f"all ranks end after {FAULTS[fault]}")
-        struck.gone_after = _since(began)
-        if fault != "everything" and moment != "start" and run.saved() < struck.step:
-            raise DrillFailed(f"{FAULTS[fault]}: {struck.step} steps were done, but {run.saved()} are saved")
+        outcome.gone_after = _since(began)
+        if fault != "everything" and moment != "start" and run.saved() < outcome.step:
+            raise DrillFailed(f"{FAULTS[fault]}: {outcome.step} steps were done, but {run.saved()} are saved")
         if not relaunch:
-            return struck
+            return outcome
         run.launch()
     elif fault == "freeze":
-        numbers = "|".join(map(str, victims))
-        # By number alone if it froze before it could say who it is; by torchrun if that was about to end it anyway.
-        words = rf"process ({numbers})\) has not answered|did not start within|Unable to shutdown process ({numbers}) "
-        named = re.compile(words)
-        wait(lambda: named.search(run.words(), said) is not None, MINUTE, "the frozen rank is named")
-        struck.named_after = _since(began)
+        # By its rank alone if it froze before the rendezvous; by torchrun if torchrun was about to stop it anyway.
+        pids = f"({'|'.join(map(str, victims))})"
+        reported = re.compile(
+            rf"process {pids}\) has not answered|did not start within|Unable to shutdown process {pids} "
+        )
+        wait(lambda: reported.search(run.printed(), printed) is not None, MINUTE, "the frozen rank is reported")
+        outcome.named_after = _since(began)
 
-    def goes_on() -> bool:
-        taken_over = run.incarnation() not in (0, incarnation)
-        return taken_over and (struck.saved == 0 or "continuing after step" in run.words()[said:])
+    def resumed() -> bool:
+        taken_over = run.log_inode() not in (0, inode)
+        return taken_over and (outcome.saved == 0 or "continuing after step" in run.printed()[printed:])
 
-    wait(goes_on, START_UP, "the run goes on")
-    struck.went_on_after = _since(began)
+    wait(resumed, START_UP, "the run resumes")
+    outcome.went_on_after = _since(began)
     if set(victims) & set(run.marked.alive()):
         raise DrillFailed(f"{FAULTS[fault]}: a victim still runs")
 
-    new_words = run.words()[said:]
-    continued = re.findall(r"continuing after step (\d+)", new_words)
-    struck.continued_at = int(continued[-1]) if continued else 0
-    struck.torn = new_words.count("passed over the checkpoint")
-    if struck.continued_at < struck.saved:
-        raise DrillFailed(f"the run went on from an older checkpoint than the newest: {struck}")
-    return struck
+    new_output = run.printed()[printed:]
+    continued = re.findall(r"continuing after step (\d+)", new_output)
+    outcome.continued_at = int(continued[-1]) if continued else 0
+    outcome.torn = new_output.count("passed over the checkpoint")
+    if outcome.continued_at < outcome.saved:
+        raise DrillFailed(f"the run resumed from an older checkpoint than the newest: {outcome}")
+    return outcome
 
 
 def _await_moment(run: Run, moment: str, at_step: int, generator: random.Random) -> None:
@@ -212,7 +213,7 @@ def _await_moment(run: Run, moment: str, at_step: int, generator: random.Random)
     elif moment == "step":
         time.sleep(generator.uniform(0.0, 0.2))
     else:
-        # The death of a rank makes all start again.
+        # After the death of a rank torchrun restarts all ranks.
         for rank in list(run.marked.ranks().values())[:1]:
             send(rank, signal.SIGKILL)
         time.sleep(generator.uniform(0.0, 8.0))
@@ -231,11 +232,11 @@ def _since(began: float) -> float:
     return round(time.monotonic() - began, 2)
 
 
-def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[Strike]:
-    """Run through a plan of `(fault, moment)`; what became of each.
+def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[FaultOutcome]:
+    """Inject the faults of a plan of `(fault, moment)` one after the other; returns their outcomes.
 
     Raises:
-        DrillFailed: something was lost, hung or left behind.
+        DrillFailed: steps were lost, the run hung, or processes were left behind.
     """
     generator = random.Random(seed)
     (folder / "source").mkdir()
@@ -252,11 +253,11 @@ def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[Stri
     outcomes = []
     try:
         for number, (fault, moment) in enumerate(plan):
-            outcomes.append(strike(run, fault, moment, 2 + STEPS_A_FAULT * number, generator))
+            outcomes.append(inject_fault(run, fault, moment, 2 + STEPS_A_FAULT * number, generator))
             print(json.dumps(asdict(outcomes[-1])), flush=True)
         run.finish(START_UP + 2 * steps)
     except DrillFailed as failure:
-        raise DrillFailed(f"{failure}\n{run.words()[-4000:]}") from failure
+        raise DrillFailed(f"{failure}\n{run.printed()[-4000:]}") from failure
     finally:
         run.marked.kill()
     losses = [{step: record["loss"] for step, record in each.records().items()} for each in (run, straight)]
@@ -265,14 +266,14 @@ def drill(folder: Path, plan: Sequence[tuple[str, str]], seed: int) -> list[Stri
     return outcomes
 
 
-def summarise(outcomes: Sequence[Strike]) -> dict[str, list[Any]]:
-    """A row a kind of fault, and one for all: a benchmark result's `table`."""
-    kinds = {words: [each for each in outcomes if each.fault == fault] for fault, words in FAULTS.items()}
+def summarize(outcomes: Sequence[FaultOutcome]) -> dict[str, list[Any]]:
+    """One row for each kind of fault and one for all: the `table` of a benchmark result."""
+    kinds = {title: [each for each in outcomes if each.fault == fault] for fault, title in FAULTS.items()}
     rows = []
-    for words, struck in {**kinds, "all": list(outcomes)}.items():
+    for title, struck in {**kinds, "all": list(outcomes)}.items():
         if struck:
             saving, went_on = [each.moment == "save" for each in struck], [each.went_on_after for each in struck]
-            row = [words, len(struck), sum(saving), max(each.lost for each in struck)]
+            row = [title, len(struck), sum(saving), max(each.lost for each in struck)]
             row += [_longest(each.named_after for each in struck), _longest(each.gone_after for each in struck)]
             rows.append([*row, statistics.median(_measured(went_on)), _longest(went_on)])
     return {"columns": list(COLUMNS), "rows": rows}
@@ -296,7 +297,7 @@ def main() -> int:
     generator = random.Random(options.seed)
     moments = generator.choices(MOMENTS, weights=(4, 4, 2), k=options.faults)
     plan = [(generator.choice(options.kinds), moment) for moment in moments]
-    # Leave nothing behind when told to stop, either.
+    # On SIGTERM too, leave the `with` blocks and remove everything.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="recovery-") as folder:
         try:
@@ -305,7 +306,7 @@ def main() -> int:
             print(f"failed: {failure}", file=sys.stderr)
             return 1
     settings = Settings(device="cpu", threads=RANKS)
-    result = build_result("recovery", "Faults of a run on two ranks", [], settings) | {"table": summarise(outcomes)}
+    result = build_result("recovery", "Faults of a run on two ranks", [], settings) | {"table": summarize(outcomes)}
     print(render(result))
     if options.out is not None:
         save_result(result, options.out)

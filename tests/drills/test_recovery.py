@@ -1,4 +1,4 @@
-"""The shortest drill; `python -m tests.drills.recovery` is the long one."""
+"""A short recovery drill; `python -m tests.drills.recovery` runs the long one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.recovery import TIMEOUT, Run, Strike, strike, summarise
+from tests.drills.recovery import TIMEOUT, FaultOutcome, Run, inject_fault, summarize
 from tests.training.tiny_run import write_dataset, write_recipe
 
 
@@ -18,26 +18,26 @@ def test_a_frozen_rank_costs_a_restart_and_a_dead_launcher_leaves_a_good_checkpo
     recipe = write_recipe(tmp_path / "tiny.yaml", steps=100_000, save_every=3, timeout=TIMEOUT)
     run, generator = Run(tmp_path / "run", [f"recipe={recipe}", f"data.train={dataset}"], restarts=1), random.Random(0)
     try:
-        frozen = strike(run, "freeze", "save", 7, generator)
+        frozen = inject_fault(run, "freeze", "save", 7, generator)
         assert frozen.named_after is not None
         assert frozen.named_after < TIMEOUT
         assert 3 <= frozen.saved <= frozen.continued_at
-        orphaned = strike(run, "launcher", "step", frozen.continued_at + 1, generator, relaunch=False)
+        orphaned = inject_fault(run, "launcher", "step", frozen.continued_at + 1, generator, relaunch=False)
         assert orphaned.gone_after is not None
         assert run.saved() >= orphaned.step > frozen.continued_at
-        # No step twice, none left out.
+        # No step is repeated or left out.
         assert list(run.records()) == list(range(1, run.newest() + 1))
     finally:
         run.marked.kill()
 
 
-def test_a_drill_is_summed_up_by_kind_of_fault() -> None:
+def test_a_drill_is_summarized_by_kind_of_fault() -> None:
     outcomes = [
-        Strike("rank", "step", 1, step=5, saved=3, went_on_after=9.0, continued_at=3),
-        Strike("rank", "save", 1, step=6, saved=3, went_on_after=12.0, continued_at=6, torn=1),
-        Strike("stop", "save", 1, step=8, saved=6, gone_after=2.0, went_on_after=10.0, continued_at=9),
+        FaultOutcome("rank", "step", 1, step=5, saved=3, went_on_after=9.0, continued_at=3),
+        FaultOutcome("rank", "save", 1, step=6, saved=3, went_on_after=12.0, continued_at=6, torn=1),
+        FaultOutcome("stop", "save", 1, step=8, saved=6, gone_after=2.0, went_on_after=10.0, continued_at=9),
     ]
-    assert summarise(outcomes)["rows"] == [
+    assert summarize(outcomes)["rows"] == [
         ["SIGKILL to one rank", 2, 1, 2, None, None, 10.5, 12.0],
         ["SIGTERM to the launcher", 1, 1, 0, None, 2.0, 10.0, 10.0],
         ["all", 3, 2, 2, None, 2.0, 10.0, 12.0],
