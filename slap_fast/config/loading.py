@@ -1,4 +1,4 @@
-"""Recipes on disk and on the command line: YAML files and `key=value` arguments become one typed `RunConfig`."""
+"""Recipe loader: YAML files and `section.key=value` arguments to a typed `RunConfig`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,21 +18,23 @@ from slap_fast.errors import SlapFastError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
+_Path = tuple[str, ...]  # such as ("efficiency", "training", "zero_stage"); users write training.zero_stage
+
 
 class ConfigError(SlapFastError, ValueError):
-    """A recipe or an argument that cannot be understood; the message names the key, where it stands and what to do."""
+    """An invalid recipe or argument; the message names the file or argument, the key, and what is valid."""
 
 
 def load_run_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and apply `section.key=value` overrides to it.
+    """Read a recipe and apply overrides.
 
     Args:
-        recipe: name of a recipe that comes with the package, or path of a YAML file with the two top-level sections
-            `recipe` and `efficiency`. Keys it leaves out keep their defaults.
-        overrides: arguments such as `training.zero_stage=2`; the first component names a section of either part.
+        recipe: the name of a recipe of this package, or the path of a YAML file with the two top-level parts `recipe`
+            and `efficiency`. Keys that it leaves out keep their defaults.
+        overrides: `section.key=value`, such as `training.zero_stage=2`; the section may be of either part.
 
     Raises:
-        ConfigError: no such recipe, an unknown key, or a value of the wrong type or outside its range.
+        ConfigError: no such recipe, an unknown key, or a value of the wrong type or out of range.
     """
     path = _find_recipe(recipe)
     try:
@@ -47,7 +49,11 @@ def load_run_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
-    """`recipe=NAME|PATH section.key=value ...`, as `slap_fast/train.py` takes them; launchers add `--local_rank`."""
+    """Parse `recipe=NAME|PATH section.key=value ...`; ignores the `--local_rank` that launchers add.
+
+    Raises:
+        ConfigError: as `load_run_config`, or not exactly one `recipe=`.
+    """
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     recipes = [argument.partition("=")[2] for argument in arguments if argument.startswith("recipe=")]
     if len(recipes) != 1 or not recipes[0]:
@@ -57,7 +63,7 @@ def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole configuration, every key written out; `load_run_config` reads it back to an equal one."""
+    """The complete configuration as YAML; `load_run_config` reads it back to an equal one."""
     return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
@@ -76,16 +82,16 @@ def _find_recipe(recipe: str) -> Path:
     raise ConfigError(f"recipe={recipe}: neither a recipe nor a file; {hint}({_known_recipes()})")
 
 
-def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
+def _parse_override(argument: str) -> tuple[_Path, Any]:
     key, equals, text = argument.partition("=")
     where = f"argument {argument!r}"
     if not equals:
         raise ConfigError(f"{where}: arguments are section.key=value, such as training.zero_stage=2")
-    path = next((known for known in _keys() if ".".join(known[1:]) == key), None)
-    if path is None:
-        _unknown(key, where)
-    hint = _type_of(path)
-    # Where a list may stand too, brackets tell it from a text.
+    leaves = {".".join(path[1:]): (path, hint) for path, hint in _leaves()}
+    if key not in leaves:
+        _raise_unknown(key, where)
+    path, hint = leaves[key]
+    # If the key takes text or a list, brackets mark a list.
     if hint is str or (_list_type(hint) is not None and not text.lstrip().startswith("[")):
         return path, text
     try:
@@ -97,13 +103,13 @@ def _parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
     return path, coerce(value, hint, key, where)
 
 
-def _flatten(cls: type, content: Any, prefix: tuple[str, ...], where: str) -> dict[tuple[str, ...], Any]:
+def _flatten(cls: type, content: Any, prefix: _Path, where: str) -> dict[_Path, Any]:
     """Nested mappings to `{path of a leaf: checked value}`."""
     name = ".".join(prefix[1:]) or ".".join(prefix) or "the file"
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where}: {name} must be a mapping of keys to values, not {content!r}")
     hints = typing.get_type_hints(cls)
-    flat: dict[tuple[str, ...], Any] = {}
+    flat: dict[_Path, Any] = {}
     for key, value in content.items():
         path = (*prefix, str(key))
         if key not in hints:
@@ -111,16 +117,16 @@ def _flatten(cls: type, content: Any, prefix: tuple[str, ...], where: str) -> di
                 raise ConfigError(
                     f"{where}: unknown top-level section {key!r}; a recipe has exactly 'recipe' and 'efficiency'"
                 )
-            _unknown(".".join(path[1:]), where)
+            _raise_unknown(".".join(path[1:]), where)
         if dataclasses.is_dataclass(hints[key]):
-            # A section whose keys are all commented out reads as null.
+            # YAML reads a section whose keys are all commented out as null.
             flat.update(_flatten(hints[key], {} if value is None else value, path, where))
         else:
             flat[path] = coerce(value, hints[key], ".".join(path[1:]), where)
     return flat
 
 
-def _build(cls: Any, values: Mapping[tuple[str, ...], Any], prefix: tuple[str, ...]) -> Any:
+def _build(cls: Any, values: Mapping[_Path, Any], prefix: _Path) -> Any:
     arguments = {}
     for name, hint in typing.get_type_hints(cls).items():
         path = (*prefix, name)
@@ -136,45 +142,48 @@ def _build(cls: Any, values: Mapping[tuple[str, ...], Any], prefix: tuple[str, .
         raise ConfigError(f"in {'.'.join(prefix[1:]) or 'the recipe'}: {error}") from error
 
 
-def _keys(cls: Any = RunConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    keys = []
+def _leaves(cls: Any = RunConfig, prefix: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Path and type of each key that takes a value."""
     for name, hint in typing.get_type_hints(cls).items():
         path = (*prefix, name)
-        keys += _keys(hint, path) if dataclasses.is_dataclass(hint) else [path]
-    return keys
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(hint, path)
+        else:
+            yield path, hint
 
 
-def _type_of(path: Sequence[str]) -> Any:
-    hint: Any = RunConfig
-    for name in path:
-        hint = typing.get_type_hints(hint)[name]
-    return hint
-
-
-def _unknown(key: str, where: str) -> NoReturn:
-    known = [".".join(path[1:]) for path in _keys()]
+def _raise_unknown(key: str, where: str) -> NoReturn:
+    known = [".".join(path[1:]) for path, _ in _leaves()]
     below = [candidate for candidate in known if candidate.startswith(f"{key}.")]
     if below:
         raise ConfigError(f"{where}: {key!r} is a section; set one of its keys, such as {below[0]!r}")
 
-    # A right name under a wrong section is looked for everywhere, a wrong name in the section that was named or meant.
+    # A correct name in a wrong section is searched everywhere; a misspelled name only in its (most similar) section.
     leaf, section = key.rpartition(".")[2], key.partition(".")[0]
     section = next(iter(difflib.get_close_matches(section, {name.partition(".")[0] for name in known}, n=1)), section)
     if not any(candidate.endswith(f".{leaf}") for candidate in known):
         known = [candidate for candidate in known if candidate.startswith(f"{section}.")] or known
 
-    def likeness(candidate: str) -> float:
+    def similarity(candidate: str) -> float:
         ratios = [
             difflib.SequenceMatcher(None, *names).ratio()
             for names in ((key, candidate), (leaf, candidate.rpartition(".")[2]))
         ]
         return 0.4 * ratios[0] + 0.6 * ratios[1]
 
-    raise ConfigError(f"{where}: unknown key {key!r}; did you mean {max(known, key=likeness)!r}?")
+    raise ConfigError(f"{where}: unknown key {key!r}; did you mean {max(known, key=similarity)!r}?")
 
 
 def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
-    """`value` as `hint`, or a `ConfigError`; nothing is guessed but int to float, and YAML's text for `1e-4`."""
+    """Check `value` against the type `hint`. The only conversions: int to float, and text such as YAML's `1e-4`.
+
+    Args:
+        key: for the message.
+        where: the file or argument that sets the key; for the message.
+
+    Raises:
+        ConfigError: the value is of another type.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -213,13 +222,13 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
 
 
 def _list_type(hint: Any) -> Any:
-    """Of a union, the alternative that is a list of any length."""
+    """The member of a union that is a tuple of any length, if there is one."""
     alternatives = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
     return next((option for option in alternatives if typing.get_args(option)[1:] == (...,)), None)
 
 
 def _item(value: Any, cls: Any, key: str, where: str) -> Any:
-    """One of a list of mappings that all have the same keys."""
+    """An element of a list of dataclasses: a mapping with exactly the fields of `cls`."""
     hints = typing.get_type_hints(cls)
     if not isinstance(value, Mapping) or set(value) != set(hints):
         example = "{" + ", ".join(f"{name}: ..." for name in hints) + "}"

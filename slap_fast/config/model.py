@@ -1,4 +1,7 @@
-"""The model, described by its dimensions. Defaults are the paper's model; each value names its origin."""
+"""Model configuration: the dimensions of SLAP.
+
+The defaults are the paper's model; `recipes/paper.yaml` names the source of each value.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from typing import Any
 
 from slap_fast.ops.log_mel.config import MelConfig
 
-# Far above any model of use, and low enough that nothing hangs or asks for all memory before its weights are looked at.
-_MOST = {"layers": 1024, "global_every": 1024, "max_length": 1 << 16, "pooling_mlp_ratio": 64}
-_MOST_OF_ALL = 1 << 24
-_LARGEST = 2.0**127  # of float32
-_MOST_OF_MEL = {
+# Upper bounds, against a damaged or hostile file: far above any useful model, and low enough that building one neither
+# hangs nor exhausts memory before its weights are checked.
+_MAXIMUM = {"layers": 1024, "global_every": 1024, "max_length": 1 << 16, "pooling_mlp_ratio": 64}
+_DEFAULT_MAXIMUM = 1 << 24
+_LARGEST = 2.0**127  # finite in float32
+_MEL_MAXIMUM = {
     "sample_rate": 1 << 24,
     "n_fft": 1 << 16,
     "win_length": 1 << 16,
@@ -27,24 +31,24 @@ _MOST_OF_MEL = {
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """The ViT over log-mel patches."""
+    """The vision transformer over log-mel patches."""
 
-    patch_frames: int = 16  # paper
-    patch_mels: int = 16  # paper
-    width: int = 768  # paper
-    layers: int = 12  # paper
-    heads: int = 12  # paper
-    mlp_width: int = 3072  # paper
-    window_columns: int = 24  # paper says 24 frames; ours: patch columns, half of them on each side
-    global_every: int = 3  # paper: two local layers, then a global one; 1 makes every layer global
-    rope_theta_time: float = 10_000.0  # ours
-    rope_theta_frequency: float = 100.0  # ours
-    norm_eps: float = 1e-6  # ours
-    pooling_heads: int = 12  # big_vision
-    pooling_mlp_ratio: int = 4  # big_vision
+    patch_frames: int = 16
+    patch_mels: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    window_columns: int = 24  # attention window of a local layer in patch columns, half of them on each side
+    global_every: int = 3  # one layer in this many is global, the others are local; 1 makes all layers global
+    rope_theta_time: float = 10_000.0
+    rope_theta_frequency: float = 100.0
+    norm_eps: float = 1e-6
+    pooling_heads: int = 12
+    pooling_mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        check_numbers(self, "audio")
+        _check_numbers(self, "audio")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(
                 f"audio.width ({self.width}) must split into audio.heads ({self.heads}) heads of a multiple of 4 "
@@ -58,20 +62,20 @@ class AudioEncoderConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """The Hugging Face text tower: `pretrained` by hub name or folder, else a ModernBERT from scratch."""
+    """The Hugging Face text tower: `pretrained` is a hub name or folder; None trains a ModernBERT from scratch."""
 
-    pretrained: str | None = "answerdotai/ModernBERT-base"  # paper
-    vocab_size: int = 50_368  # ModernBERT-base; replaced by the tokenizer's when trained from scratch
-    width: int = 768  # paper
-    layers: int = 22  # paper
-    heads: int = 12  # paper
-    mlp_width: int = 1152  # ModernBERT-base
-    max_length: int = 128  # ours
-    pooling_heads: int = 12  # big_vision
-    pooling_mlp_ratio: int = 4  # big_vision
+    pretrained: str | None = "answerdotai/ModernBERT-base"
+    vocab_size: int = 50_368  # replaced by the tokenizer's when trained from scratch
+    width: int = 768
+    layers: int = 22
+    heads: int = 12
+    mlp_width: int = 1152
+    max_length: int = 128
+    pooling_heads: int = 12
+    pooling_mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        check_numbers(self, "text")
+        _check_numbers(self, "text")
         if self.max_length < 3:
             raise ValueError(
                 f"text.max_length is {self.max_length}; a start token, a word and an end token need at least 3"
@@ -80,17 +84,17 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class CaptionDecoderConfig:
-    """The causal decoder that reads the audio features from before pooling."""
+    """The causal caption decoder, with cross-attention to the audio features before pooling."""
 
-    width: int = 512  # paper
-    layers: int = 8  # paper
-    heads: int = 8  # paper
-    mlp_width: int = 2048  # ours: four times the width
-    rope_theta: float = 10_000.0  # ours
-    norm_eps: float = 1e-6  # ours
+    width: int = 512
+    layers: int = 8
+    heads: int = 8
+    mlp_width: int = 2048
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_numbers(self, "caption")
+        _check_numbers(self, "caption")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"caption.width ({self.width}) must split into caption.heads ({self.heads}) heads of an even number of "
@@ -100,33 +104,35 @@ class CaptionDecoderConfig:
 
 @dataclass(frozen=True)
 class PrototypeHeadConfig:
-    """The MLP from a patch's features to its scores over prototypes (DINOv2)."""
+    """The MLP and prototypes for self-distillation (DINOv2)."""
 
-    prototypes: int = 32_768  # DINOv2 / TIPS
-    hidden: int = 2048  # DINOv2
-    bottleneck: int = 256  # DINOv2
+    prototypes: int = 32_768
+    hidden: int = 2048
+    bottleneck: int = 256
 
     def __post_init__(self) -> None:
-        check_numbers(self, "prototype")
+        _check_numbers(self, "prototype")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """All dimensions of a SLAP model."""
+
     mel: MelConfig = field(default_factory=MelConfig)
     audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     caption: CaptionDecoderConfig = field(default_factory=CaptionDecoderConfig)
     prototype: PrototypeHeadConfig = field(default_factory=PrototypeHeadConfig)
-    logit_scale_init: float = math.log(1 / 0.07)  # open_clip
-    logit_scale_max: float = math.log(100.0)  # open_clip
+    logit_scale_init: float = math.log(1 / 0.07)  # logarithm of the multiplier of cosines
+    logit_scale_max: float = math.log(100.0)  # the same, its upper bound
 
     def __post_init__(self) -> None:
         for name in ("logit_scale_init", "logit_scale_max"):
             _check_type(f"model.{name}", getattr(self, name), float)
-        for name, most in _MOST_OF_MEL.items():
+        for name, maximum in _MEL_MAXIMUM.items():
             value = getattr(self.mel, name)
-            if value is not None and value > most:
-                raise ValueError(f"mel.{name} is {value}; it must be at most {most}")
+            if value is not None and value > maximum:
+                raise ValueError(f"mel.{name} is {value}; it must be at most {maximum}")
         if self.mel.n_mels % self.audio.patch_mels:
             raise ValueError(
                 f"mel.n_mels ({self.mel.n_mels}) is not a multiple of audio.patch_mels ({self.audio.patch_mels})"
@@ -138,11 +144,11 @@ class ModelConfig:
 
     @property
     def tokens_per_column(self) -> int:
-        """Tokens that share one step in time."""
+        """Tokens of one patch column, which share one position in time."""
         return self.mel.n_mels // self.audio.patch_mels
 
     def num_tokens(self, n_samples: int) -> int:
-        """Encoder tokens of a clip of `n_samples`; the last partial patch counts whole."""
+        """Encoder tokens of a clip of `n_samples`; a partial patch at the end counts as one."""
         columns = -(-self.mel.num_frames(n_samples) // self.audio.patch_frames)
         return columns * self.tokens_per_column
 
@@ -151,34 +157,32 @@ def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """The inverse of `dataclasses.asdict`.
 
     Raises:
-        ValueError: a section that is no mapping, a key that no field has, or a value that its section refuses.
+        ValueError: a section that is not a mapping, an unknown key, or a value of the wrong type or out of range.
     """
-    sections = {
-        "mel": MelConfig,
-        "audio": AudioEncoderConfig,
-        "text": TextEncoderConfig,
-        "caption": CaptionDecoderConfig,
-        "prototype": PrototypeHeadConfig,
-    }
+    hints = typing.get_type_hints(ModelConfig)
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         arguments[name] = _build(sections[name], name, value) if name in sections else value
     return _build(ModelConfig, "model", arguments)
 
 
-def check_numbers(section: Any, name: str) -> None:
-    """Each field that is declared a whole number is one of at least 1 that can be built; each float is above 0.
+def _check_numbers(section: Any, name: str) -> None:
+    """Check the type of each field of a section, and that integers are in [1, maximum] and floats are positive.
+
+    Args:
+        name: of the section, for the message.
 
     Raises:
-        ValueError: the field and its value.
+        ValueError: names the field and its value.
     """
     hints = typing.get_type_hints(type(section))
     for part in dataclasses.fields(section):
         where, value, hint = f"{name}.{part.name}", getattr(section, part.name), hints[part.name]
         _check_type(where, value, hint)
-        most = _MOST.get(part.name, _MOST_OF_ALL)
-        if hint is int and not 1 <= value <= most:
-            raise ValueError(f"{where} is {value!r}; it must be a whole number from 1 to {most}")
+        maximum = _MAXIMUM.get(part.name, _DEFAULT_MAXIMUM)
+        if hint is int and not 1 <= value <= maximum:
+            raise ValueError(f"{where} is {value!r}; it must be a whole number from 1 to {maximum}")
         if hint is float and not value > 0:
             raise ValueError(f"{where} is {value!r}; it must be above 0")
 
@@ -186,7 +190,7 @@ def check_numbers(section: Any, name: str) -> None:
 def _check_type(where: str, value: Any, hint: Any) -> None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return  # its section checks it
+        return  # checked by the section's own `__post_init__`
     if value is None and type(None) in arguments:
         return
     expected = next((argument for argument in arguments if argument is not type(None)), hint)
@@ -198,7 +202,7 @@ def _check_type(where: str, value: Any, hint: Any) -> None:
 
 def _build(section: Any, name: str, values: Any) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"the model configuration has {name} = {values!r}, which is no section of keys and values")
+        raise ValueError(f"the model configuration has {name} = {values!r}, which is not a mapping of keys to values")
     hints = typing.get_type_hints(section)
     for key, value in values.items():
         if key not in hints:

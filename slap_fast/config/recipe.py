@@ -1,4 +1,7 @@
-"""What a run is: typed sections, read from YAML, changed by `key=value`."""
+"""Run configuration: the sections of a recipe as dataclasses.
+
+The defaults of `Recipe` are the paper's; `recipes/paper.yaml` names the source of each value.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from slap_fast.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """Weights and temperatures of the three objectives."""
+    """Weights and temperatures of the three losses."""
 
-    contrastive_weight: float = 1.0  # paper
-    self_distillation_weight: float = 1.0  # paper
-    caption_weight: float = 0.5  # paper
-    student_temperature: float = 0.1  # DINOv2
-    teacher_temperature: float = 0.07  # DINOv2
-    teacher_temperature_start: float = 0.04  # DINOv2
-    teacher_temperature_steps: int = 10_000  # DINOv2
-    sinkhorn_iterations: int = 3  # DINOv2
-    shared_pass: bool = False  # SigLIP 2: contrastive and caption losses see an unmasked pass of their own
+    contrastive_weight: float = 1.0
+    self_distillation_weight: float = 1.0
+    caption_weight: float = 0.5
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_steps: int = 10_000
+    sinkhorn_iterations: int = 3
+    shared_pass: bool = False
+    """Compute all losses from one masked pass of the audio encoder, instead of an unmasked pass for the contrastive and
+    caption losses and a masked one for self-distillation."""
 
     def __post_init__(self) -> None:
         for name in ("contrastive_weight", "self_distillation_weight", "caption_weight"):
@@ -33,23 +38,25 @@ class ObjectivesConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """SpecAugment on the student's frames, and the student's token mask."""
+    """SpecAugment of the student's frames, and the student's token mask."""
 
-    time_masks: int = 2  # SpecAugment
-    time_mask_frames: int = 48  # ours
-    time_mask_fraction: float = 0.2  # SpecAugment: no mask is wider than this share of its clip
-    mel_masks: int = 2  # SpecAugment
-    mel_mask_bins: int = 12  # ours
-    masked_fraction: float = 0.5  # paper
+    time_masks: int = 2
+    time_mask_frames: int = 48
+    time_mask_fraction: float = 0.2  # maximum width of a time mask, as a share of its clip
+    mel_masks: int = 2
+    mel_mask_bins: int = 12
+    masked_fraction: float = 0.5
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    learning_rate: float = 1e-4  # paper
-    betas: tuple[float, float] = (0.9, 0.95)  # CAPI
-    eps: float = 1e-8  # PyTorch
-    weight_decay: float = 0.1  # CAPI
-    gradient_clipping: float = 1.0  # CAPI
+    """AdamW."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clipping: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self, learning_rate=self.learning_rate > 0, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
@@ -58,11 +65,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    steps: int = 106_446  # paper: 2 epochs of 109 M pairs at batch 2048
-    warmup_steps: int = 2000  # paper
-    batch_size: int = 2048  # paper; over all ranks
-    ema_momentum: float = 0.994  # paper
-    ema_final_momentum: float = 1.0  # paper
+    """Length of the run, batch size, and schedules of learning rate and EMA momentum."""
+
+    steps: int = 106_446
+    warmup_steps: int = 2000
+    batch_size: int = 2048  # over all ranks
+    ema_momentum: float = 0.994
+    ema_final_momentum: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,11 +82,11 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class WeightedFolder:
-    """A dataset of a mixture."""
+    """One dataset of a mixture."""
 
     folder: str
     weight: float
-    """Its share of every batch, relative to the weights of the others."""
+    """Its share of each batch, relative to the weights of the others."""
 
     def __post_init__(self) -> None:
         _require(self, weight=self.weight > 0)
@@ -85,15 +94,18 @@ class WeightedFolder:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Training data and tokenizer."""
+
     train: str | tuple[WeightedFolder, ...] = ""
-    """Folder that `slap-fast prepare` wrote, or several: `[{folder: A, weight: 2}, {folder: B, weight: 1}]`."""
+    """Folder written by `slap-fast prepare`, or several: `[{folder: A, weight: 2}, {folder: B, weight: 1}]`."""
     tokenizer: str | None = None
-    """Folder or hub name; None: the pretrained text encoder's own, else the one beside the training shards."""
-    max_duration: float = 30.0  # paper; seconds, longer clips are left out and counted
+    """Folder or hub name; None: that of the pretrained text encoder, else the one next to the training shards."""
+    max_duration: float = 30.0
+    """Seconds; longer clips are left out, and counted in the log."""
     crop_above_max_duration: bool = False
-    """Use a random stretch of `max_duration` of a longer clip instead, another one each epoch."""
+    """Use a random crop of `max_duration` of each longer clip instead, a new one each epoch."""
     shuffle_shards: int = 64
-    """Shards whose clips are shuffled together: more mix a batch better, fewer are kinder to storage."""
+    """Shards whose clips are shuffled together. More shards mix batches better; fewer mean fewer random reads."""
 
     def __post_init__(self) -> None:
         _require(self, max_duration=self.max_duration > 0, shuffle_shards=self.shuffle_shards >= 1)
@@ -103,42 +115,44 @@ class DataConfig:
 
     @property
     def folders(self) -> tuple[WeightedFolder, ...]:
-        """The datasets that are mixed, also if there is one."""
+        """The datasets, also where `train` is a single folder."""
         return (WeightedFolder(self.train, 1.0),) if isinstance(self.train, str) else self.train
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """Parallelism, memory, checkpoints and logging."""
+
     output: str = "runs/slap"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 on a GPU and on a CPU with bf16 dot products, else fp32."""
+    """auto: bf16 on a GPU that supports it and on a CPU with bf16 dot products, else fp32."""
     micro_batch_size: int | None = None
-    """Clips that a rank holds the activations of at once; None: its whole share of the batch."""
+    """Clips whose activations a rank holds at once; None: its whole share of the batch."""
     activation_checkpointing: bool = False
-    """Hold only the input of each transformer block, and compute the block again on the way back."""
+    """Keep only the input of each transformer block, and recompute the block in the backward pass."""
     compile: bool = False
     """Compile each transformer block with `torch.compile`, at ZeRO stages 0 to 2."""
     offload_optimizer: bool = False
-    """Hold the optimizer's state in the host's memory and update there, at ZeRO stages 1 to 3."""
+    """Keep the optimizer state in host memory and update there, at ZeRO stages 1 to 3."""
     offload_parameters: bool = False
-    """Hold parameters there too while they are not in use, at ZeRO stage 3."""
+    """Also keep parameters in host memory while they are not in use, at ZeRO stage 3."""
     contrastive_exchange: Literal["gather", "ring"] = "gather"
-    """ring: a rank's memory for the contrastive loss does not grow with the number of ranks."""
+    """ring: the memory of the contrastive loss does not grow with the number of ranks."""
     save_every: int = 1000
     keep_checkpoints: int = 2
-    """The newest that are kept."""
+    """How many of the newest checkpoints to keep."""
     keep_every: int | None = None
-    """Keep each checkpoint whose step is a multiple of this, too."""
+    """Also keep every checkpoint whose step is a multiple of this."""
     async_checkpoints: bool = True
-    """Go on while a checkpoint is written, from a copy of the state in host memory."""
+    """Write checkpoints in the background, from a copy of the state in host memory."""
     resume: bool = True
-    """Continue from the newest whole checkpoint in `output`."""
+    """Continue from the newest complete checkpoint in `output`."""
     log_every: int = 10
     stop_after: int | None = None
     """Save and stop after this step, without changing the schedule."""
     timeout: float = 600.0
-    """Seconds after which a rank that does not answer ends the run."""
+    """Seconds without a response from a rank after which the run ends."""
 
     def __post_init__(self) -> None:
         _require(self, save_every=self.save_every >= 1, keep_checkpoints=self.keep_checkpoints >= 1)
@@ -156,26 +170,31 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class LoadingConfig:
+    """Decoding and prefetching of clips, per rank."""
+
     decoder: Literal["auto", "dali", "soundfile"] = "auto"
     threads: int = 2
+    """Decoder threads."""
     prefetch: int = 2
+    """Batches to prepare ahead."""
     max_consecutive_failures: int = 100
+    """More unusable clips in a row than this end the run."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Scores of the model while it trains; on if there is a `dataset` or a `zero_shot`."""
+    """Evaluation during training; on if `dataset` or `zero_shot` is set."""
 
     every: int = 1000
-    """Steps; the last step is one of them."""
+    """Steps; the last step is always evaluated."""
     dataset: str | None = None
-    """A folder that `slap-fast prepare` wrote, for retrieval."""
+    """Folder written by `slap-fast prepare`, for retrieval."""
     zero_shot: str | None = None
-    """A folder with one folder of audio files a class, or a CSV of file and class."""
+    """Folder with one subfolder of audio files per class, or a CSV of file and class."""
     limit: int | None = None
-    """Use this many clips of each, at even distances."""
+    """Use only this many clips of each, evenly spaced."""
     metric: Literal["r1", "r5", "r10", "map10", "zero_shot"] = "r1"
-    """Chooses the best model: the mean of both ways of retrieval, or the accuracy of classification."""
+    """Chooses the best model: retrieval averaged over both directions, or zero-shot accuracy."""
 
     def __post_init__(self) -> None:
         _require(self, every=self.every >= 1, limit=self.limit is None or self.limit >= 1)
@@ -190,7 +209,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What changes results."""
+    """Settings that change results."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
@@ -202,7 +221,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What must not change results."""
+    """Settings that must not change results."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
@@ -211,6 +230,8 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """The configuration of a run."""
+
     recipe: Recipe = field(default_factory=Recipe)
     efficiency: Efficiency = field(default_factory=Efficiency)
 

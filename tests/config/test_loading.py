@@ -1,21 +1,34 @@
-"""Recipes and overrides: what is read, what is refused, and how well the refusal helps."""
+"""Recipes and overrides: what is read, what is refused, and how helpful the message is."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from slap_fast.config.loading import ConfigError, config_from_arguments, load_run_config, to_yaml
-from slap_fast.config.recipe import Recipe
+from slap_fast.config.loading import RECIPES, ConfigError, config_from_arguments, load_run_config, to_yaml
+from slap_fast.config.recipe import Recipe, RunConfig
 
 
-def test_the_paper_recipe_is_the_defaults() -> None:
+def test_the_defaults_are_the_paper_recipe() -> None:
     assert load_run_config("paper").recipe == Recipe()
 
 
-def test_overrides_find_their_section_and_their_type() -> None:
+def test_the_paper_recipe_lists_every_key_in_the_order_of_the_dataclasses() -> None:
+    def leaves(section: Any, prefix: str = "") -> list[str]:
+        if not isinstance(section, dict):
+            return [prefix]
+        return [leaf for key, value in section.items() for leaf in leaves(value, f"{prefix}.{key}")]
+
+    listed = leaves(yaml.safe_load((RECIPES / "paper.yaml").read_text()))
+    assert listed == leaves(yaml.safe_load(to_yaml(RunConfig())))
+    assert len(listed) > 100
+
+
+def test_an_override_is_assigned_to_its_section_with_its_type() -> None:
     config = config_from_arguments(
         [
             "--local_rank=1",
@@ -42,7 +55,7 @@ def test_overrides_find_their_section_and_their_type() -> None:
     assert (recipe.data.train, recipe.data.tokenizer, recipe.schedule.steps) == ("123", "456", 1000)
 
 
-def test_one_folder_or_several_with_weights() -> None:
+def test_data_train_is_one_folder_or_several_with_weights() -> None:
     def folders(text: str) -> list[tuple[str, float]]:
         data = load_run_config("quickstart", [f"data.train={text}"]).recipe.data
         return [(part.folder, part.weight) for part in data.folders]
@@ -53,7 +66,7 @@ def test_one_folder_or_several_with_weights() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "quickstart"])
-def test_a_configuration_survives_yaml(recipe: str, tmp_path: Path) -> None:
+def test_a_configuration_survives_a_round_trip_through_yaml(recipe: str, tmp_path: Path) -> None:
     mixture = "data.train=[{folder: a, weight: 2}, {folder: b, weight: 1}]"
     config = load_run_config(
         recipe, ["training.stop_after=7", "optimizer.eps=1e-9", "training.output=a: 'b' # c", mixture]
@@ -63,7 +76,7 @@ def test_a_configuration_survives_yaml(recipe: str, tmp_path: Path) -> None:
     assert load_run_config(str(path)) == config
 
 
-def test_a_file_may_leave_keys_and_sections_out(tmp_path: Path) -> None:
+def test_keys_and_sections_missing_from_a_file_keep_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("recipe:\n  optimizer:\n    learning_rate: 1e-3\n  schedule:\n")
     expected = dataclasses.replace(load_run_config("paper").recipe.optimizer, learning_rate=1e-3)
@@ -109,7 +122,7 @@ def test_a_file_may_leave_keys_and_sections_out(tmp_path: Path) -> None:
         ("--zero_stage", ["section.key=value"]),
     ],
 )
-def test_a_bad_override_says_what_is_wrong_and_what_is_right(argument: str, parts: list[str]) -> None:
+def test_the_message_for_a_bad_override_names_the_mistake_and_the_fix(argument: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         load_run_config("quickstart", [argument])
     for part in parts:
@@ -128,7 +141,7 @@ def test_a_bad_override_says_what_is_wrong_and_what_is_right(argument: str, part
         ("- a\n", "must be a mapping"),
     ],
 )
-def test_a_bad_file_is_named_with_its_key(text: str, part: str, tmp_path: Path) -> None:
+def test_the_message_for_a_bad_file_names_the_file_and_the_key(text: str, part: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -146,6 +159,6 @@ def test_a_bad_file_is_named_with_its_key(text: str, part: str, tmp_path: Path) 
         (["recipe=missing/file.yaml"], "neither a recipe nor a file"),
     ],
 )
-def test_the_recipe_must_be_one_that_exists(arguments: list[str], part: str) -> None:
+def test_exactly_one_existing_recipe_is_required(arguments: list[str], part: str) -> None:
     with pytest.raises(ConfigError, match=part.replace("?", r"\?")):
         config_from_arguments(arguments)

@@ -1,4 +1,4 @@
-"""The paper's model is what `recipe=paper` builds: every dimension that the paper gives, on the meta device."""
+"""`recipe=paper` builds the paper's model: every dimension that the paper gives, checked on the meta device."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_text_encoder_is_modernbert_base(recipe, model):
     assert sum(p.numel() for p in model.student.text_encoder.parameters()) == pytest.approx(149e6, rel=0.01)
 
 
-def test_the_caption_decoder_has_8_layers_of_512_with_8_heads_and_reads_768_wide_features(model):
+def test_the_caption_decoder_has_8_layers_of_512_with_8_heads_with_768_wide_audio_features(model):
     decoder = model.student.caption_decoder
     assert len(decoder.blocks) == 8
     for block in decoder.blocks:
