@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 
+import slap_fast
 from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import COMMANDS, build_parser
 from slap_fast.config.loading import load_run_config
@@ -155,6 +157,20 @@ def test_the_keys_of_a_training_command_exist(command: str) -> None:
     load_run_config(recipe, [f"{key}={value}" for key, value in overrides.items()])
 
 
+EXCERPTS = [
+    (page, path, block)
+    for page, text in PAGES.items()
+    for path, block in re.findall(r'^```python title="(.*?)"\n(.*?)^```', text, re.S | re.M)
+]
+
+
+@pytest.mark.parametrize(("page", "path", "excerpt"), EXCERPTS)
+def test_every_line_of_an_excerpt_is_in_its_file_in_this_order(page: str, path: str, excerpt: str) -> None:
+    source = iter((ROOT / path).read_text(encoding="utf-8").splitlines())
+    wanted = [line for line in excerpt.splitlines() if line.strip() not in ("", "...")]
+    assert [line for line in wanted if line not in source] == []
+
+
 def test_modules_and_make_targets_of_commands_exist() -> None:
     text = "\n".join(PAGES.values())
     modules = set(re.findall(r"python -m ([\w.]+)", text))
@@ -167,6 +183,11 @@ def test_modules_and_make_targets_of_commands_exist() -> None:
 
 def test_every_table_matches_its_result() -> None:
     assert benchmarks(["readme", "--check"]) == 0
+
+
+def test_the_citation_has_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == slap_fast.__version__
 
 
 def _prose(text: str) -> str:
