@@ -1,4 +1,4 @@
-"""`torch.compile` for the transformer blocks of a model in training, each by itself."""
+"""`torch.compile` for each transformer block of a model in training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slap_fast.models.layers import DecoderBlock, EncoderBlock
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of the towers, the teacher's too, and of the caption decoder."""
+    """The layers of the towers, of the teacher and of the caption decoder."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     kinds = (EncoderBlock, DecoderBlock, GradientCheckpointingLayer)
@@ -21,7 +21,7 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """Let `torch.compile` make one program of each kind of block, for any lengths.
+    """Compile the forward of each block, for dynamic lengths.
 
     Args:
         options: further arguments of `torch.compile`.
@@ -31,16 +31,16 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
     """
     if "backend" not in options and (missing := missing_compiler(torch.cuda.is_available())):
         raise ConfigError(f"training.compile is true, but {missing}; install it, or set training.compile=false")
-    # Layers share their code and so its programs, one for each case: local or global, first or not, trained or not, and
-    # what an op distinguishes of long clips. Beyond the limit, which is 8, a block would run uncompiled.
+    # Layers share their code and therefore its graphs: one for each combination of local or global, first or later,
+    # trained or frozen, and the cases that an op distinguishes. Beyond the limit (default 8) a block runs uncompiled.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in transformer_blocks(model):
-        # Not the module: its hooks are DeepSpeed's, which cannot be compiled.
+        # Not the module: torch.compile cannot trace DeepSpeed's hooks on it.
         block.forward = torch.compile(block.forward, dynamic=True, **options)
 
 
 def missing_compiler(cuda: bool) -> str | None:
-    """What `torch.compile` lacks here; None if it has all it needs."""
+    """Describes the compiler that `torch.compile` needs and that is not installed; None if nothing is missing."""
     from torch._inductor import cpp_builder, exc
 
     if cuda and importlib.util.find_spec("triton") is None:

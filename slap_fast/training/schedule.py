@@ -1,4 +1,7 @@
-"""What changes from step to step, as pure functions of the step: a resumed run continues exactly."""
+"""Schedules of learning rate, teacher temperature and EMA momentum, as pure functions of the step.
+
+A resumed run therefore continues exactly.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from slap_fast.config.recipe import ObjectivesConfig, OptimizerConfig, Recipe, S
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the schedules say of one step."""
+    """Scheduled values of one step."""
 
     learning_rate: float
     teacher_temperature: float
@@ -27,7 +30,7 @@ def settings(step: int, recipe: Recipe) -> StepSettings:
 
 
 def learning_rate(step: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """Linear warm-up to the peak, then a cosine to 0 at the end. `step` counts from 0; the first step is not idle."""
+    """Linear warmup to the peak, then a cosine to 0. `step` counts from 0; the first step has a rate above 0."""
     if step < schedule.warmup_steps:
         return optimizer.learning_rate * (step + 1) / schedule.warmup_steps
     progress = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
@@ -35,7 +38,7 @@ def learning_rate(step: int, optimizer: OptimizerConfig, schedule: ScheduleConfi
 
 
 def teacher_temperature(step: int, objectives: ObjectivesConfig) -> float:
-    """Linear from `teacher_temperature_start` to `teacher_temperature` (DINOv2)."""
+    """Linear from `teacher_temperature_start` to `teacher_temperature`, then constant (DINOv2)."""
     progress = min(1.0, step / max(1, objectives.teacher_temperature_steps))
     start = objectives.teacher_temperature_start
     return start + (objectives.teacher_temperature - start) * progress
