@@ -1,7 +1,7 @@
-"""Packed attention as it is written in PyTorch, and our backends, set up for the attention benchmark.
+"""Peers of the attention benchmark: packed attention written in PyTorch, and slap-fast's backends.
 
-Every peer gets its inputs in the layout that suits it and returns its results there: what a model would pay to pack and
-unpack is not timed. Masks are made beforehand, in the form that the peer's kernel reads.
+Every peer takes its inputs and returns its results in the layout that suits it: packing and unpacking are not timed.
+Masks are made beforehand, in the form that the peer's kernel reads.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import Tensor
 from benchmarks.attention_workload import Workload
 from benchmarks.harness.case import Outputs, Run
 from slap_fast.ops import varlen_attention
+from slap_fast.ops.attention.backend_torch import tiles
+from slap_fast.ops.tensor_checks import accumulator
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Split = Callable[[Tensor], list[Tensor]]
 Pack = Callable[[Sequence[Tensor]], Tensor]
 
 FLEX_BLOCK = 128
-HALO_BLOCK = 64  # the fastest on a CPU of 32, 64, 96, 128, 192 and 256
+HALO_BLOCK = 64  # the fastest on a CPU among 32, 64, 96, 128, 192 and 256
 
 
 def backend(workload: Workload, name: str) -> Run:
@@ -39,12 +41,58 @@ def backend(workload: Workload, name: str) -> Run:
 
 
 def sdpa_by_clip(workload: Workload) -> Run:
-    """One call a clip, `[1, H, L, D]`."""
+    """One call per clip, `[1, H, L, D]`."""
     return _run(workload, [_sdpa(mask) for mask in _clip_masks(workload)], *_by_clip(workload))
 
 
+def sdpa_by_tile(workload: Workload) -> Run:
+    """One call per tile of a clip: 128 queries or more, and the keys in their windows. CPU only."""
+    cu_seqlens = workload.layout().cu_seqlens
+    masked = [
+        (rows, keys, None if hidden is None else _additive(~hidden, workload.dtype))
+        for rows, keys, hidden in tiles(cu_seqlens, cu_seqlens, *workload.window)
+    ]
+    return _run(workload, [lambda q, k, v: _TiledSDPA.apply(q, k, v, masked)], lambda x: [x], lambda parts: parts[0])
+
+
+class _TiledSDPA(torch.autograd.Function):
+    """SDPA's CPU kernel over tiles of `[T, H, D]`.
+
+    Called below SDPA's own autograd, under which the gradient of each tile's keys would be as large as all keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: list[tuple[slice, slice, Tensor | None]]) -> Tensor:
+        out = torch.empty_like(q)
+        lse = q.new_empty(q.shape[1], q.shape[0], dtype=accumulator(q.dtype))
+        for rows, keys, mask in tiles:
+            tile_out, tile_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *(x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys])), attn_mask=mask
+            )
+            out[rows], lse[:, rows] = tile_out[0].transpose(0, 1), tile_lse[0]
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.tiles = tiles
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad_q = torch.empty_like(q)
+        # Neighboring tiles share keys: their sums are kept at accumulator precision.
+        grad_k, grad_v = (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
+        for rows, keys, mask in ctx.tiles:
+            tile = (x.transpose(0, 1)[None] for x in (grad_out[rows], q[rows], k[keys], v[keys], out[rows]))
+            tile_q, tile_k, tile_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *tile, lse[None, :, rows], 0.0, False, attn_mask=mask
+            )
+            grad_q[rows] = tile_q[0].transpose(0, 1)
+            grad_k[keys] += tile_k[0].transpose(0, 1)
+            grad_v[keys] += tile_v[0].transpose(0, 1)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
 def products_by_clip(workload: Workload) -> Run:
-    """Batched products and a softmax a clip: the scores are stored, and at these lengths stay in the cache."""
+    """Batched products and a softmax per clip: the scores are stored, and at these lengths stay in the cache."""
     scale = workload.head_dim**-0.5
 
     def attend_with(mask: Tensor | None) -> Attend:
@@ -58,13 +106,13 @@ def products_by_clip(workload: Workload) -> Run:
 
 
 def sdpa_padded(workload: Workload) -> Run:
-    """One call, `[N, H, longest, D]`, with a mask where clips differ or there is a window."""
+    """One call, `[N, H, longest, D]`, with a mask if clips differ in length or there is a window."""
     lengths = torch.tensor(workload.lengths, device=workload.device)
     slot = torch.arange(workload.longest, device=workload.device)
     valid = slot < lengths[:, None]  # [N, longest]
     mask = None
     if workload.is_local or min(workload.lengths) < workload.longest:
-        # A query that is padding sees itself: without any key its softmax would be NaN.
+        # A padding query sees itself: without any key its softmax would be NaN.
         visible = valid[:, None, :] | (slot[:, None] == slot)
         if workload.is_local:
             visible &= _band(slot[:, None], slot, workload.window)
@@ -79,7 +127,7 @@ def sdpa_padded(workload: Workload) -> Run:
 
 
 def sdpa_in_blocks(workload: Workload, block: int = HALO_BLOCK) -> Run:
-    """One call over blocks of queries as a batch, each with its keys and their halo: one long clip and a window."""
+    """One call over a batch of query blocks, each with its keys and their halo; for one long clip and a window."""
     left, right = workload.window
     tokens, width = workload.tokens, block + left + right
     blocks = -(-tokens // block)
@@ -113,16 +161,16 @@ def flex(workload: Workload) -> Run:
     return run
 
 
-@lru_cache(maxsize=1)  # set up again for each set of inputs that a graph runs over
+@lru_cache(maxsize=1)  # the setup runs again for each set of inputs of a CUDA graph
 def _compiled_flex(_workload: Workload) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.reset()  # each workload is compiled for itself, none for all shapes
+    torch._dynamo.reset()  # one static compilation per workload
     return torch.compile(flex_attention, dynamic=False)
 
 
 def xformers(workload: Workload) -> Run:
-    """xformers over `[1, T, H, D]` with its block-diagonal mask, which knows no window on both sides."""
+    """xformers over `[1, T, H, D]` with its block-diagonal mask, which has no two-sided window."""
     from xformers.ops import fmha
 
     mask = fmha.BlockDiagonalMask.from_seqlens(workload.lengths, device=torch.device(workload.device))
@@ -135,7 +183,7 @@ def xformers(workload: Workload) -> Run:
 
 
 def _run(workload: Workload, attends: Sequence[Attend], split: Split, pack: Pack) -> Run:
-    """Each of `attends` runs over one part of the inputs."""
+    """A peer: each of `attends` runs over one part of the inputs, which `split` makes and `pack` joins."""
     q, k, v = ([part.detach().requires_grad_(workload.backward) for part in split(x)] for x in workload.tensors())
     gradients = split(workload.gradient()) if workload.backward else []
 
@@ -187,7 +235,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _flex_mask(workload: Workload) -> Any:
-    """A block mask from the clips' borders: to ask for every pair of an hour would take 8 GB."""
+    """A block mask from the offsets of the clips: testing every pair of an hour would take 8 GB."""
     from torch.nn.attention.flex_attention import BlockMask
 
     layout, device = workload.layout(), workload.device
@@ -201,7 +249,7 @@ def _flex_mask(workload: Workload) -> Any:
     blocks = -(-workload.tokens // FLEX_BLOCK)
     starts = position[::FLEX_BLOCK]
     ends = (starts + FLEX_BLOCK - 1).clamp_max(workload.tokens - 1)
-    # Neighbouring queries see neighbouring keys: what a block sees is one stretch.
+    # Neighboring queries see neighboring keys: a block sees one contiguous range of blocks.
     first_block, last_block = first_key[starts] // FLEX_BLOCK, last_key[ends] // FLEX_BLOCK
     counts = (last_block - first_block + 1).to(torch.int32)
     indices = (first_block[:, None] + torch.arange(blocks, device=device)).clamp_max(blocks - 1).to(torch.int32)

@@ -1,4 +1,4 @@
-"""What the attention benchmark computes, the same for every peer, and how much of it there is."""
+"""Workloads of the attention benchmark: inputs, float64 reference and operation counts, the same for every peer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from benchmarks.harness.inputs import normal
 from slap_fast.ops import PackedLayout, varlen_attention
 
 LONGEST_PADDED = 4096
-FORWARD_PRODUCTS = 2  # scores, and the sum of values
-BACKWARD_PRODUCTS = 5  # scores anew, and the gradients of probabilities, values, queries and keys
+FORWARD_PRODUCTS = 2  # scores, weighted sum of values
+BACKWARD_PRODUCTS = 5  # scores again, and the gradients of probabilities, values, queries and keys
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Workload:
 
     Attributes:
         lengths: tokens of each clip.
-        window: keys visible to the left and right of a query; (-1, -1) is all of the clip.
+        window: keys visible to the left and right of a query; (-1, -1) is the whole clip.
         dtype: of queries, keys and values.
-        backward: whether a step takes the gradients of all three.
-        device: where the tensors lie.
-        heads: of queries, keys and values alike.
-        head_dim: the width of a head.
+        backward: whether a step computes the gradients of all three.
+        device: "cpu" or "cuda".
+        heads: of queries, keys and values.
+        head_dim: channels of a head.
     """
 
     lengths: tuple[int, ...]
@@ -53,12 +53,12 @@ class Workload:
 
     @property
     def pairs(self) -> int:
-        """(query, key) pairs that see each other, of one head."""
+        """Visible (query, key) pairs of one head."""
         return sum(_visible_pairs(length, *self.window) for length in self.lengths)
 
     @property
     def flop(self) -> float:
-        """Multiplications and additions of the products over visible pairs: what no way to compute it can avoid."""
+        """Multiplications and additions of the products over visible pairs, which no implementation can avoid."""
         products = FORWARD_PRODUCTS + (BACKWARD_PRODUCTS if self.backward else 0)
         return 2.0 * products * self.head_dim * self.heads * self.pairs
 
@@ -68,14 +68,14 @@ class Workload:
         return q, k, v
 
     def gradient(self) -> Tensor:
-        """`[T, H, D]`: what arrives at the output in the backward pass."""
+        """`[T, H, D]`: gradient of the output."""
         return self._normal(3)
 
     def layout(self) -> PackedLayout:
         return PackedLayout.from_lengths(self.lengths, device=self.device)
 
     def reference(self) -> Outputs:
-        """By a PyTorch backend in float64, a head at a time: an hour of all heads would fill memory."""
+        """Results of a PyTorch backend in float64, one head at a time: an hour of all heads would fill memory."""
         outputs = _reference(replace(self, backward=True))
         return outputs if self.backward else {"out": outputs["out"]}
 
@@ -85,7 +85,7 @@ class Workload:
 
 @functools.lru_cache(maxsize=1)  # the case with the backward follows the one without
 def _reference(workload: Workload) -> Outputs:
-    # Padded to the longest clip on a GPU, as long as that is short; clip by clip on the host.
+    # On the GPU padded to the longest clip, unless that is too long; on the CPU clip by clip.
     on_host = workload.device == "cpu" or workload.longest > LONGEST_PADDED
     device, backend = ("cpu", "torch") if on_host else (workload.device, "torch_padded")
     layout = PackedLayout.from_lengths(workload.lengths, device=device)

@@ -1,4 +1,4 @@
-"""slap-fast's backends and the variants of its Triton kernels as peers of their own: what a GPU chooses between."""
+"""slap-fast's backends and the variants of its Triton kernels as separate peers of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slap_fast.ops import dispatch
 T = TypeVar("T")
 
 PREFIX = "slap-fast, "
-# The names in `variants.VARIANTS` that a launch of each op may ask for.
+# Names in `variants.VARIANTS` that the launches of each op may use.
 VARIANTS_OF: dict[str, tuple[str, ...]] = {
     "varlen_attention": (
         "attention_forward_global",
@@ -31,7 +31,7 @@ VARIANTS_OF: dict[str, tuple[str, ...]] = {
 
 
 def gpu_backends(op: str, device: str, setup: Callable[[str], Run]) -> list[Peer]:
-    """Where the device is a GPU, one peer for each backend of `op` by name, beside what "auto" takes."""
+    """On a GPU, one peer for each backend of `op` that is forced by name; on a CPU none."""
     if device != "cuda":
         return []
     reasons = dict(dispatch.report()[op])
@@ -39,7 +39,7 @@ def gpu_backends(op: str, device: str, setup: Callable[[str], Run]) -> list[Peer
 
 
 def attention_variants(window: tuple[int, int], dtype: torch.dtype, *, backward: bool) -> tuple[str, ...]:
-    """The names that a call of `varlen_attention` with heads of 64 channels asks for."""
+    """Variant names that a call of `varlen_attention` with heads of 64 channels uses."""
     if dtype == torch.float32:
         return ()
     without = {"_global", "_local"} - {"_global" if window == (-1, -1) else "_local" if min(window) >= 0 else ""}
@@ -48,7 +48,7 @@ def attention_variants(window: tuple[int, int], dtype: torch.dtype, *, backward:
 
 
 def loss_variants(op: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """The names that a call of a loss asks for: float32 has one tile, and 16 bits one product of gradients."""
+    """Variant names that a call of a loss uses: float32 has a single tile, 16-bit dtypes a single gradient product."""
     if dtype == torch.float32:
         return tuple(name for name in VARIANTS_OF[op] if not name.endswith("_tile"))
     return tuple(name for name in VARIANTS_OF[op] if name != "gradient_product")
@@ -61,12 +61,14 @@ def variant_peers(
     unavailable: str | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Peer]:
-    """Where the device is a GPU, one peer for each variant of the kernels of `op` that is not the default.
+    """On a GPU, one peer for each non-default variant of the kernels of `op`; on a CPU none.
 
     Args:
-        setup: takes the Triton backend.
-        unavailable: why that cannot run such a case.
-        names: those of VARIANTS_OF that the case asks for; None: all.
+        op: a registered op.
+        device: "cpu" or "cuda".
+        setup: makes a run of the Triton backend.
+        unavailable: why the Triton backend cannot run the case.
+        names: the names in VARIANTS_OF that the case uses; None: all.
     """
     if device != "cuda":
         return []

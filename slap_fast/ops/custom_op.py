@@ -1,12 +1,11 @@
-"""`torch.library.custom_op`, called without PyTorch's dispatcher where nobody but autograd looks on.
+"""`torch.library.custom_op` with a fast path that bypasses PyTorch's dispatcher.
 
-A registered op costs 9 us more a call than what it runs, and a model makes thousands of calls a step, forward and
-backward. The registration is for the compiler, for modes that intercept ops, for function transforms and for tensors
-that are no plain memory. Where none of these is at work, a call runs the implementation itself, and an
-`autograd.Function` where a gradient is recorded.
+The dispatcher adds 9 us to each call, and a model makes thousands of calls a step. The registered op serves the
+compiler, modes that intercept ops, function transforms, and tensors that are not plain memory. In all other cases a
+call runs the implementation itself, inside an `autograd.Function` if a gradient is recorded.
 
-`torch.ops.slap_fast` is public as well. What is called there was not seen by the function that users call: it is
-checked first, cast as autocast asks, and refused where a derivative would be wrong.
+`torch.ops.slap_fast` is public too. Its callers have bypassed the public function, so the registered op validates its
+arguments, casts them under autocast, and raises where a derivative would be wrong.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def _bits(*keys: DispatchKey) -> int:
     return union.raw_repr()
 
 
-# Strided memory that is neither conjugate, negated, fake, wrapped nor of a subclass; on each device as made anywhere,
-# and under torch.inference_mode().
+# Dispatch keys of plain tensors: strided, not conjugate, negated, fake, wrapped or of a subclass; made inside or
+# outside torch.inference_mode().
 _PLAIN = frozenset(
     _bits(device, autocast, *made)
     for device, autocast, autograd in (
@@ -46,11 +45,10 @@ _PLAIN = frozenset(
     )
     for made in ((autograd, DispatchKey.ADInplaceOrView), ())
 )
-# Of the calling thread: what is always there. Beyond it are modes, transforms and tracers.
+# Any other dispatch key of the calling thread belongs to a mode, a transform or a tracer.
 _QUIET = ~_bits(
     DispatchKey.BackendSelect, DispatchKey.ADInplaceOrView, DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA
 )
-
 
 _INSTEAD = 'write it in plain PyTorch operations, as backend="torch" of rms_norm and swiglu does'
 _AUTOCAST = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
@@ -58,20 +56,20 @@ _AUTOCAST_SET = DispatchKeySet(_AUTOCAST[0]) | DispatchKeySet(_AUTOCAST[1])
 
 
 class CustomOp(Generic[P, R]):
-    """An op of `torch.library`, and the shortcut to its implementation."""
+    """An op of `torch.library`, with the fast path to its implementation."""
 
     def __init__(
         self,
         name: str,
         mutates_args: tuple[str, ...],
-        given_schema: str | None,
         check: Callable[P, tuple[Any, ...]] | None,
         rule: autocast.Rule | None,
         cast: tuple[str, ...],
         implementation: Callable[P, R],
     ):
-        groups, schema = ([], given_schema) if given_schema else _flattened(implementation, mutates_args)
-        self._places = _places(groups)  # empty without a NamedTuple
+        groups, schema = _flattened(implementation, mutates_args)
+        # Each NamedTuple's class, its parameter's index, and the end of its fields once those before it are rebuilt.
+        self._groups = [(group, i, i + len(group._fields)) for i, group in enumerate(groups) if group is not None]
 
         def checked(*args: Any) -> R:
             grouped = self._group(args)
@@ -85,14 +83,14 @@ class CustomOp(Generic[P, R]):
         arguments = self._registered._schema.arguments
         self._tensors = [place for place, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
         self._mutated = [place for place, argument in enumerate(arguments) if argument.name in mutates_args]
-        self._library = torch.library.Library(name.partition("::")[0], "FRAGMENT")  # registrations last as long as it
+        self._library = torch.library.Library(name.partition("::")[0], "FRAGMENT")  # kept: its deletion unregisters
         self._refuse_wrong_derivatives()
         castable = [place for place in self._tensors if not cast or arguments[place].name in cast]
         for key in _AUTOCAST:
             self._register_autocast(key, rule, castable)
 
     def _refuse_wrong_derivatives(self) -> None:
-        """Raise where PyTorch gives tangents of zero, or a message that names none of what the user called."""
+        """Raise for derivatives where PyTorch would give zero tangents, or an error that does not name the op."""
         differentiable: Callable[..., R] = torch._library.autograd.make_autograd_impl(
             self._registered, self._definition
         )
@@ -128,38 +126,34 @@ class CustomOp(Generic[P, R]):
             operator = self._name.partition("::")[2]
             self._library.impl(operator, kernel, key, with_keyset=True, allow_override=True)
 
-    def _group(self, flat: Sequence[Any]) -> Sequence[Any]:
+    def _group(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments as `implementation` takes them: each NamedTuple rebuilt from its fields."""
-        if not self._places:
-            return flat
-        return [flat[place] if group is None else group(*flat[place]) for group, place in self._places]
+        for group, begin, end in self._groups:
+            args = (*args[:begin], group(*args[begin:end]), *args[end:])
+        return args
 
-    def _flatten(self, grouped: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not self._places:
-            return grouped
-        flat: tuple[Any, ...] = ()
-        for (group, _), argument in zip(self._places, grouped, strict=True):
-            flat += (argument,) if group is None else argument
-        return flat
+    def _flatten(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        for _, i, _ in reversed(self._groups):
+            args = (*args[:i], *args[i], *args[i + 1 :])
+        return args
 
     def _taking_flat(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return (lambda *flat: function(*self._group(flat))) if self._places else function
+        return (lambda *flat: function(*self._group(flat))) if self._groups else function
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """As `torch.library.register_fake`."""
+        """Like `torch.library.register_fake`."""
         self._definition.register_fake(self._taking_flat(function))
         return function
 
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[..., Any], twice: bool = False
     ) -> None:
-        """As `torch.library.register_autograd`.
+        """Like `torch.library.register_autograd`.
 
         Args:
-            backward: gets a context and gradients; returns one gradient for each argument of the schema.
-            setup_context: gets a context, the arguments (NamedTuples as such) and the output.
-            twice: that `backward` is made of differentiable ops alone. Where it is not, it raises under
-                `create_graph=True`.
+            backward: takes the context and gradients; returns one gradient per argument of the schema.
+            setup_context: takes the context, the arguments (NamedTuples not flattened) and the output.
+            twice: `backward` consists of differentiable ops only. If False, it raises under `create_graph=True`.
         """
         if not twice:
             backward = once_differentiable(self._name, backward)
@@ -177,41 +171,41 @@ class CustomOp(Generic[P, R]):
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        # Profilers name the call after the class. Its own `apply` asks about transforms, which are not at work here.
+        # Profilers name the call after the class. The parent's `apply` skips a check for transforms that __call__ makes.
         self._apply = super(Function, type(self._name, (Function,), methods)).apply  # type: ignore[misc]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call it by position: a keyword is refused."""
+        """Positional arguments only."""
         if kwargs:
-            raise TypeError(f"{self._name} is called by position, and got {', '.join(kwargs)}")
+            raise TypeError(f"{self._name} takes positional arguments only, and got {', '.join(kwargs)}")
         flat = self._flatten(args)
         if torch.compiler.is_compiling() or not self._is_plain(flat):
             return self._registered(*flat)
         if torch._C._is_any_autocast_enabled():
-            # What is cast was cast: inside, products are in the types that they are written in.
+            # The inputs were cast by the public function: the implementation runs without autocast.
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
-                return self._call(*flat)
-        return self._call(*flat)
+                return self._call(args, flat)
+        return self._call(args, flat)
 
-    def _call(self, *args: Any) -> R:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            # Without a formula the registered op raises when a backward arrives.
-            return self._registered(*args) if self._apply is None else self._apply(*args)
+    def _call(self, args: tuple[Any, ...], flat: tuple[Any, ...]) -> R:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
+            # Without a registered backward, the registered op raises when a gradient arrives.
+            return self._registered(*flat) if self._apply is None else self._apply(*flat)
         if profiler._is_profiler_enabled:
             with torch.profiler.record_function(self._name):
-                return self._run(*args)
-        return self._run(*args)
+                return self._run(args, flat)
+        return self._run(args, flat)
 
-    def _run(self, *args: Any) -> R:
-        result = self._implementation(*self._group(args))  # type: ignore[call-arg, arg-type]
+    def _run(self, args: tuple[Any, ...], flat: tuple[Any, ...]) -> R:
+        result = self._implementation(*args)
         for place in self._mutated:
-            mutated = args[place]
+            mutated = flat[place]
             if isinstance(mutated, Tensor) and not mutated.is_inference():
                 torch.autograd.graph.increment_version(mutated)
         return result
 
     def _is_plain(self, args: tuple[Any, ...]) -> bool:
-        """Whether the implementation can be called as it is, with autograd alone looking on."""
+        """Whether the fast path is safe: nothing but autograd observes the call."""
         if torch._C._dispatch_tls_local_include_set().raw_repr() & _QUIET or forward_ad._current_level >= 0:
             return False
         if has_torch_function(args):
@@ -223,21 +217,8 @@ class CustomOp(Generic[P, R]):
         return True
 
 
-def _places(groups: list[Any | None]) -> list[tuple[Any | None, Any]]:
-    """Each parameter's NamedTuple class, if any, with its slice or index among the flat arguments."""
-    if not any(groups):
-        return []
-    places: list[tuple[Any | None, Any]] = []
-    begin = 0
-    for group in groups:
-        end = begin + (1 if group is None else len(group._fields))
-        places.append((group, begin if group is None else slice(begin, end)))
-        begin = end
-    return places
-
-
 def _flattened(implementation: Callable[..., Any], mutates_args: tuple[str, ...]) -> tuple[list[Any | None], str]:
-    """The NamedTuple class of each parameter (None: a plain one), and the schema in which their fields stand flat."""
+    """The NamedTuple class of each parameter (None for any other), and the schema with NamedTuples as their fields."""
     hints = typing.get_type_hints(implementation)
     returned = None if hints["return"] is type(None) else hints["return"]
     del hints["return"]
@@ -263,10 +244,10 @@ def _has_tangent(x: Any) -> bool:
 
 
 def once_differentiable(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
-    """`backward` of the op `name`, which raises where its results would be differentiated again.
+    """`backward` of the op `name`, made to raise under `create_graph=True`.
 
-    PyTorch's decorator raises only when a backward arrives, and where gradients do not depend on the incoming one, as
-    those of a loss, it lets their derivative be cut without a word.
+    PyTorch's decorator of that name raises only when a second backward arrives. For a loss, whose gradients do not
+    depend on the incoming one, it silently drops the second derivative.
     """
 
     def once(ctx: Any, *grads: Any) -> Any:
@@ -283,28 +264,27 @@ def custom_op(
     name: str,
     *,
     mutates_args: tuple[str, ...] = (),
-    schema: str | None = None,
     check: Callable[..., tuple[Any, ...]] | None = None,
     rule: autocast.Rule | None = None,
     cast: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, R]], CustomOp[P, R]]:
-    """Decorator: `torch.library.custom_op`, to be called by position.
+    """Decorator: `torch.library.custom_op` with positional arguments only.
 
-    The schema follows from the annotations. A parameter annotated with a NamedTuple stands in it as the NamedTuple's
-    fields, so that what several ops and backends take is written once. The decorated function, its fake, `check` and
-    `setup_context` get the NamedTuple.
+    The schema is inferred from the annotations. A parameter annotated with a NamedTuple appears in the schema as the
+    fields of the NamedTuple, so that arguments shared by op and backends are defined once. The decorated function, its
+    fake, `check` and `setup_context` take the NamedTuple itself.
 
     Args:
         name: with its namespace, "slap_fast::...".
-        mutates_args: names of the tensors that it writes to.
-        check: run where the registered op is called, by users or compiled code: raises ValueError for arguments through
-            which memory would be misread, without a wait for a GPU, and returns the arguments to go on with. The
-            function around a decorated op has done as much.
-        rule: what autocast makes of the tensors of the registered op; None: it passes them through.
-        cast: the names of those that it concerns; none: all.
+        mutates_args: names of the tensors that the op writes to.
+        check: runs when users or compiled code call the registered op; the public function does the same before it
+            calls the decorated op. Raises ValueError for arguments that would cause invalid memory reads, without
+            waiting for a GPU. Returns the arguments to use.
+        rule: dtype of the registered op's tensors under autocast; None: they are not cast.
+        cast: names of the tensors to cast; empty: all.
     """
 
     def define(implementation: Callable[P, R]) -> CustomOp[P, R]:
-        return CustomOp(name, mutates_args, schema, check, rule, cast, implementation)
+        return CustomOp(name, mutates_args, check, rule, cast, implementation)
 
     return define

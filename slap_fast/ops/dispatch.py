@@ -1,4 +1,4 @@
-"""Which backend serves an op: one table per op, asked at every call and printed by `slap-fast info`."""
+"""Backend selection: one table of backends per op, consulted at every call and printed by `slap-fast info`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slap_fast.errors import SlapFastError
 
 
 class CannotServeError(SlapFastError, ValueError):
-    """The backend that was asked for cannot serve a call that is valid; with "auto", none can."""
+    """The requested backend, or with "auto" every backend, cannot serve a call that is otherwise valid."""
 
 
 def _available() -> str | None:
@@ -29,9 +29,9 @@ class Backend:
 
     Attributes:
         name: what users pass as `backend=`.
-        unavailable: why it cannot serve on this machine at all, None if it can; asked once per process.
-        rejects: given the call's traits by keyword (device, dtype, ...), why it cannot serve this call, None if it can.
-            Runs at every call and under `torch.compile`: plain comparisons only.
+        unavailable: why it cannot serve on this machine at all, None if it can; called once per process.
+        rejects: called with the call's traits as keywords (device, dtype, ...): why it cannot serve this call, None if
+            it can. Runs at every call and under `torch.compile`: plain comparisons only.
     """
 
     name: str
@@ -39,66 +39,50 @@ class Backend:
     rejects: Callable[..., str | None] = _accepts
 
 
-@dataclass(frozen=True)
-class Preference:
-    """Which backends `backend="auto"` tries first.
-
-    Attributes:
-        order: given the call's traits by keyword, names of backends, the fastest first; those that it leaves out follow
-            in the order of registration. Runs at every call and under `torch.compile`, as `Backend.rejects` does.
-        describe: what `slap-fast info` says of it.
-    """
-
-    order: Callable[..., Sequence[str]]
-    describe: Callable[[], str]
-
-
 _backends: dict[str, tuple[Backend, ...]] = {}
-_preferences: dict[str, Preference] = {}
+_preferred: dict[str, str] = {}  # set by `preferring`
 _reasons: dict[str, tuple[str | None, ...]] = {}
 
 
-def register(op: str, backends: Sequence[Backend], preference: Preference | None = None) -> None:
-    """Set the backends of `op`, in order where `preference` knows no better; a second call replaces the first.
+def register(op: str, backends: Sequence[Backend]) -> None:
+    """Set the backends of `op`, in order of preference; a second call replaces the first.
 
     Raises:
-        ValueError: no backend, or two of one name, or one named "auto".
+        ValueError: no backend, two of one name, or one named "auto".
     """
     names = [backend.name for backend in backends]
     if not names or len(set(names)) < len(names) or "auto" in names:
-        raise ValueError(f"{op}: the backends {names} must be at least one, of distinct names, none of them 'auto'")
+        raise ValueError(f"{op}: the backends are {names}; pass at least one, with distinct names other than 'auto'")
     _backends[op] = tuple(backends)
     _reasons.pop(op, None)
-    _preferences.pop(op, None)
-    if preference is not None:
-        _preferences[op] = preference
 
 
 def _unavailable(op: str) -> tuple[str | None, ...]:
-    """Why each backend of `op` cannot serve here."""
+    """Why each backend of `op` cannot serve on this machine."""
     if op not in _reasons:
         _reasons[op] = tuple(backend.unavailable() for backend in _backends[op])
     return _reasons[op]
 
 
-# The compiler cannot trace the probes, and takes their answer for a constant. This is all that
-# torch.compiler.assume_constant_result does, but for its import of the whole compiler, which takes seconds.
+# The compiler cannot trace the probes and takes their result as a constant. This is what
+# torch.compiler.assume_constant_result does, without its import of the whole compiler, which takes seconds.
 _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(op: str, requested: str, **traits: object) -> str:
-    """Name the backend that serves a call of `op` with `traits`.
+    """Name of the backend that serves a call of `op` with `traits`.
 
-    An exported program may run elsewhere: while `torch.export` traces, "auto" stays "auto", and the registered op asks
-    again where it runs.
+    An exported program may run on another machine: while `torch.export` traces, "auto" stays "auto", and the registered
+    op selects when it runs.
 
     Args:
         op: a registered op.
-        requested: a backend's name, or "auto" for the first that serves, the fastest by measurement first.
+        requested: name of a backend, or "auto" for the first that can serve.
+        traits: what `Backend.rejects` takes.
 
     Raises:
         ValueError: unknown op or backend.
-        CannotServeError: the one asked for, or with "auto" any, cannot serve; says why.
+        CannotServeError: the requested backend, or with "auto" every backend, cannot serve; gives the reasons.
     """
     if op not in _backends:
         raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
@@ -106,13 +90,10 @@ def select(op: str, requested: str, **traits: object) -> str:
         return "auto"
     backends = _backends[op]
     candidates: Iterable[tuple[Backend, str | None]] = zip(backends, _unavailable(op), strict=True)
-    if requested == "auto" and op in _preferences:
-        candidates = list(candidates)
-        first = _preferences[op].order(**traits)
-        candidates = [
-            *(candidate for name in first for candidate in candidates if candidate[0].name == name),
-            *(candidate for candidate in candidates if candidate[0].name not in first),
-        ]
+    if requested == "auto" and op in _preferred:
+        known = list(candidates)
+        first = [candidate for candidate in known if candidate[0].name == _preferred[op]]
+        candidates = [*first, *(candidate for candidate in known if candidate[0].name != _preferred[op])]
     refusals = []
     for backend, reason in candidates:
         if requested not in ("auto", backend.name):
@@ -130,12 +111,12 @@ def select(op: str, requested: str, **traits: object) -> str:
 
 @contextmanager
 def preferring(**backends: str) -> Iterator[None]:
-    """Inside the block `backend="auto"` tries the named backend of each named op first. For benchmarks and tests.
+    """Inside the block, `backend="auto"` tries the named backend of each named op first. For benchmarks and tests.
 
         with dispatch.preferring(rms_norm="torch", swiglu="torch"):
             loss = model(batch)
 
-    It holds for the whole process. A backward takes the backend that its forward took.
+    It holds for the whole process. A backward uses the backend of its forward.
 
     Raises:
         ValueError: an unknown op or backend.
@@ -143,35 +124,22 @@ def preferring(**backends: str) -> Iterator[None]:
     for op, name in backends.items():
         if name not in [backend.name for backend in _backends.get(op, ())]:
             raise ValueError(f"{op!r} has no backend {name!r}; `slap-fast info` lists the backends of each op")
-    before = dict(_preferences)
-    for op, name in backends.items():
-        _preferences[op] = _preference_for(name)
+    before = dict(_preferred)
+    _preferred.update(backends)
     try:
         yield
     finally:
-        _preferences.clear()
-        _preferences.update(before)
-
-
-def _preference_for(name: str) -> Preference:
-    def order(**_traits: object) -> tuple[str, ...]:
-        return (name,)
-
-    return Preference(order, lambda: f"{name} first")
+        _preferred.clear()
+        _preferred.update(before)
 
 
 def report() -> dict[str, list[tuple[str, str | None]]]:
-    """For every registered op its backends in order of preference, each with why it cannot serve here or None."""
+    """For every op its backends in order of preference, each with why it cannot serve on this machine, or None."""
     return {op: [(backend.name, _probe(backend)) for backend in backends] for op, backends in sorted(_backends.items())}
-
-
-def notes() -> dict[str, str]:
-    """What is known of the order of an op's backends, for ops where it depends on the call."""
-    return {op: _preferences[op].describe() for op in sorted(_backends) if op in _preferences}
 
 
 def _probe(backend: Backend) -> str | None:
     try:
         return backend.unavailable()
-    except Exception as error:  # a report of what is broken must not break
+    except Exception as error:  # a broken backend must not break the report
         return f"{type(error).__name__}: {error}"

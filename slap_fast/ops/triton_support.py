@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run on this machine and on given tensors. The first launch imports triton, not this file."""
+"""Whether Triton kernels can run on this machine and on given tensors. Importing this module does not import triton."""
 
 from __future__ import annotations
 

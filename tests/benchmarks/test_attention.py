@@ -18,7 +18,12 @@ from benchmarks.harness.report import render
 from slap_fast.ops.attention import BACKENDS
 
 SMALL = Workload((3, 1, 40), (5, 2), torch.float32, backward=True, device="cpu", heads=2, head_dim=16)
-PEERS = [attention_peers.sdpa_by_clip, attention_peers.products_by_clip, attention_peers.sdpa_padded]
+PEERS = [
+    attention_peers.sdpa_by_clip,
+    attention_peers.sdpa_by_tile,
+    attention_peers.products_by_clip,
+    attention_peers.sdpa_padded,
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,14 @@ def test_a_peer_masks_what_the_workload_hides(peer: Any, window: tuple[int, int]
     assert max(errors[name] for name in ("out", "dv")) < 1e-6
     if window != (0, 0):  # there dq and dk are zero, and an error has nothing to be relative to
         assert max(errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize("window", [(1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1)])
+def test_tiles_of_one_clip_may_share_keys(window: tuple[int, int]) -> None:
+    # One token, and lengths around the tiles of 128 rows and a window of 97 tokens.
+    workload = replace(SMALL, lengths=(1, 5, 96, 97, 98, 127, 128, 129, 260), window=window)
+    errors = relative_errors(attention_peers.sdpa_by_tile(workload).outputs(), workload.reference())
+    assert max(errors.values()) < 1e-6
 
 
 @pytest.mark.parametrize("tokens", [64, 65, 500])
@@ -143,7 +156,7 @@ def test_a_device_is_measured_with_the_backends_that_are_made_for_it(device: str
     cases = attention.cases(Settings(device=device))
     names = {peer.name for case in cases for peer in case.peers}
     made_for_gpus = {"flash_attn_2", "flash_attn_3", "flash_attn_4", "torch_varlen", "torch_efficient", "triton"}
-    made_for_cpus = {"native", "torch", "sdpa_per_clip"}
+    made_for_cpus = {"native", "torch"}
     elsewhere = made_for_gpus if device == "cpu" else made_for_cpus
     assert {f"slap-fast, {name}" for name in BACKENDS if name not in elsewhere} <= names
     assert not {f"slap-fast, {name}" for name in elsewhere} & names

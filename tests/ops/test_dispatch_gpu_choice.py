@@ -1,4 +1,4 @@
-"""Which backend serves each op of the model on a GPU: asked of the dispatch with the calls of a real training step."""
+"""Backends that dispatch selects on a GPU, for the calls of a real training step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import torch
 
 from slap_fast import native
 from slap_fast.ops import dispatch
-from slap_fast.ops.attention import (
-    backend_flash_attn_2 as varlen_attention_flash2,
-)
-from slap_fast.ops.attention import (
-    library_kernels as varlen_attention_gpu,
-)
+from slap_fast.ops.attention import backend_flash_attn_2, library_kernels
 from tests.training import tiny
 
 pytest.importorskip("triton")
@@ -29,9 +24,9 @@ MODEL = {
     "linear_cross_entropy": {"triton"},
     "prototype_cross_entropy": {"triton"},
     "log_mel": {"cuda"},
-    "log_mel_patches": {"torch"},  # log_mel, then PyTorch cuts the patches
+    "log_mel_patches": {"torch"},  # log_mel, then patches in PyTorch
 }
-# Conventions that normalize by clip, and the preparation of data.
+# Only for mel conventions that normalize per clip, and for data preparation.
 NOT_IN_THE_MODEL = {"mel_normalization", "waveform_stats"}
 
 Call = tuple[str, dict[str, Any]]
@@ -43,7 +38,7 @@ def _calls_of_a_training_step(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
 
     def record(op: str, requested: str, **traits: Any) -> str:
         calls.append((op, traits))
-        # As on a GPU: native code would make the patches without log_mel.
+        # As on a GPU: the native backend would compute patches without calling log_mel.
         return select(op, "torch" if op == "log_mel_patches" else requested, **traits)
 
     config = tiny.run_config()
@@ -54,7 +49,7 @@ def _calls_of_a_training_step(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtyp
 
 
 def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch and the native module answer where there is an H100."""
+    """Make torch and the native module report an H100."""
     module = SimpleNamespace(CudaLogMel=object, cuda_unavailable=lambda: None)
     monkeypatch.setattr(dispatch, "_reasons", {})
     monkeypatch.setattr(native, "unavailable", lambda: None)
@@ -84,6 +79,6 @@ def test_every_op_of_the_model_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch
 def test_attention_by_an_installed_flash_attention_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [call for call in _calls_of_a_training_step(monkeypatch, torch.bfloat16) if call[0] == "varlen_attention"]
     _on_a_gpu(monkeypatch)
-    monkeypatch.setattr(varlen_attention_gpu.importlib, "import_module", lambda _name: object())
-    assert varlen_attention_flash2.unavailable() is None
+    monkeypatch.setattr(library_kernels.importlib, "import_module", lambda _name: object())
+    assert backend_flash_attn_2.unavailable() is None
     assert _chosen(calls)["varlen_attention"] <= {"flash_attn_4", "flash_attn_3", "flash_attn_2"}

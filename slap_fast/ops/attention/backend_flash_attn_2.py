@@ -1,6 +1,6 @@
-"""Packed attention by flash-attn 2, the package `flash-attn`, through the functions below its autograd.
+"""flash-attn 2 backend, GPU: the package `flash-attn`, version 2.7 or later, through functions below its autograd.
 
-They are those of version 2.7 and later. The log-sum-exp is `[H, Tq]` float32; dQ is summed in a fixed order.
+The log-sum-exp is `[H, Tq]` float32. dQ is summed in a fixed order.
 """
 
 from __future__ import annotations
@@ -11,106 +11,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slap_fast.ops.attention.call import AttentionCall
 from slap_fast.ops.attention.library_kernels import (
-    attended_nothing,
+    empty_backward,
+    empty_forward,
     lse_for_kernel,
     lse_from_kernel,
     missing_gpu,
     missing_module,
-    no_gradients,
-    nothing_to_attend,
     rejects_half_precision_kernel,
-    unit_last_stride,
 )
+from slap_fast.ops.tensor_checks import unit_last_stride
 
 _MODULE = "flash_attn.flash_attn_interface"
 rejects = rejects_half_precision_kernel
 
 
 def unavailable() -> str | None:
-    """Why the library cannot serve on this machine, None if it can."""
+    """Why the library cannot serve on this machine; None if it can."""
     return missing_gpu((8, 0)) or missing_module(_MODULE, "flash-attn")
 
 
-def _library() -> Any:
-    return importlib.import_module(_MODULE)
+def _settings(call: AttentionCall) -> dict[str, Any]:
+    return {
+        "cu_seqlens_q": call.cu_seqlens_q,
+        "cu_seqlens_k": call.cu_seqlens_k,
+        "max_seqlen_q": call.max_seqlen_q,
+        "max_seqlen_k": call.max_seqlen_k,
+        "dropout_p": 0.0,
+        "softmax_scale": call.scale,
+        "causal": call.is_causal,
+        "window_size_left": call.left,
+        "window_size_right": call.right,
+    }
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    if nothing_to_attend(q, k):
-        return attended_nothing(q)
-    q, k, v = unit_last_stride(q, k, v)
-    out, lse, *_ = _library()._flash_attn_varlen_forward(
-        q,
-        k,
-        v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        dropout_p=0.0,
-        softmax_scale=scale,
-        causal=(left, right) == (-1, 0),
-        window_size_left=left,
-        window_size_right=right,
-    )
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `Backend.forward`."""
+    if call.is_empty:
+        return empty_forward(call)
+    library: Any = importlib.import_module(_MODULE)
+    out, lse, *_ = library._flash_attn_varlen_forward(*map(unit_last_stride, call[:3]), **_settings(call))
     return out, lse_from_kernel(lse)
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if nothing_to_attend(q, k):
-        return no_gradients(q, k, v)
-    grad_out, q, k, v = unit_last_stride(grad_out, q, k, v)
-    grads = (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device),
-        torch.empty(k.shape, dtype=k.dtype, device=k.device),
-        torch.empty(v.shape, dtype=v.dtype, device=v.device),
-    )
-    _library()._flash_attn_varlen_backward(
+    """See `Backend.backward`."""
+    if call.is_empty:
+        return empty_backward(call)
+    library: Any = importlib.import_module(_MODULE)
+    grad_out, q, k, v = map(unit_last_stride, (grad_out, call.q, call.k, call.v))
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    library._flash_attn_varlen_backward(
         grad_out,
         q,
         k,
         v,
         out,
         lse_for_kernel(lse),
-        *grads,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        dropout_p=0.0,
-        softmax_scale=scale,
-        causal=(left, right) == (-1, 0),
-        window_size_left=left,
-        window_size_right=right,
+        grad_q,
+        grad_k,
+        grad_v,
+        **_settings(call),
         softcap=0.0,
         alibi_slopes=None,
         deterministic=True,
     )
-    return grads
+    return grad_q, grad_k, grad_v

@@ -1,4 +1,4 @@
-"""Packed attention by the native module: float32 and 16-bit floats in CPU memory, on all of torch's threads."""
+"""Native backend, CPU: float32, bfloat16 and float16, on all of torch's threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.ops.attention.call import AttentionCall
 from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous
 
 _MAX_HEAD_DIM = 256
@@ -17,7 +18,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int, **_traits: object) -> str | None:
-    """Why native code cannot serve heads of `head_dim` `dtype` numbers on `device`, None if it can."""
+    """Why native code cannot serve such a call; None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
     if dtype not in STORAGE:
@@ -35,15 +36,16 @@ def _heads(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
-def _inputs(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float) -> Any:
+def _inputs(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Any:
+    """Scalars of the call and the readable copies `q`, `k` and `v`."""
     return native.require().AttentionInputs(
         element=STORAGE[q.dtype],
         heads=q.shape[1],
         kv_heads=k.shape[1],
         head_dim=q.shape[2],
-        left=left,
-        right=right,
-        scale=scale,
+        left=call.left,
+        right=call.right,
+        scale=call.scale,
         q=_heads(q),
         k=_heads(k),
         v=_heads(v),
@@ -60,25 +62,14 @@ def _batch(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> 
     )
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """`[Tq, H, D]` output in the dtype of `q` and `[H, Tq]` float32 log-sum-exp."""
-    q, k, v = (_readable(x) for x in (q, k, v))
-    cu_seqlens_q, cu_seqlens_k = contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `Backend.forward`."""
+    q, k, v = (_readable(x) for x in call[:3])
+    cu_seqlens_q, cu_seqlens_k = contiguous(call.cu_seqlens_q), contiguous(call.cu_seqlens_k)
     out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device="cpu")
     native.require().varlen_attention(
-        inputs=_inputs(q, k, v, left, right, scale),
+        inputs=_inputs(call, q, k, v),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
         out=out.data_ptr(),
         lse=lse.data_ptr(),
@@ -88,28 +79,15 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `q`, `k` and `v`, in their dtype."""
-    grad_out, q, k, v, out = (_readable(x) for x in (grad_out, q, k, v, out))
-    cu_seqlens_q, cu_seqlens_k = contiguous(cu_seqlens_q), contiguous(cu_seqlens_k)
+    """See `Backend.backward`."""
+    grad_out, q, k, v, out = (_readable(x) for x in (grad_out, call.q, call.k, call.v, out))
+    cu_seqlens_q, cu_seqlens_k = contiguous(call.cu_seqlens_q), contiguous(call.cu_seqlens_k)
     lse, grad_lse = contiguous(lse), contiguous(grad_lse)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (q, k, v))
     native.require().varlen_attention_backward(
-        inputs=_inputs(q, k, v, left, right, scale),
+        inputs=_inputs(call, q, k, v),
         batch=_batch(q, k, cu_seqlens_q, cu_seqlens_k),
         grad_out=_heads(grad_out),
         out=_heads(out),

@@ -1,44 +1,40 @@
-"""Packed attention in plain PyTorch, clip by clip: the lengths are read on the host, so the tensors must be there.
-
-Computes in float32 (float64 for float64), whatever the inputs' dtype.
-"""
+"""PyTorch backend, CPU: tiles of each sequence, in float32 (float64 for float64) for any input dtype."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from slap_fast.ops.attention.call import softmax_delta
-from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window
+from slap_fast.ops.attention.call import AttentionCall
+from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window, softmax_delta
 from slap_fast.ops.tensor_checks import accumulator
 
-# Elements of the score tile that is held at once: 16 MiB in float32, about a core's share of cache.
+# Elements of the score tile held at once: 16 MiB in float32, about a core's share of cache.
 _MAX_SCORES = 1 << 22
 _WINDOWED_ROWS = 128
 
 
-def unavailable() -> str | None:
-    return None
+def unavailable() -> None:
+    """None: it serves wherever PyTorch does."""
 
 
 def rejects(*, device: torch.device, **_traits: object) -> str | None:
-    """Why this backend cannot serve tensors on `device`, None if it can."""
-    return None if device.type == "cpu" else f"it reads the lengths on the host, and the tensors are on {device}"
+    """Why it cannot serve tensors on `device`; None if it can."""
+    return None if device.type == "cpu" else f"it reads the offsets on the host, and the tensors are on {device}"
 
 
 def tiles(
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, left: int, right: int, max_pairs: int = _MAX_SCORES
 ) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """The blocks of queries with the keys they can see: nothing outside the window or the clip is touched.
+    """Rows of queries, the keys that they can see, and which pairs are hidden.
 
-    Without a window on both sides a block has at most about `max_pairs` pairs.
+    Unless the window is limited on both sides, a tile has at most about `max_pairs` pairs.
     """
-    offsets_q, offsets_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    for clip in range(len(offsets_q) - 1):
-        begin_q, end_q = offsets_q[clip], offsets_q[clip + 1]
-        begin_k, end_k = offsets_k[clip], offsets_k[clip + 1]
+    offsets_q, offsets_k = pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist())
+    for (begin_q, end_q), (begin_k, end_k) in zip(offsets_q, offsets_k, strict=True):
         shift = (end_k - begin_k) - (end_q - begin_q)
         rows = max(1, max_pairs // max(1, end_k - begin_k))
         if left >= 0 and right >= 0:
@@ -54,18 +50,9 @@ def tiles(
             yield slice(begin_q + first, begin_q + last), slice(begin_k + first_key, begin_k + last_key), hidden
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `Backend.forward`."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, _, _, left, right, scale = call
     heads, kv_heads, dtype = q.shape[1], k.shape[1], accumulator(q.dtype)
     out, lse = q.new_empty(q.shape), q.new_empty(heads, q.shape[0], dtype=dtype)
     grouped = (kv_heads, heads // kv_heads)
@@ -80,25 +67,14 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """See `Backend.backward`."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, _, _, left, right, scale = call
     heads, kv_heads, dtype = q.shape[1], k.shape[1], lse.dtype
     delta = softmax_delta(grad_out, grad_lse, out)
     grad_q = q.new_empty(q.shape)
-    # Neighbouring tiles share keys, so their sums are kept at accumulator precision.
+    # Neighboring tiles share keys: their sums are kept at accumulator precision.
     grad_k, grad_v = k.new_zeros(k.shape, dtype=dtype), v.new_zeros(v.shape, dtype=dtype)
     grouped = (kv_heads, heads // kv_heads)
     for rows, columns, hidden in tiles(cu_seqlens_q, cu_seqlens_k, left, right, _MAX_SCORES // heads):

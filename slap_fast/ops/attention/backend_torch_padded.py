@@ -1,6 +1,6 @@
-"""Packed attention in plain PyTorch, padded to a dense batch: no host synchronisation, hence what serves any device.
+"""PyTorch backend, any device: a padded dense batch, in float32 (float64 for float64) for any input dtype.
 
-Computes in float32 (float64 for float64), whatever the inputs' dtype. It holds all scores of the padded batch.
+No host synchronization. It holds all scores of the padded batch at once.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import math
 import torch
 from torch import Tensor
 
-from slap_fast.ops.attention.call import softmax_delta
-from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window
+from slap_fast.ops.attention.call import AttentionCall
+from slap_fast.ops.attention.dense import attend, attend_backward, out_of_window, softmax_delta
 from slap_fast.ops.packed import item_of_each
 from slap_fast.ops.tensor_checks import accumulator
 
 
-def unavailable() -> str | None:
-    return None
+def unavailable() -> None:
+    """None: it serves wherever PyTorch does."""
 
 
-def rejects(**_traits: object) -> str | None:
-    return None
+def rejects(**_traits: object) -> None:
+    """None: it serves any call."""
 
 
 class Padding:
-    """How packed positions map to `[N, max_seqlen]` slots and back, without asking the device for a length."""
+    """Maps packed positions to `[N, max_seqlen]` slots and back, without reading a length from the device."""
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int, total: int) -> None:
         offsets = cu_seqlens.long()
@@ -33,8 +33,8 @@ class Padding:
         self.slot = torch.arange(max_seqlen, device=offsets.device)
         self.valid = self.slot < lengths[:, None]  # [N, max_seqlen]
         self.position = (offsets[:-1, None] + self.slot).clamp(0, max(total - 1, 0))
-        self.clip = item_of_each(offsets, total)
-        self.index = torch.arange(total, device=offsets.device) - offsets[self.clip]
+        self.item = item_of_each(offsets, total)
+        self.index = torch.arange(total, device=offsets.device) - offsets[self.item]
         self.lengths = lengths
 
     def pad(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,11 +44,11 @@ class Padding:
 
     def pack(self, x: Tensor) -> Tensor:
         """`[N, H, max_seqlen, ...]` to `[T, H, ...]`."""
-        return x.transpose(1, 2)[self.clip, self.index]
+        return x.transpose(1, 2)[self.item, self.index]
 
 
 def _padded_hidden(queries: Padding, keys: Padding, left: int, right: int) -> Tensor:
-    """`[N, 1, 1, max_seqlen_q, max_seqlen_k]`, True where a key is absent or outside the window."""
+    """`[N, 1, 1, max_seqlen_q, max_seqlen_k]`, True where a key is padding or outside the window."""
     hidden = ~keys.valid[:, None, :]
     shift = (keys.lengths - queries.lengths)[:, None, None]
     outside = out_of_window(queries.slot[:, None] + shift, keys.slot.expand(1, 1, -1), left, right)
@@ -57,20 +57,11 @@ def _padded_hidden(queries: Padding, keys: Padding, left: int, right: int) -> Te
     return hidden[:, None, None]
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `Backend.forward`."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, scale = call
     dtype = accumulator(q.dtype)
-    if q.shape[0] == 0 or k.shape[0] == 0:
+    if call.is_empty:
         return torch.zeros_like(q), q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=dtype)
     grouped = (k.shape[1], q.shape[1] // k.shape[1])
     queries = Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])
@@ -86,22 +77,11 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if q.shape[0] == 0 or k.shape[0] == 0:
+    """See `Backend.backward`."""
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, scale = call
+    if call.is_empty:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     grouped = (k.shape[1], q.shape[1] // k.shape[1])
     queries = Padding(cu_seqlens_q, max_seqlen_q, q.shape[0])

@@ -1,107 +1,74 @@
-"""Packed attention by PyTorch's own flash-attention kernels: what `torch.nn.attention.varlen.varlen_attn` calls.
+"""PyTorch's flash-attention kernels, GPU: the operators below `torch.nn.attention.varlen.varlen_attn` and its autograd.
 
-That function has an autograd of its own, hence the operators below it. The log-sum-exp is `[H, Tq]` float32.
+The log-sum-exp is `[H, Tq]` float32.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from slap_fast.ops.attention.call import AttentionCall
 from slap_fast.ops.attention.library_kernels import (
-    attended_nothing,
     deterministic_kernels,
+    empty_backward,
+    empty_forward,
     lse_for_kernel,
     lse_from_kernel,
     missing_gpu,
-    no_gradients,
-    nothing_to_attend,
     rejects_half_precision_kernel,
-    unit_last_stride,
 )
+from slap_fast.ops.tensor_checks import unit_last_stride
 
 rejects = rejects_half_precision_kernel
 
 
 def unavailable() -> str | None:
-    """Why the kernels cannot serve on this machine, None if they can."""
+    """Why the kernels cannot serve on this machine; None if they can."""
     reason = missing_gpu((8, 0))
     if reason is None and not torch.backends.cuda.is_flash_attention_available():
         return "this torch is built without flash attention"
     return reason
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    if nothing_to_attend(q, k):
-        return attended_nothing(q)
-    q, k, v = unit_last_stride(q, k, v)
+def _settings(call: AttentionCall) -> dict[str, Any]:
+    return {"scale": call.scale, "window_size_left": call.left, "window_size_right": call.right}
+
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `Backend.forward`."""
+    if call.is_empty:
+        return empty_forward(call)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        q,
-        k,
-        v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
+        *map(unit_last_stride, call[:3]),
+        *call[3:7],
         0.0,  # dropout
-        (left, right) == (-1, 0),
+        call.is_causal,
         False,  # no debug mask
-        scale=scale,
-        window_size_left=left,
-        window_size_right=right,
+        **_settings(call),
     )
     return out, lse_from_kernel(lse)
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    left: int,
-    right: int,
-    scale: float,
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if nothing_to_attend(q, k):
-        return no_gradients(q, k, v)
-    grad_out, q, k, v = unit_last_stride(grad_out, q, k, v)
+    """See `Backend.backward`."""
+    if call.is_empty:
+        return empty_backward(call)
     with deterministic_kernels():
         grads = torch.ops.aten._flash_attention_backward(
-            grad_out,
-            q,
-            k,
-            v,
+            *map(unit_last_stride, (grad_out, call.q, call.k, call.v)),
             out,
             lse_for_kernel(lse),
-            cu_seqlens_q,
-            cu_seqlens_k,
-            max_seqlen_q,
-            max_seqlen_k,
+            *call[3:7],
             0.0,  # dropout
-            (left, right) == (-1, 0),
-            torch.zeros(2, dtype=torch.uint64, device=q.device),  # the state of a dropout that there is not
-            torch.empty(0, device=q.device),
-            scale=scale,
-            window_size_left=left,
-            window_size_right=right,
+            call.is_causal,
+            torch.zeros(2, dtype=torch.uint64, device=call.q.device),  # random state of the dropout, unused
+            torch.empty(0, device=call.q.device),
+            **_settings(call),
         )
     grad_q, grad_k, grad_v = (grad.contiguous() for grad in grads)
     return grad_q, grad_k, grad_v

@@ -1,4 +1,4 @@
-"""What the backends that drive a library's GPU kernels share: the questions they are asked, and their corner cases."""
+"""Shared by the backends that call another library's GPU kernels: availability, refusals and corner cases."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slap_fast.ops.attention.call import AttentionCall
+
 
 def missing_gpu(lowest: tuple[int, int], highest: tuple[int, int] = (99, 0)) -> str | None:
-    """Why no kernel for compute capabilities from `lowest` to `highest` can run here, None if one can."""
+    """Why kernels for compute capabilities `lowest` to `highest` cannot run here; None if they can."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
     found = torch.cuda.get_device_capability()
@@ -27,7 +29,7 @@ def missing_gpu(lowest: tuple[int, int], highest: tuple[int, int] = (99, 0)) -> 
 
 
 def missing_module(module: str, distribution: str) -> str | None:
-    """Why `module` cannot be imported, None if it can. Imports it: a library for another torch fails only then."""
+    """Why `module` cannot be imported; None if it can. Imports it: only that detects a build for another torch."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -47,7 +49,7 @@ def rejects_half_precision_kernel(
     largest: int = 256,
     **_traits: object,
 ) -> str | None:
-    """Why a flash-attention kernel cannot serve such a call, None if it can."""
+    """Why a flash-attention kernel cannot serve such a call; None if it can."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"q is {dtype}; the kernel takes float16 and bfloat16"
     return rejects_kernel(
@@ -58,7 +60,7 @@ def rejects_half_precision_kernel(
 def rejects_kernel(
     *, device: torch.device, head_dim: int, return_lse: bool, needs_grad: bool, largest: int
 ) -> str | None:
-    """The part that does not depend on the dtype."""
+    """Why a kernel cannot serve such a call, whatever the dtype; None if it can."""
     if device.type != "cuda":
         return f"the tensors are on {device}; the kernel reads GPU memory"
     if head_dim % 8 or head_dim > largest:
@@ -68,38 +70,33 @@ def rejects_kernel(
     return None
 
 
-def nothing_to_attend(q: Tensor, k: Tensor) -> bool:
-    """No kernel can be launched over no token at all."""
-    return q.shape[0] == 0 or k.shape[0] == 0
-
-
-def attended_nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp where no query has a key."""
+def empty_forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of an empty call."""
+    q = call.q
     return q.new_zeros(q.shape), q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float32)
 
 
-def no_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def empty_backward(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of an empty call."""
+    q, k, v = call.q, call.k, call.v
     return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
 
 
-def unit_last_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
-
-
 def lse_from_kernel(lse: Tensor) -> Tensor:
-    """flash-attention 2 writes +inf for a query without keys, so that its backward computes exp(-inf)."""
+    """-inf for a query without keys, where flash-attention 2 writes +inf so that its backward computes exp(-inf)."""
     return lse.masked_fill(lse == math.inf, -math.inf)
 
 
 def lse_for_kernel(lse: Tensor) -> Tensor:
+    """Inverse of `lse_from_kernel`."""
     return lse.masked_fill(lse == -math.inf, math.inf).contiguous()
 
 
 @contextlib.contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """PyTorch's own attention kernels add up dQ in a fixed order only where its global switch asks for it.
+    """Sum dQ in a fixed order: PyTorch's own attention kernels do so only under its global switch.
 
-    The switch also has every new tensor filled with NaN, by a kernel of its own, unless that is switched off.
+    That switch also fills every new tensor with NaN, at the cost of a kernel, unless that is switched off.
     """
     filling: Any = torch.utils.deterministic
     filled = filling.fill_uninitialized_memory

@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from slap_fast import native
+from slap_fast.commands import info
+from slap_fast.ops.attention import BACKENDS as REGISTERED
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.packed import PackedLayout
 from tests.oracles.varlen_attention import varlen_attention as oracle
 from tests.tolerance import assert_as_exact_as
 
 BACKENDS = ["torch", "torch_padded"]
-ALL_BACKENDS = [*BACKENDS, "sdpa_per_clip"]  # the last has no gradient of the log-sum-exp
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1)]
-# One token, an empty sequence, and lengths around the 128-row tiles and the 97-token window.
+# One token, an empty sequence, and lengths around tiles of 128 rows and a window of 97 tokens.
 LENGTHS = [1, 0, 5, 96, 97, 98, 127, 128, 129, 260]
 
 
@@ -60,25 +62,7 @@ def test_output_lse_and_gradients_equal_the_oracle(backend, window):
         torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_sdpa_per_clip_equals_the_oracle_where_the_lse_has_no_gradient(window):
-    tensors, layouts = _inputs(LENGTHS)
-    out = _run(tensors, layouts, "sdpa_per_clip", window=window)
-    expected, expected_lse = oracle(*tensors, LENGTHS, LENGTHS, window, 16**-0.5)
-    torch.testing.assert_close(out, expected)
-    grad = torch.randn_like(out)
-    for actual, wanted in zip(
-        torch.autograd.grad(out, tensors, grad), torch.autograd.grad(expected, tensors, grad), strict=True
-    ):
-        torch.testing.assert_close(actual, wanted)
-    with pytest.raises(ValueError, match="no gradient of the log-sum-exp"):
-        _run(tensors, layouts, "sdpa_per_clip", window=window, return_lse=True)
-    with torch.no_grad():
-        _, lse = _run(tensors, layouts, "sdpa_per_clip", window=window, return_lse=True)
-    torch.testing.assert_close(lse, expected_lse)
-
-
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 1)])
 def test_cross_attention_aligns_the_last_query_with_the_last_key(backend, window):
     lengths_q, lengths_k = [3, 1, 7, 0, 2], [9, 4, 2, 3, 0]
@@ -87,7 +71,7 @@ def test_cross_attention_aligns_the_last_query_with_the_last_key(backend, window
     expected, _ = oracle(*tensors, lengths_q, lengths_k, window, 16**-0.5)
     torch.testing.assert_close(out, expected)
     grad = torch.randn_like(out)
-    # Softmax of a row without keys is NaN in the oracle's gradient; such a row's true gradient is zero.
+    # For a row without keys the oracle's gradient is NaN, the true one 0.
     expected_grads = [torch.nan_to_num(g) for g in torch.autograd.grad(expected, tensors, grad)]
     for actual, wanted in zip(torch.autograd.grad(out, tensors, grad), expected_grads, strict=True):
         assert torch.isfinite(actual).all()
@@ -95,7 +79,7 @@ def test_cross_attention_aligns_the_last_query_with_the_last_key(backend, window
             torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_query_heads_share_key_heads_in_consecutive_groups(backend):
     tensors, layouts = _inputs([5, 30], heads=6, kv_heads=2)
     out = _run(tensors, layouts, backend, window=(4, 4))
@@ -108,7 +92,7 @@ def test_query_heads_share_key_heads_in_consecutive_groups(backend):
         torch.testing.assert_close(actual, wanted)
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [16, 64, 256])
 def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(backend, dtype, head_dim):
@@ -134,9 +118,9 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(backend, dtype, h
     )
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [(-1, -1), (2, 2)])
-def test_nothing_leaks_across_a_border(backend, window):
+def test_a_sequence_does_not_change_the_others(backend, window):
     lengths = [4, 1, 9, 3]
     tensors, layouts = _inputs(lengths)
     before = _run(tensors, layouts, backend, window=window)
@@ -150,7 +134,7 @@ def test_nothing_leaks_across_a_border(backend, window):
         torch.testing.assert_close(after[untouched], before[untouched], rtol=0, atol=0, msg=f"clip {clip} leaks")
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_views_of_packed_qkv_and_a_scale(backend):
     lengths = [7, 20]
     layout = PackedLayout.from_lengths(lengths)
@@ -163,7 +147,7 @@ def test_strided_views_of_packed_qkv_and_a_scale(backend):
     )
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_five_thousand_short_clips(backend):
     lengths = torch.randint(0, 5, (5000,), generator=torch.Generator().manual_seed(1)).tolist()
     tensors, layouts = _inputs(lengths, heads=1, dtype=torch.float32)
@@ -173,7 +157,7 @@ def test_five_thousand_short_clips(backend):
     assert_as_exact_as([out], [peer], [exact])
 
 
-def test_an_hour_of_audio_stays_within_its_windows():
+def test_one_hour_of_audio_is_as_exact_as_dense_attention_over_each_window():
     tensors, layouts = _inputs([90_000], heads=1, dtype=torch.float32)
     out = _run(tensors, layouts, "torch", window=(48, 48))
     for begin, end in ((0, 300), (44_000, 44_300), (89_700, 90_000)):
@@ -186,7 +170,7 @@ def test_an_hour_of_audio_stays_within_its_windows():
         assert_as_exact_as([out[begin:end]], [peer], [exact])
 
 
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
 def test_an_empty_batch_gives_an_empty_result(backend, lengths):
     tensors, layouts = _inputs(lengths)
@@ -204,14 +188,7 @@ def test_gradcheck(backend):
     )
 
 
-def test_gradcheck_of_sdpa_per_clip():
-    tensors, layouts = _inputs([3, 1, 4], heads=2, kv_heads=1, head_dim=4)
-    assert torch.autograd.gradcheck(
-        lambda *x: _run(x, layouts, "sdpa_per_clip", window=(1, 2)), tensors, fast_mode=False
-    )
-
-
-@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend):
     tensors, (queries, keys) = _inputs([3, 0, 4], dtype=torch.float32)
     torch.library.opcheck(
@@ -220,9 +197,9 @@ def test_opcheck(backend):
     )
 
 
-# Native code serves the second, where there is any.
+# In float32 the native backend serves, if there is one.
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_compiles_whole_and_once_for_changing_lengths(dtype):
+def test_one_graph_serves_changing_lengths(dtype):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -261,7 +238,7 @@ def test_the_same_bits_from_run_to_run():
         ({"cu_seqlens_q": torch.tensor([0, 3], dtype=torch.int32)}, "from 0 to the 7 tokens"),
         ({"cu_seqlens_q": torch.tensor([0, 8, 7], dtype=torch.int32)}, "falls from 8 to 7 at item 1"),
         ({"cu_seqlens_q": torch.tensor([0, 3, 2, 7], dtype=torch.int32)}, "falls from 3 to 2 at item 1"),
-        # In 32 bits these differences are 2147483647, 1, 2147483647 and 8: lengths, all of them.
+        # In int32 arithmetic these differences are 2147483647, 1, 2147483647 and 8: all valid lengths.
         (
             {
                 "cu_seqlens_q": torch.tensor([0, 2**31 - 1, -(2**31), -1, 7], dtype=torch.int32),
@@ -269,7 +246,10 @@ def test_the_same_bits_from_run_to_run():
             },
             f"falls from {2**31 - 1} to {-(2**31)} at item 1",
         ),
-        ({"cu_seqlens_k": torch.tensor([0, 7], dtype=torch.int32), "max_seqlen_k": 7}, "names 2 sequences, .* 1"),
+        (
+            {"cu_seqlens_k": torch.tensor([0, 7], dtype=torch.int32), "max_seqlen_k": 7},
+            "has 2 sequences, .* 1;",
+        ),
         ({"cu_seqlens_k": torch.tensor([0, 7], dtype=torch.int32)}, "max_seqlen_k is None"),
         ({"k": torch.zeros(5, 4, 16), "v": torch.zeros(5, 4, 16)}, "cu_seqlens_k runs from 0 to 7; .* 5 tokens of k"),
         ({"k": torch.zeros(7, 0, 16), "v": torch.zeros(7, 0, 16)}, "multiple of the 0 key heads"),
@@ -281,7 +261,7 @@ def test_the_same_bits_from_run_to_run():
         ({"backend": "flash"}, "flash"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_the_error_names_what_is_wrong(change, message):
     tensors, (layout, _) = _inputs([3, 4], dtype=torch.float32)
     arguments = dict(zip("qkv", tensors, strict=True))
     arguments |= {"cu_seqlens_q": layout.cu_seqlens, "max_seqlen_q": 4} | change
@@ -289,10 +269,29 @@ def test_bad_input_is_named(change, message):
         varlen_attention(**arguments)
 
 
-def test_a_query_without_keys_gives_zero_and_minus_infinity():
+def test_a_query_without_keys_gives_0_and_an_lse_of_minus_infinity():
     q, k = torch.randn(2, 1, 16), torch.randn(0, 1, 16)
     queries, keys = PackedLayout.from_lengths([2]), PackedLayout.from_lengths([0])
-    for backend in ALL_BACKENDS:
+    for backend in BACKENDS:
         out, lse = _run((q, k, k), (queries, keys), backend, return_lse=True)
         assert torch.equal(out, torch.zeros_like(out))
         assert (lse == -math.inf).all()
+
+
+def test_auto_takes_native_then_torch_on_a_cpu_and_info_prints_the_order(monkeypatch):
+    chosen = []
+    for name, module in REGISTERED.items():
+
+        def forward(call, name=name, forward=module.forward):
+            chosen.append(name)
+            return forward(call)
+
+        monkeypatch.setattr(module, "forward", forward)
+    for dtype in (torch.float32, torch.float64):
+        tensors, layouts = _inputs([3, 8], dtype=dtype)
+        for window in ((-1, -1), (2, 2)):
+            _run(tensors, layouts, "auto", window=window)
+    assert chosen == [*["torch" if native.unavailable() else "native"] * 2, "torch", "torch"]
+    order = ["native", "torch", "flash_attn_4", "flash_attn_3", "flash_attn_2", "triton"]
+    order += ["torch_varlen", "torch_efficient", "torch_padded"]
+    assert [entry.split()[0] for entry in info.backends()["varlen_attention"].split("; ")] == order

@@ -1,4 +1,4 @@
-"""What the library backends hand to their libraries, and make of what they get back. No kernel runs here."""
+"""Backends of other libraries: arguments passed to the library, results made from its outputs. No kernel runs here."""
 
 from __future__ import annotations
 
@@ -13,30 +13,23 @@ import torch
 
 from slap_fast.ops import dispatch, varlen_attention
 from slap_fast.ops.attention import (
-    backend_flash_attn_2 as varlen_attention_flash2,
+    backend_flash_attn_2,
+    backend_flash_attn_3,
+    backend_flash_attn_4,
+    backend_torch_efficient,
+    backend_torch_varlen,
 )
-from slap_fast.ops.attention import (
-    backend_flash_attn_3 as varlen_attention_flash3,
-)
-from slap_fast.ops.attention import (
-    backend_flash_attn_4 as varlen_attention_flash4,
-)
-from slap_fast.ops.attention import (
-    backend_torch_efficient as varlen_attention_torch_efficient,
-)
-from slap_fast.ops.attention import (
-    backend_torch_varlen as varlen_attention_torch_varlen,
-)
+from slap_fast.ops.attention.call import AttentionCall
 from slap_fast.ops.attention.library_kernels import deterministic_kernels
 from tests.ops.attention import _attention_libraries as libraries
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
 MODULES: dict[str, Any] = {
-    "flash_attn_2": varlen_attention_flash2,
-    "flash_attn_3": varlen_attention_flash3,
-    "flash_attn_4": varlen_attention_flash4,
-    "torch_varlen": varlen_attention_torch_varlen,
-    "torch_efficient": varlen_attention_torch_efficient,
+    "flash_attn_2": backend_flash_attn_2,
+    "flash_attn_3": backend_flash_attn_3,
+    "flash_attn_4": backend_flash_attn_4,
+    "torch_varlen": backend_torch_varlen,
+    "torch_efficient": backend_torch_efficient,
 }
 SELF = ([5, 0, 40, 1], [5, 0, 40, 1])
 CROSS = ([3, 1, 7, 0, 2], [9, 4, 2, 3, 0])
@@ -50,7 +43,6 @@ TRAITS: dict[str, Any] = {
     "left": -1,
     "right": -1,
     "cross": False,
-    "is_long": False,
     "return_lse": False,
     "needs_grad": True,
 }
@@ -58,7 +50,7 @@ TRAITS: dict[str, Any] = {
 
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[libraries.Kernel]:
-    """The stand-in behind the backend that the test names."""
+    """A stand-in for the library of the backend `name`."""
     name = request.getfixturevalue("name")
     kernel = libraries.Kernel(empty=math.inf if name in ("flash_attn_2", "torch_varlen") else -math.inf)
     with torch.library._scoped_library("aten", "IMPL") as library:
@@ -84,7 +76,7 @@ def _cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "window", "lengths", "kv_heads"), list(_cases()))
-def test_the_library_is_asked_for_what_the_op_promises(
+def test_a_library_gets_the_arguments_of_the_call_and_its_results_are_returned(
     name: str,
     window: tuple[int, int],
     lengths: tuple[list[int], list[int]],
@@ -98,10 +90,10 @@ def test_the_library_is_asked_for_what_the_op_promises(
         for heads, total in ((4, sum(lengths[0])), (kv_heads, sum(lengths[1])), (kv_heads, sum(lengths[1])))
     )
     offsets = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths]
-    settings = (*offsets, max(lengths[0]), max(lengths[1]), *window, 0.3)
     expected, expected_lse = oracle(q, k, v, *lengths, window, 0.3)
     tensors = [x.detach() for x in (q, k, v)]
-    out, lse = MODULES[name].forward(*tensors, *settings)
+    call = AttentionCall(*tensors, *offsets, max(lengths[0]), max(lengths[1]), *window, 0.3)
+    out, lse = MODULES[name].forward(call)
     torch.testing.assert_close(out, expected.detach())
     torch.testing.assert_close(lse, expected_lse.detach())
     assert out.is_contiguous()
@@ -109,7 +101,7 @@ def test_the_library_is_asked_for_what_the_op_promises(
 
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     kernel.gradients = tuple(map(torch.nan_to_num, torch.autograd.grad(expected, (q, k, v), grad)))
-    grads = MODULES[name].backward(grad, torch.zeros_like(lse), *tensors, out, lse, *settings)
+    grads = MODULES[name].backward(call, out, lse, grad, torch.zeros_like(lse))
     for actual, wanted in zip(grads, kernel.gradients, strict=True):
         assert actual.is_contiguous()
         torch.testing.assert_close(actual, wanted)
@@ -121,10 +113,11 @@ def test_the_library_is_asked_for_what_the_op_promises(
 def test_no_kernel_is_launched_over_no_tokens(name: str) -> None:
     q, none = torch.randn(3, 2, 16), torch.randn(0, 2, 16)
     offsets = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 0], dtype=torch.int32)
-    out, lse = MODULES[name].forward(q, none, none, *offsets, 3, 0, -1, -1, 0.25)
+    call = AttentionCall(q, none, none, *offsets, 3, 0, -1, -1, 0.25)
+    out, lse = MODULES[name].forward(call)
     assert torch.equal(out, torch.zeros(3, 2, 16))
     assert torch.equal(lse, torch.full((2, 3), -math.inf))
-    grads = MODULES[name].backward(q, lse, q, none, none, out, lse, *offsets, 3, 0, -1, -1, 0.25)
+    grads = MODULES[name].backward(call, out, lse, q, lse)
     assert [tuple(grad.shape) for grad in grads] == [(3, 2, 16), (0, 2, 16), (0, 2, 16)]
     assert not grads[0].any()
 
@@ -140,20 +133,20 @@ def test_no_kernel_is_launched_over_no_tokens(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", MODULES)
-def test_what_a_kernel_cannot_do_is_said(name: str, change: dict[str, Any], message: str) -> None:
+def test_what_a_kernel_cannot_serve_is_refused_with_the_reason(name: str, change: dict[str, Any], message: str) -> None:
     assert MODULES[name].rejects(**TRAITS) is None
     assert message in MODULES[name].rejects(**TRAITS | change)
 
 
 @pytest.mark.parametrize("change", [{"left": 48}, {"right": 48}, {"cross": True}, {"kv_heads": 4}])
-def test_the_memory_efficient_kernels_are_for_plain_self_attention(change: dict[str, Any]) -> None:
+def test_the_memory_efficient_kernels_take_only_self_attention_without_windows(change: dict[str, Any]) -> None:
     assert MODULES["torch_efficient"].rejects(**TRAITS | change) is not None
     assert MODULES["torch_efficient"].rejects(**TRAITS | {"dtype": torch.float32, "right": 0}) is None
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_a_library_is_not_even_imported(name: str) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_no_library_is_imported(name: str) -> None:
     before = set(sys.modules)
     assert MODULES[name].unavailable() == "PyTorch finds no CUDA device"
     assert not {module for module in set(sys.modules) - before if "flash" in module}
@@ -162,10 +155,10 @@ def test_without_a_gpu_a_library_is_not_even_imported(name: str) -> None:
         varlen_attention(q, q, q, offsets, max_seqlen_q=3, backend=name)
 
 
-def test_a_missing_or_broken_library_and_a_wrong_gpu_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_broken_library_or_an_old_gpu_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert "compute capability 7.5" in str(varlen_attention_flash2.unavailable())
+    assert "compute capability 7.5" in str(backend_flash_attn_2.unavailable())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     for name in ("flash_attn_2", "flash_attn_3", "flash_attn_4"):
         monkeypatch.setitem(sys.modules, MODULES[name]._MODULE, None)
@@ -175,15 +168,17 @@ def test_a_missing_or_broken_library_and_a_wrong_gpu_say_why(monkeypatch: pytest
         raise ImportError("undefined symbol: _ZN3c10")
 
     monkeypatch.setattr("slap_fast.ops.attention.library_kernels.importlib.import_module", broken)
-    assert "build it against this torch" in str(varlen_attention_flash2.unavailable())
+    assert "build it against this torch" in str(backend_flash_attn_2.unavailable())
 
 
-def test_every_library_is_listed_with_its_reason() -> None:
+def test_every_library_is_in_the_report() -> None:
     assert set(MODULES) <= {name for name, _ in dispatch.report()["varlen_attention"]}
 
 
 @pytest.mark.parametrize("user", [(False, False, True), (True, True, True), (True, False, False)])
-def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tuple[bool, bool, bool]) -> None:
+def test_deterministic_kernels_fill_no_new_tensors_and_restore_the_switches(
+    user: tuple[bool, bool, bool],
+) -> None:
     filling: Any = torch.utils.deterministic
 
     def switches() -> tuple[bool, bool, bool]:
@@ -202,7 +197,7 @@ def test_a_fixed_order_of_sums_is_asked_for_without_filling_new_tensors(user: tu
         set_switches(*user)
         with deterministic_kernels():
             assert switches() == (True, False, user[0] and user[2])
-            fresh = torch.empty(1 << 29, dtype=torch.int8)[:: 1 << 20]  # more than other tests left: zeros
+            fresh = torch.empty(1 << 29, dtype=torch.int8)[:: 1 << 20]  # more than other tests freed: new zero pages
             assert bool(fresh.any()) == (user[0] and user[2])
         assert switches() == user
     finally:
