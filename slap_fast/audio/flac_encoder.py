@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -140,7 +140,7 @@ class _Spool:
     def flush(self) -> None:
         self._file.flush()
 
-    def guard(self, function, *arguments: object) -> None:  # type: ignore[no-untyped-def]
+    def guard(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a soundfile function; raise the OSError that caused its failure, if any."""
         try:
             function(*arguments)

@@ -33,9 +33,8 @@ def model_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -> st
         there, here = _flatten(_parsed(saved, name)), _flatten(_parsed(own, name))
         for key in sorted(there.keys() | here.keys()):
             if key not in ignored and there.get(key) != here.get(key):
-                where = "model" if name == "config.json" else "the text encoder's"
-                dot = "." if where == "model" else " "
-                return f"{where}{dot}{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+                where = "model." if name == "config.json" else "the text encoder's "
+                return f"{where}{key} is {there.get(key)!r} in the checkpoint and {here.get(key)!r} in this run"
     return tokenizer_difference(saved, own)
 
 
@@ -51,8 +50,8 @@ def tokenizer_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -
         of_id = {number: word for word, number in words[1].items()}
         word, number = next((item for item in known if of_id.get(item[1]) != item[0]), (other[0], -1))
         return (
-            f"the tokenizer differs: {len(other)} tokens have other ids; token {number} is {word!r} there and "
-            f"{of_id.get(number)!r} here"
+            f"the tokenizer differs: {len(other)} tokens have other ids; token {number} is {word!r} in the checkpoint "
+            f"and {of_id.get(number)!r} in this run"
         )
     for part in sorted(there.keys() | here.keys()):
         if part not in _CALL_OPTIONS and there.get(part) != here.get(part):
@@ -61,7 +60,7 @@ def tokenizer_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -
     for role in _SPECIAL_TOKENS:
         first, second = (_content(tokens.get(role)) for tokens in roles)
         if first != second:
-            return f"the tokenizer differs: its {role} is {first!r} there and {second!r} here"
+            return f"the tokenizer differs: its {role} is {first!r} in the checkpoint and {second!r} in this run"
     return None
 
 

@@ -196,20 +196,20 @@ class CheckpointManager:
         self._average.publish()
         notes.append(f"continuing after step {manifest.step} from {folder}")
         if (layout := _layout(manifest)) != _layout(own):
-            notes.append(f"saved by {layout}; weights, moments and teacher are the same bits with {_layout(own)}")
+            notes.append(f"saved by {layout}; resumed on {_layout(own)} with the same weights, moments and teacher")
         notes += resume_changes(manifest.config, own.config, manifest.data, own.data)
         return ResumePoint(manifest.step, manifest.skipped_steps, tuple(notes))
 
     def _write(self, folder: Path, share: dict[str, Tensor]) -> _WriteResult:
         """Write this rank's part durably."""
         try:
-            path = rank_file(folder, dist.get_rank())
-            write_slices(path, share)
+            written = [rank_file(folder, dist.get_rank())]
+            write_slices(written[0], share)
             for name, content in self._model_files.items():
-                described = model_folder(folder) / name
-                described.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(described, [content])
-            written = [path, *(model_folder(folder) / name for name in self._model_files)]
+                path = model_folder(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, [content])
+                written.append(path)
             return _WriteResult({path.relative_to(folder).as_posix(): file_digest(path) for path in written})
         # Any error: the other ranks wait for the result.
         except Exception as error:
@@ -299,8 +299,8 @@ def _require_same_model(folder: Path, saved: Manifest, own: Manifest) -> None:
         there, here = saved.parameters.get(name), own.parameters.get(name)
         if there != here:
             raise CheckpointError(
-                f"{folder} is of another model: {name} is {there or 'absent'} there and {here or 'absent'} in "
-                "this recipe. Restore the recipe's model section, or choose another training.output to start a new run"
+                f"{folder} is of another model: {name} is {there or 'absent'} in the checkpoint and {here or 'absent'} "
+                "in this recipe. Restore the model section, or choose another training.output to start a new run"
             )
 
 

@@ -49,10 +49,12 @@ def test_a_changed_layout_is_reported(folder: Path) -> None:
     _, second, third = seen(folder, "fp32 to bf16")
     assert "continuing after step 2" in second["notes"][0]
     assert second["notes"][1] == (
-        "saved by 2 ranks at zero_stage=2 in fp32; weights, moments and teacher are the same bits with 1 rank at "
-        "zero_stage=1 in bf16"
+        "saved by 2 ranks at zero_stage=2 in fp32; resumed on 1 rank at zero_stage=1 in bf16 with the same weights, "
+        "moments and teacher"
     )
-    assert third["notes"][1].endswith("with 4 ranks at zero_stage=3 in bf16")
+    assert third["notes"][1].endswith(
+        "resumed on 4 ranks at zero_stage=3 in bf16 with the same weights, moments and teacher"
+    )
 
 
 @pytest.mark.parametrize("chain", CHAINS)

@@ -52,12 +52,18 @@ def model_files(**changed: Any) -> dict[str, bytes]:
     [
         ({}, None),
         ({"config__text__pretrained": "other", "text__transformers_version": "6", "words__truncation": {}}, None),
-        ({"config__audio__heads": 4}, "model.audio.heads is 2 there and 4 here"),
-        ({"text__norm_eps": 1e-6}, "the text encoder's norm_eps is 1e-05 there and 1e-06 here"),
-        ({"words__model__vocab": {"b": 1, "a": 2}}, "2 tokens have other ids; token 1 is 'a' there and 'b' here"),
-        ({"words__model__vocab": {"a": 1, "c": 2}}, "2 tokens have other ids; token 2 is 'b' there and 'c' here"),
+        ({"config__audio__heads": 4}, "model.audio.heads is 2 in the checkpoint and 4 in this run"),
+        ({"text__norm_eps": 1e-6}, "the text encoder's norm_eps is 1e-05 in the checkpoint and 1e-06 in this run"),
+        (
+            {"words__model__vocab": {"b": 1, "a": 2}},
+            "2 tokens have other ids; token 1 is 'a' in the checkpoint and 'b' in this run",
+        ),
+        (
+            {"words__model__vocab": {"a": 1, "c": 2}},
+            "2 tokens have other ids; token 2 is 'b' in the checkpoint and 'c' in this run",
+        ),
         ({"words__normalizer": None}, "the tokenizer differs in its normalizer"),
-        ({"roles__cls_token": "a"}, "its cls_token is '[CLS]' there and 'a' here"),
+        ({"roles__cls_token": "a"}, "its cls_token is '[CLS]' in the checkpoint and 'a' in this run"),
     ],
 )
 def test_a_difference_that_makes_the_weights_useless_is_found(changed: dict[str, Any], message: str | None) -> None:
@@ -117,7 +123,7 @@ def test_another_tokenizer_or_model_is_rejected(continued: tuple[list[str], Path
     assert "CheckpointError: " in tokenizer
     assert "is of another model: the tokenizer differs: 2 tokens have other ids; token " in tokenizer
     assert "CheckpointError: " in model
-    assert "is of another model: model.audio.global_every is 3 there and 1 here" in model
+    assert "is of another model: model.audio.global_every is 3 in the checkpoint and 1 in this run" in model
 
 
 def test_changed_data_seed_and_batch_size_are_reported_and_the_earlier_configuration_is_kept(
