@@ -195,7 +195,7 @@ def test_torn_and_damaged_checkpoints_are_passed_over(results: dict[str, Any]) -
 
 def test_a_checkpoint_of_another_shape_names_the_parameter_and_both_shapes(results: dict[str, Any]) -> None:
     message = results["refusals"]["another shape"]
-    assert "tok_embeddings.weight is [37, 16] there and [37, 24] in this recipe" in message
+    assert "tok_embeddings.weight is [37, 16] in the checkpoint and [37, 24] in this recipe" in message
 
 
 def test_a_run_that_must_not_resume_refuses_a_folder_with_checkpoints(results: dict[str, Any]) -> None:
