@@ -6,12 +6,12 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import rms_norm as kernels
-from slap_fast.ops.rms_norm import backend_triton as backend
+from slap_fast.ops.rms_norm import backend_triton
 from tests.kernels._compile import Compiled, cross_compile
 
 
 def _compile(capability: tuple[int, int], rows: int, width: int, dtype: torch.dtype) -> list[Compiled]:
-    """The kernels of forward and backward."""
+    """The forward and backward kernels."""
     x, weight, rstd = torch.empty(rows, width, dtype=dtype), torch.empty(width, dtype=dtype), torch.empty(rows)
     with cross_compile(capability) as launched:
         kernels.forward(x, x, weight, 1e-6, x, x, rstd)
@@ -28,7 +28,7 @@ def _compile(capability: tuple[int, int], rows: int, width: int, dtype: torch.dt
         ((9, 0), 8192, torch.float32, (48, 128)),
     ],
 )
-def test_nothing_spills_and_bytes_are_loaded_by_the_vector(
+def test_no_spills_and_vectorized_memory_access(
     capability: tuple[int, int], width: int, dtype: torch.dtype, registers: tuple[int, int]
 ) -> None:
     compiled = _compile(capability, 100, width, dtype)
@@ -44,7 +44,7 @@ def test_nothing_spills_and_bytes_are_loaded_by_the_vector(
 
 def test_what_the_kernels_cannot_serve_is_named() -> None:
     def reason(dtype: torch.dtype, width: int, device: str = "cuda") -> str:
-        return backend.rejects(device=torch.device(device), dtype=dtype, width=width) or ""
+        return backend_triton.rejects(device=torch.device(device), dtype=dtype, width=width) or ""
 
     assert reason(torch.bfloat16, 768) == ""
     assert "float64" in reason(torch.float64, 768)

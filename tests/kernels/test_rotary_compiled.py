@@ -11,7 +11,7 @@ from tests.kernels._compile import Compiled, cross_compile
 
 
 def _compile(capability: tuple[int, int], lengths: list[int], dtype: torch.dtype, thetas: list[float]) -> Compiled:
-    """In place, on views of a packed projection."""
+    """The kernel for a rotation in place of views of a packed projection."""
     layout = PackedLayout.from_lengths(lengths)
     q, k, _ = torch.empty(layout.total, 3, 12, 64, dtype=dtype).unbind(1)
     with cross_compile(capability) as launched:
@@ -23,7 +23,7 @@ def _compile(capability: tuple[int, int], lengths: list[int], dtype: torch.dtype
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
 @pytest.mark.parametrize(("dtype", "thetas"), [(torch.bfloat16, [100.0, 10.0]), (torch.float32, [100.0])])
-def test_nothing_spills_and_memory_is_read_in_vectors(
+def test_no_spills_and_vectorized_memory_access(
     dtype: torch.dtype, thetas: list[float], capability: tuple[int, int]
 ) -> None:
     kernel = _compile(capability, [100, 28], dtype, thetas)
@@ -34,7 +34,7 @@ def test_nothing_spills_and_memory_is_read_in_vectors(
 
 
 @pytest.mark.slow
-def test_other_lengths_and_counts_of_clips_compile_nothing_anew() -> None:
+def test_changing_lengths_and_numbers_of_clips_do_not_recompile() -> None:
     hashes = {
         _compile((9, 0), lengths, torch.bfloat16, [100.0]).hash for lengths in ([100, 28], [1], [16] * 16, [3, 0, 5])
     }

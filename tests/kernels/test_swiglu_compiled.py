@@ -6,12 +6,12 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import swiglu as kernels
-from slap_fast.ops.swiglu import backend_triton as backend
+from slap_fast.ops.swiglu import backend_triton
 from tests.kernels._compile import Compiled, cross_compile
 
 
 def _compile(capability: tuple[int, int], rows: int, dtype: torch.dtype) -> list[Compiled]:
-    """The kernels of forward and backward, in the width of the paper's MLPs."""
+    """The forward and backward kernels at the width of the paper's MLPs."""
     gate_up, out = torch.empty(rows, 2 * 3072, dtype=dtype), torch.empty(rows, 3072, dtype=dtype)
     with cross_compile(capability) as launched:
         kernels.forward(gate_up, out)
@@ -21,7 +21,7 @@ def _compile(capability: tuple[int, int], rows: int, dtype: torch.dtype) -> list
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((8, 0), torch.float32)])
-def test_nothing_spills_and_bytes_move_by_the_vector(capability: tuple[int, int], dtype: torch.dtype) -> None:
+def test_no_spills_and_vectorized_memory_access(capability: tuple[int, int], dtype: torch.dtype) -> None:
     compiled = _compile(capability, 100, dtype)
     assert [kernel.name for kernel in compiled] == ["forward_kernel", "backward_kernel"]
     for kernel, vectors_in, vectors_out in zip(compiled, (2, 3), (1, 2), strict=True):
@@ -35,6 +35,6 @@ def test_nothing_spills_and_bytes_move_by_the_vector(capability: tuple[int, int]
 
 
 def test_what_the_kernels_cannot_serve_is_named() -> None:
-    assert backend.rejects(device=torch.device("cuda"), dtype=torch.bfloat16) is None
-    assert "float64" in (backend.rejects(device=torch.device("cuda"), dtype=torch.float64) or "")
-    assert "on cpu" in (backend.rejects(device=torch.device("cpu"), dtype=torch.float32) or "")
+    assert backend_triton.rejects(device=torch.device("cuda"), dtype=torch.bfloat16) is None
+    assert "float64" in (backend_triton.rejects(device=torch.device("cuda"), dtype=torch.float64) or "")
+    assert "on cpu" in (backend_triton.rejects(device=torch.device("cpu"), dtype=torch.float32) or "")

@@ -1,85 +1,53 @@
-"""RMSNorm, alone or of the sum of two tensors: what stands before each branch of a pre-norm transformer block.
+"""RMSNorm, alone or of a residual sum: the norm before each branch of a pre-norm transformer block.
 
     normed = rms_norm(x, weight, eps=1e-6)
-    normed, x = add_rms_norm(branch, x, weight, eps=1e-6)    # x + branch, and its norm, in one pass
+    normed, x = add_rms_norm(branch, x, weight, eps=1e-6)    # branch + x and its norm, in one pass
 
-`x * weight / sqrt(mean(x**2) + eps)` over the last dimension (arXiv 1910.07467). Forward, each input is read and each
-output written once. For the backward pass the sum is kept, and one number a row: the gradients of the sum and of the
-weight take one pass too.
+`x * weight / sqrt(mean(x**2) + eps)` over the last dimension (arXiv 1910.07467). Forward reads each input once and
+writes each output once. The sum and one float32 per row are saved for backward, which computes the gradients of the sum
+and of the weight in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from slap_fast import native
 from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
-from slap_fast.ops.rms_norm import backend_native as rms_norm_native
-from slap_fast.ops.rms_norm import backend_triton as rms_norm_triton
-from slap_fast.ops.tensor_checks import require, require_like
+from slap_fast.ops.rms_norm import backend_native, backend_torch, backend_triton
+from slap_fast.ops.rms_norm.call import (
+    Backend,
+    BackwardCall,
+    ForwardCall,
+    check,
+    check_add,
+    check_backward,
+    require_alike,
+    select,
+)
 
-# (x, residual, weight, eps, summed, normed, rstd): writes the last three, `summed` only where there is a residual.
-_FORWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, float, Tensor | None, Tensor, Tensor], None]] = {
-    "native": rms_norm_native.forward,
-    "triton": rms_norm_triton.forward,
-}
-# (grad_normed, grad_summed, summed, weight, rstd, grad, grad_weight): writes the last two.
-_BACKWARD: dict[str, Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor], None]] = {
-    "native": rms_norm_native.backward,
-    "triton": rms_norm_triton.backward,
-}
+# Backends of the registered ops, in order of preference. PyTorch's is not a registered op: autograd differentiates its
+# operations, and the compiler fuses them.
+BACKENDS: dict[str, Backend] = {"native": backend_native, "triton": backend_triton}
 dispatch.register(
     "rms_norm",
     [
-        dispatch.Backend("native", unavailable=native.unavailable, rejects=rms_norm_native.rejects),
-        dispatch.Backend("triton", unavailable=rms_norm_triton.unavailable, rejects=rms_norm_triton.rejects),
-        # Not one of the tables above: PyTorch differentiates its own operations, and its compiler fuses them.
-        dispatch.Backend("torch"),
+        *(dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()),
+        dispatch.Backend("torch", backend_torch.unavailable, backend_torch.rejects),
     ],
 )
 
 
 def _empty(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalized rows, and the reciprocal root mean square of each in float32."""
+    """`normed` `[..., W]` and `rstd` `[...]` float32, the reciprocal root mean square of each row."""
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-def _registered(x: Tensor, weight: Tensor, eps: float, backend: str) -> str:
-    chosen = _select(x, weight, eps, backend)
-    if chosen == "torch":
-        raise ValueError('backend "torch" is no part of the registered op; call slap_fast.ops.rms_norm')
-    return chosen
-
-
-def _check(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple:
-    return x, weight, eps, _registered(x, weight, eps, backend)
-
-
-def _check_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str) -> tuple:
-    require_like("residual", residual, x)
-    return x, residual, weight, eps, _registered(x, weight, eps, backend)
-
-
-def _check_backward(
-    grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
-) -> tuple:
-    chosen = _registered(summed, weight, 0.0, backend)
-    require_like("grad_normed", grad_normed, summed)
-    if grad_summed is not None:
-        require_like("grad_summed", grad_summed, summed)
-    require("rstd", rstd, summed.shape[:-1], torch.float32, summed.device)
-    return grad_normed, grad_summed, summed, weight, rstd.contiguous(), chosen
-
-
-@custom_op("slap_fast::rms_norm", check=_check, rule=autocast.full)
+@custom_op("slap_fast::rms_norm", check=check, rule=autocast.full)
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     normed, rstd = _empty(x)
-    _FORWARD[backend](x, None, weight, eps, None, normed, rstd)
+    BACKENDS[backend].forward(ForwardCall(x, None, weight, eps), None, normed, rstd)
     return normed, rstd
 
 
@@ -88,13 +56,13 @@ def _(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tens
     return _empty(x)
 
 
-@custom_op("slap_fast::add_rms_norm", check=_check_add, rule=autocast.full)
+@custom_op("slap_fast::add_rms_norm", check=check_add, rule=autocast.full)
 def _add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     summed = x.new_empty(x.shape)
     normed, rstd = _empty(x)
-    _FORWARD[backend](x, residual, weight, eps, summed, normed, rstd)
+    BACKENDS[backend].forward(ForwardCall(x, residual, weight, eps), summed, normed, rstd)
     return normed, summed, rstd
 
 
@@ -104,20 +72,16 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str) -> 
     return normed, x.new_empty(x.shape), rstd
 
 
-@custom_op("slap_fast::rms_norm_backward", check=_check_backward)
-def _rms_norm_backward(
-    grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    grad, grad_weight = summed.new_empty(summed.shape), weight.new_empty(weight.shape)
-    _BACKWARD[backend](grad_normed, grad_summed, summed, weight, rstd, grad, grad_weight)
+@custom_op("slap_fast::rms_norm_backward", check=check_backward)
+def _rms_norm_backward(call: BackwardCall, backend: str) -> tuple[Tensor, Tensor]:
+    grad, grad_weight = call.summed.new_empty(call.summed.shape), call.weight.new_empty(call.weight.shape)
+    BACKENDS[backend].backward(call, grad, grad_weight)
     return grad, grad_weight
 
 
 @_rms_norm_backward.register_fake
-def _(
-    grad_normed: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor, rstd: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    return summed.new_empty(summed.shape), weight.new_empty(weight.shape)
+def _(call: BackwardCall, backend: str) -> tuple[Tensor, Tensor]:
+    return call.summed.new_empty(call.summed.shape), call.weight.new_empty(call.weight.shape)
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -128,8 +92,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad_normed: Tensor, _: object) -> tuple[Tensor | None, ...]:
-    x, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
-    grad, grad_weight = _rms_norm_backward(grad_normed, None, x, weight, rstd, ctx.backend)  # type: ignore[attr-defined]
+    call = BackwardCall(grad_normed, None, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    grad, grad_weight = _rms_norm_backward(call, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad_weight, None, None
 
 
@@ -148,8 +112,8 @@ def _add_backward(
 ) -> tuple[Tensor | None, ...]:
     grad, grad_weight = grad_summed, None
     if grad_normed is not None:
-        summed, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad, grad_weight = _rms_norm_backward(grad_normed, grad_summed, summed, weight, rstd, ctx.backend)  # type: ignore[attr-defined]
+        call = BackwardCall(grad_normed, grad_summed, *ctx.saved_tensors)  # type: ignore[attr-defined]
+        grad, grad_weight = _rms_norm_backward(call, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad, grad_weight, None, None
 
 
@@ -158,13 +122,13 @@ _add_rms_norm.register_autograd(_add_backward, setup_context=_setup_add_context)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") -> Tensor:
-    """Divide each row by the root of its mean square, and scale its channels.
+    """Divide each row by its root mean square and scale its channels.
 
     Args:
         x: `[..., W]` floating point, any strides.
-        weight: `[W]`, dtype and device of `x`; under autocast both are taken in float32, as by `F.rms_norm` on a GPU.
-        eps: added to the mean square; not negative.
-        backend: "auto" or the name of one that `slap-fast info` lists.
+        weight: `[W]`, dtype and device of `x`. Autocast casts both to float32, as for `F.rms_norm` on a GPU.
+        eps: added to the mean square; at least 0.
+        backend: "auto", or a name that `slap-fast info` lists.
 
     Returns:
         `[..., W]` of the dtype of `x`, contiguous. Sums and products are float32 (float64 for float64), rounded once.
@@ -173,9 +137,10 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
         ValueError: shapes, dtypes or devices that do not fit, a negative `eps`, or a backend that cannot serve.
     """
     x, weight = autocast.cast(autocast.full, x, weight)
-    chosen = _select(x, weight, eps, backend)
-    if chosen in ("torch", "auto"):  # an exported program has what runs anywhere
-        return F.rms_norm(x, weight.shape, weight, eps)
+    chosen = select(x, weight, eps, backend)
+    # An exported program may run anywhere: "auto" stays "auto" while it is traced.
+    if chosen in ("torch", "auto"):
+        return backend_torch.rms_norm(x, weight, eps)
     return _rms_norm(x, weight, eps, chosen)[0]
 
 
@@ -185,11 +150,11 @@ def add_rms_norm(
     """The sum of two tensors, and its `rms_norm`.
 
     Args:
-        x: `[..., W]` floating point, any strides: what a branch of a block returned.
-        residual: as `x`: what stands beside the branch.
+        x: `[..., W]` floating point, any strides: the output of a branch.
+        residual: shape, dtype and device of `x`: the residual stream.
         weight: as for `rms_norm`.
         eps: as for `rms_norm`.
-        backend: "auto" or the name of one that `slap-fast info` lists.
+        backend: "auto", or a name that `slap-fast info` lists.
 
     Returns:
         The normalized sum and the sum, both `[..., W]` and contiguous. The sum is rounded to the dtype of `x` before
@@ -199,26 +164,8 @@ def add_rms_norm(
         ValueError: as for `rms_norm`.
     """
     x, residual, weight = autocast.cast(autocast.full, x, residual, weight)
-    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
-        raise ValueError(f"x is {_described(x)} and residual is {_described(residual)}; pass two alike")
-    chosen = _select(x, weight, eps, backend)
+    require_alike(x, residual)
+    chosen = select(x, weight, eps, backend)
     if chosen in ("torch", "auto"):
-        summed = x + residual
-        return F.rms_norm(summed, weight.shape, weight, eps), summed
+        return backend_torch.add_rms_norm(x, residual, weight, eps)
     return _add_rms_norm(x, residual, weight, eps, chosen)[:2]
-
-
-def _select(x: Tensor, weight: Tensor, eps: float, backend: str) -> str:
-    if x.dim() == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(f"x and weight have shapes {tuple(x.shape)}, {tuple(weight.shape)}; pass [..., W] and [W]")
-    if not x.dtype.is_floating_point or weight.dtype != x.dtype or weight.device != x.device:
-        raise ValueError(
-            f"x is {_described(x)} and weight is {_described(weight)}; pass one floating-point dtype and one device"
-        )
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; it cannot be negative")
-    return dispatch.select("rms_norm", backend, device=x.device, dtype=x.dtype, width=x.shape[-1])
-
-
-def _described(x: Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} on {x.device}"

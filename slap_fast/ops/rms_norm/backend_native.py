@@ -1,4 +1,4 @@
-"""RMSNorm by the native module: float32, bfloat16 and float16 in CPU memory, on all of torch's threads."""
+"""Native backend, CPU: float32, bfloat16 and float16, on all of torch's threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.ops.rms_norm.call import BackwardCall, ForwardCall
 from slap_fast.ops.tensor_checks import STORAGE, contiguous
+
+unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
@@ -16,18 +19,16 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     return None if dtype in STORAGE else f"x is {dtype}; native code takes float32, bfloat16 and float16"
 
 
-def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, summed: Tensor | None, normed: Tensor, rstd: Tensor
-) -> None:
-    """Write the sum of `x` and `residual` to `summed`, where there is one, and what follows from it to the others."""
-    x, weight = contiguous(x), contiguous(weight)
-    residual = None if residual is None else contiguous(residual)
+def forward(call: ForwardCall, summed: Tensor | None, normed: Tensor, rstd: Tensor) -> None:
+    """See `Backend.forward`."""
+    x, weight = contiguous(call.x), contiguous(call.weight)
+    residual = None if call.residual is None else contiguous(call.residual)
     native.require().rms_norm(
         **_shape(x),
         x=x.data_ptr(),
         residual=_address(residual),
         weight=weight.data_ptr(),
-        eps=eps,
+        eps=call.eps,
         sum=_address(summed),
         normed=normed.data_ptr(),
         rstd=rstd.data_ptr(),
@@ -35,25 +36,17 @@ def forward(
     )
 
 
-def backward(
-    grad_normed: Tensor,
-    grad_summed: Tensor | None,
-    summed: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    grad: Tensor,
-    grad_weight: Tensor,
-) -> None:
-    """Write the gradients of the sum and of the weight to `grad` and `grad_weight`."""
-    grad_normed, summed, weight = contiguous(grad_normed), contiguous(summed), contiguous(weight)
-    grad_summed = None if grad_summed is None else contiguous(grad_summed)
+def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
+    """See `Backend.backward`."""
+    grad_normed, summed, weight = contiguous(call.grad_normed), contiguous(call.summed), contiguous(call.weight)
+    grad_summed = None if call.grad_summed is None else contiguous(call.grad_summed)
     native.require().rms_norm_backward(
         **_shape(summed),
         grad_normed=grad_normed.data_ptr(),
         grad_sum=_address(grad_summed),
         sum=summed.data_ptr(),
         weight=weight.data_ptr(),
-        rstd=rstd.data_ptr(),
+        rstd=call.rstd.data_ptr(),
         grad=grad.data_ptr(),
         grad_weight=grad_weight.data_ptr(),
         threads=torch.get_num_threads(),

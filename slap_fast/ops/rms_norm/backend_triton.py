@@ -1,4 +1,4 @@
-"""RMSNorm by Triton kernels: float32, float16 and bfloat16 on a GPU; CUDA graphs after a first call."""
+"""Triton backend, GPU: float32, float16 and bfloat16; usable in CUDA graphs after a first call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import triton_support
+from slap_fast.ops.rms_norm.call import BackwardCall, ForwardCall
 
-_MAX_WIDTH = 8192  # a row is held in the registers of one program
+_MAX_WIDTH = 8192  # one program keeps a whole row in registers
 
-
-def unavailable() -> str | None:
-    """Why the kernels cannot run on this machine, None if they can."""
-    return triton_support.unavailable()
+unavailable = triton_support.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
@@ -24,29 +22,16 @@ def rejects(*, device: torch.device, dtype: torch.dtype, width: int) -> str | No
     return triton_support.rejects_device(device)
 
 
-def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, summed: Tensor | None, normed: Tensor, rstd: Tensor
-) -> None:
-    """Write the sum of `x` and `residual` to `summed`, where there is one, and what follows from it to the others."""
+def forward(call: ForwardCall, summed: Tensor | None, normed: Tensor, rstd: Tensor) -> None:
+    """See `Backend.forward`."""
     from slap_fast.kernels import rms_norm as kernels
 
-    residual = None if residual is None else residual.contiguous()
-    kernels.forward(x.contiguous(), residual, weight.contiguous(), eps, summed, normed, rstd)
+    residual = None if call.residual is None else call.residual.contiguous()
+    kernels.forward(call.x.contiguous(), residual, call.weight.contiguous(), call.eps, summed, normed, rstd)
 
 
-def backward(
-    grad_normed: Tensor,
-    grad_summed: Tensor | None,
-    summed: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    grad: Tensor,
-    grad_weight: Tensor,
-) -> None:
-    """Write the gradients of the sum and of the weight to `grad` and `grad_weight`."""
+def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
+    """See `Backend.backward`."""
     from slap_fast.kernels import rms_norm as kernels
 
-    grad_summed = None if grad_summed is None else grad_summed.contiguous()
-    kernels.backward(
-        grad_normed.contiguous(), grad_summed, summed.contiguous(), weight.contiguous(), rstd, grad, grad_weight
-    )
+    kernels.backward(*(x if x is None else x.contiguous() for x in call), grad, grad_weight)

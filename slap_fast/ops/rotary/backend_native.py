@@ -1,4 +1,4 @@
-"""Rotary embedding by the native module: float32, bfloat16 and float16 in CPU memory, on all of torch's threads."""
+"""Native backend, CPU: float32, bfloat16 and float16, on all of torch's threads."""
 
 from __future__ import annotations
 
@@ -6,38 +6,31 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous
+from slap_fast.ops.rotary.call import Angles
+from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous, unit_last_stride
+
+unavailable = native.unavailable
 
 
-def rejects(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why native code cannot serve q and k of `dtype` on `device`, None if it can."""
+def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
+    """Why native code cannot serve `q` and `k` of `dtype` on `device`, None if it can."""
     if device.type != "cpu":
         return f"q and k are on {device}; native code reads CPU memory"
     return None if dtype in STORAGE else f"q and k are {dtype}; native code takes float32, bfloat16 and float16"
 
 
-def rotate(
-    q: Tensor,
-    k: Tensor,
-    cu_seqlens: Tensor,
-    tokens_per_frame: int,
-    thetas: list[float],
-    inverse: bool,
-    out_q: Tensor,
-    out_k: Tensor,
-) -> None:
-    """Write the rotated `q` and `k` to `out_q` and `out_k`, which may be the same tensors."""
-    module = native.require()
-    offsets = contiguous(cu_seqlens.to(torch.int64))
+def rotate(q: Tensor, k: Tensor, angles: Angles, inverse: bool, out_q: Tensor, out_k: Tensor) -> None:
+    """See `Backend.rotate`."""
+    offsets = contiguous(angles.cu_seqlens.to(torch.int64))
     pairs = [(q, out_q), (k, out_k)]
-    # A head is read and written as one row of memory. What lies otherwise is copied before and after.
+    # Native code reads and writes the channels of a head as one row of memory: other strides are copied around it.
     rows = [(_rows(source), _rows(target)) for source, target in pairs]
-    module.rotate(
+    native.require().rotate(
         parts=[_part(source, target) for source, target in rows],
         storage=STORAGE[q.dtype],
         head_dim=q.shape[2],
-        tokens_per_frame=tokens_per_frame,
-        thetas=thetas,
+        tokens_per_frame=angles.tokens_per_frame,
+        thetas=angles.thetas,
         inverse=inverse,
         cu_seqlens=offsets.data_ptr(),
         sequences=offsets.shape[0] - 1,
@@ -50,7 +43,7 @@ def rotate(
 
 
 def _rows(x: Tensor) -> Tensor:
-    return aligned(x if x.stride(2) == 1 else x.contiguous())
+    return aligned(unit_last_stride(x))
 
 
 def _part(source: Tensor, target: Tensor) -> tuple[int, ...]:

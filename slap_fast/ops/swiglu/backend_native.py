@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU MLP by the native module: float32, bfloat16 and float16 in CPU memory, on all threads."""
+"""Native backend, CPU: float32, bfloat16 and float16, on all of torch's threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.tensor_checks import STORAGE, contiguous
+
+unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -17,7 +19,7 @@ def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def forward(gate_up: Tensor, out: Tensor) -> None:
-    """Write `[..., M]` of a `[..., 2 * M]` `gate_up` to `out`."""
+    """See `Backend.forward`."""
     gate_up = contiguous(gate_up)
     native.require().swiglu(
         **_shape(out), gate_up=gate_up.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads()
@@ -25,7 +27,7 @@ def forward(gate_up: Tensor, out: Tensor) -> None:
 
 
 def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
-    """Write the gradient of `gate_up` to `grad_gate_up`."""
+    """See `Backend.backward`."""
     grad, gate_up = contiguous(grad), contiguous(gate_up)
     native.require().swiglu_backward(
         **_shape(grad),

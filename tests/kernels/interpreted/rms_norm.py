@@ -1,4 +1,4 @@
-"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+"""Triton kernels in the interpreter. Alone: `TRITON_INTERPRET=1 pytest tests/kernels/interpreted/rms_norm.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from slap_fast.kernels import rms_norm as kernels
 from slap_fast.ops import add_rms_norm, rms_norm
 
-# The interpreter truncates where it should round to bfloat16.
+# Without bfloat16: the interpreter truncates to it instead of rounding.
 DTYPES = [torch.float32, torch.float16]
 
 
@@ -35,7 +35,7 @@ def test_as_exact_as_pytorch(rows: int, width: int, dtype: torch.dtype) -> None:
         assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps / 4 * exact.norm()
 
 
-def test_a_program_sums_over_several_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_program_sums_over_several_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_BACKWARD_PROGRAMS", 2)
     for ours, exact in zip(
         _results(torch.float32, 37, 500, "triton"), _results(torch.float32, 37, 500, "exact"), strict=True

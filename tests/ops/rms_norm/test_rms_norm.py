@@ -22,7 +22,7 @@ def _inputs(dtype=torch.float64, *, rows=7, width=12):
 
 
 def _compilable(backend):
-    """The types that a backend takes, the most exact first."""
+    """The most exact dtype that the backend takes."""
     return torch.float32 if backend == "native" else torch.float64
 
 
@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_oracle(backend):
 
 
 @each_backend
-def test_a_norm_alone_is_that_of_a_sum_with_nothing(backend):
+def test_rms_norm_equals_add_rms_norm_with_a_residual_of_zeros(backend):
     x, _, weight = (x.requires_grad_() for x in _inputs(_compilable(backend)))
     results = [
         rms_norm(x, weight, eps=EPS, backend=backend),
@@ -59,7 +59,7 @@ def test_a_norm_alone_is_that_of_a_sum_with_nothing(backend):
 
 
 @each_backend
-def test_the_sum_may_be_used_alone(backend):
+def test_gradients_when_only_the_sum_is_used(backend):
     x, residual, weight = (x.requires_grad_() for x in _inputs(_compilable(backend)))
     _, summed = add_rms_norm(x, residual, weight, eps=EPS, backend=backend)
     grads = torch.autograd.grad(summed.sum(), (x, residual, weight), allow_unused=True, materialize_grads=True)
@@ -80,7 +80,7 @@ def test_any_number_of_rows_in_any_shape_and_strides(shape, backend):
     x, residual = whole[..., ::2].requires_grad_(), whole.detach()[..., shape[-1] :].requires_grad_()
     weight = torch.randn(2 * shape[-1], generator=generator)[::2].requires_grad_()
     results = add_rms_norm(x, residual, weight, eps=EPS, backend=backend)
-    grads = torch.autograd.grad([result.sum() for result in results], (x, residual, weight))  # expanded, all strides 0
+    grads = torch.autograd.grad([result.sum() for result in results], (x, residual, weight))  # strides of 0
     rows = [t.detach().reshape(-1, shape[-1]).contiguous().requires_grad_() for t in (x, residual)]
     weight = weight.detach().contiguous().requires_grad_()
     expected = add_rms_norm(*rows, weight, eps=EPS, backend="torch")
@@ -102,7 +102,7 @@ def test_opcheck_also_for_strided_views(native):
 
 
 @each_backend
-def test_compiles_whole_and_once_for_changing_lengths(backend):
+def test_compiles_to_one_graph_once_for_changing_lengths(backend):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -142,6 +142,6 @@ def test_bad_input_is_named(change, message):
         add_rms_norm(**arguments)
 
 
-def test_numbers_that_are_not_floating_point_are_refused():
+def test_integer_tensors_are_rejected():
     with pytest.raises(ValueError, match="floating-point"):
         rms_norm(torch.zeros(3, 4, dtype=torch.int64), torch.ones(4, dtype=torch.int64), eps=EPS)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import add_rms_norm
-from slap_fast.ops.rms_norm import backend_native as rms_norm_native
+from slap_fast.ops.rms_norm import backend_native
+from slap_fast.ops.rms_norm.call import BackwardCall, ForwardCall
 from tests.ops._native import native_code, needs_native
 
 pytestmark = needs_native
@@ -18,18 +19,18 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def _tensors(rows: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """x, residual, and the gradients of norm and sum; the weight."""
+    """`x`, `residual`, the gradients of norm and sum, and `weight`."""
     generator = torch.Generator().manual_seed(width)
     tensors = [torch.randn(rows, width, generator=generator).to(dtype) for _ in range(4)]
     return [*tensors, torch.randn(width, generator=generator).to(dtype)]
 
 
 def _native(x: Tensor, residual: Tensor, grad_normed: Tensor, grad_summed: Tensor, weight: Tensor) -> list[Tensor]:
-    """Norm, sum, and the gradients of sum and weight, each in memory that holds NaN."""
+    """Norm, sum, and the gradients of sum and weight, written into memory filled with NaN."""
     normed, summed, grad = (torch.full_like(x, torch.nan) for _ in range(3))
     grad_weight, rstd = torch.full_like(weight, torch.nan), torch.full((len(x),), torch.nan)
-    rms_norm_native.forward(x, residual, weight, EPS, summed, normed, rstd)
-    rms_norm_native.backward(grad_normed, grad_summed, summed, weight, rstd, grad, grad_weight)
+    backend_native.forward(ForwardCall(x, residual, weight, EPS), summed, normed, rstd)
+    backend_native.backward(BackwardCall(grad_normed, grad_summed, summed, weight, rstd), grad, grad_weight)
     return [normed, summed, grad, grad_weight]
 
 
@@ -47,16 +48,17 @@ def test_as_exact_as_pytorch(isa, dtype, width):
     with native_code(isa=isa):
         actual = _native(*tensors)
     exact, pytorch = _pytorch(*(x.double() for x in tensors)), _pytorch(*tensors)
-    terms = (tensors[2].double() * exact[0] / tensors[4].double()).abs().sum(0)  # of the weight's gradient: they cancel
+    # Terms of the weight's gradient, which cancel.
+    terms = (tensors[2].double() * exact[0] / tensors[4].double()).abs().sum(0)
     for ours, theirs, wanted, summed in zip(actual, pytorch, exact, [0, 0, 0, terms.norm()], strict=True):
         errors = [(x.double() - wanted).norm() for x in (ours, theirs)]
         assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps / 4 * max(wanted.norm(), summed)
 
 
-def test_many_rows_cost_the_gradient_of_the_weight_no_accuracy(isa):
+def test_gradient_of_the_weight_stays_accurate_over_many_rows(isa):
     x, nothing, grad_normed, grad_summed, weight = _tensors(20_000, 24, torch.float32)
     nothing.zero_()
-    grad_normed = grad_normed.abs() * x.sign()  # all of one sign, so that the sums grow with the rows
+    grad_normed = grad_normed.abs() * x.sign()  # all terms of one sign: the sums grow with the rows
     with native_code(isa=isa):
         actual = _native(x, nothing, grad_normed, grad_summed, weight)[3]
     wanted = _pytorch(*(t.double() for t in (x, nothing, grad_normed, grad_summed, weight)))[3]
@@ -79,7 +81,7 @@ def test_bits_depend_on_neither_threads_nor_other_rows(isa, dtype):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e15])
 def test_rows_of_any_size(isa, scale):
-    """A row of zeros has no direction: eps alone stands below it, and its gradient is finite."""
+    """For a row of zeros eps is the whole divisor, and the gradient stays finite."""
     x, _, grad_normed, grad_summed, weight = _tensors(3, 40, torch.float32)
     tensors = x * scale, torch.zeros_like(x), grad_normed, grad_summed, weight
     with native_code(isa=isa):
@@ -110,7 +112,7 @@ def test_a_nan_stays_in_its_row(isa, dtype):
         ({"storage": "float64"}, "storage 'float64'"),
     ],
 )
-def test_native_code_refuses_what_does_not_hold_together(change, message):
+def test_native_code_rejects_inconsistent_arguments(change, message):
     x, out, weight, rstd = torch.ones(3, 4), torch.empty(3, 4), torch.ones(4), torch.empty(3)
     arguments = {
         "storage": "float32",
@@ -132,7 +134,7 @@ def test_native_code_refuses_what_does_not_hold_together(change, message):
         module.rms_norm(**arguments | change)
 
 
-def test_it_says_what_it_cannot_serve():
+def test_an_unsupported_dtype_is_named():
     x = torch.zeros(4, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"x is torch\.float64; native code takes"):
         add_rms_norm(x, x, torch.ones(8, dtype=torch.float64), eps=EPS, backend="native")

@@ -39,7 +39,7 @@ def test_low_precision_input_is_rounded_once(dtype, backend):
     assert (rotated.double() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
 
 
-def test_scores_depend_on_relative_positions_alone():
+def test_scores_depend_only_on_relative_positions():
     q = torch.randn(1, 1, 32, dtype=torch.float64).expand(40, 1, 32)
     cu_seqlens = PackedLayout.from_lengths([40]).cu_seqlens
     rotated, _ = apply_rotary(q, q, cu_seqlens, tokens_per_frame=4, theta=100.0)
@@ -70,12 +70,12 @@ def _packed(dtype=torch.float64, *, head_dim=8, lengths=LENGTHS):
 
 
 def _compilable(backend):
-    """The types that a backend rotates, the most exact first."""
+    """The most exact dtype that the backend takes."""
     return torch.float32 if backend == "native" else torch.float64
 
 
 @pytest.mark.parametrize(("tokens_per_frame", "theta", "thetas"), AXES)
-def test_a_packed_projection_splits_into_what_its_views_give(tokens_per_frame, theta, thetas):
+def test_a_packed_projection_equals_the_oracle_on_its_views(tokens_per_frame, theta, thetas):
     qkv, cu_seqlens = _packed(head_dim=16), PackedLayout.from_lengths(LENGTHS).cu_seqlens
     q, k, v = apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=tokens_per_frame, theta=theta)
     torch.testing.assert_close(q, oracle(qkv[:, 0], LENGTHS, tokens_per_frame, thetas))
@@ -98,13 +98,13 @@ def test_gradcheck_of_a_packed_projection(tokens_per_frame):
 
 @each_backend
 @pytest.mark.parametrize("unused", [0, 1, 2])
-def test_a_gradient_goes_missing_for_what_is_not_used(unused, backend):
+def test_unused_outputs_contribute_no_gradient(unused, backend):
     cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
     qkv = _packed(_compilable(backend)).requires_grad_()
     parts = list(apply_rotary_qkv(qkv, cu_seqlens, tokens_per_frame=4, backend=backend))
     del parts[unused]
     (grad,) = torch.autograd.grad(sum(part.square().sum() for part in parts), qkv)
-    expected = 2 * qkv.detach()  # a rotation leaves the square
+    expected = 2 * qkv.detach()  # a rotation keeps the square
     expected[:, unused] = 0
     torch.testing.assert_close(grad, expected)
 
@@ -122,12 +122,12 @@ def test_in_place_gives_the_same_bits_in_the_same_memory(backend):
         version = changed._version
         returned = call(changed)
         assert torch.equal(changed, torch.stack(expected, dim=1))
-        assert changed._version > version, "autograd would not see the change"
+        assert changed._version > version, "autograd would miss the change"
         assert [part.data_ptr() for part in returned] == [changed[:, i].data_ptr() for i in range(len(returned))]
 
 
 @each_backend
-def test_in_place_what_is_no_row_of_memory(backend):
+def test_in_place_with_channels_that_are_not_contiguous(backend):
     cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
     q = _packed(_compilable(backend))[:, 0].transpose(1, 2).contiguous().transpose(1, 2)  # [T, H, D]
     k = q[:, :1].flip(0)
@@ -136,7 +136,7 @@ def test_in_place_what_is_no_row_of_memory(backend):
     torch.testing.assert_close((q, k), expected, rtol=0, atol=0)
 
 
-def test_in_place_is_refused_where_a_gradient_is_recorded_or_memory_overlaps():
+def test_in_place_is_rejected_where_a_gradient_is_recorded_or_memory_overlaps():
     cu_seqlens = PackedLayout.from_lengths(LENGTHS).cu_seqlens
     qkv = _packed().requires_grad_()
     with pytest.raises(ValueError, match=r"requires a gradient.*apply_rotary_qkv"):
@@ -162,7 +162,7 @@ def test_opcheck_also_for_strided_views(backend):
 
 
 @each_backend
-def test_compiles_whole_and_once_for_changing_lengths(backend):
+def test_compiles_to_one_graph_once_for_changing_lengths(backend):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -175,7 +175,7 @@ def test_compiles_whole_and_once_for_changing_lengths(backend):
 
     compiled = torch.compile(rotate, fullgraph=True, backend=counter, dynamic=True)
     counts = set()
-    # Sizes that differ from the number of heads: the compiler would take equal ones for the same dimension.
+    # Sizes differ from the number of heads: the compiler would treat equal sizes as one dimension.
     for lengths in ([3, 8, 1, 1], [5, 2, 11, 2, 2], [4, 4, 9, 6, 1, 1]):
         cu_seqlens = PackedLayout.from_lengths(lengths).cu_seqlens
         results = []
@@ -211,12 +211,12 @@ def test_bad_input_is_named(change, message):
         apply_rotary(**arguments)
 
 
-def test_a_head_that_does_not_split_into_axes_is_refused():
+def test_a_head_dimension_that_does_not_split_into_axes_is_rejected():
     q = torch.zeros(18, 2, 6)
     with pytest.raises(ValueError, match="head dimension 6"):
         apply_rotary(q, q, PackedLayout.from_lengths(LENGTHS).cu_seqlens, tokens_per_frame=4)
 
 
-def test_a_projection_of_another_shape_is_refused():
+def test_a_projection_of_the_wrong_shape_is_rejected():
     with pytest.raises(ValueError, match=r"qkv has shape \(18, 2, 2, 8\)"):
         apply_rotary_qkv(torch.zeros(18, 2, 2, 8), PackedLayout.from_lengths(LENGTHS).cu_seqlens)

@@ -6,15 +6,14 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.packed import PackedLayout
-from slap_fast.ops.rotary import apply_rotary, apply_rotary_qkv
-from slap_fast.ops.rotary import backend_native as rotary_native
-from slap_fast.ops.rotary import backend_torch as rotary_torch
+from slap_fast.ops.rotary import BACKENDS, apply_rotary, apply_rotary_qkv
+from slap_fast.ops.rotary.call import Angles
 from tests.ops._native import native_code, needs_native
 
 pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Around the positions whose turns are in a table, and more tokens than one task takes.
+# Around the number of positions that are tabulated, and more tokens than one task takes.
 LENGTHS = [4, 0, 1, 13, 63, 64, 65, 259, 1000]
 THETAS = {None: [10_000.0], 4: [10_000.0, 100.0], 7: [50.0, 20.0]}
 
@@ -26,10 +25,10 @@ def _qkv(lengths: list[int], dtype: torch.dtype, *, heads: int = 3, head_dim: in
 
 
 def _rotate(backend: str, q: Tensor, k: Tensor, cu_seqlens: Tensor, tokens_per_frame: int | None, inverse: bool):
-    """Into memory that holds NaN."""
+    """Writes into memory filled with NaN."""
     outputs = [torch.full(x.shape, torch.nan, dtype=x.dtype) for x in (q, k)]
-    module = rotary_native if backend == "native" else rotary_torch
-    module.rotate(q, k, cu_seqlens, tokens_per_frame or 1, THETAS[tokens_per_frame], inverse, *outputs)
+    angles = Angles(cu_seqlens, tokens_per_frame or 1, THETAS[tokens_per_frame])
+    BACKENDS[backend].rotate(q, k, angles, inverse, *outputs)
     return torch.cat(outputs, dim=1)
 
 
@@ -76,8 +75,8 @@ def test_bits_depend_on_neither_threads_nor_batch(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_rotation_leaves_every_value_of_a_storage_type(isa, dtype):
-    """Position 0 turns by nothing: what comes out is what went in, read, written and rounded; NaN stays NaN."""
+def test_position_0_leaves_every_value_of_a_dtype_unchanged(isa, dtype):
+    """The angle is 0: values pass through load, store and rounding unchanged; NaN stays NaN."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32)
     values = (patterns << 16).view(torch.float32) if dtype == torch.float32 else patterns.short().view(dtype)
     # Heads of one pair each: the partner is 0, times the sine 0.
@@ -91,7 +90,7 @@ def test_no_rotation_leaves_every_value_of_a_storage_type(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_is_to_nearest_even_also_of_subnormals_and_to_infinity(isa, dtype):
+def test_rounds_to_nearest_even_including_subnormals_and_overflow(isa, dtype):
     generator = torch.Generator().manual_seed(4)
     magnitudes = torch.logspace(-44, 4.9, 4000) if dtype == torch.bfloat16 else torch.logspace(-9, 4.9, 4000)
     first, second = (torch.randn(4000, generator=generator) * magnitudes for _ in range(2))
@@ -105,7 +104,7 @@ def test_rounding_is_to_nearest_even_also_of_subnormals_and_to_infinity(isa, dty
 
 
 @pytest.mark.parametrize("offsets", [[0, 4], [0, 4, 2, 5], [0, 9, 5], [1, 5], [0, -1, 5]])
-def test_malformed_offsets_are_refused(offsets):
+def test_malformed_offsets_are_rejected(offsets):
     q = torch.zeros(5, 1, 8)
     with pytest.raises(ValueError, match="cu_seqlens"):
         apply_rotary(q, q, torch.tensor(offsets, dtype=torch.int32), backend="native")
@@ -124,7 +123,7 @@ def test_malformed_offsets_are_refused(offsets):
         ({"total": -1}, "-1 tokens"),
     ],
 )
-def test_native_code_refuses_what_does_not_hold_together(change, message):
+def test_native_code_rejects_inconsistent_arguments(change, message):
     offsets = torch.zeros(1, dtype=torch.int64)
     arguments = {
         "parts": [],
@@ -145,7 +144,7 @@ def test_native_code_refuses_what_does_not_hold_together(change, message):
         module.rotate(**arguments | change)
 
 
-def test_it_says_what_it_cannot_serve():
+def test_an_unsupported_dtype_is_named():
     q = torch.zeros(4, 1, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"q and k are torch\.float64; native code takes"):
         apply_rotary(q, q, torch.tensor([0, 4], dtype=torch.int32), backend="native")

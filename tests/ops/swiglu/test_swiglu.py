@@ -24,7 +24,7 @@ def _both_ways(function, gate_up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]
     return out.detach(), torch.autograd.grad(out, gate_up, grad.to(out.dtype))[0]
 
 
-def test_it_equals_the_oracle_forward_and_backward():
+def test_values_and_gradients_equal_the_oracle():
     gate_up, grad = _numbers(3, 5, 14), _numbers(3, 5, 7, seed=1)
     torch.testing.assert_close(_both_ways(swiglu, gate_up, grad), _both_ways(oracle, gate_up, grad))
 
@@ -51,7 +51,7 @@ def test_native_code_is_as_exact_as_pytorch(isa, dtype, width):
 
 @needs_native
 @each_instruction_set
-def test_every_size_of_gate_keeps_its_relative_precision(isa):
+def test_relative_precision_holds_for_gates_of_any_magnitude(isa):
     gate = torch.cat([torch.linspace(-86, 86, 4001), torch.logspace(-40, 38, 500), -torch.logspace(-40, 1.9, 500)])
     gate_up = torch.stack([gate, torch.ones_like(gate)], dim=1)
     with native_code(isa=isa):
@@ -61,7 +61,7 @@ def test_every_size_of_gate_keeps_its_relative_precision(isa):
 
 @needs_native
 @each_instruction_set
-def test_gates_without_bound_open_and_close(isa):
+def test_extreme_gates_saturate(isa):
     gate_up = torch.tensor([[1e30, 2.0], [-1e30, 2.0], [torch.inf, 2.0], [torch.nan, 2.0], [2.0, torch.nan]])
     with native_code(isa=isa):
         out, grad = _both_ways(lambda x: swiglu(x, backend="native"), gate_up, torch.ones(5, 1))
@@ -73,7 +73,7 @@ def test_gates_without_bound_open_and_close(isa):
 @needs_native
 @each_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_depend_on_neither_threads_nor_neighbours(isa, dtype):
+def test_bits_depend_on_neither_threads_nor_other_rows(isa, dtype):
     gate_up, grad = _numbers(700, 2 * 203, dtype=dtype), _numbers(700, 203, dtype=dtype, seed=1)
     run = lambda rows: _both_ways(lambda x: swiglu(x, backend="native"), gate_up[rows], grad[rows])  # noqa: E731
     with native_code(isa=isa, threads=1):
@@ -95,7 +95,7 @@ def test_strided_input_and_expanded_gradients(backend):
 
 
 @each_backend
-def test_nothing_in_gives_nothing_out(backend):
+def test_empty_input_gives_empty_output(backend):
     for shape in ((0, 8), (5, 0)):
         out, grad = _both_ways(lambda x: swiglu(x, backend=backend), torch.zeros(shape), torch.zeros(shape)[:, ::2])
         assert out.shape == (shape[0], shape[1] // 2)
@@ -110,7 +110,7 @@ def test_opcheck():
 
 
 @each_backend
-def test_compiles_whole_and_once_for_changing_lengths(backend):
+def test_compiles_to_one_graph_once_for_changing_lengths(backend):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
@@ -144,13 +144,13 @@ def test_bad_input_is_named(gate_up, message):
         (torch.zeros(4, 6, device="meta"), "on meta"),
     ],
 )
-def test_it_says_what_it_cannot_serve(gate_up, message):
+def test_what_native_code_cannot_serve_is_named(gate_up, message):
     with pytest.raises(ValueError, match=message):
         swiglu(gate_up, backend="native")
 
 
 @needs_native
-def test_native_code_refuses_negative_sizes():
+def test_native_code_rejects_negative_sizes():
     module = native.require()
     for rows, width in ((-1, 4), (4, -1)):
         with pytest.raises(ValueError, match="cannot be negative"):

@@ -104,7 +104,7 @@ def test_bits_do_not_depend_on_threads_instruction_set_or_batch() -> None:
         ([0], "from 0 to 0; it must run from 0 to the 10 samples"),
     ],
 )
-def test_malformed_offsets_are_refused(offsets: list[int], message: str, backend: str) -> None:
+def test_malformed_offsets_are_rejected(offsets: list[int], message: str, backend: str) -> None:
     with pytest.raises(ValueError, match=message):
         waveform_stats(torch.zeros(10), torch.tensor(offsets), backend=backend)
 
@@ -119,13 +119,13 @@ def test_malformed_offsets_are_refused(offsets: list[int], message: str, backend
         (torch.zeros(4, device="meta"), torch.tensor([0, 4]), "cu_seqlens is on cpu, the samples on meta"),
     ],
 )
-def test_wrong_types_and_shapes_are_refused(waveform: Tensor, cu_seqlens: Tensor, message: str) -> None:
+def test_wrong_types_and_shapes_are_rejected(waveform: Tensor, cu_seqlens: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         waveform_stats(waveform, cu_seqlens)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_strides_change_nothing(backend: str) -> None:
+def test_strided_inputs_give_the_same_result(backend: str) -> None:
     waveform, cu_seqlens = _clips([3, 0, 50])
     strided = torch.stack([waveform, waveform + 1], 1)[:, 0], torch.stack([cu_seqlens, cu_seqlens + 1], 1)[:, 0]
     for values, expected in zip(
@@ -134,7 +134,7 @@ def test_strides_change_nothing(backend: str) -> None:
         assert torch.equal(values, expected)
 
 
-def test_an_unknown_backend_names_the_right_ones() -> None:
+def test_an_unknown_backend_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="choose one of auto, native, torch"):
         waveform_stats(torch.zeros(1), torch.tensor([0, 1]), backend="triton")
 
@@ -145,7 +145,7 @@ def test_custom_op_passes_opcheck(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_whole_and_once_for_all_lengths(backend: str) -> None:
+def test_compiles_to_one_graph_once_for_changing_lengths(backend: str) -> None:
     compilations = CompileCounter()
 
     @torch.compile(fullgraph=True, dynamic=True, backend=compilations)
