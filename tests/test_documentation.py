@@ -21,6 +21,7 @@ import slap_fast
 from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import COMMANDS, build_parser
 from slap_fast.config.loading import load_run_config
+from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -264,3 +265,17 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path:
         r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link(?![^>]*canonical)[^>]* href=\"?(?:https?:)?//"
     )
     assert [page for page, html in pages.items() if loaded.search(html)] == []
+
+
+def test_the_walk_names_each_file_once() -> None:
+    walk = PAGES["docs/architecture.md"].partition("## From a waveform")[2].partition("\n## ")[0]
+    files = re.findall(r"`(slap_fast/[\w/]+\.py)`", walk)
+    assert len(files) > 25
+    assert len(set(files)) == len(files)
+
+
+def test_the_layers_are_those_that_imports_follow() -> None:
+    block = PAGES["docs/architecture.md"].partition("## Layers")[2].partition("```text\n")[2].partition("```")[0]
+    assert [line.split()[0] for line in block.splitlines()] == [
+        layer for layer in reversed(FLOORS) if layer not in ("__init__", "__main__")
+    ]
