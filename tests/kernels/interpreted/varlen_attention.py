@@ -1,8 +1,12 @@
-"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+"""Attention kernels in Triton's interpreter, run by tests/kernels/test_interpreted.py.
+
+By hand: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/varlen_attention.py
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import pytest
@@ -19,7 +23,7 @@ from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import PackedLayout, varlen_attention
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
-# The interpreter multiplies bfloat16 wrongly.
+# The interpreter's bfloat16 products are wrong.
 DTYPES = [torch.float32, torch.float16]
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (200, 90)]
 # One token, an empty clip, and the edges of tiles of 16, 32 and 64.
@@ -28,7 +32,7 @@ LENGTHS = [1, 0, 15, 17, 63, 64, 65, 129, 190]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel leaves unwritten is NaN."""
+    """Memory that a kernel leaves unwritten reads as NaN."""
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(math.nan))
@@ -73,7 +77,7 @@ class Case:
         return [out, lse, *torch.autograd.grad((out, lse), tensors, (self.grad, self.grad_lse))]
 
     def expected(self, window: tuple[int, int], scale: float) -> list[Tensor]:
-        """The same by the oracle in float64; a query without keys has no gradient."""
+        """The same by the oracle in float64; a query without keys has a gradient of 0."""
         q, k, v = exact = [x.detach().double().requires_grad_() for x in self.tensors]
         out, lse = oracle(q, k, v, self.lengths_q, self.lengths_k, window, scale)
         weighted = (out * self.grad.double()).sum() + (lse * self.grad_lse)[lse.isfinite()].sum()
@@ -155,7 +159,7 @@ def test_strided_views_a_scale_of_any_sign_and_an_expanded_gradient() -> None:
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
-def test_a_clip_has_the_same_bits_alone_and_in_any_company(window: tuple[int, int]) -> None:
+def test_the_bits_of_a_clip_do_not_depend_on_the_batch(window: tuple[int, int]) -> None:
     lengths = [66, 1, 130, 3]
     together = Case(lengths, heads=2, kv_heads=1)
     results = together.run(together.tensors, window)
@@ -169,7 +173,7 @@ def test_a_clip_has_the_same_bits_alone_and_in_any_company(window: tuple[int, in
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (2, 2)])
-def test_nothing_leaks_across_a_border(window: tuple[int, int]) -> None:
+def test_a_clip_does_not_change_the_others(window: tuple[int, int]) -> None:
     case = Case([4, 1, 70, 3])
     before = case.run(case.tensors, window)
     for clip, (begin, end) in enumerate(pairwise(case.layouts[0].cu_seqlens.tolist())):
@@ -218,22 +222,74 @@ def test_every_clip_owns_tiles_for_all_its_tokens_and_the_search_finds_them(clip
     assert owners.tolist() == expected
 
 
+class GuardedMemory:
+    """Tensors between two guards, whose values show whether a kernel writes or reads out of bounds.
+
+    A write changes the guard. A read from the guard of an input gives NaN.
+    """
+
+    ELEMENTS = 1 << 16  # of each guard: as far as a misplaced clip of the tests reaches
+
+    def __init__(self) -> None:
+        self._guards: list[tuple[Tensor, float]] = []
+
+    def holding(self, x: Tensor, guard: float) -> Tensor:
+        memory = torch.full([x.numel() + 2 * self.ELEMENTS], guard, dtype=x.dtype)
+        self._guards += [(memory[: self.ELEMENTS], guard), (memory[-self.ELEMENTS :], guard)]
+        return memory[self.ELEMENTS : -self.ELEMENTS].view(x.shape).copy_(x)
+
+    def assert_untouched(self) -> None:
+        for guard, value in self._guards:
+            torch.testing.assert_close(guard, torch.full_like(guard, value), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedMemory]:
+    """Guards around what launchers allocate. After the test, all guards must be untouched."""
+    memory, empty = GuardedMemory(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: memory.holding(empty(*size, **options), 12345.0))
+    yield memory
+    memory.assert_untouched()
+
+
 FAR = 2**31 - 1
 
 
-def _all_passes(offsets_q: list[int], offsets_k: list[int], window: tuple[int, int]) -> list[Tensor]:
+def _all_passes(
+    memory: GuardedMemory, offsets_q: list[int], offsets_k: list[int], window: tuple[int, int]
+) -> list[Tensor]:
     """Output, lse and gradients of 70 tokens."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v, grad = (torch.randn(70, 1, 16, generator=generator) for _ in range(4))
-    offsets = [torch.tensor(each, dtype=torch.int32) for each in (offsets_q, offsets_k)]
+    q, k, v, grad = (memory.holding(torch.randn(70, 1, 16, generator=generator), math.nan) for _ in range(4))
+    offsets = [memory.holding(torch.tensor(each, dtype=torch.int32), 7) for each in (offsets_q, offsets_k)]
     out, lse = kernels.forward(q, k, v, *offsets, *window, 0.5)
-    return [out, lse, *kernels.backward(grad, torch.zeros_like(lse), q, k, v, out, lse, *offsets, *window, 0.5)]
+    grad_lse = memory.holding(torch.zeros_like(lse), math.nan)
+    return [out, lse, *kernels.backward(grad, grad_lse, q, k, v, out, lse, *offsets, *window, 0.5)]
+
+
+@triton.jit
+def _copy_too_many(source: tl.tensor, target: tl.tensor, count: tl.constexpr) -> None:
+    place = tl.arange(0, count)
+    tl.store(target + place, tl.load(source + place))
+
+
+def test_guards_show_a_write_and_a_read_out_of_bounds() -> None:
+    memory = GuardedMemory()
+    source, target = memory.holding(torch.ones(8), math.nan), memory.holding(torch.zeros(8), 12345.0)
+    _copy_too_many[(1,)](source, target, 8)
+    memory.assert_untouched()
+    _copy_too_many[(1,)](source[4:], target[:4], 8)
+    assert target[4:].isnan().all()
+    memory.assert_untouched()
+    _copy_too_many[(1,)](source, target[4:], 8)
+    with pytest.raises(AssertionError):
+        memory.assert_untouched()
 
 
 @pytest.mark.parametrize(
     ("malformed", "meant"),
     [
-        ([0, 30, 50], [0, 30, 50, 70]),  # ends early: what follows sees nothing
+        ([0, 30, 50], [0, 30, 50, 70]),  # ends early: the tokens that follow see nothing
         ([5, 30, 70], [0, 30, 70]),
         ([0, 30, FAR], [0, 30, 70]),
         ([-FAR, -1, FAR], [0, 0, 70]),
@@ -241,8 +297,10 @@ def _all_passes(offsets_q: list[int], offsets_k: list[int], window: tuple[int, i
         ([7], [0, 70]),  # no sequence at all
     ],
 )
-def test_offsets_that_end_early_start_late_or_lead_outside(malformed: list[int], meant: list[int]) -> None:
-    actual, expected = _all_passes(malformed, malformed, (3, 2)), _all_passes(meant, meant, (3, 2))
+def test_offsets_that_end_early_start_late_or_exceed_the_total_are_clamped(
+    malformed: list[int], meant: list[int], memory: GuardedMemory
+) -> None:
+    actual, expected = (_all_passes(memory, offsets, offsets, (3, 2)) for offsets in (malformed, meant))
     end = 0 if len(malformed) == 1 else min(malformed[-1], 70)
     for name, value, wanted in zip(("out", "lse", "q", "k", "v"), actual, expected, strict=True):
         value, wanted = (x.t() if name == "lse" else x for x in (value, wanted))
@@ -251,15 +309,17 @@ def test_offsets_that_end_early_start_late_or_lead_outside(malformed: list[int],
 
 
 @pytest.mark.parametrize("bad", [[0, FAR, 70], [0, 69, 20], [70, 0, 0], [5, 5, 5], [0, 70, 0, 70], [0, 640, -5, 64]])
-def test_offsets_that_fall_leave_nothing_unwritten_and_touch_nothing_that_is_not_theirs(bad: list[int]) -> None:
+def test_decreasing_offsets_leave_no_row_unwritten_and_no_access_is_out_of_bounds(
+    bad: list[int], memory: GuardedMemory
+) -> None:
     good = [0, *range(30, 30 + len(bad) - 2), 70]
     for queries, keys in ((bad, good), (good, bad), (bad, bad)):
-        for value in _all_passes(queries, keys, (-1, 0)):
+        for value in _all_passes(memory, queries, keys, (-1, 0)):
             assert not value.isnan().any()
 
 
-def test_the_search_finds_the_last_clip_that_begins_at_or_before_a_tile_whatever_the_offsets() -> None:
-    clips, total = 700, 7000  # more than are looked at at once
+def test_the_search_finds_the_last_clip_that_begins_at_or_before_a_tile_for_any_offsets() -> None:
+    clips, total = 700, 7000  # more than one step of the search reads
     offsets = torch.randint(-100, 8000, (clips + 1,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     firsts = offsets.clamp(0, total) // 64 + torch.arange(clips + 1)
     tiles = range(0, tile_count(total, clips, 64), 97)
