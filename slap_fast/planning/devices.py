@@ -1,4 +1,4 @@
-"""What is known of devices, and where each figure is from."""
+"""Device figures for planning (memory, peak FLOP/s, bandwidths), each with its origin."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import yaml
 
 from slap_fast.config.loading import ConfigError
-from slap_fast.training.engine import Precision
-from slap_fast.training.metrics.peak_flops import data_sheet_peak_flops
 
 PATH = Path(__file__).with_name("devices.yaml")
 
@@ -22,9 +20,9 @@ PATH = Path(__file__).with_name("devices.yaml")
 class Figure:
     """
     Attributes:
-        value: in operations, bytes or seconds, or a share.
-        kind: "measured", "nominal", "assumed" or "given" by the user.
-        origin: the result, the data sheet, or the reason.
+        value: in FLOP/s, bytes, bytes/s or seconds, or a fraction.
+        kind: "measured", "nominal" (data sheet), "assumed", or "given" by the user.
+        origin: the benchmark result, the data sheet, or the reason.
     """
 
     value: float
@@ -34,10 +32,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Device:
-    """One device; `devices.yaml` says what its figures mean.
+    """One device. Its figures are documented in `devices.yaml`.
 
     Attributes:
-        node: devices that `link` connects.
+        node: number of devices in a node.
     """
 
     key: str
@@ -67,20 +65,20 @@ class Device:
         }
 
     def rate(self, *, bf16: bool) -> float:
-        """Operations a second that large matrix products reach."""
+        """FLOP/s of large matrix products."""
         return (self.peak_bf16 if bf16 else self.peak_fp32).value * self.share.value
 
     def collective_bandwidth(self, devices: int) -> float:
-        """Bytes a second that each of so many devices sends and receives in a collective."""
+        """Bytes/s that each of `devices` devices sends and receives in a collective."""
         between_nodes = devices > self.node and not self.is_cpu
         return (self.network if between_nodes else self.link).value * self.collective_share.value
 
 
 def find_device(key: str, devices: int) -> Device:
-    """The device that `devices.yaml` has under `key`; of a CPU, the share of this machine that a rank has.
+    """The device `key` of `devices.yaml`; for `cpu`, one rank's share of this machine's cores and memory.
 
     Raises:
-        ConfigError: there is none; the message names those that there are.
+        ConfigError: there is no such device; the message lists the known ones.
     """
     known = yaml.safe_load(PATH.read_text(encoding="utf-8"))
     if key not in known:
@@ -90,7 +88,10 @@ def find_device(key: str, devices: int) -> Device:
     fields: dict[str, Any] = {
         name: _figure(value) if isinstance(value, dict) else value for name, value in known[key].items()
     }
-    for precision in get_args(Precision):
+    from slap_fast.training.metrics.peak_flops import data_sheet_peak_flops  # loads torch, which takes seconds
+
+    precisions: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
+    for precision in precisions:
         if peak := data_sheet_peak_flops(fields["name"], precision):
             fields[f"peak_{precision}"] = Figure(peak, "nominal", "data sheet, without sparsity and TF32")
     if key == "cpu":

@@ -1,9 +1,9 @@
-"""What a micro-batch takes and does, found by running the model on tensors that have shapes and no memory.
+"""Memory and work of a micro-batch, counted by running the model on PyTorch's meta device.
 
-On PyTorch's meta device forward and backward run as anywhere, but nothing is computed and nothing allocated: a tensor
-is only counted, from when it is made to when nobody holds it any more. So what the layers save for backward, what
-activation checkpointing makes of it, and which products are made, follow from the code that will run. What an op of
-this package needs inside, while it runs, is not seen.
+On the meta device forward and backward run as usual, but nothing is computed or allocated. Each storage is counted from
+its creation until it is freed, so activations saved for backward, the effect of activation checkpointing, and all
+matrix products follow from the code that training runs. Temporary buffers inside the ops of this package are not
+counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from slap_fast.ops import dispatch
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.training.model import GlobalBatchContext, PretrainingModel
 
-_TEMPERATURE = 0.07  # of the teacher; no size depends on it
+_TEACHER_TEMPERATURE = 0.07  # no size depends on it
+# Matrix products, with the position of their left factor among the tensor arguments.
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.bmm.default: 0}
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The clips of a micro-batch: samples, and tokens of the caption."""
+    """Lengths of the clips of a micro-batch, in samples, and of their captions, in tokens."""
 
     samples: Sequence[int]
     captions: Sequence[int]
@@ -39,34 +40,34 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Of one forward pass, and one backward pass where there is a gradient.
+class PassCost:
+    """Cost of a forward pass, and of its backward pass if it has one.
 
     Attributes:
-        held: bytes of activations, at most at one time, if gradients of parameters left at once.
-        held_with_gradients: the same, with all gradients of parameters kept until the end.
-        products: `(operations, bytes)` of each matrix product with parameters.
-        traffic: bytes that everything else reads and writes.
-        calls: how many kernels are started.
-        modules: how many modules are run.
+        peak_bytes: peak of activation memory, if each parameter gradient is freed as soon as it is complete.
+        peak_bytes_with_gradients: the same, with all parameter gradients kept until the end.
+        products: `(FLOPs, bytes)` of each matrix product with parameters.
+        traffic: bytes that all other operators read and write.
+        calls: number of kernel launches.
+        modules: number of module calls.
     """
 
-    held: float
-    held_with_gradients: float
+    peak_bytes: float
+    peak_bytes_with_gradients: float
     products: tuple[tuple[float, float], ...]
     traffic: float
     calls: float
     modules: float
 
-    def between(self, other: Passes, share: float) -> Passes:
-        """This for 0, `other` for 1: all of it grows evenly with the number of clips of one kind."""
+    def interpolate(self, other: PassCost, weight: float) -> PassCost:
+        """Linear interpolation: this cost for a `weight` of 0, `other` for 1."""
 
-        def mix(own: float, others: float) -> float:
-            return own + share * (others - own)
+        def mix(a: float, b: float) -> float:
+            return a + weight * (b - a)
 
-        return Passes(
-            mix(self.held, other.held),
-            mix(self.held_with_gradients, other.held_with_gradients),
+        return PassCost(
+            mix(self.peak_bytes, other.peak_bytes),
+            mix(self.peak_bytes_with_gradients, other.peak_bytes_with_gradients),
             tuple((mix(a, c), mix(b, d)) for (a, b), (c, d) in zip(self.products, other.products, strict=True)),
             mix(self.traffic, other.traffic),
             mix(self.calls, other.calls),
@@ -74,28 +75,28 @@ class Passes:
         )
 
 
-def training_passes(model: PretrainingModel, lengths: Lengths, device: str, *, in_parts: bool) -> Passes:
-    """Forward and backward over a micro-batch.
+def training_cost(model: PretrainingModel, lengths: Lengths, device: str, *, accumulated: bool) -> PassCost:
+    """Cost of forward and backward over a micro-batch.
 
     Args:
-        model: on the meta device, in the dtype that it will train in.
-        device: "cpu" or "cuda", where it will train.
-        in_parts: as one of several micro-batches of a batch, else as the whole.
+        model: on the meta device, in the dtype of training.
+        device: "cpu" or "cuda", the device of training.
+        accumulated: it is one of several micro-batches of a batch, else the whole batch.
     """
     batch = _batch(model.student.config, lengths)
     with _counting(model, device) as counter:
-        if in_parts:
-            outputs = model(batch, _TEMPERATURE, _global_batch_context(model, batch), call="micro_batch_losses")
+        if accumulated:
+            outputs = model(batch, _TEACHER_TEMPERATURE, _global_batch_context(model, batch), call="micro_batch_losses")
         else:
-            outputs = model(batch, _TEMPERATURE)
+            outputs = model(batch, _TEACHER_TEMPERATURE)
         outputs["loss"].backward()
     for parameter in model.parameters():
         parameter.grad = None
     return counter.result()
 
 
-def embedding_passes(model: PretrainingModel, lengths: Lengths, device: str) -> Passes:
-    """The pass without gradients that comes before, where a batch is taken in parts."""
+def embedding_cost(model: PretrainingModel, lengths: Lengths, device: str) -> PassCost:
+    """Cost of the pass without gradients that precedes the losses of an accumulated batch."""
     batch = _batch(model.student.config, lengths)
     with _counting(model, device) as counter:
         model(batch, call="embeddings")
@@ -103,67 +104,76 @@ def embedding_passes(model: PretrainingModel, lengths: Lengths, device: str) -> 
 
 
 class _Counter(TorchDispatchMode):
+    """Counts memory, products, traffic and calls of all operators that run within it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.gradients = 0
-        self._now = self._most = self._most_without = 0
+        self.gradient_bytes = 0
+        self._bytes = self._peak = self._peak_without_gradients = 0
         self._live: set[int] = set()
         self._products: list[tuple[float, float]] = []
         self._traffic = self._calls = self.modules = 0
 
-    def result(self) -> Passes:
-        return Passes(self._most_without, self._most, tuple(self._products), self._traffic, self._calls, self.modules)
+    def result(self) -> PassCost:
+        return PassCost(
+            self._peak_without_gradients,
+            self._peak,
+            tuple(self._products),
+            self._traffic,
+            self._calls,
+            self.modules,
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        known = {tensor.untyped_storage()._cdata for tensor in given}
-        for tensor in made:
-            # A view, or the result of an update in place, is no memory of its own.
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        for tensor in outputs:
+            # Views and results of in-place operators share the storage of an input.
             if tensor.untyped_storage()._cdata not in known:
-                self._hold(tensor.untyped_storage())
+                self._allocate(tensor.untyped_storage())
         if func in _PRODUCTS:
-            left = given[_PRODUCTS[func]]
-            operations = 2.0 * left.numel() * made[0].shape[-1]
-            self._products.append((operations, float(sum(tensor.nbytes for tensor in (*given, *made)))))
-        elif not func.is_view and made:
-            self._traffic += sum(tensor.nbytes for tensor in (*given, *made))
+            left = inputs[_PRODUCTS[func]]
+            flops = 2.0 * left.numel() * outputs[0].shape[-1]
+            self._products.append((flops, float(sum(tensor.nbytes for tensor in (*inputs, *outputs)))))
+        elif not func.is_view and outputs:
+            self._traffic += sum(tensor.nbytes for tensor in (*inputs, *outputs))
         self._calls += not func.is_view
         return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
+    def _allocate(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._live:
             return
         size = storage.nbytes()
         self._live.add(key)
-        weakref.finalize(storage, self._release, key, size)
-        self._now += size
-        self._most = max(self._most, self._now)
-        self._most_without = max(self._most_without, self._now - self.gradients)
+        weakref.finalize(storage, self._free, key, size)
+        self._bytes += size
+        self._peak = max(self._peak, self._bytes)
+        self._peak_without_gradients = max(self._peak_without_gradients, self._bytes - self.gradient_bytes)
 
-    def _release(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._live.discard(key)
-        self._now -= size
+        self._bytes -= size
 
 
 @contextmanager
 def _counting(model: PretrainingModel, device: str) -> Iterator[_Counter]:
     counter = _Counter()
 
-    def kept(parameter: Tensor) -> None:
+    def count_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        counter.gradients += parameter.grad.nbytes
+        counter.gradient_bytes += parameter.grad.nbytes
 
-    def run(module: nn.Module, inputs: object) -> None:
+    def count_module(module: nn.Module, inputs: object) -> None:
         counter.modules += 1
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hooks = [parameter.register_post_accumulate_grad_hook(kept) for parameter in trained]
-    hooks += [module.register_forward_pre_hook(run) for module in model.modules()]
+    hooks = [parameter.register_post_accumulate_grad_hook(count_gradient) for parameter in trained]
+    hooks += [module.register_forward_pre_hook(count_module) for module in model.modules()]
     try:
-        # What a forward pass makes without a device named is made on the meta device too.
+        # The forward pass also creates tensors without an explicit device.
         with torch.device("meta"), _backends_of(device), counter:
             yield counter
     finally:
@@ -173,16 +183,16 @@ def _counting(model: PretrainingModel, device: str) -> Iterator[_Counter]:
 
 @contextmanager
 def _backends_of(device: str) -> Iterator[None]:
-    """Ops ask for a backend by the device of their tensors, and what they keep depends on it."""
+    """Selects the op backends of `device` for meta tensors: the tensors saved for backward depend on the backend."""
     select = dispatch.select
 
-    def elsewhere(op: str, requested: str, **traits: object) -> str:
-        # Only here it matters. The norm that PyTorch has on a GPU keeps what native code keeps; the one that it has for
-        # meta tensors keeps more.
-        on = device if op == "swiglu" else "cpu"
-        return select(op, requested, **{**traits, "device": torch.device(on)})
+    def select_for_device(op: str, requested: str, **traits: object) -> str:
+        # Only swiglu saves different tensors on CPU and GPU. The other ops take the CPU backends: PyTorch's RMSNorm for
+        # meta tensors saves more than its GPU kernel, which saves the same as the native one.
+        chosen = device if op == "swiglu" else "cpu"
+        return select(op, requested, **{**traits, "device": torch.device(chosen)})
 
-    dispatch.select = elsewhere
+    dispatch.select = select_for_device
     try:
         yield
     finally:

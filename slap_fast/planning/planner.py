@@ -1,4 +1,4 @@
-"""From a request to a plan: every ZeRO stage with every micro-batch, whether it fits, and how fast it would be."""
+"""Planner: memory and step time of every ZeRO stage and micro-batch size, and the fastest option that fits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from slap_fast.config.model import ModelConfig
 from slap_fast.config.recipe import RunConfig
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.models.flops import step_flops
-from slap_fast.planning.footprint import Lengths, Passes, embedding_passes, training_passes
-from slap_fast.planning.memory import Layout, Memory, Parameters, memory
+from slap_fast.planning.footprint import Lengths, PassCost, embedding_cost, training_cost
+from slap_fast.planning.memory import Memory, Parameters, ZeroLayout, memory
 from slap_fast.planning.request import PlanRequest
 from slap_fast.planning.step_time import Step, StepTime, step_time
-from slap_fast.planning.workload import Workload, of_datasets, web_mix
+from slap_fast.planning.workload import Workload, dataset_workload, web_mix
 from slap_fast.training.build import build_tokenizer, checkpoint_activations, complete_model_config
 from slap_fast.training.engine import resolve_precision
 from slap_fast.training.model import PretrainingModel
 
-# Of FLAC at 16 kHz and 16 bit, where there is no dataset: what `slap-fast prepare --synthetic` writes.
+# FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it; used without a dataset.
 FLAC_BYTES_PER_SECOND = 18_400.0
-_HALVINGS = 7
-# Native losses hold so much of their scores at a time, once for the student and once for the teacher.
-_SCORES = 2 * 2**27
+_HALVINGS = 7  # smallest micro-batch: the batch of a rank, halved so often
+# Bytes of scores that the native distillation loss holds at a time, for student and teacher.
+_SCORE_BYTES = 2 * 2**27
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,13 @@ class Option:
     """One way to train.
 
     Attributes:
-        micro_batch_size: clips; the rank's whole share of the batch where it is not taken in parts.
+        stage: ZeRO stage.
+        micro_batch_size: clips; the batch of a rank if it is not split.
+        checkpointed: with activation checkpointing.
+        memory: of the tensors of a step.
+        peak: bytes of a device, including the overhead of the process.
+        fits: the peak is within the usable memory of the device.
+        time: of a step.
     """
 
     stage: int
@@ -52,18 +58,18 @@ class Option:
 class Plan:
     """
     Attributes:
-        share: clips of a rank in a step.
-        useful: operations of a rank's step that training cannot do without.
-        asked: what the recipe says as it stands.
-        recommended: the fastest that fits; None if nothing does.
+        rank_batch_size: clips of a rank in a step.
+        model_flops: of a rank's step, without recomputation.
+        asked: the option that the recipe sets.
+        recommended: the fastest option that fits; None if none does.
     """
 
     request: PlanRequest
     workload: Workload
     parameters: Parameters
     bf16: bool
-    share: int
-    useful: float
+    rank_batch_size: int
+    model_flops: float
     options: tuple[Option, ...]
     asked: Option
     recommended: Option | None
@@ -76,38 +82,38 @@ class Plan:
 def make_plan(request: PlanRequest) -> Plan:
     """
     Raises:
-        ConfigError: a setting that cannot be trained with.
-        DatasetError: `data.train` names a folder that is there and is no dataset.
+        ConfigError: a setting that training does not accept.
+        DatasetError: a folder of `data.train` is not a dataset.
     """
     config = request.config
+    training = config.efficiency.training
     workload, model_config = _workload(request)
     bf16 = _in_bf16(request)
-    share = config.recipe.schedule.batch_size // request.devices
-    asked_size = min(share, config.efficiency.training.micro_batch_size or share)
-    sizes = sorted({asked_size, *(-(-share // 2**power) for power in range(_HALVINGS + 1))}, reverse=True)
-    asked = config.efficiency.training
+    rank_batch_size = config.recipe.schedule.batch_size // request.devices
+    asked_size = min(rank_batch_size, training.micro_batch_size or rank_batch_size)
+    sizes = sorted({asked_size, *(-(-rank_batch_size // 2**power) for power in range(_HALVINGS + 1))}, reverse=True)
     options = []
-    model = _model(config, model_config, bf16)
+    model = _meta_model(config, model_config, bf16)
     for checkpointed in (False, True):
         if checkpointed:
             checkpoint_activations(model)
-        runs = _Runs(request, model, workload, bf16=bf16, checkpointed=checkpointed)
-        options += [_option(request, runs, stage, size) for size in sizes for stage in range(4)]
-    current = next(
+        costs = _PassCosts(request, model, workload, bf16=bf16, checkpointed=checkpointed)
+        options += [_option(request, costs, stage, size) for size in sizes for stage in range(4)]
+    asked = next(
         option
         for option in options
         if (option.stage, option.micro_batch_size, option.checkpointed)
-        == (asked.zero_stage, asked_size, asked.activation_checkpointing)
+        == (training.zero_stage, asked_size, training.activation_checkpointing)
     )
     fitting = [option for option in options if option.fits and _allowed(option, config)]
-    lengths = runs.lengths(share)
+    lengths = costs.lengths(rank_batch_size)
     tokens = [model_config.num_tokens(count) for count in lengths.samples]
     return Plan(
         request,
         workload,
-        runs.parameters,
+        costs.parameters,
         bf16,
-        share,
+        rank_batch_size,
         step_flops(
             model_config,
             tokens,
@@ -116,14 +122,14 @@ def make_plan(request: PlanRequest) -> Plan:
             shared_pass=config.recipe.objectives.shared_pass,
         ),
         tuple(options),
-        current,
-        # Of two that differ by less than this count can tell, the one that takes less memory.
+        asked,
+        # Step times within 2 %, the resolution of this model, count as equal; then less memory is better.
         min(fitting, key=lambda option: (round(math.log(option.time.total) / 0.02), option.peak), default=None),
     )
 
 
-class _Runs:
-    """What micro-batches of any size take, as the model on the meta device shows."""
+class _PassCosts:
+    """Costs of micro-batches of any size, from the model on the meta device."""
 
     def __init__(
         self,
@@ -136,15 +142,14 @@ class _Runs:
     ) -> None:
         self.config, self.model_config, self.workload = request.config, model.student.config, workload
         self.bf16, self.checkpointed = bf16, checkpointed
-        self.share = share = request.config.recipe.schedule.batch_size // request.devices
+        self.rank_batch_size = request.config.recipe.schedule.batch_size // request.devices
         self.parameters = Parameters.of(model)
-        self._model = model
         device = "cpu" if request.device.is_cpu else "cuda"
-        # All that a pass takes grows evenly with its clips, so two sizes tell all.
-        self._few, self._many = -(-share // 2**_HALVINGS), share
-        self._whole = self._ends(lambda lengths: training_passes(self._model, lengths, device, in_parts=False))
-        self._parts = self._ends(lambda lengths: training_passes(self._model, lengths, device, in_parts=True))
-        self._embeddings = self._ends(lambda lengths: embedding_passes(self._model, lengths, device))
+        # Costs are linear in the number of clips, so two sizes are enough.
+        self._min, self._max = -(-self.rank_batch_size // 2**_HALVINGS), self.rank_batch_size
+        self._whole = self._at_both(lambda lengths: training_cost(model, lengths, device, accumulated=False))
+        self._accumulated = self._at_both(lambda lengths: training_cost(model, lengths, device, accumulated=True))
+        self._embedding = self._at_both(lambda lengths: embedding_cost(model, lengths, device))
 
     def lengths(self, clips: int) -> Lengths:
         rate = self.model_config.mel.sample_rate
@@ -152,44 +157,48 @@ class _Runs:
         tokens = min(self.workload.caption_tokens, self.model_config.text.max_length)
         return Lengths(samples, [max(2, tokens)] * clips, self.config.recipe.augmentation.masked_fraction)
 
-    def training(self, clips: float, *, in_parts: bool) -> Passes:
-        return self._at(self._parts if in_parts else self._whole, clips)
+    def training(self, clips: float, *, accumulated: bool) -> PassCost:
+        return self._interpolate(self._accumulated if accumulated else self._whole, clips)
 
-    def embeddings(self, clips: float) -> Passes:
-        return self._at(self._embeddings, clips)
+    def embedding(self, clips: float) -> PassCost:
+        return self._interpolate(self._embedding, clips)
 
-    def _ends(self, run: Callable[[Lengths], Passes]) -> tuple[Passes, Passes]:
-        few = run(self.lengths(self._few))
-        return few, few if self._many == self._few else run(self.lengths(self._many))
+    def _at_both(self, count: Callable[[Lengths], PassCost]) -> tuple[PassCost, PassCost]:
+        smallest = count(self.lengths(self._min))
+        return smallest, smallest if self._max == self._min else count(self.lengths(self._max))
 
-    def _at(self, ends: tuple[Passes, Passes], clips: float) -> Passes:
-        few, many = ends
-        return few if self._many == self._few else few.between(many, (clips - self._few) / (self._many - self._few))
+    def _interpolate(self, costs: tuple[PassCost, PassCost], clips: float) -> PassCost:
+        smallest, largest = costs
+        if self._max == self._min:
+            return smallest
+        return smallest.interpolate(largest, (clips - self._min) / (self._max - self._min))
 
 
-def _option(request: PlanRequest, runs: _Runs, stage: int, size: int) -> Option:
-    config, model_config, training = request.config, runs.model_config, request.config.efficiency.training
-    batch_size, in_parts = config.recipe.schedule.batch_size, size < runs.share
-    layout = Layout(
+def _option(request: PlanRequest, costs: _PassCosts, stage: int, size: int) -> Option:
+    config, model_config, training = request.config, costs.model_config, request.config.efficiency.training
+    batch_size, accumulated = config.recipe.schedule.batch_size, size < costs.rank_batch_size
+    layout = ZeroLayout(
         stage,
         request.devices,
-        runs.bf16,
-        in_parts,
+        costs.bf16,
+        accumulated,
         offload_optimizer=training.offload_optimizer and stage >= 1,
         offload_parameters=training.offload_parameters and stage == 3,
     )
-    # The whole batch is shared out evenly; a rank takes its micro-batches as they come.
-    excess = runs.workload.excess(size, size if in_parts else batch_size)
-    held = memory(
-        runs.parameters, layout, runs.training(size * excess, in_parts=in_parts), _beside(request, runs, size, in_parts)
+    # Clips of the global batch are balanced over the ranks by length; those of micro-batches are not.
+    margin = costs.workload.length_margin(size, size if accumulated else batch_size)
+    rank_memory = memory(
+        costs.parameters,
+        layout,
+        costs.training(size * margin, accumulated=accumulated),
+        _loss_bytes(request, costs, size, accumulated),
     )
-    overhead, limit = request.device.overhead.value, request.options.usable_memory * request.device.memory.value
-    lengths = runs.lengths(size)
+    lengths = costs.lengths(size)
     tokens = [model_config.num_tokens(count) for count in lengths.samples]
     step = Step(
-        runs.training(size, in_parts=in_parts),
-        runs.embeddings(size) if in_parts else None,
-        runs.share / size,
+        costs.training(size, accumulated=accumulated),
+        costs.embedding(size) if accumulated else None,
+        costs.rank_batch_size / size,
         tokens,
         lengths.captions,
         round(lengths.masked_fraction * sum(tokens)),
@@ -197,34 +206,35 @@ def _option(request: PlanRequest, runs: _Runs, stage: int, size: int) -> Option:
     time = step_time(
         step,
         model_config,
-        runs.parameters,
+        costs.parameters,
         layout,
         request.device,
         batch_size=batch_size,
         shared_pass=config.recipe.objectives.shared_pass,
-        checkpointed=runs.checkpointed,
+        checkpointed=costs.checkpointed,
         sinkhorn_iterations=config.recipe.objectives.sinkhorn_iterations,
     )
-    peak = held.peak + overhead
-    return Option(stage, size, runs.checkpointed, held, peak, peak <= limit, time)
+    peak = rank_memory.peak + request.device.overhead.value
+    limit = request.options.usable_memory * request.device.memory.value
+    return Option(stage, size, costs.checkpointed, rank_memory, peak, peak <= limit, time)
 
 
-def _beside(request: PlanRequest, runs: _Runs, size: int, in_parts: bool) -> float:
-    """Bytes beside the activations: the batch, what the losses compare and exchange, and what they work on."""
-    config, model_config, share = request.config, runs.model_config, runs.share
-    element, width, head = 2 if runs.bf16 else 4, model_config.audio.width, model_config.prototype
-    samples = share * runs.workload.mean * model_config.mel.sample_rate
-    masked = config.recipe.augmentation.masked_fraction * model_config.num_tokens(round(samples / share))
-    batch = 4 * samples + 8 * share * (masked + runs.workload.caption_tokens)
+def _loss_bytes(request: PlanRequest, costs: _PassCosts, size: int, accumulated: bool) -> float:
+    """Bytes besides the activations: the batch, and the embeddings, exchanged tensors and buffers of the losses."""
+    config, model_config, clips = request.config, costs.model_config, costs.rank_batch_size
+    element, width, head = 2 if costs.bf16 else 4, model_config.audio.width, model_config.prototype
+    samples = clips * costs.workload.mean * model_config.mel.sample_rate
+    masked = config.recipe.augmentation.masked_fraction * model_config.num_tokens(round(samples / clips))
+    batch = 4 * samples + 8 * clips * (masked + costs.workload.caption_tokens)
     gathers = request.devices > 1 and config.efficiency.training.contrastive_exchange == "gather"
-    # Embeddings of captions in float32, and their gradients.
-    contrastive = 2 * 4 * width * (config.recipe.schedule.batch_size if gathers else 2 * share)
-    kept = share * (2 * width * (element + 4) + masked * head.bottleneck * element) if in_parts else 0.0
-    scores = min(_SCORES, 2 * 4 * size * masked * (head.prototypes + head.bottleneck))
+    # Float32 text embeddings and their gradients.
+    contrastive = 2 * 4 * width * (config.recipe.schedule.batch_size if gathers else 2 * clips)
+    kept = clips * (2 * width * (element + 4) + masked * head.bottleneck * element) if accumulated else 0.0
+    scores = min(_SCORE_BYTES, 2 * 4 * size * masked * (head.prototypes + head.bottleneck))
     return batch + contrastive + kept + scores
 
 
-def _model(config: RunConfig, model_config: ModelConfig, bf16: bool) -> PretrainingModel:
+def _meta_model(config: RunConfig, model_config: ModelConfig, bf16: bool) -> PretrainingModel:
     with torch.device("meta"):
         model = PretrainingModel(
             model_config,
@@ -236,6 +246,7 @@ def _model(config: RunConfig, model_config: ModelConfig, bf16: bool) -> Pretrain
 
 
 def _allowed(option: Option, config: RunConfig) -> bool:
+    """Offloading needs a minimal ZeRO stage."""
     training = config.efficiency.training
     return option.stage >= (3 if training.offload_parameters else 1 if training.offload_optimizer else 0)
 
@@ -247,12 +258,12 @@ def _in_bf16(request: PlanRequest) -> bool:
 
 
 def _workload(request: PlanRequest) -> tuple[Workload, ModelConfig]:
-    """What there is to train on, and the model with what that decides."""
+    """The lengths to train on, and the model with the dimensions that follow from the data."""
     recipe, options = request.config.recipe, request.options
     model_config = _as_pretrained(recipe.model)
     if recipe.data.train:
         datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
-        workload = of_datasets(datasets, recipe.data, options.caption_tokens)
+        workload = dataset_workload(datasets, recipe.data, options.caption_tokens)
         if recipe.model.text.pretrained is None:
             model_config = complete_model_config(model_config, datasets, build_tokenizer(recipe.data, recipe.model))
         datasets.release()
@@ -261,7 +272,7 @@ def _workload(request: PlanRequest) -> tuple[Workload, ModelConfig]:
     if options.seconds is not None:
         seconds = min(options.seconds, recipe.data.max_duration)
         workload = dataclasses.replace(
-            workload, seconds=np.full_like(workload.seconds, seconds), origin="plan.seconds: every clip as long"
+            workload, seconds=np.full_like(workload.seconds, seconds), origin="plan.seconds: all clips of one length"
         )
     if options.flac_bytes_per_second is not None:
         workload = dataclasses.replace(workload, bytes_per_second=options.flac_bytes_per_second)
@@ -269,7 +280,7 @@ def _workload(request: PlanRequest) -> tuple[Workload, ModelConfig]:
 
 
 def _as_pretrained(model: ModelConfig) -> ModelConfig:
-    """With the dimensions of a pretrained text encoder that lies in a folder; of a name, those of the recipe hold."""
+    """`model` with the dimensions of its pretrained text encoder if that is a local folder."""
     if model.text.pretrained is None or not Path(model.text.pretrained).is_dir():
         return model
     from slap_fast.models.text_encoder import read_pretrained_config

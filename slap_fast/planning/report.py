@@ -1,4 +1,4 @@
-"""A plan in words and tables, and as JSON."""
+"""Report of a plan: as text with tables, and as JSON."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from slap_fast.planning.planner import Option, Plan
 
-_OWN = ("training.zero_stage", "training.micro_batch_size", "training.activation_checkpointing")
+_PLANNED_KEYS = ("training.zero_stage", "training.micro_batch_size", "training.activation_checkpointing")
 
 
 def command(plan: Plan) -> str:
-    """What to run for the plan's best option."""
+    """The launch command of the plan's best option."""
     request, best = plan.request, plan.best
-    given = [argument for argument in request.arguments if argument.partition("=")[0] not in _OWN]
+    given = [argument for argument in request.arguments if argument.partition("=")[0] not in _PLANNED_KEYS]
     chosen = [f"training.zero_stage={best.stage}"]
-    if best.micro_batch_size < plan.share:
+    if best.micro_batch_size < plan.rank_batch_size:
         chosen.append(f"training.micro_batch_size={best.micro_batch_size}")
     if best.checkpointed:
         chosen.append("training.activation_checkpointing=true")
@@ -28,7 +28,7 @@ def command(plan: Plan) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The whole plan: bytes, seconds and counts."""
+    """The whole plan, in bytes, seconds and counts."""
     request, device = plan.request, plan.request.device
     schedule = request.config.recipe.schedule
     total = plan.best.time.total
@@ -49,8 +49,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "flac_bytes_per_second": plan.workload.bytes_per_second,
         },
         "parameters": dataclasses.asdict(plan.parameters),
-        "clips_per_device": plan.share,
-        "useful_operations_per_device": plan.useful,
+        "clips_per_device": plan.rank_batch_size,
+        "useful_operations_per_device": plan.model_flops,
         "options": [dataclasses.asdict(option) for option in plan.options],
         "asked": dataclasses.asdict(plan.asked),
         "recommended": None if plan.recommended is None else dataclasses.asdict(plan.recommended),
@@ -67,10 +67,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def utilization(plan: Plan) -> float:
-    """The share of the device's peak that the step's useful operations come to."""
+    """Model FLOPs utilization: the model FLOPs of a step as a fraction of the device's peak."""
     device = plan.request.device
     peak = (device.peak_bf16 if plan.bf16 else device.peak_fp32).value
-    return plan.useful / plan.best.time.total / peak
+    return plan.model_flops / plan.best.time.total / peak
 
 
 def as_text(plan: Plan) -> str:
@@ -78,7 +78,7 @@ def as_text(plan: Plan) -> str:
     schedule = request.config.recipe.schedule
     lines = [
         f"{request.devices} x {device.name}, {'bf16' if plan.bf16 else 'fp32'}; "
-        f"batch {schedule.batch_size:,}, {plan.share:,} clips a device",
+        f"batch {schedule.batch_size:,}, {plan.rank_batch_size:,} clips a device",
         f"clips: {workload.origin}; {workload.mean:.1f} s on average, {workload.longest:.1f} s at most, "
         f"captions of {workload.caption_tokens} tokens",
         f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher",
@@ -111,15 +111,15 @@ def _table(plan: Plan) -> list[str]:
 
 def _details(plan: Plan) -> list[str]:
     request, best = plan.request, plan.best
-    schedule, held, time = request.config.recipe.schedule, best.memory, best.time
+    schedule, memory, time = request.config.recipe.schedule, best.memory, best.time
     clips = schedule.batch_size / time.total
     storage = clips * plan.workload.mean * plan.workload.bytes_per_second
     parts = [
-        ("parameters", held.parameters),
-        ("optimizer", held.optimizer),
-        ("gradients", held.gradients),
-        ("teacher's average", held.teacher),
-        ("activations", held.activations),
+        ("parameters", memory.parameters),
+        ("optimizer", memory.optimizer),
+        ("gradients", memory.gradients),
+        ("teacher's average", memory.teacher),
+        ("activations", memory.activations),
     ]
     named = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts if value >= 5e7)
     seconds = ", ".join(
@@ -129,8 +129,8 @@ def _details(plan: Plan) -> list[str]:
         f"  memory   {best.peak / 1e9:.1f} GB at the peak, {request.device.overhead.value / 1e9:.1f} of it no tensors; "
         f"tensors: {named}"
     ]
-    if held.host:
-        lines.append(f"  host     {held.host / 1e9:.1f} GB of its memory for each device")
+    if memory.host:
+        lines.append(f"  host     {memory.host / 1e9:.1f} GB of its memory for each device")
     return [
         *lines,
         f"  step     {time.total * 1e3:,.1f} ms: {seconds}",

@@ -1,4 +1,4 @@
-"""What is to be planned: `recipe=paper devices=64 [device=h100] [section.key=value ...] [plan.key=value ...]`."""
+"""Arguments of a plan: `recipe=paper devices=64 [device=h100] [section.key=value ...] [plan.key=value ...]`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from slap_fast.planning.devices import Device, Figure, find_device
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What planning assumes, where the user knows better. None: as `devices.yaml` or the dataset has it."""
+    """Assumptions of the plan that the user can override. None: the value of `devices.yaml` or of the dataset."""
 
     memory_gb: float | None = None
-    """Of a device, in 1e9 bytes."""
+    """Memory of a device, in 1e9 bytes."""
     usable_memory: float = 0.92
-    """The share of it that a step may take by this count; the rest is what the allocator cannot use."""
+    """Fraction of it that a step may use; the rest is lost to fragmentation."""
     compute_share: float | None = None
-    """Of the device's peak that large products reach."""
+    """Fraction of the device's peak that large products reach."""
     network_gb: float | None = None
-    """1e9 bytes a second between nodes, for each device, one way."""
+    """1e9 bytes/s between nodes, per device, one way."""
     devices_per_node: int | None = None
     seconds: float | None = None
-    """Every clip is so long."""
+    """Duration of every clip."""
     caption_tokens: float | None = None
     flac_bytes_per_second: float | None = None
 
@@ -39,14 +39,14 @@ class PlanOptions:
                 raise ConfigError(f"plan.{name} is {value}; it must be positive")
         for name in ("usable_memory", "compute_share"):
             if (getattr(self, name) or 0) > 1:
-                raise ConfigError(f"plan.{name} is {getattr(self, name)}; it is a share, at most 1")
+                raise ConfigError(f"plan.{name} is {getattr(self, name)}; it is a fraction, at most 1")
 
 
 @dataclass(frozen=True)
 class PlanRequest:
     """
     Attributes:
-        arguments: the recipe and its overrides, as training takes them.
+        arguments: the recipe and its overrides, which are also arguments of training.
     """
 
     config: RunConfig
@@ -59,7 +59,7 @@ class PlanRequest:
 def parse_request(arguments: Sequence[str]) -> PlanRequest:
     """
     Raises:
-        ConfigError: an argument that cannot be understood, or devices among which the batch does not divide.
+        ConfigError: an invalid argument, or a batch size that `devices` does not divide.
     """
     own = {"devices": "1", "device": "h100"}
     options: dict[str, object] = {}
@@ -84,11 +84,11 @@ def parse_request(arguments: Sequence[str]) -> PlanRequest:
             (count for count in range(1, batch_size + 1) if batch_size % count == 0), key=lambda n: abs(n - devices)
         )
         raise ConfigError(
-            f"devices={devices}: schedule.batch_size ({batch_size}) does not divide among them; use devices={near[0]}, "
+            f"devices={devices}: it does not divide schedule.batch_size ({batch_size}); use devices={near[0]}, "
             "or another schedule.batch_size"
         )
     settings = PlanOptions(**options)  # type: ignore[arg-type]
-    return PlanRequest(config, tuple(rest), devices, _adjusted(find_device(own["device"], devices), settings), settings)
+    return PlanRequest(config, tuple(rest), devices, _override(find_device(own["device"], devices), settings), settings)
 
 
 def _option(key: str, text: str, argument: str) -> object:
@@ -104,7 +104,7 @@ def _option(key: str, text: str, argument: str) -> object:
     return coerce(value, hints[name], key, f"argument {argument!r}")
 
 
-def _adjusted(device: Device, options: PlanOptions) -> Device:
+def _override(device: Device, options: PlanOptions) -> Device:
     changes: dict[str, object] = {}
     for name, given in (
         ("memory", None if options.memory_gb is None else options.memory_gb * 1e9),

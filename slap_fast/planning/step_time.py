@@ -1,9 +1,9 @@
-"""How long a step takes, as a roofline has it: every part waits for arithmetic, or for memory, or for the network.
+"""Step time by a roofline model: each part is bound by compute, by memory bandwidth, or by the network.
 
-A product of matrices takes the longer of its operations and its bytes; attention and the losses, which keep what they
-work on near, take their operations; all else takes its bytes. Starting a kernel costs a CPU its time, and a GPU only
-where the kernels are shorter; so do the hooks that stage 3 has around every module. Exchanges between ranks are counted
-as if nothing ran beside them.
+A matrix product takes the longer of its compute and memory times. Attention and the losses, whose kernels keep their
+intermediate results in cache, are compute-bound; everything else is memory-bound. Kernel launches and the module hooks
+of stage 3 add to the time on a CPU; on a GPU they run ahead of the kernels and add only what exceeds them. Collectives
+are assumed not to overlap with compute.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass
 from slap_fast.config.model import ModelConfig
 from slap_fast.models.flops import BACKWARD, forward_flops
 from slap_fast.planning.devices import Device
-from slap_fast.planning.footprint import Passes
-from slap_fast.planning.memory import Layout, Parameters
+from slap_fast.planning.footprint import PassCost
+from slap_fast.planning.memory import Parameters, ZeroLayout
 
-# Attention computes its scores again on the way back: five products for the forward's two.
+# The backward of attention recomputes the scores: five products, where the forward has two.
 _ATTENTION_BACKWARD = 2.5
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step, on one of the ranks."""
+    """Seconds of a step of one rank, by what they are spent on."""
 
     products: float
     attention: float
@@ -40,20 +40,19 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank does in a step.
+    """Work of a rank in a step.
 
     Attributes:
-        passes: of each micro-batch.
-        embeddings: the pass before, where there are several.
-        micro_batches: how many.
-        clips: of the rank.
+        training: cost of forward and backward of a micro-batch.
+        embedding: cost of the embedding pass of a micro-batch; None if the batch is not split.
+        micro_batches: their number.
         audio: audio tokens of each clip of a micro-batch.
-        captions: caption tokens of each.
-        masked: audio tokens that the prototype head sees, in a micro-batch.
+        captions: caption tokens of each clip of a micro-batch.
+        masked: masked audio tokens of a micro-batch.
     """
 
-    passes: Passes
-    embeddings: Passes | None
+    training: PassCost
+    embedding: PassCost | None
     micro_batches: float
     audio: Sequence[int]
     captions: Sequence[int]
@@ -64,7 +63,7 @@ def step_time(
     step: Step,
     config: ModelConfig,
     parameters: Parameters,
-    layout: Layout,
+    layout: ZeroLayout,
     device: Device,
     *,
     batch_size: int,
@@ -72,82 +71,83 @@ def step_time(
     checkpointed: bool,
     sinkhorn_iterations: int,
 ) -> StepTime:
-    """The step of one rank; all have the same to do."""
+    """Time of a step of one rank; all ranks have the same work."""
     rate, bandwidth = device.rate(bf16=layout.bf16), device.bandwidth.value
-    attention, losses = _operations(
+    attention, losses = _flops(
         step, config, shared_pass=shared_pass, checkpointed=checkpointed, sinkhorn_iterations=sinkhorn_iterations
     )
-    every = [step.passes] if step.embeddings is None else [step.passes, step.embeddings]
-    products = sum(max(operations / rate, moved / bandwidth) for each in every for operations, moved in each.products)
-    traffic = sum(each.traffic for each in every) / bandwidth
-    calls = sum(each.calls for each in every) * device.call.value
+    costs = [step.training] if step.embedding is None else [step.training, step.embedding]
+    products = sum(max(flops / rate, moved / bandwidth) for cost in costs for flops, moved in cost.products)
+    traffic = sum(cost.traffic for cost in costs) / bandwidth
+    calls = sum(cost.calls for cost in costs) * device.call.value
     if layout.stage == 3:
-        calls += sum(each.modules for each in every) * device.hook.value
+        calls += sum(cost.modules for cost in costs) * device.hook.value
     busy = products + traffic + (attention + losses) / rate
-    waiting = calls if device.is_cpu else max(0.0, calls - busy)
+    launches = calls if device.is_cpu else max(0.0, calls - busy)
     count = step.micro_batches
     return StepTime(
         products=count * products,
         attention=count * attention / rate,
         losses=count * losses / rate,
         memory=count * traffic,
-        calls=count * waiting,
-        collectives=exchanged(parameters, layout, config, batch_size, count)
+        calls=count * launches,
+        collectives=communicated_bytes(parameters, layout, config, batch_size, count)
         / device.collective_bandwidth(layout.ranks),
-        update=_updated(parameters, layout) / bandwidth,
+        update=_update_bytes(parameters, layout) / bandwidth,
     )
 
 
-def exchanged(
-    parameters: Parameters, layout: Layout, config: ModelConfig, batch_size: int, micro_batches: float
+def communicated_bytes(
+    parameters: Parameters, layout: ZeroLayout, config: ModelConfig, batch_size: int, micro_batches: float
 ) -> float:
-    """Bytes that a rank sends in a step: gradients in float32, parameters, and what the losses compare."""
+    """Bytes that a rank sends in a step: float32 gradients, parameters, and the embeddings for the contrastive loss."""
     ranks = layout.ranks
     if ranks == 1:
         return 0.0
-    around = (ranks - 1) / ranks
+    ring = (ranks - 1) / ranks
     width = 2 if layout.bf16 else 4
-    # Stages 2 and 3 reduce the gradients of each micro-batch.
-    times = micro_batches if layout.stage >= 2 else 1.0
-    gradients = times * (1 if layout.stage == 3 else 2) * around * 4 * parameters.trained
+    # Stages 2 and 3 reduce gradients once per micro-batch.
+    reductions = micro_batches if layout.stage >= 2 else 1.0
+    gradients = reductions * (1 if layout.stage == 3 else 2) * ring * 4 * parameters.trained
     gathered = 0.0
     if layout.stage in (1, 2):
-        gathered = around * width * parameters.trained
+        gathered = ring * width * parameters.trained
     elif layout.stage == 3:
         passes = micro_batches * (2 if micro_batches > 1 else 1)
-        gathered = passes * around * width * (parameters.trained + parameters.averaged)
-    # Captions' embeddings and their gradients.
-    embeddings = 3 * around * 4 * batch_size * config.audio.width
+        gathered = passes * ring * width * (parameters.trained + parameters.averaged)
+    # Text embeddings and their gradients.
+    embeddings = 3 * ring * 4 * batch_size * config.audio.width
     return gradients + gathered + embeddings
 
 
-def _operations(
+def _flops(
     step: Step, config: ModelConfig, *, shared_pass: bool, checkpointed: bool, sinkhorn_iterations: int
 ) -> tuple[float, float]:
-    """Operations of attention and of the losses over one micro-batch, with all that is computed again."""
+    """FLOPs of attention and of the losses over one micro-batch, including recomputation."""
     forward = forward_flops(config, step.audio, step.captions, step.masked)
     attention = 0.0
-    for part, counted in forward.items():
-        audio = part == "audio_encoder"
-        student = 1 if not audio or shared_pass else 2
-        passes = student * (1 + _ATTENTION_BACKWARD + checkpointed) + audio
-        if step.embeddings is not None and part != "caption_decoder":
-            passes += 1 + audio
-        attention += passes * counted.attention
+    for part, part_flops in forward.items():
+        is_audio = part == "audio_encoder"
+        student_passes = 2 if is_audio and not shared_pass else 1
+        teacher_passes = 1 if is_audio else 0
+        passes = student_passes * (1 + _ATTENTION_BACKWARD + checkpointed) + teacher_passes
+        if step.embedding is not None and part != "caption_decoder":
+            passes += 1 + teacher_passes
+        attention += passes * part_flops.attention
     decoded = sum(step.captions) - len(step.captions)
     vocabulary = 2.0 * config.text.vocab_size * config.caption.width * decoded
     head = config.prototype
     scores = 2.0 * head.prototypes * head.bottleneck * step.masked
-    # The student's scores with their two gradients; the teacher's in each round of Sinkhorn-Knopp, and as targets.
+    # The student's scores with their two gradients; the teacher's in each Sinkhorn-Knopp iteration and as targets.
     return attention, (1 + BACKWARD) * (vocabulary + scores) + (sinkhorn_iterations + 1) * scores
 
 
-def _updated(parameters: Parameters, layout: Layout) -> float:
-    """Bytes that update and teacher read and write."""
+def _update_bytes(parameters: Parameters, layout: ZeroLayout) -> float:
+    """Bytes that the optimizer and the average of the teacher read and write."""
     width = 2 if layout.bf16 else 4
     own = parameters.trained / (layout.ranks if layout.stage else 1)
     averaged = parameters.averaged / (layout.ranks if layout.stage == 3 else 1)
-    # Gradient read for its norm, scaled and read again; parameter, moments read and written; parameter published.
+    # Gradient: norm, scaling, update. Parameter and moments: read and written. Parameter: cast to the model's dtype.
     adam = own * (4 * 4 + 6 * 4 + 4 + width)
-    # Student and average read, average written and published.
+    # Student and average read, average written, also in the model's dtype.
     return adam + averaged * (width + 8 + (width if layout.bf16 else 0))

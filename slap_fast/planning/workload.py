@@ -1,4 +1,4 @@
-"""What there is to train on, as far as planning cares: how long clips and captions are, and how large their files."""
+"""Workload of a plan: durations of clips, lengths of captions, and size of the audio files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from slap_fast.data.sampling.mixture import Mixture
 _QUANTILES = 4096
 _SAMPLE = 1 << 16
 _CAPTIONS = 256
-# Byte-level BPE with a vocabulary of English splits a third of the words; two tokens begin and end a caption.
-_TOKENS_A_WORD = 1.33
+# Byte-level BPE on English captions splits about a third of the words; start and end tokens add two per caption.
+_TOKENS_PER_WORD = 1.33
 
 
 @dataclass(frozen=True)
 class Workload:
     """
     Attributes:
-        seconds: ascending quantiles of the clips' durations.
-        caption_tokens: of an average caption, with those that begin and end it.
-        bytes_per_second: of FLAC for a second of audio.
-        origin: where durations, captions and bytes are from.
+        seconds: ascending quantiles of the durations.
+        caption_tokens: mean length of a caption, including its start and end tokens.
+        bytes_per_second: of FLAC per second of audio.
+        origin: of durations, captions and sizes, in words.
     """
 
     seconds: np.ndarray
@@ -42,27 +42,28 @@ class Workload:
         return float(self.seconds[-1])
 
     def clips(self, count: int) -> np.ndarray:
-        """`[count]` durations that stand for so many clips: evenly spaced quantiles."""
+        """`[count]` durations of representative clips: evenly spaced quantiles."""
         places = (np.arange(count) + 0.5) / count * (len(self.seconds) - 1)
         return np.interp(places, np.arange(len(self.seconds)), self.seconds)
 
-    def excess(self, count: int, drawn: int) -> float:
-        """How much more audio than on average the longest of many micro-batches has: three standard deviations.
+    def length_margin(self, count: int, drawn: int) -> float:
+        """Audio of the longest of many micro-batches relative to the mean one: three standard deviations above it.
 
         Args:
             count: clips of the micro-batch.
-            drawn: clips that were drawn and shared out evenly, of which it is a part; `count` if it was drawn alone.
+            drawn: clips of the batch that was sampled at random and of which this is a balanced part; `count` if the
+                micro-batch itself was sampled.
         """
         deviation = float(self.seconds.std()) / self.mean
-        most = self.longest / self.mean
-        return min(most, 1 + 3 * deviation / math.sqrt(max(count, drawn)))
+        upper = self.longest / self.mean
+        return min(upper, 1 + 3 * deviation / math.sqrt(max(count, drawn)))
 
 
 def web_mix(max_duration: float, bytes_per_second: float, caption_tokens: int = 20) -> Workload:
-    """A stand-in for web-scale captioned audio, the one of `python -m benchmarks training_step`.
+    """Assumed mix of web-scale captioned audio, as in `python -m benchmarks training_step`.
 
-    Half of the clips last exactly 10 s (AudioSet, VGGSound, AudioCaps), a quarter is spread evenly over 15 to 30 s
-    (Clotho), and a quarter log-evenly over 1 to 30 s (recordings of all kinds).
+    Half of the clips last exactly 10 s (AudioSet, VGGSound, AudioCaps), a quarter is uniform over 15 to 30 s (Clotho),
+    and a quarter log-uniform over 1 to 30 s (other recordings).
     """
     quarter = (np.arange(_QUANTILES // 4) + 0.5) / (_QUANTILES // 4)
     tens = np.full(_QUANTILES // 2, 10.0)
@@ -75,11 +76,14 @@ def web_mix(max_duration: float, bytes_per_second: float, caption_tokens: int = 
     )
 
 
-def of_datasets(datasets: Mixture, data: DataConfig, caption_tokens: float | None) -> Workload:
-    """Durations and sizes as in the datasets that the recipe names, each by its weight.
+def dataset_workload(datasets: Mixture, data: DataConfig, caption_tokens: float | None) -> Workload:
+    """Durations and sizes in the datasets of a recipe, by their weights.
 
     Args:
-        caption_tokens: of an average caption; None: estimated from its words.
+        caption_tokens: mean length of a caption; None: estimated from its words.
+
+    Raises:
+        ConfigError: no clip is within `data.max_duration`.
     """
     drawn, sizes, seconds = [], 0.0, 0.0
     words: list[int] = []
@@ -91,15 +95,16 @@ def of_datasets(datasets: Mixture, data: DataConfig, caption_tokens: float | Non
         seconds += share * float(durations.mean())
         own = durations if data.crop_above_max_duration else durations[durations <= data.max_duration]
         own = np.sort(np.minimum(own, data.max_duration))
-        places = (np.arange(max(1, round(share * _QUANTILES))) + 0.5) / max(1, round(share * _QUANTILES))
+        count = max(1, round(share * _QUANTILES))
+        places = (np.arange(count) + 0.5) / count
         drawn.append(np.quantile(own, places) if len(own) else np.zeros(0))
         for row in rows[:: max(1, len(rows) // _CAPTIONS)]:
             words += [len(caption.split()) for caption in index.read_metadata(int(row))["captions"]]
     durations = np.sort(np.concatenate(drawn))
     if not len(durations):
         raise ConfigError(
-            f"no clip of data.train is as short as data.max_duration ({data.max_duration:g} s); raise that, or set "
+            f"all clips of data.train are longer than data.max_duration ({data.max_duration:g} s); raise it, or set "
             "data.crop_above_max_duration=true"
         )
-    average = _TOKENS_A_WORD * float(np.mean(words)) + 2 if caption_tokens is None else caption_tokens
+    average = _TOKENS_PER_WORD * float(np.mean(words)) + 2 if caption_tokens is None else caption_tokens
     return Workload(durations, round(average), sizes / seconds, f"data.train: {len(datasets)} clips")
