@@ -49,10 +49,12 @@ class _Call:
         text: Tensor,
         logit_scale: Tensor,
         logit_bias: Tensor | None,
-        ids: tuple[Tensor, Tensor] | None,
+        audio_ids: Tensor | None,
+        text_ids: Tensor | None,
         offset: int,
         kind: str,
     ) -> None:
+        ids = None if audio_ids is None or text_ids is None else (audio_ids, text_ids)
         self.audio, self.text, self.offset = audio, text, offset
         self.rows, self.columns = audio.shape[0], text.shape[0]
         variant = chosen("contrastive_tile")
@@ -97,17 +99,20 @@ class _Call:
 
 
 def sums(
+    *,
     audio: Tensor,
     text: Tensor,
     logit_scale: Tensor,
     logit_bias: Tensor | None,
-    ids: tuple[Tensor, Tensor] | None,
+    audio_ids: Tensor | None,
+    text_ids: Tensor | None,
     offset: int,
     kind: str,
+    chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """row_loss, column_loss, row_positive, row_facts and column_best of `contrastive_sums`; last strides are 1."""
+    """row_loss, column_loss, row_positive, row_stats and column_best of `contrastive_sums`; last strides are 1."""
     with launch.on_device_of(audio):
-        return _sums(_Call(audio, text, logit_scale, logit_bias, ids, offset, kind))
+        return _sums(_Call(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind))
 
 
 def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -159,12 +164,12 @@ def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                     column_parts[slots_c * slot_c :], positives_c, tiles_r, begin_c, width,
                     flags=flags, flagged=tile.columns, **of_columns,
                 )  # fmt: skip
-    row_loss, row_positive, row_facts = floats(rows), floats(rows), floats(4, rows)
+    row_loss, row_positive, row_stats = floats(rows), floats(rows), floats(4, rows)
     column_loss, column_best = floats(columns), floats(2, columns)
     if rows:
         finish_rows_kernel[(triton.cdiv(rows, _FINISH),)](
             negatives_r, positives_r, positive_similarity, _similarity_sums(call.audio, call.text), call.counts,
-            call.scale, call.bias, row_loss, row_positive, row_facts,
+            call.scale, call.bias, row_loss, row_positive, row_stats,
             rows, columns, call.offset, BLOCK=_FINISH, enable_fp_fusion=False, **call.kind,
         )  # fmt: skip
     if columns:
@@ -172,7 +177,7 @@ def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             negatives_c, positives_c, positive_similarity, call.scale, call.bias, column_loss, column_best,
             rows, columns, call.offset, BLOCK=_FINISH, enable_fp_fusion=False, **call.kind,
         )  # fmt: skip
-    return row_loss, column_loss, row_positive, row_facts, column_best
+    return row_loss, column_loss, row_positive, row_stats, column_best
 
 
 def _similarity_sums(audio: Tensor, text: Tensor) -> Tensor:
@@ -186,30 +191,32 @@ def _similarity_sums(audio: Tensor, text: Tensor) -> Tensor:
 
 
 def sums_backward(
+    *,
+    audio: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    audio_ids: Tensor | None,
+    text_ids: Tensor | None,
+    offset: int,
+    kind: str,
+    chunk_size: int,
     grad_row: Tensor,
     grad_column: Tensor,
     grad_positive: Tensor,
     row_loss: Tensor,
     column_loss: Tensor,
-    row_facts: Tensor,
+    row_stats: Tensor,
     column_best: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    ids: tuple[Tensor, Tensor] | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of audio and text in their dtype, and of scale and bias (zero where there is none) in float32."""
     with launch.on_device_of(audio):
-        call = _Call(audio, text, logit_scale, logit_bias, ids, offset, kind)
+        call = _Call(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind)
         unit = float16_unit([grad_row, grad_column, grad_positive] if call.infonce else [grad_row], audio.dtype)
         if call.infonce:
-            if ids is not None:
+            if call.has_ids:
                 grad_positive = grad_positive / call.counts.clamp_min(1)
-            rows_of = _packed(grad_row * unit, row_facts[3], row_loss * _LOG2E, grad_positive * unit)
+            rows_of = _packed(grad_row * unit, row_stats[3], row_loss * _LOG2E, grad_positive * unit)
             columns_of = _packed(grad_column * unit, column_best.amax(0), column_loss * _LOG2E)
         else:
             rows_of = columns_of = _packed(grad_row * unit)

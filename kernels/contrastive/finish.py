@@ -51,7 +51,7 @@ def finish_rows_kernel(
     bias: tl.tensor,
     row_loss: tl.tensor,
     row_positive: tl.tensor,
-    row_facts: tl.tensor,  # [4, R]
+    row_stats: tl.tensor,  # [4, R]
     rows: tl.tensor,
     columns: tl.tensor,
     offset: tl.tensor,
@@ -92,11 +92,11 @@ def finish_rows_kernel(
         positive = tl.zeros_like(loss)
     tl.store(row_loss + index, loss, mask=inside)
     tl.store(row_positive + index, positive, mask=inside)
-    row_facts += index
-    tl.store(row_facts, own_similarity, mask=inside)
-    tl.store(row_facts + stride, others, mask=inside)
-    tl.store(row_facts + 2 * stride, (own_largest > largest).to(tl.float32), mask=inside)
-    tl.store(row_facts + 3 * stride, whole, mask=inside)
+    row_stats += index
+    tl.store(row_stats, own_similarity, mask=inside)
+    tl.store(row_stats + stride, others, mask=inside)
+    tl.store(row_stats + 2 * stride, (own_largest > largest).to(tl.float32), mask=inside)
+    tl.store(row_stats + 3 * stride, whole, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "offset"])

@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from slap_fast.kernels import contrastive as kernels
 from slap_fast.kernels import variants
 from slap_fast.kernels.scores import float32_product
 from slap_fast.kernels.scores import parts as score_parts
 from slap_fast.ops.contrastive import backend_triton as backend
+from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall
 from tests.kernels._compile import Compiled, cross_compile
 
 
@@ -25,13 +25,14 @@ def _compile(
 ) -> list[Compiled]:
     """The kernels of forward and backward, in the order of their launches."""
     audio, text = torch.empty(rows, width, dtype=dtype), torch.empty(columns, width, dtype=dtype)
-    ids = (torch.zeros(rows, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)) if by_ids else None
+    ids = (torch.zeros(rows, dtype=torch.int64), torch.zeros(columns, dtype=torch.int64)) if by_ids else (None, None)
     scale = torch.ones(())
     bias = torch.ones(()) if kind == "sigmoid" else None
     weights = torch.empty(rows), torch.empty(columns), torch.empty(rows)
     with cross_compile(capability) as launched:
-        sums = kernels.sums(audio, text, scale, bias, ids, 0, kind)
-        kernels.sums_backward(*weights, sums[0], sums[1], sums[3], sums[4], audio, text, scale, bias, ids, 0, kind, 0)
+        call = ContrastiveCall(audio, text, scale, bias, *ids, 0, kind, 0)
+        sums = backend.forward(call)
+        backend.backward(call, BackwardInputs(*weights, sums[0], sums[1], sums[3], sums[4]))
     return launched
 
 

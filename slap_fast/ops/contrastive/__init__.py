@@ -1,11 +1,13 @@
-"""The contrastive loss between N audio and N text embeddings: softmax (InfoNCE) or pairwise sigmoid, over any ranks.
+"""Contrastive loss between audio and text embeddings, softmax (InfoNCE) or pairwise sigmoid, across any ranks.
 
-Softmax: CLIP (arXiv 2103.00020, figure 3), symmetric over both directions. Sigmoid: SigLIP (arXiv 2303.15343,
-algorithm 1). The `[N, N]` similarities are recomputed in the backward, by chunks of rows.
+    loss, accuracy, *_ = contrastive_loss(audio, text, logit_scale, group=group)    # [B, D], [B, D], [] -> [], []
 
-Across ranks each rank keeps its own audio rows against the text columns of all, gathered or passed round in a ring.
-Gathered, a row's log-sum-exp is whole at once; a column's is combined from one vector per rank, so that one matrix
-product serves both directions.
+InfoNCE as in CLIP (arXiv 2103.00020, figure 3); sigmoid as in SigLIP (arXiv 2303.15343, algorithm 1). The `[N, N]`
+logits never exist as a whole: both passes compute them chunk by chunk.
+
+Each rank multiplies its own audio rows with the text columns of all ranks, which it gathers, or receives block by block
+in a ring (ring.py). One product serves both directions: gathered rows are complete, and a column's log-sum-exp is
+combined from one vector per rank.
 """
 
 from __future__ import annotations
@@ -17,27 +19,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slap_fast.ops import autocast, collectives, dispatch
-from slap_fast.ops.contrastive import (
-    backend_native as contrastive_native,
+from slap_fast.ops.contrastive import backend_native, backend_torch, backend_triton
+from slap_fast.ops.contrastive.call import (
+    Backend,
+    BackwardInputs,
+    ContrastiveCall,
+    Sums,
+    select,
+    validate,
+    validate_backward,
+    validate_call,
 )
-from slap_fast.ops.contrastive import (
-    backend_torch as contrastive_torch,
-)
-from slap_fast.ops.contrastive import (
-    backend_triton as contrastive_triton,
-)
-from slap_fast.ops.contrastive.call import ContrastiveBackend
 from slap_fast.ops.contrastive.ring import ring_sums
-from slap_fast.ops.contrastive.validation import validate, validate_backward, validate_sums
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.tensor_checks import accumulator
 
-# In the order of preference.
-BACKENDS: dict[str, ContrastiveBackend] = {
-    "native": contrastive_native,
-    "triton": contrastive_triton,
-    "torch": contrastive_torch,
-}
+# In order of preference.
+BACKENDS: dict[str, Backend] = {"native": backend_native, "triton": backend_triton, "torch": backend_torch}
 dispatch.register(
     "contrastive_loss",
     [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],
@@ -45,14 +43,14 @@ dispatch.register(
 
 
 class ContrastiveOutput(NamedTuple):
-    """Scalars, float32 (float64 for float64 inputs); all but `loss` are detached and concern this rank's own clips.
+    """Scalars, float32 (float64 for float64). All but `loss` are detached and concern this rank's own clips.
 
     Attributes:
-        loss: this rank's share of the global loss, scaled so that its mean over ranks is that loss, and the mean of the
-            gradients over ranks that loss' gradient.
-        accuracy: share of queries, over both directions, whose best positive beats every negative; a tie does not.
-        positive_similarity: mean over audio rows of the mean cosine with the row's positives.
-        negative_similarity: the same for negatives; 0 where there is none.
+        loss: this rank's share of the global loss, scaled so that the mean over ranks, of losses and of gradients, is
+            the global loss and its gradient.
+        accuracy: share of queries, over both directions, whose best positive exceeds every negative; a tie does not.
+        positive_similarity: mean over audio rows of the row's mean cosine with its positives.
+        negative_similarity: the same with its negatives; 0 for a row without negatives.
     """
 
     loss: Tensor
@@ -61,145 +59,62 @@ class ContrastiveOutput(NamedTuple):
     negative_similarity: Tensor
 
 
-def _select(audio: Tensor, kind: str, backend: str) -> str:
-    return dispatch.select("contrastive_loss", backend, device=audio.device, dtype=audio.dtype, kind=kind)
-
-
-def _check(*args: Any) -> tuple:
-    validate_sums(*args[:-1])
-    audio, kind, backend = args[0], args[-3], args[-1]
-    return *args[:-1], _select(audio, kind, backend)
-
-
-def _check_backward(*args: Any) -> tuple:
-    facts, forward = args[:7], args[7:]
-    checked = _check(*forward)
-    validate_backward(*facts, rows=forward[0], columns=forward[1])
-    return *facts, *checked
+def _check(call: ContrastiveCall, backend: str) -> tuple[ContrastiveCall, str]:
+    validate_call(call)
+    return call, select(call.audio, call.kind, backend)
 
 
 @custom_op("slap_fast::contrastive_sums", check=_check, rule=autocast.low, cast=("audio", "text"))
-def _contrastive_sums(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`ContrastiveBackend.forward`; its first three results are differentiable."""
-    return BACKENDS[backend].forward(
-        audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind, chunk_size
-    )
+def _contrastive_sums(call: ContrastiveCall, backend: str) -> Sums:
+    """`Backend.forward`. The first three results are differentiable."""
+    return BACKENDS[backend].forward(call)
 
 
 @_contrastive_sums.register_fake
-def _(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, columns, dtype = audio.shape[0], text.shape[0], accumulator(audio.dtype)
-    row_loss, row_positive = audio.new_empty(rows, dtype=dtype), audio.new_empty(rows, dtype=dtype)
-    column_loss, column_best = audio.new_empty(columns, dtype=dtype), audio.new_empty(2, columns, dtype=dtype)
-    return row_loss, column_loss, row_positive, audio.new_empty(4, rows, dtype=dtype), column_best
+def _(call: ContrastiveCall, backend: str) -> Sums:
+    rows, columns, dtype = call.audio.shape[0], call.text.shape[0], accumulator(call.audio.dtype)
+    shapes = ((rows,), (columns,), (rows,), (4, rows), (2, columns))
+    row_loss, column_loss, row_positive, row_stats, column_best = (call.audio.new_empty(x, dtype=dtype) for x in shapes)
+    return row_loss, column_loss, row_positive, row_stats, column_best
+
+
+def _check_backward(
+    call: ContrastiveCall, inputs: BackwardInputs, backend: str
+) -> tuple[ContrastiveCall, BackwardInputs, str]:
+    call, backend = _check(call, backend)
+    validate_backward(call, inputs)
+    return call, inputs, backend
 
 
 @custom_op("slap_fast::contrastive_sums_backward", check=_check_backward)
 def _contrastive_sums_backward(
-    grad_row: Tensor,
-    grad_column: Tensor,
-    grad_positive: Tensor,
-    row_loss: Tensor,
-    column_loss: Tensor,
-    row_facts: Tensor,
-    column_best: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-    backend: str,
+    call: ContrastiveCall, inputs: BackwardInputs, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`ContrastiveBackend.backward`."""
-    return BACKENDS[backend].backward(
-        grad_row,
-        grad_column,
-        grad_positive,
-        row_loss,
-        column_loss,
-        row_facts,
-        column_best,
-        audio,
-        text,
-        logit_scale,
-        logit_bias,
-        audio_ids,
-        text_ids,
-        offset,
-        kind,
-        chunk_size,
-    )
+    return BACKENDS[backend].backward(call, inputs)
 
 
 @_contrastive_sums_backward.register_fake
-def _(
-    grad_row: Tensor,
-    grad_column: Tensor,
-    grad_positive: Tensor,
-    row_loss: Tensor,
-    column_loss: Tensor,
-    row_facts: Tensor,
-    column_best: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bias = logit_scale if logit_bias is None else logit_bias
-    return (
-        audio.new_empty(audio.shape),
-        text.new_empty(text.shape),
-        logit_scale.new_empty(logit_scale.shape),
-        bias.new_empty(bias.shape),
-    )
+def _(call: ContrastiveCall, inputs: BackwardInputs, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bias = call.logit_scale if call.logit_bias is None else call.logit_bias
+    audio, text, scale, bias = (x.new_empty(x.shape) for x in (call.audio, call.text, call.logit_scale, bias))
+    return audio, text, scale, bias
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, offset, kind, chunk_size, backend = inputs
-    row_loss, column_loss, _, row_facts, column_best = output
-    ctx.save_for_backward(row_loss, column_loss, row_facts, column_best, *tensors)
-    ctx.settings = (offset, kind, chunk_size, backend)
+def _setup_context(ctx: Any, inputs: tuple[ContrastiveCall, str], output: Sums) -> None:
+    call, ctx.backend = inputs
+    row_loss, column_loss, _, row_stats, column_best = output
+    ctx.save_for_backward(*call[:6], row_loss, column_loss, row_stats, column_best)
+    ctx.settings = call[6:]
 
 
 def _backward(
     ctx: Any, grad_row: Tensor, grad_column: Tensor, grad_positive: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
-    saved, settings = ctx.saved_tensors, ctx.settings
-    *grads, grad_bias = _contrastive_sums_backward(grad_row, grad_column, grad_positive, *saved, *settings)
-    has_bias = saved[7] is not None
-    return *grads, grad_bias if has_bias else None, *[None] * 6
+    saved = ctx.saved_tensors
+    call = ContrastiveCall(*saved[:6], *ctx.settings)
+    inputs = BackwardInputs(grad_row, grad_column, grad_positive, *saved[6:])
+    *grads, grad_bias = _contrastive_sums_backward(call, inputs, ctx.backend)
+    return *grads, None if call.logit_bias is None else grad_bias, *[None] * 6
 
 
 _contrastive_sums.register_autograd(_backward, setup_context=_setup_context)
@@ -218,76 +133,77 @@ def contrastive_loss(
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> ContrastiveOutput:
-    """Contrast B audio embeddings with their B texts and with those of every other clip of the group.
+    """Contrastive loss of B audio-text pairs, whose negatives are the other clips of all ranks.
 
-    infonce: the cross-entropy of `logit_scale * audio @ text.T` with the diagonal, averaged over the rows of both
-    directions. sigmoid: the sum over all pairs of `-log sigmoid(z * (logit_scale * similarity + logit_bias))`, z = 1
-    for positives and -1 for negatives, divided by the global number of clips.
+    With N clips on all ranks:
+
+        logits = logit_scale * audio @ text.T                                                    # [N, N]
+        infonce = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+        sigmoid = -logsigmoid(sign * (logits + logit_bias)).sum() / N
+
+    `target` is the clip itself, or uniform over the clips that share its id; `sign` is 1 for positives, -1 for
+    negatives.
 
     Args:
-        audio: `[B, D]` float32, bfloat16, float16 or float64, L2-normalised by the caller. Products and sums are in
-            float32 (float64 for float64), of embeddings in the low type under autocast.
-        text: `[B, D]`; row i belongs to row i of `audio`. Same dtype and device.
-        logit_scale: the multiplier itself (already exponentiated), one element of shape `[]` or `[1]`, any float dtype.
-        logit_bias: one element, added to the logits. The softmax does not see it: its gradient is then 0.
+        audio: `[B, D]` float32, bfloat16, float16 or float64, L2-normalized by the caller. Products and sums are
+            float32 (float64 for float64); under autocast `audio` and `text` are cast to its dtype first.
+        text: `[B, D]`, row i belongs to row i of `audio`; dtype and device of `audio`.
+        logit_scale: multiplier of the logits, already exponentiated; floating point, shape `[]` or `[1]`.
+        logit_bias: floating point, shape `[]` or `[1]`. InfoNCE does not depend on it: its gradient is then 0.
         kind: "infonce" or "sigmoid".
-        ids: `[B]` int64; clips that share an id, on any rank, are positives of each other. The softmax then has a
-            target that is uniform over them. None: every clip is its own.
-        group: the ranks that share the batch, each with its own B clips, which may differ and may be 0; None: this
-            process alone. See `collectives` for the gradient convention.
-        exchange: how ranks meet each other's texts. "gather": every rank holds the texts of all, and their gradients,
-            for one product. "ring": blocks of them pass from rank to rank while products run, so that a rank's memory
-            does not grow with the number of ranks; see `contrastive_ring`. The result is the same.
-        chunk_size: rows whose logits are held at once; None: as many as a fixed amount of memory holds.
-        backend: "auto" or the name of one that `slap-fast info` lists.
+        ids: `[B]` int64; clips with the same id, on any rank, are positives of each other. None: each clip only of
+            itself.
+        group: the ranks that share the batch; B may differ and may be 0. None: this process alone. See `collectives`
+            for the gradient convention.
+        exchange: "gather": each rank holds the texts of all ranks, and their gradients. "ring": blocks of texts pass
+            from rank to rank during the products, so that memory does not grow with the number of ranks. The results
+            are equal.
+        chunk_size: rows whose logits are held at once; None: as many as fit a fixed amount of memory.
+        backend: "auto", or a name that `slap-fast info` lists.
 
     Returns:
-        A `ContrastiveOutput`. With no clip on any rank everything is 0.
+        A `ContrastiveOutput`; zeros if no rank has a clip.
 
     Raises:
         ValueError: shapes, dtypes, devices, `kind`, `exchange` or `chunk_size` that do not fit, or a backend that
             cannot serve.
     """
     audio, text = autocast.cast(autocast.low, audio, text)
-    validate(audio, text, logit_scale, logit_bias, kind, ids, chunk_size, exchange)
-    chosen = _select(audio, kind, backend)
+    validate(audio, text, logit_scale, logit_bias, kind=kind, ids=ids, chunk_size=chunk_size, exchange=exchange)
+    chosen = select(audio, kind, backend)
     clips, ranks = audio.shape[0], collectives.world_size(group)
     sizes = [clips] if group is None else collectives.gather_sizes(clips, audio.device, group)
     bias = logit_bias if kind == "sigmoid" else None
+    call = ContrastiveCall(audio, text, logit_scale, bias, ids, ids, 0, kind, chunk_size or 0)
     if exchange == "ring" and group is not None and ranks > 1:
-        row_loss, column_loss, row_positive, row_facts, best = ring_sums(
-            BACKENDS[chosen],
-            audio,
-            text,
-            logit_scale,
-            bias,
-            ids,
-            sizes=sizes,
-            kind=kind,
-            chunk_size=chunk_size or 0,
-            group=group,
-        )
+        sums = ring_sums(BACKENDS[chosen], call, sizes, group)
     else:
-        offset = 0 if group is None else sum(sizes[: dist.get_rank(group)])
-        all_text = collectives.gather_rows(text, sizes, group)
-        all_ids = None if ids is None else collectives.gather_rows(ids, sizes, group)
-        row_loss, column_loss, row_positive, row_facts, column_best = _contrastive_sums(
-            audio, all_text, logit_scale, bias, ids, all_ids, offset, kind, chunk_size or 0, chosen
-        )
-        own = slice(offset, offset + clips)
-        best = collectives.max_over_ranks(column_best, group)[:, own]
-        if kind == "infonce":
-            _, column_loss = collectives.logsumexp_over_ranks(column_best.amax(0), column_loss, group)
-        column_loss = column_loss[own]
-    positive, negative, row_accuracy, row_largest = row_facts.unbind()
+        sums = _gathered_sums(call, sizes, group, chosen)
+    row_loss, column_loss, row_positive, row_stats, column_best = sums
+    positive, negative, row_is_right, row_largest = row_stats.unbind()
     if kind == "infonce":
-        # Summed over all clips the mean logit of the positives is the same by rows as by columns.
-        excess = (row_largest.detach() + best.amax(0).detach()) / 2 - row_positive
+        # Over all clips the mean logit of the positives is the same by rows as by columns.
+        excess = (row_largest.detach() + column_best.amax(0).detach()) / 2 - row_positive
         local_sum = (excess + (row_loss + column_loss) / 2).sum()
         if logit_bias is not None:
             local_sum = local_sum + 0.0 * logit_bias.sum().to(local_sum.dtype)
     else:
         local_sum = row_loss.sum()
     loss = local_sum * (ranks / max(sum(sizes), 1))
-    facts = torch.stack([(row_accuracy + (best[0] > best[1])) / 2, positive, negative]).detach()
-    return ContrastiveOutput(loss, *(facts.sum(1) / max(clips, 1)).unbind())
+    is_right = (row_is_right + (column_best[0] > column_best[1])) / 2
+    means = torch.stack([is_right, positive, negative]).detach().sum(1) / max(clips, 1)
+    return ContrastiveOutput(loss, *means.unbind())
+
+
+def _gathered_sums(call: ContrastiveCall, sizes: list[int], group: dist.ProcessGroup | None, backend: str) -> Sums:
+    """`Backend.forward` for this rank's rows and for its columns: `[B]`, `[B]`, `[B]`, `[4, B]`, `[2, B]`."""
+    offset = 0 if group is None else sum(sizes[: dist.get_rank(group)])
+    own = slice(offset, offset + call.audio.shape[0])
+    text = collectives.gather_rows(call.text, sizes, group)
+    ids = None if call.text_ids is None else collectives.gather_rows(call.text_ids, sizes, group)
+    gathered = call._replace(text=text, text_ids=ids, offset=offset)
+    row_loss, column_loss, row_positive, row_stats, column_best = _contrastive_sums(gathered, backend)
+    best = collectives.max_over_ranks(column_best, group)[:, own]
+    if call.kind == "infonce":
+        _, column_loss = collectives.logsumexp_over_ranks(column_best.amax(0), column_loss, group)
+    return row_loss, column_loss[own], row_positive, row_stats, best

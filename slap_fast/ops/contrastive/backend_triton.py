@@ -1,4 +1,4 @@
-"""The contrastive sums by Triton kernels and cuBLAS: no host synchronisation, fit for CUDA graphs, any width."""
+"""Triton backend, GPU: Triton kernels and cuBLAS, no host synchronization, usable in CUDA graphs, any width."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import triton_support
+from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall, Sums
 from slap_fast.ops.tensor_checks import matrix
 
 
@@ -19,63 +20,29 @@ def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> s
     return triton_support.rejects_dtype("embeddings", dtype) or triton_support.rejects_device(device)
 
 
-def forward(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The statistics hold no rows of logits: `chunk_size` is for the gradients."""
+def forward(call: ContrastiveCall) -> Sums:
+    """See `Backend.forward`."""
     from slap_fast.kernels import contrastive as kernels
 
-    audio, text = map(matrix, (audio, text))
-    return kernels.sums(audio, text, logit_scale, logit_bias, _pair(audio_ids, text_ids), offset, kind)
+    return kernels.sums(**_readable(call)._asdict())
 
 
-def backward(
-    grad_row: Tensor,
-    grad_column: Tensor,
-    grad_positive: Tensor,
-    row_loss: Tensor,
-    column_loss: Tensor,
-    row_facts: Tensor,
-    column_best: Tensor,
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    audio_ids: Tensor | None,
-    text_ids: Tensor | None,
-    offset: int,
-    kind: str,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(call: ContrastiveCall, inputs: BackwardInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `Backend.backward`."""
     from slap_fast.kernels import contrastive as kernels
 
-    audio, text = map(matrix, (audio, text))
-    vectors = (grad_row, grad_column, grad_positive, row_loss, column_loss, row_facts)
-    grad_audio, grad_text, grad_scale, grad_bias = kernels.sums_backward(
-        *(x.contiguous() for x in vectors),
-        column_best,
-        audio,
-        text,
-        logit_scale,
-        logit_bias,
-        _pair(audio_ids, text_ids),
-        offset,
-        kind,
-        chunk_size,
+    vectors = {name: x.contiguous() for name, x in inputs._asdict().items()}
+    grad_audio, grad_text, grad_scale, grad_bias = kernels.sums_backward(**_readable(call)._asdict(), **vectors)
+    scale = call.logit_scale
+    bias = scale if call.logit_bias is None else call.logit_bias
+    return grad_audio, grad_text, grad_scale.to(scale).view_as(scale), grad_bias.to(bias).view_as(bias)
+
+
+def _readable(call: ContrastiveCall) -> ContrastiveCall:
+    """The call in memory that the kernels can read."""
+    return call._replace(
+        audio=matrix(call.audio),
+        text=matrix(call.text),
+        audio_ids=None if call.audio_ids is None else call.audio_ids.contiguous(),
+        text_ids=None if call.text_ids is None else call.text_ids.contiguous(),
     )
-    bias = logit_scale if logit_bias is None else logit_bias
-    return grad_audio, grad_text, grad_scale.to(logit_scale).view_as(logit_scale), grad_bias.to(bias).view_as(bias)
-
-
-def _pair(audio_ids: Tensor | None, text_ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    if audio_ids is None or text_ids is None:
-        return None
-    return audio_ids.contiguous(), text_ids.contiguous()

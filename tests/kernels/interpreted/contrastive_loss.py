@@ -1,4 +1,7 @@
-"""Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/..."""
+"""Contrastive kernels, and the product and fold kernels that losses share, under Triton's interpreter.
+
+Run by tests/kernels/test_interpreted.py; alone: TRITON_INTERPRET=1 pytest tests/kernels/interpreted/...
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from slap_fast.kernels.scores import float32_product
 from slap_fast.kernels.scores import parts as score_parts
 from slap_fast.kernels.scores.tiles import ScoreTile
 from slap_fast.ops import contrastive_loss
-from slap_fast.ops.contrastive import backend_torch as contrastive_torch
-from slap_fast.ops.contrastive import backend_triton as contrastive_triton
+from slap_fast.ops.contrastive import backend_torch, backend_triton
+from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall
 from tests.ops._loss_checks import assert_as_accurate_as_plain, unit_rows
 from tests.oracles.contrastive_loss import contrastive_loss as oracle
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy says log(0) aloud
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of log(0)
 
 DTYPES = [torch.float32, torch.float16]
 KINDS = ["infonce", "sigmoid"]
@@ -48,13 +51,13 @@ CASES = [
 
 @pytest.mark.usefixtures("small_blocks", "poisoned_memory")
 @pytest.mark.parametrize(("kind", "by_ids", "offset", "dtype", "tile"), CASES)
-def test_every_sum_and_gradient_of_a_rectangle_is_that_of_float64(
+def test_sums_and_gradients_of_a_rectangle_match_float64(
     kind: str, by_ids: bool, offset: int, dtype: torch.dtype, tile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tiles of negatives alone, of some positives, and at the edge; several blocks each way."""
+    """Tiles with negatives only, with some positives, and at the edge; several blocks in both directions."""
     if tile == "128x256":
         monkeypatch.setattr(score_blocks, "TILE", 256)
-    if tile == "cublas":  # its blocks within those of the statistics
+    if tile == "cublas":  # blocks of stored similarities within those of the statistics
         monkeypatch.setattr(kernels, "_STORED_AREA", 128 * 128)
         monkeypatch.setattr(score_parts, "AREA", 128 * 256)
     generator = torch.Generator().manual_seed(0)
@@ -70,16 +73,16 @@ def test_every_sum_and_gradient_of_a_rectangle_is_that_of_float64(
     def run(backend: Any, wide: bool = False) -> list[Tensor]:
         inputs = [x.double() if wide else x for x in (audio, text, scale)]
         own_bias = bias.double() if wide and bias is not None else bias
-        sums = backend.forward(*inputs, own_bias, *ids, offset, kind, 0)
+        call = ContrastiveCall(*inputs, own_bias, *ids, offset, kind, 0)
+        sums = backend.forward(call)
         grads_in = [x.double() if wide else x for x in weights]
-        chosen = [sums[i] for i in (0, 1, 3, 4)]
-        grads = backend.backward(*grads_in, *chosen, *inputs, own_bias, *ids, offset, kind, 0)
+        grads = backend.backward(call, BackwardInputs(*grads_in, *(sums[i] for i in (0, 1, 3, 4))))
         assert [grad.shape for grad in grads[:3]] == [x.shape for x in inputs]
         return [*sums, *(grads if bias is not None else grads[:3])]
 
     with variants.use(contrastive_tile=tile):
-        actual = run(contrastive_triton)
-    peer, exact = run(contrastive_torch), run(contrastive_torch, wide=True)
+        actual = run(backend_triton)
+    peer, exact = run(backend_torch), run(backend_torch, wide=True)
     for index, (got, other, wanted) in enumerate(zip(actual, peer, exact, strict=True)):
         assert got.dtype == other.dtype
         known = wanted.isfinite()
@@ -144,11 +147,12 @@ def test_without_rows_or_columns(rows: int, columns: int, kind: str) -> None:
     audio, text, scale = torch.randn(rows, 8), torch.randn(columns, 8), torch.tensor(2.0)
     bias = torch.tensor(1.0) if kind == "sigmoid" else None
     results = []
-    for backend in (contrastive_triton, contrastive_torch):
-        sums = backend.forward(audio, text, scale, bias, None, None, 0, kind, 0)
+    for backend in (backend_triton, backend_torch):
+        call = ContrastiveCall(audio, text, scale, bias, None, None, 0, kind, 0)
+        sums = backend.forward(call)
         weights = torch.ones(rows), torch.ones(columns), torch.ones(rows)
-        chosen = [sums[i] for i in (0, 1, 3, 4)]
-        results.append([*sums, *backend.backward(*weights, *chosen, audio, text, scale, bias, None, None, 0, kind, 0)])
+        inputs = BackwardInputs(*weights, *(sums[i] for i in (0, 1, 3, 4)))
+        results.append([*sums, *backend.backward(call, inputs)])
     for got, wanted in zip(*results, strict=True):
         assert torch.equal(got, wanted)
 

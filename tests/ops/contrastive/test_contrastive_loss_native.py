@@ -7,22 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slap_fast.ops.contrastive import backend_native as contrastive_native
-from slap_fast.ops.contrastive import backend_torch as contrastive_torch
-from slap_fast.ops.contrastive import contrastive_loss
+from slap_fast.ops.contrastive import backend_native, backend_torch, contrastive_loss
+from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall
 from tests.ops._native import instruction_sets, native_code, needs_native
 
 pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KINDS = ["infonce", "sigmoid"]
-# Rows, columns, offset: nothing, edges of vectors, and more than a tile of either.
+# Rows, columns, offset: empty, around the width of a vector, and more than one tile.
 SHAPES = [(0, 3, 0), (3, 0, 0), (1, 1, 0), (2, 2, 0), (33, 35, 2), (61, 1555, 1500), (1601, 50, -20)]
-OUTPUTS = ["row_loss", "column_loss", "row_positive", "row_facts", "column_best", "audio", "text", "scale", "bias"]
+OUTPUTS = ["row_loss", "column_loss", "row_positive", "row_stats", "column_best", "audio", "text", "scale", "bias"]
 
 
 def _embeddings(rows: int, columns: int, offset: int, *, width: int = 37, alike: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Unit rows in float32, those of a pair closer than others, all of them within a cone if `alike`."""
+    """Unit rows in float32, pairs closer than others; a larger `alike` narrows the cone that holds all rows."""
     generator = torch.Generator().manual_seed(rows + 7 * columns)
     audio = torch.randn(rows, width, generator=generator) + alike
     text = torch.randn(columns, width, generator=generator) + alike
@@ -31,25 +30,24 @@ def _embeddings(rows: int, columns: int, offset: int, *, width: int = 37, alike:
     return F.normalize(audio, dim=-1), F.normalize(text, dim=-1)
 
 
-def _both_passes(module, arguments: list, grads: list[Tensor]) -> list[Tensor]:
-    row_loss, column_loss, row_positive, row_facts, column_best = module.forward(*arguments)
-    gradients = module.backward(*grads, row_loss, column_loss, row_facts, column_best, *arguments)
-    return [row_loss, column_loss, row_positive, row_facts, column_best, *gradients]
+def _both_passes(module, call: ContrastiveCall, grads: list[Tensor]) -> list[Tensor]:
+    row_loss, column_loss, row_positive, row_stats, column_best = module.forward(call)
+    inputs = BackwardInputs(*grads, row_loss, column_loss, row_stats, column_best)
+    return [row_loss, column_loss, row_positive, row_stats, column_best, *module.backward(call, inputs)]
 
 
-def _assert_as_accurate(isa: str, arguments: list) -> None:
-    """Every output errs at most twice as much as PyTorch's with the same inputs, or by the rounding of a sum."""
-    audio, text = arguments[:2]
-    rows, columns = audio.shape[0], text.shape[0]
+def _assert_as_accurate(isa: str, call: ContrastiveCall) -> None:
+    """Each output errs at most twice as much as the torch backend's, plus the rounding of a sum."""
+    rows, columns = call.audio.shape[0], call.text.shape[0]
     generator = torch.Generator().manual_seed(3)
     grads = [2.0 ** torch.randint(-1, 2, (n,), generator=generator) / max(n, 1) for n in (rows, columns, rows)]
     grads[2] = -grads[2]
     with native_code(isa=isa):
-        actual = _both_passes(contrastive_native, arguments, grads)
-    plain = _both_passes(contrastive_torch, arguments, grads)
-    doubles = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
-    exact = _both_passes(contrastive_torch, doubles, [grad.double() for grad in grads])
-    # The gradients of scalars are small differences of sums as large as this.
+        actual = _both_passes(backend_native, call, grads)
+    plain = _both_passes(backend_torch, call, grads)
+    doubles = ContrastiveCall(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in call))
+    exact = _both_passes(backend_torch, doubles, [grad.double() for grad in grads])
+    # The gradients of the scalars are small differences of sums this large.
     summed = dict.fromkeys(("scale", "bias"), sum(grad.abs().sum() for grad in grads))
     for name, got, peer, wanted in zip(OUTPUTS, actual, plain, exact, strict=True):
         finite = wanted.isfinite()
@@ -61,7 +59,7 @@ def _assert_as_accurate(isa: str, arguments: list) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_sums_and_gradients_are_as_exact_as_those_of_pytorch(isa, dtype, kind):
+def test_sums_and_gradients_are_as_accurate_as_the_torch_backend(isa, dtype, kind):
     for (rows, columns, offset), many in itertools.product(SHAPES, (None, 40, 2)):
         ids: list[Tensor | None] = [None, None]
         if many is not None:
@@ -69,18 +67,18 @@ def test_sums_and_gradients_are_as_exact_as_those_of_pytorch(isa, dtype, kind):
             ids = [torch.randint(many, (n,), generator=generator) for n in (rows, columns)]
         audio, text = (x.to(dtype) for x in _embeddings(rows, columns, offset))
         bias = torch.tensor(-7.0) if kind == "sigmoid" else None
-        _assert_as_accurate(isa, [audio, text, torch.tensor(14.3), bias, *ids, offset, kind, 0])
+        _assert_as_accurate(isa, ContrastiveCall(audio, text, torch.tensor(14.3), bias, *ids, offset, kind, 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [100.0, -100.0, 0.0])
-def test_any_scale_is_as_exact_for_embeddings_that_are_much_alike(dtype, kind, scale):
+def test_any_scale_is_as_accurate_also_for_similar_embeddings(dtype, kind, scale):
     isa = instruction_sets()[-1]
     for alike, width in ((0.0, 8), (3.0, 64)):
         audio, text = (x.to(dtype) for x in _embeddings(150, 130, -3, width=width, alike=alike))
         bias = torch.tensor([scale / 2]) if kind == "sigmoid" else None
-        _assert_as_accurate(isa, [audio, text, torch.tensor([scale]), bias, None, None, -3, kind, 0])
+        _assert_as_accurate(isa, ContrastiveCall(audio, text, torch.tensor([scale]), bias, None, None, -3, kind, 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,18 +99,18 @@ def test_identical_rows_tie_and_have_no_gradient(isa, dtype):
 def test_the_same_bits_for_any_thread_count(dtype, kind):
     audio, text = (x.to(dtype) for x in _embeddings(1700, 1600, 0))
     grads = [torch.full((n,), 1.0 / n) for n in (1700, 1600, 1700)]
-    arguments = [audio, text, torch.tensor(10.0), torch.tensor(-3.0), None, None, 0, kind, 0]
+    call = ContrastiveCall(audio, text, torch.tensor(10.0), torch.tensor(-3.0), None, None, 0, kind, 0)
     results = []
     for threads in (1, 5):
         with native_code(threads=threads):
-            results.append(_both_passes(contrastive_native, arguments, grads))
+            results.append(_both_passes(backend_native, call, grads))
     for name, single, several in zip(OUTPUTS, *results, strict=True):
         assert torch.equal(single, several), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk_size", [1, 100])
-def test_rows_at_once_change_rounding_only(kind, chunk_size):
+def test_chunk_size_changes_rounding_only(kind, chunk_size):
     audio, text = _embeddings(250, 250, 0)
     tensors = [audio, text, torch.tensor(10.0), torch.tensor(-3.0)]
     expected = contrastive_loss(*tensors, kind=kind, backend="native")
@@ -149,8 +147,8 @@ def test_opcheck(kind):
     )
 
 
-def test_says_what_it_cannot_serve():
+def test_unsupported_dtypes_and_devices_are_rejected():
     audio, text = (x.double() for x in _embeddings(4, 4, 0))
     with pytest.raises(ValueError, match="float64; native code takes float32, bfloat16 and float16"):
         contrastive_loss(audio, text, torch.tensor(1.0), backend="native")
-    assert contrastive_native.rejects(device=torch.device("meta"), dtype=torch.float32) is not None
+    assert backend_native.rejects(device=torch.device("meta"), dtype=torch.float32) is not None
