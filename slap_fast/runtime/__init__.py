@@ -1,0 +1,1 @@
+"""Process-level utilities: CPU settings, reusable buffers, durable file writes, progress bars."""

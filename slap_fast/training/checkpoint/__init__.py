@@ -1,0 +1,1 @@
+"""Checkpoints: save, resume, check, export. Begin with `manager.CheckpointManager`."""

@@ -68,7 +68,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
     manifest = read_manifest(checkpoint)
     reason = find_damage(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
     if not isinstance(manifest, Manifest) or reason is not None:
-        raise ExportError(f"{checkpoint} is not a whole checkpoint: {reason}")
+        raise ExportError(f"{checkpoint} is incomplete or damaged: {reason}")
     prefix = "student."
     with SliceReader([rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
         weights = {

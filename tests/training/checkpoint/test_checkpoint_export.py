@@ -53,8 +53,8 @@ def test_the_newest_undamaged_checkpoint_of_a_run_is_exported_and_others_are_rep
     (unfinished / "MANIFEST.json").unlink()
     code, said = export(tmp_path / "run", tmp_path / "new" / "out", capsys)
     assert code == 0
-    assert f"skipped: {unfinished} is not a whole checkpoint: no MANIFEST.json" in said
-    assert f"skipped: {damaged} is not a whole checkpoint: rank-00001.safetensors has 1 bytes" in said
+    assert f"skipped: {unfinished} is incomplete or damaged: no MANIFEST.json" in said
+    assert f"skipped: {damaged} is incomplete or damaged: rank-00001.safetensors has 1 bytes" in said
     assert f"{tmp_path / 'new' / 'out'}: the model after step 1" in said
     weights = load_file(tmp_path / "new" / "out" / "model.safetensors")
     assert {name: value.tolist() for name, value in weights.items()} == {"w": [[1.0] * 3] * 2}
@@ -70,7 +70,7 @@ def test_a_given_checkpoint_is_exported_or_rejected(tmp_path: Path, capsys: pyte
     code, said = export(second, tmp_path / "other", capsys)
     assert (code, said) == (
         2,
-        f"slap-fast export: {second} is not a whole checkpoint: model/config.json has changed since it was saved\n",
+        f"slap-fast export: {second} is incomplete or damaged: model/config.json has changed since it was saved\n",
     )
     assert not (tmp_path / "other").exists()
 
@@ -83,5 +83,5 @@ def test_an_export_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     (write(run, 1) / "MANIFEST.json").unlink()
     code, said = export(run, tmp_path / "out", capsys)
     assert code == 2
-    assert said.endswith(f"slap-fast export: {run}: none of its 1 checkpoints is whole\n")
+    assert said.endswith(f"slap-fast export: {run}: none of its 1 checkpoints is complete\n")
     assert "exists; choose another --out" in export(run, tmp_path, capsys)[1]
