@@ -1,17 +1,16 @@
-"""Clips from shards to packed batches: the loader against the decoders that it could use, and against a DataLoader.
+"""Loader benchmark: from shards to packed batches, against bare decoders and PyTorch's DataLoader.
 
-Clips are 10 s of 16 kHz mono FLAC, made by the project's synthesis and stored as `slap-fast prepare` stores them; noise
-would compress worse, and decode slower. A step goes through eight batches of 256 clips from the start to the end of the
-iteration, so that what was built ahead of it is not counted as free. Files are in the page cache. Every peer's samples
-are held against soundfile's, in the order of the plan.
+Clips are 10 s of 16 kHz mono FLAC from the synthetic dataset, stored as by `slap-fast prepare` (noise would compress
+worse and decode slower). A step is a complete iteration over eight batches of 256 clips, so that prefetched batches are
+not free. Files are in the page cache. The samples of every peer are compared with soundfile's, in sampling order.
 
-"Alone" is a decoder fed from memory, that does nothing else: the wall for a loader. Decoding takes both of two cores
-(`--threads 2`), so whatever else a loader does takes from it. What it does besides for a clip: read 190 kB, parse a
-JSON file, tokenise a caption, draw the masks; in all a tenth of a millisecond of a core, against 0.9 of
-decoding. A copy of the decoded clip (640 kB, read and written, with fresh pages) would be another tenth.
+"Alone" is a bare decoder fed from memory: the upper bound for a loader. Decoding uses both of two cores
+(`--threads 2`), so all other work of a loader takes time from it. That work, per clip: read 190 kB, parse a JSON file,
+tokenize a caption, draw the masks; 0.1 ms of a core in total, against 0.9 ms for decoding. A copy of the decoded clip
+(640 kB, read and written, with fresh pages) would add another 0.1 ms.
 
-Why DALI is the fastest: both are libsndfile over libFLAC. In soundfile's build the function that moves libFLAC's
-integers to the caller's floats takes 40 % of the time, in DALI's 15 %.
+Why DALI is the fastest: both decoders are libsndfile with libFLAC. In soundfile's build the function that converts
+libFLAC's integers to floats takes 40 % of the time, in DALI's 15 %.
 """
 
 from __future__ import annotations

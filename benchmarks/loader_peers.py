@@ -1,4 +1,4 @@
-"""Ways to load the same batches: decoders alone, PyTorch's DataLoader, and the loader of this project."""
+"""Peers of the loader benchmark: bare decoders, PyTorch's DataLoader, and the loader of this project."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.loader import Loader
 from slap_fast.data.tokenizer import encode_captions, load_tokenizer
 
-# Each opens anew and goes through a step's batches of packed waveforms.
+# Starts a new iteration over the packed waveforms of a step.
 Batches = Callable[[], Iterator[Tensor]]
 
 
 def reference(workload: Workload) -> Outputs:
-    """By soundfile, one clip after another."""
+    """Decodes with soundfile, one clip after another."""
     index = workload.open()
     decoded: dict[int, Tensor] = {}
     for clip in {clip for batch in workload.order() for clip in batch}:
@@ -62,7 +62,7 @@ def slap_fast(workload: Workload, kind: Literal["dali", "soundfile"], threads: i
 
 
 def data_loader(workload: Workload, workers: int) -> Run:
-    """PyTorch's DataLoader: a process reads, decodes and tokenises clip by clip. Its workers stay from step to step."""
+    """PyTorch's DataLoader: worker processes read, decode and tokenize clip by clip; they persist between steps."""
     index = workload.open()
     loader = DataLoader(
         _Clips(index),
@@ -70,7 +70,7 @@ def data_loader(workload: Workload, workers: int) -> Run:
         num_workers=workers,
         collate_fn=partial(_collate, load_tokenizer(index.folder / "tokenizer")),
         persistent_workers=True,
-        # Forked, they would inherit the locks of threads that other peers have started.
+        # Forked workers would inherit locks held by threads of other peers.
         multiprocessing_context="spawn",
     )
 
@@ -82,7 +82,7 @@ def data_loader(workload: Workload, workers: int) -> Run:
 
 
 def soundfile_alone(workload: Workload, threads: int) -> Run:
-    """Files in memory to packed batches, on a pool of threads, each into its place."""
+    """Files in memory to packed batches on a thread pool, each clip decoded into its place."""
 
     def decode(blob: bytes, out: Tensor) -> None:
         with soundfile.SoundFile(io.BytesIO(blob)) as file:
@@ -101,7 +101,7 @@ def torchcodec_alone(workload: Workload, threads: int) -> Run:
 
 
 def dali_alone(workload: Workload, threads: int) -> Run:
-    """Files in memory to packed batches, by a pipeline of nothing but the decoder: what any use of it is bounded by."""
+    """Files in memory to packed batches, by a DALI pipeline of only the decoder: the bound for any use of DALI."""
     from nvidia.dali import Pipeline, fn, types
 
     files = [[np.frombuffer(blob, np.uint8) for blob in batch] for batch in _files(workload)]
@@ -139,7 +139,7 @@ def _run(workload: Workload, batches: Batches) -> Run:
 
 
 def _files(workload: Workload) -> list[list[bytes]]:
-    """The encoded clips of each batch; a clip that comes again is the same object."""
+    """The encoded clips of each batch; repeated clips share one object."""
     index = workload.open()
     order = workload.order()
     blobs = {clip: index.read_audio(clip) for batch in order for clip in batch}

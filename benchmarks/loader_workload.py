@@ -1,4 +1,4 @@
-"""The dataset that the loader benchmark reads: clips of one length, made by the project's own synthesis."""
+"""Workload of the loader benchmark: a synthetic dataset of clips of one length."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from slap_fast.data.prepare.source import GeneratedSource
 from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from slap_fast.synthetic import SAMPLE_RATE, SyntheticClip, iter_synthetic
 
-# Of each clip one sample in so many is held against the reference: in all places, and few enough for float64.
+# One in this many samples is compared with the reference: all parts of a clip, and few enough for float64.
 CHECKED_STRIDE = 997
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one step loads.
+    """The data that one step loads.
 
     Attributes:
-        clips: in the dataset.
-        seconds: length of each.
-        batch_size: clips in a batch.
-        batches: in a step.
+        clips: number of clips in the dataset.
+        seconds: length of each clip.
+        batch_size: clips per batch.
+        batches: batches per step.
     """
 
     clips: int
@@ -60,13 +60,13 @@ class Workload:
         return [[ref.clip for ref in sampler.rank_batch(step, 0, 1)] for step in range(self.batches)]
 
     def checked(self, batches: list[Tensor]) -> Tensor:
-        """`[clips, n]` of packed waveforms: what is held against the reference."""
+        """`[clips, n]` samples of packed waveforms to compare with the reference."""
         return torch.cat([batch.view(-1, self.samples)[:, ::CHECKED_STRIDE] for batch in batches])
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """Synthetic scenes one after another, cut to a length; the captions are the first one's."""
+    """Concatenated synthetic scenes, truncated to a length, with the captions of the first."""
 
     scenes: tuple[SyntheticClip, ...]
     samples: int
@@ -98,11 +98,11 @@ def _joined(workload: Workload) -> Iterator[_Joined]:
 
 @functools.cache
 def _folder(workload: Workload) -> Path:
-    """A dataset folder that lasts as long as the process."""
+    """A temporary dataset folder, deleted when the process ends."""
     _KEPT.append(tempfile.TemporaryDirectory(prefix="slap-fast-loader-"))
     folder = Path(_KEPT[-1].name, "data")
     source = GeneratedSource(partial(_joined, workload), "benchmark", {}, workload.clips)
-    # A few clips are made faster than processes start.
+    # Generating a few clips is faster than starting worker processes.
     prepare(source, folder, workers=None if workload.clips > 100 else 0, vocab_size=2000, progress=False)
     return folder
 

@@ -1,4 +1,9 @@
-"""Synthetic captioned audio: sound events made by signal processing, composed in time and described in English."""
+"""Synthetic dataset: generates captioned audio by signal processing, for demos, tests and benchmarks.
+
+`synthetic_clip` in clips.py ties it together: combinations.py draws a set of events (some are held out for validation),
+scenes.py places them in time, captions.py describes the scene, and rendering.py renders it. events/ defines how each
+event sounds and its words; dsp.py has the signal processing. Nothing here depends on the rest of slap_fast.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions of a scene: true, grammatical, each with another structure."""
+"""Captions of a scene: true and grammatical English, each with a different structure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _OVERLAP_THEN_SEQUENCE = (
 
 
 def write_captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Three to five distinct captions, lower case, without a full stop."""
+    """Three to five distinct captions, lower case, without a period."""
     templates = _templates(scene)
     phrases = [_Phrase(track, rng) for track in scene.tracks]
     chosen = rng.permutation(len(templates))[: rng.integers(3, 6)]
@@ -98,7 +98,7 @@ def _indefinite(phrase: str) -> str:
 
 
 class _Phrase:
-    """A track in words. The format specification names the form: clause, progressive, gerund, noun or sound."""
+    """A track in words. The format specification selects the form: clause, progressive, gerund, noun or sound."""
 
     def __init__(self, track: Track, rng: np.random.Generator) -> None:
         self.track = track
@@ -122,7 +122,7 @@ class _Phrase:
         raise ValueError(f"unknown form {form!r} in a caption template")
 
     def _manner(self) -> str:
-        """What follows the verb."""
+        """The adverbial after the verb."""
         if self.track.count is not None:
             return TIMES[self.track.count]
         return "" if self.track.loudness == "normal" else _pick(ADVERBS[self.track.loudness], self.rng)

@@ -1,4 +1,4 @@
-"""Synthetic clips: a stream of captioned sounds in which clip `i` depends on the split, the seed and `i` alone."""
+"""Synthetic clips: clip `i` of a split is a pure function of (split, seed, i)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """A captioned clip that has not been rendered yet: small, picklable.
+    """A captioned clip before rendering: small and picklable.
 
     Attributes:
-        key: unique in a dataset, `synth-train-000123`.
+        key: unique in a dataset, such as `synth-train-000123`.
         captions: three to five, lower case.
-        scene: what sounds when.
-        seed: of the dataset.
-        index: of the clip in its split.
-        split: which split.
+        scene: the events and their timing.
+        seed: seed of the dataset.
+        index: index of the clip in its split.
+        split: "train" or "validation".
     """
 
     key: str
@@ -38,7 +38,7 @@ class SyntheticClip:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Ground truth as plain JSON types: events (with onset and duration in seconds), structure, noise in dB."""
+        """Ground truth as JSON types: events (onset and duration in seconds), structure, noise in dB."""
         return {
             "structure": self.scene.structure,
             "duration": self.scene.duration,
@@ -57,9 +57,9 @@ class SyntheticClip:
         }
 
     def render(self) -> Audio:
-        """The waveform, `[S]` float32 at 16 kHz, peak at most 0.95; the same bytes at each call in any process.
+        """The waveform, `[S]` float32 at 16 kHz, peak at most 0.95; the same bytes for each call in any process.
 
-        Another version of numpy or another instruction set may round the last bit another way.
+        The last bit may differ with another NumPy version or instruction set.
         """
         return render(self.scene, self.seed, self.index, SPLIT_STREAMS[self.split])
 
@@ -67,16 +67,16 @@ class SyntheticClip:
 def synthetic_clip(split: Split, index: int, seed: int) -> SyntheticClip:
     """Clip `index` of a split.
 
-    Training clips are drawn; validation clips walk through the held-out combinations, and only a split of more clips
-    than there are combinations (`len(validation_order(seed))`) meets one again, in another rendering.
+    The combinations of training clips are random. Validation clips go through the held-out combinations in order; only
+    an index beyond their number (`len(validation_order(seed))`) repeats one, in another rendering.
 
     Args:
         split: "train" or "validation".
         index: from 0.
-        seed: of the dataset, in [0, 2**64).
+        seed: seed of the dataset, in [0, 2**64).
 
     Raises:
-        ValueError: an unknown split, or an index or seed out of range.
+        ValueError: the split is unknown, or the index or seed is out of range.
     """
     if split not in SPLIT_STREAMS:
         raise ValueError(f"split is {split!r}; choose 'train' or 'validation'")
@@ -93,7 +93,7 @@ def iter_synthetic(split: Split, count: int, seed: int) -> Iterator[SyntheticCli
     """The first `count` clips of a split; see `synthetic_clip`.
 
     Raises:
-        ValueError: at once, as `synthetic_clip`, and for a negative count.
+        ValueError: as in `synthetic_clip`, or the count is negative; raised before the first clip.
     """
     if count < 0:
         raise ValueError(f"count is {count}; it must not be negative")

@@ -1,7 +1,7 @@
-"""Which events meet in which structure, and which of these combinations only validation may use.
+"""Event combinations: the events and structure of a clip, and the combinations held out for validation.
 
-The partition does not depend on a seed: whatever seeds two datasets were made with, no validation combination is
-among the training ones.
+The partition does not depend on the seed: no validation combination of any dataset is a training combination of
+another.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Structure = Literal[
     "single", "repetition", "faint", "loud", "rising", "falling", "sequence", "overlap", "overlap_then_sequence"
 ]
 NAMES = tuple(EVENTS)
-# Events this far apart on the circle of all events never share a training clip. 3 + 4 = 7 and 4 + 7 = 11, so there
-# are triples whose pairs are all held out, and each event has equally many held-out partners.
+# Events at these distances on the circle of all events are never in the same training clip. Because 3 + 4 = 7 and
+# 4 + 7 = 11, there are triples with only held-out pairs. Each event has the same number of held-out partners.
 HELD_OUT_DISTANCES = (3, 4, 7, 11)
 TRAIN_STRUCTURES: dict[tuple[Structure, int], float] = {
     ("single", 1): 0.24,
@@ -40,40 +40,40 @@ TRAIN_STRUCTURES: dict[tuple[Structure, int], float] = {
 
 @dataclass(frozen=True)
 class Combination:
-    """A set of events (names, sorted) and how they are put together."""
+    """A set of events (sorted names) and the structure that combines them."""
 
     events: tuple[str, ...]
     structure: Structure
 
 
 def is_held_out_pair(a: str, b: str) -> bool:
-    """Whether training never puts the events named `a` and `b` into one clip."""
+    """Whether the events named `a` and `b` are never in the same training clip."""
     apart = abs(NAMES.index(a) - NAMES.index(b))
     return min(apart, len(NAMES) - apart) in HELD_OUT_DISTANCES
 
 
 def solo_structures(event: Event) -> list[Structure]:
-    """Structures of a clip of this event alone, besides the plain one."""
+    """Structures of a clip with only this event, other than the plain one."""
     repetition: list[Structure] = ["repetition"] if event.countable else []
     ramps: list[Structure] = ["rising", "falling"] if event.steady else []
     return [*repetition, "faint", "loud", *ramps]
 
 
 def held_out_solo(event: Event) -> Structure:
-    """The one structure of this event alone that training never sees."""
+    """The single-event structure of this event that is held out for validation."""
     structures = solo_structures(event)
     return structures[NAMES.index(event.name) % len(structures)]
 
 
 def is_held_out(combination: Combination) -> bool:
-    """Whether a combination belongs to validation; True if any two of its events do."""
+    """Whether a combination is held out for validation; True if any pair of its events is."""
     if len(combination.events) == 1:
         return combination.structure == held_out_solo(EVENTS[combination.events[0]])
     return any(is_held_out_pair(a, b) for a, b in combinations(combination.events, 2))
 
 
 def draw_training(rng: np.random.Generator) -> Combination:
-    """A combination that is not held out."""
+    """A random combination that is not held out."""
     choices = list(TRAIN_STRUCTURES)
     structure, size = choices[rng.choice(len(choices), p=list(TRAIN_STRUCTURES.values()))]
     while True:
@@ -88,8 +88,8 @@ def draw_training(rng: np.random.Generator) -> Combination:
 def validation_order(seed: int) -> tuple[Combination, ...]:
     """Every validation combination once, in the order of the validation clips of `seed`.
 
-    The first 333, one in nine of them a single event, have a set of events each to itself, so that a caption points at
-    one clip; then the pairs and triples come again, in their other structure.
+    The first 333 (one in nine a single event) all have different sets of events, so that a caption identifies one clip.
+    After them, the pairs and triples repeat with their other structure.
     """
     rng = generator(seed, 0, ORDER_STREAM)
     structures: dict[int, list[Structure]] = {2: ["sequence", "overlap"], 3: ["sequence", "overlap_then_sequence"]}

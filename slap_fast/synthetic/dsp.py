@@ -1,6 +1,6 @@
-"""Signal processing primitives of the synthetic sound events: oscillators, shaped noise, envelopes, resonances.
+"""Signal processing for the synthetic events: oscillators, shaped noise, envelopes, resonances.
 
-Everything is mono float32 at 16 kHz and vectorised; randomness comes only from the generator that is passed in.
+All signals are mono float32 at 16 kHz. Randomness comes only from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def samples(seconds: float) -> int:
 
 
 def time_axis(n: int) -> Audio:
-    """Seconds of each of `n` samples."""
+    """Time of each of `n` samples in seconds."""
     return np.arange(n, dtype=np.float32) / np.float32(SAMPLE_RATE)
 
 
@@ -38,7 +38,7 @@ def decay(n: int, seconds: float) -> Audio:
 
 
 def wander(rng: np.random.Generator, n: int, rate: float, low: float, high: float) -> Audio:
-    """Slow random curve in [low, high] that takes a new direction `rate` times a second."""
+    """Slow random curve in [low, high] that changes direction `rate` times per second."""
     knots = 3 + int(n * rate / SAMPLE_RATE)
     return np.interp(np.linspace(0.0, knots - 1.0, n), np.arange(knots), rng.uniform(low, high, knots)).astype(
         np.float32
@@ -57,9 +57,9 @@ SINE = wavetable([1.0])
 
 
 def vowel(fundamental: float, formants: Sequence[tuple[float, float, float]], *, highest: float = 7_000.0) -> Audio:
-    """Wavetable of a harmonic source at `fundamental` Hz through `(centre Hz, bandwidth Hz, gain)` resonances."""
+    """Wavetable of a harmonic source at `fundamental` Hz through `(center Hz, bandwidth Hz, gain)` resonances."""
     frequency = fundamental * np.arange(1, max(2, int(highest / fundamental)) + 1)
-    gains = [gain / (1.0 + ((frequency - centre) / bandwidth) ** 2) for centre, bandwidth, gain in formants]
+    gains = [gain / (1.0 + ((frequency - center) / bandwidth) ** 2) for center, bandwidth, gain in formants]
     return wavetable(np.sum(gains, axis=0))
 
 
@@ -71,12 +71,12 @@ def oscillate(frequency: np.ndarray | float, n: int, table: Audio = SINE) -> Aud
 
 
 def half_wave(frequency: np.ndarray | float, n: int) -> Audio:
-    """Positive halves of a sine: a train of smooth pulses at `frequency` Hz."""
+    """Positive half-waves of a sine: a train of smooth pulses at `frequency` Hz."""
     return np.maximum(oscillate(frequency, n), np.float32(0.0))
 
 
 def modes(n: int, partials: Sequence[tuple[float, float, float]]) -> Audio:
-    """Sum of damped sinusoids `(Hz, decay seconds, gain)`: anything that is struck."""
+    """Sum of damped sinusoids `(Hz, decay seconds, gain)`: the sound of a struck object."""
     total = np.zeros(n, dtype=np.float32)
     for frequency, seconds, gain in partials:
         audible = min(n, samples(7.0 * seconds))
@@ -85,7 +85,7 @@ def modes(n: int, partials: Sequence[tuple[float, float, float]]) -> Audio:
 
 
 def fft_length(n: int) -> int:
-    """Smallest length of at least `n` whose only prime factors are 2 and 3, which every FFT handles fast."""
+    """A length of at least `n` with prime factors 2 and 3 only, which every FFT library handles fast."""
     power = 1 << max(0, n - 1).bit_length()
     return min(size for size in (power, power // 4 * 3, power // 8 * 9 if power >= 16 else power) if size >= n)
 
@@ -104,7 +104,7 @@ def band_noise(
     size = fft_length(n)
     bins = size // 2 + 1
     frequency = np.arange(1, bins, dtype=np.float32) * np.float32(SAMPLE_RATE / size)
-    # The ratio is bounded so that its power stays finite in float32.
+    # Bounded, so that the power of the ratio stays finite in float32.
     below, above = np.minimum(low / frequency, np.float32(1e4)), frequency / np.float32(high)
     for _ in range(order.bit_length()):
         below, above = np.square(below), np.square(above)
@@ -118,14 +118,14 @@ def band_noise(
 
 
 def convolve(signal: Audio, response: Audio) -> Audio:
-    """`signal` through the finite `response`, cut to the signal's length."""
+    """`signal` convolved with `response`, truncated to the length of the signal."""
     size = fft_length(len(signal) + len(response))
     product = np.fft.rfft(signal, size) * np.fft.rfft(response, size)
     return np.fft.irfft(product, size)[: len(signal)].astype(np.float32)
 
 
 def impulses(rng: np.random.Generator, n: int, rate: float) -> Audio:
-    """Impulses at `rate` a second, at random times with random heights in (0, 1]."""
+    """`rate` impulses per second at random times, with random heights in (0, 1]."""
     train = np.zeros(n, dtype=np.float32)
     count = max(1, int(rng.poisson(rate * n / SAMPLE_RATE)))
     np.add.at(train, rng.integers(0, n, count), (1.0 - rng.random(count, dtype=np.float32)) ** 2)
@@ -133,7 +133,7 @@ def impulses(rng: np.random.Generator, n: int, rate: float) -> Audio:
 
 
 def scatter(grains: Sequence[Audio], onsets: NDArray[np.int64], gains: NDArray[np.float32], n: int) -> Audio:
-    """Grains in rotation, one at each onset (samples) with its gain; what reaches beyond `n` is cut."""
+    """Sums grains, used in turn, one at each onset (samples) with its gain; truncated to `n` samples."""
     total = np.zeros(n, dtype=np.float32)
     for i, onset in enumerate(onsets):
         grain = grains[i % len(grains)][: n - onset]
@@ -142,14 +142,14 @@ def scatter(grains: Sequence[Audio], onsets: NDArray[np.int64], gains: NDArray[n
 
 
 def regular_onsets(rng: np.random.Generator, n: int, period: float, jitter: float) -> NDArray[np.int64]:
-    """Onsets (samples) about every `period` seconds, each off by a share of at most `jitter` of it."""
+    """Onsets (samples) every `period` seconds, each delayed by up to the fraction `jitter` of the period."""
     count = 1 + int((n - 1) / (period * SAMPLE_RATE))
     onsets = (np.arange(count) + rng.uniform(0.0, jitter, count)) * period * SAMPLE_RATE
     return onsets[onsets < n].astype(np.int64)
 
 
 def fade(signal: Audio, attack: float, release: float) -> Audio:
-    """`signal` with raised-cosine ends of `attack` and `release` seconds (each at most half the signal)."""
+    """`signal` with raised-cosine fades of `attack` and `release` seconds (each at most half of the signal)."""
     faded = signal.copy()
     rise, fall = (min(samples(seconds), len(signal) // 2) for seconds in (attack, release))
     if rise:

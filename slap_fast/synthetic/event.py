@@ -1,4 +1,4 @@
-"""What a sound event is: how it sounds, and the words for it."""
+"""Sound event: how it is rendered, and the words that describe it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from slap_fast.synthetic.dsp import Audio
 
 @dataclass(frozen=True)
 class Voice:
-    """What is drawn once for an event in a clip, so that all its strikes come from one source.
+    """Random parameters drawn once per event and clip, so that all its strikes sound like the same source.
 
     Attributes:
-        pitch: multiplies every frequency.
-        rate: multiplies the speed of repetition and modulation.
+        pitch: factor for all frequencies.
+        rate: factor for the speed of repetition and modulation.
         brightness: in [-1, 1]; tilts the spectrum down or up.
     """
 
@@ -27,7 +27,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Noun:
-    """A name for a sound. Without `article` it takes none, as mass nouns and plurals do."""
+    """A noun for a sound. `article` is False for mass nouns and plurals."""
 
     text: str
     article: bool = False
@@ -36,7 +36,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Wording:
-    """Who makes the sound and what it does: "a dog", "barks", "barking"."""
+    """Subject and verb forms for a sound: "a dog", "barks", "barking"."""
 
     subject: str
     finite: str
@@ -46,18 +46,18 @@ class Wording:
 
 @dataclass(frozen=True)
 class Event:
-    """A sound event: either a series of a `strike`, or a `texture`, which goes on for any duration.
+    """A sound event: either a series of strikes (`strike`) or a continuous sound of any duration (`texture`).
 
     Attributes:
         name: identifier.
-        noun: the sound as a thing that goes on ("barking", "a siren").
-        wordings: clauses for it.
-        strike: renders one strike of its own length, at most `length` seconds.
+        noun: noun for the continuing sound ("barking", "a siren").
+        wordings: clauses for the sound.
+        strike: renders one strike, at most `length` seconds.
         texture: renders a given number of samples.
-        length: seconds of a strike; of a texture, the shortest duration that lets it be recognised.
-        interval: least and most seconds from one strike to the next.
-        unit: singular and plural of one strike ("bark", "barks"), where one would count them.
-        steady: its loudness has no shape of its own, so that it can grow or fade.
+        length: seconds of a strike; for a texture, the shortest recognizable duration.
+        interval: minimum and maximum seconds from one strike to the next.
+        unit: singular and plural of one strike ("bark", "barks"), if strikes can be counted.
+        steady: whether its loudness is constant, so that it can grow or fade.
     """
 
     name: str
@@ -76,5 +76,5 @@ class Event:
 
     @property
     def countable(self) -> bool:
-        """Whether "three times" makes sense of it."""
+        """Whether its strikes can be counted ("three times")."""
         return bool(self.unit[0])

@@ -1,4 +1,4 @@
-"""From a scene to samples."""
+"""Rendering: converts a scene to a waveform."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from slap_fast.synthetic.seeding import generator
 PEAK = 0.95
 _RAMP_DB = 26.0
 _LEVEL_SECONDS = 0.05
-_LEVEL = 0.11  # of the loudest `_LEVEL_SECONDS` of an event at 0 dB
-_EVENT_PEAK = 0.38  # of an event at 0 dB, so that one at +7.5 dB does not clip
+_LEVEL = 0.11  # RMS of the loudest `_LEVEL_SECONDS` of an event at 0 dB
+_EVENT_PEAK = 0.38  # maximum peak of an event at 0 dB, so that one at +7.5 dB does not clip
 
 
 def render(scene: Scene, seed: int, clip: int, stream: int) -> Audio:
     """Render a scene.
 
     Args:
-        scene: what to render.
-        seed, clip, stream: address of every random choice, see `seeding.generator`.
+        scene: the scene to render.
+        seed, clip, stream: key of all random choices, see `seeding.generator`.
 
     Returns:
         `[S]` float32 at 16 kHz, peak at most 0.95.
@@ -49,7 +49,7 @@ def _render_track(track: Track, rng: np.random.Generator) -> Audio:
             start = int(strike * SAMPLE_RATE)
             part = variants[i % len(variants)][: n - start]
             sound[start : start + len(part)] += np.float32(rng.uniform(0.8, 1.0)) * part
-    # A two-tap filter is tilt enough to make two sources of one kind sound unlike.
+    # A two-tap filter tilts the spectrum enough for two sources of the same event to sound different.
     sound[1:] += np.float32(0.3 * -track.voice.brightness) * sound[:-1]
     sound = fade(sound, 0.002 if event.strike else 0.04, 0.05)
     sound *= _gain(sound) * np.float32(10.0 ** (track.gain_db / 20.0))
@@ -60,7 +60,7 @@ def _render_track(track: Track, rng: np.random.Generator) -> Audio:
 
 
 def _gain(sound: Audio) -> np.float32:
-    """What brings an event to 0 dB, by its loudest moment, so that a single knock is as loud as steady rain."""
+    """The gain that brings an event to 0 dB, by its loudest moment: a single knock becomes as loud as steady rain."""
     block = samples(_LEVEL_SECONDS)
     whole = len(sound) // block * block
     loudest = np.sqrt(np.square(sound[:whole]).reshape(-1, block).mean(axis=1).max()) if whole else 0.0

@@ -1,4 +1,4 @@
-"""Scenes: which events sound when, how often and how loud. A scene is a plan; `rendering` turns it into samples."""
+"""Scenes: timing, counts and loudness of the events of a clip. `rendering` converts a scene to samples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Loudness = Literal["normal", "faint", "loud", "rising", "falling"]
 
 MAX_SECONDS = 20.0
 MAX_COUNT = 5
-MAX_COUNTED_SECONDS = 6.0  # three counted tracks fit into the longest clip
-NOISY_DB = -42.0  # background noise is worth a mention from here on
-BACKGROUND_DB = -4.0  # of the event that another one is heard over
+MAX_COUNTED_SECONDS = 6.0  # so that three counted tracks fit into the longest clip
+NOISY_DB = -42.0  # from this level on, captions may mention the background noise
+BACKGROUND_DB = -4.0  # level of the background event in an overlap
 _PART_SCALE = {1: 1.0, 2: 0.55, 3: 0.4}
 _GAIN_DB: dict[Loudness, float] = {"normal": 0.0, "faint": -17.0, "loud": 7.5, "rising": 6.0, "falling": 6.0}
 
@@ -30,11 +30,11 @@ class Track:
     Attributes:
         event: name of the event.
         onset, duration: seconds.
-        strikes: seconds of each strike from `onset` on; empty for a texture.
-        voice: what this source sounds like.
-        gain_db: level relative to a normal one (dB); where the loudness rises or falls, that of the loud end.
-        loudness: how the captions may describe the level.
-        count: the number of strikes where the captions may tell it, else None.
+        strikes: start of each strike in seconds after `onset`; empty for a texture.
+        voice: random parameters of this source.
+        gain_db: level relative to normal (dB); for a rising or falling loudness, the level of the loud end.
+        loudness: how captions may describe the level.
+        count: the number of strikes if captions may mention it, else None.
     """
 
     event: str
@@ -48,16 +48,16 @@ class Track:
 
     @property
     def end(self) -> float:
-        """Seconds."""
+        """End of the track in seconds."""
         return self.onset + self.duration
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is rendered. Tracks of a sequence stand in order; in an overlap the second is the background.
+    """A clip before rendering. Tracks of a sequence are in order; in an overlap the second is the background.
 
     Attributes:
-        structure: how the tracks relate.
+        structure: how the tracks are combined.
         tracks: one to three.
         duration: seconds, 1 to 20.
         noise_db: level of the background noise (dB of full scale).
@@ -75,7 +75,7 @@ class Scene:
 
 
 def draw_scene(combination: Combination, rng: np.random.Generator) -> Scene:
-    """Draw everything a combination leaves open: order, counts, loudness, timing, voices, noise."""
+    """Draws the order, counts, loudness, timing, voices and noise for a combination."""
     events = [EVENTS[combination.events[i]] for i in rng.permutation(len(combination.events))]
     structure = combination.structure
     if len(events) == 1:
@@ -83,7 +83,7 @@ def draw_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     elif structure == "sequence":
         tracks = _in_sequence([_draw_track(event, rng, parts=len(events)) for event in events], rng)
     else:
-        # A background has to go on: a texture or at least a train of strikes, never a counted few.
+        # The background must be continuous: a texture, or a long series of strikes, never a counted few.
         events[:2] = sorted(events[:2], key=lambda event: event.strike is None)
         parts = len(events) - 1
         foreground = _draw_track(events[0], rng, parts=parts, audible=True)
@@ -99,7 +99,7 @@ def draw_scene(combination: Combination, rng: np.random.Generator) -> Scene:
 
 
 def _draw_seconds(event: Event, rng: np.random.Generator, parts: int) -> float:
-    """Skewed short, with a tail up to what leaves room for `parts` tracks one after another."""
+    """Duration of a track: mostly short, with a long tail; bounded so that `parts` tracks fit one after another."""
     long = rng.random() < 0.04
     seconds = rng.uniform(10.0, 19.6) if long else 1.0 + rng.gamma(1.6, 1.6)
     return float(np.clip(seconds * _PART_SCALE[parts], event.length, (MAX_SECONDS - 0.4) / parts - 0.3))
@@ -128,7 +128,7 @@ def _draw_solo(event: Event, structure: Structure, rng: np.random.Generator) -> 
 def _draw_track(
     event: Event, rng: np.random.Generator, *, parts: int = 1, plain: bool = False, audible: bool = False
 ) -> Track:
-    """A track of `event` in a scene of `parts`; unless `plain`, it may be counted, loud or (unless `audible`) faint."""
+    """A track in a scene of `parts`; unless `plain`, it may be counted, loud or (unless `audible`) faint."""
     special = 1.0 if plain else rng.random()
     if special < 0.16 and event.countable:
         return _counted(event, rng)
@@ -144,7 +144,7 @@ def _at_loudness(track: Track, loudness: Loudness) -> Track:
 
 
 def _lasting(track: Track, duration: float, rng: np.random.Generator) -> Track:
-    """The track over `duration` seconds, its strikes as often as fit without being cut short."""
+    """The track extended to `duration` seconds, with as many complete strikes as fit."""
     event = EVENTS[track.event]
     strikes = [0.0] if event.strike else []
     while strikes and (following := strikes[-1] + _draw_interval(event, track.voice, rng)) + event.length <= duration:
@@ -157,18 +157,18 @@ def _draw_interval(event: Event, voice: Voice, rng: np.random.Generator) -> floa
 
 
 def _counted(event: Event, rng: np.random.Generator) -> Track:
-    """A track of an exact number of strikes, evenly spaced as one counts them."""
+    """A track with an exact number of nearly evenly spaced strikes."""
     voice = _draw_voice(rng)
     interval = _draw_interval(event, voice, rng)
-    most = min(MAX_COUNT, 1 + int((MAX_COUNTED_SECONDS - event.length) / (1.1 * interval)))
-    count = int(rng.integers(1, most + 1))
+    max_count = min(MAX_COUNT, 1 + int((MAX_COUNTED_SECONDS - event.length) / (1.1 * interval)))
+    count = int(rng.integers(1, max_count + 1))
     strikes = tuple(float(i * interval * rng.uniform(1.0, 1.05)) for i in range(count))
     duration = strikes[-1] + event.length
     return Track(event.name, 0.0, duration, strikes, voice, _draw_gain_db(rng), count=count)
 
 
 def _in_sequence(tracks: Sequence[Track], rng: np.random.Generator, start: float = 0.0) -> list[Track]:
-    """One track after another with short gaps, from `start` seconds on."""
+    """Places the tracks one after another with short gaps, from `start` seconds on."""
     placed: list[Track] = []
     for track in tracks:
         onset = start + rng.uniform(0.05, 0.3) if start else 0.0
@@ -178,7 +178,7 @@ def _in_sequence(tracks: Sequence[Track], rng: np.random.Generator, start: float
 
 
 def _overlapping(foreground: Track, background: Track, rng: np.random.Generator) -> list[Track]:
-    """Foreground within the background, which is a little quieter and reaches at least as far on both sides."""
+    """Places the foreground within the background, which is a little quieter and at least as long."""
     total = max(foreground.duration, background.duration, 1.8)
     if foreground.count is None:
         foreground = _lasting(foreground, max(foreground.duration, total * rng.uniform(0.7, 0.9)), rng)

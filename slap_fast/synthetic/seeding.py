@@ -1,4 +1,4 @@
-"""Generators by address instead of by order: no clip's randomness depends on any other's."""
+"""Keyed random generators: the randomness of a clip does not depend on other clips."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ SPLIT_STREAMS = {"train": 1, "validation": 2}
 
 
 def generator(seed: int, clip: int, stream: int, part: int = 0) -> np.random.Generator:
-    """The generator of one `part` of a clip (0 for its plan, then one for each sound in it); all in [0, 2**64)."""
+    """The generator of a `part` of a clip: 0 scene, 1 noise, 2 and up tracks. All arguments are in [0, 2**64)."""
     key = np.array([seed, clip], dtype=np.uint64)
-    # Philox counts up from the first word, so that different parts and streams never overlap.
+    # Philox increments the first word, so different parts and streams never overlap.
     counter = np.array([0, 0, part, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

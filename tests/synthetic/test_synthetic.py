@@ -38,7 +38,7 @@ def render_alone(event: str, draw: int, structure: str = "single") -> np.ndarray
 
 
 def log_spectra(waveform: np.ndarray) -> np.ndarray:
-    """`[frames, 32]` log power in mel-like bands from 80 Hz to 7 kHz, no more than 9 nats below the loudest."""
+    """`[frames, 32]` log power in mel-like bands from 80 Hz to 7 kHz, clamped to 9 nats below the maximum."""
     frames = np.lib.stride_tricks.sliding_window_view(waveform, 400)[::160] * np.hanning(400)
     power = np.abs(np.fft.rfft(frames, 512)) ** 2
     edges = 700 * np.expm1(np.linspace(np.log1p(80 / 700), np.log1p(7_000 / 700), 33))
@@ -52,7 +52,7 @@ def rms(waveform: np.ndarray) -> float:
 
 
 def mentions(event: Event) -> re.Pattern[str]:
-    """Everything that names the event in a caption."""
+    """Matches every phrase that names the event in a caption."""
     names = [event.noun.text, *filter(None, event.unit)]
     for wording in event.wordings:
         verbs = (wording.finite, wording.gerund, f"is {wording.gerund}", f"are {wording.gerund}")
@@ -121,7 +121,7 @@ def test_bad_arguments_raise_at_the_call(split: str, count: int, seed: int, mess
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_each_event_renders_sound_that_differs_from_draw_to_draw(name: str) -> None:
+def test_each_event_renders_sound_that_differs_between_draws(name: str) -> None:
     renders = [render_alone(name, draw) for draw in range(4)]
     assert len({waveform.tobytes() for waveform in renders}) == 4
     for waveform in renders:
@@ -132,7 +132,7 @@ def test_each_event_renders_sound_that_differs_from_draw_to_draw(name: str) -> N
         assert SAMPLE_RATE <= len(waveform) <= 20 * SAMPLE_RATE
 
 
-def test_a_strike_is_no_longer_than_its_event_says() -> None:
+def test_no_strike_is_longer_than_its_event_length() -> None:
     rng = np.random.default_rng(4)
     for event in EVENTS.values():
         if event.strike is not None:
@@ -140,7 +140,7 @@ def test_a_strike_is_no_longer_than_its_event_says() -> None:
             assert max(len(event.strike(voice, rng)) for _ in range(5)) <= event.length * SAMPLE_RATE + 1
 
 
-def test_mixtures_have_the_planned_length_and_do_not_clip() -> None:
+def test_clips_have_the_duration_of_the_scene_and_do_not_clip() -> None:
     for clip in TRAIN[:60] + VALIDATION[:60]:
         waveform = clip.render()
         assert len(waveform) == round(clip.metadata["duration"] * SAMPLE_RATE)
@@ -148,7 +148,7 @@ def test_mixtures_have_the_planned_length_and_do_not_clip() -> None:
         assert 1e-2 < np.abs(waveform).max() <= 0.9501
 
 
-def test_events_are_told_apart_by_simple_spectral_statistics() -> None:
+def test_a_linear_classifier_on_spectral_statistics_recognizes_the_events() -> None:
     def features(name: str, draw: int) -> np.ndarray:
         spectra = log_spectra(render_alone(name, draw))
         change = np.abs(np.diff(spectra, axis=0)).mean(0)
@@ -161,13 +161,13 @@ def test_events_are_told_apart_by_simple_spectral_statistics() -> None:
 
     assert len(EVENTS) >= 24
     (x, y), (fresh_x, fresh_y) = table(range(12)), table(range(12, 16))
-    regularised = x.T @ x + 10.0 * np.eye(x.shape[1])
-    weights = np.linalg.solve(regularised, x.T @ np.eye(len(EVENTS))[y])
+    regularized = x.T @ x + 10.0 * np.eye(x.shape[1])
+    weights = np.linalg.solve(regularized, x.T @ np.eye(len(EVENTS))[y])
     predicted = (fresh_x @ weights).argmax(1)
     assert np.mean(predicted == fresh_y) >= 0.9
 
 
-def test_loudness_is_what_the_structure_says() -> None:
+def test_the_loudness_matches_the_structure() -> None:
     for draw, name in enumerate(("siren", "rain", "dog", "organ", "knock", "bell")):
         levels = {kind: rms(render_alone(name, draw, kind)) for kind in ("faint", "single", "loud")}
         assert 2.0 * levels["faint"] < levels["single"] < levels["loud"]
@@ -179,11 +179,11 @@ def test_loudness_is_what_the_structure_says() -> None:
             assert ratio * 20 * np.log10(last / first) > 8.0
 
 
-def test_counted_strikes_can_be_heard_at_the_times_told() -> None:
+def test_counted_strikes_are_audible_at_their_times() -> None:
     heard = 0
     for clip in TRAIN:
         (track, *others) = clip.metadata["events"]
-        # A strike that rings into the next one, or swells slowly, has no sharp onset to look for.
+        # A strike that rings into the next one or swells slowly has no sharp onset.
         if others or track["count"] is None or track["event"] in ("bell", "guitar", "owl", "cat", "thunder", "sonar"):
             continue
         assert track["count"] == len(track["strikes"])
@@ -195,7 +195,7 @@ def test_counted_strikes_can_be_heard_at_the_times_told() -> None:
     assert heard >= 20
 
 
-def test_nothing_but_noise_sounds_between_the_events_of_a_sequence() -> None:
+def test_gaps_in_a_sequence_contain_only_noise() -> None:
     sequences = [clip for clip in VALIDATION if clip.metadata["structure"] == "sequence"][:20]
     for clip in sequences:
         waveform = clip.render()
@@ -206,7 +206,7 @@ def test_nothing_but_noise_sounds_between_the_events_of_a_sequence() -> None:
             assert rms(gap) < 2.0 * 10 ** (clip.metadata["noise_db"] / 20)
 
 
-def test_durations_are_skewed_short_and_reach_twenty_seconds() -> None:
+def test_durations_are_mostly_short_and_reach_twenty_seconds() -> None:
     durations = np.array([clip.metadata["duration"] for clip in TRAIN])
     assert durations.min() >= 1.0
     assert durations.max() <= 20.0
@@ -220,7 +220,7 @@ def test_durations_are_skewed_short_and_reach_twenty_seconds() -> None:
 # Splits
 
 
-def test_training_sees_every_event_alone_but_no_validation_combination() -> None:
+def test_training_has_every_single_event_but_no_validation_combination() -> None:
     def pairs(clips: list[SyntheticClip]) -> set[tuple[str, ...]]:
         return {
             pair
@@ -242,7 +242,7 @@ def test_training_sees_every_event_alone_but_no_validation_combination() -> None
     assert {name for pair in pairs(whole) for name in pair} == set(EVENTS)
 
 
-def test_validation_clips_are_compositions_that_identify_themselves() -> None:
+def test_validation_clips_have_unique_sets_of_events() -> None:
     events = [frozenset(event["event"] for event in clip.metadata["events"]) for clip in VALIDATION]
     assert len(set(events)) == 300
     assert np.mean([len(some) > 1 for some in events]) > 0.8
@@ -258,7 +258,7 @@ def test_keys_are_unique_and_name_the_split() -> None:
 # Captions
 
 
-def test_each_clip_has_three_to_five_different_captions_that_name_its_events_and_no_other() -> None:
+def test_each_clip_has_three_to_five_captions_that_name_exactly_its_events() -> None:
     for clip in CLIPS:
         assert 3 <= len(set(clip.captions)) == len(clip.captions) <= 5
         present = {event["event"] for event in clip.metadata["events"]}
@@ -281,7 +281,7 @@ def test_order_words_agree_with_the_order_in_time() -> None:
                 assert max(told[:2]) < told[2], caption
 
 
-def test_words_of_simultaneity_stand_exactly_where_events_overlap() -> None:
+def test_captions_mention_simultaneity_exactly_if_events_overlap() -> None:
     together = re.compile(r"\b(while|as|with|over|at the same time)\b")
     for clip in CLIPS:
         for caption in map(without_noise_remark, clip.captions):
@@ -292,7 +292,7 @@ def test_words_of_simultaneity_stand_exactly_where_events_overlap() -> None:
             assert front["onset"] + front["duration"] <= back["onset"] + back["duration"] + 1e-9
 
 
-def test_counts_and_loudness_are_told_exactly_where_they_hold() -> None:
+def test_captions_mention_counts_and_loudness_exactly_if_they_hold() -> None:
     words = {n: re.compile(rf"\b({TIMES[n]}|{NUMBERS[n]})\b") for n in TIMES}
     quiet = re.compile(r"\b(faint|quiet|distant|faintly|quietly|distance|fading|fades)\b")
     loud = re.compile(r"\b(loud|loudly|louder)\b")
@@ -305,7 +305,7 @@ def test_counts_and_loudness_are_told_exactly_where_they_hold() -> None:
             assert bool(loud.search(caption)) == bool(levels & {"loud", "rising"}), caption
 
 
-def test_noise_is_mentioned_only_where_it_can_be_heard() -> None:
+def test_captions_mention_noise_only_if_it_is_audible() -> None:
     for clip in CLIPS:
         noted = sum(caption != without_noise_remark(caption) for caption in clip.captions)
         assert noted == (1 if clip.metadata["noise_db"] >= -42.0 else 0)

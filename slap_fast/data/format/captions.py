@@ -34,7 +34,7 @@ def clean_captions(values: Iterable[Any]) -> list[str]:
     return [text for text in cleaned if text]
 
 
-def caption_columns(names: Iterable[str]) -> list[str]:
+def find_caption_columns(names: Iterable[str]) -> list[str]:
     """The columns (or JSON fields) that hold captions: all `caption*` columns; if none, all `text*` columns; and so on.
 
     The families are caption, text, description, sentence; a name may be plural or numbered (`caption_1`).
@@ -60,7 +60,7 @@ def _strings(value: Any, depth: int) -> list[Any]:
     if isinstance(value, str):
         return _unpack(value)
     if isinstance(value, dict) and depth:
-        return [text for field in caption_columns(value) for text in _strings(value[field], depth - 1)]
+        return [text for field in find_caption_columns(value) for text in _strings(value[field], depth - 1)]
     if isinstance(value, (list, tuple)) and depth:
         items = _numbers_to_text(value)
         return [text for item in items for text in ([item] if isinstance(item, str) else _strings(item, depth - 1))]

@@ -19,7 +19,7 @@ from slap_fast.data.prepare.source import ClipItem, Rejection, RenderedAudio
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip as stored, what its source was, and `(reason, detail)` of what a report should say of it."""
+    """A clip as stored, the format of its source, and notes for the report as `(reason, detail)`."""
 
     flac: Flac
     source_sample_rate: int
@@ -29,12 +29,12 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Turns a clip into 16 kHz mono FLAC, or says why it cannot be: what a worker process runs.
+    """Converts a clip to 16 kHz mono FLAC, or returns the Rejection. Called in the worker processes.
 
     Attributes:
-        folder: where FLAC streams too large for memory go.
+        folder: folder for FLAC streams that are too large for memory.
         min_duration: seconds.
-        max_duration: seconds; None keeps any length.
+        max_duration: seconds; None for no limit.
     """
 
     folder: Path

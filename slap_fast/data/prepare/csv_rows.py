@@ -1,4 +1,4 @@
-"""CSV and TSV read strictly: no cell swallows the rows after it, and no column hides another."""
+"""Strict CSV and TSV reader: a broken quote costs only its own row, and duplicate column names are an error."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _TOO_LONG, _UNCLOSED = "field larger", "unexpected end"  # how csv.Error begins
 def read_csv(
     path: Path, is_file_name: Callable[[str], bool] | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
-    """Yields `(origin, row)`; a row that cannot be read is a Rejection, and costs only itself.
+    """Yields `(origin, row)`; a row that cannot be read is a Rejection and does not affect other rows.
 
-    The delimiter is a comma, or a tab in a .tsv, unless the header has only another one. In a .tsv, a row whose quotes
-    do not pair is taken as it stands, if it has as many cells as the header: many such files know no quoting.
+    The delimiter is a comma (a tab for .tsv), unless the header has only another one. In a .tsv, a row with unbalanced
+    quotes is read without quoting if it then has as many cells as the header: many .tsv files do not use quoting.
 
     Args:
         path: UTF-8, or UTF-16 with a byte order mark.
-        is_file_name: whether a cell that is not UTF-8 names an existing file; otherwise its row is rejected.
+        is_file_name: whether a cell that is not UTF-8 is the name of an existing file; if not, its row is rejected.
 
     Raises:
         DatasetError: the header cannot be used.
     """
     exists = is_file_name or (lambda cell: os.path.exists(path.parent / cell))
-    # surrogateescape: file names in another encoding stay what they are, and one bad row costs only itself.
+    # surrogateescape keeps file names in another encoding intact, and a bad row does not stop the reading.
     with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
         lines = _Lines(file)
         header, dialect = _header(path, lines)
@@ -53,7 +53,7 @@ def read_csv(
             elif not cells:
                 continue
             elif len(cells) != len(header):
-                detail = f"{len(cells)} fields where the header has {len(header)}: {delimiter.join(cells)[:_SHOWN]}"
+                detail = f"{len(cells)} fields, but the header has {len(header)}: {delimiter.join(cells)[:_SHOWN]}"
                 yield origin, Rejection(origin, "malformed_row", detail)
             elif any(_not_utf8(cell) and not exists(cell) for cell in cells):
                 yield origin, Rejection(origin, "malformed_row", "not UTF-8; convert the file")
@@ -62,50 +62,50 @@ def read_csv(
 
 
 class _Dialect(NamedTuple):
-    """`spaced`: a space follows the delimiter in the header, so that it does in the rows, also before a quote."""
+    """`spaced`: a space follows the delimiter in the header, and so in the rows, also before a quote."""
 
     delimiter: str
     spaced: bool
 
 
 class _Lines:
-    """The lines of a file; all but the first of a record can be given back, to be read again.
+    """The lines of a file. All lines of a record but the first can be pushed back, to be read again.
 
     Attributes:
-        number: of the record's first line, from 1.
-        record: the lines of the record that have been read.
+        number: line number of the first line of the record, from 1.
+        record: the lines of the record read so far.
     """
 
     def __init__(self, file: TextIO) -> None:
         self.number = 1
         self.record: list[str] = []
         self._file = file
-        self._given_back: deque[str] = deque()
+        self._pushed_back: deque[str] = deque()
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._given_back.popleft() if self._given_back else next(self._file)
+        line = self._pushed_back.popleft() if self._pushed_back else next(self._file)
         self.record.append(line)
         return line
 
     def next_record(self) -> str | None:
-        """The first line of the record that is to be read next; None at the end."""
+        """Peeks at the first line of the next record; None at the end."""
         self.number += len(self.record)
         self.record = []
         line = next(self, None)
-        self.give_back(self.record)
+        self.push_back(self.record)
         return line
 
-    def give_back(self, lines: list[str]) -> None:
-        """Takes the last lines of the record out of it."""
-        self._given_back.extendleft(reversed(lines))
+    def push_back(self, lines: list[str]) -> None:
+        """Removes the last lines from the record, to be read again."""
+        self._pushed_back.extendleft(reversed(lines))
         self.record = self.record[: len(self.record) - len(lines)]
 
 
 def _cells(lines: _Lines, header: list[str], dialect: _Dialect) -> tuple[list[str], str | None]:
-    """The cells of the next record, or what is wrong with its first line, which then is all that was read."""
+    """The cells of the next record, or the fault of its first line; then only that line was consumed."""
     fault = None
     cells: list[str] = []
     try:
@@ -115,16 +115,16 @@ def _cells(lines: _Lines, header: list[str], dialect: _Dialect) -> tuple[list[st
     more = lines.record[1:]
     if fault is None and not any(_is_row(line, header, dialect.delimiter) for line in more):
         return cells, None
-    lines.give_back(more)
+    lines.push_back(more)
     if more or (fault or "").startswith(_UNCLOSED):
-        fault = "a cell opens with a quote that does not close; close it, or double the quotes that are text"
+        fault = "a cell starts with a quote that is not closed; close it, or double quotes that are text"
     elif fault is not None and not fault.startswith(_TOO_LONG):
-        fault = "a quote inside a quoted cell; double the quotes that are text"
+        fault = "a quote inside a quoted cell; double quotes that are text"
     return [], fault
 
 
 def _is_row(line: str, header: list[str], delimiter: str) -> bool:
-    """Whether a line inside a quoted cell looks like a row of its own: as many cells, one of them an audio file."""
+    """Whether a line inside a quoted cell looks like a separate row: the right number of cells, one an audio file."""
     cells = line.rstrip("\r\n").split(delimiter)
     return len(cells) == len(header) and any(
         os.path.splitext(cell.strip(' "'))[1].lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS for cell in cells
@@ -148,11 +148,11 @@ def _header(path: Path, lines: _Lines) -> tuple[list[str], _Dialect]:
 
 
 def check_names(path: Path, names: list[str]) -> None:
-    """Raises DatasetError if two columns have one name."""
+    """Raises DatasetError if two columns have the same name."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DatasetError(
-            f"{path}: {', '.join(map(repr, repeated))} names more than one column; its columns are "
+            f"{path}: more than one column is named {', '.join(map(repr, repeated))}; its columns are "
             f"{', '.join(names)}: rename or remove all but one"
         )
 

@@ -1,4 +1,4 @@
-"""The last step of making a dataset: index, mel statistics, tokenizer, and `dataset.json`, whose presence says done."""
+"""Dataset writer: writes index, mel statistics, tokenizer and, last, `dataset.json`, which marks a finished dataset."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from slap_fast.data.tokenizer import train_tokenizer
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did. `str()` is a summary for a person.
+    """The result of `prepare`. `str()` is a readable summary.
 
     Attributes:
         folder: the dataset folder.
-        clips, seconds, captions, shards: what the dataset holds.
-        rejected: what was left out, by reason; each is named in `report.jsonl`.
-        noted: clips kept but worth a look (`silent`, `clipped`, `renamed`...), by reason; also named there.
-        already_complete: nothing was to be done.
-        seen: files, rows or members of the source: `clips + merged + sum(rejected.values())`; 0 where nothing says.
-        merged: of these, those that became part of another, such as captions beside audio, or rows of the same clip.
+        clips, seconds, captions, shards: totals of the dataset.
+        rejected: number of items left out, by reason; `report.jsonl` lists each.
+        noted: number of clips kept but reported (`silent`, `clipped`, `renamed`...), by reason; also listed there.
+        already_complete: the dataset was finished before.
+        seen: files, rows or members of the source: `clips + merged + sum(rejected.values())`; 0 if unknown.
+        merged: those merged into another item, such as sidecars or rows of the same audio.
     """
 
     folder: Path
@@ -82,15 +82,15 @@ def write_dataset(
     extra: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Makes a dataset of the tars in `folder`; returns `dataset.json`, which is written last.
+    """Completes the dataset of the tars in `folder`; returns the content of `dataset.json`, which is written last.
 
     Args:
-        folder: where the tars are.
-        name: of the dataset.
-        shards: `{name, bytes, clips, seconds}` each.
-        captions: captions in all.
-        parts: `[n]` INDEX_DTYPE records, in shard order.
-        vocab_size: trains a tokenizer of at most this many tokens if given.
+        folder: the folder of the tars.
+        name: name of the dataset.
+        shards: `{name, bytes, clips, seconds}` of each tar.
+        captions: total number of captions.
+        parts: `[n]` INDEX_DTYPE records each, in shard order.
+        vocab_size: if given, trains a tokenizer with at most this many tokens.
         extra: further fields of `dataset.json`.
         progress: show progress bars.
     """
@@ -119,7 +119,7 @@ def write_dataset(
 
 
 def dataset_report(folder: Path, info: dict[str, Any], already_complete: bool = False) -> PrepareReport:
-    """What `dataset.json` says, for a person."""
+    """The report of a dataset from its `dataset.json`."""
     return PrepareReport(
         folder=folder,
         clips=info["clips"],

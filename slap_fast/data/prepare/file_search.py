@@ -1,4 +1,4 @@
-"""File search: walks a folder for audio files, and finds an audio file by its name."""
+"""File search: lists the files below a folder and finds audio files by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AudioFinder:
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """Paths relative to the root by `audio_stem`; formats that cannot be read only where there is no other."""
+        """Paths relative to the root, by `audio_stem`; unsupported formats only if there is no supported one."""
         found: dict[str, list[str]] = {}
         for file in list_audio(self.root):
             found.setdefault(audio_stem(os.path.basename(file)), []).append(file)
@@ -32,7 +32,7 @@ class AudioFinder:
 
     @cached_property
     def by_youtube_id(self) -> dict[str, list[tuple[str, str]]]:
-        """`(what follows the id in the stem, relative path)` for stems `{id}...` and `Y{id}...`."""
+        """`(rest of the stem after the id, relative path)` for stems `{id}...` and `Y{id}...`."""
         found: dict[str, list[tuple[str, str]]] = {}
         for stem, files in self.by_stem.items():
             for start in (0, 1) if stem.startswith("Y") else (0,):
@@ -43,22 +43,22 @@ class AudioFinder:
 
 
 def audio_stem(name: str) -> str:
-    """`name` without a known audio extension, in NFC, whatever the file system writes; other dots stay."""
+    """`name` in NFC without a known audio extension; other dots stay."""
     stem, extension = os.path.splitext(name)
     known = extension.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
     return unicodedata.normalize("NFC", stem if known else name)
 
 
 def list_audio(folder: Path, extensions: frozenset[str] = AUDIO_EXTENSIONS) -> list[str]:
-    """Paths relative to `folder` of the audio files below it, sorted; hidden files and folders are passed over."""
+    """Relative paths of the audio files below `folder`, sorted, without hidden files and folders."""
     return [file for file in walk_folder(folder)[0] if os.path.splitext(file)[1].lower() in extensions]
 
 
 def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
-    """Paths relative to `folder` of the files below it, sorted, and what was passed over, with the reason.
+    """Relative paths of the files below `folder`, sorted, and Rejections for what was skipped.
 
-    Links to folders are followed; a folder is entered once, whatever leads to it. Hidden files and folders are passed
-    over, and datasets, such as one that `prepare` writes below its source.
+    Follows links to folders and enters each folder once. Skips hidden files and folders, and datasets, such as one that
+    `prepare` writes below its source.
     """
     found: list[str] = []
     left_out: list[Rejection] = []
@@ -71,7 +71,7 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
         return os.path.relpath(path, folder)
 
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
-        # The folder itself before links to it, so that clips are called after where they are.
+        # Folders before links, so that clips are named after the folder and not after a link to it.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
         enter = []
         for name in folders:
@@ -83,7 +83,7 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
                 detail = "a dataset of slap-fast, not entered"
                 left_out.append(Rejection(relative(path) + os.sep, "dataset_folder", detail))
             elif identity in entered:
-                detail = f"leads to the same folder as {entered[identity]}, which is read once"
+                detail = f"the same folder as {entered[identity]}, which is read once"
                 left_out.append(Rejection(relative(path) + os.sep, "same_folder", detail))
             else:
                 entered[identity] = relative(path)
@@ -99,7 +99,7 @@ def walk_folder(folder: Path) -> tuple[list[str], list[Rejection]]:
 
 
 def find_file(path: Path) -> Path:
-    """The file at `path`, also where it is spelled in another Unicode form or with backslashes; else `path` itself."""
+    """The existing file at `path`, possibly spelled in another Unicode form or with backslashes; else `path`."""
     text = str(path)
     if (text.isascii() and "\\" not in text) or os.path.exists(path):
         return path

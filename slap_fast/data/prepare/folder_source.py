@@ -1,4 +1,4 @@
-"""Folders of audio with captions in files beside it."""
+"""Folder source: a folder of audio files with captions in sidecar files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SIDECAR_EXTENSIONS = (".json", ".txt")
 
 
 class FolderSource:
-    """Every audio file below a folder, with captions in a .txt (one a line) or .json file of the same stem.
+    """Every audio file below a folder, with captions in a .txt (one per line) or .json file of the same stem.
 
-    Whatever else lies there is yielded as a Rejection: nothing that was met goes unnamed.
+    Every other file is yielded as a Rejection, so that nothing is left out silently.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class FolderSource:
         files, self._left_out = walk_folder(folder)
         self._met = len(files) + len(self._left_out)
         self._files: list[str] = []
-        # A Mac writes names in another Unicode form than what else comes along.
+        # Keys are normalized: macOS uses another Unicode form than other systems.
         self._sidecars: dict[str, list[str]] = {}
         for file in files:
             extension = _extension(file)
@@ -40,9 +40,9 @@ class FolderSource:
             elif extension in _SIDECAR_EXTENSIONS:
                 self._sidecars.setdefault(_stem(file), []).append(file)
             else:
-                self._left_out.append(Rejection(file, "not_audio", "neither audio nor a .txt or .json beside it"))
+                self._left_out.append(Rejection(file, "not_audio", "neither audio nor a .txt or .json sidecar"))
         if not self._files:
-            raise DatasetError(f"{folder}: holds no audio file ({', '.join(sorted(AUDIO_EXTENSIONS))}) and no .tar")
+            raise DatasetError(f"{folder}: contains no audio file ({', '.join(sorted(AUDIO_EXTENSIONS))}) and no .tar")
 
     def describe(self) -> dict[str, Any]:
         names = "\0".join(self._files).encode("utf-8", "surrogateescape")
@@ -57,7 +57,7 @@ class FolderSource:
         for file in self._files:
             stem = _stem(file)
             sidecars = sorted(self._sidecars.get(stem, []), key=lambda name: (_extension(name), name))
-            # Files of one stem share their captions, which are counted with the first.
+            # Audio files of one stem share their sidecars, which are counted with the first.
             seen = 1 if stem in taken else 1 + len(sidecars)
             taken.add(stem)
             try:

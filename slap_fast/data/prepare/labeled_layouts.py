@@ -1,4 +1,4 @@
-"""Tables of audio files and their classes: ESC-50 and UrbanSound8K as published, and others of the kind."""
+"""Labeled layouts: tables of audio files and class labels, such as ESC-50 and UrbanSound8K as published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.table_audio import CellAudio, audio_of_cell, default_audio_root
 from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
-from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables
+from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables
 
 CAPTION_TEMPLATE = "the sound of {}"
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "audio", "fname")
@@ -22,7 +22,7 @@ _CLASS_COLUMNS = ("class", "label", "category", "class_name")
 
 @dataclass(frozen=True)
 class LabeledLayout:
-    """How a classification set is published: its table lies in a folder beside `audio/`."""
+    """The layout of a published classification dataset: its table is in a folder beside `audio/`."""
 
     name: str
     table: str
@@ -45,12 +45,12 @@ LABELED_LAYOUTS = (ESC50, URBANSOUND8K)
 
 
 def labeled_layout(row: dict[str, Any]) -> LabeledLayout | None:
-    """The classification set that a row is of, by its columns."""
+    """The layout of a row, by its columns."""
     return next((layout for layout in LABELED_LAYOUTS if row.keys() >= layout.columns), None)
 
 
 def published_table(folder: Path) -> Path | None:
-    """The table of a classification set whose folder, or whose folder of audio, is `folder`."""
+    """The table of a published classification dataset, given its folder or its `audio/` folder."""
     for root in (folder, folder.absolute().parent):
         for layout in LABELED_LAYOUTS:
             if (root / layout.table).is_file() and (root is folder or folder.absolute().name == "audio"):
@@ -61,13 +61,13 @@ def published_table(folder: Path) -> Path | None:
 def labeled_rows(
     tables: Sequence[Path], audio_root: Path | None = None
 ) -> Iterator[tuple[str, tuple[Path, str, dict[str, Any]] | Rejection]]:
-    """Yields `(origin, (audio file, class as a person writes it, row))` of tables, or what is wrong with a row.
+    """Yields `(origin, (audio file, class name in plain words, row))` of tables, or a Rejection for a bad row.
 
-    Audio paths are relative to `audio_root`, or to the first table's folder; the files of a published set are also
-    found in its `audio/`, in the folder of their fold.
+    Audio paths are relative to `audio_root` or to the folder of the first table; files of a published dataset are also
+    searched in its `audio/` and in the folder of their fold.
 
     Raises:
-        DatasetError: the table cannot be read, or lacks a column of files or of classes.
+        DatasetError: the table cannot be read, or has no file column or no class column.
     """
     table = tables[0]
     first = first_row(table)
@@ -76,7 +76,7 @@ def labeled_rows(
     class_column = layout.class_column if layout else next((name for name in _CLASS_COLUMNS if name in first), None)
     if first and (file_column is None or class_column is None):
         raise DatasetError(
-            f"{table}: columns are {', '.join(first)}; it needs one of {', '.join(_FILE_COLUMNS)} "
+            f"{table}: its columns are {', '.join(first)}; it needs one of {', '.join(_FILE_COLUMNS)} "
             f"and one of {', '.join(_CLASS_COLUMNS)}"
         )
     root = default_audio_root(table) if audio_root is None else audio_root
@@ -87,21 +87,21 @@ def labeled_rows(
             continue
         file, label = row.get(file_column or ""), row.get(class_column or "")
         if isinstance(file, (dict, bytes)):
-            yield origin, Rejection(origin, "malformed_row", "its audio lies inside the table; write it to files")
+            yield origin, Rejection(origin, "malformed_row", "its audio is inside the table; write it to files")
             continue
         if not isinstance(file, str) or not isinstance(label, (str, int)) or is_missing(file) or is_missing(str(label)):
-            yield origin, Rejection(origin, "malformed_row", f"it lacks its {file_column} or {class_column}")
+            yield origin, Rejection(origin, "malformed_row", f"no {file_column} or no {class_column}")
             continue
-        inside = [file, os.path.join(f"fold{row['fold']}", file)] if layout else [file]
-        places = [folder / name for folder in roots for name in inside]
-        path = next((place for place in places if os.path.isfile(place)), places[0])
+        names = [file, os.path.join(f"fold{row['fold']}", file)] if layout else [file]
+        candidates = [folder / name for folder in roots for name in names]
+        path = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
         yield origin, (path, str(label).replace("_", " ").strip(), row)
 
 
 class LabeledSource(TableSource):
-    """A classification set, each clip captioned by its class in CAPTION_TEMPLATE.
+    """A classification dataset; the caption of a clip is its class name in CAPTION_TEMPLATE.
 
-    Where the tables have audio of their own, as Parquet files from the hub do, that is taken.
+    If the tables contain audio, as Parquet files from the Hugging Face hub do, that audio is used.
     """
 
     def __init__(self, paths: Sequence[Path], layout: str, audio_root: str | os.PathLike[str] | None = None) -> None:
@@ -113,13 +113,13 @@ class LabeledSource(TableSource):
             names = column_names(path)
             if names and (missing := self._layout.columns.difference(names)):
                 raise DatasetError(
-                    f"{path}: {layout} has columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
+                    f"{path}: {layout} needs the columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
                 )
 
     def describe(self) -> dict[str, Any]:
         return {
             "kind": self._layout.name,
-            **described_tables(self._paths),
+            **describe_tables(self._paths),
             "audio_root": None if self._root is None else str(self._root.resolve()),
             "caption": CAPTION_TEMPLATE,
         }

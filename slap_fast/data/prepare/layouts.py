@@ -1,4 +1,4 @@
-"""Published datasets as they are distributed: AudioCaps, Clotho, WavCaps."""
+"""Layouts of published captioned datasets: AudioCaps, Clotho, WavCaps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.file_search import AudioFinder, audio_stem, find_file
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
-from slap_fast.data.prepare.table_audio import audio_column, audio_of_cell, default_audio_root
+from slap_fast.data.prepare.table_audio import audio_of_cell, default_audio_root, find_audio_column
 from slap_fast.data.prepare.table_rows import column_names, first_row, read_rows, read_tables
-from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables, file_digest
+from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables, file_digest
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _CLOTHO_COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
 _PLACEHOLDER = "wav_path"
-"""What every row of WavCaps says of its audio."""
+"""The audio path in every row of WavCaps."""
 _SUBSETS = {"as": "AudioSet_SL", "bbc": "BBC_Sound_Effects", "fsd": "FreeSound", "sb": "SoundBible"}
-"""WavCaps' folders, by how the names of their JSONs begin."""
+"""The folders of WavCaps, by the prefix of their JSON files."""
 
 
 def is_audiocaps(row: dict[str, Any]) -> bool:
@@ -32,20 +32,20 @@ def is_audiocaps(row: dict[str, Any]) -> bool:
 
 
 def is_clotho(row: dict[str, Any]) -> bool:
-    return row.keys() >= set(_CLOTHO_COLUMNS) and audio_column(row) == _CLOTHO_COLUMNS[0]
+    return row.keys() >= set(_CLOTHO_COLUMNS) and find_audio_column(row) == _CLOTHO_COLUMNS[0]
 
 
 def is_wavcaps(row: dict[str, Any], extension: str = ".json") -> bool:
-    audio = audio_column(row)
-    said = row[audio] == _PLACEHOLDER if audio is not None else extension == ".json"
-    return {"id", "caption"} <= row.keys() and said
+    audio = find_audio_column(row)
+    without_path = row[audio] == _PLACEHOLDER if audio is not None else extension == ".json"
+    return {"id", "caption"} <= row.keys() and without_path
 
 
 class AudioCaps(TableSource):
-    """`audiocap_id,youtube_id,start_time,caption`; the five rows of a validation or test clip become one.
+    """AudioCaps: `audiocap_id,youtube_id,start_time,caption`; the five rows of a validation or test clip are merged.
 
-    The audio of a row is, below the root: `{youtube_id}_{start}...`, else `{youtube_id}`, each also with a leading `Y`,
-    else `{audiocap_id}`. Where the table has audio of its own, as Parquet files from the hub do, that is taken.
+    The audio file of a row is, below the root: `{youtube_id}_{start}...`, else `{youtube_id}` (both also with a leading
+    `Y`), else `{audiocap_id}`. If the table contains audio, as Parquet files from the hub do, that audio is used.
     """
 
     def __init__(self, path: Path | Sequence[Path], audio_root: str | os.PathLike[str] | None = None) -> None:
@@ -56,13 +56,13 @@ class AudioCaps(TableSource):
             names = column_names(table)
             if names and (missing := _AUDIOCAPS_COLUMNS.difference(names)):
                 raise DatasetError(
-                    f"{table}: AudioCaps has columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
+                    f"{table}: AudioCaps needs the columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
                 )
 
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "audiocaps",
-            **described_tables(self._paths),
+            **describe_tables(self._paths),
             "audio_root": str(self._finder.root.resolve()),
         }
 
@@ -81,7 +81,7 @@ class AudioCaps(TableSource):
         name = f"{youtube_id}_{start}"
         captions = table_captions([row["caption"]])
         metadata = {"audiocap_id": row["audiocap_id"], "youtube_id": youtube_id, "start_time": start}
-        own = audio_of_cell(origin, row.get(audio_column(row) or ""), self._finder.root.joinpath)
+        own = audio_of_cell(origin, row.get(find_audio_column(row) or ""), self._finder.root.joinpath)
         if isinstance(own, Rejection) or (isinstance(own.audio, FileAudio) and not os.path.exists(own.audio.path)):
             file = self._find(youtube_id, start, audiocap_id) or f"{name}.wav"
             audio: FileAudio | BytesAudio = FileAudio(self._finder.root / file)
@@ -93,7 +93,7 @@ class AudioCaps(TableSource):
         candidates = self._finder.by_youtube_id.get(youtube_id, [])
         for rest, file in candidates:
             numbers = re.findall(r"\d+(?:\.\d+)?", rest)
-            # Some downloaders name the start in milliseconds.
+            # Some downloaders write the start in milliseconds.
             if numbers and _number(start) in (float(numbers[0]), float(numbers[0]) / 1000):
                 return file
         for rest, file in candidates:
@@ -104,7 +104,7 @@ class AudioCaps(TableSource):
 
 
 class Clotho(Manifest):
-    """`file_name,caption_1,...,caption_5`; audio in the split's folder near the CSV, or below the root."""
+    """Clotho: `file_name,caption_1,...,caption_5`; audio in the folder of the split near the CSV, or below the root."""
 
     kind = "clotho"
 
@@ -112,7 +112,7 @@ class Clotho(Manifest):
         super().__init__(path, audio_root, _CLOTHO_COLUMNS[0], _CLOTHO_COLUMNS[1:])
         split = path.stem.rpartition("_")[2]
         root = self._root(path)
-        # The CSVs and the audio are published in archives of their own.
+        # The CSVs and the audio are published in separate archives.
         above = [root.parent, *sorted(root.parent.glob("*audio*"))] if audio_root is None else []
         self._given_root = next((folder / split for folder in (root, *above) if (folder / split).is_dir()), root)
         self.name = f"clotho-{split}"
@@ -122,17 +122,17 @@ class Clotho(Manifest):
         direct = find_file(root / file)
         if os.path.exists(direct):
             return direct
-        # A name with a folder says where it lies; another file of that name would be another clip.
+        # A name with a folder is exact: a file of that name in another folder would be another clip.
         found = [] if os.path.dirname(file) else self._finder.by_stem.get(audio_stem(file), [])
         return root / found[0] if len(found) == 1 else direct
 
 
 class WavCaps(TableSource):
-    """`{"data": [{"id", "caption", ...}]}`, one JSON or the folder of all; audio `{id}.flac` anywhere below the root.
+    """WavCaps: `{"data": [{"id", "caption", ...}]}`, one JSON or their folder; audio `{id}.flac` below the root.
 
-    FreeSound and SoundBible number their clips alike. A subset's audio lies in a folder called as its JSON's own, such
-    as `FreeSound` or `FreeSound_flac`, or in one that bears no subset's name; audio there that several subsets could
-    mean is nobody's.
+    FreeSound and SoundBible use the same ids. The audio of a subset is in a folder with the name of the folder of its
+    JSON (`FreeSound` or `FreeSound_flac`), or in a folder without the name of a subset. Audio of the latter kind that
+    could belong to several subsets is rejected as ambiguous.
     """
 
     def __init__(self, path: Path, audio_root: str | os.PathLike[str] | None = None) -> None:
@@ -143,7 +143,7 @@ class WavCaps(TableSource):
         self._root_name = self._finder.root.resolve().name
         self._files = [path] if path.is_file() else wavcaps_files(path)
         if not self._files:
-            raise DatasetError(f"{path}: holds no .json file of WavCaps")
+            raise DatasetError(f"{path}: contains no .json file of WavCaps")
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -164,7 +164,7 @@ class WavCaps(TableSource):
             owners = self._contested.get(stem, set()) if self._owner(found[0]) != subset else set()
             if len(found) > 1 or owners:
                 choice = f"could be of {' or '.join(sorted(owners))}" if owners else f"could each be {name}"
-                detail = f"{', '.join(found)} {choice}; put the audio of each subset into a folder of its name"
+                detail = f"{', '.join(found)} {choice}; put the audio of each subset into a folder with its name"
                 yield (), Rejection(f"{origin} {name}", "ambiguous_audio", detail)
                 continue
             path = self._finder.root / found[0]
@@ -185,7 +185,7 @@ class WavCaps(TableSource):
         found = self._finder.by_stem.get(stem, [])
         own = [file for file in found if self._owner(file) == subset]
         if not own:
-            # A JSON of no published name may be about any subset.
+            # A JSON without a published name may be of any subset.
             strangers = subset not in _SUBSETS.values()
             own = [file for file in found if strangers or self._owner(file) is None]
         if len(own) > 1:
@@ -193,7 +193,7 @@ class WavCaps(TableSource):
         return own or [f"{subset}/{stem}.flac"]
 
     def _owner(self, file: str) -> str | None:
-        """The subset that the innermost folder is called by, as `FreeSound` and `FreeSound_flac` are."""
+        """The subset named by the innermost folder that names one (`FreeSound`, `FreeSound_flac`)."""
         for part in reversed((self._root_name, *Path(file).parts[:-1])):
             for subset in self._subsets:
                 if re.fullmatch(re.escape(subset) + r"([_\-. ].*)?", part, re.IGNORECASE):
@@ -206,7 +206,7 @@ class WavCaps(TableSource):
 
     @cached_property
     def _contested(self) -> dict[str, set[str]]:
-        """Subsets by id, of the ids that several of them have."""
+        """The subsets of each id that several subsets use."""
         if len({_subset_of(file) for file in self._files}) == 1:
             return {}
         claims: defaultdict[str, set[str]] = defaultdict(set)
@@ -217,26 +217,25 @@ class WavCaps(TableSource):
 
 
 def wavcaps_folder(folder: Path) -> bool:
-    """Whether a folder is that of WavCaps, or of its JSONs, by their published names."""
-    places = ("", "*/", "json_files/*/")
+    """Whether this is the folder of WavCaps or of its JSONs, by their published names."""
     return any(
         row
         for prefix in _SUBSETS
-        for place in places
-        for file in folder.glob(f"{place}{prefix}_final.json")
+        for parent in ("", "*/", "json_files/*/")
+        for file in folder.glob(f"{parent}{prefix}_final.json")
         if (row := is_wavcaps(first_row(file)))
     )
 
 
 def wavcaps_files(folder: Path) -> list[Path]:
-    """The JSONs of WavCaps below a folder that are its tables, without the lists of clips to leave out."""
+    """The JSON tables of WavCaps below a folder, without the blacklists."""
     inside = folder / "json_files"
     files = sorted((inside if inside.is_dir() else folder).rglob("*.json"))
     return [file for file in files if "blacklist" not in file.relative_to(folder).as_posix()]
 
 
 def _subset_of(file: Path) -> str:
-    """The subset of a JSON: by its name if it is the published one, else its folder's."""
+    """The subset of a JSON: by its name if that is a published one, else by its folder."""
     return _SUBSETS.get(file.stem.partition("_")[0], file.absolute().parent.name)
 
 

@@ -1,4 +1,4 @@
-"""Tables that list captioned audio, by its paths or its bytes."""
+"""Manifest: a table of captioned audio, with audio paths or audio bytes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slap_fast.data.format.captions import caption_columns, table_captions
+from slap_fast.data.format.captions import find_caption_columns, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.file_search import find_file
 from slap_fast.data.prepare.segments import SegmentError, segment_of, start_of
 from slap_fast.data.prepare.source import ClipItem, Rejection, SegmentAudio
-from slap_fast.data.prepare.table_audio import audio_column, audio_of_cell, default_audio_root
+from slap_fast.data.prepare.table_audio import audio_of_cell, default_audio_root, find_audio_column
 from slap_fast.data.prepare.table_rows import column_names, read_tables
-from slap_fast.data.prepare.table_source import Identity, TableSource, described_tables, name_of_tables
+from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables, name_of_tables
 
 
 class Manifest(TableSource):
-    """Tables with a column of audio paths (or of audio bytes, in Parquet) and one or more columns of captions.
+    """Tables with a column of audio paths (or of audio bytes, in Parquet) and one or more caption columns.
 
-    Rows are of one clip if they give the same path; with audio inside the table, the same path, if any, and the same
-    bytes; and, where there is a column `offset`, the same stretch.
+    Rows belong to one clip if they have the same path, or for audio inside the table the same path (if any) and bytes,
+    and with a column `offset` the same segment.
 
     Args:
-        path: the table, or several with the same columns, such as the shards of a Parquet file.
-        audio_root: what audio paths are relative to; each table's folder if None.
+        path: the table, or several with the same columns, such as Parquet shards.
+        audio_root: folder that audio paths are relative to; that of each table if None.
         audio_column: found by name if None.
-        captions: the columns of captions; found by name if None.
+        captions: the caption columns; found by name if None.
     """
 
     kind = "manifest"
@@ -52,7 +52,7 @@ class Manifest(TableSource):
         roots = [str(self._root(path).resolve()) for path in self.tables]
         return {
             "kind": self.kind,
-            **described_tables(self.tables),
+            **describe_tables(self.tables),
             "audio_root": roots[0] if len(set(roots)) == 1 else roots,
             "audio_column": self._audio_column,
             "caption_columns": None if self._caption_columns is None else list(self._caption_columns),
@@ -72,17 +72,17 @@ class Manifest(TableSource):
             yield identity, item
 
     def locate(self, file: str, root: Path) -> Path:
-        """The path of an audio file as the manifest writes it."""
+        """The path of an audio file, given as in the manifest."""
         return find_file(Path(os.path.normpath(os.path.join(root, file))))
 
     def captions_of_row(self, row: dict[str, Any], columns: Sequence[str]) -> list[str]:
         return table_captions(row.get(column) for column in columns)
 
     def _row(self, origin: str, row: dict[str, Any], root: Path) -> tuple[Identity, ClipItem | Rejection]:
-        audio = self._audio_column or audio_column(row)
+        audio = self._audio_column or find_audio_column(row)
         if audio is None or audio not in row:
             return (), Rejection(origin, "malformed_row", f"no audio column among {', '.join(row)}")
-        columns = self._caption_columns or caption_columns(name for name in row if name != audio)
+        columns = self._caption_columns or find_caption_columns(name for name in row if name != audio)
         metadata = {
             name: value
             for name, value in row.items()
@@ -116,27 +116,27 @@ class Manifest(TableSource):
         columns = f"its columns are {', '.join(names)}"
         if self._audio_column is not None and self._audio_column not in names:
             raise DatasetError(f"{table}: no column {self._audio_column!r}; {columns}")
-        audio = self._audio_column or audio_column(names)
+        audio = self._audio_column or find_audio_column(names)
         if audio is None:
             raise DatasetError(
-                f"{table}: no column is called like audio paths are; {columns}: name it with --audio-column"
+                f"{table}: no column has a known name for audio paths; {columns}: give it with --audio-column"
             )
         if missing := [name for name in self._caption_columns or () if name not in names]:
             raise DatasetError(f"{table}: no column {', '.join(map(repr, missing))}; {columns}")
-        if not (self._caption_columns or caption_columns(name for name in names if name != audio)):
+        if not (self._caption_columns or find_caption_columns(name for name in names if name != audio)):
             raise DatasetError(
-                f"{table}: no column is called like captions are; {columns}: name it with --caption-columns"
+                f"{table}: no column has a known name for captions; {columns}: give it with --caption-columns"
             )
 
 
 def _check_start(table: Path, identity: Identity, row: dict[str, Any], starts: dict[Identity, Any]) -> None:
-    """Refuses a table of which it cannot be told whether its rows are stretches of a file or all of it."""
+    """Raises if rows of one file have different start times: are they segments of the file, or the whole file?"""
     start = start_of(row)
     if start is None or isinstance(identity[-1], bytes):
         return
     name, value = start
     if starts.setdefault(identity, value) != value:
         raise DatasetError(
-            f"{table}: {identity[0]!s} has rows with {name} {starts[identity]} and {value}; to cut them out, give "
-            f"columns offset and duration in seconds; if captions are of the whole file, remove {name}"
+            f"{table}: {identity[0]!s} has rows with {name} {starts[identity]} and {value}; to cut out segments, give "
+            f"the columns offset and duration in seconds; if the captions are of the whole file, remove {name}"
         )

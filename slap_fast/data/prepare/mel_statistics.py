@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a dataset's log-mel values: what inputs are normalised with."""
+"""Mel statistics: mean and standard deviation of a dataset's log-mel values, for input normalization."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from slap_fast.data.prepare.source import TarAudio
 from slap_fast.runtime.progress import progress_bar
 
 _MAX_CLIPS = 2000
-_MAX_SECONDS = 30  # of one clip: a long recording should not outvote a thousand short ones
+_MAX_SECONDS = 30  # per clip, so that a long recording does not outweigh many short ones
 
 
 def mel_statistics(index: ClipIndex, *, progress: bool = False) -> tuple[float, float]:
-    """Mean and standard deviation over all mel values of at most 2,000 clips, evenly spaced through the dataset.
+    """Mean and standard deviation over all mel values of at most 2,000 clips, evenly spaced over the dataset.
 
-    Computed in float64 with the default `MelConfig`, from the first 30 s of each clip: nothing else is decoded, so that
-    memory does not grow with a clip. The deviation is 1 where all values are equal.
+    Computed in float64 with the default `MelConfig` from the first 30 s of each clip; the rest is not decoded, so that
+    memory is bounded. The standard deviation is 1 if all values are equal.
 
     Raises:
         DatasetError: no clip can be decoded.
@@ -36,9 +36,9 @@ def mel_statistics(index: ClipIndex, *, progress: bool = False) -> tuple[float, 
     count, total, squares = 0, 0.0, 0.0
     for clip in progress_bar(clips.tolist(), desc="mel statistics", unit="clip", disable=not progress):
         try:
-            waveform = _beginning(index, clip, config.sample_rate)
+            waveform = _first_seconds(index, clip, config.sample_rate)
         except AudioError:
-            # Tars of others are indexed without decoding; the loader names what cannot be decoded.
+            # Foreign tars are indexed without decoding; the loader reports clips that cannot be decoded.
             continue
         cu_seqlens = torch.tensor([0, len(waveform)])
         frames = log_mel(torch.from_numpy(np.ascontiguousarray(waveform)), cu_seqlens, config).double()
@@ -46,14 +46,14 @@ def mel_statistics(index: ClipIndex, *, progress: bool = False) -> tuple[float, 
         total += frames.sum().item()
         squares += frames.square().sum().item()
     if not count:
-        raise DatasetError(f"{index.folder}: not one of {len(clips)} clips looked at can be decoded")
+        raise DatasetError(f"{index.folder}: none of {len(clips)} sampled clips can be decoded")
     mean = total / count
     std = math.sqrt(max(squares / count - mean * mean, 0.0))
     return mean, std if std > 1e-6 else 1.0
 
 
-def _beginning(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:
-    """`[S]` float32, at most 30 s."""
+def _first_seconds(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:
+    """`[S]` float32, the first 30 s at most."""
     record = index.record(clip)
     tar = index.folder / index.shard_name(clip)
     blocks, missing = [], _MAX_SECONDS * sample_rate
@@ -64,5 +64,5 @@ def _beginning(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:
             if not missing:
                 break
     if not blocks:
-        raise AudioError("no_samples", f"clip {clip} holds no samples")
+        raise AudioError("no_samples", f"clip {clip} has no samples")
     return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""A parallel map over processes that keeps order, bounds what is in flight, and survives a worker that dies."""
+"""Parallel map over processes: keeps the order, bounds the items in flight, and survives a worker that dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_FLIGHT_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """In place of a result: the process that worked on this item was killed (a crash in native code, out of memory)."""
+    """Stands in for a result: the worker process of this item died (crash in native code, out of memory)."""
 
 
 def ordered_map(
@@ -29,8 +29,8 @@ def ordered_map(
 ) -> Generator[tuple[T, R | WorkerDied], None, None]:
     """Yields `(item, function(item))` in the order of `items`, computed in `workers` processes (0: in this one).
 
-    Items are drawn as results are consumed: at most 4 a worker are in flight. A worker that dies costs only the item
-    that killed it. An exception that `function` raises is raised here.
+    Items are drawn as results are consumed; at most 4 per worker are in flight. If a worker dies, only the item that
+    killed it is lost. An exception in `function` is raised here.
 
     Raises:
         RuntimeError: worker processes cannot start.
@@ -66,7 +66,7 @@ class _Pool(Generic[T, R]):
         try:
             self.pending.append((item, self._executor.submit(self._function, item)))
         except (BrokenProcessPool, OSError) as error:
-            # OSError: the pool was torn down because a worker died, while this call was starting another one.
+            # OSError: a worker died and the pool was torn down while this call was starting another worker.
             failed: Future[R | WorkerDied] = Future()
             failed.set_exception(BrokenProcessPool(str(error)))
             self.pending.append((item, failed))
@@ -81,7 +81,7 @@ class _Pool(Generic[T, R]):
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _recover(self) -> None:
-        # One death fails every task in flight: each of them runs again, alone, so that only the culprit is lost.
+        # One death fails all tasks in flight. Run each of them again by itself, so that only the culprit is lost.
         self.close()
         alone = _start(1)
         for position, (item, future) in enumerate(self.pending):
@@ -99,7 +99,7 @@ class _Pool(Generic[T, R]):
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    # spawn: forking a process that has threads (PyTorch's, tqdm's) can deadlock the child.
+    # spawn, because forking a process with threads (PyTorch, tqdm) can deadlock the child.
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_watch_parent)
     try:
         executor.submit(os.getpid).result()
@@ -116,9 +116,9 @@ def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def leave_with_parent() -> None:
+    def exit_with_parent() -> None:
         parent.join()
-        # A parent that was killed cannot tell its workers to stop.
+        # A killed parent cannot stop its workers.
         os._exit(1)
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

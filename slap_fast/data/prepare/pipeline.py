@@ -1,8 +1,8 @@
-"""Captioned audio in, a dataset folder out: `prepare`.
+"""`prepare`: converts captioned audio to a dataset folder.
 
-The source is iterated in this process; worker processes decode, resample and encode; results come back in source order
-and are appended to one tar at a time. A tar gets its name only when it is whole and on the disk, and `.prepare/` then
-holds what a later run needs to go on after it. A run that goes on gives the same bytes as one that was never stopped.
+This process iterates the source; worker processes decode, resample and encode. Results return in source order and are
+appended to one tar at a time. A tar is renamed to its final name when it is complete and on disk; by then `.prepare/`
+has what a later run needs to resume after it. A resumed run gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from slap_fast.data.format.shard_writer import KeyRegistry, ShardWriter, encode_
 from slap_fast.data.prepare.clip_encoder import ClipEncoder, EncodedClip
 from slap_fast.data.prepare.dataset_writer import PrepareReport, dataset_report, write_dataset
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
-from slap_fast.data.prepare.source import ClipItem, Rejection
-from slap_fast.data.prepare.source_detection import Source, open_source
+from slap_fast.data.prepare.source import ClipItem, Rejection, Source
+from slap_fast.data.prepare.source_detection import open_source
 from slap_fast.data.prepare.state import IngestState, check_arguments
 from slap_fast.runtime.progress import progress_bar
 
@@ -47,31 +47,31 @@ def prepare(
     vocab_size: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
-    """Turns captioned audio into a dataset folder: WebDataset tars, `index.npy`, `dataset.json`, `report.jsonl`.
+    """Converts captioned audio to a dataset folder: WebDataset tars, `index.npy`, `dataset.json`, `report.jsonl`.
 
-    Audio becomes 16 kHz mono 16-bit FLAC: channels mixed by their mean, resampled once by soxr (HQ), clipped, not
-    dithered. What cannot be used is left out, counted and named in `report.jsonl` with the reason, and so is what was
-    changed. All that the source holds is a clip, part of one, or left out: the counts are checked at the end. Nothing
-    is ever held in memory but the clips in flight.
+    Audio becomes 16 kHz mono 16-bit FLAC: mean of the channels, resampled once by soxr (HQ), clipped, not dithered.
+    Unusable clips are left out; these and the changed ones are counted and listed in `report.jsonl` with the reason. At
+    the end the counts are checked: everything in the source is a clip, part of one, or left out. Memory holds only the
+    clips in flight.
 
-    A run that is stopped, killed or out of disk is continued by calling again with the same arguments: it goes on after
-    the last whole shard, and the result is the same, byte for byte. On a finished dataset the same call does nothing.
+    To resume a run that was stopped, killed or ran out of disk, call again with the same arguments: it continues after
+    the last complete shard, with the same result byte for byte. On a finished dataset the same call does nothing.
 
     Args:
-        source: a `Source` (`open_source` or `GeneratedSource` of `slap_fast.data.prepare.source_detection` make one), or a path.
-        out: the dataset folder, made if absent.
-        name: of the dataset; the source's if None.
-        workers: processes; 0 does everything in this one, None takes one per CPU this process may use. Unless it is 0,
-            a script must call this under `if __name__ == "__main__":`.
-        max_shard_bytes: a tar is closed before it would grow beyond this; a clip larger than that gets its own.
+        source: a `Source` (from `open_source`, or a `GeneratedSource`) or a path.
+        out: the dataset folder, created if missing.
+        name: name of the dataset; that of the source if None.
+        workers: number of processes; 0 does everything in this one, None uses one per available CPU. Unless it is 0, a
+            script must call this under `if __name__ == "__main__":`.
+        max_shard_bytes: maximum size of a tar; a clip that is larger gets its own.
         min_duration: seconds; shorter clips are left out.
-        max_duration: seconds; longer clips are left out; None keeps any length.
-        vocab_size: if given, a byte-level BPE of at most this many tokens is trained on the captions into `tokenizer/`.
+        max_duration: seconds; longer clips are left out; None for no limit.
+        vocab_size: if given, trains a byte-level BPE tokenizer with at most this many tokens on the captions.
         progress: show a progress bar.
 
     Raises:
-        DatasetError: the source cannot be read, `out` holds something else, a file cannot be written (a full disk), not
-            one clip can be used, or the source changed meanwhile. Finished shards stay.
+        DatasetError: the source cannot be read, `out` contains something else, a file cannot be written (full disk), no
+            clip can be used, or the source changed during the run. Finished shards stay.
     """
     if isinstance(source, (str, os.PathLike)):
         source = open_source(source)
@@ -99,25 +99,24 @@ def prepare(
             return _already_complete(folder, arguments)
         state = IngestState(folder, arguments)
         try:
-            merged = _ingest(source, state, min_duration, max_duration, max_shard_bytes, workers, progress)
-            _check_account(source, state, merged)
+            encoder = ClipEncoder(state.spill, min_duration, max_duration)
+            merged = _ingest(source, state, encoder, max_shard_bytes, workers, progress)
+            _check_counts(source, state, merged)
             return _finish(state, arguments, source.seen, merged, progress)
         finally:
             state.close()
 
 
 def _ingest(
-    source: Source,
-    state: IngestState,
-    min_duration: float,
-    max_duration: float | None,
-    max_shard_bytes: int,
-    workers: int,
-    progress: bool,
+    source: Source, state: IngestState, encoder: ClipEncoder, max_shard_bytes: int, workers: int, progress: bool
 ) -> int:
-    """Returns how many files, rows or members are part of another: captions beside audio, rows of the same clip."""
+    """Converts the remaining items to shards.
+
+    Returns:
+        The number of files, rows or members that were merged into a clip: sidecars, rows of the same audio.
+    """
     keys = KeyRegistry()
-    items = _Account(source)
+    items = _CountMerged(source)
     bar = progress_bar(
         total=source.count() if progress else None,
         initial=state.totals.consumed,
@@ -125,7 +124,6 @@ def _ingest(
         unit="clip",
         disable=not progress,
     )
-    encoder = ClipEncoder(state.spill, min_duration, max_duration)
     results = ordered_map(encoder, _remaining(items, state.totals.consumed, keys), workers=workers)
     shard: ShardWriter | None = None
     seconds = sum(shard["seconds"] for shard in state.shards)
@@ -134,7 +132,7 @@ def _ingest(
             for item, outcome in results:
                 key, renamed = keys.claim(item.name) if isinstance(item, ClipItem) else ("", False)
                 if isinstance(outcome, WorkerDied):
-                    outcome = Rejection(item.origin, "crashed", "decoding it killed the process, or memory ran out")
+                    outcome = Rejection(item.origin, "crashed", "decoding it killed the process, or out of memory")
                 if isinstance(outcome, Rejection):
                     state.reject(outcome.origin, outcome.reason, outcome.detail)
                 else:
@@ -164,8 +162,8 @@ def _ingest(
     return items.merged
 
 
-class _Account:
-    """A source's items, counting what is merged into them."""
+class _CountMerged:
+    """Iterates a source and counts the files, rows or members merged into its items."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -177,13 +175,13 @@ class _Account:
             yield item
 
 
-def _check_account(source: Source, state: IngestState, merged: int) -> None:
-    """Raises where anything that the source met is not kept, merged into what is kept or left out, or left out."""
+def _check_counts(source: Source, state: IngestState, merged: int) -> None:
+    """Raises unless everything in the source was kept, merged into another item, or left out."""
     kept, left_out = sum(shard["clips"] for shard in state.shards), state.totals.rejected.total()
     if source.seen != kept + merged + left_out:
         raise DatasetError(
-            f"{state.folder}: {source.seen} files, rows or members were seen, but {kept} kept, {merged} merged and "
-            f"{left_out} left out are not as many; if the source did not change meanwhile, this is a fault of "
+            f"{state.folder}: {source.seen} files, rows or members were seen, but {kept} kept + {merged} merged + "
+            f"{left_out} left out do not add up to that; if the source did not change during the run, this is a bug of "
             "slap-fast: please report it"
         )
 
@@ -192,7 +190,7 @@ def _remaining(
     source: Iterable[ClipItem | Rejection], consumed: int, keys: KeyRegistry
 ) -> Iterator[ClipItem | Rejection]:
     items = iter(source)
-    # Items of standing shards are not decoded again, but their keys are still taken.
+    # Items of committed shards are not decoded again, but their keys are taken.
     for item in itertools.islice(items, consumed):
         if isinstance(item, ClipItem):
             keys.claim(item.name)
@@ -216,11 +214,11 @@ def _finish(state: IngestState, arguments: dict[str, Any], seen: int, merged: in
     state.write_report()
     totals = state.totals
     if not state.shards:
-        state.forget()
+        state.delete()
         reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(totals.rejected.items()))
         raise DatasetError(
-            f"{state.folder}: none of {totals.consumed} clips can be used ({reasons or 'the source is empty'}); each "
-            f"is named in {state.folder / REPORT_NAME}"
+            f"{state.folder}: none of {totals.consumed} clips can be used ({reasons or 'the source is empty'}); "
+            f"{state.folder / REPORT_NAME} lists each of them"
         )
     info = write_dataset(
         state.folder,
@@ -238,7 +236,7 @@ def _finish(state: IngestState, arguments: dict[str, Any], seen: int, merged: in
         },
         progress=progress,
     )
-    state.forget()
+    state.delete()
     return dataset_report(state.folder, info)
 
 

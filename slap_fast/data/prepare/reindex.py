@@ -1,4 +1,4 @@
-"""An index for WebDataset tars that are good as they are."""
+"""`reindex`: indexes existing WebDataset tars of 16 kHz mono FLAC in place, without converting them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from slap_fast.data.prepare.tar_source import Sample, iterate_samples, read_memb
 from slap_fast.errors import SlapFastError
 from slap_fast.runtime.progress import progress_bar
 
-_HEAD_BYTES = 1 << 16  # holds a FLAC file's STREAMINFO, whatever else its header has
+_HEAD_BYTES = 1 << 16  # enough for the STREAMINFO block of a FLAC file
 
 
 def reindex(
     folder: str | os.PathLike[str], *, name: str | None = None, vocab_size: int | None = None, progress: bool = True
 ) -> PrepareReport:
-    """Makes a dataset of a folder of WebDataset tars that hold 16 kHz mono FLAC and .json or .txt captions.
+    """Makes a dataset of a folder of WebDataset tars with 16 kHz mono FLAC and .json or .txt captions.
 
-    Nothing is copied or decoded. A clip of another format, rate or channel count, or without captions, is left out and
-    named in `report.jsonl`: `prepare` on the tars would convert it. An index that is there is replaced. Memory: 42
-    bytes a clip.
+    Copies and decodes nothing. A clip of another format, sample rate or channel count, or without captions, is left out
+    and listed in `report.jsonl` (`prepare` on the tars would convert it). Replaces an existing index. Takes 42 bytes of
+    memory per clip.
 
     Args:
-        folder: where the tars are.
-        name: of the dataset; the folder's if None.
-        vocab_size: trains a tokenizer of at most this many tokens on the captions if given.
+        folder: the folder of the tars.
+        name: name of the dataset; that of the folder if None.
+        vocab_size: if given, trains a tokenizer with at most this many tokens on the captions.
         progress: show a progress bar.
 
     Raises:
@@ -101,7 +101,7 @@ def _records(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[int, ...]]
             for rest in unused_members(tar, sample):
                 rows.append({"source": rest.origin, "kept": False, "reason": rest.reason, "detail": rest.detail})
     except TarError as error:
-        raise DatasetError(f"{tar}: {error}; restore it, or move it elsewhere, and run again") from error
+        raise DatasetError(f"{tar}: {error}; restore it or move it to another folder, then run again") from error
 
 
 def _record(tar: Path, sample: Sample) -> tuple[int, ...]:
@@ -125,13 +125,13 @@ def _record(tar: Path, sample: Sample) -> tuple[int, ...]:
         detail = f"{sound.format}, {sound.samplerate} Hz, {sound.channels} channels; `slap-fast prepare` converts it"
         raise _Unusable("wrong_format", detail)
     if not 0 < sound.frames < 1 << 40:
-        raise _Unusable("no_samples", f"its header promises {sound.frames} samples")
+        raise _Unusable("no_samples", f"its header declares {sound.frames} samples")
     size = metadata.size
     return audio.offset, audio.size, metadata.offset, size, sound.frames, SAMPLE_RATE, min(captions, MAX_CAPTIONS)
 
 
 class _Unusable(SlapFastError):
-    """Reason and detail of a clip that is left out."""
+    """Reason and detail of a clip to leave out."""
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Rows that mean a stretch of a longer recording: columns `offset` and `duration`, in seconds."""
+"""Segments: table rows for a part of a longer recording, by the columns `offset` and `duration` in seconds."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from slap_fast.data.format.captions import is_missing
 from slap_fast.errors import SlapFastError
 
 _START_COLUMNS = ("start", "start_time", "start_seconds", "begin", "begin_time", "onset", "segment_start")
-_SLACK = 0.05  # seconds a stretch may reach beyond the end: durations are rounded
+_SLACK = 0.05  # seconds that a segment may extend beyond the end, because durations are rounded
 
 
 class SegmentError(SlapFastError, ValueError):
-    """A row that asks for a stretch that cannot be."""
+    """A row gives an invalid segment."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """From `offset` seconds, `duration` seconds long, or to the end."""
+    """A segment from `offset` seconds on, `duration` seconds long (None: to the end)."""
 
     offset: float
     duration: float | None
@@ -35,7 +35,7 @@ class Segment:
 
 
 class SegmentSound:
-    """A stretch of an open recording, which is decoded from its start and no further than it must be.
+    """A segment of an open recording. Decodes from the start of the recording to the end of the segment.
 
     Attributes:
         samplerate, channels, notes: of the recording, see `AudioSource`.
@@ -56,14 +56,14 @@ class SegmentSound:
         """Yields the sample rate in Hz and a non-empty `[n]` float32 block.
 
         Raises:
-            AudioError: `no_samples` if the stretch begins beyond the end, `truncated` if it reaches more than 0.05 s
-                beyond; or as the recording does.
+            AudioError: `no_samples` if the segment starts after the end, `truncated` if it extends more than 0.05 s
+                beyond it; or the error of the recording.
         """
         offset, duration = self._segment.offset, self._segment.duration
         end = math.inf if duration is None else offset + duration
         elapsed = 0.0
         some = False
-        # Joined streams may differ in their rates.
+        # Concatenated streams may have different rates.
         for rate, group in itertools.groupby(self._sound.blocks(), lambda block: block[0]):
             start = max(0, round((offset - elapsed) * rate))
             stop = None if duration is None else round((end - elapsed) * rate)
@@ -77,7 +77,7 @@ class SegmentSound:
                 if stop is not None and position >= stop:
                     return
             elapsed += position / rate
-        length = f"the row asks for {self._segment}, the recording lasts {elapsed:.2f} s"
+        length = f"the row needs {self._segment}, the recording lasts {elapsed:.2f} s"
         if not some:
             raise AudioError("no_samples", length)
         if duration is not None and end - elapsed > _SLACK:
@@ -85,10 +85,10 @@ class SegmentSound:
 
 
 def segment_of(row: dict[str, Any]) -> Segment | None:
-    """The stretch that a row asks for, or None: `duration` without `offset` only describes the file.
+    """The segment of a row, or None: a `duration` without `offset` is only the length of the file.
 
     Raises:
-        SegmentError: offset or duration is no such number.
+        SegmentError: offset or duration is not a valid number.
     """
     names = {name.strip().lower(): name for name in row}
     if not _offset_is_a_start(names):
@@ -103,12 +103,12 @@ def segment_of(row: dict[str, Any]) -> Segment | None:
 
 
 def _offset_is_a_start(names: Collection[str]) -> bool:
-    # Beside `onset`, it is where an event ends.
+    # In a table with `onset`, `offset` is the end of an event.
     return "offset" in names and "onset" not in names
 
 
 def start_of(row: dict[str, Any]) -> tuple[str, Any] | None:
-    """A column that may or may not mean that the row is a stretch of its file, and its value."""
+    """The column that may be a start time of a segment, and its value: the row may be a segment or the whole file."""
     names = {name.strip().lower(): name for name in row}
     if _offset_is_a_start(names):
         return None

@@ -13,7 +13,7 @@ from slap_fast.data.prepare.table_rows import RepeatedKey, json_object
 
 
 def read_sidecars(paths: Iterable[Path]) -> tuple[list[str], dict[str, Any]]:
-    """Captions and other JSON fields from the files beside a clip: `dog.wav` has `dog.txt`, `dog.json`, or both."""
+    """Captions and other JSON fields from the sidecars of a clip: `dog.txt`, `dog.json` or both for `dog.wav`."""
     captions: list[str] = []
     metadata: dict[str, Any] = {}
     for path in paths:
@@ -28,10 +28,10 @@ def read_sidecars(paths: Iterable[Path]) -> tuple[list[str], dict[str, Any]]:
 
 
 def parse_sidecar(name: str, data: bytes) -> tuple[list[str], dict[str, Any]]:
-    """Captions and other fields of a .json file (an object, a list or a string) or a .txt file (a caption a line).
+    """Captions and other fields of a .json file (an object, list or string) or a .txt file (one caption per line).
 
     Raises:
-        DatasetError: it is not UTF-8, or not JSON.
+        DatasetError: it is not UTF-8 or not JSON.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -41,7 +41,7 @@ def parse_sidecar(name: str, data: bytes) -> tuple[list[str], dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{name} is malformed ({error})") from error
     if isinstance(value, RepeatedKey):
-        raise DatasetError(f"{name} is malformed (the key {value.key!r} stands twice)")
+        raise DatasetError(f"{name} is malformed (the key {value.key!r} appears twice)")
     if not isinstance(value, dict):
         return captions_of(value), {}
     return captions_of(value), value

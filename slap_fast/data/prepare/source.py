@@ -1,4 +1,4 @@
-"""What a source of captioned audio yields, and how each kind of audio becomes FLAC."""
+"""Source protocol: captioned audio as a stream of `ClipItem` and `Rejection`, and where the audio of an item is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slap_fast.data.prepare.segments import Segment, SegmentSound
 
 
 class GeneratedClip(Protocol):
-    """A clip that is made, not read: light and picklable until `render` is called, which a worker process does."""
+    """A clip that is generated, not read. It must be small and picklable: a worker process calls `render`."""
 
     @property
     def key(self) -> str: ...
@@ -36,6 +36,8 @@ class GeneratedClip(Protocol):
 
 @dataclass(frozen=True)
 class FileAudio:
+    """An audio file."""
+
     path: Path
 
     @contextlib.contextmanager
@@ -46,6 +48,8 @@ class FileAudio:
 
 @dataclass(frozen=True)
 class BytesAudio:
+    """The bytes of an audio file, from a table."""
+
     data: bytes = field(repr=False)
 
     @contextlib.contextmanager
@@ -76,7 +80,7 @@ class TarAudio:
 
 @dataclass(frozen=True)
 class SegmentAudio:
-    """A stretch of a recording."""
+    """A segment of a recording."""
 
     audio: FileAudio | BytesAudio
     segment: Segment
@@ -89,6 +93,8 @@ class SegmentAudio:
 
 @dataclass(frozen=True)
 class RenderedAudio:
+    """Audio that a worker process generates."""
+
     clip: GeneratedClip
 
 
@@ -97,12 +103,12 @@ class ClipItem:
     """One clip of a source.
 
     Attributes:
-        name: the source's name for it, from which its key in the tar is made.
-        captions: clean, none empty.
-        audio: where the audio comes from.
-        origin: file, row or member, for the report and the clip's JSON.
-        metadata: JSON values that travel with the clip.
-        seen: files, rows or members of the source that it stands for: itself, and what was merged into it.
+        name: name in the source; its key in the tar is derived from it.
+        captions: clean and not empty.
+        audio: where the audio is.
+        origin: file, row or tar member, for the report and the clip's JSON.
+        metadata: further JSON values stored with the clip.
+        seen: number of files, rows or members of the source in this clip: itself and those merged into it.
     """
 
     name: str
@@ -115,7 +121,7 @@ class ClipItem:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A clip, row or file of a source that does not go into the dataset, and why; `seen` as of a `ClipItem`."""
+    """A clip, row or file of a source that is left out of the dataset, and the reason. `seen`: see `ClipItem`."""
 
     origin: str
     reason: str
@@ -124,35 +130,35 @@ class Rejection:
 
 
 class Source(Protocol):
-    """Captioned audio in an order that never changes.
+    """Captioned audio in a fixed order.
 
     Attributes:
-        name: what the dataset is called.
-        seen: files, rows or members met, once an iteration has ended: the sum of `seen` over what it yielded.
+        name: default name of the dataset.
+        seen: number of files, rows or members, after an iteration: the sum of `seen` over the items.
     """
 
     name: str
     seen: int
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that decide what iteration yields: a resumed run must find them unchanged."""
+        """JSON values that determine what iteration yields; a resumed run compares them."""
         ...
 
     def count(self) -> int | None:
-        """How many items iteration yields, for the progress bar; None where only iterating would tell."""
+        """Number of items, for the progress bar; None if it is not known before iterating."""
         ...
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]: ...
 
 
 class GeneratedSource:
-    """Clips that are made, not read, such as the synthetic dataset's.
+    """A source of generated clips, such as the synthetic dataset.
 
     Args:
-        clips: makes the iterator anew; or an iterable that is consumed once.
-        name: of the dataset.
-        description: JSON values that decide what the clips are (a seed, a split).
-        total: their number, for the progress bar.
+        clips: an iterable, or a function that returns a new one (for several iterations).
+        name: default name of the dataset.
+        description: JSON values that determine the clips (seed, split).
+        total: number of clips, for the progress bar.
     """
 
     def __init__(

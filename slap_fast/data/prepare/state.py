@@ -1,7 +1,8 @@
-"""What an unfinished dataset folder remembers, so that a run that was stopped goes on after its last whole shard.
+"""Ingest state: lets an interrupted `prepare` resume after the last committed shard.
 
-In `.prepare/`: `arguments.json`, and for every shard its index records, its part of the report, and the running totals.
-All of these are on the disk before the tar gets its name; a shard stands if its tar does and fits them.
+`.prepare/` contains `arguments.json` and, per shard, its index records, its part of the report and the running totals.
+These are on disk before the tar is renamed to its final name. A shard counts as committed if its tar exists and matches
+them.
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ _FLAGS = {
     "source.audio_column": "--audio-column",
     "source.caption_columns": "--caption-columns",
 }
-"""What the arguments that are remembered are called on the command line."""
+"""The command-line names of the stored arguments."""
 
 
 @dataclass
 class Totals:
-    """Running totals after some shard.
+    """Running totals.
 
     Attributes:
-        consumed: items of the source that are settled.
-        captions: in the shards.
-        rejected: items left out, by reason.
-        noted: clips kept and reported, by reason.
+        consumed: items of the source processed so far.
+        captions: number of captions in the shards.
+        rejected: number of items left out, by reason.
+        noted: number of clips kept but reported, by reason.
         shard: `{name, bytes, clips, seconds}` of the last shard.
     """
 
@@ -69,10 +70,10 @@ class Totals:
 
 
 class IngestState:
-    """The part of a dataset folder that stands, and the one place that adds to it.
+    """The committed part of a dataset folder; all additions to it go through this class.
 
     Attributes:
-        totals: up to the last item settled, committed or not.
+        totals: up to the last item processed, committed or not.
         shards: `{name, bytes, clips, seconds}` of the committed shards.
         spill: folder for the temporary files of large clips.
     """
@@ -81,29 +82,29 @@ class IngestState:
         self.folder = folder
         self.shards: list[dict[str, Any]] = []
         self.totals = Totals()
-        self._memory = folder / STATE_FOLDER
-        self.spill = self._memory / "spill"
-        self._agree(arguments)
-        self._find_standing()
-        self._clear_rest()
-        self._pending = _ReportPart(self._memory / "pending.jsonl")
+        self._state_folder = folder / STATE_FOLDER
+        self.spill = self._state_folder / "spill"
+        self._check_or_store(arguments)
+        self._find_committed()
+        self._remove_uncommitted()
+        self._pending = _ReportPart(self._state_folder / "pending.jsonl")
 
     def new_shard(self) -> ShardWriter:
         return ShardWriter(self.folder / _shard_name(len(self.shards)), len(self.shards))
 
     def reject(self, source: str, reason: str, detail: str) -> None:
-        """Counts and names an item that is left out."""
+        """Counts and reports an item that is left out."""
         self.totals.rejected[reason] += 1
         self._pending.append({"source": source, "kept": False, "reason": reason, "detail": detail})
 
     def note(self, source: str, reason: str, detail: str) -> None:
-        """Counts and names a clip that is kept."""
+        """Counts and reports a clip that is kept."""
         self.totals.noted[reason] += 1
         self._pending.append({"source": source, "kept": True, "reason": reason, "detail": detail})
 
     def commit(self, shard: ShardWriter) -> None:
-        """Makes a shard stand, with everything settled so far."""
-        base = self._memory / shard.path.stem
+        """Commits a shard with the state of all items processed so far."""
+        base = self._state_folder / shard.path.stem
         size = shard.size
         records = shard.seal()
         entry = {"name": shard.path.name, "bytes": size, "clips": shard.clips, "seconds": shard.samples / SAMPLE_RATE}
@@ -113,7 +114,7 @@ class IngestState:
         self._pending.rename(base.with_suffix(".jsonl"))
         shard.commit()
         self.shards.append(entry)
-        self._pending = _ReportPart(self._memory / "pending.jsonl")
+        self._pending = _ReportPart(self._state_folder / "pending.jsonl")
 
     def index_parts(self) -> Iterator[np.ndarray]:
         """`[n]` INDEX_DTYPE of each shard."""
@@ -121,37 +122,37 @@ class IngestState:
             yield np.load(self._part(number, ".npy"))
 
     def write_report(self) -> None:
-        """Writes `report.jsonl`: every shard's part, and what came after the last."""
+        """Writes `report.jsonl`: the parts of all shards, and the entries after the last one."""
         self._pending.close()
         parts = [self._part(number, ".jsonl") for number in range(len(self.shards))]
         write_atomically(self.folder / REPORT_NAME, _pieces([*parts, self._pending.path]))
 
-    def forget(self) -> None:
-        """Removes `.prepare/`: the dataset is finished, or there is nothing to go on from."""
+    def delete(self) -> None:
+        """Removes `.prepare/`: the dataset is finished, or there is nothing to resume."""
         self._pending.close()
-        shutil.rmtree(self._memory, ignore_errors=True)
+        shutil.rmtree(self._state_folder, ignore_errors=True)
 
     def close(self) -> None:
         self._pending.close()
 
     def _part(self, number: int, suffix: str) -> Path:
-        return (self._memory / _shard_name(number)).with_suffix(suffix)
+        return (self._state_folder / _shard_name(number)).with_suffix(suffix)
 
-    def _agree(self, arguments: dict[str, Any]) -> None:
-        path = self._memory / "arguments.json"
+    def _check_or_store(self, arguments: dict[str, Any]) -> None:
+        path = self._state_folder / "arguments.json"
         if path.exists():
             check_arguments(self.folder, json.loads(path.read_bytes()), arguments)
             return
         if (self.folder / INDEX_NAME).exists() or any(self.folder.glob("*.tar")):
             raise DatasetError(
-                f"{self.folder}: holds tars or an index that no unfinished `slap-fast prepare` left; choose an empty "
-                "folder, or, if the tars hold 16 kHz mono FLAC, run `slap-fast prepare --reindex` on it"
+                f"{self.folder}: contains tars or an index that are not from an unfinished `slap-fast prepare`; choose "
+                "an empty folder, or, if the tars contain 16 kHz mono FLAC, run `slap-fast prepare --reindex` on it"
             )
-        with writing(self._memory):
-            self._memory.mkdir(exist_ok=True)
+        with writing(self._state_folder):
+            self._state_folder.mkdir(exist_ok=True)
         write_json(path, arguments)
 
-    def _find_standing(self) -> None:
+    def _find_committed(self) -> None:
         while True:
             number = len(self.shards)
             tar = self.folder / _shard_name(number)
@@ -167,7 +168,7 @@ class IngestState:
             self.totals = totals
             self.shards.append(totals.shard)
 
-    def _clear_rest(self) -> None:
+    def _remove_uncommitted(self) -> None:
         for path in [*self.folder.glob("shard-*.tar"), *self.folder.glob(".*.tmp")]:
             if path.name.startswith(".") or path.name >= _shard_name(len(self.shards)):
                 path.unlink()
@@ -177,7 +178,7 @@ class IngestState:
 
 
 def check_arguments(folder: Path, stored: Any, arguments: dict[str, Any]) -> None:
-    """Raises DatasetError if `folder` was begun with other arguments."""
+    """Raises DatasetError if `folder` was prepared with other arguments."""
     if stored == arguments:
         return
     stored = _flat(stored) if isinstance(stored, dict) else {}
@@ -199,7 +200,7 @@ def _shown(value: Any) -> str:
 
 
 class _ReportPart:
-    """Report lines on their way to the disk."""
+    """The report lines of the shard being written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -207,7 +208,7 @@ class _ReportPart:
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed in rename and close)
 
     def append(self, row: dict[str, Any]) -> None:
-        # backslashreplace gives a file name that is not UTF-8 a JSON escape.
+        # backslashreplace: a file name that is not UTF-8 becomes a JSON escape.
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with writing(self.path):
             while line:

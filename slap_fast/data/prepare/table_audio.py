@@ -1,4 +1,4 @@
-"""Audio cells of a table: finds the audio column, and turns a cell (a path or bytes) into audio to open."""
+"""Audio cells of tables: finds the audio column of a table and the audio of a cell (a path or bytes)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 200  # characters of a cell in a message
 
 @dataclass(frozen=True)
 class CellAudio:
-    """What an audio cell gives."""
+    """The audio of a cell, with the identity, name and origin of its clip."""
 
     identity: Identity
     name: str
@@ -39,7 +39,7 @@ def audio_of_cell(origin: str, cell: Any, locate: Callable[[str], Path]) -> Cell
         label = name or origin
         return CellAudio((name, data), os.path.splitext(label)[0], BytesAudio(data), f"{origin} ({label})")
     if isinstance(cell, dict) and "array" in cell and not file:
-        detail = "the audio cell holds decoded samples; write the table with the bytes of audio files instead"
+        detail = "the audio cell contains decoded samples; write the table with the bytes of audio files instead"
         return Rejection(origin, "malformed_row", detail)
     if not isinstance(file, str) or is_missing(file):
         return Rejection(origin, "malformed_row", f"no audio path ({repr(file)[:_SHOWN]})")
@@ -53,21 +53,22 @@ def audio_of_cell(origin: str, cell: Any, locate: Callable[[str], Path]) -> Cell
 
 
 def default_audio_root(table: Path) -> Path:
-    """What audio paths are relative to: the folder of the table, or, of a link with no audio beside it, of its target.
+    """The folder that audio paths are relative to: that of the table, or of its target if it is a link without audio.
 
-    Hubs link both the table and the audio to where they keep them, so that only the links lie side by side.
+    The Hugging Face cache links both the table and the audio files to their storage, so that only the links are in one
+    folder.
     """
     beside = table.absolute().parent
     if not table.is_symlink():
         return beside
     row = first_row(table)
-    cell = row.get(audio_column(row) or "")
+    cell = row.get(find_audio_column(row) or "")
     file = cell.get("path") if isinstance(cell, dict) else cell
     found = isinstance(file, str) and os.path.exists(beside / file)
     return beside if found else table.resolve().parent
 
 
-def audio_column(names: Iterable[str]) -> str | None:
-    """The column (or JSON field) that holds audio paths, by its name."""
+def find_audio_column(names: Iterable[str]) -> str | None:
+    """The column (or JSON field) of audio paths, by its name."""
     by_name = {str(name).strip().lower(): name for name in reversed(list(names))}
     return next((by_name[name] for name in _AUDIO_COLUMNS if name in by_name), None)

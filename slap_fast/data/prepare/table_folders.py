@@ -1,4 +1,4 @@
-"""Tables by the folder: shards of Parquet, and Hugging Face's AudioFolder with its `metadata.csv`."""
+"""Folders of tables: Parquet shards, and Hugging Face's AudioFolder with its `metadata.csv`."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl"
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.parquet")
 
 
-class WithRest:
-    """A source, and then what lies beside it."""
+class ChainedSource:
+    """A source followed by a second one for the other files of its folder."""
 
-    def __init__(self, source: Source, rest: Source) -> None:
+    def __init__(self, source: Source, others: Source) -> None:
         self.name = source.name
         self.seen = 0
         self._source = source
-        self._rest = rest
+        self._others = others
 
     def describe(self) -> dict[str, Any]:
-        return self._source.describe() | {"beside": self._rest.describe()}
+        return self._source.describe() | {"beside": self._others.describe()}
 
     def count(self) -> int | None:
-        counts = self._source.count(), self._rest.count()
+        counts = self._source.count(), self._others.count()
         return None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
 
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
         self.seen = 0
-        for part in (self._source, self._rest):
+        for part in (self._source, self._others):
             yield from part
             self.seen += part.seen
 
 
-class LeftOut:
-    """What is not read of a folder."""
+class RejectedFiles:
+    """A source of rejections: the files of a folder that are not read."""
 
     def __init__(self, folder: Path, items: Sequence[Rejection]) -> None:
         self.name = folder.resolve().name
@@ -64,7 +64,7 @@ class LeftOut:
 
 
 class UnlistedAudio:
-    """What a folder holds beside the audio that its metadata table names, captioned by sidecars, if at all."""
+    """The audio of a folder that its metadata table does not list, with captions from sidecars if there are any."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.name = folder.resolve().name
@@ -94,39 +94,39 @@ class UnlistedAudio:
             if os.path.abspath(self._root / item.origin) in listed:
                 if item.seen == 1:
                     continue
-                detail = f"the captions of {item.origin} are taken from {tables}"
+                detail = f"the captions of {item.origin} come from {tables}"
                 item = Rejection(f"{os.path.splitext(item.origin)[0]}.*", "unused_sidecar", detail, item.seen - 1)
             elif isinstance(item, ClipItem) and not item.captions:
-                detail = f"{tables} has no row for it, and no file beside it has a caption"
+                detail = f"{tables} has no row for it, and it has no sidecar file with a caption"
                 item = Rejection(item.origin, "no_captions", detail, item.seen)
             self.seen += item.seen
             yield item
 
 
 def parquet_tables(files: Sequence[str]) -> list[str]:
-    """The Parquet files among the files of a folder."""
+    """The Parquet files among `files`."""
     return [file for file in files if file.lower().endswith(".parquet")]
 
 
 def metadata_tables(folder: Path, files: Sequence[str]) -> list[Path]:
-    """The metadata tables of an AudioFolder: one in the folder, or one in each of its folders.
+    """The metadata tables of an AudioFolder: one in the folder, or one per subfolder.
 
     Raises:
-        DatasetError: several in one folder, or of several splits.
+        DatasetError: a folder has several, or they are of several splits.
     """
     tables = [folder / file for file in files if os.path.basename(file) in METADATA_NAMES]
     _check_one_split(folder, {_split_of_folder(table.relative_to(folder).parts[:-1]): table for table in tables})
     for table in tables:
         if len([other for other in tables if other.parent == table.parent]) > 1:
-            raise DatasetError(f"{table.parent}: holds several metadata tables; give the one to be read as SOURCE")
+            raise DatasetError(f"{table.parent}: contains several metadata tables; give the one to read as SOURCE")
     return tables
 
 
-def left_out_of_shards(folder: Path, tables: Sequence[str], files: Sequence[str]) -> list[Rejection]:
-    """What is not read of a folder of Parquet files: its other files, and shards that the names of the others tell of.
+def unread_files(folder: Path, tables: Sequence[str], files: Sequence[str]) -> list[Rejection]:
+    """Rejections for the other files of a folder of Parquet files, and for shards missing from `NNNNN-of-NNNNN` names.
 
     Raises:
-        DatasetError: the Parquet files are of several splits, which only the user can choose from.
+        DatasetError: the Parquet files are of several splits; the user has to choose one.
     """
     splits: dict[str, Path] = {}
     groups: dict[tuple[str, str, str], set[int]] = {}
@@ -138,18 +138,20 @@ def left_out_of_shards(folder: Path, tables: Sequence[str], files: Sequence[str]
         if shard:
             groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
     _check_one_split(folder, splits)
-    beside = "not read where a folder of .parquet files is"
+    beside = "not read, because the folder has .parquet files"
     rejected = [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)]
     for (parent, split, count), numbers in groups.items():
         if missing := _gaps(sorted(numbers), int(count), len(count)):
             name = os.path.join(parent, f"{split}-*-of-{count}.parquet")
-            detail = f"{int(count) - len(numbers)} of {int(count)} shards are not there: {missing}; download them, or"
-            rejected.append(Rejection(name, "missing_shards", f"{detail} go without"))
+            detail = (
+                f"{int(count) - len(numbers)} of {int(count)} shards are missing: {missing}; download them if needed"
+            )
+            rejected.append(Rejection(name, "missing_shards", detail))
     return rejected
 
 
 def _gaps(numbers: Sequence[int], count: int, digits: int) -> str:
-    """What ascending `numbers` lack of `count` numbers from 0."""
+    """The numbers in [0, count) that are missing from ascending `numbers`, as text."""
     gaps = []
     for before, after in zip([-1, *numbers], [*numbers, count], strict=True):
         if after - before > 1:
@@ -159,7 +161,7 @@ def _gaps(numbers: Sequence[int], count: int, digits: int) -> str:
 
 
 def other_tables(files: Sequence[str]) -> list[str]:
-    """Tables among the files of a folder, JSON aside, which may be a clip's, those nearest to its top first."""
+    """The tables among `files`, those nearest to the top folder first; not JSON, which may be a sidecar."""
     found = [file for file in files if os.path.splitext(file)[1].lower() in TABLE_EXTENSIONS - {".json"}]
     return sorted(found, key=lambda file: (file.count(os.sep), file))
 
@@ -171,8 +173,8 @@ def _check_one_split(folder: Path, splits: dict[str, Path]) -> None:
     shard = _SHARD.fullmatch(example.name)
     choice = example.parent / f"{shard['split']}-*.parquet" if shard else example
     raise DatasetError(
-        f"{folder}: holds the splits {', '.join(map(repr, sorted(splits)))}; prepare each into a dataset of its own, "
-        f"such as {str(choice)!r}"
+        f"{folder}: contains the splits {', '.join(map(repr, sorted(splits)))}; prepare each as a separate dataset, "
+        f"for example {str(choice)!r}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, TSV, JSON, JSON lines and Parquet, one at a time."""
+"""Table reader: yields the rows of CSV, TSV, JSON, JSON lines and Parquet files one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slap_fast.data.prepare.source import Rejection
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
 
 _PARQUET_ROWS = 16  # a row may hold a whole audio file
-_PARQUET_BUFFER = 1 << 20  # bytes of a column at a time, of which a row group may hold gigabytes
+_PARQUET_BUFFER = 1 << 20  # bytes of a column to read at once; a row group may have gigabytes
 
 
 def read_rows(
@@ -27,7 +27,7 @@ def read_rows(
     """Yields `(origin, row)` of a table; a row that cannot be read is a Rejection.
 
     Args:
-        path: by its extension one of TABLE_EXTENSIONS.
+        path: a file with one of TABLE_EXTENSIONS.
         is_file_name: see `read_csv`.
 
     Raises:
@@ -49,7 +49,7 @@ def read_rows(
 def read_tables(
     paths: Sequence[Path], is_file_name: Callable[[Path, str], bool] | None = None
 ) -> Iterator[tuple[Path, str, dict[str, Any] | Rejection]]:
-    """Yields `(table, origin, row)` of several tables; origins tell apart tables of one name in several folders."""
+    """Yields `(table, origin, row)` of several tables; origins are relative to their common folder."""
     common = os.path.commonpath([path.absolute().parent for path in paths])
     for path in paths:
         inside = os.path.relpath(path.absolute().parent, common)
@@ -59,21 +59,21 @@ def read_tables(
 
 
 def first_row(path: Path) -> dict[str, Any]:
-    """The first row that can be read; empty where there is none."""
+    """The first readable row, or an empty one."""
     return next((row for _, row in read_rows(path) if isinstance(row, dict)), {})
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a table; empty where it has no row that can be read."""
+    """The columns of a table; empty if it has no readable row."""
     if path.suffix.lower() == ".parquet":
-        # Without the first rows, which may hold audio.
+        # From the schema: the first row may contain audio.
         with _parquet_file(path) as file:
             return list(file.schema_arrow.names) if file.metadata.num_rows else []
     return list(first_row(path))
 
 
 class RepeatedKey(dict[str, Any]):
-    """A JSON object that gives one key twice."""
+    """A JSON object in which a key appears twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in pairs]
@@ -82,7 +82,7 @@ class RepeatedKey(dict[str, Any]):
 
 
 def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook` that tells of a key that stands twice, the first of which would be lost."""
+    """An `object_pairs_hook` that returns RepeatedKey if a key appears twice (json would drop the first value)."""
     value = dict(pairs)
     return value if len(value) == len(pairs) else RepeatedKey(pairs)
 
@@ -91,9 +91,9 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
     try:
         value = json.loads(path.read_bytes(), object_pairs_hook=json_object)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: not JSON ({error}); JSON lines are called .jsonl") from error
+        raise DatasetError(f"{path}: not JSON ({error}); name a file of JSON lines .jsonl") from error
     if isinstance(value, RepeatedKey):
-        raise DatasetError(f"{path}: the key {value.key!r} stands twice")
+        raise DatasetError(f"{path}: the key {value.key!r} appears twice")
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise DatasetError(f'{path}: neither a list of objects nor {{"data": [...]}}')
@@ -145,7 +145,7 @@ def _one_line(error: Exception) -> str:
 
 def _checked(origin: str, row: Any) -> tuple[str, dict[str, Any] | Rejection]:
     if isinstance(row, RepeatedKey):
-        return origin, Rejection(origin, "malformed_row", f"the key {row.key!r} stands twice")
+        return origin, Rejection(origin, "malformed_row", f"the key {row.key!r} appears twice")
     if isinstance(row, dict):
         return origin, row
-    return origin, Rejection(origin, "malformed_row", f"{type(row).__name__} where an object was expected")
+    return origin, Rejection(origin, "malformed_row", f"{type(row).__name__} instead of an object")

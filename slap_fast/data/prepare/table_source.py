@@ -1,4 +1,4 @@
-"""Tables as sources: rows that name the same audio become one clip."""
+"""Table source: merges the rows of a table that refer to the same audio into one clip."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.source import ClipItem, Rejection
 
 Identity = tuple[str | bytes, ...]
-"""What tells the audio of a row apart: its place, its content, the stretch that is meant. Empty: it is never merged."""
+"""Identifies the audio of a row (path, content, segment). Rows with equal identities are merged; empty ones never."""
 
 
 class TableSource:
-    """A source whose rows may name the same audio several times: their captions are merged, at the first of them.
+    """Base class of sources whose rows may refer to the same audio: their captions are merged at the first row.
 
-    A subclass gives `rows`. Rows are read up to three times instead of being kept: 8 bytes of memory a row, and the
-    captions of audio that is named more than once.
+    Subclasses implement `rows`. The table is read up to three times instead of being stored: memory is 8 bytes per row,
+    and the captions of audio with several rows.
     """
 
     seen: int = 0
@@ -34,7 +34,7 @@ class TableSource:
     _repeated: frozenset[int] = frozenset()
 
     def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
-        """Yields rows with what tells their audio apart."""
+        """Yields the rows with the identities of their audio."""
         raise NotImplementedError
 
     def count(self) -> int:
@@ -45,9 +45,9 @@ class TableSource:
                 self.seen += item.seen
                 hashes.append(_hash(identity) if identity and isinstance(item, ClipItem) else 0)
             values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
-            alone = int(counts[values == 0].sum())
+            unmerged = int(counts[values == 0].sum())
             self._repeated = frozenset(values[(counts > 1) & (values > 0)].tolist())
-            self._distinct = alone + int((values > 0).sum())
+            self._distinct = unmerged + int((values > 0).sum())
             self._hashes = hashes
         return self._distinct
 
@@ -69,7 +69,7 @@ class TableSource:
                 yield replace(item, captions=merged, seen=merged_rows[digest])
 
     def _rows_again(self) -> Iterator[tuple[int, ClipItem | Rejection]]:
-        """The rows with the hashes of their identities, which were taken when they were counted."""
+        """The rows with the hashes of their identities from `count`."""
         assert self._hashes is not None
         rows = 0
         for rows, (_, item) in enumerate(self.rows(), 1):
@@ -77,20 +77,20 @@ class TableSource:
                 break
             yield self._hashes[rows - 1], item
         if rows != len(self._hashes):
-            raise DatasetError("the table has changed while it was read; run the command again")
+            raise DatasetError("the table changed while it was being read; run the command again")
 
 
 def name_of_tables(paths: Sequence[Path]) -> str:
-    """Of one table its own name, of several that of the folder they lie in."""
+    """The name of a single table, or of the common folder of several."""
     return (
         paths[0].stem if len(paths) == 1 else Path(os.path.commonpath([path.resolve().parent for path in paths])).name
     )
 
 
-def described_tables(paths: Sequence[Path]) -> dict[str, Any]:
-    """Where tables are, and the digests of their content: of one alone, or lists."""
-    places, digests = [str(path.resolve()) for path in paths], [file_digest(path) for path in paths]
-    return {"path": places, "sha256": digests} if len(paths) > 1 else {"path": places[0], "sha256": digests[0]}
+def describe_tables(paths: Sequence[Path]) -> dict[str, Any]:
+    """Paths and SHA-256 digests of tables, for `Source.describe`; lists if there are several tables."""
+    resolved, digests = [str(path.resolve()) for path in paths], [file_digest(path) for path in paths]
+    return {"path": resolved, "sha256": digests} if len(paths) > 1 else {"path": resolved[0], "sha256": digests[0]}
 
 
 def file_digest(path: Path) -> str:
@@ -108,5 +108,5 @@ def _hash(identity: Identity) -> int:
         data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
-    # 0 stands for what is never merged.
+    # 0 is reserved for rows that are never merged.
     return int.from_bytes(digest.digest(), "little") or 1

@@ -1,4 +1,4 @@
-"""Existing WebDataset tars as a source: read in place through their headers, never extracted."""
+"""Tar source: WebDataset tars, read in place by their headers, without extraction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Sample:
 
     Attributes:
         members: by extension.
-        unreadable: members without bytes of their own, such as links.
+        unreadable: members without content, such as links.
     """
 
     key: str
@@ -45,7 +45,7 @@ def iterate_samples(path: Path) -> Iterator[Sample]:
     """Groups a tar's members by key, as WebDataset does.
 
     Raises:
-        TarError: after the good samples, where the tar is malformed.
+        TarError: after the intact samples, if the tar is malformed.
     """
     sample: Sample | None = None
     damage: TarError | None = None
@@ -66,7 +66,7 @@ def iterate_samples(path: Path) -> Iterator[Sample]:
             sample.unreadable.append(member)
         else:
             sample.members[extension] = member
-    # Also before damage: the members seen so far are whole.
+    # Also before a damaged member: those read so far are intact.
     if sample is not None:
         yield sample
     if damage is not None:
@@ -80,7 +80,7 @@ class TarSource:
         """
         Args:
             tars: in order.
-            folder: where they were found; what else lies there is named.
+            folder: where they were found; its other files are reported.
         """
         self.name = tars[0].stem if len(tars) == 1 else tars[0].resolve().parent.name
         self.seen = 0
@@ -89,7 +89,7 @@ class TarSource:
         if folder is not None:
             files, self._beside = walk_folder(folder)
             names = {str(tar.relative_to(folder)) for tar in tars}
-            detail = "beside .tar files, which were read; give other files as a source of their own"
+            detail = "in a folder of .tar files, which were read; give other files as a separate source"
             self._beside += [Rejection(file, "beside_tars", detail) for file in files if file not in names]
 
     def describe(self) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class TarSource:
                     yield from _items(tar, sample)
             except TarError as error:
                 self.seen += 1
-                yield Rejection(str(tar), "malformed_tar", f"{error}; what follows in this tar is lost")
+                yield Rejection(str(tar), "malformed_tar", f"{error}; the rest of this tar is lost")
         self.seen += len(self._beside)
         yield from self._beside
 
 
 def _items(tar: Path, sample: Sample) -> Iterator[ClipItem | Rejection]:
-    """A clip, or why there is none, and every member that is no part of it."""
+    """The clip of a sample, or its Rejection, then a Rejection for every unused member."""
     audio = sample.audio
     texts = {name: member for name, member in sample.members.items() if name in _TEXTS}
     if audio is not None:
@@ -125,27 +125,27 @@ def _items(tar: Path, sample: Sample) -> Iterator[ClipItem | Rejection]:
 
 
 def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
-    """The members of a sample that are neither its audio nor its captions."""
+    """Rejections for the members of a sample that are neither its audio nor its captions."""
     audio = sample.audio
     for name, member in sample.members.items():
         if name not in _TEXTS and member is not audio:
-            yield _left_out(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
+            yield _unused(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
     for member in sample.unreadable:
         yield Rejection(f"{tar.name}/{member.name}", "no_content", member.problem)
 
 
-def _left_out(tar: Path, sample: Sample, extension: str, member: Member, audio: Member | None) -> Rejection:
+def _unused(tar: Path, sample: Sample, extension: str, member: Member, audio: Member | None) -> Rejection:
     origin = f"{tar.name}/{member.name}"
     if extension in OTHER_MEDIA_EXTENSIONS and audio is None:
         return Rejection(origin, "unsupported_format", f"libsndfile does not read {extension} files; {CONVERT_HINT}")
     if extension in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS:
         assert audio is not None
         detail = (
-            f"the clip {sample.key!r} has its audio from {audio.name}: WebDataset keys end at the first dot of the "
+            f"the clip {sample.key!r} already has audio, {audio.name}: a WebDataset key ends at the first dot of the "
             "base name; rename one of them"
         )
         return Rejection(origin, "same_key", detail)
-    return Rejection(origin, "unused_member", f"a clip's audio and .json or .txt are used; this is a {extension} file")
+    return Rejection(origin, "unused_member", f"only audio, .json and .txt are used; this is a {extension} file")
 
 
 def _clip(tar: Path, sample: Sample, audio: Member, texts: dict[str, Member]) -> ClipItem | Rejection:
@@ -165,13 +165,13 @@ def _clip(tar: Path, sample: Sample, audio: Member, texts: dict[str, Member]) ->
 
 
 def read_member(tar: Path, member: Member) -> bytes:
-    """The bytes of a small member.
+    """The bytes of a metadata member.
 
     Raises:
-        DatasetError: it is larger than metadata can be, or cannot be read.
+        DatasetError: it is larger than 64 MiB or cannot be read.
     """
     if member.size > _MAX_METADATA_BYTES:
-        raise DatasetError(f"{member.name} is {member.size} bytes long, more than a caption file can be")
+        raise DatasetError(f"{member.name} has {member.size} bytes, too many for a caption file")
     try:
         with open(tar, "rb") as file:
             return os.pread(file.fileno(), member.size, member.offset)

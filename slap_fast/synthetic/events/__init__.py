@@ -1,4 +1,4 @@
-"""The sound events, in an order on which the held-out combinations depend: add at the end, never in between."""
+"""All sound events. The held-out combinations depend on their order: add new events at the end."""
 
 from __future__ import annotations
 

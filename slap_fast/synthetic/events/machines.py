@@ -36,7 +36,7 @@ def _helicopter(voice: Voice, rng: np.random.Generator, n: int) -> Audio:
 
 
 def _motorbike(voice: Voice, rng: np.random.Generator, n: int) -> Audio:
-    # A source on a straight line, nearest at t = 0; its distance keeps the pass in a clip of any duration.
+    # The source moves on a straight line, closest at t = 0. The distance scales with the duration of the clip.
     seconds = n / SAMPLE_RATE
     t = time_axis(n) - np.float32(seconds * rng.uniform(0.42, 0.58))
     distance = 3.5 * seconds

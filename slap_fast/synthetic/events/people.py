@@ -1,4 +1,4 @@
-"""What people do, at home and on stage."""
+"""Human activities, at home and on stage."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def _typing(voice: Voice, rng: np.random.Generator, n: int) -> Audio:
 def _applause(voice: Voice, rng: np.random.Generator, n: int) -> Audio:
     length = samples(0.025)
     total = np.zeros(n, dtype=np.float32)
-    for centre in (950.0, 1_500.0):
-        clap = band_noise(rng, length, 0.75 * centre * voice.pitch, 1.35 * centre * voice.pitch) * decay(length, 0.006)
+    for center in (950.0, 1_500.0):
+        clap = band_noise(rng, length, 0.75 * center * voice.pitch, 1.35 * center * voice.pitch) * decay(length, 0.006)
         total += convolve(impulses(rng, n, 60.0 * voice.rate), clap)
     return total
 
 
 def _pluck(voice: Voice, rng: np.random.Generator) -> Audio:
-    """Karplus-Strong, a whole period at a time: each is the mean of the last one and of its neighbour sample."""
+    """Karplus-Strong, one period at a time: a sample is the mean of two neighbors in the previous period."""
     frequency = 150.0 * voice.pitch * float(rng.choice([1.0, 1.125, 1.25, 1.5]))
     period = round(SAMPLE_RATE / frequency)
     n = samples(0.9)

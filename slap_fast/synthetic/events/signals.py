@@ -1,4 +1,4 @@
-"""Sounds that are made to be noticed: sirens, horns, bells, beeps."""
+"""Signal sounds: sirens, horns, bells, beeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published datasets as their archives unpack and as the hub serves them; each clip gets its own audio, or an error."""
+"""Published datasets, as unpacked from their archives and as Parquet from the hub: each clip gets the right audio."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _wavcaps(folder: Path, subset: str, name: str, ids: dict[str, str]) -> Path:
     return path
 
 
-def test_wavcaps_takes_the_audio_of_its_own_subset(tmp_path: Path) -> None:
+def test_wavcaps_uses_the_audio_of_the_right_subset(tmp_path: Path) -> None:
     jsons = tmp_path / "json_files"
     sound_bible = _wavcaps(jsons, "SoundBible", "sb_final.json", {"2219": "bible", "7": "seven"})
     _wavcaps(jsons, "FreeSound", "fsd_final.json", {"2219": "freesound", "3": "three"})
@@ -58,7 +58,7 @@ def test_wavcaps_takes_the_audio_of_its_own_subset(tmp_path: Path) -> None:
         "FreeSound/2219": (["freesound"], "x/FreeSound_flac/2219.flac"),
         "FreeSound/3": (["three"], "x/FreeSound_flac/3.flac"),
         "SoundBible/2219": (["bible"], "x/SoundBible_flac/2219.flac"),
-        # Not FreeSound's clip of the same number.
+        # Not FreeSound's clip with the same id.
         "SoundBible/7": (["seven"], "x/SoundBible/7.flac"),
     }
     for given in (tmp_path, jsons):
@@ -71,7 +71,7 @@ def test_wavcaps_takes_the_audio_of_its_own_subset(tmp_path: Path) -> None:
     assert all("SoundBible/" in file for _, file in other.values())
 
 
-def test_wavcaps_leaves_out_audio_that_several_subsets_could_mean(tmp_path: Path) -> None:
+def test_wavcaps_rejects_audio_that_could_be_of_several_subsets(tmp_path: Path) -> None:
     jsons = tmp_path / "json_files"
     _wavcaps(jsons, "SoundBible", "sb_final.json", {"1": "bible", "2": "only bible"})
     _wavcaps(jsons, "FreeSound", "fsd_final.json", {"1": "freesound", "4": "twice"})
@@ -96,7 +96,7 @@ def test_wavcaps_without_its_folders(tmp_path: Path) -> None:
     other = _wavcaps(tmp_path, "SoundBible", "sb_final.json", {"1": "one"})
     with pytest.raises(DatasetError, match="--layout wavcaps takes one SOURCE, the folder of its JSONs"):
         open_source([tmp_path / "mine.json", other])
-    # A table with paths of its own is a manifest, whatever else it has.
+    # A table with audio paths is a manifest.
     (tmp_path / "own.json").write_text(json.dumps([{"id": 0, "caption": "zero", "audio": "a.wav"}]))
     assert isinstance(open_source(tmp_path / "own.json"), Manifest)
 
@@ -140,7 +140,7 @@ CLOTHO = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
         ("clotho_captions_evaluation.csv", "."),
     ],
 )
-def test_clotho_is_known_by_its_columns(tmp_path: Path, table: str, audio: str) -> None:
+def test_clotho_is_detected_by_its_columns(tmp_path: Path, table: str, audio: str) -> None:
     _files(tmp_path, table, f"{audio}/Garden (1).wav")
     # The same name in another split is another clip.
     if audio != ".":
@@ -157,7 +157,7 @@ def test_clotho_is_known_by_its_columns(tmp_path: Path, table: str, audio: str) 
         assert _clips(below, tmp_path.resolve())["Garden (1)"][1] == str(Path(audio, "Garden (1).wav"))
 
 
-def test_clotho_from_the_hub_has_its_audio_inside(tmp_path: Path) -> None:
+def test_clotho_from_the_hub_with_audio_in_the_table(tmp_path: Path) -> None:
     row: dict[str, Any] = {"file_name": "a.wav", **{f"caption_{n}": f"{n}" for n in range(1, 6)}}
     row["audio"] = {"bytes": b"RIFF", "path": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "test.parquet")
@@ -191,7 +191,7 @@ URBANSOUND8K = (
           "1-3-0-1": ("the sound of dog bark", "audio/fold10/1-3-0-1.wav")}),
     ],
 )  # fmt: skip
-def test_classification_sets_are_captioned_by_their_classes(
+def test_classification_datasets_are_captioned_with_their_classes(
     tmp_path: Path, table: str, content: str, expected: dict[str, tuple[str, str]]
 ) -> None:
     _files(tmp_path, table, *(file for _, file in expected.values()))
@@ -204,11 +204,11 @@ def test_classification_sets_are_captioned_by_their_classes(
     ):
         assert isinstance(source, LabeledSource)
         assert _clips(source, tmp_path.resolve()) == clips
-    with pytest.raises(DatasetError, match="AudioCaps has columns"):
+    with pytest.raises(DatasetError, match="AudioCaps needs the columns"):
         open_source(tmp_path / table, layout="audiocaps")
 
 
-def test_esc50_from_the_hub_has_its_audio_inside(tmp_path: Path) -> None:
+def test_esc50_from_the_hub_with_audio_in_the_table(tmp_path: Path) -> None:
     row = {
         "filename": "1.wav",
         "fold": 1,

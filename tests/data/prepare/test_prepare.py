@@ -73,7 +73,7 @@ def _clips(*clips: _Clip) -> GeneratedSource:
     return GeneratedSource(lambda: iter(clips), "clips", {"number": len(clips)}, len(clips))
 
 
-def test_captioned_audio_becomes_a_dataset(tmp_path: Path) -> None:
+def test_a_manifest_becomes_a_dataset(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 15)
     report = prepare(manifest, tmp_path / "out", workers=0, max_shard_bytes=40_000, vocab_size=300, progress=False)
     index = ClipIndex.open(tmp_path / "out")
@@ -99,15 +99,15 @@ def test_captioned_audio_becomes_a_dataset(tmp_path: Path) -> None:
     assert "3 x missing_file" in summary
 
 
-def test_shards_are_closed_before_they_grow_too_large(tmp_path: Path) -> None:
+def test_shards_stay_below_the_maximum_size(tmp_path: Path) -> None:
     clips = [_Clip(f"{n}", seconds=seconds) for n, seconds in enumerate((0.3, 0.3, 0.3, 4.0, 0.3))]
     prepare(_clips(*clips), tmp_path, workers=0, max_shard_bytes=40_960, progress=False)
     shards = ClipIndex.open(tmp_path).info["shards"]
-    # The clip of four seconds is larger than a shard may be, and has one to itself.
+    # The clip of four seconds exceeds the maximum and gets its own shard.
     assert [(shard["clips"], shard["bytes"] <= 40_960) for shard in shards] == [(3, True), (1, False), (1, True)]
 
 
-def test_mel_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
+def test_mel_statistics_cover_all_frames(tmp_path: Path) -> None:
     import torch
 
     from slap_fast.ops.log_mel import log_mel
@@ -124,7 +124,7 @@ def test_mel_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
     assert index.info["mel_std"] == pytest.approx(frames.std(correction=0).item(), rel=1e-6)
 
 
-def test_mel_statistics_decode_no_more_than_they_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mel_statistics_decode_only_what_they_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slap_fast.data.prepare import mel_statistics
 
     quiet, loud = np.full(31 * 16_000, 0.001, np.float32), np.full(90 * 16_000, 0.5, np.float32)
@@ -150,7 +150,7 @@ def test_mel_statistics_decode_no_more_than_they_use(tmp_path: Path, monkeypatch
     assert sum(decoded) < 2 * 50 * 16_000
 
 
-def test_every_bad_clip_is_named_and_the_good_ones_are_kept(tmp_path: Path) -> None:
+def test_every_bad_clip_is_reported_and_the_good_ones_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     good = _noise(1.0, 16_000, 0)
@@ -195,7 +195,7 @@ def test_every_bad_clip_is_named_and_the_good_ones_are_kept(tmp_path: Path) -> N
     assert index.read_metadata(2)["source_channels"] == 8
 
 
-def test_not_one_good_clip_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_a_source_without_a_good_clip_raises_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none of 2 clips can be used.*1 x no_captions, 1 x not_finite"):
         prepare(_clips(_Clip("a", ()), _Clip("b", fill=np.nan)), tmp_path, workers=0, progress=False)
     assert _report(tmp_path) == [("a", False, "no_captions"), ("b", False, "not_finite")]
@@ -203,7 +203,7 @@ def test_not_one_good_clip_is_an_error_that_says_why(tmp_path: Path) -> None:
         prepare(_clips(), tmp_path, workers=0, progress=False)
 
 
-def test_clips_made_on_the_fly_carry_their_metadata(tmp_path: Path) -> None:
+def test_generated_clips_keep_their_metadata(tmp_path: Path) -> None:
     clip = _Clip("scene 1", ("a dog", "a dog "), metadata={"events": [{"event": "dog", "onset": 0.5}]})
     prepare(_clips(clip, clip), tmp_path, workers=0, progress=False)
     index = ClipIndex.open(tmp_path)
@@ -230,7 +230,7 @@ def test_existing_tars_become_a_dataset_without_extraction(tmp_path: Path) -> No
     assert report.rejected == {"empty_file": 1, "no_captions": 1, "malformed_tar": 1}
 
 
-def test_worker_processes_change_nothing(tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 20)
     for workers in (0, 2):
         prepare(manifest, tmp_path / str(workers), workers=workers, max_shard_bytes=40_000, progress=False)
@@ -247,7 +247,7 @@ def _stopping_after(clips: list[_Clip], number: int) -> Iterator[_Clip]:
 
 
 @pytest.mark.parametrize("stops", [[1], [5, 9], [12, 13, 14], [20]])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, stops: list[int]) -> None:
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path, stops: list[int]) -> None:
     clips = [
         _Clip(f"{n % 7}", () if n % 4 == 2 else ("a",), 0.2 + 0.01 * n, 0.0 if n == 9 else None) for n in range(20)
     ]
@@ -282,7 +282,7 @@ def _start(manifest: Path, out: Path, options: str, **keywords: Any) -> subproce
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **keywords)
 
 
-def test_a_killed_run_leaves_no_process_and_is_continued(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_process_and_can_be_resumed(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 120)
     process = _start(manifest, tmp_path / "out", "workers=2, max_shard_bytes=300_000, progress=False")
     first = tmp_path / "out" / "shard-000000.tar"
@@ -290,7 +290,7 @@ def test_a_killed_run_leaves_no_process_and_is_continued(tmp_path: Path) -> None
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    # The workers hold the other end of stderr: it closes when the last of them is gone.
+    # The workers inherit stderr, so it closes when the last of them has ended.
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -303,7 +303,7 @@ def test_a_killed_run_leaves_no_process_and_is_continued(tmp_path: Path) -> None
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_raises_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 12)
     options = "workers=0, max_shard_bytes=200_000, progress=False"
     limit = 60_000
@@ -322,9 +322,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: P
     assert report.clips == len(ClipIndex.open(tmp_path / "out")) == 10
 
 
-def test_a_disk_that_fills_while_a_large_clip_is_encoded_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_of_a_large_clip_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slap_fast.audio.flac_encoder._IN_MEMORY_BYTES", 1000)
     clip = _Clip("a")
 
@@ -339,7 +337,7 @@ def test_a_disk_that_fills_while_a_large_clip_is_encoded_is_named(
 
 
 @pytest.mark.parametrize("file", ["index.npy", "dataset.json", "report.jsonl"])
-def test_a_disk_that_fills_at_the_end_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_full_disk_at_the_end_loses_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     clips = _clips(_Clip("a"), _Clip("b"))
     replace = os.replace
 
@@ -359,7 +357,7 @@ def test_a_disk_that_fills_at_the_end_costs_nothing(tmp_path: Path, monkeypatch:
     assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == tar.st_mtime_ns
 
 
-def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
+def test_preparing_a_finished_dataset_changes_nothing(tmp_path: Path) -> None:
     clips = _clips(_Clip("a"), _Clip("b", ()))
     first = prepare(clips, tmp_path, workers=0, progress=False)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -371,7 +369,7 @@ def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
-def test_other_arguments_for_the_same_folder_are_an_error_that_names_them(tmp_path: Path) -> None:
+def test_other_arguments_for_the_same_folder_raise_and_are_listed(tmp_path: Path) -> None:
     clips = [_Clip("a"), _Clip("b")]
     with pytest.raises(_Stopped):
         prepare(GeneratedSource(_stopping_after(clips, 1), "c", {"seed": 1}), tmp_path, workers=0, progress=False)
@@ -382,7 +380,7 @@ def test_other_arguments_for_the_same_folder_are_an_error_that_names_them(tmp_pa
         prepare(GeneratedSource(clips, "c", {"seed": 1}), tmp_path, workers=0, progress=False, min_duration=0.1)
 
 
-def test_a_manifest_that_changed_is_other_arguments(tmp_path: Path) -> None:
+def test_a_changed_manifest_counts_as_other_arguments(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path / "in", 2)
     prepare(manifest, tmp_path / "out", workers=0, progress=False)
     manifest.write_text(manifest.read_text().replace("number", "no."))
@@ -390,14 +388,14 @@ def test_a_manifest_that_changed_is_other_arguments(tmp_path: Path) -> None:
         prepare(manifest, tmp_path / "out", workers=0, progress=False)
 
 
-def test_tars_of_others_are_not_overwritten(tmp_path: Path) -> None:
+def test_foreign_tars_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "shard-000000.tar").write_bytes(b"precious")
     with pytest.raises(DatasetError, match="choose an empty folder"):
         prepare(_clips(_Clip("a")), tmp_path, workers=0, progress=False)
     assert (tmp_path / "shard-000000.tar").read_bytes() == b"precious"
 
 
-def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_raises(tmp_path: Path) -> None:
     def clips() -> Iterator[_Clip]:
         with pytest.raises(DatasetError, match="another `slap-fast prepare` is writing here"):
             prepare(_clips(_Clip("b")), tmp_path, workers=0, progress=False)
@@ -415,12 +413,12 @@ def test_out_must_be_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [{"max_shard_bytes": 0}, {"min_duration": -1}, {"min_duration": 2, "max_duration": 1}]
 )
-def test_senseless_limits(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_invalid_limits_raise(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         prepare(_clips(_Clip("a")), tmp_path / "out", workers=0, progress=False, **arguments)
 
 
-def test_a_clip_that_kills_its_process_costs_only_itself() -> None:
+def test_an_item_that_kills_its_worker_loses_only_itself() -> None:
     items = [f"{n} * 2" for n in range(30)]
     items[7] = items[23] = "__import__('os').abort()"
     results = list(ordered_map(eval, items, workers=2))
@@ -428,7 +426,7 @@ def test_a_clip_that_kills_its_process_costs_only_itself() -> None:
     assert [result for _, result in results] == [WorkerDied() if n in (7, 23) else n * 2 for n in range(30)]
 
 
-def test_the_parallel_map_draws_no_further_than_it_must() -> None:
+def test_the_parallel_map_bounds_the_items_in_flight() -> None:
     drawn = 0
 
     def items() -> Iterator[str]:

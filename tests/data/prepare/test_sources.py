@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.data.format.captions import caption_columns, captions_of, table_captions
+from slap_fast.data.format.captions import captions_of, find_caption_columns, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection, TarAudio
 from slap_fast.data.prepare.source_detection import open_source
@@ -86,7 +86,7 @@ def test_lists_of_captions_and_other_columns(tmp_path: Path, extension: str) -> 
 
 
 @pytest.mark.parametrize("extension", _WRITERS)
-def test_rows_that_name_the_same_audio_merge(tmp_path: Path, extension: str) -> None:
+def test_rows_of_the_same_audio_are_merged(tmp_path: Path, extension: str) -> None:
     names = ["a.wav", "b.wav", "./a.wav", "c.wav", "b.wav", "a.wav"]
     rows = [{"audio": name, "caption": f"{position % 4}"} for position, name in enumerate(names)]
     _WRITERS[extension](tmp_path / f"m{extension}", rows)
@@ -127,7 +127,7 @@ def test_audio_inside_parquet(tmp_path: Path) -> None:
         ("m.json", b'[{"path": "b.wav", "caption": "fine"}, null, {"path": ""}]', ["m.json[1]", "m.json[2]"]),
     ],
 )  # fmt: skip
-def test_a_malformed_row_costs_only_itself(tmp_path: Path, name: str, content: bytes, bad_origins: list[str]) -> None:
+def test_a_malformed_row_rejects_only_itself(tmp_path: Path, name: str, content: bytes, bad_origins: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
     items = _items(open_source(tmp_path / name))
     rejected = [item for item in items if isinstance(item, Rejection)]
@@ -139,21 +139,21 @@ def test_a_malformed_row_costs_only_itself(tmp_path: Path, name: str, content: b
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "name,caption\na,b\n", "no column is called like audio paths are; its columns are name, caption"),
-        ("m.csv", "path,label\na,b\n", "no column is called like captions are; its columns are path, label"),
+        ("m.csv", "name,caption\na,b\n", "no column has a known name for audio paths; its columns are name, caption"),
+        ("m.csv", "path,label\na,b\n", "no column has a known name for captions; its columns are path, label"),
         ("m.json", "{", "not JSON"),
         ("m.json", '{"a": 1}', "neither a list of objects nor"),
         ("m.parquet", "text", "not a readable Parquet file"),
         ("m.xlsx", "text", "neither a folder, a .tar, nor one of"),
     ],
 )
-def test_what_is_no_manifest_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_unusable_manifests_raise(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DatasetError, match=message):
         open_source(tmp_path / name)
 
 
-def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+def test_wrong_arguments_raise(tmp_path: Path) -> None:
     _write_csv(tmp_path / "m.csv", [{"path": "a.wav", "caption": "a"}])
     with pytest.raises(DatasetError, match="does not exist"):
         open_source(tmp_path / "no.csv")
@@ -168,7 +168,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     ):
         open_source(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no audio file"):
+    with pytest.raises(DatasetError, match="contains no audio file"):
         open_source(tmp_path / "empty")
     with pytest.raises(DatasetError, match=r"holds no \.tar"):
         open_source(tmp_path, layout="webdataset")
@@ -199,7 +199,7 @@ _JSON = st.recursive(
 
 
 @given(_JSON | st.dictionaries(st.sampled_from(["caption", "captions", "text", "caption_3", "x"]), _JSON))
-def test_captions_are_clean_whatever_is_given(value: Any) -> None:
+def test_captions_of_any_value_are_clean(value: Any) -> None:
     captions = captions_of(value)
     assert len(set(captions)) == len(captions)
     for caption in captions:
@@ -233,9 +233,9 @@ def test_captions(value: Any, captions: list[str]) -> None:
 
 
 def test_caption_columns() -> None:
-    assert caption_columns(["id", "caption_id", "Caption_1", "captions", "text"]) == ["Caption_1", "captions"]
-    assert caption_columns(["texture", "context", "description"]) == ["description"]
-    assert caption_columns(["id"]) == []
+    assert find_caption_columns(["id", "caption_id", "Caption_1", "captions", "text"]) == ["Caption_1", "captions"]
+    assert find_caption_columns(["texture", "context", "description"]) == ["description"]
+    assert find_caption_columns(["id"]) == []
 
 
 def test_folder_with_sidecars(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     assert _clips(open_source([tmp_path / "b.tar"])) == _clips(open_source(tmp_path / "b.tar")) == {"1": ["rain"]}
 
 
-def test_a_malformed_tar_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_malformed_tar_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"1.wav": b"one", "1.txt": b"a dog", "2.wav": b"x" * 5000})
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:4000])
     (tmp_path / "b.tar").write_bytes(b"no tar" * 1000)
@@ -339,7 +339,7 @@ def test_audiocaps(tmp_path: Path, file: str) -> None:
     ]
     other = {"audiocap_id": 7, "youtube_id": "0Gj8_vB1q4-", "start_time": 3, "caption": "other"}
     _write_csv(tmp_path / "val.csv", [*rows[:2], other, *rows[2:]])
-    # The last two belong to the same video at another time, and to a video whose name only looks alike.
+    # The last two are the same video at another time, and another video with a similar name.
     for name in (file, "-0Gj8_vB1q4_130.wav", "-0Gj8_vB1q4x.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

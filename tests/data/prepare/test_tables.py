@@ -1,4 +1,4 @@
-"""Tables read strictly: what a row says is what its clip gets, or the row is named."""
+"""Strict reading of tables: a clip gets exactly the content of its row, or the row is reported."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def _rejected(source: Any) -> dict[str, str]:
     return {item.origin: item.detail for item in _items(source) if isinstance(item, Rejection)}
 
 
-UNCLOSED = "a cell opens with a quote that does not close"
+UNCLOSED = "a cell starts with a quote that is not closed"
 INSIDE = "a quote inside a quoted cell"
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "clips", "rejected"),
     [
-        # A .tsv that knows no quoting.
+        # A .tsv without quoting.
         ("m.tsv", ['a.wav\t"Oh no, he said', "b.wav\ta dog barks", "c.wav\ta cat meows"],
          {"a": ['"Oh no, he said'], "b": ["a dog barks"], "c": ["a cat meows"]}, {}),
         ("m.tsv", ['a.wav\t"Oh no', 'b.wav\t"a dog" barks', 'c.wav\tthe end"'],
          {"a": ['"Oh no'], "b": ['"a dog" barks'], "c": ['the end"']}, {}),
         ("m.tsv", ["a.wav\tone", 'b.wav\t"the last'], {"a": ["one"], "b": ['"the last']}, {}),
-        # A closing quote in a later row: what lies between is a row of its own.
+        # A closing quote in a later row: the rows in between are separate rows.
         ("m.csv", ['a.wav,"Oh no', 'b.wav,a dog"', "c.wav,a cat"], {"b": ['a dog"'], "c": ["a cat"]},
          {"m.csv:2": UNCLOSED}),
         ("m.csv", ['a.wav,"Oh no', "b.wav,a dog", 'c.wav,"a cat"'], {"b": ["a dog"], "c": ["a cat"]},
          {"m.csv:2": UNCLOSED}),
         ("m.csv", ["a.wav,one", 'b.wav,"the last'], {"a": ["one"]}, {"m.csv:3": UNCLOSED}),
         ("m.csv", ['a.wav,"he said "hi" and left"', "b.wav,fine"], {"b": ["fine"]}, {"m.csv:2": INSIDE}),
-        # Quoting as it should be.
+        # Correct quoting.
         ("m.csv", ['a.wav,"two', 'lines, of one"', 'b.wav,"a ""dog"""'],
          {"a": ["two lines, of one"], "b": ['a "dog"']}, {}),
         ("m.tsv", ['a.wav\t"a\tdog"', 'b.wav\t5" pipe'], {"a": ["a dog"], "b": ['5" pipe']}, {}),
-        # Other delimiters than the extension says.
+        # Other delimiters than the extension suggests.
         ("m.csv", ["a.wav;one, two"], {"a": ["one, two"]}, {}),
         ("m.csv", ["a.wav\tone, two"], {"a": ["one, two"]}, {}),
         ("m.csv", ['a.wav, "one, two"', ' b.wav , three'], {"a": ["one, two"], "b": ["three"]}, {}),
@@ -78,7 +78,7 @@ INSIDE = "a quote inside a quoted cell"
          {"a": ["a", "b"], "b": ["a"], "c": ["it's", "b"], "d": ["a", "b"]}, {}),
     ],
 )  # fmt: skip
-def test_no_row_takes_another(
+def test_a_misquoted_row_does_not_affect_other_rows(
     tmp_path: Path, name: str, rows: list[str], clips: dict[str, list[str]], rejected: dict[str, str]
 ) -> None:
     delimiter = next(mark for mark in "\t;," if mark in rows[0])
@@ -99,7 +99,7 @@ _FRAGMENTS = st.lists(st.sampled_from(['"', '""', ",", "\t", " ", "a", "b.wav", 
 
 @settings(max_examples=150, deadline=None)
 @given(rows=st.lists(st.one_of(st.none(), _FRAGMENTS), max_size=12), extension=st.sampled_from([".csv", ".tsv"]))
-def test_no_misquoted_row_swallows_a_good_one(
+def test_random_misquoted_rows_do_not_swallow_good_ones(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str | None], extension: str
 ) -> None:
     # None stands for a good row: no quote, two cells, an audio file.
@@ -113,7 +113,7 @@ def test_no_misquoted_row_swallows_a_good_one(
 
 
 def _outcome(table: Path) -> str:
-    """Why a table is refused, or nothing."""
+    """The error of a table, or an empty string."""
     try:
         _items(open_source(table))
     except DatasetError as error:
@@ -122,7 +122,7 @@ def _outcome(table: Path) -> str:
 
 
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
-def test_damaged_tables_are_read_or_refused(tmp_path: Path, extension: str) -> None:
+def test_damaged_tables_are_read_or_raise_dataset_error(tmp_path: Path, extension: str) -> None:
     rows = [{"audio": f"{n}.wav", "captions": [f"caption {n}", None], "x": 1.5} for n in range(9)]
     whole = tmp_path / f"whole{extension}"
     if extension == ".parquet":
@@ -146,14 +146,14 @@ def test_damaged_tables_are_read_or_refused(tmp_path: Path, extension: str) -> N
     assert not any("\n" in outcome for outcome in outcomes)
 
 
-def test_utf16_as_spreadsheets_write_it(tmp_path: Path) -> None:
+def test_utf16_of_spreadsheets_is_read(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path\tcaption\na.wav\tcafé\n", encoding="utf-16")
     assert _clips(open_source(tmp_path / "m.csv")) == {"a": ["café"]}
 
 
-def test_a_name_twice_is_an_error(tmp_path: Path) -> None:
+def test_duplicate_column_names_and_keys_are_errors(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,caption,caption\na.wav,one,two\n")
-    with pytest.raises(DatasetError, match="'caption' names more than one column; its columns are path, caption"):
+    with pytest.raises(DatasetError, match="more than one column is named 'caption'; its columns are path, caption"):
         open_source(tmp_path / "m.csv")
     (tmp_path / "blank.csv").write_text("path,caption,,\na.wav,one,,x\n")
     (item,) = _items(open_source(tmp_path / "blank.csv"))
@@ -162,30 +162,30 @@ def test_a_name_twice_is_an_error(tmp_path: Path) -> None:
     schema = pyarrow.schema([("path", pyarrow.string()), ("caption", pyarrow.string()), ("caption", pyarrow.string())])
     table = pyarrow.Table.from_arrays([pyarrow.array(["a.wav"])] * 3, schema=schema)
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
-    with pytest.raises(DatasetError, match="'caption' names more than one column"):
+    with pytest.raises(DatasetError, match="more than one column is named 'caption'"):
         open_source(tmp_path / "m.parquet")
     (tmp_path / "m.jsonl").write_text(
         '{"path": "a.wav", "caption": "one"}\n{"path": "b.wav", "caption": "one", "caption": "two"}\n'
     )
     source = open_source(tmp_path / "m.jsonl")
     assert _clips(source) == {"a": ["one"]}
-    assert _rejected(source) == {"m.jsonl:2": "the key 'caption' stands twice"}
+    assert _rejected(source) == {"m.jsonl:2": "the key 'caption' appears twice"}
     (tmp_path / "m.json").write_text('{"data": [], "data": [{"path": "a.wav", "caption": "one"}]}')
-    with pytest.raises(DatasetError, match="the key 'data' stands twice"):
+    with pytest.raises(DatasetError, match="the key 'data' appears twice"):
         open_source(tmp_path / "m.json")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/a.wav").touch()
     (tmp_path / "folder/a.json").write_text('{"caption": "one", "caption": "two"}')
     assert _rejected(open_source(tmp_path / "folder")) == {
-        "a.wav": "a.json is malformed (the key 'caption' stands twice)"
+        "a.wav": "a.json is malformed (the key 'caption' appears twice)"
     }
 
 
 def test_messages_name_the_flags_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("sound,words\na.wav,one\n")
-    with pytest.raises(DatasetError, match="name it with --audio-column"):
+    with pytest.raises(DatasetError, match="give it with --audio-column"):
         open_source(tmp_path / "m.csv")
-    with pytest.raises(DatasetError, match="name it with --caption-columns"):
+    with pytest.raises(DatasetError, match="give it with --caption-columns"):
         open_source(tmp_path / "m.csv", audio_column="sound")
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x.wav").touch()
@@ -194,7 +194,7 @@ def test_messages_name_the_flags_of_the_command(tmp_path: Path) -> None:
         open_source(tmp_path / "a", audio_root=tmp_path)
     with pytest.raises(DatasetError, match="--audio-column and --caption-columns are for a manifest, not a folder"):
         open_source(tmp_path / "a", audio_column="sound")
-    with pytest.raises(DatasetError, match="is a table; --layout folder wants a folder"):
+    with pytest.raises(DatasetError, match="is a table; --layout folder needs a folder"):
         open_source(tmp_path / "m.csv", layout="folder")
     with pytest.raises(DatasetError, match=r"matches no file"):
         open_source(tmp_path / "*.parquet")
@@ -215,7 +215,7 @@ def _parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("path", [None, "audio.wav", "abc.wav"])
-def test_audio_in_parquet_is_told_apart_by_its_content(tmp_path: Path, path: str | None) -> None:
+def test_audio_in_parquet_is_identified_by_its_content(tmp_path: Path, path: str | None) -> None:
     # Five rows of each of two clips.
     rows = [
         {"audio": {"bytes": _wav(440 * (1 + clip)), "path": path}, "caption": f"caption {clip} {row}"}
@@ -229,18 +229,18 @@ def test_audio_in_parquet_is_told_apart_by_its_content(tmp_path: Path, path: str
     assert [item.seen for item in items] == [5, 5]
 
 
-def test_bytes_with_paths_of_their_own_are_clips_of_their_own(tmp_path: Path) -> None:
+def test_equal_bytes_with_different_paths_are_different_clips(tmp_path: Path) -> None:
     rows = [{"audio": {"bytes": _wav(440), "path": f"{n}.wav"}, "caption": f"caption {n}"} for n in range(2)]
     assert _clips(open_source(_parquet(tmp_path / "m.parquet", rows))) == {"0": ["caption 0"], "1": ["caption 1"]}
 
 
-def test_decoded_samples_are_named_as_such(tmp_path: Path) -> None:
+def test_decoded_samples_in_a_table_are_rejected(tmp_path: Path) -> None:
     rows = [{"audio": {"array": [0.0, 0.1], "sampling_rate": 16_000}, "caption": "a"}]
     (detail,) = _rejected(open_source(_parquet(tmp_path / "m.parquet", rows))).values()
     assert "decoded samples" in detail
 
 
-def test_shards_are_one_dataset_by_the_folder_a_pattern_or_a_list(tmp_path: Path) -> None:
+def test_parquet_shards_are_one_dataset_as_a_folder_a_pattern_or_a_list(tmp_path: Path) -> None:
     folder = tmp_path / "hub/data"
     shards = [
         _parquet(
@@ -255,17 +255,17 @@ def test_shards_are_one_dataset_by_the_folder_a_pattern_or_a_list(tmp_path: Path
     shards[1].unlink()
     incomplete = open_source(folder)
     assert _rejected(incomplete) == {
-        "train-*-of-00003.parquet": "1 of 3 shards are not there: 00001; download them, or go without"
+        "train-*-of-00003.parquet": "1 of 3 shards are missing: 00001; download them if needed"
     }
     assert len(_clips(incomplete)) == 2
-    # Asked for one by one, nothing is missing.
+    # Given one by one, nothing is missing.
     assert _rejected(open_source(shards[::2])) == {}
     _parquet(folder / "test-00000-of-00001.parquet", [{"audio": "x.wav", "text": "x"}])
-    with pytest.raises(DatasetError, match=r"holds the splits 'test', 'train'; prepare each .*/test-\*.parquet"):
+    with pytest.raises(DatasetError, match=r"contains the splits 'test', 'train'; prepare each .*/test-\*.parquet"):
         open_source(folder)
 
 
-def test_shards_of_the_same_names_in_several_folders(tmp_path: Path) -> None:
+def test_shards_with_equal_names_in_several_folders(tmp_path: Path) -> None:
     # As Hugging Face converts every dataset.
     for part in ("a", "b"):
         _parquet(tmp_path / part / "0000.parquet", [{"audio": {"bytes": _wav(440), "path": None}, "text": part}])
@@ -274,7 +274,7 @@ def test_shards_of_the_same_names_in_several_folders(tmp_path: Path) -> None:
     assert (item.captions, item.origin) == (["a", "b"], "a/0000.parquet[0] (a/0000.parquet[0])")
     for part in ("default/train", "default/test"):
         _parquet(tmp_path / part / "0000.parquet", [{"audio": "a.wav", "text": part}])
-    with pytest.raises(DatasetError, match="holds the splits '', 'test', 'train'"):
+    with pytest.raises(DatasetError, match="contains the splits '', 'test', 'train'"):
         open_source(tmp_path)
 
 
@@ -317,12 +317,12 @@ def test_audio_folders_of_several_splits_are_an_error(tmp_path: Path) -> None:
         (tmp_path / split).mkdir()
         (tmp_path / split / "a.wav").touch()
         (tmp_path / split / "metadata.csv").write_text("file_name,caption\na.wav,x\n")
-    with pytest.raises(DatasetError, match="holds the splits 'test', 'train'"):
+    with pytest.raises(DatasetError, match="contains the splits 'test', 'train'"):
         open_source(tmp_path)
     assert _clips(open_source(tmp_path / "train")) == {"a": ["x"]}
 
 
-def test_a_table_beside_audio_is_hinted_at(tmp_path: Path) -> None:
+def test_a_table_beside_audio_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "a.wav").touch()
     (tmp_path / "captions.csv").write_text("path,caption\na.wav,x\n")
     with pytest.raises(DatasetError, match=r"no .txt or .json beside it; to read a table, .*captions.csv"):
@@ -330,7 +330,7 @@ def test_a_table_beside_audio_is_hinted_at(tmp_path: Path) -> None:
 
 
 def test_a_linked_table_reads_the_audio_beside_the_link(tmp_path: Path) -> None:
-    # As the cache of a hub lies: the table and the audio are links into a folder of blobs.
+    # Like the Hugging Face cache: the table and the audio are links into a folder of blobs.
     for folder in ("blobs", "snapshot"):
         (tmp_path / folder).mkdir()
     (tmp_path / "blobs/1").write_text("file_name,caption\na.wav,x\n")
@@ -354,8 +354,8 @@ def _content(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_rows_with_offset_and_duration_are_stretches(tmp_path: Path, rate: int) -> None:
-    # A second each of three tones.
+def test_rows_with_offset_and_duration_are_segments(tmp_path: Path, rate: int) -> None:
+    # One second of each of three tones.
     time = np.arange(rate) / rate
     tones = np.concatenate([0.5 * np.sin(2 * np.pi * hz * time) for hz in (400, 800, 1200)])
     soundfile.write(tmp_path / "long.wav", tones, rate)
@@ -399,18 +399,18 @@ class _Sound:
 
 
 @given(start=st.integers(0, 60), length=st.none() | st.integers(1, 60))
-def test_a_stretch_has_exactly_its_samples(start: int, length: int | None) -> None:
+def test_a_segment_has_exactly_its_samples(start: int, length: int | None) -> None:
     sound = _Sound(50)
-    stretch = SegmentSound(sound, Segment(start / 10, None if length is None else length / 10))
+    segment = SegmentSound(sound, Segment(start / 10, None if length is None else length / 10))
     expected = sound.samples[start : None if length is None else start + length]
     if start >= 50 or (length is not None and start + length > 50):
-        with pytest.raises(AudioError, match=r"the row asks for .*, the recording lasts 5.00 s"):
-            list(stretch.blocks())
+        with pytest.raises(AudioError, match=r"the row needs .*, the recording lasts 5.00 s"):
+            list(segment.blocks())
     else:
-        np.testing.assert_array_equal(np.concatenate([block for _, block in stretch.blocks()]), expected)
+        np.testing.assert_array_equal(np.concatenate([block for _, block in segment.blocks()]), expected)
 
 
-def test_duration_alone_describes_the_file(tmp_path: Path) -> None:
+def test_a_duration_without_offset_is_only_metadata(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,duration,caption\na.wav,1.5,x\n")
     (item,) = _items(open_source(tmp_path / "m.csv"))
     assert isinstance(item, ClipItem)
@@ -418,10 +418,10 @@ def test_duration_alone_describes_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", ["start,end", "start_time,end_time", "onset,offset"])
-def test_starts_that_differ_within_a_file_are_refused(tmp_path: Path, columns: str) -> None:
+def test_different_start_times_for_one_file_raise(tmp_path: Path, columns: str) -> None:
     (tmp_path / "m.csv").write_text(f"path,{columns},caption\na.wav,0,1,x\nb.wav,3,4,z\na.wav,1,2,y\n")
-    with pytest.raises(DatasetError, match=r"a.wav has rows with \w+ 0 and 1; .* give columns offset and duration"):
+    with pytest.raises(DatasetError, match=r"a.wav has rows with \w+ 0 and 1; .* give the columns offset and duration"):
         list(open_source(tmp_path / "m.csv"))
-    # One row a file: it may well be cut already, and the columns tell where from.
+    # One start time per file: the file may be a segment already, and the column only describes it.
     (tmp_path / "m.csv").write_text(f"path,{columns},caption\na.wav,0,1,x\nb.wav,3,4,z\na.wav,0,1,y\n")
     assert _clips(open_source(tmp_path / "m.csv")) == {"a": ["x", "y"], "b": ["z"]}

@@ -1,4 +1,4 @@
-"""Everything that `prepare` meets is kept, part of what is kept or left out, or named in `report.jsonl`."""
+"""Everything in a source of `prepare` is kept, merged into another item, or listed in `report.jsonl`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SETTINGS = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slo
 
 
 def _prepared(source: Any, out: Path) -> tuple[PrepareReport, dict[str, str], set[str]]:
-    """The summary, reasons by what was left out, and the sources of the clips."""
+    """The report, the reasons of what was left out by source, and the sources of the clips."""
     report = prepare(source, out, workers=0, progress=False)
     rows = [json.loads(line) for line in (out / "report.jsonl").read_bytes().splitlines()]
     left_out = {row["source"]: row["reason"] for row in rows if not row["kept"]}
@@ -91,7 +91,7 @@ def test_no_file_of_a_folder_is_unaccounted_for(
         if path.startswith(".git/"):
             assert left_out[".git/"] == "hidden"
         elif path not in kept and path not in left_out:
-            # Captions beside audio that is itself kept or named.
+            # Sidecars of audio that is itself kept or reported.
             assert _extension(path) in (".txt", ".json"), path
             assert _stem(path) in heard, path
     assert report.seen >= len([path for path in paths if not path.startswith(".git/")])
@@ -193,7 +193,7 @@ def _tar(members: list[tuple[str, str]]) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_cannot_be_used_in_a_tar_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_unusable_members_of_a_tar_are_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(
         _tar(
             [(name, "file") for name in ("dog.1.wav", "dog.2.wav", "dog.txt", "dog.cls", "cow.m4a", "cow.txt")]
@@ -215,12 +215,12 @@ def test_what_cannot_be_used_in_a_tar_is_named_with_the_reason(tmp_path: Path) -
     assert source.seen == sum(item.seen for item in items.values()) == 9
     same_key, sparse = items["dog.2.wav"], items["cat.wav"]
     assert isinstance(same_key, Rejection)
-    assert "dog.1.wav: WebDataset keys end at the first dot" in same_key.detail
+    assert "dog.1.wav: a WebDataset key ends at the first dot" in same_key.detail
     assert isinstance(sparse, Rejection)
     assert "tar -S" in sparse.detail
 
 
-def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     for place in ("in/one", "far"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "x.wav").write_bytes(_WAV)
@@ -233,7 +233,7 @@ def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
     assert left_out == {"a-link/": "same_folder", "one/up/": "same_folder"}
 
 
-def test_names_of_other_systems_are_read(tmp_path: Path) -> None:
+def test_names_in_other_encodings_and_unicode_forms_are_read(tmp_path: Path) -> None:
     source = tmp_path / "in\udce0"
     source.mkdir()
     latin = os.fsencode(source) + b"/mod\xe0"
@@ -250,17 +250,17 @@ def test_names_of_other_systems_are_read(tmp_path: Path) -> None:
         assert main(["prepare", str(source), "--out", str(tmp_path / out), *options]) == 0
 
 
-def test_a_source_that_loses_an_item_is_an_error_of_the_program(tmp_path: Path) -> None:
+def test_a_source_that_loses_an_item_raises(tmp_path: Path) -> None:
     class Losing(GeneratedSource):
         def __iter__(self) -> Iterator[ClipItem | Rejection]:
             yield Rejection("a", "no_captions", "x")
             self.seen = 2
 
-    with pytest.raises(DatasetError, match="2 files, rows or members were seen, but 0 kept, 0 merged and 1 left out"):
+    with pytest.raises(DatasetError, match=r"2 files, rows or members were seen, but 0 kept \+ 0 merged \+ 1 left"):
         prepare(Losing([], "losing", {}), tmp_path, workers=0, progress=False)
 
 
-def test_clipped_and_odd_audio_is_noted_and_named(tmp_path: Path) -> None:
+def test_clipped_and_truncated_audio_is_noted_and_reported(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     loud = io.BytesIO()
     soundfile.write(loud, np.full(1600, 1.5, np.float32), 16_000, format="WAV", subtype="FLOAT")
