@@ -1,8 +1,8 @@
-"""The pretraining model as it would run without packing: `[N, longest, width]` tensors, SDPA and boolean masks.
+"""The pretraining model without packing: `[N, longest, width]` tensors, SDPA and boolean masks.
 
-It runs the very modules of a `PretrainingModel`, so weights and mathematics are the same and only the layout differs.
-It is written as a careful user of padding would: masks and rotary tables are made once a pass and shared by the layers,
-the global layers' mask is one row a clip, causal attention needs none, and losses see real positions only.
+It runs the modules of a `PretrainingModel`, so weights and math are the same and only the layout differs. It is a
+well-optimized padded implementation: masks and rotary tables are computed once per pass and shared by the layers, the
+mask of the global layers has one row per clip, causal attention needs no mask, and losses skip padding.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class PaddedBatch:
 
     Attributes:
         waveform: `[N, S]`, zeros after a clip's end.
-        samples: layout of the N padded waveforms end to end, all of length S.
+        samples: packed layout of the N padded waveforms, all of length S.
         frame_valid: `[N, F]` bool, F a multiple of the patch.
         token_valid: `[N, L]` bool.
-        is_padded: whether it is False anywhere, known on the host.
-        augmented: `[N, F, n_mels]` bool, True where SpecAugment blanks; never past a clip's end.
-        token_masked: `[N, L, 1]` bool, True where the student does not see a token.
-        masked_tokens: `[M]` int64 positions of those in the flattened `[N * L]`.
-        masked: layout of `masked_tokens` by clip.
+        is_padded: whether `token_valid` is False anywhere, as a host bool.
+        augmented: `[N, F, n_mels]` bool, True where SpecAugment masks; never past a clip's end.
+        token_masked: `[N, L, 1]` bool, True where a token is masked for the student.
+        masked_tokens: `[M]` int64 positions of the masked tokens in the flattened `[N * L]`.
+        masked: layout of the clips in `masked_tokens`.
         input_ids: `[N, C]` int64.
         text_valid: `[N, C]` bool.
-        targets: `[N, C - 1]` int64, the token after each one, or -100.
+        targets: `[N, C - 1]` int64, the next tokens; -100 at padding.
         clip_ids: `[N]` int64.
     """
 
@@ -62,7 +62,7 @@ class PaddedBatch:
 
     @classmethod
     def from_packed(cls, batch: Batch, config: ModelConfig) -> PaddedBatch:
-        """Pad on the host, as a collate function would; the result is on the device of `batch`."""
+        """Pad a packed batch; the result is on its device."""
         clips = len(batch)
         device = batch.waveform.device
         waveform = _pad(batch.waveform, batch.samples)
@@ -97,7 +97,7 @@ class PaddedPretrainingModel(nn.Module):
     """`PretrainingModel.forward` over a `PaddedBatch`, in one process.
 
     Args:
-        model: its modules are used, not copied; its text tower is switched to SDPA for good.
+        model: its modules are used, not copied; its text tower is switched to SDPA permanently.
     """
 
     def __init__(self, model: PretrainingModel) -> None:
@@ -107,7 +107,7 @@ class PaddedPretrainingModel(nn.Module):
         model.student.text_encoder.model.set_attn_implementation("sdpa")
 
     def forward(self, batch: PaddedBatch, teacher_temperature: float) -> dict[str, Tensor]:
-        """The losses, named as `PretrainingModel` names them."""
+        """The losses, with the names of `PretrainingModel`."""
         student, weights = self.model.student, self.model.objectives
         with torch.no_grad():
             frames = self._frontend(batch)
@@ -161,7 +161,7 @@ class PaddedPretrainingModel(nn.Module):
         }
 
     def _frontend(self, batch: PaddedBatch) -> Tensor:
-        """`[N, F, n_mels]`; frames past a clip's end hold the log floor, as those that fill a last patch do."""
+        """`[N, F, n_mels]`; frames past a clip's end have the log floor, as those that fill up the last patch."""
         mel = self.config.mel
         clips, frames = batch.frame_valid.shape
         per_clip = mel.num_frames(batch.waveform.shape[1])

@@ -1,9 +1,8 @@
-"""`python -m benchmarks.planning DATASET`: what `slap-fast plan` says of small runs, against those runs.
+"""`python -m benchmarks.planning DATASET`: estimates of `slap-fast plan` for small runs, compared with those runs.
 
 Each case trains the quickstart recipe for a few steps on DATASET (of `slap-fast prepare --synthetic`), on one or two
-ranks of this machine's CPU, and is planned with the same arguments. Memory is the kernel's high-water mark of a rank's
-resident set; a step is the median of those after the first two, without what it waited for data. Nothing is held to a
-bound: the ratios are what there is to say.
+ranks of this machine's CPU, and plans it with the same arguments. Memory is the peak resident set size of a rank; the
+step time is the median after the first two steps, without waiting for data. The ratios are reported without bounds.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from benchmarks.harness.process_memory import status_bytes
 from benchmarks.harness.results import build_result, save_result
 
 STEPS = 7
-SETTLED = 2
+WARMUP_STEPS = 2
 COLUMNS = ["quickstart, trained on", "planned peak, GB", "resident, GB", "ratio", "planned step, s", "step, s", "ratio"]
 ROOT = Path(__file__).resolve().parents[1]
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -57,7 +56,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--case", action="append", choices=CASES, help="only this one (may be repeated)")
+    parser.add_argument("--case", action="append", choices=CASES, help="run only this case (may be repeated)")
     parser.add_argument("--out", type=Path, help="folder to write the figures to, as a result of this benchmark")
     parser.add_argument("--rank", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -71,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ("recipe=quickstart", f"data.train={options.dataset}", *arguments)
         planned, measured = _planned(ranks, arguments), _measured(ranks, arguments, options.dataset)
         row: list[str | float] = [name]
-        for what, unit in (("memory", 1e9), ("step", 1.0)):
-            row += [planned[what] / unit, measured[what] / unit, planned[what] / measured[what]]
+        for quantity, unit in (("memory", 1e9), ("step", 1.0)):
+            row += [planned[quantity] / unit, measured[quantity] / unit, planned[quantity] / measured[quantity]]
         rows.append(row)
         print(f"{name} | {' | '.join(f'{value:.3g}' for value in row[1:])}", flush=True)
     if options.out is not None:
@@ -117,16 +116,16 @@ def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, 
                 child.kill()
         for child, (_, errors) in zip(children, outputs, strict=True):
             if child.returncode:
-                raise RuntimeError(f"a rank ended with {child.returncode}:\n{errors[-3000:]}")
-        seen = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+                raise RuntimeError(f"a rank exited with {child.returncode}:\n{errors[-3000:]}")
+        ranks_seen = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
         return {
-            "memory": max(rank["peak"] for rank in seen),
-            "step": max(statistics.median(rank["seconds"][SETTLED:]) for rank in seen),
+            "memory": max(rank["peak"] for rank in ranks_seen),
+            "step": max(statistics.median(rank["seconds"][WARMUP_STEPS:]) for rank in ranks_seen),
         }
 
 
 def _train(arguments: Sequence[str]) -> None:
-    """One rank; its last line has the seconds of its steps, and its peak of resident memory before the checkpoint."""
+    """Train as one rank; the last output line has its step times and its peak resident memory before the checkpoint."""
     from slap_fast.runtime.cpu import configure_cpu_environment
 
     configure_cpu_environment()
@@ -145,7 +144,7 @@ def _train(arguments: Sequence[str]) -> None:
     def report(*_: object) -> None:
         print(json.dumps({"peak": status_bytes("VmHWM"), "seconds": seconds}), flush=True)
 
-    # What is measured is the training alone.
+    # Time only the steps, and report instead of saving a checkpoint.
     setattr(train, "take_step", timed)  # noqa: B010
     setattr(CheckpointManager, "save", report)  # noqa: B010
     train.main(arguments)

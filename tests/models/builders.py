@@ -1,4 +1,4 @@
-"""Small models and random clips for the tests of the model."""
+"""Small model configuration and random clips for tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_clips(seconds: list[float], *, seed: int = 0) -> list[Tensor]:
 
 
 def audio_layouts(clips: list[Tensor], config: ModelConfig = TINY) -> tuple[PackedLayout, PackedLayout, PackedLayout]:
-    """Layouts of samples, frames and tokens."""
+    """Layouts of the samples, frames and tokens of clips."""
     lengths = [len(clip) for clip in clips]
     return (
         PackedLayout.from_lengths(lengths, dtype=torch.int64),

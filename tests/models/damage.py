@@ -1,4 +1,4 @@
-"""Random damage to a model folder: cut and rotten files, odd JSON values, files that are missing or folders."""
+"""Random damage to a model folder: truncated and corrupted files, unexpected JSON values, missing files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ ODD_FILES = (b"", b"[]", b"null", b"3", b'"x"', b"{}", b"{", b"\xff\xfe", b"[" *
 
 
 def damage(folder: Path, seed: int) -> str:
-    """Damage a folder in one way, a pure function of `seed`; what was done."""
+    """Damage a folder in one way, chosen by `seed`; returns a description."""
     chance = random.Random(seed)
     path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     name = path.relative_to(folder).as_posix()
     json_file = path.suffix == ".json"
-    kinds = [_cut, _rot, _replace, _remove] + [_odd_value] * (8 if json_file else 0)
+    kinds = [_truncate, _corrupt, _replace, _remove] + [_odd_value] * (8 if json_file else 0)
     if path.suffix == ".safetensors":
         kinds += [_odd_header] * 4
     return f"{name}: {chance.choice(kinds)(path, chance)}"
 
 
-def _cut(path: Path, chance: random.Random) -> str:
+def _truncate(path: Path, chance: random.Random) -> str:
     content = path.read_bytes()
     keep = chance.randrange(len(content))
     path.write_bytes(content[:keep])
-    return f"cut at byte {keep}"
+    return f"truncated at byte {keep}"
 
 
-def _rot(path: Path, chance: random.Random) -> str:
+def _corrupt(path: Path, chance: random.Random) -> str:
     content = bytearray(path.read_bytes())
     places = [chance.randrange(len(content)) for _ in range(chance.choice((1, 1, 4, 64)))]
     for place in places:
@@ -102,7 +102,7 @@ def _change(root: Any, chance: random.Random) -> str:
     elif kind == "add" and isinstance(node, dict):
         node["added"] = value
     else:
-        # A number is also tried near to what it was: what is plausible is the harder to refuse.
+        # Also values close to the original number: plausible values are harder to detect.
         if isinstance(inner, int) and not isinstance(inner, bool) and chance.random() < 0.5:
             value = chance.choice((inner + 1, inner - 1, 2 * inner, inner // 2, -inner, float(inner), str(inner)))
         node[key] = value

@@ -1,3 +1,5 @@
+"""Every accepted form of audio and text arguments, errors for all others, and `SLAP.forward` for training."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -48,7 +50,7 @@ def stereo():
     return (noise * 32_767).astype(np.int16)
 
 
-def test_one_text_is_one_row_and_texts_come_in_any_order_that_is_one(model):
+def test_one_text_is_one_row_and_texts_come_in_any_ordered_iterable(model):
     dog, rain = "a dog barks", "rain falls"
     one = model.encode_text(dog)
     assert one.shape == (1, 32)
@@ -71,13 +73,13 @@ def test_one_text_is_one_row_and_texts_come_in_any_order_that_is_one(model):
         (["a dog", "b\ud800"], r"texts\[1\] is 'b\\ud800', which is not valid Unicode"),
     ],
 )
-def test_what_is_no_text_is_refused_in_one_line(model, texts, message):
+def test_anything_but_texts_is_an_error_of_one_line(model, texts, message):
     with pytest.raises(ValueError, match=message) as refusal:
         model.encode_text(texts)
     assert "\n" not in str(refusal.value)
 
 
-def test_texts_that_are_cut_are_counted(model, caplog):
+def test_truncated_texts_are_counted_in_a_warning(model, caplog):
     most = model.config.text.max_length
     word = model.tokenizer("a")["input_ids"]
     fits = " ".join(["a"] * (most - len(word) + 1))
@@ -89,7 +91,7 @@ def test_texts_that_are_cut_are_counted(model, caplog):
     assert "1 of 2 texts are longer than the model's 24 tokens and were cut, the first being 'a a" in caplog.text
 
 
-def test_a_clip_is_the_same_in_every_form(model, stereo, tmp_path):
+def test_all_forms_of_a_clip_have_the_same_embedding(model, stereo, tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, stereo, RATE, subtype="PCM_16")
     content = path.read_bytes()
@@ -132,7 +134,7 @@ def test_a_clip_is_the_same_in_every_form(model, stereo, tmp_path):
     )
 
 
-def test_several_clips_come_in_any_order_that_is_one(model, stereo, tmp_path):
+def test_several_clips_come_in_any_ordered_iterable(model, stereo, tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, stereo, RATE, subtype="PCM_16")
     mixed = [path, (stereo, RATE), {"array": stereo, "sampling_rate": RATE}]
@@ -142,11 +144,11 @@ def test_several_clips_come_in_any_order_that_is_one(model, stereo, tmp_path):
     paths = np.array([str(path), str(path)])
     assert torch.equal(model.encode_audio(paths), expected[[0, 0]])
     assert torch.equal(model.encode_audio(tmp_path.glob("*.wav")), expected[:1])
-    # Two clips, not one with its rate.
+    # Two clips, not a clip with its rate.
     assert model.encode_audio((stereo[:, 0], stereo[:, 1]), sampling_rate=RATE).shape == (2, 32)
 
 
-def test_samples_at_another_rate_are_resampled_or_called_out(model):
+def test_samples_at_another_rate_are_resampled_and_an_unknown_rate_is_warned_about(model):
     at_48 = [clip.numpy() for clip in random_clips([0.9, 1.2])]
     at_16 = [soxr.resample(clip, RATE, 16_000, quality="HQ") for clip in at_48]
     with warnings.catch_warnings(record=True) as caught:
@@ -207,13 +209,13 @@ def test_samples_at_another_rate_are_resampled_or_called_out(model):
         ([Path("/nowhere/dog.wav")], r"missing_file: audio\[0\]: /nowhere/dog.wav"),
     ],
 )
-def test_what_is_no_clip_is_refused_in_one_line(model, audio, message):
+def test_anything_but_clips_is_an_error_of_one_line(model, audio, message):
     with pytest.raises(ValueError, match=message) as refusal:
         model.encode_audio(audio)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_rate_that_contradicts_the_clips_own_is_refused(model):
+def test_contradicting_sampling_rates_are_an_error(model):
     with pytest.raises(ValueError, match=r"audio\[0\] has its own rate of 48000 Hz, but sampling_rate is 16000"):
         model.caption([(np.zeros(400), RATE)], sampling_rate=16_000)
     with pytest.raises(ValueError, match="sampling_rate is 16 Hz"):
@@ -226,7 +228,7 @@ def test_an_empty_file_is_named(model, tmp_path):
         model.encode_audio([tmp_path / "nothing.wav"])
 
 
-def test_one_clip_and_one_text_where_one_is_asked_for(model):
+def test_similarity_over_time_takes_one_clip_and_one_text(model):
     clip = random_clips([0.5])[0]
     with pytest.raises(ValueError, match="audio holds several clips; pass one"):
         model.similarity_over_time([clip, clip], "a bell", sampling_rate=16_000)
@@ -236,14 +238,14 @@ def test_one_clip_and_one_text_where_one_is_asked_for(model):
         model.similarity_over_time(clip, ["a bell"], sampling_rate=16_000)
 
 
-def test_sizes_that_would_leave_everything_out_are_refused(model):
+def test_sizes_below_one_are_an_error(model):
     with pytest.raises(ValueError, match="batch_size is -1; a batch holds at least 1 text"):
         model.encode_text(["a bell"], batch_size=-1)
     with pytest.raises(ValueError, match="max_length is 0; a caption has at least 1 token"):
         model.caption(random_clips([0.5]), sampling_rate=16_000, max_length=0)
 
 
-def test_a_probe_trains_on_embeddings(model):
+def test_embeddings_can_train_a_probe(model):
     clips = random_clips([0.3, 0.5])
     audio, text = model.encode_audio(clips, sampling_rate=16_000), model.encode_text(["a bell", "a dog"])
     dense = model.encode_audio(clips, sampling_rate=16_000, dense=True)
@@ -279,7 +281,7 @@ def test_values_do_not_depend_on_the_default_dtype(model, tmp_path, dtype):
     assert [(value.dtype, value.shape) for value in empty] == [(torch.float32, nothing)] * 2
 
 
-def test_forward_gives_the_embeddings_with_gradients(model, stereo):
+def test_forward_returns_embeddings_with_gradients(model, stereo):
     clips = random_clips([0.3, 0.5])
     texts = ["a bell", "a dog"]
     audio, text, logit_scale = model(clips, texts, sampling_rate=16_000)
@@ -336,7 +338,7 @@ def test_ddp_trains_through_forward(model):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-        for _ in range(2):  # DDP finds in the second step what went wrong in the first
+        for _ in range(2):  # DDP reports errors of the first step in the second
             model.zero_grad()
             contrastive_loss(*wrapped(clips, texts, sampling_rate=16_000)).loss.backward()
     finally:
@@ -406,7 +408,7 @@ _ARGUMENTS = st.recursive(
 @pytest.mark.filterwarnings("ignore:audio samples without a sampling rate")
 @settings(max_examples=400, deadline=None)
 @given(argument=_ARGUMENTS, rate=st.none() | _SCALARS)
-def test_whatever_is_passed_is_taken_or_refused_in_one_line(argument, rate):
+def test_any_argument_is_converted_or_is_an_error_of_one_line(argument, rate):
     try:
         for clip in split_clips(argument)[1]:
             samples = waveform(clip, 16_000, rate, torch.device("cpu"))

@@ -17,7 +17,7 @@ def encoder():
     torch.manual_seed(0)
     encoder = AudioEncoder(TINY).double()
     for parameter in encoder.parameters():
-        # Larger than at the start of training, so that attention and positions matter.
+        # Larger than initial weights, so that attention and positions affect the output.
         torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
     return encoder
 
@@ -28,13 +28,13 @@ def _encode(encoder, clips, masked=None):
     return encoder(patches, tokens, masked), tokens
 
 
-def test_a_clip_has_25_tokens_a_second_and_never_none():
+def test_a_clip_has_25_tokens_per_second_and_at_least_one_column():
     assert TINY.num_tokens(10 * 16_000) == 4 * 63
     assert TINY.num_tokens(1) == 4
     assert TINY.num_tokens(0) == 0
 
 
-def test_a_clip_is_encoded_the_same_in_any_company(encoder):
+def test_features_of_a_clip_are_independent_of_the_batch(encoder):
     clips = random_clips(SECONDS)
     packed, tokens = _encode(encoder, clips)
     for clip, features in zip(clips, packed.split(list(tokens.lengths)), strict=True):
@@ -43,20 +43,20 @@ def test_a_clip_is_encoded_the_same_in_any_company(encoder):
     torch.testing.assert_close(torch.cat(reverse.split(list(reverse_tokens.lengths))[::-1]), packed)
 
 
-def test_only_the_global_layers_see_beyond_the_window(encoder):
+def test_only_global_layers_attend_beyond_the_window(encoder):
     (clip,) = random_clips([5.0])
     changed = clip.clone()
     changed[-300:] = 0.0  # within the last column of patches
 
-    def moved(layers):
+    def changed_columns(layers):
         shallow = AudioEncoder(dataclasses.replace(TINY, audio=dataclasses.replace(TINY.audio, layers=layers))).double()
         shallow.load_state_dict(encoder.state_dict(), strict=False)
         difference = (_encode(shallow, [clip])[0] - _encode(shallow, [changed])[0]).abs().amax(1)
-        return difference.reshape(-1, 4).amax(1) > 0  # by column
+        return difference.reshape(-1, 4).amax(1) > 0  # [columns]
 
-    # Four columns of window are two to each side: two local layers carry a change in the last column four back.
-    assert moved(2).nonzero().flatten().tolist() == [27, 28, 29, 30, 31]
-    assert moved(3).all()
+    # A window of four columns has two on each side: through two local layers the last column affects four before it.
+    assert changed_columns(2).nonzero().flatten().tolist() == [27, 28, 29, 30, 31]
+    assert changed_columns(3).all()
 
 
 def test_masked_tokens_hide_their_patches(encoder):
@@ -91,7 +91,7 @@ def test_there_are_no_biases(encoder):
     assert not [name for name, _ in encoder.named_parameters() if "bias" in name]
 
 
-def test_impossible_dimensions_are_refused():
+def test_invalid_dimensions_are_an_error():
     with pytest.raises(ValueError, match=r"audio\.width \(30\)"):
         dataclasses.replace(TINY.audio, width=30)
     with pytest.raises(ValueError, match=r"mel\.n_mels \(40\)"):

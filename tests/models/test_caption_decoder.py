@@ -31,7 +31,7 @@ def _decode(decoder, ids, features):
     return decoder(ids, PackedLayout.from_lengths(CAPTIONS), features, PackedLayout.from_lengths(CLIPS))
 
 
-def test_a_token_sees_only_the_tokens_before_it(decoder):
+def test_a_token_depends_only_on_earlier_tokens(decoder):
     ids, features = _inputs()
     logits = _decode(decoder, ids, features)
     assert logits.shape == (10, 50)
@@ -41,7 +41,7 @@ def test_a_token_sees_only_the_tokens_before_it(decoder):
     assert moved.tolist() == [False, False, True, True, True] + [False] * 5
 
 
-def test_a_caption_reads_its_own_clip_and_no_other(decoder):
+def test_a_caption_depends_only_on_its_own_clip(decoder):
     ids, features = _inputs()
     logits = _decode(decoder, ids, features)
     changed = features.clone()
@@ -50,7 +50,7 @@ def test_a_caption_reads_its_own_clip_and_no_other(decoder):
     assert moved.tolist() == [False] * 5 + [True] + [False] * 4
 
 
-def test_the_readout_gets_the_hidden_states_and_the_tied_vocabulary(decoder):
+def test_readout_is_called_with_the_hidden_states_and_the_tied_vocabulary(decoder):
     ids, features = _inputs()
     layouts = PackedLayout.from_lengths(CAPTIONS), PackedLayout.from_lengths(CLIPS)
     hidden, vocabulary = decoder(ids, layouts[0], features, layouts[1], readout=lambda *arguments: arguments)

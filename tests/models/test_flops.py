@@ -1,4 +1,4 @@
-"""Counted operations against those of the products that a step really makes."""
+"""Counted FLOPs equal those of the matrix products of a real step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.training import tiny
 
 
 @pytest.mark.parametrize("shared_pass", [False, True])
-def test_projections_are_those_that_a_step_runs(shared_pass: bool) -> None:
+def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
     run = tiny.run_config()
     config, batch = run.recipe.model, tiny.batch(run, 0)
     model = PretrainingModel(config, ObjectivesConfig(shared_pass=shared_pass))
@@ -28,7 +28,7 @@ def test_projections_are_those_that_a_step_runs(shared_pass: bool) -> None:
     student, teacher = 2 - shared_pass, 1
 
     def count(size: int) -> float:
-        """With `size` words and as many prototypes."""
+        """FLOPs without attention, for `size` words and `size` prototypes."""
         sized = dataclasses.replace(
             config,
             text=dataclasses.replace(config.text, vocab_size=size),
@@ -39,16 +39,16 @@ def test_projections_are_those_that_a_step_runs(shared_pass: bool) -> None:
             counted -= ((student * 3 + teacher) if part == "audio_encoder" else 3) * attention
         return counted
 
-    # Of none, since the counter does not see these products, which lie in the losses' own ops; a count is linear in it.
+    # Extrapolated to size 0, since FlopCounterMode does not see the products inside the ops of the losses.
     counted = 2 * count(1) - count(2)
-    # No gradient by the patches themselves is needed.
+    # Patches need no gradient.
     counted -= student * 2 * 256 * config.audio.width * batch.tokens.total
-    # The two probes are projected once a step, whatever the batch.
+    # The two pooling probes are projected once per step, independent of the batch.
     counted += 3 * 2 * 2 * config.audio.width**2
     assert ran == counted
 
 
-def test_attention_visits_the_pairs_of_windows_clips_and_captions() -> None:
+def test_attention_flops_count_the_pairs_within_windows_clips_and_captions() -> None:
     config = tiny.model_config()
     config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, window_columns=2))
     tokens, words = 12, 5
@@ -59,6 +59,6 @@ def test_attention_visits_the_pairs_of_windows_clips_and_captions() -> None:
     assert flops["caption_decoder"].attention == 2 * 4 * 16 * ((words - 1) * tokens + 4 * 5 // 2)
 
 
-def test_not_one_caption_a_clip_is_an_error() -> None:
+def test_not_one_caption_per_clip_is_an_error() -> None:
     with pytest.raises(ValueError, match="2 clips and 1 captions"):
         forward_flops(tiny.model_config(), [4, 4], [3], 0)

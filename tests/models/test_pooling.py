@@ -38,6 +38,6 @@ def test_pooling_equals_torch_multi_head_attention_of_one_probe():
         torch.testing.assert_close(actual, expected)
 
 
-def test_no_sequence_gives_no_vector():
+def test_no_sequences_give_no_vectors():
     pooled = AttentionPooling(8, heads=2, mlp_ratio=2)(torch.empty(0, 8), PackedLayout.from_lengths([]))
     assert pooled.shape == (0, 8)

