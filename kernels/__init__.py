@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op: a kernel and its launcher, no autograd. Imported as `slap_fast.kernels`."""
+"""Triton kernels and their launchers, one file or folder per op, no autograd. Imported as `slap_fast.kernels`."""

@@ -1,4 +1,4 @@
-"""What every launcher asks: which device the tensors are on, and what it can do."""
+"""Shared by all launchers: the current device of a launch, and compute capability."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whatever device the tensors are on."""
+    """Make the device of `tensor` current: Triton launches on the current device, not on that of the tensors."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a GPU; that of Hopper for the interpreter, which has none."""
+    """Compute capability of a GPU; for the interpreter, which has none, that of Hopper."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

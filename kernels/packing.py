@@ -1,16 +1,16 @@
-"""Which clip a program works on, found on the device: a map from tiles to clips that costs no launch and no memory.
+"""Maps the programs of a grid to the clips of a packed batch on the device, without a launch or memory of its own.
 
-Clip n owns the tiles from `cu_seqlens[n] // BLOCK + n` up to where clip n + 1 begins. That is never fewer than
-`cdiv(length, BLOCK)`, since floor(a + b) >= floor(a) + floor(b), and in all `total // BLOCK + N`, which the host knows.
-At most one tile a clip is empty, about half a tile on average. The other ways cost more: a padded grid of
-`cdiv(max_seqlen, BLOCK) * N` programs is three quarters empty on clips of 4 to 750 tokens, and one long clip among
-5,000 short ones makes it millions; exact prefix sums need a launch and a buffer of their own before every pass.
+Clip n owns the tiles from `cu_seqlens[n] // BLOCK + n` up to the first of clip n + 1. That is at least
+`cdiv(length, BLOCK)` tiles, since floor(a + b) >= floor(a) + floor(b). In total there are `total // BLOCK + N`, which
+needs no synchronization. At most one tile per clip is empty, about half a tile on average. The alternatives cost more:
+a padded grid of `cdiv(max_seqlen, BLOCK) * N` programs is three quarters empty for clips of 4 to 750 tokens, and one
+long clip among 5,000 short ones makes it millions; exact prefix sums need a launch and a buffer before every pass.
 
-A clip's tiles begin at its first token, whatever is packed around it, so its bits do not depend on its company.
+The tiles of a clip begin at its first token, so its bits do not depend on the rest of the batch.
 
-Offsets on a GPU reach the kernels unchecked. The first is read as 0, those beyond the tensor as its end, and the tokens
-that follow the last as one more clip, which sees nothing. So every token has a tile, whatever the offsets are: a tile
-goes to the last clip that begins at or before it, which is the owner of each token that no later clip claims.
+Offsets on a GPU are not validated. The first is read as 0, offsets beyond the tensor as its end, and the tokens after
+the last offset as one more clip, which sees nothing. Thus every token has a tile for any offsets: a tile belongs to the
+last clip that begins at or before it, and that clip owns every token that no later clip claims.
 """
 
 import triton
@@ -18,7 +18,7 @@ import triton.language as tl
 
 
 def tile_count(total: int, clips: int, block: int) -> int:
-    """Tiles of `block` tokens that hold `clips` clips of `total` tokens, however they are split, and what follows."""
+    """Upper bound of the tiles of `block` tokens for `clips` clips of `total` tokens and the tokens after the last."""
     return total // block + clips + 1
 
 
@@ -31,7 +31,7 @@ def find_clip(
     BLOCK: tl.constexpr,
     FAN: tl.constexpr = 512,
 ) -> tl.tensor:
-    """The clip that owns `tile`, `clips` for what follows the last: FAN are looked at at once, without a search."""
+    """Index of the clip that owns `tile`; `clips` for the tokens after the last. Scans FAN offsets at a time."""
     found = 0
     for start in range(0, clips + 1, FAN):
         candidates = start + tl.arange(0, FAN)
@@ -46,7 +46,7 @@ def find_clip(
 def clip_extent(
     cu_seqlens: tl.tensor, clip: tl.tensor, clips: tl.tensor, total: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """First token and length of a clip, held inside the tensor; clip number `clips` is what follows the last."""
+    """First token and length of a clip, clamped to the tensor; index `clips` means the tokens after the last clip."""
     begin = tl.load(cu_seqlens + clip)
     end = tl.load(cu_seqlens + clip + 1, mask=clip < clips, other=total)
     begin = tl.where(clip == 0, 0, tl.minimum(tl.maximum(begin, 0), total))
@@ -62,9 +62,10 @@ def find_rows(
     total_columns: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """What a program of the grid's axis 0 works on: its first row in the clip, then the clip's rows and columns.
+    """Tile of a program on axis 0 of the grid: its first row in the clip, then the clip's rows and columns.
 
-    Both as first token and length. The first row may lie beyond the last: then the tile is empty.
+    Rows and columns are each given as first token and length. If the first row is not below the length of the rows, the
+    tile is empty.
     """
     tile = tl.program_id(0)
     clip = find_clip(cu_rows, clips, total_rows, tile, BLOCK)
@@ -83,7 +84,7 @@ def load_rows(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> tl.tensor:
-    """`[ROWS, BLOCK_D]` from `base` on, 0 from row `present` on and beyond HEAD_DIM channels."""
+    """`[ROWS, BLOCK_D]` at `base`; 0 for rows >= `present` and channels >= HEAD_DIM."""
     rows = tl.arange(0, ROWS)[:, None]
     channels = tl.arange(0, BLOCK_D)[None, :]
     mask = rows < present
@@ -102,7 +103,7 @@ def store_rows(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """The first `present` rows and HEAD_DIM channels of `[ROWS, BLOCK_D]`, in the dtype of `base`."""
+    """Stores the first `present` rows and HEAD_DIM channels of `tile`, `[ROWS, BLOCK_D]`, in the dtype of `base`."""
     rows = tl.arange(0, ROWS)[:, None]
     channels = tl.arange(0, BLOCK_D)[None, :]
     mask = rows < present

@@ -1,10 +1,11 @@
-"""Named variants of the kernels, where only a measurement on a GPU can choose: the first of each tuple is the default.
+"""Named variants of the kernels, to be chosen by measurement on a GPU. The first of each tuple is the default.
 
-    with variants.use(attention_forward="128x64"):
+    with variants.use(attention_forward_global="128x64"):
         step()
 
-A launcher asks `chosen(name)` at each launch. `python -m benchmarks.gpu_round` times every variant; to promote one,
-move it to the front. The choice holds for the whole process, not for a thread: autograd runs the backward in its own.
+Tiles are named rows x columns of the scores, for attention queries x keys. Launchers call `chosen` at each launch.
+`python -m benchmarks.gpu_round` times every variant; to make one the default, move it to the front. A choice holds for
+the whole process, not for a thread: autograd runs the backward in a thread of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ _chosen: dict[str, str] = {}
 
 
 def chosen(name: str) -> str:
-    """The variant of `name` that launches take now."""
+    """The variant of `name` that launches use now."""
     return _chosen.get(name, VARIANTS[name][0])
 
 
 @contextmanager
 def use(**choices: str) -> Iterator[None]:
-    """Take the named variants inside the block. For benchmarks and tests.
+    """Use the given variants inside the block. For benchmarks and tests.
 
     Raises:
         ValueError: an unknown name or variant.
@@ -43,7 +44,7 @@ def use(**choices: str) -> Iterator[None]:
     for name, variant in choices.items():
         if variant not in VARIANTS.get(name, ()):
             known = "; ".join(f"{key}: {', '.join(values)}" for key, values in sorted(VARIANTS.items()))
-            raise ValueError(f"there is no variant {name}={variant!r}; there are {known or 'none'}")
+            raise ValueError(f"no variant {name}={variant!r}; choose one of {known or 'none'}")
     before = dict(_chosen)
     _chosen.update(choices)
     try:

@@ -1,17 +1,19 @@
-"""Packed attention in Triton, after FlashAttention-2 (arXiv 2307.08691): launchers of the forward and the backward.
+"""Packed attention in Triton after FlashAttention-2 (arXiv 2307.08691): launchers of the forward and the backward.
 
-The floor on an H200 (4.8 TB/s, 990 TFLOP/s dense in bfloat16), per 100,000 tokens of 12 x 64 channels in bfloat16:
+Lower bounds of the time on an H200 (4.8 TB/s, 990 TFLOP/s dense bfloat16) for 100,000 bfloat16 tokens of 12 x 64
+channels:
 
-- Forward moves q, k, v and out, 0.61 GB: 128 us. In a window of 97 its products are 30 GFLOP: 30 us, so memory decides.
-  Clips of 750 tokens without a window are 230 GFLOP: 233 us at peak, 580 us at the 400 TFLOP/s that Triton was measured
-  at for 64 channels on an H100 (FlashAttention-3, arXiv 2407.08608), where exponentials cost as much as products.
-- Backward moves three times as much in its two kernels, 384 us. They compute seven products where five are needed, the
-  price of having no atomics: 105 us in the window, 820 us at peak for 750 tokens.
-- The 16 clips of the benchmark (3,036 tokens) move 19 MB: 4 us, as much as a launch takes. Hence one launch
-  forward, two backward, and no kernel that prepares anything: packing.py says how a program finds its clip.
+- The forward moves q, k, v and out, 0.61 GB: 128 us. With a window of 97 tokens its products are 30 GFLOP, 30 us: it is
+  memory-bound. Clips of 750 tokens without a window are 230 GFLOP: 233 us at peak, 580 us at the 400 TFLOP/s measured
+  for Triton with 64 channels on an H100 (FlashAttention-3, arXiv 2407.08608), where exponentials cost as much as
+  products.
+- The backward moves three times as much in its two kernels, 384 us. Without atomics it computes seven products instead
+  of five: 105 us with the window, 820 us at peak for 750 tokens.
+- The 16 clips of the benchmark (3,036 tokens) move 19 MB: 4 us, about one launch. Hence one launch forward, two
+  backward, and no preparatory kernel: see packing.py for how a program finds its clip.
 
-float32 is computed in three TF32 products: by simulation their error in the output is 1.3 times that of PyTorch's dense
-attention in float32, even if tensor cores truncate each partial sum; plain FMA would take the tensor cores out of use.
+float32 is computed as three TF32 products. In simulation the error of the output is 1.3 times that of PyTorch's dense
+attention in float32, even if tensor cores truncate each partial sum. Plain FMA would not use the tensor cores.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from slap_fast.kernels.attention.forward_kernels import forward_kernel
 from slap_fast.kernels.attention.tiles import Tile, tile_for
 from slap_fast.kernels.packing import tile_count
 
-# Above any length, and far enough from the end of int32 that position + window does not pass it.
+# Above any length, and small enough that position + window does not overflow int32.
 _UNLIMITED = 1 << 30
-# Stands for a scale of 0, which would make NaN of the -inf of what a query does not see.
+# Replaces a scale of 0, which would turn the -inf of hidden keys into NaN.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
-class _Call:
-    """What the launches of one call share."""
+class _Launch:
+    """Settings shared by the launches of one call."""
 
     def __init__(self, q: Tensor, k: Tensor, left: int, right: int) -> None:
         self.left, self.right = min(left, _UNLIMITED), min(right, _UNLIMITED)
@@ -64,14 +66,14 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, left: int, right: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`[Tq, H, D]` in the dtype of `q` and `[H, Tq]` float32; the last stride of each input is 1."""
-    if scale < 0:  # the kernel takes the largest of a row before it scales
+    if scale < 0:  # the kernel takes the maximum of a row before it scales
         return forward(-q, k, v, cu_seqlens_q, cu_seqlens_k, left, right, -scale)
     total, heads, _ = q.shape
     clips = cu_seqlens_q.shape[0] - 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, total, dtype=torch.float32, device=q.device)
-    call = _Call(q, k, left, right)
-    tile = call.tile("forward")
+    shared = _Launch(q, k, left, right)
+    tile = shared.tile("forward")
     tiles = tile_count(total, clips, tile.queries)
     if total == 0:
         return out, lse
@@ -79,7 +81,7 @@ def forward(
         forward_kernel[(tiles, heads)](
             q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], total,
-            clips, total, k.shape[0], call.left, call.right, max(scale, _SMALLEST_SCALE), **call.constants(tile),
+            clips, total, k.shape[0], shared.left, shared.right, max(scale, _SMALLEST_SCALE), **shared.constants(tile),
         )  # fmt: skip
     return out, lse
 
@@ -109,22 +111,22 @@ def backward(
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_k = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    facts = torch.empty(heads, total_q, 4, dtype=torch.float32, device=q.device)
-    call = _Call(q, k, left, right)
-    arguments = (total_q, clips, total_q, total_k, call.left, call.right, max(scale, _SMALLEST_SCALE))
+    row_stats = torch.empty(heads, total_q, 4, dtype=torch.float32, device=q.device)
+    shared = _Launch(q, k, left, right)
+    arguments = (total_q, clips, total_q, total_k, shared.left, shared.right, max(scale, _SMALLEST_SCALE))
     with launch.on_device_of(q):
         if total_q:
-            tile = call.tile("grad_q")
+            tile = shared.tile("grad_q")
             grad_q_kernel[(tile_count(total_q, clips, tile.queries), heads)](
-                q, k, v, out, grad_out, grad_lse, lse, facts, grad_q, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, out, grad_out, grad_lse, lse, row_stats, grad_q, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *grad_out.stride()[:2],
-                *grad_q.stride()[:2], *arguments, **call.constants(tile),
+                *grad_q.stride()[:2], *arguments, **shared.constants(tile),
             )  # fmt: skip
         if total_k:
-            tile = call.tile("grad_kv")
+            tile = shared.tile("grad_kv")
             grad_kv_kernel[(tile_count(total_k, clips, tile.keys), kv_heads)](
-                q, k, v, grad_out, facts, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
+                q, k, v, grad_out, row_stats, grad_k, grad_v, cu_seqlens_q, cu_seqlens_k,
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2], *grad_k.stride()[:2],
-                *arguments, **call.constants(tile),
+                *arguments, **shared.constants(tile),
             )  # fmt: skip
     return grad_q, grad_k, grad_v

@@ -1,10 +1,10 @@
-"""Backward kernels of packed attention: dQ (and delta) by tiles of queries, then dK and dV by tiles of keys.
+"""Backward kernels of packed attention: dQ and row statistics by tiles of queries, then dK and dV by tiles of keys.
 
-Each gradient is summed by one program in one order: no atomics, the same bits from run to run. What the dK and dV
-kernel wants to know of a row comes from the dQ kernel, which holds it anyway: the log-sum-exp in base 2, finite where a
-row sees nothing, and delta, the row sum of dO * O, for which a pass of its own would read both tensors once more. They
-lie in four floats a row, two of them 0: tensors of fewer than 128 numbers Triton 3.6 copies by 4 bytes, in each thread
-those that it needs, which makes the loop a quarter longer.
+Each gradient is summed by one program in a fixed order: no atomics, the same bits from run to run. The dQ kernel also
+writes the two statistics per row that the dK, dV kernel needs: the log-sum-exp in base 2 (finite where a row sees no
+key), and delta, the row sum of dO * O minus the gradient of the log-sum-exp, for which a separate pass would read both
+tensors again. They are stored as four floats per row, two of them 0: Triton 3.6 copies tensors of fewer than 128
+elements by 4 bytes, redundantly in each thread, which makes the loop a quarter longer.
 """
 
 import triton
@@ -23,7 +23,7 @@ def grad_q_kernel(
     grad_out: tl.tensor,
     grad_lse: tl.tensor,
     lse: tl.tensor,
-    facts: tl.tensor,
+    row_stats: tl.tensor,
     grad_q: tl.tensor,
     cu_seqlens_q: tl.tensor,
     cu_seqlens_k: tl.tensor,
@@ -64,7 +64,7 @@ def grad_q_kernel(
         return
     begin_q += first
     present = tl.minimum(length_q - first, BLOCK_Q)
-    first += length_k - length_q  # from here on, queries are named by where they stand among the keys
+    first += length_k - length_q  # from here on, the position of a query among the keys
     rows = tl.arange(0, BLOCK_Q)
     seen_first, seen_following = row_bounds(first + rows, length_k, left, right, HAS_LEFT, HAS_RIGHT)
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_k, left, right, HAS_LEFT, HAS_RIGHT)
@@ -84,8 +84,8 @@ def grad_q_kernel(
     row_lse = tl.load(lse + row_offset + rows, mask=rows < present, other=0.0)
     row_lse = tl.where(row_lse == float("-inf"), 0.0, row_lse * 1.4426950408889634)
     field = tl.arange(0, 4)[None, :]
-    row_facts = tl.where(field == 0, row_lse[:, None], tl.where(field == 1, row_delta[:, None], 0.0))
-    tl.store(facts + 4 * (row_offset + rows)[:, None] + field, row_facts, mask=(rows < present)[:, None])
+    stats = tl.where(field == 0, row_lse[:, None], tl.where(field == 1, row_delta[:, None], 0.0))
+    tl.store(row_stats + 4 * (row_offset + rows)[:, None] + field, stats, mask=(rows < present)[:, None])
     log2_scale = scale * 1.4426950408889634
 
     accumulator = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
@@ -114,7 +114,7 @@ def grad_kv_kernel(
     k: tl.tensor,
     v: tl.tensor,
     grad_out: tl.tensor,
-    facts: tl.tensor,
+    row_stats: tl.tensor,
     grad_k: tl.tensor,
     grad_v: tl.tensor,
     cu_seqlens_q: tl.tensor,
@@ -154,9 +154,9 @@ def grad_kv_kernel(
         return
     begin_k += first
     present = tl.minimum(length_k - first, BLOCK_K)
-    first += length_q - length_k  # from here on, keys are named by where they stand among the queries
+    first += length_q - length_k  # from here on, the position of a key among the queries
     rows = first + tl.arange(0, BLOCK_K)
-    # What a query sees to its left sees that query to its right.
+    # Keys see queries through the mirrored window: left and right are swapped.
     seen_first, seen_following = row_bounds(rows, length_q, right, left, HAS_RIGHT, HAS_LEFT)
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_q, right, left, HAS_RIGHT, HAS_LEFT)
 
@@ -166,7 +166,7 @@ def grad_kv_kernel(
     v_tile = load_rows(v, stride_vt, present, HEAD_DIM, BLOCK_D, BLOCK_K)
     q += tl.cast(begin_q, tl.int64) * stride_qt + head * GROUP * stride_qh
     grad_out += tl.cast(begin_q, tl.int64) * stride_gt + head * GROUP * stride_gh
-    facts += 4 * (head * GROUP * stride_lh + begin_q)
+    row_stats += 4 * (head * GROUP * stride_lh + begin_q)
     log2_scale = scale * 1.4426950408889634
 
     sum_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -180,12 +180,12 @@ def grad_kv_kernel(
             queries = start + columns
             q_tile = load_rows(q_block, stride_qt, length_q - start, HEAD_DIM, BLOCK_D, BLOCK_Q)
             grad_tile = load_rows(grad_block, stride_gt, length_q - start, HEAD_DIM, BLOCK_D, BLOCK_Q)
-            # Beyond the clip queries and gradients read as 0, and add 0 as long as lse and delta are finite.
-            row_facts = tl.load(facts + 4 * queries[:, None] + field, mask=(queries < length_q)[:, None], other=0.0)
-            even, odd = tl.split(row_facts.reshape(BLOCK_Q, 2, 2))
+            # Beyond the clip, queries and gradients are loaded as 0 and add 0, since lse and delta are finite.
+            stats = tl.load(row_stats + 4 * queries[:, None] + field, mask=(queries < length_q)[:, None], other=0.0)
+            even, odd = tl.split(stats.reshape(BLOCK_Q, 2, 2))
             row_lse, _unused = tl.split(even)
             row_delta, _unused = tl.split(odd)
-            # Transposed, so that the products that follow take them as they lie.
+            # Transposed, as the following products need them.
             scores = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
             if not BRANCH or (start < inner) | (start + BLOCK_Q > outer):
                 scores = hide(scores, start, seen_first, seen_following, HAS_RIGHT, BLOCK_Q)
@@ -198,7 +198,7 @@ def grad_kv_kernel(
             grad_block += BLOCK_Q * stride_gt
         q += stride_qh
         grad_out += stride_gh
-        facts += 4 * tl.cast(stride_lh, tl.int64)
+        row_stats += 4 * tl.cast(stride_lh, tl.int64)
 
     grad_k += tl.cast(begin_k, tl.int64) * stride_dt + head * stride_dh
     grad_v += tl.cast(begin_k, tl.int64) * stride_dt + head * stride_dh

@@ -1,4 +1,4 @@
-"""Forward kernel of packed attention: one program a tile of queries and a head, an online softmax over its keys."""
+"""Forward kernel of packed attention: one program per query tile and head, with an online softmax over its keys."""
 
 import triton
 import triton.language as tl
@@ -16,9 +16,10 @@ def key_range(
     HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Bounds of the columns that rows `first..last` see: some row those in `begin..end`, every row `inner..outer`.
+    """Bounds `(begin, inner, outer, end)` of the columns that rows `first` to `last`, inclusive, see.
 
-    Rows are positions among the columns, `last` included; `end` and `outer` are not. Either range may be empty.
+    Some row sees each column in [begin, end), every row sees all columns in [inner, outer); either range may be empty.
+    Rows are given by their position among the columns.
     """
     begin = 0
     inner = 0
@@ -42,9 +43,10 @@ def row_bounds(
     HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The first column that each row sees, and how many follow it; a row that sees none begins beyond all columns.
+    """The first column that each row sees, and the count of visible columns after it.
 
-    Without a left side all begin at 0, and what follows may be negative.
+    For a row that sees none, the first is beyond all columns. Without a left limit, the first is 0 and the count may be
+    negative.
     """
     last = tl.zeros_like(rows) + (length - 1)
     if HAS_RIGHT:
@@ -65,10 +67,10 @@ def hide(
     HAS_LEFT: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> tl.tensor:
-    """-inf where a row does not see a column, `start` and those after it, by `row_bounds`."""
+    """`scores` of the columns from `start`, with -inf where a row does not see a column, given `row_bounds`."""
     columns = tl.arange(0, COLUMNS)[None, :]
     if HAS_LEFT:
-        # One comparison for both sides: what lies to the left wraps around.
+        # One unsigned comparison for both sides: columns to the left wrap around.
         place = (columns + (start - first)[:, None]).to(tl.uint32, bitcast=True)
         return tl.where(place <= following.to(tl.uint32, bitcast=True)[:, None], scores, float("-inf"))
     return tl.where(columns <= (following - start)[:, None], scores, float("-inf"))
@@ -116,10 +118,10 @@ def forward_kernel(
         return
     begin_q += first
     present = tl.minimum(length_q - first, BLOCK_Q)
-    first += length_k - length_q  # from here on, queries are named by where they stand among the keys
+    first += length_k - length_q  # from here on, the position of a query among the keys
     rows = tl.arange(0, BLOCK_Q)
     seen_first, seen_following = row_bounds(first + rows, length_k, left, right, HAS_LEFT, HAS_RIGHT)
-    scale *= 1.4426950408889634  # log2(e): the hardware has no exp, but exp2
+    scale *= 1.4426950408889634  # log2(e): the hardware has exp2, not exp
     lowest, inner, outer, highest = key_range(first, first + present - 1, length_k, left, right, HAS_LEFT, HAS_RIGHT)
 
     q += tl.cast(begin_q, tl.int64) * stride_qt + head * stride_qh
@@ -136,9 +138,9 @@ def forward_kernel(
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
         if not BRANCH or (start < inner) | (start + BLOCK_K > outer):
             scores = hide(scores, start, seen_first, seen_following, HAS_LEFT, BLOCK_K)
-        # The scale is positive, and what it multiplies below is one instruction with the subtraction.
+        # The scale is positive. Below, its product and the subtraction are one instruction.
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
-        # A row that has seen no key yet: -inf minus -inf would be NaN.
+        # For a row that has seen no key yet, -inf minus -inf would be NaN.
         reference = tl.where(new_max == float("-inf"), 0.0, new_max)
         weights = tl.exp2(scores * scale - reference[:, None])
         decay = tl.exp2(row_max - reference)

@@ -1,7 +1,7 @@
-"""Launches turned into cross-compilation: what ptxas makes of a kernel for a GPU that is not here.
+"""Cross-compilation of Triton kernels: registers, spills and shared memory for a GPU that this machine lacks.
 
-Inside `cross_compile(capability)` a launcher runs on CPU tensors as it stands. Each of its launches compiles, with the
-arguments' own types, strides and alignments, and runs nothing. Triton caches what it compiled.
+Inside `cross_compile(capability)` launchers take CPU tensors. A launch compiles its kernel for the types, strides and
+alignments of the arguments, and runs nothing. Triton caches the compiled kernels.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOC
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as it would run.
+    """One compiled kernel.
 
     Attributes:
         name: of the kernel function.
-        registers: of a thread.
-        local: bytes of a thread in local memory, spills and stack alike.
-        shared: bytes of a block in shared memory.
-        threads: of a block.
-        ptx: its text.
-        hash: of all that the compiler was given.
-        cubin: what the GPU would load.
+        registers: per thread.
+        local: bytes of local memory per thread, for spills and stack.
+        shared: bytes of shared memory per block.
+        threads: per block.
+        ptx: PTX text.
+        hash: of all inputs of the compiler.
+        cubin: binary for the GPU.
     """
 
     name: str
@@ -55,16 +55,16 @@ class Compiled:
 
     @functools.cached_property
     def sass(self) -> str:
-        """The machine's instructions, as cuobjdump writes them."""
+        """Machine instructions, as printed by cuobjdump."""
         return _cuobjdump("-sass", self.cubin)
 
     def count(self, instruction: str) -> int:
-        """Instructions of the SASS whose name is `instruction` or begins with it and a dot."""
+        """Number of SASS instructions named `instruction`, with or without suffixes after a dot."""
         return len(re.findall(rf"\b{re.escape(instruction)}(?![\w])", self.sass))
 
 
 class _AbsentGPU:
-    """As much of a Triton driver as compiling asks for."""
+    """The part of a Triton driver that compilation uses."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self._target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
@@ -73,7 +73,7 @@ class _AbsentGPU:
         return self._target
 
     def get_current_device(self) -> int:
-        return self._target.arch  # each architecture has a cache of its own
+        return self._target.arch  # one kernel cache per architecture
 
     def get_current_stream(self, _device: int) -> int:
         return 0
@@ -81,7 +81,7 @@ class _AbsentGPU:
 
 @contextmanager
 def cross_compile(capability: tuple[int, int]) -> Iterator[list[Compiled]]:
-    """The list that is given grows by one entry a launch, whether it compiled anew or not."""
+    """Yields a list that gets one entry per launch, also if the kernel was already compiled."""
     launched: list[Compiled] = []
     run = JITFunction.run
 

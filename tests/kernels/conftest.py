@@ -1,4 +1,4 @@
-"""What the interpreted tests of the losses share."""
+"""Fixtures of the interpreted tests of the losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that parts are folded, and products summed, over several blocks both ways."""
+    """Small blocks, so that partial results are combined over several blocks in both dimensions."""
     from slap_fast.kernels.scores import blocks as score_blocks
     from slap_fast.kernels.scores import parts as score_parts
     from slap_fast.kernels.scores import products as score_products
@@ -22,7 +22,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written reads as NaN."""
+    """Uninitialized memory reads as NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Kernels against the oracles on a machine without a GPU: the modules of interpreted/, each in a process of its own.
+"""Runs the test modules in interpreted/, which compare kernels with the oracles without a GPU, each in its own process.
 
-Triton decides when a kernel is defined whether it is compiled or interpreted, so this process cannot do both.
+Triton decides when a kernel is defined whether it is compiled or interpreted, so one process cannot do both.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from slap_fast.kernels import attention as kernels
 from slap_fast.kernels import variants
-from slap_fast.kernels.attention.tiles import _CANDIDATES
+from slap_fast.kernels.attention.tiles import _VARIANTS
 from slap_fast.ops import PackedLayout
 from slap_fast.ops.attention import backend_triton as backend
 from tests.kernels._compile import Compiled, cross_compile
@@ -27,7 +27,7 @@ def _compile(
     window: tuple[int, int] = NARROW,
     group: int = 1,
 ) -> list[Compiled]:
-    """The kernels of forward and backward, in the order of their launches."""
+    """The kernels of forward and backward, in launch order."""
     layout = PackedLayout.from_lengths(lengths)
     qkv = torch.empty(layout.total, 3, 2 * group, head_dim, dtype=dtype)
     q, k, v = qkv[:, 0], qkv[:, 1, :2], qkv[:, 2, :2]
@@ -40,7 +40,7 @@ def _compile(
 
 
 class Ceiling(NamedTuple):
-    """Registers of a thread and KiB of shared memory of a block, for forward, dQ, dK and dV."""
+    """Registers per thread and KiB of shared memory per block, of the forward, the dQ, and the dK, dV kernel."""
 
     registers: tuple[int, int, int]
     shared: tuple[int, int, int]
@@ -48,7 +48,8 @@ class Ceiling(NamedTuple):
 
 _TOO_FEW_ROWS = ("grad_kv_kernel", 256)
 
-# A multiprocessor has 65,536 registers: 128 each for 128 threads let four programs run on one, 168 three, 255 two.
+# A multiprocessor has 65,536 registers: with 128 threads per program, 128 registers allow four concurrent programs, 168
+# three, 255 two.
 CASES = {
     ((9, 0), NARROW, 64, torch.bfloat16, 1): Ceiling((168, 168, 168), (40, 48, 33)),
     ((9, 0), GLOBAL, 64, torch.bfloat16, 1): Ceiling((128, 168, 255), (48, 48, 50)),
@@ -79,10 +80,10 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(
         if dtype != torch.float32:
             warpgroups = capability == (9, 0) and (kernel.name, head_dim) != _TOO_FEW_ROWS
             assert ("wgmma.mma_async" if warpgroups else "mma.sync") in kernel.ptx, kernel
-            assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
+            assert "cp.async" in kernel.ptx, kernel  # asynchronous loads
 
 
-# Registers of a thread: what lets as many warps run at once on a multiprocessor as the table of tiles counts on.
+# Registers per thread that allow the number of concurrent warps assumed in kernels/attention/tiles.py.
 VARIANT_CEILINGS = {
     "attention_forward_global": {"128x64": 128, "128x128": 255, "64x128": 255, "64x64": 168},
     "attention_forward_local": {"64x64": 168, "64x32": 128},
@@ -96,7 +97,7 @@ VARIANT_CEILINGS = {
 @pytest.mark.parametrize(
     ("name", "variant"), [(name, variant) for name, ceilings in VARIANT_CEILINGS.items() for variant in ceilings]
 )
-def test_no_variant_spills_and_each_stores_by_the_vector(name: str, variant: str) -> None:
+def test_no_variant_spills_and_each_stores_vectors(name: str, variant: str) -> None:
     with variants.use(**{name: variant}):
         launched = _compile((9, 0), [100, 28], window=NARROW if name.endswith("local") else GLOBAL)
     (kernel,) = [kernel for kernel in launched if kernel.name.removesuffix("_kernel") in name]
@@ -104,12 +105,12 @@ def test_no_variant_spills_and_each_stores_by_the_vector(name: str, variant: str
     assert kernel.registers <= VARIANT_CEILINGS[name][variant], kernel
     assert "wgmma.mma_async" in kernel.ptx, kernel
     assert "st.global.v4" in kernel.ptx, kernel
-    # At most one copy of 4 bytes a step, before the loop and in it.
+    # At most one copy of 4 bytes per step, before and in the loop.
     assert len(re.findall(r"cp\.async\.\w+\.shared\.global .*, 0x4, ", kernel.ptx)) <= 2, kernel
 
 
 def test_every_variant_has_a_tile_and_the_first_is_the_default() -> None:
-    assert {name: tuple(tiles) for name, tiles in _CANDIDATES.items()} == {
+    assert {name: tuple(tiles) for name, tiles in _VARIANTS.items()} == {
         name: names for name, names in variants.VARIANTS.items() if name.startswith("attention")
     }
     for name, ceilings in VARIANT_CEILINGS.items():
@@ -117,14 +118,14 @@ def test_every_variant_has_a_tile_and_the_first_is_the_default() -> None:
 
 
 @pytest.mark.slow
-def test_other_lengths_and_counts_of_clips_compile_nothing_anew() -> None:
+def test_other_lengths_and_numbers_of_clips_recompile_nothing() -> None:
     first = _compile((9, 0), [100, 28])
     for lengths in ([1], [16] * 16, [3, 0, 5], [750] * 9):
         again = _compile((9, 0), lengths)
         assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
 
 
-def test_what_the_kernels_cannot_serve_is_named() -> None:
+def test_a_call_that_the_kernels_cannot_serve_is_refused_with_the_reason() -> None:
     def reason(dtype: torch.dtype, head_dim: int, device: str = "cuda") -> str:
         return backend.rejects(device=torch.device(device), dtype=dtype, head_dim=head_dim) or ""
 
