@@ -82,7 +82,7 @@ def synthetic_clip(split: Split, index: int, seed: int) -> SyntheticClip:
         raise ValueError(f"split is {split!r}; choose 'train' or 'validation'")
     for name, value in (("index", index), ("seed", seed)):
         if not 0 <= value < 2**64:
-            raise ValueError(f"{name} is {value}; it must lie in [0, 2**64)")
+            raise ValueError(f"{name} is {value}; it must be in [0, 2**64)")
     rng = generator(seed, index, SPLIT_STREAMS[split])
     order = validation_order(seed) if split == "validation" else ()
     scene = draw_scene(order[index % len(order)] if order else draw_training(rng), rng)

@@ -31,7 +31,7 @@ __all__ = ["INDEX_DTYPE", "ClipIndex", "DatasetError", "StoredClip"]
 
 _PART = 1 << 18
 _ROWS = 1024
-# The two files of a clip are read in one request if at most this many bytes lie between them (a tar header is 512 to
+# The two files of a clip are read in one request if at most this many bytes are between them (a tar header is 512 to
 # 1,536 bytes).
 _GAP = 1 << 16
 # Bound on the size of an audio file: 4 bytes per sample uncompressed, plus room for pictures and tags.

@@ -38,7 +38,7 @@ class MaskSampler:
                 raise ValueError(f"augmentation.{name} is {getattr(settings, name)}; it must not be negative")
         for name in ("time_mask_fraction", "masked_fraction"):
             if not 0.0 <= getattr(settings, name) <= 1.0:
-                raise ValueError(f"augmentation.{name} is {getattr(settings, name)}; it must lie in [0, 1]")
+                raise ValueError(f"augmentation.{name} is {getattr(settings, name)}; it must be in [0, 1]")
         self._settings = settings
         self._seed = seed
 

@@ -181,7 +181,7 @@ class WavCaps(TableSource):
                 yield origin, subset, row
 
     def _find(self, stem: str, subset: str) -> list[str]:
-        """Where the clip may lie, relative to the root."""
+        """Candidate audio files of a clip, relative to the root."""
         found = self._finder.by_stem.get(stem, [])
         own = [file for file in found if self._owner(file) == subset]
         if not own:

@@ -40,7 +40,7 @@ def keyed_generator(seed: int, purpose: Purpose, first: int, second: int = 0) ->
     """
     for value in (seed, first, second):
         if not 0 <= value < 2**64:
-            raise ValueError(f"{value} cannot key a random stream; seeds, steps and clips must lie in [0, 2^64)")
+            raise ValueError(f"{value} cannot key a random stream; seeds, steps and clips must be in [0, 2^64)")
     # uint64 arrays: NumPy converts a list of Python integers of 2^63 and more to floats.
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, first, second], dtype=np.uint64)

@@ -115,7 +115,7 @@ def test_a_second_iteration_starts_again(index: ClipIndex, tokenizer: PreTrained
 
 
 class ReadSpy:
-    """An index that remembers whose audio and captions were read."""
+    """An index that records which clips were read."""
 
     def __init__(self, index: ClipIndex) -> None:
         self._index = index
