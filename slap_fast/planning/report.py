@@ -78,21 +78,21 @@ def as_text(plan: Plan) -> str:
     schedule = request.config.recipe.schedule
     lines = [
         f"{request.devices} x {device.name}, {'bf16' if plan.bf16 else 'fp32'}; "
-        f"batch {schedule.batch_size:,}, {plan.rank_batch_size:,} clips a device",
+        f"batch {schedule.batch_size:,}, {plan.rank_batch_size:,} clips per device",
         f"clips: {workload.origin}; {workload.mean:.1f} s on average, {workload.longest:.1f} s at most, "
         f"captions of {workload.caption_tokens} tokens",
         f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher",
         "",
-        f"peak memory of a device in GB, * where it fits in {request.options.usable_memory:.0%} of "
+        f"peak memory per device in GB; * fits in {request.options.usable_memory:.0%} of "
         f"{device.memory.value / 1e9:.1f} GB",
         *_table(plan),
         "",
     ]
     if plan.recommended is None:
         lines.append(
-            "nothing fits: take more devices, a smaller schedule.batch_size, or training.offload_optimizer=true"
+            "nothing fits: use more devices, a smaller schedule.batch_size, or training.offload_optimizer=true"
         )
-        lines.append("as the recipe says, it would be")
+        lines.append("with the settings of the recipe:")
     else:
         lines += ["recommended, the fastest that fits:", f"  {command(plan)}"]
     return "\n".join([*lines, *_details(plan), "", *_figures(plan)])
@@ -126,18 +126,18 @@ def _details(plan: Plan) -> list[str]:
         f"{name} {value * 1e3:,.1f}" for name, value in dataclasses.asdict(time).items() if value >= 5e-5
     )
     lines = [
-        f"  memory   {best.peak / 1e9:.1f} GB at the peak, {request.device.overhead.value / 1e9:.1f} of it no tensors; "
-        f"tensors: {named}"
+        f"  memory   peak of {best.peak / 1e9:.1f} GB, {request.device.overhead.value / 1e9:.1f} of it outside the "
+        f"tensors; tensors: {named}"
     ]
     if memory.host:
-        lines.append(f"  host     {memory.host / 1e9:.1f} GB of its memory for each device")
+        lines.append(f"  host     {memory.host / 1e9:.1f} GB of host memory per device")
     return [
         *lines,
         f"  step     {time.total * 1e3:,.1f} ms: {seconds}",
-        f"  speed    {clips:,.0f} clips/s, {clips * plan.workload.mean:,.0f} s of audio a second, "
-        f"{utilization(plan):.0%} of the peak in useful operations",
+        f"  speed    {clips:,.0f} clips/s, {clips * plan.workload.mean:,.0f} s of audio/s, "
+        f"{utilization(plan):.0%} model FLOPs utilization",
         f"  run      {schedule.steps:,} steps in {_span(schedule.steps * time.total)}",
-        f"  storage  {storage / request.devices / 1e6:,.1f} MB/s a device, {storage / 1e6:,.1f} MB/s in all",
+        f"  storage  {storage / request.devices / 1e6:,.1f} MB/s per device, {storage / 1e6:,.1f} MB/s in total",
     ]
 
 
@@ -149,7 +149,7 @@ def _span(seconds: float) -> str:
 
 
 def _figures(plan: Plan) -> list[str]:
-    lines = ["figures of the device (operations, bytes and seconds)"]
+    lines = ["device figures (FLOP/s, bytes, seconds)"]
     for name, figure in plan.request.device.figures().items():
         lines.append(f"  {name:<16}  {figure.value:>9.3g}  {figure.kind}: {figure.origin}")
     return lines

@@ -134,7 +134,7 @@ def test_a_plan_prints_the_origin_of_each_figure(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "nominal: data sheet" in printed
     assert "assumed: nothing of this code has been measured on it" in printed
-    assert "16 clips a device" in printed
+    assert "16 clips per device" in printed
 
 
 @pytest.mark.parametrize("key", yaml.safe_load(PATH.read_text()))
