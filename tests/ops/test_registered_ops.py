@@ -166,5 +166,5 @@ def test_turning_a_tensor_twice_is_refused(name: str) -> None:
 
 def test_a_convention_of_other_frames_is_refused() -> None:
     other = MelConfig(n_mels=8, n_fft=64, win_length=64, hop_length=32).serialized
-    with pytest.raises(ValueError, match="by the convention it is"):
+    with pytest.raises(ValueError, match="for this config it must be"):
         OPS.log_mel(_waveform(), SAMPLE_OFFSETS, CU_FRAMES, other, sum(FRAMES), "torch")

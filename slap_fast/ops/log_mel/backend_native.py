@@ -1,4 +1,4 @@
-"""Log-mel by the native module: float32 and 16-bit samples in CPU memory, fused, on all of torch's threads."""
+"""Native backend, CPU: float32 and int16 samples, one fused pass on all of torch's threads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.ops.log_mel.call import LogMelCall
 from slap_fast.ops.log_mel.config import MelConfig
-from slap_fast.ops.log_mel.patchify import PatchGrid
 from slap_fast.ops.log_mel.tables import mel_filters, window
 from slap_fast.ops.tensor_checks import aligned
 
+unavailable = native.unavailable
+
 
 def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:
-    """Why native code cannot serve samples of `dtype` on `device`, None if it can; it takes every convention."""
+    """Why native code cannot serve samples of `dtype` on `device`, None if it can. It takes every convention."""
     if device.type != "cpu":
         return f"the waveform is on {device}; native code reads CPU memory"
     if dtype not in (torch.float32, torch.int16):
@@ -26,13 +28,13 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
 
 
 @functools.lru_cache(maxsize=32)
-def _plan(config: MelConfig) -> Any:
-    """The native object that holds a convention's tables."""
+def plan(config: MelConfig) -> Any:
+    """The native object that holds the tables of a convention."""
     return native.require().LogMel(**plan_arguments(config))
 
 
 def plan_arguments(config: MelConfig) -> dict[str, Any]:
-    """A convention as the plain numbers and float32 tables of csrc/log_mel_spec.h."""
+    """A convention as the numbers and float32 tables of csrc/log_mel_spec.h, for the CPU and for CUDA."""
     logarithm = config.log != "none"
     scale, shift = (config.log_scale if logarithm else 1.0), 0.0
     if config.is_local:
@@ -60,61 +62,40 @@ def plan_arguments(config: MelConfig) -> dict[str, Any]:
     }
 
 
-def _packed(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, total_frames: int) -> dict[str, Any]:
+def clip_arguments(call: LogMelCall, total_frames: int) -> dict[str, Any]:
+    """The packed clips as addresses and sizes, for the CPU and for CUDA."""
     return {
-        "waveform": waveform.data_ptr(),
-        "int16": waveform.dtype == torch.int16,
-        "samples": waveform.numel(),
-        "cu_seqlens": cu_seqlens.data_ptr(),
-        "cu_frames": cu_frames.data_ptr(),
-        "clips": cu_seqlens.numel() - 1,
+        "waveform": call.waveform.data_ptr(),
+        "int16": call.waveform.dtype == torch.int16,
+        "samples": call.waveform.numel(),
+        "cu_seqlens": call.cu_seqlens.data_ptr(),
+        "cu_frames": call.cu_frames.data_ptr(),
+        "clips": call.cu_seqlens.numel() - 1,
         "frames": total_frames,
-        "threads": torch.get_num_threads(),
     }
 
 
-def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int) -> Tensor:
-    """`[S]` float32 or int16 samples to `[F, n_mels]` float32, before what needs the clip as a whole."""
-    waveform = aligned(waveform)
+def forward(call: LogMelCall, total_frames: int) -> Tensor:
+    """See `Backend.forward`."""
+    call, config = aligned_call(call), call.mel
     mels = torch.empty(total_frames, config.n_mels, dtype=torch.float32, device="cpu")
-    _plan(config).forward(**_packed(waveform, cu_seqlens, cu_frames, total_frames), mels=mels.data_ptr())
+    plan(config).forward(**clip_arguments(call, total_frames), threads=torch.get_num_threads(), mels=mels.data_ptr())
     return mels
 
 
-def backward(grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    """`[F, n_mels]` gradients to `[S]`."""
-    waveform, grad = aligned(waveform), aligned(grad)
-    grad_waveform = torch.empty_like(waveform)
-    _plan(config).backward(
-        **_packed(waveform, cu_seqlens, cu_frames, grad.shape[0]),
+def backward(grad: Tensor, call: LogMelCall) -> Tensor:
+    """See `Backend.backward`."""
+    call, grad = aligned_call(call), aligned(grad)
+    grad_waveform = torch.empty_like(call.waveform)
+    plan(call.mel).backward(
+        **clip_arguments(call, grad.shape[0]),
+        threads=torch.get_num_threads(),
         grad_mels=grad.data_ptr(),
         grad_waveform=grad_waveform.data_ptr(),
     )
     return grad_waveform
 
 
-def patches(
-    waveform: Tensor,
-    cu_seqlens: Tensor,
-    grid: PatchGrid,
-    time_masked: Tensor | None,
-    mel_masked: Tensor | None,
-    config: MelConfig,
-    mask_value: float,
-) -> Tensor:
-    """`[S]` samples to `[T, patch_frames * patch_mels]` float32 of a local convention, masked."""
-    waveform = aligned(waveform)
-    tokens = grid.columns * (config.n_mels // grid.patch_mels)
-    patches = torch.empty(tokens, grid.patch_frames * grid.patch_mels, dtype=torch.float32, device="cpu")
-    _plan(config).patches(
-        **_packed(waveform, cu_seqlens, grid.cu_frames, grid.total_frames),
-        patch_frames=grid.patch_frames,
-        patch_mels=grid.patch_mels,
-        padding=config.normalized_floor,
-        mask_value=mask_value,
-        time_masked=0 if time_masked is None else time_masked.data_ptr(),
-        mel_masked=0 if mel_masked is None else mel_masked.data_ptr(),
-        patches=patches.data_ptr(),
-        tokens=tokens,
-    )
-    return patches
+def aligned_call(call: LogMelCall) -> LogMelCall:
+    waveform = aligned(call.waveform)
+    return call if waveform is call.waveform else call._replace(waveform=waveform)

@@ -1,7 +1,7 @@
-"""Log-mel in PyTorch operators: any device, float32 and float64, forward and backward.
+"""PyTorch backend, any device: float32 and float64, forward and backward, no host synchronization.
 
-Frames are gathered, transformed and reduced `_CHUNK_FRAMES` at a time: an hour-long clip never stands in memory as
-frames, and what one step leaves is still in the cache for the next. Nothing waits for a GPU.
+Frames are gathered, transformed and reduced `_CHUNK_FRAMES` at a time: memory for frames does not grow with the length
+of a clip, and the output of one step is still in the cache for the next.
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ import functools
 import torch
 from torch import Tensor
 
-from slap_fast.ops.log_mel import tables as mel_tables
+from slap_fast.ops.log_mel import tables
+from slap_fast.ops.log_mel.call import LogMelCall, frame_dtype
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.packed import item_of_each
 
 _CHUNK_FRAMES = 1024
 
 
-def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int) -> Tensor:
-    """Log-mel frames, before what `MelConfig` does over whole clips.
+def unavailable() -> None:
+    """None: it serves wherever PyTorch does."""
 
-    Args:
-        waveform: `[S]` float32, float64, or int16, which stands for float32 samples of 1/32768 each.
-        cu_seqlens: `[N + 1]` int64 sample offsets of the clips.
-        cu_frames: `[N + 1]` int64 frame offsets of the clips.
-        config: the convention. Where it is not local, neither its dynamic range nor its normalisation is applied.
-        total_frames: F, the last of `cu_frames`.
 
-    Returns:
-        `[F, n_mels]` of the waveform's dtype, or float32.
-    """
-    dtype = torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
-    output = waveform.new_empty(total_frames, config.n_mels, dtype=dtype)
-    # Autocast would take the mel product to 16 bits.
+def rejects(**_traits: object) -> None:
+    """None: it serves any call."""
+
+
+def forward(call: LogMelCall, total_frames: int) -> Tensor:
+    """See `Backend.forward`."""
+    waveform, config = call.waveform, call.mel
+    output = waveform.new_empty(total_frames, config.n_mels, dtype=frame_dtype(waveform))
+    # Autocast would compute the mel product in 16 bits.
     with torch.autocast(waveform.device.type, enabled=False):
-        clips = _Clips(waveform, cu_seqlens, cu_frames, config, total_frames)
+        clips = _Clips(call, total_frames)
         for begin in range(0, total_frames, _CHUNK_FRAMES):
             chunk = slice(begin, begin + _CHUNK_FRAMES)
             _, mel = _mel_energies(_spectrum(clips.frames(chunk), config), config)
@@ -43,33 +41,30 @@ def forward(waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: Mel
     return output
 
 
-def backward(grad: Tensor, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig) -> Tensor:
-    """The gradient of `forward` with respect to `waveform`, float32 or float64; the same bits at every call.
-
-    Mel values at or below `log_floor` have none, nor has a magnitude of 0.
-    """
+def backward(grad: Tensor, call: LogMelCall) -> Tensor:
+    """See `Backend.backward`. The same bits at every call."""
+    waveform, config = call.waveform, call.mel
     grad_waveform = torch.zeros_like(waveform)
     with torch.autocast(waveform.device.type, enabled=False):
-        clips = _Clips(waveform, cu_seqlens, cu_frames, config, grad.shape[0])
+        clips = _Clips(call, grad.shape[0])
         for begin in range(0, grad.shape[0], _CHUNK_FRAMES):
             chunk = slice(begin, begin + _CHUNK_FRAMES)
             spectrum = _spectrum(clips.frames(chunk), config)
             energy, mel = _mel_energies(spectrum, config)
             grad_mel = _logarithm_backward(grad[chunk], mel, config)
             grad_energy = grad_mel @ _mel_filters(config, mel.dtype, mel.device)
-            # The slope of the energy, over the spectrum itself. A magnitude of 0 has none: it gets 0.
+            # d energy / d spectrum, divided by the spectrum. A magnitude of 0 has none: 0.
             slope = 2.0 if config.power == 2.0 else torch.where(energy > 0.0, 1.0 / energy, 0.0)
             clips.add_frames(grad_waveform, chunk, _spectrum_backward(spectrum * (grad_energy * slope), config))
         return clips.waveform_backward(grad_waveform)
 
 
 class _Clips:
-    """Where the frames of packed clips lie in the waveform, and their samples."""
+    """Positions of the frames of packed clips in the waveform, and their samples."""
 
-    def __init__(
-        self, waveform: Tensor, cu_seqlens: Tensor, cu_frames: Tensor, config: MelConfig, total_frames: int
-    ) -> None:
-        self.config = config
+    def __init__(self, call: LogMelCall, total_frames: int) -> None:
+        waveform, cu_seqlens, cu_frames, _ = call
+        self.config = config = call.mel
         self.cu_seqlens = cu_seqlens
         clip = item_of_each(cu_frames, total_frames)  # [F]
         index = torch.arange(total_frames, device=cu_frames.device) - cu_frames[clip]
@@ -111,7 +106,7 @@ class _Clips:
         edges = self._edges(chunk)
         if edges is None:
             return self._padded_frames(chunk, slice(None))
-        # Whole rows are copied many times faster than samples one by one.
+        # Copying whole rows is many times faster than gathering single samples.
         last = self.waveform.shape[0] - self.config.win_length
         starts = self.starts[chunk].clamp(0, last)
         frames = self._scaled(self.waveform.unfold(0, self.config.win_length, 1).index_select(0, starts))
@@ -119,9 +114,9 @@ class _Clips:
         return frames
 
     def add_frames(self, waveform: Tensor, chunk: slice, frames: Tensor) -> None:
-        """The transpose of `frames`: add `[C, win_length]`, in order, to the samples that they were read from.
+        """The transpose of `frames`: add `[C, win_length]`, in order, to the samples that were read.
 
-        Frames overlap, and one may hold a reflected sample twice.
+        Frames overlap, and one frame may contain a reflected sample twice.
         """
         edges = self._edges(chunk)
         if edges is None:
@@ -132,15 +127,15 @@ class _Clips:
             positions[edges], inside = self._padded_positions(chunk, edges)
             if inside is not None:
                 frames[edges] = torch.where(inside, frames[edges], 0.0)
-        # On a CPU one-dimensional index_add_ is a plain loop; on a GPU it adds atomically, while an accumulating
-        # index_put_ sorts first. The other way round, neither is deterministic.
+        # Deterministic on each device: on a CPU one-dimensional index_add_ is a plain loop, while on a GPU it adds
+        # atomically and an accumulating index_put_ sorts first. Swapped, neither is deterministic.
         if waveform.device.type == "cpu":
             waveform.index_add_(0, positions.flatten(), frames.flatten())
         else:
             waveform.index_put_((positions.flatten(),), frames.flatten(), accumulate=True)
 
     def _edges(self, chunk: slice) -> Tensor | None:
-        """`[E]`: the frames that reach beyond their clip; None: any may. Counting them would wait for a GPU."""
+        """`[E]`: the frames that reach beyond their clip; None: any may, as finding them would wait for a GPU."""
         window = self.config.win_length
         if self.waveform.device.type != "cpu" or self.waveform.shape[0] < window:
             return None
@@ -151,7 +146,7 @@ class _Clips:
         return starts[:, None] + torch.arange(self.config.win_length, device=starts.device)
 
     def _padded_positions(self, chunk: slice, rows: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """`[R, win_length]`: where samples come from, and where they are not zeros of a padding (None: all)."""
+        """`[R, win_length]`: positions of the samples, and which of them are not padding zeros (None: all)."""
         positions = self._positions(self.starts[chunk][rows])
         begins, ends = self.begins[chunk][rows, None], self.ends[chunk][rows, None]
         if self.config.padding in ("none", "zeros"):
@@ -166,11 +161,11 @@ class _Clips:
     def _padded_frames(self, chunk: slice, rows: Tensor | slice) -> Tensor:
         positions, inside = self._padded_positions(chunk, rows)
         frames = self._scaled(self.waveform[positions])
-        # Not a product: a sample that stands in for a zero may be NaN.
+        # Not a product: the sample in place of a zero may be NaN.
         return frames if inside is None else torch.where(inside, frames, 0.0)
 
     def waveform_backward(self, grad: Tensor) -> Tensor:
-        """From the gradient of the samples that `frames` reads to that of the waveform."""
+        """The gradient of the waveform from that of the samples that `frames` reads."""
         if self._emphasizes_clips:
             grad = grad - self.config.preemphasis * self._next(grad)
         return grad if self.config.input_scale == 1.0 else grad * self.config.input_scale
@@ -179,13 +174,13 @@ class _Clips:
 @functools.lru_cache(maxsize=32)
 def _mel_filters(config: MelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[n_mels, n_fft // 2 + 1]`."""
-    return torch.from_numpy(mel_tables.mel_filters(config).copy()).to(device, dtype)
+    return torch.from_numpy(tables.mel_filters(config).copy()).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=32)
 def _window(config: MelConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[win_length]`."""
-    return torch.from_numpy(mel_tables.window(config).copy()).to(device, dtype)
+    return torch.from_numpy(tables.window(config).copy()).to(device, dtype)
 
 
 def _emphasizes_frames(config: MelConfig) -> bool:
@@ -193,7 +188,7 @@ def _emphasizes_frames(config: MelConfig) -> bool:
 
 
 def _spectrum(frames: Tensor, config: MelConfig) -> Tensor:
-    """`[C, win_length]` samples to the complex `[C, n_fft // 2 + 1]` spectrum of the conditioned, windowed frames."""
+    """`[C, win_length]` samples, conditioned and windowed, to the complex `[C, n_fft // 2 + 1]` spectrum."""
     if config.remove_dc_offset:
         frames = frames - frames.mean(dim=1, keepdim=True)
     if _emphasizes_frames(config):
