@@ -1,4 +1,4 @@
-"""What two ranks do in `test_efficiency.py`: `python -m tests.training.efficiency_worker FOLDER FUNCTION ...`."""
+"""Functions for two ranks of test_efficiency.py: `python -m tests.training.efficiency_worker FOLDER FUNCTION ...`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from slap_fast.config.recipe import RunConfig
-from slap_fast.planning.footprint import Passes
-from slap_fast.planning.memory import Layout, Parameters, memory
+from slap_fast.planning.footprint import PassCost
+from slap_fast.planning.memory import Parameters, ZeroLayout, memory
 from slap_fast.training.build import checkpoint_activations
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.distributed.process_group import Ranks, init_distributed
@@ -32,7 +32,7 @@ def with_training(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def losses(config: RunConfig, ranks: Ranks, *, compiler: str | None = None, checkpointed: bool = False) -> list[float]:
-    """The losses of a few steps, each of which shows the updates before it."""
+    """The losses of a few steps, each of which depends on the updates before it."""
     model = tiny.build(config)
     if checkpointed:
         checkpoint_activations(model)
@@ -50,7 +50,7 @@ def compiled(ranks: Ranks) -> list[list[float]]:
 
 
 def offloaded(ranks: Ranks) -> dict[str, list[list[float]]]:
-    """Losses without and with states in the host's memory."""
+    """Losses without and with offloading to host memory."""
     seen = {}
     for stage, micro_batch_size in ((1, None), (1, 2), (2, 2), (3, 2)):
         config = tiny.run_config(zero_stage=stage, micro_batch_size=micro_batch_size)
@@ -60,7 +60,7 @@ def offloaded(ranks: Ranks) -> dict[str, list[list[float]]]:
 
 
 def held(ranks: Ranks) -> dict[str, list[float]]:
-    """Bytes of tensors between two steps, as planned and as there are."""
+    """Bytes of tensors between two steps, planned and measured."""
     seen = {}
     for stage in range(4):
         for precision in ("fp32", "bf16"):
@@ -70,15 +70,15 @@ def held(ranks: Ranks) -> dict[str, list[float]]:
             engine = build_engine(model, config, ranks)
             average = TeacherAverage(engine.module.teacher_pairs())
             step_on(engine, average, config, ranks, 0)
-            layout = Layout(stage, ranks.world_size, bf16=precision == "bf16", in_parts=False)
-            plan = memory(parameters, layout, Passes(0.0, 0.0, (), 0.0, 0.0, 0.0), 0.0)
+            layout = ZeroLayout(stage, ranks.world_size, bf16=precision == "bf16", accumulated=False)
+            plan = memory(parameters, layout, PassCost(0.0, 0.0, (), 0.0, 0.0, 0.0), 0.0)
             planned = plan.parameters + plan.optimizer + plan.gradients + plan.teacher
             seen[f"stage {stage}, {precision}"] = [planned, _bytes_within(engine, average)]
     return seen
 
 
 def _bytes_within(*owners: object) -> int:
-    """Of the tensors that objects hold, each memory once."""
+    """Bytes of all tensors reachable from `owners`, each storage counted once."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
     waiting = list(owners)

@@ -1,6 +1,6 @@
-"""Phases of a run, each on a number of ranks of its own: `python -m tests.training.phases FOLDER NAME`.
+"""Runs in phases, each with its own number of ranks: `python -m tests.training.phases FOLDER NAME`.
 
-Every rank is forked from a process that has imported everything, which costs more than what a rank of the tests does.
+Each rank is forked from a process that has imported everything: imports take longer than the test itself.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from slap_fast.training.checkpoint.slice_files import SliceReader
 from slap_fast.training.distributed.process_group import Ranks, import_deepspeed, init_distributed
 from tests.training import tiny
 from tests.training.ranks import free_port
-from tests.training.worker import persistent_in_part, start_run, step_on
+from tests.training.worker import partly_persistent, start_run, step_on
 
 BATCH_SIZE = 4
-# The layouts that a run passes through, as (ranks, ZeRO stage, precision), with a step before each change.
+# The layouts of a run, one per phase, as (ranks, ZeRO stage, precision).
 CHAINS: dict[str, Sequence[tuple[int, int, str]]] = {
     **{f"stages {a}, {a}, {b}": [(2, a, "fp32"), (1, a, "fp32"), (4, b, "fp32")] for a, b in enumerate((3, 1, 0, 2))},
     "bf16 to fp32": [(2, 0, "bf16"), (1, 3, "fp32"), (4, 1, "fp32")],
@@ -47,12 +47,12 @@ STEPS = 4
 # Steps completed when the layout changes.
 CHANGES = (2, 3, STEPS)
 
-# Ranks, what they do, and the files after which they are killed.
+# (ranks, action, files: once all exist, the ranks are killed)
 Phase = tuple[int, Callable[[], None], Sequence[Path]]
 
 
 def run_phase(world_size: int, action: Callable[[], None], kill_after: Sequence[Path] = ()) -> None:
-    """Run `action` on every rank: until it ends well, or until these files are there, and then kill all."""
+    """Run `action` on every rank until it returns; or until the files `kill_after` exist, and then kill all ranks."""
     port = str(free_port())
     children = []
     gc.collect()
@@ -77,7 +77,7 @@ def run_phase(world_size: int, action: Callable[[], None], kill_after: Sequence[
     for _ in children:
         _, status = os.wait()
         if os.waitstatus_to_exitcode(status) != expected:
-            # The others would wait for the rank that failed; they go with this process's group.
+            # The other ranks would wait for the failed one; they are killed with this process group.
             sys.exit(f"a rank ended with {os.waitstatus_to_exitcode(status)} instead of {expected}")
 
 
@@ -87,7 +87,7 @@ def in_group(action: Callable[..., None], *arguments: Any) -> None:
 
 
 def chains(folder: Path) -> list[Phase]:
-    """Each chain of layouts, and a run that keeps one."""
+    """Each chain of layouts, and a run that keeps its layout."""
     phases: list[Phase] = [(1, partial(in_group, _straight_run, folder), ())]
     for phase in range(len(CHANGES)):
         phases.append((WORLD_SIZES[phase], partial(in_group, _all_chains, folder, phase), ()))
@@ -111,7 +111,7 @@ def _all_chains(ranks: Ranks, folder: Path, phase: int) -> None:
 
 
 def _go_on(ranks: Ranks, config: RunConfig, folder: Path, phase: int) -> dict[str, Any]:
-    """Resume, save at once elsewhere, take the steps of the phase, save, and make a model in two ways."""
+    """Resume, save to a second folder, train the steps of the phase, save, and export a model in two ways."""
     engine, average, checkpoints = start_run(config, ranks, folder / "run", seed=phase)
     resumed = checkpoints.resume()
     seen: dict[str, Any] = {"resumed": [resumed.step, resumed.skipped_steps], "notes": resumed.notes}
@@ -134,7 +134,7 @@ def _go_on(ranks: Ranks, config: RunConfig, folder: Path, phase: int) -> dict[st
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What two checkpoints of one model hold differently, bit for bit, whatever their layouts."""
+    """State in which two checkpoints differ in any bit, independent of their layouts."""
     manifests = [read_manifest(folder) for folder in (first, second)]
     one, other = (manifest for manifest in manifests if isinstance(manifest, Manifest))
     assert one.parameters == other.parameters
@@ -152,7 +152,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def killed_while_saving(folder: Path) -> list[Phase]:
-    """A run whose ranks are killed half-way through writing, while they train, and the run that follows."""
+    """A run killed during training while a checkpoint is half written, and the run that continues it."""
     marks = [folder / f"{mark}-{rank}" for mark in ("half", "trained") for rank in range(2)]
     return [
         (2, partial(in_group, _train_while_writing, folder), marks),
@@ -210,7 +210,7 @@ def _after_the_kill(ranks: Ranks, folder: Path) -> None:
 
 
 def trainings(folder: Path) -> list[Phase]:
-    """Runs of the training script, given in `trainings.json` as `[ranks, arguments]`; they record their clips."""
+    """Runs of the training script, from `trainings.json` as `[ranks, arguments]`; each records its clips."""
     runs = json.loads((folder / "trainings.json").read_text())
     return [
         (world_size, partial(_recorded_training, folder / f"clips-{run}", arguments), ())
@@ -232,14 +232,15 @@ def _recorded_training(folder: Path, arguments: list[str]) -> None:
 
 
 def continuations(folder: Path) -> list[Phase]:
-    """Runs of the training script on one rank, given in `continuations.json`; what each says goes to a file."""
+    """Runs of the training script on one rank, given in `continuations.json`; the output of each goes to a file."""
     runs = json.loads((folder / "continuations.json").read_text())
     return [
-        (1, partial(_told_training, folder / f"told-{run}.txt", arguments), ()) for run, arguments in enumerate(runs)
+        (1, partial(_training_with_output, folder / f"output-{run}.txt", arguments), ())
+        for run, arguments in enumerate(runs)
     ]
 
 
-def _told_training(path: Path, arguments: list[str]) -> None:
+def _training_with_output(path: Path, arguments: list[str]) -> None:
     with path.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -251,7 +252,7 @@ def _told_training(path: Path, arguments: list[str]) -> None:
 
 
 def _import_everything() -> None:
-    """Also what DeepSpeed and transformers import on their first use: together it takes seconds a rank."""
+    """Includes modules that DeepSpeed and transformers import on first use, which take seconds per rank."""
     import_deepspeed()
     for module in (
         "torch._inductor.compile_fx",
@@ -277,7 +278,7 @@ PHASES = {
 def main() -> None:
     folder, *names = sys.argv[1:]
     _import_everything()
-    setattr(engine_module, "deepspeed_config", persistent_in_part)  # noqa: B010
+    setattr(engine_module, "deepspeed_config", partly_persistent)  # noqa: B010
     for name in names:
         for phase in PHASES[name](Path(folder) / name):
             run_phase(*phase)

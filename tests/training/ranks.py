@@ -1,4 +1,4 @@
-"""Runs functions of `tests.training.worker` on several ranks, each a process of its own."""
+"""Starts ranks as processes, and runs functions of `tests.training.worker` on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def start(command: Sequence[str], log: Path, **extra: str) -> subprocess.Popen[bytes]:
-    """In a process group of its own, so that nothing can outlive the test."""
+    """Start a process in its own process group, so that nothing outlives the test."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment(**extra), cwd=ROOT, start_new_session=True
@@ -42,7 +42,7 @@ def start(command: Sequence[str], log: Path, **extra: str) -> subprocess.Popen[b
 
 
 def finish(processes: Sequence[subprocess.Popen[bytes]], log: Path, timeout: float) -> list[int]:
-    """The exit codes; whatever still runs after `timeout` seconds is killed, and that is a failure."""
+    """Wait for the exit codes; kill what still runs after `timeout` seconds and raise AssertionError."""
     try:
         return [process.wait(timeout) for process in processes]
     except subprocess.TimeoutExpired as error:
@@ -56,7 +56,7 @@ def finish(processes: Sequence[subprocess.Popen[bytes]], log: Path, timeout: flo
 
 
 def start_ranks(commands: Sequence[Sequence[str]], log: Path) -> list[subprocess.Popen[bytes]]:
-    """One rank a command, as a launcher would start them."""
+    """Start one rank per command, as a launcher would."""
     port = str(free_port())
     return [
         start(
@@ -73,7 +73,7 @@ def start_ranks(commands: Sequence[Sequence[str]], log: Path) -> list[subprocess
 
 
 def run_worker(folder: Path, *names: str, timeout: float = 240.0) -> dict[str, Any]:
-    """Call `worker.NAME(ranks, folder)` for each name on two ranks; what they return on rank 0, through JSON."""
+    """Call `worker.NAME(ranks, folder)` for each name on two ranks; returns the results of rank 0, through JSON."""
     log = folder / "ranks.log"
     processes = start_ranks([[sys.executable, "-m", "tests.training.worker", str(folder), *names]] * 2, log)
     codes = finish(processes, log, timeout)

@@ -1,4 +1,4 @@
-"""How much memory a backward pass has been left, at most at one time."""
+"""Measures the peak memory of tensors saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class Peak:
-    """Bytes of tensors saved for backward: now, and at most."""
+    """Bytes of tensors saved for backward: now, and the largest so far."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now = self.largest = 0
 
 
 class _Saved:
     def __init__(self, tensor: Tensor, peak: Peak) -> None:
         self.tensor, self._peak = tensor, peak
         peak.now += tensor.nbytes
-        peak.most = max(peak.most, peak.now)
+        peak.largest = max(peak.largest, peak.now)
 
     def __del__(self) -> None:
         self._peak.now -= self.tensor.nbytes
@@ -28,7 +28,7 @@ class _Saved:
 
 @contextmanager
 def saved_memory() -> Iterator[Peak]:
-    """Measures what the block saves; a tensor that two operations save counts twice, and parameters count too."""
+    """Measure the tensors that the block saves. A tensor saved by two operations counts twice; parameters count too."""
     peak = Peak()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Saved(tensor, peak), lambda saved: saved.tensor):
         yield peak

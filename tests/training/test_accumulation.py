@@ -1,4 +1,4 @@
-"""A batch in micro-batches, on one process; on two ranks, with DeepSpeed, see test_engine.py."""
+"""Gradient accumulation on one process; test_zero.py tests it on two ranks with DeepSpeed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.training.saved_memory import saved_memory
 TEMPERATURE = 0.05
 
 
-class Alone:
-    """The engine of a run on one process: adds up gradients, and no more."""
+class PlainEngine:
+    """The engine interface on one process, without DeepSpeed: only accumulates gradients."""
 
     def __init__(self, module: PretrainingModel) -> None:
         self.module = module
@@ -51,8 +51,8 @@ def at_once(model: PretrainingModel, batch: Batch) -> tuple[dict[str, Tensor], d
     return outputs, take_gradients(model)
 
 
-def in_parts(model: PretrainingModel, batch: Batch, clips: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    outputs = accumulate_gradients(Alone(model), batch, TEMPERATURE, clips)
+def accumulated(model: PretrainingModel, batch: Batch, clips: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    outputs = accumulate_gradients(PlainEngine(model), batch, TEMPERATURE, clips)
     return outputs, take_gradients(model)
 
 
@@ -73,7 +73,7 @@ def test_micro_batches_give_the_gradients_and_the_values_of_the_whole_batch(
 ) -> None:
     model, batch = make(clips, shared_pass=shared_pass)
     outputs, expected = at_once(model, batch)
-    own_outputs, gradients = in_parts(model, batch, micro_batch_size)
+    own_outputs, gradients = accumulated(model, batch, micro_batch_size)
     assert len(expected) == sum(parameter.requires_grad for parameter in model.parameters())
     assert "student.logit_scale.delta" in expected
     assert worst_error(gradients, expected) < 1e-5
@@ -83,14 +83,14 @@ def test_micro_batches_give_the_gradients_and_the_values_of_the_whole_batch(
         assert not own_outputs[name].requires_grad
 
 
-def test_gradients_are_exchanged_after_the_last_micro_batch_only() -> None:
+def test_ranks_reduce_gradients_after_the_last_micro_batch_only() -> None:
     model, batch = make(7)
-    engine = Alone(model)
+    engine = PlainEngine(model)
     accumulate_gradients(engine, batch, TEMPERATURE, 3)
     assert engine.boundaries == [False, False, True]
 
 
-def test_dropout_drops_in_the_second_pass_what_it_dropped_in_the_first() -> None:
+def test_dropout_is_the_same_in_both_passes() -> None:
     model, batch = make(6)
     dropout = nn.Dropout(0.5)
     embeddings: list[Tensor] = []
@@ -98,20 +98,20 @@ def test_dropout_drops_in_the_second_pass_what_it_dropped_in_the_first() -> None
     model.student.text_pooling.register_forward_hook(lambda module, inputs, pooled: embeddings.append(pooled.detach()))
     model.teacher_encoder.register_forward_hook(lambda module, inputs, features: dropout(features))
 
-    in_parts(model, batch, 2)
+    accumulated(model, batch, 2)
     first, second = embeddings[:3], embeddings[3:]
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
     dropout.eval()
-    in_parts(model, batch, 2)
+    accumulated(model, batch, 2)
     assert not any(torch.equal(*pair) for pair in zip(first, embeddings[6:9], strict=True))
 
-    # One micro-batch, and nothing random after the embeddings: dropout is then as without accumulation.
+    # With one micro-batch and nothing random after the embeddings, dropout is as without accumulation.
     dropout.train()
     model.teacher_encoder._forward_hooks.clear()
     torch.manual_seed(3)
     _, expected = at_once(model, batch)
     torch.manual_seed(3)
-    _, gradients = in_parts(model, batch, len(batch))
+    _, gradients = accumulated(model, batch, len(batch))
     assert worst_error(gradients, expected) < 1e-5
 
 
@@ -120,13 +120,13 @@ def test_activations_of_one_micro_batch_are_held_at_once() -> None:
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     with saved_memory() as whole:
         at_once(model, batch)
-    with saved_memory() as parts:
-        in_parts(model, batch, 2)
-    # Every use of a parameter counts too, however few the clips.
-    assert parts.most - 4 * parameters < whole.most / 8
+    with saved_memory() as accumulated_peak:
+        accumulated(model, batch, 2)
+    # Each use of a parameter counts too, independent of the number of clips.
+    assert accumulated_peak.largest - 4 * parameters < whole.largest / 8
 
 
-def test_between_the_passes_features_and_all_prototypes_but_one_copy_are_gone() -> None:
+def test_between_the_passes_no_features_and_one_copy_of_the_prototypes_are_kept() -> None:
     model, batch = make(8)
     outputs: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
@@ -137,14 +137,14 @@ def test_between_the_passes_features_and_all_prototypes_but_one_copy_are_gone() 
         alive.append(sum(output() is not None for output in outputs))
 
     model.student.audio_encoder.register_forward_pre_hook(count)
-    in_parts(model, batch, 2)
-    # Four micro-batches have gone by when the second pass comes to the encoder.
+    accumulated(model, batch, 2)
+    # Call 4 of the encoder, after four micro-batches, is the first of the second pass.
     assert alive[4] == 1
 
 
 def test_a_loss_that_is_not_finite_shows_in_the_outputs_and_in_the_gradients() -> None:
     model, batch = make(5)
-    outputs, gradients = in_parts(model, tiny.poisoned(batch), 2)
+    outputs, gradients = accumulated(model, tiny.poisoned(batch), 2)
     assert not outputs["loss"].isfinite()
     assert not outputs["contrastive"].isfinite()
     assert not all(gradient.isfinite().all() for gradient in gradients.values())

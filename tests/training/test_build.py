@@ -35,10 +35,10 @@ def test_activation_checkpointing_saves_memory_and_changes_no_gradient() -> None
             torch.testing.assert_close(other.grad, parameter.grad, msg=name)
 
 
-def test_activation_checkpointing_computes_every_block_again() -> None:
+def test_activation_checkpointing_recomputes_every_block() -> None:
     config = tiny.run_config()
     model = build_model(checkpointing(config), config.recipe.model, None)
-    # A projection inside of each block, for transformers leaves a layer's own hooks outside of what it computes again.
+    # Hooks on a projection inside each block: transformers does not recompute the hooks of the block itself.
     inner = {name: module for name, module in model.student.named_modules() if name.endswith((".mlp.down", ".mlp.Wo"))}
     calls = dict.fromkeys(inner.values(), 0)
 

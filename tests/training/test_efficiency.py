@@ -1,4 +1,4 @@
-"""Settings that say how a run is done and must not change what it learns: compiled blocks, states off the device."""
+"""Settings that must not change results: compiled blocks and offloading."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 
-def test_compiled_blocks_change_no_gradient_and_are_compiled_once_for_all_lengths() -> None:
+def test_compiled_blocks_give_the_same_gradients_and_compile_once_for_all_lengths() -> None:
     config = tiny.run_config()
     plain, compiled = tiny.build(config).train(), tiny.build(config).train()
     torch._dynamo.reset()
@@ -66,7 +66,9 @@ def test_blocks_cannot_be_compiled_without_a_compiler(monkeypatch: pytest.Monkey
         build_model(config, config.recipe.model, None)
 
 
-def test_compiled_and_checkpointed_blocks_in_micro_batches_on_two_ranks_change_no_loss(results: dict[str, Any]) -> None:
+def test_compiled_checkpointed_blocks_in_micro_batches_on_two_ranks_give_the_same_losses(
+    results: dict[str, Any],
+) -> None:
     plain, compiled = results["compiled"]
     assert compiled == pytest.approx(plain, rel=1e-5)
 
@@ -86,19 +88,19 @@ def test_at_stage_3_nothing_is_compiled_and_a_message_says_so() -> None:
 
 
 @pytest.mark.parametrize("case", ["1, micro-batches of None", *(f"{stage}, micro-batches of 2" for stage in (1, 2, 3))])
-def test_offloading_changes_no_loss(results: dict[str, Any], case: str) -> None:
+def test_offloading_gives_the_same_losses(results: dict[str, Any], case: str) -> None:
     plain, offloaded = results["offloaded"][f"stage {case}"]
     assert offloaded == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", range(4))
-def test_a_plan_knows_what_deepspeed_holds(results: dict[str, Any], stage: int, precision: str) -> None:
+def test_the_planned_memory_is_what_deepspeed_allocates(results: dict[str, Any], stage: int, precision: str) -> None:
     planned, held = results["held"][f"stage {stage}, {precision}"]
     assert planned == pytest.approx(held, rel=1e-3)
 
 
-def test_offloading_is_configured_as_deepspeed_has_it() -> None:
+def test_offloading_is_passed_to_deepspeed() -> None:
     config = load_run_config(
         "quickstart", ["training.zero_stage=3", "training.offload_optimizer=true", "training.offload_parameters=true"]
     )
@@ -121,6 +123,6 @@ def test_gradients_are_summed_over_ranks_in_float32() -> None:
         ("offload_parameters", 2, "training.zero_stage=3"),
     ],
 )
-def test_offloading_what_a_stage_does_not_partition_is_an_error(key: str, stage: Any, cure: str) -> None:
+def test_offloading_state_that_a_stage_does_not_partition_is_an_error(key: str, stage: Any, cure: str) -> None:
     with pytest.raises(ValueError, match=f"{key} is true at zero_stage={stage}; set {cure}, or training.{key}=false"):
         TrainingConfig(zero_stage=stage, **dict[str, Any]({key: True}))

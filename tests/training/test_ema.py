@@ -1,4 +1,4 @@
-"""The teacher's average without an engine; with one, see test_engine.py."""
+"""The teacher's average without an engine; test_zero.py tests it with DeepSpeed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def flat(module: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_small_steps_add_up_in_any_precision(dtype: torch.dtype) -> None:
+def test_many_small_updates_accumulate_in_any_precision(dtype: torch.dtype) -> None:
     student, teacher = modules(dtype)
     average = TeacherAverage(pairs(student, teacher))
     start = expected = flat(teacher)
@@ -38,14 +38,14 @@ def test_many_small_steps_add_up_in_any_precision(dtype: torch.dtype) -> None:
         average.update(0.999)
         expected = 0.999 * expected + 0.001 * flat(student)
     error = (flat(teacher) - expected).norm() / (expected - start).norm()
-    # What is left in bf16 is the one rounding of the average to the teacher that runs.
+    # In bf16 the only error left is the rounding of the average to the teacher of the forward pass.
     rounding = (expected - expected.bfloat16().double()).norm() / (expected - start).norm()
     assert error < (1e-5 if dtype == torch.float32 else 1.1 * rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype_before", [torch.float32, torch.bfloat16])
-def test_an_average_continues_from_its_slices_in_any_precision(dtype_before: torch.dtype, dtype: torch.dtype) -> None:
+def test_an_average_is_restored_from_its_slices_in_any_precision(dtype_before: torch.dtype, dtype: torch.dtype) -> None:
     student, teacher = modules(dtype_before)
     average = TeacherAverage(pairs(student, teacher))
     average.update(0.9)

@@ -1,4 +1,4 @@
-"""The schedules' ends, middles and shapes."""
+"""End points, midpoints and monotonicity of the schedules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 110])
-def test_a_run_of_no_warm_up_or_nothing_else_has_positive_rates(warmup_steps: int) -> None:
+def test_without_warmup_or_with_warmup_only_all_rates_are_positive(warmup_steps: int) -> None:
     schedule = ScheduleConfig(steps=110, warmup_steps=warmup_steps)
     assert all(0 < learning_rate(step, OPTIMIZER, schedule) <= 2e-3 for step in range(110))
 

@@ -1,4 +1,4 @@
-"""`slap_fast/train.py` as users run it: launched, stopped, continued, finished, and gone wrong."""
+"""`slap_fast/train.py` as users run it: launched, stopped, continued, finished, and failing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def records(output: Path, key: str) -> list[dict[str, float]]:
-    """The log's records that have `key`, each of a step of its own."""
+    """The records of the log that have `key`, at most one per step."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     found = [record for record in lines if key in record]
     assert [record["step"] for record in found] == sorted({record["step"] for record in found})
@@ -60,7 +60,7 @@ def losses(output: Path) -> dict[int, float]:
     return {int(record["step"]): record["loss"] for record in found}
 
 
-def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
+def test_a_run_stopped_by_a_signal_and_continued_gives_the_same_model_as_one_that_was_not(
     dataset: Path, recipe: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log.txt"
@@ -70,14 +70,14 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
     arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
     assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
 
-    # Scores are taken of this run only, and change nothing of it.
+    # Only this run is evaluated, which must not change its result.
     arguments += [f"evaluation.dataset={dataset}", "evaluation.every=2", f"training.output={stopped}"]
     processes = start_ranks([[*SCRIPT, *arguments]] * 2, log)
     deadline = time.monotonic() + 90
     while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline, tail(log)
         time.sleep(0.02)
-    # One rank is told; both must stop after the same step.
+    # One rank gets the signal; both must stop after the same step.
     os.kill(processes[1].pid, signal.SIGTERM)
     assert finish(processes, log, 60) == [0, 0], tail(log)
     assert "the same command continues" in tail(log)
@@ -119,16 +119,16 @@ def test_a_run_stopped_by_a_signal_and_continued_ends_as_one_that_was_not(
         name: retrieval[name] for name in best["scores"].keys() - {"score"}
     }
 
-    # Finished: started again, it says so and does nothing.
+    # The same command after the end of the run prints a message and does nothing.
     again = subprocess.run([*SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
     assert "is complete" in again.stdout
 
 
-def test_a_run_goes_on_with_other_ranks_and_stages_without_repeating_or_missing_a_clip(
+def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missing_a_clip(
     dataset: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    # Three steps an epoch: each change comes in the middle of one.
+    # An epoch has three steps, so that each change comes in the middle of one.
     common = [f"recipe={recipe}", f"data.train={dataset}", "schedule.batch_size=4", "training.precision=fp32"]
     changing = [*common, f"training.output={tmp_path / 'changing'}", "training.save_every=1"]
     runs = [
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_other_ranks_and_stages_without_repeating_or_missing_
     kept = sorted(path.name for path in (tmp_path / "changing" / "checkpoints").glob("step-*"))
     assert kept == [f"step-{step:08d}" for step in (3, 6, 7, 8)]
 
-    # At the last step a checkpoint holds the model that the run ended with.
+    # The checkpoint of the last step holds the model of the end of the run.
     assert cli.main(["export", str(tmp_path / "changing"), "--out", str(tmp_path / "exported")]) == 0
     for path in (tmp_path / "changing" / "model").rglob("*"):
         exported = tmp_path / "exported" / path.relative_to(tmp_path / "changing" / "model")
@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_other_ranks_and_stages_without_repeating_or_missing_
 
 
 @pytest.mark.parametrize(("file", "error"), [("dataset.json", "DatasetError"), ("shard-000000.tar", "TooManyBadClips")])
-def test_an_error_on_one_rank_ends_all(dataset: Path, recipe: Path, tmp_path: Path, file: str, error: str) -> None:
+def test_an_error_on_one_rank_ends_them_all(dataset: Path, recipe: Path, tmp_path: Path, file: str, error: str) -> None:
     log, damaged = tmp_path / "log.txt", tmp_path / "damaged"
     shutil.copytree(dataset, damaged)
     content = (damaged / file).read_bytes()
@@ -171,13 +171,13 @@ def test_an_error_on_one_rank_ends_all(dataset: Path, recipe: Path, tmp_path: Pa
     began = time.monotonic()
     processes = start_ranks([[*SCRIPT, *arguments, f"data.train={folder}"] for folder in (dataset, damaged)], log)
     assert finish(processes, log, 90) == [1, 1]
-    # At once, and not after the timeout of a collective call.
+    # Immediately, not after the timeout of a collective call.
     assert time.monotonic() - began < 55.0
     assert f"rank 1: {error}: " in log.read_text()
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_mistyped_key_is_one_line_on_the_screen(recipe: Path) -> None:
+def test_the_error_for_a_misspelled_key_is_one_line(recipe: Path) -> None:
     result = subprocess.run(
         [*SCRIPT, f"recipe={recipe}", "training.zero_stge=2"], capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""Training on two ranks at every ZeRO stage: gradients, teacher, checkpoints, and what must not happen to them."""
+"""Training on two ranks at every ZeRO stage: gradients, metrics, teacher, checkpoints and skipped steps."""
 
 from __future__ import annotations
 
@@ -20,21 +20,30 @@ from tests.training.ranks import run_worker
 from tests.training.worker import ACCUMULATIONS
 
 STAGES = range(4)
-LIVES = [f"fp32, stage {stage}" for stage in STAGES] + [f"bf16, stage {stage}" for stage in (0, 1, 3)]
-LIVES += ["fp32, stage 0, in parts", "bf16, stage 1, in parts"]
+RUNS = [f"fp32, stage {stage}" for stage in STAGES] + [f"bf16, stage {stage}" for stage in (0, 1, 3)]
+RUNS += ["fp32, stage 0, micro-batches", "bf16, stage 1, micro-batches"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    # Starting two ranks costs more than what they do, so they start once.
+    # Starting two ranks takes longer than the tests, so they start once.
     folder = tmp_path_factory.mktemp("ranks")
     write_classes(folder / "classes")
-    names = ("gradients", "accumulation", "large_batch", "readings", "lifecycle", "scoring", "refusals", "diverging")
+    names = (
+        "gradients",
+        "accumulation",
+        "large_batch",
+        "step_metrics",
+        "lifecycle",
+        "scoring",
+        "checkpoint_errors",
+        "diverging",
+    )
     return run_worker(folder, *names)
 
 
 def write_classes(folder: Path) -> None:
-    """Noise and a tone, three clips each, and one that cannot be read."""
+    """Two classes, noise and a tone, of three clips each, and one unreadable file."""
     generator = np.random.default_rng(0)
     for clip in range(3):
         samples = 5000 + 700 * clip
@@ -55,8 +64,8 @@ def test_two_ranks_give_the_gradients_of_one_process_with_the_whole_batch(result
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_first_step_leaves_nothing_behind_in_the_gradients_of_the_second(results: dict[str, Any], stage: int) -> None:
-    # The parameters differ by rounding by now, which the loss amplifies.
+def test_the_gradients_of_a_step_do_not_contain_those_of_the_step_before(results: dict[str, Any], stage: int) -> None:
+    # After one update the parameters differ by rounding, which the loss amplifies.
     assert max(results["gradients"][f"stage {stage}, step 1"].values()) < 1e-4
 
 
@@ -84,20 +93,20 @@ def test_2048_clips_in_micro_batches_of_32_give_the_gradients_of_all_at_once(
     assert seen["outputs"] <= 2 * at_once["outputs"] + rounding
 
 
-def test_losses_and_metrics_are_reported_as_of_one_process_with_the_whole_batch(results: dict[str, Any]) -> None:
-    reported, expected = results["readings"]["reported"], results["readings"]["expected"]
+def test_losses_and_metrics_are_those_of_one_process_with_the_whole_batch(results: dict[str, Any]) -> None:
+    reported, expected = results["step_metrics"]["reported"], results["step_metrics"]["expected"]
     assert {"accuracy", "positive_similarity", "negative_similarity", "teacher_agreement"} <= set(expected)
     assert reported["values"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_counts_are_summed_over_the_ranks_and_the_largest_level_is_reported(results: dict[str, Any]) -> None:
-    reported = results["readings"]["reported"]
+def test_counts_are_summed_over_the_ranks_and_maxima_are_the_largest_of_any_rank(results: dict[str, Any]) -> None:
+    reported = results["step_metrics"]["reported"]
     assert reported["sums"] == {"clips": 5.0, "tokens": 11.0}
     assert reported["maxima"] == {"memory": 3.0, "wait": 1.0}
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(results: dict[str, Any], life: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(results: dict[str, Any], run: str) -> None:
     config = tiny.run_config()
     model = tiny.build(config)
     model(tiny.batch(config, 0), settings(0, config.recipe).teacher_temperature)["loss"].backward()
@@ -106,8 +115,8 @@ def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(resu
         if parameter.grad is not None:
             tower = next((tower for tower in TOWERS if name.startswith(f"student.{tower}.")), "heads")
             expected[tower] += float(parameter.grad.square().sum())
-    first, *later = results["lifecycle"][life]["norms"]
-    precise = life.startswith("fp32")
+    first, *later = results["lifecycle"][run]["norms"]
+    precise = run.startswith("fp32")
     assert {tower: first[tower] ** 2 for tower in TOWERS} == pytest.approx(expected, rel=1e-4 if precise else 5e-2)
     for norms in (first, *later):
         assert math.hypot(*(norms[tower] for tower in TOWERS)) == pytest.approx(
@@ -115,16 +124,16 @@ def test_the_norm_of_each_tower_is_that_of_one_process_with_the_whole_batch(resu
         )
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_a_gradient_that_overflows_alone_is_skipped_and_its_tower_named(results: dict[str, Any], life: str) -> None:
-    assert results["lifecycle"][life]["overflow"] == ["gradient of text_encoder"]
+@pytest.mark.parametrize("run", RUNS)
+def test_a_step_with_an_infinite_gradient_is_skipped_and_its_tower_is_named(results: dict[str, Any], run: str) -> None:
+    assert results["lifecycle"][run]["overflow"] == ["gradient of text_encoder"]
 
 
-# Stage 2 is that of the runs in test_train.py.
-@pytest.mark.parametrize("life", ["fp32, stage 0", "bf16, stage 1", "fp32, stage 3"])
-def test_an_evaluation_changes_no_loss_and_keeps_the_best_model(results: dict[str, Any], life: str) -> None:
-    seen = results["scoring"][life]
-    assert seen["losses"] == results["lifecycle"][life]["losses"][:2]
+# The runs in test_train.py cover stage 2.
+@pytest.mark.parametrize("run", ["fp32, stage 0", "bf16, stage 1", "fp32, stage 3"])
+def test_an_evaluation_changes_no_loss_and_keeps_the_best_model(results: dict[str, Any], run: str) -> None:
+    seen = results["scoring"][run]
+    assert seen["losses"] == results["lifecycle"][run]["losses"][:2]
     assert seen["random state kept"]
     scores, none = seen["scores"]
     assert scores["score"] == scores["zero_shot_accuracy_at_1"]
@@ -138,71 +147,73 @@ def test_an_evaluation_changes_no_loss_and_keeps_the_best_model(results: dict[st
     assert failed[0].endswith("training goes on")
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(results: dict[str, Any], life: str) -> None:
-    seen = results["lifecycle"][life]
+@pytest.mark.parametrize("run", RUNS)
+def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(results: dict[str, Any], run: str) -> None:
+    seen = results["lifecycle"][run]
     assert seen["resumed"] == [2, 1]
     assert seen["resumed_losses"] == seen["losses"][2:]
     assert seen["losses"][2] != seen["losses"][3]
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_the_teacher_is_the_average_of_the_student(results: dict[str, Any], life: str) -> None:
-    # In bf16 the teacher that runs is the average, rounded; the average itself is tested in test_ema.py.
-    assert results["lifecycle"][life]["teacher_error"] < (1e-5 if life.startswith("fp32") else 0.2)
+@pytest.mark.parametrize("run", RUNS)
+def test_the_teacher_is_the_average_of_the_student(results: dict[str, Any], run: str) -> None:
+    # In bf16 the teacher of the forward pass is the rounded average; test_ema.py tests the average itself.
+    assert results["lifecycle"][run]["teacher_error"] < (1e-5 if run.startswith("fp32") else 0.2)
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_the_average_is_float32_and_sharded_at_stage_3(results: dict[str, Any], life: str) -> None:
-    seen = results["lifecycle"][life]
+@pytest.mark.parametrize("run", RUNS)
+def test_the_average_is_float32_and_sharded_at_stage_3(results: dict[str, Any], run: str) -> None:
+    seen = results["lifecycle"][run]
     assert seen["average_types"] == ["torch.float32"]
-    assert seen["average_share"] == (pytest.approx(0.5, abs=0.02) if "stage 3" in life else 1.0)
+    assert seen["average_share"] == (pytest.approx(0.5, abs=0.02) if "stage 3" in run else 1.0)
 
 
-@pytest.mark.parametrize("life", LIVES)
-def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(results: dict[str, Any], life: str) -> None:
-    seen = results["lifecycle"][life]
+@pytest.mark.parametrize("run", RUNS)
+def test_if_one_rank_has_a_non_finite_loss_all_ranks_skip_the_step(results: dict[str, Any], run: str) -> None:
+    seen = results["lifecycle"][run]
     assert "loss" in seen["nonfinite"]
     assert seen["unchanged"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_stage_takes_the_same_path(results: dict[str, Any], precision: str) -> None:
-    lives = {life: seen["losses"] for life, seen in results["lifecycle"].items() if life.startswith(precision)}
-    reference = torch.tensor([step["loss"] for step in lives[f"{precision}, stage 1"]])
-    # In bfloat16 stages round their sums of gradients differently, and Adam's first steps make a whole step of a
-    # changed sign: twice what was seen. Float32 shows that the path is the same.
+def test_every_stage_has_the_same_losses(results: dict[str, Any], precision: str) -> None:
+    runs = {run: seen["losses"] for run, seen in results["lifecycle"].items() if run.startswith(precision)}
+    reference = torch.tensor([step["loss"] for step in runs[f"{precision}, stage 1"]])
+    # In bf16 the stages round sums of gradients differently, and Adam's first steps turn a flipped sign into a step;
+    # the tolerance is twice the largest error seen. In float32 the stages agree closely.
     tolerance = 1e-5 if precision == "fp32" else 6e-3
-    for losses in lives.values():
+    for losses in runs.values():
         own = torch.tensor([step["loss"] for step in losses])
         torch.testing.assert_close(own, reference, rtol=tolerance, atol=0.0)
 
 
 def test_a_full_disk_on_one_rank_stops_all_and_keeps_the_previous_checkpoint(results: dict[str, Any]) -> None:
-    message = results["refusals"]["full disk"]
+    message = results["checkpoint_errors"]["full disk"]
     assert "cannot save the checkpoint of step 2" in message
     assert "step-00000002" in message
     assert "GB" in message
-    assert results["refusals"]["after full disk"] == "latest, step-00000001"
+    assert results["checkpoint_errors"]["after full disk"] == "latest, step-00000001"
 
 
-def test_torn_and_damaged_checkpoints_are_passed_over(results: dict[str, Any]) -> None:
-    message = results["refusals"]["torn and changed"]
+def test_incomplete_and_damaged_checkpoints_are_skipped(results: dict[str, Any]) -> None:
+    message = results["checkpoint_errors"]["incomplete and damaged"]
     assert message.startswith("step 1: ")
     assert "step-00000003: no MANIFEST.json" in message
     assert "rank-00001.safetensors has changed since it was saved" in message
 
 
-def test_a_checkpoint_of_another_shape_names_the_parameter_and_both_shapes(results: dict[str, Any]) -> None:
-    message = results["refusals"]["another shape"]
+def test_the_error_for_a_checkpoint_of_another_model_names_the_parameter_and_both_shapes(
+    results: dict[str, Any],
+) -> None:
+    message = results["checkpoint_errors"]["another shape"]
     assert "tok_embeddings.weight is [37, 16] in the checkpoint and [37, 24] in this recipe" in message
 
 
-def test_a_run_that_must_not_resume_refuses_a_folder_with_checkpoints(results: dict[str, Any]) -> None:
-    assert "choose another training.output" in results["refusals"]["not allowed"]
+def test_with_resume_false_a_folder_with_checkpoints_is_an_error(results: dict[str, Any]) -> None:
+    assert "choose another training.output" in results["checkpoint_errors"]["not allowed"]
 
 
-def test_a_run_that_is_not_finite_for_long_stops_and_names_the_clips(results: dict[str, Any]) -> None:
+def test_after_20_skipped_steps_in_a_row_the_run_stops_and_names_the_clips(results: dict[str, Any]) -> None:
     seen = results["diverging"]
     assert seen["record"] == {"step": 18, "skipped": True, "nonfinite": ["caption"], "clips": ["clip-0", "clip-1"]}
     assert "20 steps in a row" in seen["error"]
@@ -210,7 +221,7 @@ def test_a_run_that_is_not_finite_for_long_stops_and_names_the_clips(results: di
     assert seen["skipped"] == 39
 
 
-def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
+def test_norms_biases_probes_mask_token_and_logit_scale_do_not_decay() -> None:
     model = tiny.build(tiny.run_config())
     names = {parameter: name for name, parameter in model.named_parameters()}
     decay, no_decay = ({names[p] for p in group["params"]} for group in parameter_groups(model, 0.1))
@@ -226,7 +237,7 @@ def test_norms_biases_probes_mask_token_and_temperature_do_not_decay() -> None:
     assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
 
 
-def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
+def test_a_batch_size_that_is_not_a_multiple_of_the_number_of_ranks_is_an_error() -> None:
     message = r"batch_size \(6\) is not a multiple of the number of ranks \(4\); use schedule.batch_size=4"
     with pytest.raises(ConfigError, match=message):
         deepspeed_config(tiny.run_config(), 4, "fp32")
@@ -236,7 +247,7 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_an_error() -> None:
     ("stage", "precision", "micro_batch_size", "expected"),
     [(1, "bf16", 2, "fp32"), (3, "bf16", 2, "fp32"), (0, "bf16", 2, None), (1, "fp32", 2, None), (1, "bf16", 3, None)],
 )
-def test_sums_over_micro_batches_are_in_float32_where_deepspeed_can(
+def test_gradients_are_accumulated_in_float32_where_deepspeed_supports_it(
     stage: int, precision: Any, micro_batch_size: int, expected: str | None
 ) -> None:
     config = tiny.run_config(zero_stage=stage, micro_batch_size=micro_batch_size)

@@ -1,4 +1,4 @@
-"""A model and batches of the real kind, as small as they can be."""
+"""The smallest real model, run configuration and batches."""
 
 from __future__ import annotations
 
@@ -112,17 +112,17 @@ def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1) -> B
 
 
 def poisoned(batch: Batch) -> Batch:
-    """With a NaN in the first clip."""
+    """The batch with a NaN in its first clip."""
     waveform = batch.waveform.clone()
     waveform[10] = float("nan")
     return dataclasses.replace(batch, waveform=waveform)
 
 
 class WordTokenizer:
-    """A token a word, between a start and an end."""
+    """One token per word, between a start and an end token."""
 
     def __call__(self, texts: list[str], **_truncation: object) -> dict[str, list[list[int]]]:
         return {"input_ids": [[1, *(5 + len(word) % 30 for word in text.split()), 2] for text in texts]}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Nothing: no test reads it."""
+        """Writes nothing: no test reads it."""

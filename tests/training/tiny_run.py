@@ -1,4 +1,4 @@
-"""A dataset and a recipe for whole runs, as small as they can be."""
+"""The smallest dataset and recipe for a complete run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 8
 
 
 def write_dataset(source: Path, out: Path) -> Path:
-    """Twelve clips of noise with captions, prepared in `out`."""
+    """Prepare twelve clips of noise with captions in `out`."""
     generator = np.random.default_rng(3)
     for clip in range(12):
         waveform = 0.3 * generator.standard_normal(int(generator.integers(5000, 12_000)))

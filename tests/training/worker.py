@@ -1,4 +1,4 @@
-"""What the ranks do in the tests that need several: `python -m tests.training.worker FOLDER FUNCTION ...`."""
+"""Functions that the multi-rank tests run on every rank: `python -m tests.training.worker FOLDER FUNCTION ...`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from slap_fast.training.zero import discard_stale_gradients
 from tests.training import tiny
 
 TEMPERATURE = 0.05
-# Clips a micro-batch of the three of a rank, whether the passes are shared, whether activations are checkpointed.
+# (micro_batch_size of the 3 clips of a rank, shared_pass, activation checkpointing)
 ACCUMULATIONS = ((2, False, False), (1, True, False), (None, False, True), (2, False, True))
 
 
 def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """At each ZeRO stage, the relative error of each parameter's gradient against one process with the whole batch."""
+    """Per ZeRO stage, the relative error of each parameter's gradient against one process with the whole batch."""
     errors: dict[str, dict[str, float]] = {}
     for stage in range(4):
         config = tiny.run_config(zero_stage=stage, clipping=0.0, exchange="ring" if stage == 1 else "gather")
@@ -48,7 +48,7 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
         model = tiny.build(config)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         engine = build_engine(model, config, ranks, optimizer)
-        # Twice, with an update between, so that what a first step leaves behind shows in the second.
+        # Twice, with an update between: gradients that the first step leaves behind would show in the second.
         for step in range(2):
             alone.zero_grad()
             outputs = alone(tiny.batch(config, step), TEMPERATURE)
@@ -66,12 +66,12 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """At each ZeRO stage, the errors of gradients and outputs in micro-batches against one process at once."""
+    """Per ZeRO stage, the errors of gradients and outputs with micro-batches against one process without."""
     seen: dict[str, Any] = {}
     for stage in range(4):
         config = tiny.run_config(zero_stage=stage, clipping=0.0)
         alone, model = tiny.build(config), tiny.build(config)
-        # A rate of 0 keeps the parameters equal, and a batch of its own shows what the step before left behind.
+        # A learning rate of 0 keeps the parameters equal. A new batch each step would reveal stale gradients.
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
         engine = build_engine(model, config, ranks, optimizer)
         for step, (micro_batch_size, shared_pass, checkpointed) in enumerate(ACCUMULATIONS):
@@ -79,12 +79,14 @@ def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
                 module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
             if checkpointed:
                 checkpoint_activations(engine.module)
-            seen[f"stage {stage}, case {step}"] = errors_in_parts(engine, alone, config, ranks, step, micro_batch_size)
+            seen[f"stage {stage}, case {step}"] = micro_batch_errors(
+                engine, alone, config, ranks, step, micro_batch_size
+            )
     return seen
 
 
 def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Errors against float64 of 2,048 clips in micro-batches of 32, beside those of one process with all at once."""
+    """Errors against float64: 2,048 clips in micro-batches of 32, and one process with all clips at once."""
 
     def at_once(dtype: torch.dtype) -> tuple[PretrainingModel, Tensor]:
         config = tiny.run_config(clipping=0.0, batch_size=2048)
@@ -114,7 +116,7 @@ def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return seen
 
 
-def errors_in_parts(
+def micro_batch_errors(
     engine: Any, alone: PretrainingModel, config: RunConfig, ranks: Ranks, step: int, micro_batch_size: int | None
 ) -> dict[str, Any]:
     alone.zero_grad()
@@ -135,8 +137,8 @@ def errors_in_parts(
     return {"gradients": errors, "outputs": relative_error(values / ranks.world_size, wanted)}
 
 
-def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
-    """What a step of five clips reports, three on one rank and two on the other, and what one process finds."""
+def step_metrics(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
+    """Reduced metrics of five clips, three on one rank and two on the other, and those of one process."""
     config = tiny.run_config()
     schedule = dataclasses.replace(config.recipe.schedule, batch_size=5)
     config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, schedule=schedule))
@@ -146,15 +148,15 @@ def readings(ranks: Ranks, folder: Path) -> dict[str, dict[str, float]]:
         outputs = model(own, TEMPERATURE, dist.group.WORLD, True)
         whole = model(tiny.batch(config, 0), TEMPERATURE, None, True)
     counts = {"clips": float(len(own)), "tokens": 10.0**ranks.rank}
-    reading = MetricReducer(outputs, counts, {"memory": 3.0 - ranks.rank, "wait": float(ranks.rank)}).result()
+    reduced = MetricReducer(outputs, counts, {"memory": 3.0 - ranks.rank, "wait": float(ranks.rank)}).result()
     return {
-        "reported": reading._asdict(),
+        "reported": reduced._asdict(),
         "expected": {name: float(whole[name]) for name in (*LOSSES, *METRICS, "prototype_entropy")},
     }
 
 
 def gradient_errors(engine: Any, alone: PretrainingModel) -> dict[str, float]:
-    """By the name of each trained parameter; a collective call."""
+    """`{name: relative error}` of each trained parameter. A collective call."""
     from deepspeed.utils import safe_get_full_grad
 
     errors = {}
@@ -196,7 +198,7 @@ def step_on(
 
 
 def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfig, ranks: Ranks) -> StepMetrics:
-    """A step whose losses are finite and whose gradient in the text encoder, on the last rank, is not."""
+    """A step with finite losses and, on the last rank, an infinite gradient in the text encoder."""
     weight = next(engine.module.student.text_encoder.parameters())
     factor = float("inf") if ranks.rank == ranks.world_size - 1 else 1.0
     hook = weight.register_hook(lambda gradient: gradient * factor)
@@ -207,21 +209,23 @@ def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfi
 
 
 def lifecycle(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """At each stage and precision: train, save in between, resume elsewhere, and meet a NaN."""
+    """Per stage and precision: train, save half-way, resume in a new engine, and skip steps with NaN or infinity."""
     seen = {}
     for precision, stage in product(("fp32", "bf16"), range(4)):
-        # The code of stages 1 and 2 differs in how gradients are reduced, which float32 shows best.
+        # Stages 1 and 2 differ in how gradients are reduced, which float32 shows best.
         if (precision, stage) != ("bf16", 2):
             config = tiny.run_config(zero_stage=stage, precision=precision)
-            seen[f"{precision}, stage {stage}"] = _one_life(config, ranks, folder / f"{precision}-{stage}")
-    # Sums over micro-batches need another optimizer of DeepSpeed's in bf16, and at stage 0 the check is ours.
+            seen[f"{precision}, stage {stage}"] = _train_and_resume(config, ranks, folder / f"{precision}-{stage}")
+    # With micro-batches, DeepSpeed uses another optimizer in bf16; at stage 0 the check for infinity is ours.
     for precision, stage in (("fp32", 0), ("bf16", 1)):
         config = tiny.run_config(zero_stage=stage, precision=precision, micro_batch_size=2, async_checkpoints=False)
-        seen[f"{precision}, stage {stage}, in parts"] = _one_life(config, ranks, folder / f"{precision}-{stage}-parts")
+        seen[f"{precision}, stage {stage}, micro-batches"] = _train_and_resume(
+            config, ranks, folder / f"{precision}-{stage}-micro-batches"
+        )
     return seen
 
 
-def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
+def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
     engine, average, checkpoints = start_run(config, ranks, folder)
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     followed = {name: names[student] for name, _, student in engine.module.teacher_pairs()}
@@ -253,7 +257,7 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
     overflow = step_on_with_overflow(engine, average, config, ranks)
     after = full_weights(engine, engine.module)
     kept = all(torch.equal(value, part.value) for value, part in zip(averaged, average.slices(), strict=True))
-    # The good step after the bad one goes as if that had never been.
+    # The step after the skipped ones is as if they had never been.
     again.append(step_on(engine, average, config, ranks, 3).values)
     return {
         "losses": losses,
@@ -272,7 +276,7 @@ def _one_life(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Losses of the first steps with an evaluation between, its scores, and whether the best model is that of them."""
+    """Losses of two steps with an evaluation in between, its scores, and whether it saved the student."""
     seen = {}
     for precision, stage in (("fp32", 0), ("bf16", 1), ("fp32", 3)):
         config = tiny.run_config(zero_stage=stage, precision=precision)
@@ -303,7 +307,7 @@ def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Bad steps in a row, and what the watch says of them."""
+    """Skipped steps in a row, and the record and error that `NonFiniteGuard` gives."""
     guard = NonFiniteGuard()
     record: dict[str, Any] = {}
     for step in range(MAX_SKIPPED_IN_A_ROW - 1):
@@ -317,8 +321,8 @@ def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {"error": "none"}
 
 
-def refusals(ranks: Ranks, folder: Path) -> dict[str, str]:
-    """Messages of the checkpoints that cannot be resumed from or written, all at ZeRO stage 2."""
+def checkpoint_errors(ranks: Ranks, folder: Path) -> dict[str, str]:
+    """Messages for checkpoints that cannot be written or resumed from, at ZeRO stage 2."""
     messages = {}
     config = tiny.run_config(zero_stage=2)
     engine, average, checkpoints = start_run(config, ranks, folder / "run")
@@ -329,34 +333,34 @@ def refusals(ranks: Ranks, folder: Path) -> dict[str, str]:
 
     if ranks.rank == ranks.world_size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    # The save itself goes well; what its thread meets is told at the end of a step.
+    # `save` itself succeeds; `poll` raises the error of its thread.
     checkpoints.save(2, 0)
     step_on(engine, average, config, ranks, 2)
 
-    def poll_on() -> None:
+    def poll_repeatedly() -> None:
         for _ in range(10_000):
             checkpoints.poll()
 
-    messages["full disk"] = _message(poll_on)
+    messages["full disk"] = _message(poll_repeatedly)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     messages["after full disk"] = ", ".join(sorted(path.name for path in (folder / "run").iterdir()))
 
     checkpoints.save(2, 0)
     checkpoints.finish()
     if ranks.is_first:
-        # Torn as a crash leaves it: some files, no manifest.
-        torn = folder / "run" / "step-00000003"
-        shutil.copytree(folder / "run" / "step-00000002", torn)
-        (torn / "MANIFEST.json").unlink()
-        # And one whose bits have changed since.
-        changed = folder / "run" / "step-00000002" / "rank-00001.safetensors"
-        content = bytearray(changed.read_bytes())
+        # Incomplete, as a crash leaves it: some files, no manifest.
+        incomplete = folder / "run" / "step-00000003"
+        shutil.copytree(folder / "run" / "step-00000002", incomplete)
+        (incomplete / "MANIFEST.json").unlink()
+        # And one with a flipped bit.
+        damaged = folder / "run" / "step-00000002" / "rank-00001.safetensors"
+        content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 1
-        changed.write_bytes(content)
+        damaged.write_bytes(content)
     dist.barrier()
     engine, average, checkpoints = start_run(config, ranks, folder / "run")
     resumed = checkpoints.resume()
-    messages["torn and changed"] = f"step {resumed.step}: {'; '.join(resumed.notes)}"
+    messages["incomplete and damaged"] = f"step {resumed.step}: {'; '.join(resumed.notes)}"
 
     _, _, checkpoints = start_run(tiny.run_config(zero_stage=2, width=24), ranks, folder / "run")
     messages["another shape"] = _message(checkpoints.resume)
@@ -372,8 +376,8 @@ def _message(action: Any) -> str:
     return "no error"
 
 
-def persistent_in_part(*arguments: Any) -> dict[str, Any]:
-    """At stage 3 some of the tiny parameters stay gathered between steps and some do not, as in a large model."""
+def partly_persistent(*arguments: Any) -> dict[str, Any]:
+    """A configuration where, at stage 3, only some parameters stay gathered between steps, as in a large model."""
     config = _ORIGINAL_CONFIG(*arguments)
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 100
     return config
@@ -384,7 +388,7 @@ _ORIGINAL_CONFIG = engine_module.deepspeed_config
 
 def main() -> None:
     folder, *names = sys.argv[1:]
-    setattr(engine_module, "deepspeed_config", persistent_in_part)  # noqa: B010 - its type is wider
+    setattr(engine_module, "deepspeed_config", partly_persistent)  # noqa: B010 - its type is wider
     with init_distributed(60.0) as ranks:
         for name in names:
             result = globals()[name](ranks, Path(folder))
