@@ -1,0 +1,1 @@
+"""Typed configuration: recipe and model dataclasses, and the loader of recipes."""

@@ -1,0 +1,1 @@
+"""Training: model, losses, step, DeepSpeed engine, EMA teacher, checkpoints and metrics."""
