@@ -20,6 +20,7 @@ import yaml
 import slap_fast
 from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import COMMANDS, build_parser
+from slap_fast.cli import main as slap_fast_command
 from slap_fast.config.loading import load_run_config
 from tests.test_layers import FLOORS
 
@@ -189,6 +190,16 @@ def test_every_table_matches_its_result() -> None:
 def test_the_citation_has_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == slap_fast.__version__
+
+
+@pytest.mark.slow
+def test_the_plan_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```", PAGES["docs/planning.md"], re.S | re.M)
+    assert slap_fast_command(["plan", "recipe=paper", "devices=8", "device=a100"]) == 0
+    printed = iter(capsys.readouterr().out.splitlines())
+    lines = [line.removesuffix("...") for line in shown.splitlines() if line != "..."]
+    assert len(lines) > 10
+    assert [line for line in lines if not any(found.startswith(line) for found in printed)] == []
 
 
 def _prose(text: str) -> str:

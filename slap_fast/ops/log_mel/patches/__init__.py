@@ -95,7 +95,7 @@ def log_mel_patches(
         backend: "auto", or a name that `slap-fast info` lists.
 
     Returns:
-        `[T, patch_frames * patch_mels]`: `ceil(frames / patch_frames) * n_mels / patch_mels` tokens of each clip.
+        `[T, patch_frames * patch_mels]`, `ceil(frames / patch_frames) * n_mels / patch_mels` tokens for each clip.
         Tokens of one column in time are adjacent, lowest frequency first; the values of a token run over time, then
         over mel bins (SLAP, section 3). Frames that fill up the last column of a clip are `config.normalized_floor`.
 
