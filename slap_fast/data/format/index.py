@@ -133,10 +133,6 @@ class ClipIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex.open, (self.location,)
 
-    def record(self, clip: int) -> np.void:
-        """The clip's INDEX_DTYPE record."""
-        return self.records[clip]
-
     def shard_name(self, clip: int) -> str:
         """Name of the tar that holds the clip, or its number if the index was damaged after it was opened."""
         shard = int(self.records[clip]["shard"])

@@ -54,7 +54,7 @@ def mel_statistics(index: ClipIndex, *, progress: bool = False) -> tuple[float, 
 
 def _first_seconds(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:
     """`[S]` float32, the first 30 s at most."""
-    record = index.record(clip)
+    record = index.records[clip]
     tar = index.folder / index.shard_name(clip)
     blocks, missing = [], _MAX_SECONDS * sample_rate
     with TarAudio(tar, int(record["audio_offset"]), int(record["audio_size"])).open() as sound:

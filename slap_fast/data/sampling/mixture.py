@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip, gat
 
 class Mixture:
     """Datasets opened for training, with their clips numbered consecutively in the order of the datasets.
-
-    Has the reading methods of `ClipIndex`: `record`, `key`, `read_audio`, `read_metadata`, `read_clips`, `release`.
 
     Attributes:
         indexes: the D datasets.
@@ -91,19 +88,11 @@ class Mixture:
             found[own] = gather(self.indexes[dataset].records, clips[own] - self.starts[dataset])
         return found
 
-    def record(self, clip: int) -> np.void:
-        index, row = self._locate(clip)
-        return index.record(row)
-
     def shard_name(self, clip: int) -> str:
         """Name of the tar that holds the clip, with its folder if there are several datasets."""
         index, row = self._locate(clip)
         name = index.shard_name(row)
         return name if len(self.indexes) == 1 else f"{index.location.rstrip('/')}/{name}"
-
-    def key(self, clip: int) -> str:
-        index, row = self._locate(clip)
-        return index.key(row)
 
     def name(self, clip: int) -> str:
         """The clip's key for messages, or its number if the key cannot be read."""
@@ -113,15 +102,8 @@ class Mixture:
         except DatasetError:
             return f"row {clip}"
 
-    def read_audio(self, clip: int) -> bytes:
-        index, row = self._locate(clip)
-        return index.read_audio(row)
-
-    def read_metadata(self, clip: int) -> dict[str, Any]:
-        index, row = self._locate(clip)
-        return index.read_metadata(row)
-
     def read_clips(self, clips: np.ndarray) -> list[StoredClip | DatasetError]:
+        """See `ClipIndex.read_clips`."""
         found: list[StoredClip | DatasetError | None] = [None] * len(clips)
         datasets = np.searchsorted(self.starts, clips, side="right") - 1
         for dataset in np.unique(datasets).tolist():
@@ -132,6 +114,7 @@ class Mixture:
         return [clip for clip in found if clip is not None]
 
     def release(self) -> None:
+        """See `ClipIndex.release`."""
         for index in self.indexes:
             index.release()
 

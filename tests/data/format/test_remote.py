@@ -19,7 +19,7 @@ from slap_fast.config.model import ModelConfig, TextEncoderConfig
 from slap_fast.config.recipe import DataConfig
 from slap_fast.data.format import remote
 from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME
-from slap_fast.data.format.index import ClipIndex, DatasetError
+from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip
 from slap_fast.data.format.remote import local_folder
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.data.tokenizer import load_tokenizer, train_tokenizer
@@ -85,7 +85,10 @@ def test_batches_from_a_url_equal_those_from_the_folder(index: ClipIndex, bucket
 def test_a_mixture_names_remote_shards_by_url(index: ClipIndex, bucket: Any) -> None:
     mixture = Mixture.open([(URL, 1.0), (index.folder, 2.0)])
     assert mixture.shard_name(0) == f"{URL}/shard-000000.tar"
-    assert mixture.read_audio(3) == mixture.read_audio(33)
+    remote_clip, local_clip = mixture.read_clips(np.array([3, 33]))
+    assert isinstance(remote_clip, StoredClip)
+    assert isinstance(local_clip, StoredClip)
+    assert bytes(remote_clip.audio) == bytes(local_clip.audio)
 
 
 def test_the_index_is_copied_once_and_the_tars_never(

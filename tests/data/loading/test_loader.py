@@ -150,7 +150,8 @@ def test_a_mixture_loads_the_clips_of_its_datasets(
         expected = {ref.clip for ref in sampler.rank_batch(step, 0, 1)}
         for clip in split_batch(batch):
             number: Any = clip["clip_ids"]
-            pcm, _ = soundfile.read(io.BytesIO(mixture.read_audio(number)), dtype="int16")
+            source, row = (other, number) if number < len(other) else (index, number - len(other))
+            pcm, _ = soundfile.read(io.BytesIO(source.read_audio(row)), dtype="int16")
             assert clip["waveform"] == (pcm.astype(np.float32) / 32768).tolist()
             assert number in expected or number < len(other), "a replacement is from the same dataset"
         assert sum(clip < len(other) for clip in batch.clip_ids.tolist()) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.format.index import ClipIndex, StoredClip
 from slap_fast.data.sampling.mixture import Mixture
 from tests.data.builders import make_clip, write_dataset
 
@@ -26,16 +26,18 @@ def test_clips_are_numbered_consecutively(indexes: list[ClipIndex]) -> None:
     assert len(mixture) == 13
     for clip in range(13):
         index, row = (indexes[0], clip) if clip < 4 else (indexes[1], clip - 4)
-        assert mixture.record(clip) == index.record(row)
-        assert mixture.key(clip) == index.key(row)
-        assert mixture.read_audio(clip) == index.read_audio(row) == make_clip(clip).audio
-        assert mixture.read_metadata(clip) == index.read_metadata(row)
+        assert mixture.records(np.array([clip]))[0] == index.records[row]
+        assert mixture.name(clip) == index.key(row)
+        (stored,) = mixture.read_clips(np.array([clip]))
+        assert isinstance(stored, StoredClip)
+        assert bytes(stored.audio) == index.read_audio(row) == make_clip(clip).audio
+        assert stored.metadata == index.read_metadata(row)
         assert mixture.shard_name(clip) == str(index.folder / index.shard_name(row))
     clips = np.array([12, 0, 4, 3, 4])
-    assert mixture.records(clips).tolist() == [mixture.record(clip).tolist() for clip in clips]
+    assert mixture.records(clips).tolist() == [mixture.records(clips[[place]])[0].tolist() for place in range(5)]
     for outside in (-1, 13):
         with pytest.raises(IndexError, match=f"clip {outside} is not in"):
-            mixture.record(outside)
+            mixture.name(outside)
 
 
 def test_a_mixture_of_one_dataset_behaves_like_the_dataset(indexes: list[ClipIndex]) -> None:
