@@ -49,6 +49,14 @@ def encode(pcm: np.ndarray, rate: int = 16_000, *, format: str = "FLAC", subtype
     return file.getvalue()
 
 
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
 @dataclasses.dataclass
 class StoredClip:
     audio: bytes

@@ -17,6 +17,7 @@ from slap_fast.data.format.dataset_files import INDEX_DTYPE
 from slap_fast.data.format.index import ClipIndex, DatasetError, parse_metadata
 from slap_fast.data.prepare import prepare
 from slap_fast.data.prepare.reindex import reindex
+from tests.data.builders import write_tar
 from tests.models.damage import damage
 
 _CLIPS = 12
@@ -317,20 +318,12 @@ def test_an_index_is_rebuilt_from_the_tars(dataset: Path) -> None:
         assert index.info[field] == info[field]
 
 
-def _tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_foreign_tars_are_indexed_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int) -> None:
     monkeypatch.setattr(tarfile, "DEFAULT_FORMAT", format)
     monkeypatch.setattr(tarfile.TarFile, "format", format)
     long = "long/" * 30 + "name" * 30
-    _tar(
+    write_tar(
         tmp_path / "mine-1.tar",
         {
             "é.flac": _flac(1600),
@@ -369,7 +362,7 @@ def test_reindexing_a_malformed_tar_raises(dataset: Path) -> None:
 def test_reindexing_without_tars_or_clips_raises(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"holds no \.tar"):
         reindex(tmp_path, progress=False)
-    _tar(tmp_path / "a.tar", {"a.txt": b"x"})
+    write_tar(tmp_path / "a.tar", {"a.txt": b"x"})
     with pytest.raises(DatasetError, match="no clip can be used"):
         reindex(tmp_path, progress=False)
 

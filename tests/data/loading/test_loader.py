@@ -28,28 +28,10 @@ from tests.data.builders import (
     WORDS,
     as_lists,
     loader_threads,
-    make_clip,
     make_loader,
-    make_tokenizer,
     split_batch,
-    write_dataset,
     write_spoiled_dataset,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
-    return write_dataset(tmp_path_factory.mktemp("good") / "data", [make_clip(number) for number in range(30)])
-
-
-@pytest.fixture(scope="module")
-def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
-    return write_spoiled_dataset(tmp_path_factory.mktemp("spoiled") / "data")
 
 
 def test_batches_contain_the_sampled_clips_and_captions(index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -20,21 +20,9 @@ from tests.data.builders import (
     loader_threads,
     make_clip,
     make_loader,
-    make_tokenizer,
     spoil,
     write_dataset,
-    write_spoiled_dataset,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
-    return write_spoiled_dataset(tmp_path_factory.mktemp("spoiled") / "data")
 
 
 def test_bad_clips_are_replaced_recorded_and_logged(

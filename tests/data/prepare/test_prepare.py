@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from slap_fast.data.prepare import prepare
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
 from slap_fast.data.prepare.source import GeneratedSource
 from slap_fast.data.tokenizer import load_tokenizer
+from tests.data.builders import write_tar
 
 _RATES = (8_000, 16_000, 44_100, 48_000)
 
@@ -217,12 +217,8 @@ def test_existing_tars_become_a_dataset_without_extraction(tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     buffer = io.BytesIO()
     soundfile.write(buffer, _noise(1.0, 44_100, 0), 44_100, format="OGG", subtype="VORBIS")
-    with tarfile.open(tmp_path / "in/a.tar", "w") as tar:
-        for name, content in {"1.ogg": buffer.getvalue(), "1.txt": b"a dog", "2.ogg": b"", "2.txt": b"x"}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-        tar.addfile(tarfile.TarInfo("3.wav"))
+    members = {"1.ogg": buffer.getvalue(), "1.txt": b"a dog", "2.ogg": b"", "2.txt": b"x", "3.wav": b""}
+    write_tar(tmp_path / "in/a.tar", members)
     (tmp_path / "in/b.tar").write_bytes(b"damaged" * 500)
     report = prepare(tmp_path / "in", tmp_path / "out", workers=0, progress=False)
     index = ClipIndex.open(tmp_path / "out")

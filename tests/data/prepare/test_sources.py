@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from slap_fast.data.format.captions import captions_of, find_caption_columns, ta
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection, TarAudio
 from slap_fast.data.prepare.source_detection import open_source
+from tests.data.builders import write_tar
 
 Rows = list[dict[str, Any]]
 
@@ -262,14 +261,6 @@ def test_folder_with_sidecars(tmp_path: Path) -> None:
     assert d.captions == []
     assert isinstance(e, Rejection)
     assert (e.origin, e.reason) == ("e.wav", "bad_metadata")
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def test_webdataset_tars(tmp_path: Path) -> None:
