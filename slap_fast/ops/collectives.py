@@ -1,7 +1,8 @@
-"""What the losses exchange between ranks, and the gradient of that exchange.
+"""Collectives of the losses, and their gradients.
 
-One convention everywhere: the gradients below are those of the losses of all ranks summed, so a rank that multiplies
-its share of a global mean by `world_size(group)` gets the global gradient once gradients are averaged over ranks.
+Gradient convention: gradients are those of the losses summed over ranks. So a rank that multiplies its share of a
+global mean by `world_size(group)` gets the global gradient once gradients are averaged over ranks, as DDP does.
+
 `group=None` is this process alone. Every rank of the group must make the same calls in the same order.
 """
 
@@ -27,40 +28,44 @@ def world_size(group: dist.ProcessGroup | None) -> int:
     return size
 
 
-def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum of `values` over ranks, detached, in their dtype."""
+def detached_all_reduce_sum(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The elementwise sum of `values` over ranks, in their dtype, without a gradient."""
     return _all_reduce(values.detach(), dist.ReduceOp.SUM, group)
 
 
-def max_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The elementwise maximum of `values` over ranks, detached."""
+def detached_all_reduce_max(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The elementwise maximum of `values` over ranks, without a gradient."""
     return _all_reduce(values.detach(), dist.ReduceOp.MAX, group)
 
 
-def logsumexp_over_ranks(largest: Tensor, log_sum: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Combine log-sum-exps over parts of a set, one part a rank, into those over the whole set.
+def all_reduce_logsumexp(largest: Tensor, log_sum: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Combine log-sum-exps, each over one rank's part of a set, into those over the whole set.
 
-    A log-sum-exp is held as `largest + log_sum`, apart: at a logit scale of 100 their float32 sum has lost digits that
-    its exponential needs. Differentiable in `log_sum`; `largest` is a constant.
+    A log-sum-exp is the pair `largest`, `log_sum`, whose sum it is: at a logit scale of 100 their float32 sum has too
+    few digits for its exponential. Differentiable by `log_sum`; `largest` is a constant.
 
     Args:
-        largest: float32 or float64, of one shape on all ranks; -inf where a rank has no part.
+        largest: float32 or float64, the same shape on all ranks; -inf where a rank's part is empty.
         log_sum: the same.
+        group: the ranks.
+
+    Returns:
+        The pair over the whole set, the same on every rank.
     """
     if world_size(group) == 1:
         return largest.detach(), log_sum
     largest = largest.detach()
-    whole = max_over_ranks(largest, group)
-    # Where no rank has a part, -inf - -inf would be NaN.
+    whole = detached_all_reduce_max(largest, group)
+    # If all parts are empty, -inf - -inf would be NaN.
     shift = largest - whole.masked_fill(whole.isneginf(), 0.0)
     return whole, _LogSumExp.apply(log_sum, shift, group)
 
 
-def gather_sizes(size: int, device: torch.device, group: dist.ProcessGroup | None) -> list[int]:
+def all_gather_sizes(size: int, device: torch.device, group: dist.ProcessGroup | None) -> list[int]:
     """`size` of every rank, in rank order, on the host.
 
-    Travels between the hosts where the group has gloo beside NCCL (`init_process_group()` with no backend named);
-    else it costs one device synchronisation.
+    Uses gloo if the group has it (`init_process_group()` without a backend name gives NCCL and gloo); with NCCL alone
+    it costs one device synchronization.
     """
     if world_size(group) == 1:
         return [size]
@@ -71,25 +76,28 @@ def gather_sizes(size: int, device: torch.device, group: dist.ProcessGroup | Non
     return sizes.tolist()
 
 
-def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
-    """Concatenate `[sizes[rank], ...]` of all ranks along the first dimension; differentiable.
+def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """Concatenate `[sizes[rank], ...]` of all ranks along the first dimension. Differentiable.
 
-    The gradient is summed over ranks, in float32 at least.
+    The backward sums gradients over ranks, in float32 at least.
     """
     if world_size(group) == 1:
         return rows
     return _GatherRows.apply(rows, tuple(sizes), group)
 
 
-def pass_on(outgoing: Sequence[Tensor], incoming: Sequence[Tensor], group: dist.ProcessGroup) -> Callable[[], None]:
-    """Start to send to the rank before this one, and to receive from the one after it, in a ring of all ranks.
+def start_ring_shift(
+    outgoing: Sequence[Tensor], incoming: Sequence[Tensor], group: dist.ProcessGroup
+) -> Callable[[], None]:
+    """Start to send tensors to the previous rank, and to receive those of the next rank, in a ring of all ranks.
 
     Args:
-        outgoing: contiguous; unchanged until the transfer is over. Empty ones do not travel.
-        incoming: where to receive what the next rank sends, in its order, shapes and dtypes.
+        outgoing: contiguous; must not change before the transfer ends. Empty tensors are not sent.
+        incoming: memory for the tensors of the next rank, in its order, shapes and dtypes.
+        group: the ranks.
 
     Returns:
-        What ends the transfer: on a GPU the stream waits, and not the host.
+        A function that waits for the transfer; on a GPU the stream waits, not the host.
     """
     size, rank = world_size(group), dist.get_rank(group)
     previous, following = (dist.get_global_rank(group, (rank + step) % size) for step in (-1, 1))

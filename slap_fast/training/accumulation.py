@@ -106,7 +106,7 @@ def _global_losses(
         group=group,
     )
     tokens = [_caption_tokens(micro_batch) for micro_batch in micro_batches]
-    all_tokens = collectives.sum_over_ranks(batch.input_ids.new_full((), sum(tokens)), group).clamp_min(1)
+    all_tokens = collectives.detached_all_reduce_sum(batch.input_ids.new_full((), sum(tokens)), group).clamp_min(1)
     token_unit = collectives.world_size(group) / all_tokens.to(contrast.loss.dtype)
 
     clips = [len(micro_batch) for micro_batch in micro_batches]

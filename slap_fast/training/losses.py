@@ -31,7 +31,7 @@ def mean_over_tokens(
         Scalar, scaled so that the mean over ranks, of values and of gradients, is the global mean; 0 if no rank has a
         token.
     """
-    tokens = collectives.sum_over_ranks((targets != ignore_index).sum(), group)
+    tokens = collectives.detached_all_reduce_sum((targets != ignore_index).sum(), group)
     return token_sum * (collectives.world_size(group) / tokens.clamp_min(1).to(token_sum.dtype))
 
 

@@ -172,10 +172,12 @@ def contrastive_loss(
     validate(audio, text, logit_scale, logit_bias, kind=kind, ids=ids, chunk_size=chunk_size, exchange=exchange)
     chosen = select(audio, kind, backend)
     clips, ranks = audio.shape[0], collectives.world_size(group)
-    sizes = [clips] if group is None else collectives.gather_sizes(clips, audio.device, group)
+    sizes = [clips] if group is None else collectives.all_gather_sizes(clips, audio.device, group)
     bias = logit_bias if kind == "sigmoid" else None
     call = ContrastiveCall(audio, text, logit_scale, bias, ids, ids, 0, kind, chunk_size or 0)
-    if exchange == "ring" and group is not None and ranks > 1:
+    if group is None or ranks == 1:
+        sums = _contrastive_sums(call, chosen)
+    elif exchange == "ring":
         sums = ring_sums(BACKENDS[chosen], call, sizes, group)
     else:
         sums = _gathered_sums(call, sizes, group, chosen)
@@ -195,15 +197,15 @@ def contrastive_loss(
     return ContrastiveOutput(loss, *means.unbind())
 
 
-def _gathered_sums(call: ContrastiveCall, sizes: list[int], group: dist.ProcessGroup | None, backend: str) -> Sums:
-    """`Backend.forward` for this rank's rows and for its columns: `[B]`, `[B]`, `[B]`, `[4, B]`, `[2, B]`."""
-    offset = 0 if group is None else sum(sizes[: dist.get_rank(group)])
+def _gathered_sums(call: ContrastiveCall, sizes: list[int], group: dist.ProcessGroup, backend: str) -> Sums:
+    """`Backend.forward` for this rank's rows against all columns, and for its columns against all rows."""
+    offset = sum(sizes[: dist.get_rank(group)])
     own = slice(offset, offset + call.audio.shape[0])
-    text = collectives.gather_rows(call.text, sizes, group)
-    ids = None if call.text_ids is None else collectives.gather_rows(call.text_ids, sizes, group)
+    text = collectives.all_gather_rows(call.text, sizes, group)
+    ids = None if call.text_ids is None else collectives.all_gather_rows(call.text_ids, sizes, group)
     gathered = call._replace(text=text, text_ids=ids, offset=offset)
     row_loss, column_loss, row_positive, row_stats, column_best = _contrastive_sums(gathered, backend)
-    best = collectives.max_over_ranks(column_best, group)[:, own]
+    best = collectives.detached_all_reduce_max(column_best, group)[:, own]
     if call.kind == "infonce":
-        _, column_loss = collectives.logsumexp_over_ranks(column_best.amax(0), column_loss, group)
+        _, column_loss = collectives.all_reduce_logsumexp(column_best.amax(0), column_loss, group)
     return row_loss, column_loss[own], row_positive, row_stats, best

@@ -117,7 +117,7 @@ class _Transfer:
         if results is not None:
             shape = (3, size) if block.columns is None else (size, block.text.shape[1])
             self.results = results.new_empty(shape)
-        self.wait = collectives.pass_on(
+        self.wait = collectives.start_ring_shift(
             [*([] if is_last else block.tensors()), *([] if results is None else [results])],
             [*([] if self.block is None else self.block.tensors()), *([] if self.results is None else [self.results])],
             ring.group,
@@ -250,7 +250,7 @@ def _join_columns(others: Tensor, part: Tensor, kind: str) -> Tensor:
 
 
 def _join_log_sums(largest: Tensor, log_sum: Tensor, other_largest: Tensor, other_log_sum: Tensor) -> Tensor:
-    """Combine two log-sum-exps, each minus its largest value; see `collectives.logsumexp_over_ranks`."""
+    """Combine two log-sum-exps, each minus its largest value; see `collectives.all_reduce_logsumexp`."""
     whole = torch.maximum(largest, other_largest)
     whole = whole.masked_fill(whole.isneginf(), 0.0)
     return torch.logaddexp(log_sum + (largest - whole), other_log_sum + (other_largest - whole))

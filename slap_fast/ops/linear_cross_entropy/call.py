@@ -63,16 +63,17 @@ def validate(call: LinearCrossEntropyCall, *, targets: bool) -> None:
         targets: check the values of targets on the CPU too.
     """
     hidden, weight, target = call.hidden, call.weight, call.target
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
+    shape, weight_shape = hidden.shape, weight.shape
+    if len(shape) != 2 or len(weight_shape) != 2 or shape[1] != weight_shape[1] or weight_shape[0] == 0:
         raise ValueError(
-            f"hidden, weight have shapes {tuple(hidden.shape)}, {tuple(weight.shape)}; pass [T, D] and [V, D], V > 0"
+            f"hidden, weight have shapes {tuple(shape)}, {tuple(weight_shape)}; pass [T, D] and [V, D], V > 0"
         )
     if hidden.dtype != weight.dtype or not hidden.dtype.is_floating_point:
         raise ValueError(f"hidden, weight are {hidden.dtype}, {weight.dtype}; pass one floating-point dtype")
     if not isinstance(target, Tensor):
         raise ValueError(f"target is a {type(target).__name__}; pass a torch tensor")
-    if target.shape != hidden.shape[:1] or target.dtype != torch.int64:
-        raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}; pass [{hidden.shape[0]}] int64")
+    if target.shape != shape[:1] or target.dtype != torch.int64:
+        raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}; pass [{shape[0]}] int64")
     if not hidden.device == weight.device == target.device:
         raise ValueError(
             f"hidden, weight, target are on {hidden.device}, {weight.device}, {target.device}; use one device"
@@ -83,11 +84,12 @@ def validate(call: LinearCrossEntropyCall, *, targets: bool) -> None:
         raise ValueError(f"z_loss is {call.z_loss}; it must be at least 0")
     if not targets or target.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    invalid = ((target < 0) | (target >= weight.shape[0])) & (target != call.ignore_index)
+    vocabulary = weight_shape[0]
+    invalid = ((target < 0) | (target >= vocabulary)) & (target != call.ignore_index)
     if invalid.any():
         token = int(invalid.nonzero()[0])
         raise ValueError(
-            f"target[{token}] is {int(target[token])}; it must lie in [0, {weight.shape[0]}) or be ignore_index "
+            f"target[{token}] is {int(target[token])}; it must lie in [0, {vocabulary}) or be ignore_index "
             f"({call.ignore_index})"
         )
 

@@ -170,7 +170,7 @@ def _token_weight(cu_seqlens: Tensor | None, student: Tensor, group: dist.Proces
     """`[T]` weights that turn a sum over tokens into this rank's share of the mean over clips, or over tokens."""
     tokens, dtype = student.shape[0], accumulator(student.dtype)
     items = tokens if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    total = collectives.sum_over_ranks(student.new_full((), items, dtype=torch.int64), group).clamp_min(1)
+    total = collectives.detached_all_reduce_sum(student.new_full((), items, dtype=torch.int64), group)
     share = collectives.world_size(group) / total.to(dtype)
     if cu_seqlens is None:
         return share.expand(tokens).contiguous()

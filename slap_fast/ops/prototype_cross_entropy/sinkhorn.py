@@ -115,7 +115,7 @@ def balance(
 
 
 def _over_ranks(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    summed: Any = sum(collectives.logsumexp_over_ranks(local, torch.zeros_like(local), group))
+    summed: Any = sum(collectives.all_reduce_logsumexp(local, torch.zeros_like(local), group))
     return summed
 
 
@@ -177,7 +177,7 @@ def prototype_usage(
     teacher, prototypes, temperature, chosen = _checked(teacher, teacher_prototypes, teacher_temperature, backend)
     # With a potential of 0 a sweep is the log of the softmax summed over tokens.
     mass = _sweep(teacher, prototypes, temperature, temperature.new_zeros(prototypes.shape[0]), chosen)
-    largest, log_sum = collectives.logsumexp_over_ranks(mass, torch.zeros_like(mass), group)
+    largest, log_sum = collectives.all_reduce_logsumexp(mass, torch.zeros_like(mass), group)
     return (largest + log_sum).softmax(0).nan_to_num(0.0)
 
 
