@@ -29,38 +29,17 @@ CHECKED_WITH = "0.19.8"
 """The DeepSpeed version that every private attribute below was checked with; pyproject.toml pins it."""
 
 PRIVATE_ATTRIBUTES = {
-    "runtime/zero/partition_parameters.py": (
-        "ds_id",
-        "ds_numel",
-        "ds_process_group",
-        "ds_shape",
-        "ds_status",
-        "ds_tensor",
-        "ZeroParamStatus",
-    ),
-    "runtime/zero/stage3.py": (
-        "checkpoint_event_epilogue",
-        "checkpoint_event_prologue",
-        "fp16_groups",
-        "fp32_partitioned_groups_flat",
-        "get_param_id",
-        "grad_partitions_flat_buffer",
-        "grad_position",
-        "offload_optimizer",
-    ),
-    "runtime/zero/stage_1_and_2.py": (
-        "_zero_padding",
-        "averaged_gradients",
-        "cpu_offload",
-        "norm_for_param_grads",
-        "params_in_partition",
-        "update_lp_params",
-    ),
-    "runtime/bf16_optimizer.py": ("bf16_groups", "fp32_groups_gradients"),
-    "runtime/fp16/unfused_optimizer.py": ("fp32_groups",),
-    "utils/tensor_fragment.py": ("_hp_mapping", "hp_fragment_address", "lp_fragment_address", "param_group_index"),
+    "runtime/zero/partition_parameters.py": "ds_id ds_numel ds_process_group ds_shape ds_status ds_tensor "
+    "ZeroParamStatus",
+    "runtime/zero/stage3.py": "checkpoint_event_epilogue checkpoint_event_prologue fp16_groups get_param_id "
+    "fp32_partitioned_groups_flat grad_partitions_flat_buffer grad_position offload_optimizer",
+    "runtime/zero/stage_1_and_2.py": "_zero_padding averaged_gradients cpu_offload norm_for_param_grads "
+    "params_in_partition update_lp_params",
+    "runtime/bf16_optimizer.py": "bf16_groups fp32_groups_gradients",
+    "runtime/fp16/unfused_optimizer.py": "fp32_groups",
+    "utils/tensor_fragment.py": "_hp_mapping hp_fragment_address lp_fragment_address param_group_index",
 }
-"""Source file within DeepSpeed -> the attributes it defines that are used here."""
+"""Source file within DeepSpeed -> the attributes defined there that this module uses."""
 
 
 @dataclass(frozen=True)
