@@ -1,8 +1,8 @@
-"""A CUDA error from which a device does not recover costs its process, not the run.
+"""Pytest plugin: a sticky CUDA error ends one worker process, not the whole run.
 
-After an illegal access, every later call of that process fails with the same error. So the device is waited for after
-each phase of a test, which makes an error that of the test that caused it. Where it does not answer, a worker of
-pytest-xdist ends, once its reports are sent, and is replaced; a run without workers stops.
+After an illegal memory access, every later CUDA call of the process fails with the same error. The plugin synchronizes
+after each phase of a test, so that the error is reported for the test that caused it. If the device is lost, a worker
+of pytest-xdist exits after its reports are sent, and is replaced; a run without workers stops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def _device_error() -> str | None:
-    """Why the device no longer answers, None if it does or was never used. Running out of memory is no such error."""
+    """The sticky error of the device; None if there is none or CUDA was not used. Out of memory is not sticky."""
     if not torch.cuda.is_initialized():
         return None
     try:
@@ -26,7 +26,7 @@ def _device_error() -> str | None:
 
 
 class LostDevice:
-    """A plugin of one process, worker or controller."""
+    """The plugin, in a worker or in the controller."""
 
     def __init__(self) -> None:
         self._lost: str | None = None
@@ -46,8 +46,8 @@ class LostDevice:
         result = yield
         if self._lost is not None:
             if hasattr(item.config, "workerinput"):
-                # All reports are in the controller's pipe. Were the protocol completed first, the next test would be
-                # taken for the one that crashed.
+                # All reports are already in the controller's pipe. If the protocol completed first, the next test would
+                # be reported as the one that crashed.
                 os._exit(1)
             item.session.shouldstop = self._lost
         return result
@@ -58,6 +58,6 @@ class LostDevice:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """The test of a worker that ended itself is reported already: what is left of it is a teardown."""
+        """The failure was reported before the worker exited: turn the crash report into a passed teardown."""
         if crashitem in self._failed:
             report.when, report.outcome, report.longrepr = "teardown", "passed", None

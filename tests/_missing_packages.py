@@ -1,7 +1,7 @@
-"""`pytest -m gpu` where packages are missing that only other tests need.
+"""Pytest plugin: `pytest -m gpu` works without packages that only other tests need.
 
-A file that cannot be imported for want of a package, and holds no GPU test, is listed among what is skipped (`-rs`).
-One that holds some is an error, and so is any file where other tests are asked for.
+A file that cannot be imported because a package is missing is skipped (listed by `-rs`) if it has no GPU test. With GPU
+tests, or in any run without `-m gpu`, it is an error.
 """
 
 from __future__ import annotations

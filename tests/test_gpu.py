@@ -1,4 +1,4 @@
-"""A GPU does what the CPU does: every op, forward and backward, and a whole training step, without a host sync."""
+"""GPU against CPU: every op, forward and backward, and a whole training step, without host synchronization."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ OPS: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("op", "inputs"), OPS, ids=lambda value: getattr(value, "__name__", ""))
-def test_an_op_gives_the_values_and_gradients_of_the_cpu(
+def test_an_op_has_the_values_and_gradients_of_the_cpu(
     op: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
 ) -> None:
     exact = [x.clone().requires_grad_() for x in inputs]
@@ -126,7 +126,7 @@ def test_an_op_gives_the_values_and_gradients_of_the_cpu(
 
     moved = [x.to(DEVICE, dtype).requires_grad_() for x in inputs]
     moved_grad = grad.to(DEVICE, dtype)
-    op(*moved)  # a first call may load kernels and fill caches
+    op(*moved)  # the first call may load kernels and fill caches
     with _no_host_sync():
         actual = op(*moved)
         gradients = torch.autograd.grad(actual, moved, moved_grad)
@@ -145,7 +145,7 @@ needs_triton = pytest.mark.skipif(triton_support.unavailable() is not None, reas
 
 
 class _Packed:
-    """Views of a packed projection on the GPU, four query heads on two of keys, with gradients of output and lse."""
+    """Views of a packed projection on the GPU, four query and two key heads, with gradients of output and lse."""
 
     def __init__(self, lengths: list[int], dtype: torch.dtype, seed: int = 0) -> None:
         self.layout = PackedLayout.from_lengths(lengths, device=DEVICE)
@@ -172,7 +172,7 @@ class _Packed:
         return [out, lse, *torch.autograd.grad((out, lse), (q, k, v), (self.grad, self.grad_lse))]
 
     def expected(self, window: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
-        """By the oracle, in `dtype` on the CPU."""
+        """Results of the oracle in `dtype` on the CPU."""
         q, k, v = (x.detach().cpu().to(dtype).requires_grad_() for x in self.views())
         lengths = list(self.layout.lengths)
         out, lse = attention_oracle(q, k, v, lengths, lengths, window, 0.125)
@@ -183,7 +183,9 @@ class _Packed:
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (0, 1), (48, 48), (300, 100)])
-def test_triton_attention_errs_at_most_twice_as_much_as_pytorch(window: tuple[int, int], dtype: torch.dtype) -> None:
+def test_the_error_of_triton_attention_is_at_most_twice_that_of_pytorch(
+    window: tuple[int, int], dtype: torch.dtype
+) -> None:
     packed = _Packed(LENGTHS, dtype)
     packed.attend(window)
     with _no_host_sync():
@@ -196,7 +198,7 @@ def test_triton_attention_errs_at_most_twice_as_much_as_pytorch(window: tuple[in
 
 
 @needs_triton
-def test_triton_kernels_are_replayed_by_a_cuda_graph_on_new_tensors_and_lengths() -> None:
+def test_a_cuda_graph_of_triton_kernels_replays_with_new_tensors_and_lengths() -> None:
     def step(packed: _Packed) -> list[Tensor]:
         q, k, _ = packed.qkv.split([4, 2, 2], dim=1)
         rotated = apply_rotary(q, k, packed.layout.cu_seqlens, tokens_per_frame=4, backend="triton")
@@ -283,7 +285,7 @@ def test_waveform_stats_equal_those_of_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_training_step_gives_the_losses_and_gradients_of_the_cpu(dtype: torch.dtype) -> None:
+def test_a_training_step_has_the_losses_and_gradients_of_the_cpu(dtype: torch.dtype) -> None:
     config = tiny.run_config()
     torch.manual_seed(0)
     exact = PretrainingModel(config.recipe.model, ObjectivesConfig()).double()
@@ -303,7 +305,7 @@ def test_a_training_step_gives_the_losses_and_gradients_of_the_cpu(dtype: torch.
     assert (grads - wanted).norm() / wanted.norm() < 10 * tolerance
 
 
-def test_packing_on_the_gpu_moves_an_embedding_by_rounding_only() -> None:
+def test_packing_on_the_gpu_changes_an_embedding_only_by_rounding() -> None:
     torch.manual_seed(0)
     model = SLAP(TINY).to(DEVICE).eval()
     clips = random_clips([1.0, 0.005, 2.7, 0.3])

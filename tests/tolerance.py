@@ -1,4 +1,4 @@
-"""How wrong a result may be: at most twice as wrong as PyTorch's own in the same dtype, on whatever machine."""
+"""Error bound of the tests: at most twice the error of PyTorch in the same dtype on the same machine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ def assert_as_exact_as(
     names: Sequence[str] = (),
     size: float = 0,
 ) -> None:
-    """In the norm, each of `ours` is at most twice as far from `exact` as its like in `pytorch` is.
+    """In the 2-norm, each of `ours` is at most twice as far from `exact` as its counterpart in `pytorch`.
 
-    PyTorch may happen to hit the number, so a few roundings come on top: of float32, in which 16-bit types are summed,
-    or a part of one of the result's dtype.
+    PyTorch may hit the exact value by chance, so a few rounding errors are added: those of float32, in which 16-bit
+    dtypes are summed, or a fraction of one in the dtype of the result.
 
     Args:
-        exact: in float64; where it is not finite, neither may the result be.
-        names: what a failure calls them, their positions by default.
-        size: the norm of what cancels in a result; roundings are of the larger of this and the result's own norm.
+        ours: results to check.
+        pytorch: PyTorch's results in the same dtypes.
+        exact: float64 results; the results must be finite in the same places.
+        names: of the results, for messages; default: positions.
+        size: norm of terms that cancel in a result; rounding errors scale with the larger of it and the result's norm.
     """
     for index, results in enumerate(zip(ours, pytorch, exact, strict=True)):
         mine, peer, wanted = (x.detach() for x in results)
@@ -35,4 +37,4 @@ def assert_as_exact_as(
         summed = torch.promote_types(mine.dtype, torch.float32)
         rounding = max(4 * torch.finfo(summed).eps, torch.finfo(mine.dtype).eps / 8)
         rounding *= max(size, float(wanted[seen].norm()))
-        assert error <= 2 * peer_error + rounding, f"{name}: error {error:.3g}, of PyTorch {peer_error:.3g}"
+        assert error <= 2 * peer_error + rounding, f"{name}: error {error:.3g}, PyTorch's {peer_error:.3g}"

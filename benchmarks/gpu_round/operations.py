@@ -1,4 +1,4 @@
-"""Every op of the model as the round runs it: inputs, forward and backward, at the paper's sizes and at small ones."""
+"""Operations of the GPU round: every op of the model, forward and backward, at the paper's and at small sizes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ BOTTLENECK, PROTOTYPES = 256, 32_768
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """Sizes of the inputs.
 
     Attributes:
         lengths: tokens of each clip.
         captions: tokens of each caption.
-        samples: of each clip.
+        samples: samples of each clip.
         batch: clips of the contrastive loss.
-        tokens: of the captions' loss.
+        tokens: tokens of the caption loss.
         masked: tokens of the prototype loss.
-        narrow: divides the widths, the vocabulary and the prototypes.
+        narrow: divisor of the widths, the vocabulary and the number of prototypes.
     """
 
     lengths: tuple[int, ...]
@@ -56,9 +56,9 @@ class Size:
 
 
 SIZES = {
-    # A step of 256 clips of 10 s, and the paper's batch.
+    # A step of 256 clips of 10 s; the paper's batch.
     "paper": Size((250,) * 256, (24,) * 256, (160_000,) * 256, batch=2048, tokens=8192, masked=32_000),
-    # The same kernels, since widths are the same, over few rows.
+    # The same kernels (same widths) over few rows.
     "few": Size((130, 1, 64), (9, 30, 17), (16_000, 400, 9_000), batch=200, tokens=200, masked=200),
     # For a memory checker and for a CPU.
     "tiny": Size((33, 1, 70), (4, 9, 5), (4_000, 400, 700), batch=40, tokens=36, masked=40, narrow=8),
@@ -71,12 +71,12 @@ class Operation:
 
     Attributes:
         name: unique.
-        op: as `dispatch` knows it.
+        op: name in `dispatch`.
         dtype: of the inputs.
-        leaves: tensors that a gradient is taken of, float32 and on the device; rounded to `dtype` by `run`.
-        call: the op on those, with a backend.
-        plain: the PyTorch backend, which takes float64 too.
-        asks: names in `variants.VARIANTS` that its launches ask for.
+        leaves: makes the float32 tensors on the device that get gradients; `run` rounds them to `dtype`.
+        call: runs the op on them with a backend.
+        plain: name of the PyTorch backend, which also takes float64.
+        asks: names in `variants.VARIANTS` that its launches use.
     """
 
     name: str
@@ -88,11 +88,11 @@ class Operation:
     asks: tuple[str, ...] = ()
 
     def backend(self, device: str) -> str:
-        """Our kernels for the device."""
+        """The backend with slap-fast's kernels for the device."""
         return "auto" if device == "cpu" else "cuda" if self.op == "log_mel" else "triton"
 
     def variants(self, device: str) -> Iterator[dict[str, str]]:
-        """The default of every kernel, then on a GPU each variant by itself."""
+        """All defaults, then on a GPU each variant alone."""
         yield {}
         for name in self.asks if device == "cuda" else ():
             yield from ({name: variant} for variant in VARIANTS[name][1:])
@@ -101,12 +101,12 @@ class Operation:
         return ", ".join([self.name, *(f"{name}={variant}" for name, variant in choice.items())])
 
     def run(self, backend: str, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Outputs and gradients; in `dtype`, from inputs that were rounded to the operation's own."""
+        """Outputs and gradients, computed in `dtype` from inputs rounded to the dtype of the operation."""
         leaves = [self._rounded(leaf, dtype or self.dtype) for leaf in self.leaves()]
         outputs = list(self.call(leaves, backend))
         if not outputs[0].requires_grad:
             return outputs
-        # Rounded first, so that every dtype starts from the same gradient.
+        # Rounded first, so that every dtype gets the same gradient.
         gradients = [
             normal(90 + place, *output.shape, device=str(output.device)).to(self.dtype).to(output.dtype)
             if output.dim()
@@ -123,7 +123,7 @@ class Operation:
 
 
 def operations(size: Size, device: str) -> list[Operation]:
-    """The model's calls: bfloat16 as it trains, float32 where training has it or a kernel differs, float16 once."""
+    """The calls of the model: bfloat16 as in training, float32 where training or a kernel uses it, float16 once."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
         *_contrastive(size, device, (fp32, bf16)),
@@ -235,7 +235,7 @@ def _swiglu(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[
 
 
 def _contrastive(size: Size, device: str, dtypes: Sequence[torch.dtype]) -> Iterator[Operation]:
-    """With ids, of which a few are shared, as training has them; and without."""
+    """With ids, some of them shared as in training, and without."""
     ids = torch.arange(size.batch, device=device) // 2 * 2
     ids = torch.where(ids % 16 == 0, ids, torch.arange(size.batch, device=device))
     for kind in ("infonce", "sigmoid"):

@@ -1,5 +1,7 @@
-"""What `torch.autocast` does to the inputs of an op, as to those of PyTorch's own: products in the low type, norms in
-float32, elementwise operations on several tensors in the widest of their types. Float64 and integers stay as they are.
+"""Casting of op inputs under `torch.autocast`, by the rules of PyTorch's own ops.
+
+Products run in the autocast dtype, norms in float32, elementwise operations on several tensors in the widest of their
+dtypes. float64 and integers are not cast.
 """
 
 from __future__ import annotations
@@ -12,37 +14,37 @@ import torch
 from torch import Tensor
 
 Optional = TypeVar("Optional", Tensor, Tensor | None)
-# From the dtypes of the tensors to be cast, and autocast's own, to the one that they get.
+# (dtypes of the tensors to cast, autocast dtype) -> dtype to cast to.
 Rule = Callable[[list[torch.dtype], torch.dtype], torch.dtype]
 
 _DEVICES = ("cpu", "cuda")
 _CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def low(_dtypes: list[torch.dtype], own: torch.dtype) -> torch.dtype:
-    """The type of the region: for attention and for losses that begin with a product."""
-    return own
+def low(_dtypes: list[torch.dtype], autocast_dtype: torch.dtype) -> torch.dtype:
+    """The autocast dtype: for attention, and for losses that begin with a matrix product."""
+    return autocast_dtype
 
 
-def full(_dtypes: list[torch.dtype], _own: torch.dtype) -> torch.dtype:
-    """Float32: for norms and spectra."""
+def full(_dtypes: list[torch.dtype], _autocast_dtype: torch.dtype) -> torch.dtype:
+    """float32: for norms and spectra."""
     return torch.float32
 
 
-def widest(dtypes: list[torch.dtype], _own: torch.dtype) -> torch.dtype:
-    """That of their sum; float16 and bfloat16 meet in float32."""
+def widest(dtypes: list[torch.dtype], _autocast_dtype: torch.dtype) -> torch.dtype:
+    """The promoted dtype: float16 with bfloat16 gives float32."""
     return functools.reduce(torch.promote_types, dtypes)
 
 
 def cast(rule: Rule, *tensors: Optional) -> tuple[Optional, ...]:
-    """The tensors as an op that follows `rule` gets them: themselves where no autocast is at work on their device.
+    """The tensors cast by `rule`; unchanged unless autocast is enabled on their device.
 
     Raises:
-        ValueError: one is no tensor.
+        ValueError: an argument is not a tensor.
     """
     for x in tensors:
         if x is not None and not isinstance(x, Tensor):
-            raise ValueError(f"a {type(x).__name__} is given where a tensor is taken; pass a torch tensor")
+            raise ValueError(f"an argument is a {type(x).__name__}; pass a torch tensor")
     if not torch._C._is_any_autocast_enabled():
         return tensors
     device = next(x.device.type for x in tensors if x is not None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -73,11 +73,11 @@ class CustomOp(Generic[P, R]):
 
         def checked(*args: Any) -> R:
             grouped = self._group(args)
-            return implementation(*(grouped if check is None else check(*grouped)))  # type: ignore[call-arg, arg-type]
+            return implementation(*(grouped if check is None else check(*grouped)))  # type: ignore[call-arg]
 
         self._definition = torch.library.custom_op(name, checked, mutates_args=mutates_args, schema=schema)
         self._registered: Any = self._definition._opoverload
-        self._implementation = implementation
+        self._implementation: Callable[..., R] = implementation
         self._apply: Callable[..., R] | None = None
         self._name = name
         arguments = self._registered._schema.arguments
@@ -171,7 +171,7 @@ class CustomOp(Generic[P, R]):
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        # Profilers name the call after the class. The parent's `apply` skips a check for transforms that __call__ makes.
+        # Profilers name the call after the class. The parent's `apply` skips the check for transforms: see `_is_plain`.
         self._apply = super(Function, type(self._name, (Function,), methods)).apply  # type: ignore[misc]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""One small call of each public op, for what must hold of all of them."""
+"""One small call of each public op, for tests that all ops must pass."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Call:
     """A call of an op: `run(backend, *tensors, offsets=...)`.
 
     Attributes:
-        run: gives differentiable tensors.
-        shapes: of its tensors.
-        offsets: what it takes by default; None: the op has none.
-        differentiable: places of the tensors that gradients reach.
+        run: returns differentiable tensors.
+        shapes: of the tensors that it takes.
+        offsets: default offsets; None: the op takes none.
+        differentiable: positions of the tensors that get gradients.
     """
 
     run: Run
@@ -154,5 +154,5 @@ def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def loss_of(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A scalar that no symmetry of an op makes constant."""
+    """A weighted sum, with weights that differ so that no op makes it constant."""
     return sum((x * torch.linspace(0.5, 1.5, x.numel()).view(x.shape)).sum() for x in as_tuple(result))  # type: ignore[return-value]

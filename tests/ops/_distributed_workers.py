@@ -1,4 +1,4 @@
-"""What one rank runs in the tests of losses across ranks: in a module of its own, for a spawned process imports it."""
+"""Worker of the tests of losses across ranks; a separate module because spawned processes import it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from slap_fast.training.losses import mean_over_tokens
 
-# Clips of each rank, by world size: unequal, and one rank without any.
+# world size -> clips per rank: unequal, and one rank with none.
 CLIPS = {1: [7], 2: [5, 2], 3: [4, 0, 3], 4: [1, 3, 1, 2]}
 TOKENS = [3, 0, 2, 4, 1, 5, 2]
 CLIP_IDS = [4, 9, 2, 4, 9, 6, 4]
@@ -29,7 +29,7 @@ STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.05
 
 
 def parameters(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """What every rank holds alike."""
+    """Parameters, the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"audio": (6, 4), "text": (6, 4), "student": (6, 4), "prototypes": (5, 4), "vocabulary": (8, 6)}
     values = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -38,7 +38,7 @@ def parameters(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 class Data:
-    """The clips from `begin` to `end` of the global batch: all of them, or those of one rank."""
+    """Clips `begin` to `end` of the global batch: all, or those of one rank."""
 
     def __init__(self, begin: int, end: int, dtype: torch.dtype = torch.float64) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -127,7 +127,7 @@ DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 class LargestBlock(TorchDispatchMode):
-    """The most rows that any tensor as wide as an embedding had."""
+    """Records the largest number of rows of any tensor as wide as an embedding."""
 
     rows = 0
 
@@ -140,7 +140,7 @@ class LargestBlock(TorchDispatchMode):
 
 
 def _rows_held(exchange: str, data: Data) -> int:
-    """Of what is as wide as an embedding, at most, forward and backward; the embeddings themselves do not count."""
+    """Largest number of rows of such tensors in forward and backward, without the embeddings themselves."""
     weights = parameters()
     audio, text = (x.detach().requires_grad_() for x in data.embeddings(weights))
     with LargestBlock() as largest:
@@ -150,7 +150,7 @@ def _rows_held(exchange: str, data: Data) -> int:
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
-    """Every loss on this rank's clips; its values and gradients are left in `folder`."""
+    """Compute every loss on the clips of this rank; saves values and gradients in `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

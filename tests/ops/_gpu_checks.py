@@ -1,4 +1,4 @@
-"""What every backend of an op is held to on a GPU: errors of at most twice those of PyTorch in the same dtype."""
+"""Checks of any backend of an op on a GPU: the error is at most twice that of PyTorch in the same dtype."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.oracles.swiglu import swiglu as swiglu_oracle
 from tests.oracles.varlen_attention import varlen_attention as attention_oracle
 from tests.tolerance import assert_as_exact_as
 
-# One token, empty clips at both ends and between, and lengths around tiles of 64 and 128.
+# One token, empty clips at both ends and in between, and lengths around tiles of 64 and 128.
 LENGTHS = [0, 1, 63, 64, 0, 65, 127, 128, 129, 300, 0]
 
 
 def serving(op: str, name: str) -> str:
-    """The backend of that name; the test is skipped where this machine cannot have it."""
+    """`name`; skips the test if that backend is not available on this machine."""
     reason = dict(dispatch.report()[op])[name]
     if reason is not None:
         pytest.skip(reason)
@@ -41,7 +41,7 @@ def serving(op: str, name: str) -> str:
 
 @contextmanager
 def skipped_where_refused() -> Iterator[None]:
-    """Skips the test where the dispatch says that the backend cannot serve. Any other error is one."""
+    """Skips the test if the backend refuses the call. Any other error fails it."""
     try:
         yield
     except dispatch.CannotServeError as error:
@@ -49,7 +49,7 @@ def skipped_where_refused() -> Iterator[None]:
 
 
 def _on_gpu(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` of CPU tensors, computed on the GPU."""
+    """`function` computed on the GPU, for CPU tensors and results."""
 
     def run(*tensors: Tensor) -> Tensor:
         with skipped_where_refused():
@@ -75,7 +75,7 @@ def attend(tensors: list[Tensor], lengths: tuple[list[int], list[int]], backend:
 
 
 def with_gradients(function: Any, tensors: list[Tensor]) -> list[Tensor]:
-    """Output and gradients, in float64 on the host."""
+    """Output and gradients, moved to the CPU in float64."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = function(leaves)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -103,13 +103,13 @@ def check_attention(
         return attention_oracle(q, k, v, *lengths, window, scale)[0]
 
     plain, exact = (
-        # The softmax of a query without keys is NaN in the oracle's gradient; 0 is right.
+        # For a query without keys the oracle's gradient is NaN, the true one 0.
         list(map(torch.nan_to_num, with_gradients(plainly, inputs)))
         for inputs in (tensors, [x.double() for x in tensors])
     )
     size, eps = float(exact[0].norm()), torch.finfo(dtype).eps
     for name, ours, theirs, right in zip(("out", "dq", "dk", "dv"), actual, plain, exact, strict=True):
-        # With a window of one key, dq and dk are nothing but the rounding of a difference.
+        # With a window of one key, dq and dk are only the rounding of a difference.
         floor = eps / 8 * float(right.norm()) if float(right.norm()) > 1e-6 * size else 2 * eps * size
         limit = 2 * float((theirs - right).norm()) + floor
         assert float((ours - right).norm()) <= limit, name
@@ -169,7 +169,7 @@ def check_prototypes(backend: str, centering: str, dtype: torch.dtype) -> None:
 
 
 def check_swiglu(backend: str, rows: int, width: int, dtype: torch.dtype) -> None:
-    """Also for a strided input and a strided gradient; the last rows reach where `exp` overflows."""
+    """With a strided input and a strided gradient; `exp` overflows in the last row."""
     generator = torch.Generator().manual_seed(0)
     wide, grad = (torch.randn(rows, 3 * width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     wide[-1] *= 60.0

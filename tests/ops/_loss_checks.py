@@ -1,4 +1,4 @@
-"""What the tests of the losses share: inputs, and the rule for how wrong a result may be."""
+"""Shared by the tests of the losses: inputs and the error bound."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def loss_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor
 def assert_as_accurate_as_plain(
     function: Callable[..., Tensor], oracle: Callable[..., Tensor], tensors: Sequence[Tensor]
 ) -> None:
-    """Against float64, loss and gradients err at most twice as much as the oracle run in the dtype of `tensors`.
+    """The error of loss and gradients against float64 is at most twice that of the oracle in the dtype of `tensors`.
 
-    Beyond that only rounding is allowed: of a number in its own dtype, and of sums in float32.
+    Rounding errors come on top: of a result in its dtype, and of sums in float32.
     """
     actual = loss_and_gradients(function, tensors)
     plain = loss_and_gradients(oracle, tensors)

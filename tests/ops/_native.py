@@ -1,4 +1,4 @@
-"""Native code in tests: the instruction sets to run one after another in one process, and putting things back."""
+"""Native code in tests: instruction sets to run, and a context manager that forces one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKENDS = [pytest.param("native", marks=needs_native), "torch"]
 
 
 def instruction_sets() -> list[str]:
-    """Those that this build has and this machine runs, up to SLAP_FAST_ISA, as a lesser machine would."""
+    """Instruction sets of this build that the machine supports, limited by SLAP_FAST_ISA."""
     module = native.load()
     if module is None:
         return []
@@ -27,7 +27,7 @@ def instruction_sets() -> list[str]:
 
 @contextmanager
 def native_code(*, isa: str | None = None, threads: int | None = None) -> Iterator[None]:
-    """Native code with this instruction set and thread count."""
+    """Run native code with this instruction set and thread count, and restore both."""
     module, chosen, count = native.load(), native.isa(), torch.get_num_threads()
     assert module is not None
     try:

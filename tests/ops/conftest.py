@@ -1,4 +1,4 @@
-"""What the tests of the ops share."""
+"""Fixtures of the op tests."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.ops._native import instruction_sets
 
 @pytest.fixture(scope="module", params=instruction_sets())
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set that native code runs with here; `native_code(isa=isa)` switches to it."""
+    """Each instruction set of native code on this machine; `native_code(isa=isa)` selects it."""
     return request.param

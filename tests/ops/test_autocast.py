@@ -1,4 +1,4 @@
-"""Under autocast ops take mixed dtypes, and compute as PyTorch's own: products in the low type, norms in float32."""
+"""Under autocast, ops take mixed dtypes and compute in the dtypes that PyTorch's own ops use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.ops._calls import CALLS, as_tuple, loss_of
 from tests.ops._native import BACKENDS, needs_native
 
 LOW = torch.bfloat16
-# What each op computes in, given tensors of float32 and of the low type.
+# Dtype that each op computes in, given float32 and bfloat16 tensors.
 COMPUTED_IN = {
     "varlen_attention": LOW,
     "apply_rotary": torch.float32,
-    "apply_rotary_qkv": None,  # of one tensor, it keeps its type, as swiglu does
+    "apply_rotary_qkv": None,  # takes one tensor and keeps its dtype, like swiglu
     "rms_norm": torch.float32,
     "add_rms_norm": torch.float32,
     "swiglu": None,
@@ -33,7 +33,7 @@ LOSSES = ("linear_cross_entropy", "prototype_cross_entropy", "contrastive_loss",
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("first", [torch.float32, LOW], ids=str)
-def test_mixed_types_are_those_that_pytorch_would_compute_in(name: str, first: torch.dtype, backend: str) -> None:
+def test_mixed_dtypes_are_cast_as_pytorch_casts_them(name: str, first: torch.dtype, backend: str) -> None:
     call, wanted = CALLS[name], COMPUTED_IN[name]
     dtypes = [first, *[LOW if first == torch.float32 else torch.float32] * (len(call.shapes) - 1)]
     leaves = [
@@ -54,8 +54,8 @@ def test_mixed_types_are_those_that_pytorch_would_compute_in(name: str, first: t
         torch.testing.assert_close(grad, other.to(grad.dtype), rtol=0, atol=0)
 
 
-def test_norms_are_those_of_pytorch_on_a_gpu() -> None:
-    """Its `rms_norm` is float32 under autocast there; the sum of a branch and a stream is that of their types."""
+def test_norms_equal_those_of_pytorch_on_a_gpu() -> None:
+    """There `F.rms_norm` is float32 under autocast, and the sum of branch and residual has the promoted dtype."""
     branch, stream, weight = torch.randn(3, 8).to(LOW), torch.randn(3, 8), torch.randn(8)
     with torch.autocast("cpu", dtype=LOW):
         normed, summed = add_rms_norm(branch, stream, weight, eps=1e-6)
@@ -66,7 +66,7 @@ def test_norms_are_those_of_pytorch_on_a_gpu() -> None:
 
 
 @needs_native
-def test_registered_ops_follow_the_same_rules() -> None:
+def test_registered_ops_are_cast_by_the_same_rules() -> None:
     q, k = torch.randn(4, 2, 16), torch.randn(4, 2, 16).to(LOW)
     offsets = torch.tensor([0, 4])
     ops = torch.ops.slap_fast
@@ -83,7 +83,7 @@ def test_registered_ops_follow_the_same_rules() -> None:
     assert [x.dtype for x in (normed, loss, *sums)] == [torch.float32] * 7
 
 
-def test_float64_and_what_is_no_float_stay() -> None:
+def test_float64_is_not_cast() -> None:
     call = CALLS["varlen_attention"]
     tensors = call.tensors(dtype=torch.float64)
     with torch.autocast("cpu", dtype=LOW):

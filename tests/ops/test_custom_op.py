@@ -1,4 +1,4 @@
-"""The shortcut past the dispatcher: taken where nobody but autograd looks on, and the same to all who do."""
+"""The fast path of custom_op: used unless something besides autograd observes the call, with the same results."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def _x(requires_grad: bool = False) -> Tensor:
 
 
 @pytest.mark.parametrize("around", [nullcontext, lambda: torch.autocast("cpu"), torch.no_grad, torch.inference_mode])
-def test_plain_tensors_take_the_shortcut(spy: Spy, around: Callable[[], AbstractContextManager]) -> None:
+def test_plain_tensors_take_the_fast_path(spy: Spy, around: Callable[[], AbstractContextManager]) -> None:
     with around():
         for x in (_x(), torch.nn.Parameter(_x()), _x(requires_grad=True).detach()):
             assert torch.equal(scaled(x, None, 2)[0], torch.tensor([1.0, 4.0, 9.0]))
     assert spy.calls == 0
 
 
-def test_first_gradients_take_it_too(spy: Spy) -> None:
+def test_first_gradients_take_the_fast_path(spy: Spy) -> None:
     x = _x(requires_grad=True)
     result, saved = scaled(x, torch.tensor(5.0), 3)
     assert not saved.requires_grad
@@ -98,7 +98,7 @@ def test_first_gradients_take_it_too(spy: Spy) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_they_take_it_forward_and_backward(spy: Spy) -> None:
+def test_gpu_tensors_take_the_fast_path_forward_and_backward(spy: Spy) -> None:
     for x in (_x().cuda().requires_grad_(), torch.nn.Parameter(_x().cuda())):
         result, _ = scaled(x, torch.tensor(5.0, device="cuda"), 3)
         assert torch.equal(torch.autograd.grad(result.sum(), x)[0], 15 * x.detach() ** 2)
@@ -112,7 +112,7 @@ def test_on_a_gpu_they_take_it_forward_and_backward(spy: Spy) -> None:
     [
         lambda: scaled(_x().to("meta"), None, 2),
         lambda: scaled(_x(), torch.tensor(5.0, device="meta"), 2),
-        lambda: scaled(torch.view_as_complex(torch.ones(3, 2)).conj().imag, None, 2),  # memory holds the opposite
+        lambda: scaled(torch.view_as_complex(torch.ones(3, 2)).conj().imag, None, 2),  # negated lazily
         lambda: scaled(_x().as_subclass(type("Subclass", (Tensor,), {})), None, 2),
         lambda: _under(FlopCounterMode(display=False), lambda: scaled(_x(), None, 2)),
         lambda: torch.jit.trace(lambda x: scaled(x, None, 2), _x(), check_trace=False),
@@ -120,8 +120,8 @@ def test_on_a_gpu_they_take_it_forward_and_backward(spy: Spy) -> None:
         lambda: _under(torch.device("cpu"), lambda: scaled(_x(), None, 2)),  # a mode too
     ],
 )
-def test_what_looks_on_sees_the_registered_op(spy: Spy, call: Callable[[], object]) -> None:
-    with suppress(RuntimeError):  # function transforms ask for more than PyTorch gives such an op
+def test_modes_transforms_and_tracers_see_the_registered_op(spy: Spy, call: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # function transforms do not support such an op
         call()
     assert spy.calls == 1
 
@@ -136,7 +136,7 @@ class _Module(torch.nn.Module):
         return scaled(x, None, 2)[0]
 
 
-def test_it_compiles_whole_with_the_same_gradient() -> None:
+def test_it_compiles_in_one_graph_with_the_same_gradient() -> None:
     compiled = torch.compile(lambda x: scaled(2 * x, None, 3)[0] + 1, backend="aot_eager", fullgraph=True)
     x = _x(requires_grad=True)
     assert "slap_fast_tests.scaled" in str(torch.export.export(_Module(), (_x(),)).graph)
@@ -158,7 +158,7 @@ def test_second_gradients_and_tangents_raise() -> None:
                     call(dual, None, 3)
 
 
-def test_autograd_hears_of_what_is_written_in_place(spy: Spy) -> None:
+def test_in_place_writes_increment_the_version_counter(spy: Spy) -> None:
     leaf = _x(requires_grad=True)
     x = leaf * 1
     kept = x.square()
@@ -174,7 +174,7 @@ def test_autograd_hears_of_what_is_written_in_place(spy: Spy) -> None:
     assert torch.equal(y, 2 * _x())
 
 
-def test_profilers_see_the_names() -> None:
+def test_profilers_show_the_op_names() -> None:
     x = _x(requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         scaled(_x(), None, 2)

@@ -1,4 +1,4 @@
-"""torch's default dtype is the caller's affair: buffers have theirs by name, above all those that native code fills."""
+"""No op depends on torch's default dtype: buffers, above all those that native code fills, state their dtype."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _outputs_and_gradients(backend: str) -> dict[str, Tensor]:
 def test_no_op_depends_on_the_default_dtype(backend):
     expected = _outputs_and_gradients(backend)
     assert {tensor.dtype for tensor in expected.values()} == {torch.float32}
-    # Of float64 half of a buffer would be filled; of bfloat16 twice its size.
+    # A float64 buffer would be half filled, a bfloat16 one overrun.
     for dtype in (torch.float64, torch.bfloat16):
         torch.set_default_dtype(dtype)
         try:

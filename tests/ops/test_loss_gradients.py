@@ -10,7 +10,7 @@ SHAPES = [(0, 5), (1, 5), (16, 3), (37, 5)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_scaled_gradient_is_rounded_once_and_what_was_saved_stays(shape, dtype):
+def test_a_scaled_gradient_is_rounded_once_and_the_saved_one_is_unchanged(shape, dtype):
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-6
     saved, factor = gradient.clone(), torch.tensor(3e3)
     scaled = torch.ops.slap_fast.scale_gradient(gradient, factor, dtype)
@@ -23,7 +23,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.slap_fast.scale_gradient, (torch.randn(18, 5), torch.tensor(2.0), dtype))
 
 
-def test_gradients_wait_in_float32_or_float64_and_only_where_they_are_needed():
+def test_gradients_are_kept_in_float32_or_float64_and_only_if_needed():
     for dtype, kept in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64,) * 2):
         x = torch.zeros(3, 2, dtype=dtype)
         assert loss_gradients.empty_gradient(x, True).dtype == kept

@@ -1,4 +1,4 @@
-"""n ranks are one rank: averaging the gradients of the local losses gives the gradient of the global loss."""
+"""Losses on several ranks equal those on one: the average of local gradients is the gradient of the global loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.oracles.prototype_cross_entropy import prototype_cross_entropy
 
 
 def _reference(name, dtype, rounded_to=torch.float64):
-    """Values and gradients of one process that holds the whole batch, in `dtype`, its inputs rounded to another."""
+    """Values and gradients of one process with the whole batch, in `dtype`, from inputs rounded to `rounded_to`."""
     weights = {key: x.detach().to(dtype).requires_grad_() for key, x in parameters(rounded_to).items()}
     data = Data(0, len(TOKENS), rounded_to).to(dtype)
     if name == "captioning":
@@ -49,9 +49,9 @@ def _reference(name, dtype, rounded_to=torch.float64):
 
 @pytest.fixture(scope="module", params=CLIPS, ids=lambda size: f"{size}_ranks")
 def ranks(request, tmp_path_factory):
-    """`(clips, {(loss, dtype): (values, gradients)}, {exchange: rows held})` of each rank, from one launch for all."""
+    """`(clips, {(loss, dtype): (values, gradients)}, {exchange: rows held})` of each rank, from a single launch."""
     folder = tmp_path_factory.mktemp("ranks")
-    # Ranks are forked off a process that has imported everything, once for all of them.
+    # Ranks are forked from a process that has imported everything once.
     multiprocessing.set_forkserver_preload([run_rank.__module__, "torch._dynamo"])
     arguments = (request.param, str(folder))
     mp.start_processes(run_rank, arguments, nprocs=request.param, start_method="forkserver")
@@ -61,14 +61,14 @@ def ranks(request, tmp_path_factory):
 def _mean_over_ranks(ranks, key):
     values = [results[key][0] for _, results, _ in ranks]
     gradients = [results[key][1] for _, results, _ in ranks]
-    # A parameter without a gradient would make the ranks' all-reduces disagree.
+    # A gradient missing on one rank would make the all-reduces of the ranks mismatch.
     assert all(gradient.keys() == gradients[0].keys() for gradient in gradients)
     mean = {name: sum(gradient[name].double() for gradient in gradients) / len(ranks) for name in gradients[0]}
     return values, mean
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_averaged_loss_and_gradients_are_those_of_one_rank(ranks, name):
+def test_averaged_loss_and_gradients_equal_those_of_one_rank(ranks, name):
     values, gradients = _mean_over_ranks(ranks, (name, "float64"))
     expected, expected_gradients = _reference(name, torch.float64)
     torch.testing.assert_close(sum(value[0] for value in values) / len(ranks), expected[0])
@@ -77,14 +77,14 @@ def test_averaged_loss_and_gradients_are_those_of_one_rank(ranks, name):
         torch.testing.assert_close(gradients[parameter], wanted, msg=lambda text, key=parameter: f"{key}: {text}")
 
 
-def test_no_rank_of_a_ring_holds_more_than_the_largest_block_of_one(ranks):
+def test_a_rank_of_a_ring_holds_at_most_the_largest_block_of_one_rank(ranks):
     clips = [count for count, *_ in ranks]
     assert {held["ring"] for *_, held in ranks} == {max(clips)}
     assert min(held["gather"] for *_, held in ranks) >= sum(clips)
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith(("infonce", "sigmoid"))])
-def test_metrics_weighted_by_clips_are_those_of_one_rank(ranks, name):
+def test_metrics_weighted_by_clips_equal_those_of_one_rank(ranks, name):
     clips = torch.tensor([count for count, *_ in ranks], dtype=torch.float64)
     values = torch.stack([torch.stack(results[name, "float64"][0][1:]) for _, results, _ in ranks])
     expected, _ = _reference(name, torch.float64)
@@ -92,7 +92,7 @@ def test_metrics_weighted_by_clips_are_those_of_one_rank(ranks, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_bfloat16_errs_at_most_twice_as_much_as_one_rank_in_bfloat16(ranks, name):
+def test_the_bfloat16_error_is_at_most_twice_that_of_one_rank(ranks, name):
     _, gradients = _mean_over_ranks(ranks, (name, "bfloat16"))
     _, plain = _reference(name, torch.bfloat16, rounded_to=torch.bfloat16)
     _, exact = _reference(name, torch.float64, rounded_to=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Every backend of the losses that serves on a GPU against the float64 oracles; one that does not is skipped."""
+"""Every backend of the losses on a GPU against the float64 oracles; unavailable ones are skipped."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _step(op: str, backend: str, rows: int) -> Callable[[], list[Tensor]]:
 
 
 @pytest.mark.parametrize(("op", "name"), ROWS)
-def test_the_same_bits_from_run_to_run_without_waiting_for_the_device(op: str, name: str) -> None:
+def test_the_same_bits_from_run_to_run_without_host_synchronization(op: str, name: str) -> None:
     step = _step(op, serving(op, name), 3000)
     with skipped_where_refused():
         first = step()
@@ -110,7 +110,7 @@ def test_the_same_bits_from_run_to_run_without_waiting_for_the_device(op: str, n
 
 
 @pytest.mark.parametrize("op", ["contrastive_loss", "linear_cross_entropy", "prototype_cross_entropy"])
-def test_triton_is_replayed_by_a_cuda_graph(op: str) -> None:
+def test_triton_runs_in_a_cuda_graph(op: str) -> None:
     step = _step(op, serving(op, "triton"), 1000)
     expected = step()
     side = torch.cuda.Stream()
@@ -125,7 +125,7 @@ def test_triton_is_replayed_by_a_cuda_graph(op: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
-def test_triton_needs_no_matrix_of_similarities() -> None:
+def test_triton_does_not_store_the_similarities() -> None:
     backend = serving("contrastive_loss", "triton")
     step = _step("contrastive_loss", backend, 1 << 17)  # similarities: 32 GiB in 16 bits
     torch.cuda.synchronize()

@@ -11,7 +11,7 @@ from slap_fast.ops.matrix_product import matrix_product
 from tests.ops._native import native_code, needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Around a micro-kernel's tile, and beyond what is packed at once in each dimension.
+# Around the tile of a micro-kernel, and larger than one packed panel in each dimension.
 SHAPES = [(0, 3, 4), (3, 0, 2), (3, 4, 0), (1, 1, 1), (17, 50, 33), (97, 1930, 801)]
 
 
@@ -38,9 +38,9 @@ def test_sums_are_as_exact_as_those_of_pytorch_in_float32(isa, dtype):
         assert (added - (exact + 1)).norm() <= allowed + 1e-7 * (exact + 1).norm()
 
 
-@pytest.mark.skipif(native.isa() in (None, "baseline"), reason="PyTorch serves, and promises no such thing")
+@pytest.mark.skipif(native.isa() in (None, "baseline"), reason="PyTorch serves and does not guarantee it")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_bits_for_any_thread_count_and_any_neighbours(dtype):
+def test_the_bits_depend_on_neither_thread_count_nor_other_rows_and_columns(dtype):
     a, b = _matrix(400, 900, dtype, transposed=False), _matrix(900, 500, dtype, transposed=True)
     with native_code(threads=1):
         single = matrix_product(a, b)
@@ -49,7 +49,7 @@ def test_the_same_bits_for_any_thread_count_and_any_neighbours(dtype):
         assert torch.equal(matrix_product(a[100:107], b[:, 33:]), single[100:107, 33:])
 
 
-def test_serves_without_native_code(monkeypatch):
+def test_it_works_without_native_code(monkeypatch):
     monkeypatch.setattr(native, "isa", lambda: None)
     a, b = _matrix(5, 7, torch.bfloat16, transposed=False), _matrix(7, 4, torch.bfloat16, transposed=False)
     product = a.float() @ b.float()
@@ -70,6 +70,6 @@ def test_serves_without_native_code(monkeypatch):
         ({"out": torch.zeros(2, 2).t()}, r"strides \(1, 2\)"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_the_error_names_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         matrix_product(**{"a": torch.zeros(2, 3), "b": torch.zeros(3, 2)} | change)

@@ -1,4 +1,4 @@
-"""NaN in, NaN out: whatever its bits, on every instruction set, wherever PyTorch's backend has one."""
+"""NaN of any payload gives NaN wherever PyTorch's backend gives NaN, on every instruction set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slap_fast.ops import (
 )
 from tests.ops._native import native_code, needs_native
 
-# What hardware makes, the same negated, a payload of its own, signaling ones, all bits.
+# The default quiet NaN, its negative, one with a payload, signaling ones, all bits set.
 BITS = {
     torch.float32: (0x7FC00000, 0xFFC00000, 0x7FC00001, 0x7F800001, 0xFFBFFFFF, 0x7FFFFFFF),
     torch.bfloat16: (0x7FC0, 0xFFC1, 0x7F81, 0x7FFF),
@@ -55,7 +55,7 @@ def _prototypes(backend: str, student: Tensor, teacher: Tensor, prototypes: Tens
 
 
 SIXTEEN = (torch.float32, torch.bfloat16, torch.float16)
-# The call, the shapes of its tensors and the dtypes to try.
+# (call, shapes of its tensors, dtypes).
 CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], tuple[torch.dtype, ...]]] = {
     "attention": (_attention, [(40, 2, 16)] * 3, SIXTEEN),
     "swiglu": (lambda backend, x: swiglu(x, backend=backend), [(5, 34)], SIXTEEN),
@@ -99,7 +99,7 @@ def _problems(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> Iterator[lis
 
 @needs_native
 @pytest.mark.parametrize("name", CALLS)
-def test_nan_reaches_what_it_reaches_in_pytorch(name: str, isa: str) -> None:
+def test_nan_spreads_to_the_same_elements_as_in_pytorch(name: str, isa: str) -> None:
     call, shapes, dtypes = CALLS[name]
     for dtype in dtypes:
         for tensors in _problems(shapes, dtype):

@@ -1,4 +1,4 @@
-"""Native code against PyTorch's backend over random sizes, layouts and types: the same values, forward and backward."""
+"""Native against PyTorch backend for random sizes, layouts and dtypes: same values, forward and backward."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.ops._native import instruction_sets, native_code, needs_native
 from tests.tolerance import assert_as_exact_as
 
 Draw = Callable[[st.SearchStrategy], Any]
-# A call of an op by a backend, and the shapes of its tensors.
+# (call of an op with a backend, shapes of its tensors).
 Problem = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[tuple[int, ...]]]
 
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 40])
@@ -155,7 +155,7 @@ PROBLEMS = {
 
 
 def _laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values, elsewhere in memory."""
+    """The same values in another memory layout."""
     if layout == "transposed" and x.dim() > 1:
         return x.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "every other" and x.dim():
@@ -196,7 +196,7 @@ def test_values_and_gradients_agree(name: str, data: st.DataObject) -> None:
     peers = _both_ways(run, "torch", tensors)
     exact = _both_ways(run, "torch", [x.double() for x in tensors])
     assert [x.shape for x in ours] == [x.shape for x in exact]
-    # Slopes of a logarithm magnify roundings, in either backend at random.
+    # The slope of the logarithm magnifies rounding errors, randomly in either backend.
     factor = 100 if name == "log_mel" else 4
     assert_as_exact_as(ours, peers, exact, size=1 + factor * max(float(x.double().norm()) for x in tensors))
 
@@ -220,8 +220,8 @@ def test_products_and_statistics_agree(data: st.DataObject) -> None:
 
 @needs_native
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1), (0, 2), (2, 0)])
-def test_strides_without_a_unit_are_no_obstacle(shape: tuple[int, int]) -> None:
-    """A dimension of no or one element may have any stride; 1 is then nowhere to be found."""
+def test_dimensions_of_size_0_or_1_may_have_any_stride(shape: tuple[int, int]) -> None:
+    """No stride is 1 then."""
     x = torch.randn(30).as_strided(shape, (7, 5))
     with native_code(isa=instruction_sets()[-1]):
         torch.testing.assert_close(matrix_product(x, x.T), x.clone() @ x.clone().T)

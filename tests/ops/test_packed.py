@@ -1,4 +1,4 @@
-"""Offsets are one type to users, int32 or int64, and no op reads memory through malformed ones."""
+"""PackedLayout and offsets: int32 and int64 are equivalent, and no op reads memory through malformed ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _malformed(good: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, str]]:
         "to 0; it must run": [0],
         "falls from 100000 to 5 at item 1": [0, 100_000, 5, last],
         "falls from 0 to -1 at item 0": [0, -1, last],
-        # Differences in the type of the offsets are all positive here.
+        # In the dtype of the offsets, all differences are positive here.
         f"falls from {big} to {-big - 1} at item 1": [0, big, -big - 1, last],
     }
     return [(torch.tensor(offsets, dtype=dtype), message) for message, offsets in values.items()]
@@ -48,7 +48,7 @@ def test_malformed_offsets_are_refused_by_every_op(call: Call, backend: str) -> 
         for offsets, message in _malformed(call.offsets, dtype):
             with pytest.raises(ValueError, match=message):
                 call.run(backend, *tensors, offsets=offsets)
-            longer = torch.cat([offsets[:1].expand(300), offsets])  # more than a list is made of
+            longer = torch.cat([offsets[:1].expand(300), offsets])  # too many for the path that compares a list
             with pytest.raises(ValueError, match=r"cu_.* (runs|falls) from"):
                 call.run(backend, *tensors, offsets=longer)
     others: tuple[tuple[Any, str], ...] = (
@@ -66,7 +66,7 @@ def test_malformed_offsets_are_refused_by_every_op(call: Call, backend: str) -> 
 
 
 @pytest.mark.parametrize("call", [*CALLS.values(), STATS], ids=[*CALLS.keys(), "waveform_stats"])
-def test_arrays_and_lists_are_told_to_be_tensors(call: Call) -> None:
+def test_arrays_and_lists_are_refused_with_the_advice_to_pass_tensors(call: Call) -> None:
     tensors = call.tensors()
     settings = {} if call.offsets is None else {"offsets": call.offsets}
     for place, x in enumerate(tensors):
@@ -77,7 +77,7 @@ def test_arrays_and_lists_are_told_to_be_tensors(call: Call) -> None:
 
 @each_packed_op
 @each_backend
-def test_both_types_and_any_strides_give_the_same_bits(call: Call, backend: str) -> None:
+def test_both_dtypes_and_any_strides_give_the_same_bits(call: Call, backend: str) -> None:
     assert call.offsets is not None
     results = []
     for offsets in (call.offsets.int(), call.offsets.long(), torch.stack([call.offsets] * 2, 1)[:, 0]):
@@ -90,7 +90,7 @@ def test_both_types_and_any_strides_give_the_same_bits(call: Call, backend: str)
         assert all(map(torch.equal, results[0], other))
 
 
-def test_an_item_longer_than_the_longest_is_named() -> None:
+def test_the_error_names_an_item_longer_than_max_seqlen() -> None:
     q = torch.zeros(10, 1, 16)
     for offsets in (OFFSETS, torch.cat([OFFSETS, torch.full((300,), 10)])):
         with pytest.raises(ValueError, match=r"item 2 of cu_seqlens_q has length 7; .* max_seqlen_q \(6\)"):
@@ -111,15 +111,15 @@ def test_values_pass_exactly_where_they_rise_from_0_to_the_total(values: list[in
 
 
 @given(st.lists(st.integers(0, 4), max_size=6))
-def test_positions_know_their_item(lengths: list[int]) -> None:
+def test_item_of_each_position(lengths: list[int]) -> None:
     layout = PackedLayout.from_lengths(lengths)
     expected = np.repeat(np.arange(len(lengths)), lengths)
     assert item_of_each(layout.cu_seqlens, layout.total).tolist() == expected.tolist()
     assert layout.segment_ids().tolist() == expected.tolist()
 
 
-def test_items_of_malformed_offsets_are_items() -> None:
-    # As on a GPU, where no one looks: repeat_interleave would write 100,000 of them.
+def test_item_of_each_is_in_range_for_malformed_offsets() -> None:
+    # As on a GPU, where values are not checked: repeat_interleave would write 100,000 elements.
     items = item_of_each(torch.tensor([0, 100_000, 5, 8]), 8)
     assert items.shape == (8,)
     assert 0 <= items.min() <= items.max() < 3

@@ -1,4 +1,4 @@
-"""torch.ops.slap_fast is public: whatever tensors it is called with, no memory outside of them is read or written."""
+"""torch.ops.slap_fast is public: for any tensors, it reads and writes no memory outside of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _waveform() -> Tensor:
 _mel = (SAMPLE_OFFSETS, CU_FRAMES, CONFIG.serialized)
 ROTATION = (OFFSETS.int(), 2, [1e4, 1e2], False, "native")
 
-# Of each registered op, arguments that it takes.
+# Valid arguments of each registered op.
 ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "varlen_attention": _attention,
     "varlen_attention_backward": lambda: (
@@ -84,14 +84,14 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     ),
     "waveform_stats": lambda: (_waveform(), SAMPLE_OFFSETS, "native"),
 }  # fmt: skip
-# These exist on a GPU alone.
+# Registered for GPUs only.
 ON_GPUS = {"sinkhorn_first_sweep", "sinkhorn_later_sweep"}
 ROWS = {"shorter", "longer", "empty"}
-SCALAR = {"of another type", "of another rank"}  # a number is a number, and [1] is [] here
+SCALAR = {"of another type", "of another rank"}  # scalars of any dtype, and [1] in place of []
 BATCH = {*ROWS, "of another rank"}
-# Changes that make another call that is right, and what they change.
+# op -> argument -> changes that give another valid call.
 RIGHT = {
-    "linear_cross_entropy": {"weight": {"shorter", "longer"}},  # of a vocabulary with other sizes
+    "linear_cross_entropy": {"weight": {"shorter", "longer"}},  # a vocabulary of another size
     "scale_gradient": {"gradient": {*BATCH, "of another type"}, "factor": SCALAR},
     "sinkhorn_sweep": {"teacher": ROWS},
     "contrastive_sums": {"logit_scale": SCALAR, "logit_bias": SCALAR},
@@ -119,13 +119,13 @@ def _names() -> set[str]:
     return {name.partition("::")[2] for name in every if name.startswith("slap_fast::")}
 
 
-def test_every_registered_op_is_tried_here() -> None:
+def test_every_registered_op_is_tested_here() -> None:
     assert _names() == set(ARGUMENTS) | ON_GPUS
 
 
 @needs_native
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_tensors_that_do_not_fit_are_refused(name: str) -> None:
+def test_misfitting_tensors_are_refused(name: str) -> None:
     op = getattr(OPS, name)
     arguments = ARGUMENTS[name]()
     op(*arguments)
@@ -153,7 +153,7 @@ def test_an_unknown_backend_or_convention_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", ["apply_rotary_", "apply_rotary"])
-def test_turning_a_tensor_twice_is_refused(name: str) -> None:
+def test_rotating_a_tensor_twice_is_refused(name: str) -> None:
     q, *settings = _randn(TOKENS, 2, 8), *ROTATION[:3]
     if name == "apply_rotary_":
         with pytest.raises(ValueError, match="share memory"):
@@ -164,7 +164,7 @@ def test_turning_a_tensor_twice_is_refused(name: str) -> None:
         assert torch.equal(*OPS.apply_rotary(q, q, *settings, False, "torch"))
 
 
-def test_a_convention_of_other_frames_is_refused() -> None:
+def test_a_mel_config_with_another_number_of_frames_is_refused() -> None:
     other = MelConfig(n_mels=8, n_fft=64, win_length=64, hop_length=32).serialized
     with pytest.raises(ValueError, match="for this config it must be"):
         OPS.log_mel(_waveform(), SAMPLE_OFFSETS, CU_FRAMES, other, sum(FRAMES), "torch")

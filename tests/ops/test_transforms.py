@@ -1,4 +1,4 @@
-"""Derivatives that an op does not have raise, by whichever way they are asked for; vmap and torch.export are right."""
+"""Derivatives that an op lacks raise under every transform; vmap and torch.export give correct results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from slap_fast.ops import (
 from tests.ops._calls import CALLS, Call, as_tuple, loss_of
 from tests.ops._native import BACKENDS, needs_native
 
-# These run PyTorch's own operations with backend="torch": the second derivatives are there.
+# With backend="torch" these run PyTorch's own operations, which have second derivatives.
 PLAIN = ("rms_norm", "add_rms_norm", "swiglu")
 LINEAR = ("apply_rotary", "apply_rotary_qkv")
 OPAQUE = [
@@ -33,7 +33,7 @@ LINEAR_CALLS = [CALLS[name] for name in LINEAR]
 
 
 @pytest.mark.parametrize(("call", "backend"), OPAQUE)
-def test_tangents_are_never_dropped(call: Call, backend: str) -> None:
+def test_forward_mode_derivatives_raise(call: Call, backend: str) -> None:
     tensors = tuple(call.tensors())
     for transform in (
         lambda f: torch.func.jvp(f, tensors, tensors),
@@ -46,23 +46,23 @@ def test_tangents_are_never_dropped(call: Call, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("call", "backend"), OPAQUE)
-def test_second_derivatives_are_never_cut(call: Call, backend: str) -> None:
+def test_second_derivatives_raise(call: Call, backend: str) -> None:
     leaves = call.leaves()
     inputs = [leaves[place] for place in call.differentiable]
     loss = loss_of(call.run(backend, *leaves))
     if call in LINEAR_CALLS:
         (grad,) = torch.autograd.grad(loss, inputs[:1], create_graph=True)
-        assert not grad.requires_grad  # of a linear op: the gradient does not depend on its input
+        assert not grad.requires_grad  # linear op: the gradient does not depend on its input
         return
     with pytest.raises(RuntimeError, match=r"has no second derivative, .* create_graph=True"):
         torch.autograd.grad(loss, inputs, create_graph=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_rotation_is_differentiated_as_often_as_asked(backend: str) -> None:
+def test_a_rotation_has_derivatives_of_any_order(backend: str) -> None:
     q, k, offsets = torch.randn(5, 2, 8, requires_grad=True), torch.randn(5, 1, 8), torch.tensor([0, 2, 5])
     rotated, _ = apply_rotary(q, k, offsets, backend=backend)
-    (grad,) = torch.autograd.grad(rotated.square().sum(), q, create_graph=True)  # 2 q, and a rotation forth and back
+    (grad,) = torch.autograd.grad(rotated.square().sum(), q, create_graph=True)  # 2 q: the rotations cancel
     (second,) = torch.autograd.grad(grad.square().sum(), q)
     torch.testing.assert_close(second, 8 * q.detach())
 
@@ -75,7 +75,7 @@ def test_vmap_is_a_loop(call: Call, backend: str) -> None:
     for place in range(2):
         alone = as_tuple(call.run(backend, *(x[place] for x in batches)))
         for ours, one in zip(mapped, alone, strict=True):
-            # What PyTorch batches around the op it may add up in another order; the ops themselves see one item.
+            # PyTorch may sum its batched operations in another order; the ops themselves see single items.
             if backend == "torch":
                 torch.testing.assert_close(ours[place], one)
             else:
@@ -92,7 +92,7 @@ class _Module(torch.nn.Module):
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-def test_every_op_exports_and_names_no_backend(call: Call) -> None:
+def test_every_op_exports_without_naming_a_backend(call: Call) -> None:
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         return as_tuple(call.run("auto", *tensors))
 
@@ -104,7 +104,7 @@ def test_every_op_exports_and_names_no_backend(call: Call) -> None:
 
 
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig.preset("whisper")], ids=["slap", "whisper"])
-def test_log_mel_exports_with_lengths_from_one_frame_on(config: MelConfig) -> None:
+def test_log_mel_exports_for_lengths_from_one_frame(config: MelConfig) -> None:
     sizes = {0: Dim("clips", min=1, max=64), 1: Dim("samples", min=400, max=160_000)}
     module = _Module(lambda x: log_mel(x, None, config))
     program = export(module, (torch.randn(2, 16_000),), dynamic_shapes=((sizes,),))
@@ -124,7 +124,7 @@ def test_dense_clips_are_one_op_in_an_exported_program(config: MelConfig) -> Non
     assert torch.equal(*(torch.autograd.grad(loss_of(frames), x)[0] for frames in (ours, expected)))
 
 
-def test_a_packed_block_exports_with_any_lengths_and_names_no_backend() -> None:
+def test_a_packed_block_exports_for_any_lengths_without_naming_a_backend() -> None:
     weight = torch.randn(32)
 
     def block(x: Tensor, layout: PackedLayout) -> Tensor:
@@ -144,7 +144,7 @@ def test_a_packed_block_exports_with_any_lengths_and_names_no_backend() -> None:
 
 
 @needs_native
-def test_what_a_compiler_could_not_see_is_checked_when_it_runs() -> None:
+def test_offsets_of_a_compiled_op_are_checked_when_it_runs() -> None:
     compiled = torch.compile(
         lambda x, offsets: apply_rotary(x, x, offsets, backend="native")[0], backend="aot_eager", fullgraph=True
     )
@@ -152,5 +152,5 @@ def test_what_a_compiler_could_not_see_is_checked_when_it_runs() -> None:
     compiled(x, torch.tensor([0, 3, 5, 8]))
     with pytest.raises(ValueError, match="falls from 100000 to 5"):
         compiled(x, torch.tensor([0, 100_000, 5, 8]))
-    with pytest.raises(ValueError, match=f"falls from {2**31 - 1} to 5"):  # in int32 it would be 0
+    with pytest.raises(ValueError, match=f"falls from {2**31 - 1} to 5"):  # would wrap to 0 in int32
         compiled(x, torch.tensor([0, 2**32, 5, 8]))

@@ -1,4 +1,4 @@
-"""Every variant of a kernel, also those that are not the default, against float64."""
+"""Every variant of a kernel, default or not, against float64."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ CHECKS: dict[str, Callable[[], None]] = {
 @pytest.mark.parametrize(
     ("name", "variant"), [(name, variant) for name, all_ in variants.VARIANTS.items() for variant in all_]
 )
-def test_a_variant_errs_at_most_twice_as_much_as_pytorch(name: str, variant: str) -> None:
-    """Named after its op; one that is not may serve any."""
+def test_the_error_of_a_variant_is_at_most_twice_that_of_pytorch(name: str, variant: str) -> None:
+    """A variant name starts with that of its op; any other is tested with all ops."""
     checks = [check for op, check in CHECKS.items() if name.startswith(op)] or list(CHECKS.values())
     with variants.use(**{name: variant}):
         for check in checks:

@@ -1,4 +1,4 @@
-"""Dense attention with an explicit mask, one sequence at a time, in the dtype of its inputs."""
+"""Oracle of `varlen_attention`: dense attention with an explicit mask, one sequence at a time, in the input dtype."""
 
 from __future__ import annotations
 

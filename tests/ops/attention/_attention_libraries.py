@@ -1,6 +1,6 @@
-"""Stand-ins for the attention libraries: their signatures as published, their results by the oracle, their habits kept.
+"""Stand-ins for attention libraries: the published signatures, results of the oracle, and the same conventions.
 
-Each checks what it is given as far as the library would, and notes the windows that it was called with.
+Each checks its arguments as the library would, and records the windows that it was called with.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tests.oracles.varlen_attention import varlen_attention as oracle
 
 
 class Kernel:
-    """Packed attention that knows windows as flash-attention does.
+    """Packed attention with the windows of flash-attention.
 
     Attributes:
-        empty: the log-sum-exp that it writes for a query without keys, and the only one that its backward bears.
-        windows: those of the forward and backward calls so far.
-        gradients: what a backward is to answer; an operator of PyTorch cannot be differentiated through.
+        empty: log-sum-exp of a query without keys, in the forward's output and the backward's input.
+        windows: windows of the forward and backward calls so far.
+        gradients: results of the backward, set by the test: autograd cannot run inside a PyTorch operator.
     """
 
     def __init__(self, empty: float) -> None:
@@ -140,7 +140,7 @@ def flash_attn_2(kernel: Kernel) -> SimpleNamespace:
 
 
 def flash_attn_3(kernel: Kernel) -> SimpleNamespace:
-    """`flash_attn_interface`, of what it takes the part that packed attention has to do with."""
+    """`flash_attn_interface`, with the parameters that packed attention uses."""
 
     def forward(
         q: Tensor,
@@ -193,7 +193,7 @@ def flash_attn_3(kernel: Kernel) -> SimpleNamespace:
 
 
 def flash_attn_4(kernel: Kernel) -> SimpleNamespace:
-    """`flash_attn.cute.interface` of 4.0.0b36, likewise. An unlimited side is None, and causal is no window."""
+    """`flash_attn.cute.interface` of 4.0.0b36, likewise. An unlimited side is None; causal calls have no window."""
 
     def settings(causal: bool, left: int | None, right: int | None, scale: float) -> SimpleNamespace:
         assert all(side is None or side >= 0 for side in (left, right))
@@ -250,7 +250,7 @@ def flash_attn_4(kernel: Kernel) -> SimpleNamespace:
 
 
 def register_torch_flash(library: torch.library.Library, kernel: Kernel) -> None:
-    """PyTorch's flash-attention operators for CPU tensors: calls are held to the schemas of the installed torch."""
+    """PyTorch's flash-attention operators for CPU tensors; calls must match the schemas of this torch."""
 
     def forward(
         q: Tensor,
@@ -301,7 +301,7 @@ def register_torch_flash(library: torch.library.Library, kernel: Kernel) -> None
 
 
 def register_torch_efficient(library: torch.library.Library, kernel: Kernel) -> None:
-    """PyTorch's memory-efficient operators, likewise: a batch of one, and a padded log-sum-exp."""
+    """PyTorch's memory-efficient operators, likewise: a batch of one and a padded log-sum-exp."""
 
     def rounded(length: int) -> int:
         return (length + 31) // 32 * 32

@@ -1,4 +1,4 @@
-"""Every backend that serves on a GPU against the float64 oracle. One that does not is skipped with its reason."""
+"""Every backend on a GPU against the float64 oracle; unavailable ones are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_output_and_gradients_are_those_of_the_oracle(
-    backend: str, dtype: torch.dtype, window: tuple[int, int]
-) -> None:
+def test_output_and_gradients_equal_the_oracle(backend: str, dtype: torch.dtype, window: tuple[int, int]) -> None:
     check_attention(backend, dtype, (LENGTHS, LENGTHS), window)
 
 
@@ -62,7 +60,7 @@ def test_the_log_sum_exp(backend: str, lengths: tuple[list[int], list[int]], win
     torch.testing.assert_close(lse.cpu().double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_same_bits_from_run_to_run_and_no_leak_across_clips(backend: str) -> None:
+def test_the_same_bits_from_run_to_run_and_no_influence_across_clips(backend: str) -> None:
     tensors = [x.cuda() for x in attention_inputs(torch.bfloat16, (sum(LENGTHS), sum(LENGTHS)))]
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
@@ -77,7 +75,7 @@ def test_the_same_bits_from_run_to_run_and_no_leak_across_clips(backend: str) ->
     assert torch.equal(run(changed)[0][:-300], first[0][:-300])
 
 
-def test_no_backend_waits_for_the_device(backend: str) -> None:
+def test_no_backend_synchronizes_with_the_host(backend: str) -> None:
     q, k, v = (x.cuda().requires_grad_() for x in attention_inputs(torch.bfloat16, (sum(LENGTHS), sum(LENGTHS))))
     layout = PackedLayout.from_lengths(LENGTHS, device="cuda")
 

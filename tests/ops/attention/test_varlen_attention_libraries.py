@@ -92,7 +92,7 @@ def test_a_library_gets_the_arguments_of_the_call_and_its_results_are_returned(
     offsets = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths]
     expected, expected_lse = oracle(q, k, v, *lengths, window, 0.3)
     tensors = [x.detach() for x in (q, k, v)]
-    call = AttentionCall(*tensors, *offsets, max(lengths[0]), max(lengths[1]), *window, 0.3)
+    call = AttentionCall._make([*tensors, *offsets, max(lengths[0]), max(lengths[1]), *window, 0.3])
     out, lse = MODULES[name].forward(call)
     torch.testing.assert_close(out, expected.detach())
     torch.testing.assert_close(lse, expected_lse.detach())

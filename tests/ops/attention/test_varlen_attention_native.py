@@ -17,12 +17,12 @@ pytestmark = needs_native
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1), (600, 10)]
-# Nothing, one token, and what lies around a vector, a group of queries, a block of keys and a stretch of a clip.
+# Empty, one token, and lengths around a vector, a group of queries, a block of keys and a section of a clip.
 LENGTHS = [1, 0, 5, 15, 16, 17, 31, 32, 33, 97, 127, 128, 129, 513]
 
 
 def _inputs(lengths_q, lengths_k=None, *, heads=2, kv_heads=None, head_dim=16, dtype=torch.float32, seed=0):
-    """Views of a packed kv, and offsets: float64 leaves would hide what 16 bits cannot hold."""
+    """q, and k and v as views of a packed tensor, rounded to `dtype`; and their layouts."""
     generator = torch.Generator().manual_seed(seed)
     lengths_k = lengths_q if lengths_k is None else lengths_k
     q = torch.randn(sum(lengths_q), heads, head_dim, generator=generator)
@@ -45,7 +45,7 @@ def _attend(tensors, layouts, backend="native", **settings):
 
 
 def _everything(attend, tensors, seed=1):
-    """Output, log-sum-exp and the gradients of a random weighting of both."""
+    """Output, log-sum-exp, and gradients for random gradients of both."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out, lse = attend(leaves)
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def _everything(attend, tensors, seed=1):
 
 
 def _assert_as_exact_as_pytorch(tensors, layouts, **settings):
-    """At most twice the error of the PyTorch backend, which rounds nothing but inputs and results."""
+    """At most twice the error of the PyTorch backend, which rounds only inputs and results."""
     dtype = tensors[0].dtype
     actual = _everything(lambda x: _attend(x, layouts, **settings), tensors)
     peers = _everything(lambda x: _attend(x, layouts, "torch", **settings), tensors)
@@ -120,7 +120,7 @@ def test_error_is_at_most_twice_that_of_sdpa_in_the_same_dtype(isa, dtype, head_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
-def test_bits_depend_on_the_clip_alone(isa, dtype, window):
+def test_the_bits_of_a_clip_do_not_depend_on_threads_or_batch(isa, dtype, window):
     lengths = [700, 33, 0, 1, 1200]
     tensors, layouts = _inputs(lengths, dtype=dtype, head_dim=64, heads=4, kv_heads=2)
     with native_code(isa=isa, threads=1):
@@ -139,7 +139,7 @@ def test_bits_depend_on_the_clip_alone(isa, dtype, window):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_nothing_leaks_across_a_border(isa, dtype, bad):
+def test_a_clip_does_not_change_the_others(isa, dtype, bad):
     lengths = [4, 1, 33, 3, 64]
     tensors, layouts = _inputs(lengths, dtype=dtype)
     with native_code(isa=isa):
@@ -175,7 +175,7 @@ def test_strided_queries_and_gradients(dtype):
     for q in (qkv[:, 0], spread):
         _assert_as_exact_as_pytorch([q, qkv[:, 1], qkv[:, 2]], (layout, layout), window=(5, 5))
     leaves = [x.clone().requires_grad_() for x in qkv.unbind(1)]
-    _attend(leaves, (layout, layout))[0].sum().backward()  # a gradient without strides
+    _attend(leaves, (layout, layout))[0].sum().backward()  # an expanded gradient: all strides are 0
     expected = [x.clone().requires_grad_() for x in qkv.unbind(1)]
     _attend([*expected[:2], expected[2]], (layout, layout))[0].backward(torch.ones(97, 2, 64, dtype=dtype))
     for mine, wanted in zip(leaves, expected, strict=True):
@@ -193,7 +193,7 @@ def test_five_thousand_short_clips():
     assert_as_exact_as(actual, padded, exact, NAMES)
 
 
-def test_a_query_without_keys_gives_zero_and_minus_infinity():
+def test_a_query_without_keys_gives_0_and_an_lse_of_minus_infinity():
     tensors, layouts = _inputs([2], [0])
     out, lse, *grads = _everything(lambda x: _attend(x, layouts), tensors)
     assert torch.equal(out, torch.zeros_like(out))
@@ -201,7 +201,7 @@ def test_a_query_without_keys_gives_zero_and_minus_infinity():
     assert torch.equal(grads[0], torch.zeros_like(out))
 
 
-def test_an_hour_of_audio_stays_within_its_windows():
+def test_one_hour_of_audio_is_as_exact_as_pytorch():
     tensors, layouts = _inputs([90_000], heads=2)
     actual = _everything(lambda x: _attend(x, layouts, window=(48, 48)), tensors)
     plain, exact = (
@@ -227,7 +227,7 @@ def test_opcheck():
         (torch.zeros(3, 1, 257), "head dimension is 257; native code takes 1 to 256"),
     ],
 )
-def test_it_says_what_it_cannot_serve(q, message):
+def test_a_call_that_it_cannot_serve_is_refused_with_the_reason(q, message):
     layout = PackedLayout.from_lengths([3])
     with pytest.raises(ValueError, match=message):
         _attend((q, q, q), (layout, layout))
