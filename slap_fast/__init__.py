@@ -13,7 +13,7 @@ __all__ = ["SLAP", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model needs transformers, which takes seconds to import: only for those who ask for it.
+    # Imported on first use: the model needs torch and transformers, which take seconds to load.
     if name == "SLAP":
         from slap_fast.models.slap import SLAP
 

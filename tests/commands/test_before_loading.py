@@ -90,6 +90,22 @@ def test_invalid_arguments_are_reported_before_torch_is_loaded(audio: Path, tmp_
     assert not (tmp_path / "x.npz").exists()
 
 
+def test_keys_of_a_recipe_are_checked_before_training_and_planning_code_is_loaded() -> None:
+    code = (
+        "import sys; from slap_fast import cli\n"
+        "for command, key in (('train', 'training.outptu=x'), ('plan', 'plan.memory=80'), ('plan', 'device=h10')):\n"
+        "    assert cli.main([command, 'recipe=quickstart', key]) == 2, command\n"
+        "    heavy = {'slap_fast.train', 'slap_fast.planning.planner', 'transformers', 'deepspeed'}\n"
+        "    assert not heavy & sys.modules.keys(), command\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    train, plan, device = result.stderr.splitlines()
+    assert "did you mean 'training.output'?" in train
+    assert "did you mean 'plan.memory_gb'?" in plan
+    assert "did you mean 'h100'?" in device
+
+
 def test_classes_are_read_before_the_model(
     audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

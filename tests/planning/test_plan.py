@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -208,7 +209,7 @@ def test_the_planned_step_time_is_that_of_the_recorded_benchmark(mix: str, preci
 
 def cpu_with_cores(cores: int) -> Device:
     figures = yaml.safe_load(PATH.read_text())["cpu"]
-    scaled = {
+    scaled: dict[str, Any] = {
         name: Figure(cores * float(figures[name]["value"]), figures[name]["is"], "")
         for name in ("peak_bf16", "peak_fp32", "bandwidth")
     }
