@@ -1,4 +1,9 @@
-"""The public ops: importable into any other model, packed, differentiable, on CPU and GPU."""
+"""Public ops: packed, differentiable, on CPU and GPU, usable in any model.
+
+Importing this package registers every op in `torch.ops.slap_fast`, which exported programs need. So it imports torch.
+"""
+
+from __future__ import annotations
 
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
