@@ -285,7 +285,24 @@ void check_nan(Random& random, std::int64_t n_fft) {
     require(std::isnan(gradient[i]) == spoilt[i], describe(spec) + ": NaN gradient at " + std::to_string(i));
 }
 
-// Nonsense offsets give nonsense frames, but touch nothing outside the arrays: the sanitizer watches.
+// Floats between sentinels: a write outside the array overwrites one.
+class Guarded {
+ public:
+  explicit Guarded(std::int64_t size) : values_(size + 2 * kMargin, kSentinel) {}
+  float* data() { return values_.data() + kMargin; }
+  void require_untouched_around(const std::string& what) const {
+    const auto untouched = [](float value) { return value == kSentinel; };
+    require(std::all_of(values_.begin(), values_.begin() + kMargin, untouched), what + ": written before the array");
+    require(std::all_of(values_.end() - kMargin, values_.end(), untouched), what + ": written after the array");
+  }
+
+ private:
+  static constexpr std::int64_t kMargin = 1 << 16;
+  static constexpr float kSentinel = -1234.5f;
+  std::vector<float> values_;
+};
+
+// Malformed offsets give undefined frames, but nothing is written outside the arrays.
 void check_malformed(Random& random, const LogMelSpec& spec) {
   const std::int64_t far = INT64_MAX;
   for (int trial = 0; trial < 12; ++trial) {
@@ -293,9 +310,11 @@ void check_malformed(Random& random, const LogMelSpec& spec) {
     LogMelInput input = batch.input(false);
     for (auto* offsets : {&batch.cu_seqlens, &batch.cu_frames})
       (*offsets)[random() % offsets->size()] = pick(random, {-far, -1, 0, 5, 899, 100000, far});
-    std::vector<float> mels(input.frames * spec.n_mels), gradient(input.samples);
+    Guarded mels(input.frames * spec.n_mels), gradient(input.samples);
     emulate_forward(plan_log_mel(spec, false, kSharedBytes), input, mels.data(), 1);
+    mels.require_untouched_around(describe(spec) + ": frames of malformed offsets");
     emulate_backward(plan_log_mel(spec, true, kSharedBytes), input, mels.data(), gradient.data(), 1);
+    gradient.require_untouched_around(describe(spec) + ": gradient of malformed offsets");
   }
 }
 

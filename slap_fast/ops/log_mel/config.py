@@ -1,4 +1,4 @@
-"""What a log-mel spectrogram is: one frozen description of every step from samples to normalised frames."""
+"""`MelConfig`: a frozen description of every step from samples to normalized log-mel frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MelScale = Literal["kaldi", "htk", "slaney"]
 MelNorm = Literal["none", "slaney"]
 Log = Literal["natural", "log10", "db", "none"]
 
-# Kernels take the logarithm of normal float32 numbers only.
+# Kernels compute the logarithm of normal float32 numbers only.
 _SMALLEST_NORMAL = 2.0**-126
 
 
@@ -28,55 +28,55 @@ _SMALLEST_NORMAL = 2.0**-126
 class MelConfig:
     """A log-mel convention. The defaults are SLAP's: Kaldi's filterbank with a Hann window, as AST uses it.
 
-    Frame `i` looks at `win_length` samples from `first_sample + i * hop_length` of its clip. With x those samples:
+    Frame `i` is computed from the `win_length` samples x that start at `first_sample + i * hop_length` of its clip:
 
         x = x * input_scale
         x = x - mean(x)                                         if remove_dc_offset
         x = x - preemphasis * previous(x)
         X = rfft(x * window, n_fft)                             zero-padded from win_length to n_fft
         P = |X|^2 + power_guard;  P = sqrt(P) if power == 1
-        y = log(max(filters @ P, log_floor) + log_guard)        in the unit that `log` says
+        y = log(max(filters @ P, log_floor) + log_guard)        in the unit of `log`
         y = max(y, max(y over the clip) - dynamic_range)        if dynamic_range
         y = (y - mean over the clip) / (std over the clip + 1e-5), for each mel bin   if normalize_per_clip
         y = (y - mean) / std
 
-    A clip of no samples has no frames. Without padding, a clip shorter than one frame is zero-padded to a single frame,
-    so that no clip vanishes.
+    A clip without samples has no frames. Without padding, a clip shorter than one frame is zero-padded to one frame, so
+    that no clip vanishes.
 
     Attributes:
         sample_rate: Hz.
         n_fft: FFT size in samples, at least `win_length`; any integer, fastest with small prime factors.
-        win_length: window in samples.
-        hop_length: samples from one frame to the next.
+        win_length: length of the window in samples.
+        hop_length: samples from the start of one frame to the next.
         window: `*_symmetric` (Kaldi, NeMo) or `*_periodic` (librosa, torchaudio); `povey` is the symmetric Hann window
             to the power of 0.85 (Kaldi).
-        frame_span: the samples that a frame takes of its clip: `win_length` (Kaldi), or `n_fft` with the window in
-            their middle (torch.stft, librosa). It decides where frames start and how many there are.
-        padding: `none`: no frame reaches beyond the clip (Kaldi's `snip_edges`); `zeros` or `reflect`: `pad_length`
-            samples on both sides; the reflection repeats on clips shorter than the padding (NumPy). `kaldi`: Kaldi's
-            `snip_edges=false`: one frame per hop, centred in it, samples mirrored with the edge repeated.
-        pad_length: samples; None is half of the frame's span (centring).
+        frame_span: number of samples that a frame spans: `win_length` (Kaldi), or `n_fft` with the window in the middle
+            (torch.stft, librosa). It determines where frames start and how many there are.
+        padding: `none`: no frame reaches beyond the clip (Kaldi's `snip_edges`). `zeros` or `reflect`: `pad_length`
+            samples on both sides; the reflection repeats on clips shorter than the padding (as in NumPy). `kaldi`:
+            Kaldi's `snip_edges=false`: one frame per hop, centered in it, samples mirrored with the edge repeated.
+        pad_length: samples; None is half the span of a frame (centered frames).
         drop_last_frame: leave out the last frame of each clip (Whisper, NeMo).
-        input_scale: factor on the samples: 32768 where a convention wants the range of 16-bit integers.
-        remove_dc_offset: subtract each frame's mean first.
+        input_scale: factor on the samples: 32768 for conventions in the range of 16-bit integers.
+        remove_dc_offset: subtract the mean of each frame first.
         preemphasis: coefficient in [0, 1].
         preemphasis_scope: `frame`: the first sample of a frame is its own predecessor (Kaldi); `clip`: the filter runs
-            over the clip before it is padded, and its first sample stays as it is (NeMo).
+            over the clip before padding and leaves the first sample unchanged (NeMo).
         power: 2 for the power spectrum, 1 for the magnitude.
-        power_guard: added to the power spectrum; with `power=1` it keeps the root's slope finite (HiFi-GAN).
-        n_mels: filters.
+        power_guard: added to the power spectrum; with `power=1` it keeps the slope of the root finite (HiFi-GAN).
+        n_mels: number of filters.
         f_min: lower edge of the first filter in Hz.
         f_max: upper edge of the last filter in Hz; None is the Nyquist frequency.
-        mel_scale: `kaldi`: 1127 ln(1 + f / 700), triangles straight over mel; `htk`: the same scale, triangles straight
-            over Hz; `slaney`: linear below 1 kHz and logarithmic above, triangles straight over Hz.
+        mel_scale: `kaldi`: 1127 ln(1 + f / 700), triangles linear in mel; `htk`: the same scale, triangles linear in
+            Hz; `slaney`: linear below 1 kHz and logarithmic above, triangles linear in Hz.
         mel_norm: `slaney` divides each filter by half its width in Hz.
         log: `natural`, `log10`, `db` (10 log10, or 20 log10 with `power=1`), or `none`.
         log_floor: mel values are clamped to this first.
-        log_guard: added after that.
+        log_guard: added after clamping.
         dynamic_range: in units of the logarithm: librosa's `top_db`, Whisper's 8; None: unlimited.
-        normalize_per_clip: NeMo's `per_feature`; the deviation is the unbiased one, 0 for a single frame.
+        normalize_per_clip: NeMo's `per_feature`, with the unbiased deviation, 0 for a single frame.
         mean: subtracted at the end.
-        std: what is left is divided by it.
+        std: divisor after `mean` is subtracted.
     """
 
     sample_rate: int = 16_000  # paper
@@ -109,10 +109,10 @@ class MelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MelConfig:
-        """A library's convention by name, with `changes` to its fields; `slap_fast.ops.log_mel.presets` lists them.
+        """The convention of a library by name, with `changes` to its fields. See `slap_fast.ops.log_mel.presets`.
 
         Raises:
-            ValueError: an unknown name, or a field that means nothing.
+            ValueError: an unknown name, or an invalid value.
             TypeError: a change to a field that does not exist.
         """
         if name not in PRESETS:
@@ -143,7 +143,7 @@ class MelConfig:
                 "set padding to 'zeros' or 'reflect', or leave pad_length out"
             )
         if self.padding == "kaldi" and self.frame_span != "win_length":
-            raise ValueError("MelConfig.padding 'kaldi' centres windows; it needs frame_span='win_length'")
+            raise ValueError("MelConfig.padding 'kaldi' centers windows; it needs frame_span='win_length'")
         if not 0.0 <= self.preemphasis <= 1.0:
             raise ValueError(f"MelConfig.preemphasis is {self.preemphasis}; it must lie in [0, 1]")
         if self.power not in (1.0, 2.0):
@@ -159,7 +159,7 @@ class MelConfig:
                 f"MelConfig.log_floor + log_guard is {self.log_floor + self.log_guard}; the logarithm of silence needs "
                 f"at least {_SMALLEST_NORMAL:.3g}"
             )
-        # Made once, here: an op's schema takes a string, and a compiler cannot trace the making.
+        # Serialized once, here: the schema of an op takes a string, and the compiler cannot trace json.dumps.
         object.__setattr__(self, "_serialized", json.dumps(asdict(self)))
 
     def _check_choices(self) -> None:
@@ -172,24 +172,24 @@ class MelConfig:
 
     @property
     def serialized(self) -> str:
-        """The fields as JSON: what passes a configuration through an op's schema."""
+        """The fields as JSON, for schemas of registered ops."""
         serialized: str = self.__dict__["_serialized"]
         return serialized
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
     def parse(serialized: str) -> MelConfig:
-        """The reverse of `serialized`."""
+        """The inverse of `serialized`."""
         return MelConfig(**json.loads(serialized))
 
     @property
     def span(self) -> int:
-        """Samples that a frame takes of its padded clip: `win_length` or `n_fft`, as `frame_span` says."""
+        """Samples of the padded clip that a frame spans: `win_length` or `n_fft`, by `frame_span`."""
         return self.n_fft if self.frame_span == "n_fft" else self.win_length
 
     @property
     def first_sample(self) -> int:
-        """Where the window of frame 0 starts in its clip; negative where it starts in the padding."""
+        """Position in the clip at which the window of frame 0 starts; negative: in the padding."""
         if self.padding == "kaldi":
             return self.hop_length // 2 - self.win_length // 2
         return (self.span - self.win_length) // 2 - self.pad
@@ -202,26 +202,26 @@ class MelConfig:
         return self.span // 2 if self.pad_length is None else self.pad_length
 
     def num_frames(self, n_samples: int) -> int:
-        """Frames of a clip of `n_samples`, exactly."""
+        """Exact number of frames of a clip of `n_samples`."""
         if n_samples <= 0:
             return 0
         if self.padding == "kaldi":
             frames = (n_samples + self.hop_length // 2) // self.hop_length
         else:
-            # Not Python's: it would ask an exporter's unknown length which is the larger, and so bound it.
+            # Not Python's max: under torch.export its comparison would restrict the range of the length.
             frames = 1 + torch.sym_max(0, n_samples + 2 * self.pad - self.span) // self.hop_length
         return torch.sym_max(0, frames - 1) if self.drop_last_frame else frames
 
     @property
     def is_local(self) -> bool:
-        """Whether a frame depends on its own samples alone, and not on the rest of its clip."""
+        """Whether a frame depends only on its own samples, not on the rest of the clip."""
         return self.dynamic_range is None and not self.normalize_per_clip
 
     @property
     def normalized_floor(self) -> float:
-        """What a silent mel bin becomes after the logarithm and the normalisation: the value to pad frames with.
+        """Value of a silent mel bin after logarithm and normalization, with which frames are padded.
 
-        With `normalize_per_clip` it is the mean of a clip, as NeMo pads. A `power_guard` is left out.
+        With `normalize_per_clip` it is the mean of a clip, as NeMo pads. `power_guard` is ignored.
         """
         if self.normalize_per_clip:
             return -self.mean / self.std
@@ -230,7 +230,7 @@ class MelConfig:
 
     @property
     def log_scale(self) -> float:
-        """What the natural logarithm is multiplied by to give the unit of `log`; 0 where none is taken."""
+        """Factor from the natural logarithm to the unit of `log`; 0 for `none`."""
         decibels = (10.0 if self.power == 2.0 else 20.0) / math.log(10.0)
         return {"natural": 1.0, "log10": 1.0 / math.log(10.0), "db": decibels, "none": 0.0}[self.log]
 

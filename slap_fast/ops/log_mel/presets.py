@@ -1,4 +1,4 @@
-"""Log-mel conventions by name: what differs from SLAP's, which `MelConfig`'s own defaults are.
+"""Presets of `MelConfig`: log-mel conventions of other libraries, as differences from the defaults, which are SLAP's.
 
 slap           SLAP: 64 bins, Hann window, Kaldi's filterbank (arXiv 2601.12594 and AST)
 kaldi          kaldi-native-fbank's defaults on samples in the range of 16-bit integers, without dither
@@ -17,7 +17,7 @@ from typing import Any
 
 _KALDI: dict[str, Any] = {"window": "povey", "input_scale": 32768.0, "n_mels": 80}
 
-# No conditioning of frames; they are centred in the clip as torch.stft and librosa centre them.
+# Frames without conditioning, centered as in torch.stft and librosa.
 _STFT: dict[str, Any] = {
     "window": "hann_periodic",
     "frame_span": "n_fft",

@@ -1,4 +1,4 @@
-"""The tables of a log-mel convention, in float64 NumPy: its window and its mel filters."""
+"""Window and mel filters of a log-mel convention, in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def window(config: MelConfig) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def mel_filters(config: MelConfig) -> np.ndarray:
-    """`[n_mels, n_fft // 2 + 1]` float64 triangles, read-only; one that falls between two bins is all zeros."""
+    """`[n_mels, n_fft // 2 + 1]` float64 triangles, read-only; a filter between two bins is all zeros."""
     slaney = config.mel_scale == "slaney"
     to_mel, to_hz = (_slaney_mel, _slaney_hz) if slaney else (_htk_mel, _htk_hz)
     f_max = config.sample_rate / 2 if config.f_max is None else config.f_max

@@ -18,7 +18,7 @@ from tests.oracles import log_mel as oracle
 SLAP = MelConfig(mean=-4.0, std=3.0)
 SMALL = MelConfig(sample_rate=800, n_fft=16, win_length=12, hop_length=5, n_mels=4, f_min=10.0)
 WHISPER = MelConfig.preset("whisper")
-# No sample, one, around a window, around the second frame, and a few seconds.
+# 0, 1, around a window, around the second frame, and a second.
 LENGTHS = [0, 1, 399, 400, 401, 559, 560, 561, 0, 16_000]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -33,9 +33,7 @@ def _clips(lengths: list[int], dtype: torch.dtype = torch.float32) -> tuple[Tens
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.int16, 1e-4), (torch.float64, 1e-9)], ids=str
 )
 @pytest.mark.parametrize("config", [SLAP, WHISPER], ids=["slap", "whisper"])
-def test_every_type_of_sample_is_served_and_equals_the_oracle(
-    config: MelConfig, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_every_sample_dtype_equals_the_oracle(config: MelConfig, dtype: torch.dtype, tolerance: float) -> None:
     waveform, cu_seqlens = _clips(LENGTHS, dtype)
     frames = log_mel(waveform, cu_seqlens, config)
     assert frames.dtype == (torch.float32 if dtype == torch.int16 else dtype)
@@ -62,7 +60,7 @@ def test_dense_clips_equal_packed_ones_bitwise(config: MelConfig, shape: tuple[i
 
 @each_backend
 @pytest.mark.parametrize("lengths", [[], [0], [1], [0, 0, 3, 0], [399], [561]], ids=str)
-def test_next_to_nothing_has_frames_and_a_gradient(lengths: list[int], backend: str) -> None:
+def test_empty_and_tiny_clips_have_frames_and_a_gradient(lengths: list[int], backend: str) -> None:
     waveform, cu_seqlens = _clips(lengths)
     frames = log_mel(waveform.requires_grad_(), cu_seqlens, SLAP, backend=backend)
     assert frames.shape == (sum(map(SLAP.num_frames, lengths)), 64)
@@ -81,7 +79,7 @@ def test_samples_and_offsets_may_be_strided(backend: str) -> None:
     assert not offsets.is_contiguous()
     frames = log_mel(strided, offsets, SLAP, backend=backend)
     assert torch.equal(frames, log_mel(waveform, cu_seqlens, SLAP, backend=backend))
-    # An expanded gradient and a transposed one are no plain rows either.
+    # Gradients may be expanded or transposed too.
     for weights in (torch.ones(1, 1).expand_as(frames), torch.arange(frames.numel()).float().view(64, -1).t()):
         grads = [
             torch.autograd.grad(frames, strided, grad, retain_graph=True)[0] for grad in (weights, weights.contiguous())
@@ -90,8 +88,22 @@ def test_samples_and_offsets_may_be_strided(backend: str) -> None:
 
 
 @each_backend
+@pytest.mark.parametrize("config", [SLAP, WHISPER], ids=["slap", "whisper"])
+def test_the_registered_dense_op_takes_strided_clips(config: MelConfig, backend: str) -> None:
+    waveform, _ = _clips([3000])
+    strided = torch.stack([waveform, waveform + 1], dim=1)[:, 0]
+    op = torch.ops.slap_fast.log_mel_dense
+    results = []
+    for clip in (waveform, strided):
+        frames = op(clip.requires_grad_(), config.serialized, backend)
+        results.append([frames, *torch.autograd.grad(frames.square().sum(), clip)])
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@each_backend
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_silence_has_the_floor_as_value_and_no_gradient(power: float, backend: str) -> None:
+def test_silence_gives_the_floor_and_no_gradient(power: float, backend: str) -> None:
     config = dataclasses.replace(SLAP, power=power)
     waveform = torch.zeros(2000, requires_grad=True)
     frames = log_mel(waveform, torch.tensor([0, 2000]), config, backend=backend)
@@ -118,7 +130,7 @@ def test_opcheck(dtype: torch.dtype, config: MelConfig, backend: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("config", [SMALL, dataclasses.replace(SMALL, dynamic_range=2.0)], ids=["local", "range"])
-def test_compiles_whole_and_once_for_changing_lengths(config: MelConfig, backend: str) -> None:
+def test_compiles_to_one_graph_once_for_changing_lengths(config: MelConfig, backend: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
 
@@ -127,7 +139,7 @@ def test_compiles_whole_and_once_for_changing_lengths(config: MelConfig, backend
 
     compiled = torch.compile(loss, fullgraph=True, backend=counter, dynamic=True)
     compilations = set()
-    # In the first call no two sizes are equal, and never is one 0 or 1: the compiler would take them for constants.
+    # No two sizes of the first call are equal, and none is 0 or 1: the compiler would treat them as constants.
     for lengths in ([20, 31], [5, 40, 44], [100, 3, 17, 60], [7, 0, 9]):
         waveform, cu_seqlens = _clips(lengths)
         waveform.requires_grad_()
@@ -136,7 +148,7 @@ def test_compiles_whole_and_once_for_changing_lengths(config: MelConfig, backend
         torch.testing.assert_close(actual, expected)
         grads = [torch.autograd.grad(value, waveform)[0] for value in (actual, expected)]
         torch.testing.assert_close(*grads)
-        compilations.add(counter.frame_count)  # the first call may count twice: the compiler restarts its analysis
+        compilations.add(counter.frame_count)  # the first call may count twice: the compiler may restart its analysis
     assert len(compilations) == 1
 
 
@@ -165,7 +177,7 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
         log_mel(**(arguments | change))
 
 
-def test_a_compiled_call_that_leaves_out_the_number_of_frames_is_told_of_it() -> None:
+def test_a_compiled_call_without_total_frames_is_rejected_with_the_remedy() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda waveform, cu: log_mel(waveform, cu, SMALL), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"total_frames under torch\.compile"):

@@ -13,18 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from slap_fast.ops.log_mel import backend_cuda as log_mel_cuda
-from slap_fast.ops.log_mel import backend_torch as log_mel_torch
+from slap_fast.ops.log_mel import backend_cuda, backend_torch
+from slap_fast.ops.log_mel.backend_native import clip_arguments
+from slap_fast.ops.log_mel.call import LogMelCall
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.presets import PRESETS
+from tests.canaries import Guarded
 from tests.oracles import log_mel as oracle
 
 ROOT = Path(__file__).parents[3]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 NVCC = shutil.which("nvcc")
 
-# Registers of a thread by FFT size, where a multiprocessor has 65,536: what lets two blocks run on one at a time.
-MOST_REGISTERS = {"256": 128, "400": 96, "512": 64, "1024": 128, "2048": 128, "loops": 64}
+# Ceilings of registers per thread by FFT size: two blocks fit on a multiprocessor, which has 65,536.
+MAX_REGISTERS = {"256": 128, "400": 96, "512": 64, "1024": 128, "2048": 128, "loops": 64}
 KERNEL = re.compile(
     r"Compiling entry function '\S*log_mel_(?P<pass>forward|backward)\S*?"
     r"(?:RegisterTransformILi(?P<steps>\d+)ELi(?P<columns>\d+)E|LoopTransform)"
@@ -48,7 +50,7 @@ def test_blocks_emulated_on_the_cpu_equal_the_definition_forward_and_backward(tm
 @pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_kernels_keep_everything_in_registers(architecture: str, tmp_path: Path) -> None:
+def test_kernels_do_not_spill_registers(architecture: str, tmp_path: Path) -> None:
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     command = [str(NVCC), "-std=c++17", "-O3", "-Icsrc", target, "-Xptxas=-v", "-cubin", "csrc/cuda/log_mel.cu"]
     done = subprocess.run([*command, "-o", str(tmp_path / "log_mel.cubin")], cwd=ROOT, capture_output=True, text=True)
@@ -60,15 +62,15 @@ def test_kernels_keep_everything_in_registers(architecture: str, tmp_path: Path)
         size = str(int(kernel["steps"]) * int(kernel["columns"])) if kernel["steps"] else "loops"
         seen.add((kernel["pass"], size))
         assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), (size, kernel["pass"])
-        assert int(kernel["registers"]) <= MOST_REGISTERS[size], (size, kernel["pass"])
-    assert seen == {(direction, size) for direction in ("forward", "backward") for size in MOST_REGISTERS}
+        assert int(kernel["registers"]) <= MAX_REGISTERS[size], (size, kernel["pass"])
+    assert seen == {(direction, size) for direction in ("forward", "backward") for size in MAX_REGISTERS}
 
 
-def test_what_it_cannot_serve_is_named() -> None:
+def test_what_the_kernels_cannot_serve_is_named() -> None:
     gpu = torch.device("cuda", 0)
 
     def reason(device: torch.device, dtype: torch.dtype, n_fft: int) -> str:
-        return log_mel_cuda.rejects(device=device, dtype=dtype, config=MelConfig(n_fft=n_fft)) or ""
+        return backend_cuda.rejects(device=device, dtype=dtype, config=MelConfig(n_fft=n_fft)) or ""
 
     assert reason(gpu, torch.float32, 512) == reason(gpu, torch.int16, 4096) == ""
     assert "on cpu" in reason(torch.device("cpu"), torch.float32, 512)
@@ -76,9 +78,9 @@ def test_what_it_cannot_serve_is_named() -> None:
     assert "n_fft is 8192" in reason(gpu, torch.float32, 8192)
 
 
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_is_unavailable_with_a_reason() -> None:
     if not torch.cuda.is_available():
-        assert log_mel_cuda.unavailable()
+        assert backend_cuda.unavailable()
 
 
 LENGTHS = [16_000, 0, 1, 2, 399, 400, 401, 40_123, 70_001]
@@ -98,7 +100,7 @@ def _offsets(lengths: list[int]) -> Tensor:
 
 
 class _Batch:
-    """Packed int16 samples on the CPU, as floats in the unit that a backend is given, and their offsets."""
+    """Packed int16 samples on the CPU, the same as floats in [-1, 1], their offsets, and a gradient of the frames."""
 
     def __init__(self, config: MelConfig, lengths: list[int], seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -107,11 +109,15 @@ class _Batch:
         self.float64 = self.int16.double() / 32768.0
         self.cu_seqlens = _offsets(lengths)
         self.cu_frames = _offsets([config.num_frames(length) for length in lengths])
+        self.config = config.serialized
         self.total_frames = int(self.cu_frames[-1])
         self.grad = torch.randn(self.total_frames, config.n_mels, generator=generator, dtype=torch.float64)
 
-    def offsets(self, device: str) -> tuple[Tensor, Tensor]:
-        return self.cu_seqlens.to(device), self.cu_frames.to(device)
+    def on_cpu(self, waveform: Tensor) -> LogMelCall:
+        return LogMelCall(waveform, self.cu_seqlens, self.cu_frames, self.config)
+
+    def on_gpu(self, waveform: Tensor) -> LogMelCall:
+        return LogMelCall(waveform.cuda(), self.cu_seqlens.cuda(), self.cu_frames.cuda(), self.config)
 
 
 @contextmanager
@@ -131,37 +137,33 @@ def _rms_ratio(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.n_fft}-{config.padding}-{config.window}")
 def test_values_and_gradients_equal_float64(config: MelConfig) -> None:
     batch = _Batch(config, LENGTHS)
-    expected = log_mel_torch.forward(batch.float64, batch.cu_seqlens, batch.cu_frames, config, batch.total_frames)
-    expected_grad = log_mel_torch.backward(batch.grad, batch.float64, batch.cu_seqlens, batch.cu_frames, config)
-    cu_seqlens, cu_frames = batch.offsets("cuda")
-    waveform = batch.float64.float().cuda()
-    grad = batch.grad.float().cuda()
-    log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)  # uploads the tables
+    exact = batch.on_cpu(batch.float64)
+    expected = backend_torch.forward(exact, batch.total_frames)
+    expected_grad = backend_torch.backward(batch.grad, exact)
+    call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
+    backend_cuda.forward(call, batch.total_frames)  # uploads the tables
     with _no_host_sync():
-        actual = log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)
-        gradient = log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config)
+        actual = backend_cuda.forward(call, batch.total_frames)
+        gradient = backend_cuda.backward(grad, call)
     assert _rms_ratio(actual, expected) < 1e-5
     if config.log != "none":
-        reference = log_mel_torch.forward(
-            batch.float64.float(), batch.cu_seqlens, batch.cu_frames, config, batch.total_frames
-        )
+        reference = backend_torch.forward(batch.on_cpu(batch.float64.float()), batch.total_frames)
         worst = (reference.double() - expected).abs().max()
         assert (actual.double().cpu() - expected).abs().max() <= 2 * worst + 1e-4
     assert _rms_ratio(gradient, expected_grad) < 1e-3
 
-    from_int16 = log_mel_cuda.forward(batch.int16.cuda(), cu_seqlens, cu_frames, config, batch.total_frames)
+    from_int16 = backend_cuda.forward(batch.on_gpu(batch.int16), batch.total_frames)
     assert torch.equal(from_int16, actual)
     for _ in range(3):
-        assert torch.equal(log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config), gradient)
+        assert torch.equal(backend_cuda.backward(grad, call), gradient)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["slap", "whisper", "nemo", "kaldi"])
 def test_frames_equal_the_oracle(name: str) -> None:
     config = MelConfig.preset(name)
-    lengths = [4_000, 170, 1_600]
-    batch = _Batch(config, lengths)
-    frames = log_mel_cuda.forward(batch.int16.cuda(), *batch.offsets("cuda"), config, batch.total_frames)
+    batch = _Batch(config, [4_000, 170, 1_600])
+    frames = backend_cuda.forward(batch.on_gpu(batch.int16), batch.total_frames)
     clips = [batch.int16[begin:end].numpy() for begin, end in pairwise(batch.cu_seqlens.tolist())]
     expected = np.concatenate([oracle.local_log_mel(clip, config) for clip in clips])
     if config.is_local:
@@ -173,57 +175,52 @@ def test_frames_equal_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS[:8], ids=lambda config: f"{config.n_fft}-{config.padding}")
 def test_a_clip_has_the_same_bits_alone_and_in_a_batch(config: MelConfig) -> None:
     batch = _Batch(config, LENGTHS)
-    cu_seqlens, cu_frames = batch.offsets("cuda")
-    waveform, grad = batch.float64.float().cuda(), batch.grad.float().cuda()
-    together = log_mel_cuda.forward(waveform, cu_seqlens, cu_frames, config, batch.total_frames)
-    gradients = log_mel_cuda.backward(grad, waveform, cu_seqlens, cu_frames, config)
+    call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
+    together = backend_cuda.forward(call, batch.total_frames)
+    gradients = backend_cuda.backward(grad, call)
     samples, frames = batch.cu_seqlens.tolist(), batch.cu_frames.tolist()
     for clip in range(len(LENGTHS)):
         own = slice(samples[clip], samples[clip + 1])
         own_frames = slice(frames[clip], frames[clip + 1])
         count = frames[clip + 1] - frames[clip]
         own_offsets = _offsets([LENGTHS[clip]]).cuda(), _offsets([count]).cuda()
-        alone = log_mel_cuda.forward(waveform[own].clone(), *own_offsets, config, count)
-        assert torch.equal(alone, together[own_frames])
-        gradient = log_mel_cuda.backward(grad[own_frames].clone(), waveform[own].clone(), *own_offsets, config)
-        assert torch.equal(gradient, gradients[own])
+        own_call = LogMelCall(call.waveform[own].clone(), *own_offsets, batch.config)
+        assert torch.equal(backend_cuda.forward(own_call, count), together[own_frames])
+        assert torch.equal(backend_cuda.backward(grad[own_frames].clone(), own_call), gradients[own])
 
 
 @pytest.mark.gpu
 def test_a_cuda_graph_replays_on_new_samples_and_lengths() -> None:
     config = MelConfig()
     first, second = _Batch(config, [16_000, 8_000], seed=1), _Batch(config, [8_000, 16_000], seed=2)
-    waveform, grad = first.float64.float().cuda(), first.grad.float().cuda()
-    cu_seqlens, cu_frames = first.offsets("cuda")
-    arguments = (waveform, cu_seqlens, cu_frames, config)
-    log_mel_cuda.forward(*arguments, first.total_frames)
+    call, grad = first.on_gpu(first.float64.float()), first.grad.float().cuda()
+    backend_cuda.forward(call, first.total_frames)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        frames = log_mel_cuda.forward(*arguments, first.total_frames)
-        gradient = log_mel_cuda.backward(grad, *arguments)
-    waveform.copy_(second.float64.float())
-    grad.copy_(second.grad.float())
-    for held, new in zip((cu_seqlens, cu_frames), second.offsets("cuda"), strict=True):
+        frames = backend_cuda.forward(call, first.total_frames)
+        gradient = backend_cuda.backward(grad, call)
+    for held, new in zip(call[:3], second.on_gpu(second.float64.float())[:3], strict=True):
         held.copy_(new)
+    grad.copy_(second.grad.float())
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(frames, log_mel_cuda.forward(*arguments, first.total_frames))
-    assert torch.equal(gradient, log_mel_cuda.backward(grad, *arguments))
+    assert torch.equal(frames, backend_cuda.forward(call, first.total_frames))
+    assert torch.equal(gradient, backend_cuda.backward(grad, call))
 
 
 @pytest.mark.gpu
-def test_a_sample_that_is_not_a_number_spoils_the_frames_that_see_it_alone() -> None:
+def test_nan_reaches_the_frames_that_hold_it_and_no_others() -> None:
     config = MelConfig()
     batch = _Batch(config, [16_000])
     waveform = batch.float64.float()
     waveform[8_000] = float("nan")
-    arguments = (waveform.cuda(), *batch.offsets("cuda"), config)
-    frames = log_mel_cuda.forward(*arguments, batch.total_frames).cpu()
+    call = batch.on_gpu(waveform)
+    frames = backend_cuda.forward(call, batch.total_frames).cpu()
     starts = torch.arange(batch.total_frames) * config.hop_length
     sees = (starts <= 8_000) & (starts + config.win_length > 8_000)
     assert torch.equal(frames.isnan(), sees[:, None].expand_as(frames))
-    gradient = log_mel_cuda.backward(batch.grad.float().cuda(), *arguments).cpu()
+    gradient = backend_cuda.backward(batch.grad.float().cuda(), call).cpu()
     touched = torch.zeros(16_000, dtype=torch.bool)
     for start in starts[sees].tolist():
         touched[start : start + config.win_length] = True
@@ -231,13 +228,18 @@ def test_a_sample_that_is_not_a_number_spoils_the_frames_that_see_it_alone() -> 
 
 
 @pytest.mark.gpu
-def test_malformed_offsets_neither_crash_nor_touch_what_is_not_theirs() -> None:
+def test_malformed_offsets_write_nothing_outside_the_outputs() -> None:
     config = MelConfig()
     batch = _Batch(config, [2_000, 3_000])
+    call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
+    plan, stream = backend_cuda._plan(config, call.waveform.device.index), torch.cuda.current_stream().cuda_stream
     far = 2**62
     for bad in ([0, far, 5_000], [0, 4_000, 2_000], [-far, -1, far], [5_000, 0, 0]):
         offsets = torch.tensor(bad).cuda()
-        for arguments in ((offsets, batch.cu_frames.cuda()), (batch.cu_seqlens.cuda(), offsets)):
-            log_mel_cuda.forward(batch.int16.cuda(), *arguments, config, batch.total_frames)
-            log_mel_cuda.backward(batch.grad.float().cuda(), batch.float64.float().cuda(), *arguments, config)
-    torch.cuda.synchronize()
+        for malformed in (call._replace(cu_frames=offsets), call._replace(cu_seqlens=offsets)):
+            mels, gradient = Guarded(torch.zeros_like(grad)), Guarded(torch.zeros_like(call.waveform))
+            arguments = {**clip_arguments(malformed, batch.total_frames), "stream": stream}
+            plan.forward(**arguments, mels=mels.tensor.data_ptr())
+            plan.backward(**arguments, grad_mels=grad.data_ptr(), grad_waveform=gradient.tensor.data_ptr())
+            mels.assert_untouched_around()
+            gradient.assert_untouched_around()

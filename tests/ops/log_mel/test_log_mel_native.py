@@ -14,17 +14,17 @@ from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.presets import PRESETS
 from slap_fast.ops.packed import PackedLayout
 from tests.ops._native import native_code, needs_native
-from tests.ops.log_mel._mel_configs import LENGTHS, mel_configs
+from tests.ops.log_mel._configs import LENGTHS, mel_configs
 from tests.oracles import log_mel as oracle
 
 pytestmark = needs_native
 
 SLAP = MelConfig(mean=-4.0, std=3.0)
 EPSILON = torch.finfo(torch.float32).eps
-# No sample, one, around a window and the second frame, around the frames that one task takes, and a few seconds.
+# 0, 1, around a window and the second frame, around the number of frames of one task, and a few seconds.
 EDGES = [0, 1, 2, 399, 400, 401, 559, 560, 561, 400 + 160 * 62, 400 + 160 * 63, 400 + 160 * 64, 0, 90_001]
-# Float32 sees a value of next to no energy only as rounding noise, whoever computes it; the guards say how little that
-# may be. What becomes of smaller ones is in tests/native, where every value has a bound of its own.
+# In float32 a value of almost no energy is rounding noise in any implementation; these guards bound how small it gets.
+# tests/native covers smaller values, with an error bound for each.
 CONDITIONED = {"input_scale": 1.0, "log_guard": 0.1, "dynamic_range": None, "normalize_per_clip": False}
 
 
@@ -42,7 +42,7 @@ def _oracle(waveform: Tensor, lengths: list[int], config: MelConfig) -> Tensor:
 def _gradient(
     waveform: Tensor, cu_seqlens: Tensor, config: MelConfig, backend: str, grad: Tensor | None = None
 ) -> Tensor:
-    """Of a random weighting of the frames, or of `grad`."""
+    """Gradient of the waveform from a random gradient of the frames, or from `grad`."""
     waveform = waveform.detach().clone().requires_grad_()
     frames = log_mel(waveform, cu_seqlens, config, backend=backend)
     if grad is None:
@@ -51,7 +51,7 @@ def _gradient(
 
 
 def _assert_as_exact_as_pytorch(actual: Tensor, pytorch: Tensor, exact: Tensor) -> None:
-    """At most twice PyTorch's error in the same type, and a few roundings, as PyTorch may happen to hit the number."""
+    """At most twice PyTorch's error in the same dtype, plus a few roundings, as PyTorch may be exact by chance."""
     if exact.numel() == 0:
         return
     allowed = 2 * (pytorch - exact).abs().max() + 4 * EPSILON * (1 + exact.abs().max())
@@ -70,7 +70,7 @@ def test_frames_are_as_exact_as_pytorch_for_any_convention(
     _assert_as_exact_as_pytorch(actual, pytorch, _oracle(waveform, lengths, config))
 
 
-# The slope of a magnitude of next to nothing is that of rounding noise, too.
+# The slope of a magnitude near 0 is rounding noise, too.
 @given(
     config=mel_configs(**CONDITIONED, power_guard=1e-3),
     lengths=st.lists(LENGTHS, min_size=1, max_size=5),
@@ -129,7 +129,7 @@ def test_bits_depend_on_neither_threads_nor_batch_nor_call(config: MelConfig, is
 
 
 @given(config=mel_configs(), lengths=st.lists(LENGTHS, min_size=1, max_size=3))
-def test_int16_samples_stand_for_their_fraction_of_32768(isa: str, config: MelConfig, lengths: list[int]) -> None:
+def test_int16_samples_equal_floats_divided_by_32768(isa: str, config: MelConfig, lengths: list[int]) -> None:
     waveform, cu_seqlens = _clips(lengths)
     samples = (waveform * 32768).to(torch.int16)
     samples[:1], samples[-1:] = -32768, 32767
@@ -153,7 +153,7 @@ def test_nan_reaches_the_frames_that_hold_it_and_no_others(
 
 
 @pytest.mark.parametrize("sample", [torch.nan, torch.inf, -torch.inf])
-def test_a_bad_sample_spoils_no_gradient_beyond_its_frames(sample: float, isa: str) -> None:
+def test_a_non_finite_sample_changes_no_gradient_beyond_its_frames(sample: float, isa: str) -> None:
     lengths = [3000, 20_000, 1000]
     waveform, cu_seqlens = _clips(lengths)
     spoiled = waveform.clone()
@@ -166,7 +166,7 @@ def test_a_bad_sample_spoils_no_gradient_beyond_its_frames(sample: float, isa: s
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-38, 1e-42])
-def test_a_whisper_too_small_to_square_is_silence(scale: float, isa: str) -> None:
+def test_samples_whose_squares_underflow_are_silence(scale: float, isa: str) -> None:
     waveform, cu_seqlens = _clips([5000])
     with native_code(isa=isa):
         frames = log_mel(waveform * scale, cu_seqlens, SLAP, backend="native")
@@ -187,7 +187,7 @@ def test_an_hour_in_one_clip() -> None:
         _assert_as_exact_as_pytorch(frames[frame], pytorch[0], torch.from_numpy(oracle.log_mel(samples, SLAP)[0]))
 
 
-def test_a_gradient_over_many_stretches_of_one_clip_equals_float64() -> None:
+def test_a_gradient_over_many_tasks_of_one_clip_equals_float64() -> None:
     config = dataclasses.replace(SLAP, padding="reflect", pad_length=30_000, preemphasis_scope="clip")
     waveform, cu_seqlens = _clips([200_001])
     exact = _gradient(waveform.double(), cu_seqlens, config, "torch")
@@ -202,6 +202,6 @@ def test_a_gradient_over_many_stretches_of_one_clip_equals_float64() -> None:
         (torch.zeros(100, device="meta"), "the waveform is on meta; native code reads CPU memory"),
     ],
 )
-def test_it_says_what_it_cannot_serve(waveform: Tensor, message: str) -> None:
+def test_what_native_code_cannot_serve_is_named(waveform: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         log_mel(waveform, None, SLAP, backend="native")

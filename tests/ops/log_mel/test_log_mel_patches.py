@@ -13,7 +13,7 @@ from slap_fast.ops.log_mel.patches import log_mel_patches
 from slap_fast.ops.packed import PackedLayout
 
 SLAP = MelConfig(mean=-4.0, std=3.0)
-# No sample, one, around a window, around a column's last frame, and a few seconds.
+# 0, 1, around a window, around the last frame of a column, and a few seconds.
 LENGTHS = [0, 1, 399, 400, 2799, 2800, 2801, 2960, 0, 40_000]
 BACKENDS = ["torch", *(["native"] if native.unavailable() is None else [])]
 
@@ -31,7 +31,7 @@ def _masks(config: MelConfig, lengths: list[int]) -> dict[str, torch.Tensor]:
 
 
 def _expected(waveform, layout, config, patch_frames, patch_mels, masks, mask_value):
-    """By definition, value by value."""
+    """Patches by definition, value by value."""
     frames = log_mel(waveform, layout.cu_seqlens, config)
     rows, tokens, first = config.n_mels // patch_mels, [], 0
     for clip, length in enumerate(layout.lengths):
@@ -73,7 +73,7 @@ def test_masks_are_optional(backend):
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [1], [0, 0]])
-def test_batches_of_next_to_nothing(lengths):
+def test_empty_and_tiny_clips(lengths):
     waveform, layout = _clips(lengths)
     tokens = 4 * sum(length > 0 for length in lengths)
     assert log_mel_patches(waveform, layout.cu_seqlens, SLAP).shape == (tokens, 256)
@@ -85,7 +85,7 @@ def test_int16_equals_float_samples():
     assert torch.equal(log_mel_patches(samples, cu_seqlens, SLAP), log_mel_patches(samples / 32768.0, cu_seqlens, SLAP))
 
 
-def test_a_convention_that_normalises_by_clip_is_served():
+def test_a_convention_that_normalizes_over_the_clip_is_served():
     waveform, layout = _clips([4000, 9000])
     config = MelConfig.preset("whisper")
     masks = {"time_masked": torch.zeros(25 + 56, dtype=torch.bool), "mel_masked": torch.rand(2, 80) < 0.5}
@@ -94,7 +94,7 @@ def test_a_convention_that_normalises_by_clip_is_served():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_reach_the_samples_of_what_is_not_masked(backend):
+def test_gradients_equal_float64_and_skip_masked_values(backend):
     lengths = [0, 1, 3000, 5000]
     waveform, layout = _clips(lengths)
     masks = _masks(SLAP, lengths)
@@ -130,7 +130,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.slap_fast.log_mel_patches, (*tensors, *numbers))
 
 
-def test_compiles_whole_and_once_for_changing_lengths():
+def test_compiles_to_one_graph_once_for_changing_lengths():
     import torch._dynamo.testing
 
     torch._dynamo.reset()
@@ -142,7 +142,7 @@ def test_compiles_whole_and_once_for_changing_lengths():
         return log_mel_patches(waveform, cu_seqlens, SLAP, mel_masked=mel_masked, **sizes) + 1
 
     compilations = set()
-    # No two sizes of the first call are equal: the compiler would take them for one.
+    # No two sizes of the first call are equal: the compiler would treat them as one.
     for lengths in ([500, 9100], [500, 4000, 4400], [1000, 3000, 1700, 6000]):
         waveform, layout = _clips(lengths)
         masked = _masks(SLAP, lengths)["mel_masked"]

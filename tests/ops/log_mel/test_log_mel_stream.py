@@ -13,7 +13,7 @@ from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.presets import PRESETS
 
-# PyTorch's own transform and product round a frame by how many there are: with them a stream is only close.
+# In PyTorch the rounding of a frame depends on the number of frames: a stream is then only close.
 EXACT = dict(dispatch.report()["log_mel"]).get("native", "not there") is None
 LOCAL = [name for name in PRESETS if MelConfig.preset(name).is_local]
 
@@ -88,8 +88,8 @@ def test_chunks_of_any_size_give_the_whole_clip(config, chunks, dtype, seed):
         {"padding": "kaldi", "hop_length": 17, "drop_last_frame": True},
     ],
 )
-def test_a_frame_comes_as_soon_as_no_later_sample_can_change_it(changes):
-    # Every sample of a window counts: no zero at the window's ends, no bin outside the filters.
+def test_a_frame_is_returned_as_soon_as_no_later_sample_can_change_it(changes):
+    # Every sample of a window matters: no zeros at the ends of the window, no bin outside the filters.
     small = MelConfig(sample_rate=800, n_fft=16, win_length=11, hop_length=5, window="rectangular", n_mels=3, f_min=0.0)
     config = dataclasses.replace(small, **{"remove_dc_offset": False, "preemphasis": 0.0, **changes})
     stream = LogMelStream(config)
@@ -104,7 +104,7 @@ def test_a_frame_comes_as_soon_as_no_later_sample_can_change_it(changes):
 
 @pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
-def test_every_local_preset_streams_to_the_bit(name, dtype):
+def test_every_local_preset_streams_bitwise_equal(name, dtype):
     config = MelConfig.preset(name)
     clip = _clip(2 * config.sample_rate + 77, dtype)
     chunks = clip.split([1, 0, 399, 1, 160, 12_345, clip.shape[0] - 12_906])
@@ -120,7 +120,7 @@ def test_one_sample_at_a_time():
     assert len(stream.flush()) == 0
 
 
-def test_a_stream_starts_anew_after_each_clip():
+def test_flush_resets_the_stream():
     config = MelConfig(padding="reflect")
     stream = LogMelStream(config)
     for seed, (length, dtype) in enumerate([(1234, torch.float32), (0, torch.float32), (50, torch.int16)]):
@@ -149,7 +149,7 @@ def test_an_endless_stream_holds_a_few_frames_of_samples(size):
     assert max(held) <= 4 * 1200
 
 
-def test_a_source_without_samples_costs_nothing():
+def test_empty_chunks_use_no_memory():
     stream = LogMelStream(MelConfig())
     for _ in range(1000):
         assert len(stream.push(_clip(0))) == 0
@@ -176,7 +176,7 @@ def test_a_stream_can_be_pickled_midway():
 
 
 @pytest.mark.parametrize(("name", "field"), [("whisper", "dynamic_range"), ("nemo", "normalize_per_clip")])
-def test_a_convention_over_the_whole_clip_is_refused_with_what_to_do(name, field):
+def test_a_convention_over_the_whole_clip_is_rejected_with_the_remedy(name, field):
     with pytest.raises(ValueError, match=rf"MelConfig\.{field} is .*dataclasses\.replace\(config, {field}="):
         LogMelStream(MelConfig.preset(name))
     off = {"dynamic_range": None, "normalize_per_clip": False}[field]
@@ -194,7 +194,7 @@ def test_a_convention_over_the_whole_clip_is_refused_with_what_to_do(name, field
         (torch.zeros(10, dtype=torch.int16), "torch.int16.*flush"),
     ],
 )
-def test_a_chunk_of_another_kind_is_refused_and_leaves_the_stream_as_it_was(chunk, message):
+def test_an_invalid_chunk_is_rejected_and_leaves_the_stream_unchanged(chunk, message):
     config, clip = MelConfig(), _clip(1000)
     stream = LogMelStream(config)
     first = stream.push(clip[:500])
@@ -204,6 +204,6 @@ def test_a_chunk_of_another_kind_is_refused_and_leaves_the_stream_as_it_was(chun
 
 
 @pytest.mark.gpu
-def test_frames_lie_where_the_chunks_lie():
+def test_frames_are_on_the_device_of_the_chunks():
     config, clip = MelConfig(), _clip(16_000).cuda()
     _assert_same(_streamed(LogMelStream(config), clip.split(1000)), _whole(clip, config))

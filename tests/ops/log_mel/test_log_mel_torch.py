@@ -12,7 +12,7 @@ from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.presets import PRESETS
 from slap_fast.ops.packed import PackedLayout
-from tests.ops.log_mel._mel_configs import LENGTHS, mel_configs
+from tests.ops.log_mel._configs import LENGTHS, mel_configs
 from tests.oracles import log_mel as oracle
 
 SMALL = MelConfig(sample_rate=800, n_fft=16, win_length=12, hop_length=5, n_mels=4, f_min=10.0)
@@ -30,7 +30,7 @@ def _oracle(waveform, lengths, config):
 
 
 def _tolerance(config):
-    # NeMo's guard of 1e-5 magnifies the rounding of a bin that hardly changes.
+    # NeMo's guard of 1e-5 amplifies the rounding of a nearly constant bin.
     return 1e-6 if config.normalize_per_clip else 1e-9
 
 
@@ -42,7 +42,7 @@ def test_frames_equal_the_oracle_for_any_convention(config, lengths, seed):
 
 
 @given(mel_configs(normalize_per_clip=False, input_scale=1.0), st.lists(LENGTHS, min_size=1, max_size=3))
-def test_int16_samples_stand_for_their_fraction_of_32768(config, lengths):
+def test_int16_samples_equal_floats_divided_by_32768(config, lengths):
     waveform, cu_seqlens = _clips(lengths)
     samples = (waveform * 32768).to(torch.int16)
     actual = log_mel(samples, cu_seqlens, config, backend="torch")
@@ -61,7 +61,7 @@ def test_nan_reaches_the_frames_that_hold_it_and_no_others(config, lengths, data
 
 
 @given(mel_configs(dynamic_range=None, normalize_per_clip=False), st.lists(LENGTHS, min_size=1, max_size=4))
-def test_nan_reaches_the_gradient_of_its_own_clip_alone(config, lengths):
+def test_nan_reaches_only_the_gradient_of_its_own_clip(config, lengths):
     waveform, cu_seqlens = _clips(lengths)
     poisoned = waveform.clone()
     poisoned[: lengths[0]] = torch.nan
@@ -71,7 +71,7 @@ def test_nan_reaches_the_gradient_of_its_own_clip_alone(config, lengths):
     assert torch.equal(*(grad[lengths[0] :] for grad in grads))
 
 
-def test_frames_on_both_sides_of_a_chunk():
+def test_frames_on_both_sides_of_a_chunk_boundary():
     config = dataclasses.replace(SMALL, padding="reflect", preemphasis_scope="clip")
     lengths = [5 * 1022, 7, 5 * 1030]
     waveform, cu_seqlens = _clips(lengths)
@@ -111,7 +111,7 @@ def test_gradcheck(changes):
     assert torch.autograd.gradcheck(lambda x: log_mel(x, cu_seqlens, config, backend="torch"), waveform)
 
 
-def test_every_filter_at_its_floor_passes_no_gradient():
+def test_mel_values_at_the_floor_pass_no_gradient():
     config = dataclasses.replace(SMALL, log_floor=1e6)
     waveform, cu_seqlens = _clips([40])
     log_mel(waveform.requires_grad_(), cu_seqlens, config, backend="torch").sum().backward()
@@ -135,7 +135,7 @@ def test_the_gradient_is_the_same_bits_at_every_call(config):
     assert torch.equal(*grads)
 
 
-def test_autocast_leaves_it_in_full_precision():
+def test_autocast_does_not_lower_the_precision():
     waveform, cu_seqlens = _clips([400])
     waveform = waveform.float().requires_grad_()
     expected = log_mel(waveform, cu_seqlens, SMALL, backend="torch")

@@ -38,7 +38,7 @@ def _with_gradient(frames, cu_frames, config, grad):
 
 @pytest.mark.parametrize("config", KINDS, ids=IDS)
 @given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=5), seed=st.integers(0, 2**31))
-def test_it_equals_the_oracle_clip_by_clip(config, counts, seed):
+def test_equals_the_oracle_clip_by_clip(config, counts, seed):
     frames, cu_frames = _frames(counts, seed=seed)
     expected = [oracle.normalize(clip.numpy(), config) for clip in frames.split(counts)]
     np.testing.assert_allclose(normalize_clips(frames, cu_frames, config).numpy(), np.concatenate(expected), atol=1e-9)
@@ -72,7 +72,7 @@ def test_nan_reaches_what_it_is_compared_with_and_no_other_clip():
 
 @needs_native
 @pytest.mark.parametrize("offsets", [[0, 4], [0, 4, 2, 5], [0, 9, 5], [1, 5], [0, -1, 5], [0, 2**62, 5]])
-def test_native_code_refuses_malformed_offsets(offsets):
+def test_native_code_rejects_malformed_offsets(offsets):
     with pytest.raises(ValueError, match="cu_frames"):
         normalize_clips(torch.zeros(5, 3), torch.tensor(offsets), KINDS[-1], backend="native")
 
@@ -98,7 +98,7 @@ def test_packed_equals_one_by_one_bitwise(config, dtype):
         assert torch.equal(together, torch.cat(parts))
 
 
-def test_the_maximum_shares_what_the_limit_receives_among_its_ties():
+def test_the_gradient_of_the_limit_goes_to_all_maxima_in_equal_parts():
     config = MelConfig(n_mels=3, dynamic_range=1.0)
     frames = torch.tensor([[5.0, 0.0, 4.5], [1.0, 5.0, 4.2]], requires_grad=True)
     normalized = normalize_clips(frames, torch.tensor([0, 2]), config)
@@ -107,7 +107,7 @@ def test_the_maximum_shares_what_the_limit_receives_among_its_ties():
     assert torch.equal(frames.grad, torch.tensor([[16.0, 0.0, 2.0], [0.0, 18.0, 4.0]]))
 
 
-def test_a_bin_that_never_changes_is_normalized_to_zero_without_infinite_slopes():
+def test_a_constant_bin_is_normalized_to_zero_with_zero_gradient():
     config = MelConfig(n_mels=3, normalize_per_clip=True)
     frames = torch.full((6, 3), -16.0)
     normalized, grad = _with_gradient(frames, torch.tensor([0, 1, 6]), config, torch.ones(6, 3))
@@ -143,7 +143,7 @@ def test_opcheck(config):
     )
 
 
-def test_compiles_whole_and_once_for_changing_counts():
+def test_compiles_to_one_graph_once_for_changing_counts():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -151,7 +151,7 @@ def test_compiles_whole_and_once_for_changing_counts():
     def normalize(frames, cu_frames):
         return normalize_clips(frames, cu_frames, KINDS[-1]) + 1
 
-    # As many offsets as mel bins, or as frames, would be taken for one size.
+    # The compiler would treat equal numbers of offsets, mel bins or frames as one size.
     for counts in ([3, 4, 8], [2, 9, 5, 1], [7, 0, 3, 8, 2]):
         frames, cu_frames = _frames(counts)
         torch.testing.assert_close(normalize(frames, cu_frames), normalize_clips(frames, cu_frames, KINDS[-1]) + 1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.presets import PRESETS
 from slap_fast.ops.log_mel.tables import mel_filters, window
-from tests.ops.log_mel._mel_configs import mel_configs
+from tests.ops.log_mel._configs import mel_configs
 from tests.oracles import log_mel as oracle
 
 
@@ -35,7 +35,7 @@ def test_the_tables_of_a_preset_equal_their_definitions(name):
     np.testing.assert_allclose(mel_filters(config), oracle.mel_filters(config), rtol=1e-9, atol=1e-11)
 
 
-def test_a_table_cannot_be_changed_under_its_other_users():
+def test_tables_are_read_only():
     for table in (window(MelConfig()), mel_filters(MelConfig())):
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 1.0
@@ -54,7 +54,7 @@ def test_a_preset_takes_changes():
     assert hash(config) == hash(MelConfig.preset("whisper-v3"))
 
 
-def test_the_frames_of_known_clips():
+def test_num_frames_of_known_clips():
     assert MelConfig().num_frames(16_000) == 98
     assert MelConfig.preset("kaldi", padding="kaldi").num_frames(16_000) == 100
     assert MelConfig.preset("whisper").num_frames(480_000) == 3000
@@ -66,7 +66,7 @@ def test_the_frames_of_known_clips():
 @given(mel_configs(power_guard=0.0, preemphasis=0.0, dynamic_range=None), st.integers(1, 100))
 def test_silence_becomes_the_normalized_floor(config, n_samples):
     frames = oracle.log_mel(np.zeros(n_samples), config)
-    # NeMo's guard of 1e-5 magnifies the rounding of a constant's mean.
+    # NeMo's guard of 1e-5 amplifies the rounding of the mean of a constant.
     tolerance = 1e-7 if config.normalize_per_clip else 1e-12
     np.testing.assert_allclose(frames, config.normalized_floor, rtol=1e-12, atol=tolerance)
 
@@ -100,16 +100,16 @@ def test_silence_becomes_the_normalized_floor(config, n_samples):
         ({"input_scale": 0.0}, "input_scale is 0.0; it must be positive and finite"),
     ],
 )
-def test_what_means_nothing_is_refused_with_field_value_and_remedy(changes, message):
+def test_an_invalid_value_is_rejected_with_field_value_and_remedy(changes, message):
     with pytest.raises(ValueError, match=message):
         MelConfig(**changes)
 
 
-def test_an_unknown_preset_is_refused_with_those_there_are():
+def test_an_unknown_preset_is_rejected_with_the_known_ones():
     with pytest.raises(ValueError, match="no mel preset 'whisperx'; choose one of slap, kaldi, ast, whisper"):
         MelConfig.preset("whisperx")
 
 
-def test_a_change_to_no_field_is_refused():
+def test_a_change_to_an_unknown_field_is_rejected():
     with pytest.raises(TypeError, match="hop_size"):
         MelConfig.preset("slap", hop_size=100)
