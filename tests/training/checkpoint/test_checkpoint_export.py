@@ -51,11 +51,11 @@ def test_the_newest_undamaged_checkpoint_of_a_run_is_exported_and_others_are_rep
     damaged, unfinished = write(tmp_path / "run", 2), write(tmp_path / "run", 3)
     rank_file(damaged, 1).write_bytes(b"x")
     (unfinished / "MANIFEST.json").unlink()
-    code, said = export(tmp_path / "run", tmp_path / "new" / "out", capsys)
+    code, output = export(tmp_path / "run", tmp_path / "new" / "out", capsys)
     assert code == 0
-    assert f"skipped: {unfinished} is incomplete or damaged: no MANIFEST.json" in said
-    assert f"skipped: {damaged} is incomplete or damaged: rank-00001.safetensors has 1 bytes" in said
-    assert f"{tmp_path / 'new' / 'out'}: the model after step 1" in said
+    assert f"skipped: {unfinished} is incomplete or damaged: no MANIFEST.json" in output
+    assert f"skipped: {damaged} is incomplete or damaged: rank-00001.safetensors has 1 bytes" in output
+    assert f"{tmp_path / 'new' / 'out'}: the model after step 1" in output
     weights = load_file(tmp_path / "new" / "out" / "model.safetensors")
     assert {name: value.tolist() for name, value in weights.items()} == {"w": [[1.0] * 3] * 2}
     assert (tmp_path / "new" / "out" / "config.json").exists()
@@ -67,8 +67,8 @@ def test_a_given_checkpoint_is_exported_or_rejected(tmp_path: Path, capsys: pyte
     assert export(first, tmp_path / "out", capsys) == (0, f"{tmp_path / 'out'}: the model after step 1\n")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     (second / "model" / "config.json").write_text("[]")
-    code, said = export(second, tmp_path / "other", capsys)
-    assert (code, said) == (
+    code, output = export(second, tmp_path / "other", capsys)
+    assert (code, output) == (
         2,
         f"slap-fast export: {second} is incomplete or damaged: model/config.json has changed since it was saved\n",
     )
@@ -81,7 +81,7 @@ def test_an_export_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     run.mkdir()
     assert "it has no checkpoints" in export(run, tmp_path / "out", capsys)[1]
     (write(run, 1) / "MANIFEST.json").unlink()
-    code, said = export(run, tmp_path / "out", capsys)
+    code, output = export(run, tmp_path / "out", capsys)
     assert code == 2
-    assert said.endswith(f"slap-fast export: {run}: none of its 1 checkpoints is complete\n")
+    assert output.endswith(f"slap-fast export: {run}: none of its 1 checkpoints is complete\n")
     assert "exists; choose another --out" in export(run, tmp_path, capsys)[1]
