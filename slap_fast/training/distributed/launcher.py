@@ -110,7 +110,7 @@ def _is_python(command: Sequence[str]) -> bool:
 
 def _ancestors(pid: int) -> Iterator[psutil.Process]:
     """Nearest first, up to the first one that is gone or hidden."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         process = psutil.Process(pid).parent()
         while process is not None:
             yield process
@@ -119,6 +119,6 @@ def _ancestors(pid: int) -> Iterator[psutil.Process]:
 
 def _command_line(process: psutil.Process) -> list[str]:
     """Empty for a process that is gone or of another user."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         return process.cmdline()
     return []
