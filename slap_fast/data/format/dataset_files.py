@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -92,9 +93,27 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomically(path, [json_line(value, indent=2)])
+
+
+def json_line(value: dict[str, Any], indent: int | None = None) -> bytes:
+    """`value` as UTF-8 JSON and a line break."""
     # backslashreplace: a file name that is not UTF-8 becomes a JSON escape.
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, [text.encode("utf-8", "backslashreplace")])
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, 1 MiB at a time."""
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            yield piece
+
+
+def file_digest(path: Path, digest: hashlib._Hash | hashlib.blake2b) -> str:
+    """The hexadecimal digest of a file; `digest` is a new hash object."""
+    for piece in read_pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_index(path: Path, parts: Iterable[np.ndarray], clips: int) -> None:

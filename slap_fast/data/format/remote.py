@@ -24,7 +24,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slap_fast.config.saved_files import TOKENIZER_FILES
-from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, TOKENIZER_NAME, DatasetError, folder_lock
+from slap_fast.data.format.dataset_files import (
+    INDEX_NAME,
+    INFO_NAME,
+    TOKENIZER_NAME,
+    DatasetError,
+    file_digest,
+    folder_lock,
+)
 from slap_fast.data.format.shard_files import Span, ends_early
 from slap_fast.errors import MissingExtraError, SlapFastError
 from slap_fast.runtime.durable_files import replace_file
@@ -218,11 +225,7 @@ class _CopyRecords:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-        return digest.hexdigest()
+    return file_digest(path, hashlib.blake2b(digest_size=16))
 
 
 class RemoteShards:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from slap_fast.audio.flac_encoder import Flac
-from slap_fast.data.format.dataset_files import INDEX_DTYPE, SAMPLE_RATE, writing
+from slap_fast.data.format.dataset_files import INDEX_DTYPE, SAMPLE_RATE, read_pieces, writing
 from slap_fast.data.format.tar_members import member_header, padding
 from slap_fast.runtime.durable_files import sync_folder
 
 _MAX_KEY = 90  # a ustar name holds 100 bytes; the extension needs a few
-_COPY_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -135,9 +134,8 @@ class ShardWriter:
             self._write(header + content + tail)
         else:
             self._write(header)
-            with open(content, "rb") as file:
-                while piece := file.read(_COPY_BYTES):
-                    self._write(piece)
+            for piece in read_pieces(content):
+                self._write(piece)
             self._write(tail)
             content.unlink()
         return start

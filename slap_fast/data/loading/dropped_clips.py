@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from slap_fast.data.format.dataset_files import json_line
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,9 +46,8 @@ class DropReport:
         new = [clip for clip in dict.fromkeys(dropped) if clip not in self._reported]
         if not new:
             return
-        text = "".join(json.dumps(clip._asdict(), ensure_ascii=False) + "\n" for clip in new)
         try:
-            _append(self._path, text.encode("utf-8", "backslashreplace"))
+            _append(self._path, b"".join(json_line(clip._asdict()) for clip in new))
         except OSError as error:
             logger.warning("%s: cannot write (%s); %d dropped clips are missing from it", self._path, error, len(new))
             return

@@ -12,7 +12,7 @@ from slap_fast.data.format.captions import is_missing
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.table_audio import CellAudio, audio_of_cell, default_audio_root
-from slap_fast.data.prepare.table_rows import column_names, first_row, read_tables
+from slap_fast.data.prepare.table_rows import first_row, read_tables, require_columns
 from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables
 
 CAPTION_TEMPLATE = "the sound of {}"
@@ -109,12 +109,7 @@ class LabeledSource(TableSource):
         self._paths = list(paths)
         self._root = None if audio_root is None else Path(audio_root)
         self._layout = next(known for known in LABELED_LAYOUTS if known.name == layout)
-        for path in self._paths:
-            names = column_names(path)
-            if names and (missing := self._layout.columns.difference(names)):
-                raise DatasetError(
-                    f"{path}: {layout} needs the columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
-                )
+        require_columns(self._paths, self._layout.columns, layout)
 
     def describe(self) -> dict[str, Any]:
         return {

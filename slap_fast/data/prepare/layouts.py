@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from slap_fast.data.format.captions import table_captions
-from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.format.dataset_files import DatasetError, file_digest
 from slap_fast.data.prepare.file_search import AudioFinder, audio_stem, find_file
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.table_audio import audio_of_cell, default_audio_root, find_audio_column
-from slap_fast.data.prepare.table_rows import column_names, first_row, read_rows, read_tables
-from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables, file_digest
+from slap_fast.data.prepare.table_rows import first_row, read_rows, read_tables, require_columns
+from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables
 
 _AUDIOCAPS_COLUMNS = frozenset({"audiocap_id", "youtube_id", "start_time", "caption"})
 _CLOTHO_COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
@@ -52,12 +53,7 @@ class AudioCaps(TableSource):
         self._paths = [path] if isinstance(path, Path) else list(path)
         self.name = f"audiocaps-{self._paths[0].stem.partition('-')[0]}"
         self._finder = AudioFinder(default_audio_root(self._paths[0]) if audio_root is None else Path(audio_root))
-        for table in self._paths:
-            names = column_names(table)
-            if names and (missing := _AUDIOCAPS_COLUMNS.difference(names)):
-                raise DatasetError(
-                    f"{table}: AudioCaps needs the columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
-                )
+        require_columns(self._paths, _AUDIOCAPS_COLUMNS, "AudioCaps")
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -149,7 +145,7 @@ class WavCaps(TableSource):
         return {
             "kind": "wavcaps",
             "path": str(self._path.resolve()),
-            "sha256": [file_digest(file) for file in self._files],
+            "sha256": [file_digest(file, hashlib.sha256()) for file in self._files],
             "audio_root": str(self._finder.root.resolve()),
         }
 

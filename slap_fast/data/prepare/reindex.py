@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from slap_fast.data.format.dataset_files import (
     REPORT_NAME,
     SAMPLE_RATE,
     DatasetError,
+    json_line,
     locked_for_writing,
     write_atomically,
 )
@@ -57,10 +57,10 @@ def reindex(
     with locked_for_writing(folder):
         rows: list[dict[str, Any]] = []
         parts = [
-            _index_tar(tar, number, rows)
+            np.array([(number, *record) for record in _records(tar, rows)], INDEX_DTYPE)
             for number, tar in enumerate(progress_bar(tars, desc="reindex", disable=not progress))
         ]
-        write_atomically(folder / REPORT_NAME, (_line(row) for row in rows))
+        write_atomically(folder / REPORT_NAME, map(json_line, rows))
         rejected = Counter(row["reason"] for row in rows)
         if not sum(map(len, parts)):
             raise DatasetError(f"{folder}: no clip can be used ({dict(rejected)}); see {folder / REPORT_NAME}")
@@ -86,11 +86,8 @@ def reindex(
     return dataset_report(folder, info)
 
 
-def _index_tar(tar: Path, number: int, rows: list[dict[str, Any]]) -> np.ndarray:
-    return np.array([(number, *record) for record in _records(tar, rows)], INDEX_DTYPE)
-
-
 def _records(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[int, ...]]:
+    """Yields the index fields (after `shard`) of the usable clips; appends a report row for everything else."""
     try:
         for sample in iterate_samples(tar):
             try:
@@ -132,7 +129,3 @@ def _record(tar: Path, sample: Sample) -> tuple[int, ...]:
 
 class _Unusable(SlapFastError):
     """Reason and detail of a clip to leave out."""
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

@@ -40,10 +40,8 @@ class FileAudio:
 
     path: Path
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[AudioFile]:
-        with open_audio(self.path) as sound:
-            yield sound
+    def open(self) -> contextlib.AbstractContextManager[AudioFile]:
+        return open_audio(self.path)
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,8 @@ class BytesAudio:
 
     data: bytes = field(repr=False)
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[AudioFile]:
-        with open_audio(self.data) as sound:
-            yield sound
+    def open(self) -> contextlib.AbstractContextManager[AudioFile]:
+        return open_audio(self.data)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from slap_fast.data.format.dataset_files import (
     SAMPLE_RATE,
     STATE_FOLDER,
     DatasetError,
+    json_line,
+    read_pieces,
     write_atomically,
     write_index,
     write_json,
@@ -31,7 +34,6 @@ from slap_fast.data.format.dataset_files import (
 )
 from slap_fast.data.format.shard_writer import ShardWriter
 
-_COPY_BYTES = 1 << 20
 _SHOWN = 200  # characters of an argument in a message
 _FLAGS = {
     "name": "--name",
@@ -125,7 +127,8 @@ class IngestState:
         """Writes `report.jsonl`: the parts of all shards, and the entries after the last one."""
         self._pending.close()
         parts = [self._part(number, ".jsonl") for number in range(len(self.shards))]
-        write_atomically(self.folder / REPORT_NAME, _pieces([*parts, self._pending.path]))
+        pieces = chain.from_iterable(map(read_pieces, [*parts, self._pending.path]))
+        write_atomically(self.folder / REPORT_NAME, pieces)
 
     def delete(self) -> None:
         """Removes `.prepare/`: the dataset is finished, or there is nothing to resume."""
@@ -208,8 +211,7 @@ class _ReportPart:
             self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed in rename and close)
 
     def append(self, row: dict[str, Any]) -> None:
-        # backslashreplace: a file name that is not UTF-8 becomes a JSON escape.
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        line = json_line(row)
         with writing(self.path):
             while line:
                 line = line[self._file.write(line) :]
@@ -222,13 +224,6 @@ class _ReportPart:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _pieces(paths: list[Path]) -> Iterator[bytes]:
-    for path in paths:
-        with open(path, "rb") as file:
-            while piece := file.read(_COPY_BYTES):
-                yield piece
 
 
 def _shard_name(number: int) -> str:

@@ -72,6 +72,16 @@ def column_names(path: Path) -> list[str]:
     return list(first_row(path))
 
 
+def require_columns(tables: Sequence[Path], columns: frozenset[str], layout: str) -> None:
+    """Raises DatasetError if a table with rows lacks one of the columns of its layout."""
+    for table in tables:
+        names = column_names(table)
+        if names and (missing := columns.difference(names)):
+            raise DatasetError(
+                f"{table}: {layout} needs the columns {', '.join(sorted(missing))}; this has {', '.join(names)}"
+            )
+
+
 class RepeatedKey(dict[str, Any]):
     """A JSON object in which a key appears twice."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slap_fast.data.format.captions import clean_captions
-from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.format.dataset_files import DatasetError, file_digest
 from slap_fast.data.prepare.source import ClipItem, Rejection
 
 Identity = tuple[str | bytes, ...]
@@ -89,17 +89,8 @@ def name_of_tables(paths: Sequence[Path]) -> str:
 
 def describe_tables(paths: Sequence[Path]) -> dict[str, Any]:
     """Paths and SHA-256 digests of tables, for `Source.describe`; lists if there are several tables."""
-    resolved, digests = [str(path.resolve()) for path in paths], [file_digest(path) for path in paths]
+    resolved, digests = [str(path.resolve()) for path in paths], [file_digest(path, hashlib.sha256()) for path in paths]
     return {"path": resolved, "sha256": digests} if len(paths) > 1 else {"path": resolved[0], "sha256": digests[0]}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hash(identity: Identity) -> int:
