@@ -63,18 +63,23 @@ def run(arguments: argparse.Namespace) -> int:
     log = _find_log(arguments)
     if not arguments.no_plots:
         _require_matplotlib()
-    # Opened before the model is loaded, which takes longer.
-    index = None if arguments.dataset is None else _open_dataset(arguments.dataset)
-    labeled = None if arguments.zero_shot is None else _labeled_files(arguments.zero_shot)
-    model = load_model(arguments.model, arguments.device)
+    # Errors in the data are reported before the model is loaded.
+    index = labeled = None
+    if arguments.dataset is not None:
+        from slap_fast.data.format.index import ClipIndex
 
-    evaluation = _Evaluation(model, arguments)
+        index = ClipIndex.open(arguments.dataset)
+    if arguments.zero_shot is not None:
+        from slap_fast.evaluation.zero_shot import labeled_files
+
+        labeled = labeled_files(arguments.zero_shot)
+    evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
     if index is not None:
         evaluation.retrieval(index)
     if labeled is not None:
         evaluation.zero_shot(*labeled)
-    if log is not None:
-        evaluation.training_log(log)
+    if log is not None and not arguments.no_plots:
+        evaluation.plot_training_log(log)
     return evaluation.finish()
 
 
@@ -125,17 +130,12 @@ class _Evaluation:
         self._report["zero_shot"] = {
             "source": str(arguments.zero_shot),
             **zero_shot_metrics(audio.embeddings, classes, labels),
-            "confusion": {
-                "classes": names,
-                "counts": confusion_matrix(audio.embeddings, classes, labels).tolist(),
-            },
+            "confusion": {"classes": names, "counts": confusion_matrix(audio.embeddings, classes, labels).tolist()},
         }
         self._clips += len(files)
         self._skipped += audio.skipped
 
-    def training_log(self, log: Path) -> None:
-        if self._arguments.no_plots:
-            return
+    def plot_training_log(self, log: Path) -> None:
         from slap_fast.evaluation.plots import plot_losses
 
         with errors_about(log):
@@ -207,19 +207,6 @@ def _require_matplotlib() -> None:
 
     if find_spec("matplotlib") is None:
         raise CommandError("plots need matplotlib: pip install matplotlib, or pass --no-plots")
-
-
-def _open_dataset(folder: Path) -> ClipIndex:
-    from slap_fast.data.format.index import ClipIndex
-
-    return ClipIndex.open(folder)
-
-
-def _labeled_files(source: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-    from slap_fast.evaluation.zero_shot import labeled_files
-
-    return labeled_files(source, extensions=AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
 
 
 def _clips_to_localize(clips: list[AudioInput], limit: int) -> list[AudioInput]:

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.audio) == bool(arguments.embeddings):
         raise CommandError("give either AUDIO or --embeddings FILE to search in")
     if not arguments.query.strip():
-        raise CommandError("QUERY is empty; say what to look for")
+        raise CommandError("QUERY is empty; give a text to search for")
     if arguments.embeddings:
         from slap_fast.commands.embedding_files import read_embeddings
 

@@ -92,7 +92,7 @@ def read_text_config(path: Path) -> PreTrainedConfig:
             raise ModelError(f"{path}: {key} is {value}; at most {_MAX_LAYERS} are built; copy the file again")
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModelError(f"{path}: model_type is {model_type!r}, which this version of transformers does not know")
+        raise ModelError(f"{path}: model_type is {model_type!r}, which this version of transformers does not support")
     try:
         return CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:  # Transformers models raise errors of many types for invalid values.

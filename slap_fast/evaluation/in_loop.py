@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.config.recipe import EvaluationConfig
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.errors import SlapFastError
@@ -78,8 +77,7 @@ class InLoopEvaluation:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
         if config.zero_shot is not None:
-            extensions = AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
-            files, self._classes = labeled_files(config.zero_shot, extensions=extensions)
+            files, self._classes = labeled_files(config.zero_shot)
             chosen = evenly_spaced(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
             self._labeled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
         chosen_by = dataclasses.asdict(config)

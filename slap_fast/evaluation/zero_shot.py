@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.labeled_layouts import labeled_rows, published_table
 from slap_fast.data.prepare.source import Rejection
@@ -31,14 +32,13 @@ class LabelError(SlapFastError, ValueError):
     """A labeled set of clips, or a prompt template, that cannot be used."""
 
 
-def labeled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[list[tuple[Path, int]], list[str]]:
+def labeled_files(source: str | Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """List audio files and their classes.
 
     Args:
         source: a folder with one subfolder per class, searched recursively; the folder of ESC-50 or UrbanSound8K, or
             its audio folder; or a table with a column of files (`file`, `filename` or `path`, relative to the table)
             and one of classes (`class`, `label` or `category`).
-        extensions: lower-case suffixes of audio files, with their dot.
 
     Returns:
         `(file, class index)` in a fixed order, and the sorted class names, with underscores replaced by spaces.
@@ -52,7 +52,7 @@ def labeled_files(source: str | Path, *, extensions: Collection[str]) -> tuple[l
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or CSV")
     table = source if source.is_file() else published_table(source)
-    named = _from_folders(source, extensions) if table is None else _from_table(table)
+    named = _from_folders(source) if table is None else _from_table(table)
     if not named:
         raise LabelError(
             f"{source}: no labeled audio; give a folder with one subfolder per class, or a CSV of files and classes"
@@ -143,13 +143,13 @@ def _rank_of_label(audio: Tensor, classes: Tensor, labels: Tensor) -> tuple[Tens
     return (similarity > own).sum(1), (similarity == own).sum(1)
 
 
-def _from_folders(source: Path, extensions: Collection[str]) -> list[tuple[Path, str]]:
+def _from_folders(source: Path) -> list[tuple[Path, str]]:
     named = [
         (path, folder.name)
         for folder in sorted(source.iterdir())
         if folder.is_dir()
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in extensions
+        if path.suffix.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
     ]
     names = {name for _, name in named}
     for kind, hint, fits in (

@@ -290,7 +290,7 @@ def _resample(name: str, samples: Tensor, rate: float, sample_rate: int) -> Tens
 
     if samples.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{name} is at {rate:g} Hz and wants a gradient, but resampling here has none; resample it to "
+            f"{name} is at {rate:g} Hz and requires a gradient, but resampling has none; resample it to "
             f"{sample_rate} Hz with a differentiable resampler, such as torchaudio.functional.resample"
         )
     resampled = soxr.resample(samples.detach().cpu().numpy(), rate, sample_rate, quality="HQ")

@@ -79,7 +79,7 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
         ) from error
     weights = _read_weights(folder / "model.safetensors", expected.state_dict())
     _check_vocabulary(tokenizer, expected, folder)
-    # Random initialization would take most of the time. Weights are float32, whatever torch's default dtype.
+    # Random initialization would take most of the time. Weights are float32 for any default dtype of torch.
     with no_init_weights():
         model = model_class(config, load_pretrained_text=False, text_hf_config=text_config).float()
     model.load_state_dict(weights)
@@ -123,13 +123,11 @@ def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise ModelError(f"{path} lacks {name}; the weights do not belong to the config.json beside them")
+            raise ModelError(f"{path} lacks {name}; the weights and config.json are of different models")
         if name not in expected:
-            raise ModelError(f"{path} holds {name}, which the model of the config.json beside it does not have")
+            raise ModelError(f"{path} has {name}, which a model of this config.json does not have")
         if found[name] != expected[name]:
-            raise ModelError(
-                f"{name} has shape {found[name]} in {path}, but {expected[name]} by the config.json beside it"
-            )
+            raise ModelError(f"{name} has shape {found[name]} in {path}, but {expected[name]} according to config.json")
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, model: SLAP, folder: Path) -> None:

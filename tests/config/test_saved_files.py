@@ -236,11 +236,11 @@ def foreign_token(folder: Path) -> None:
         ),
         (
             lambda folder: set_json(folder / "text_config" / "config.json", "intermediate_size", 10**8),
-            "has shape .* but .* by the config.json beside it",
+            "has shape .* but .* according to config.json",
         ),
         (
             lambda folder: set_json(folder / "text_config" / "config.json", "model_type", "evil"),
-            "model_type is 'evil', which this version of transformers does not know",
+            "model_type is 'evil', which this version of transformers does not support",
         ),
     ],
 )

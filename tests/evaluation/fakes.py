@@ -13,7 +13,7 @@ from slap_fast.config.model import ModelConfig
 
 
 class LoudnessModel:
-    """Embeds loudness as an angle: a clip of amplitude 0.3 and a text that says "0.3" have the same embedding."""
+    """Embeds loudness as an angle: a clip of amplitude 0.3 and a text with "0.3" have the same embedding."""
 
     def __init__(self) -> None:
         self.config = ModelConfig()

@@ -13,8 +13,6 @@ from slap_fast.evaluation.zero_shot import (
     zero_shot_metrics,
 )
 
-SUFFIXES = (".wav", ".flac")
-
 
 class TableModel:
     """Embeds texts by a table."""
@@ -86,7 +84,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     for name in ("dog_bark/b.wav", "dog_bark/deep/a.flac", "cat/c.WAV", "cat/notes.txt", "loose.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    files, names = labeled_files(tmp_path, extensions=SUFFIXES)
+    files, names = labeled_files(tmp_path)
     assert names == ["cat", "dog bark"]
     assert [(path.name, label) for path, label in files] == [("c.WAV", 0), ("b.wav", 1), ("a.flac", 1)]
 
@@ -95,7 +93,7 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
     (tmp_path / "meta.csv").write_text(
         "filename,fold,category\n1.wav,1,sea_waves\n2.wav,2,rain\n", encoding="utf-8-sig"
     )
-    files, names = labeled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
+    files, names = labeled_files(tmp_path / "meta.csv")
     assert names == ["rain", "sea waves"]
     assert files == [(tmp_path / "1.wav", 1), (tmp_path / "2.wav", 0)]
 
@@ -118,12 +116,12 @@ def test_a_csv_names_files_beside_it_and_their_classes(tmp_path: Path) -> None:
 def test_a_csv_that_cannot_be_used_is_an_error(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "meta.csv").write_text(content)
     with pytest.raises(LabelError, match=message):
-        labeled_files(tmp_path / "meta.csv", extensions=SUFFIXES)
+        labeled_files(tmp_path / "meta.csv")
 
 
 def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder or CSV"):
-        labeled_files(tmp_path / "none", extensions=SUFFIXES)
+        labeled_files(tmp_path / "none")
 
 
 ESC50 = (
@@ -152,7 +150,7 @@ def test_published_datasets_have_the_classes_of_their_table_and_not_their_folds(
         (tmp_path / name).touch()
     (tmp_path / table).write_text(content)
     for source in (tmp_path, tmp_path / table, tmp_path / "audio"):
-        found, names = labeled_files(source, extensions=SUFFIXES)
+        found, names = labeled_files(source)
         assert [(path.resolve(), names[label]) for path, label in found] == [
             (tmp_path / file, name) for file, name in zip(files, classes, strict=True)
         ]
@@ -171,11 +169,11 @@ def test_folders_that_are_not_classes_are_an_error(tmp_path: Path, folders: list
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.wav").touch()
     with pytest.raises(LabelError, match=message):
-        labeled_files(tmp_path, extensions=SUFFIXES)
+        labeled_files(tmp_path)
 
 
 def test_train_may_be_a_class_name_among_others(tmp_path: Path) -> None:
     for folder in ("train", "bus"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.wav").touch()
-    assert labeled_files(tmp_path, extensions=SUFFIXES)[1] == ["bus", "train"]
+    assert labeled_files(tmp_path)[1] == ["bus", "train"]

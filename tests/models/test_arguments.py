@@ -74,9 +74,9 @@ def test_one_text_is_one_row_and_texts_come_in_any_ordered_iterable(model):
     ],
 )
 def test_anything_but_texts_is_an_error_of_one_line(model, texts, message):
-    with pytest.raises(ValueError, match=message) as refusal:
+    with pytest.raises(ValueError, match=message) as raised:
         model.encode_text(texts)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_truncated_texts_are_counted_in_a_warning(model, caplog):
@@ -210,9 +210,9 @@ def test_samples_at_another_rate_are_resampled_and_an_unknown_rate_is_warned_abo
     ],
 )
 def test_anything_but_clips_is_an_error_of_one_line(model, audio, message):
-    with pytest.raises(ValueError, match=message) as refusal:
+    with pytest.raises(ValueError, match=message) as raised:
         model.encode_audio(audio)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_contradicting_sampling_rates_are_an_error(model):
@@ -294,7 +294,7 @@ def test_forward_returns_embeddings_with_gradients(model, stereo):
     model([wave], sampling_rate=16_000).audio[0, 0].backward()
     assert wave.grad is not None
     assert wave.grad.abs().max() > 0
-    with pytest.raises(ValueError, match=r"audio\[0\] is at 8000 Hz and wants a gradient"):
+    with pytest.raises(ValueError, match=r"audio\[0\] is at 8000 Hz and requires a gradient"):
         model([wave], sampling_rate=8000)
     model.zero_grad()
 
@@ -387,7 +387,7 @@ _ARRAYS = st.builds(
     st.sampled_from(["f4", "f8", "f2", ">f4", "i2", ">i2", "i4", "u1", "?", "c8", "O", "U3", "M8[s]"]),
 )
 _TENSORS = st.builds(
-    lambda shape, dtype, wants: torch.zeros(shape, dtype=dtype, requires_grad=wants and dtype.is_floating_point),
+    lambda shape, dtype, grad: torch.zeros(shape, dtype=dtype, requires_grad=grad and dtype.is_floating_point),
     _SHAPES,
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int16, torch.int64, torch.bool]),
     st.booleans(),
@@ -415,9 +415,9 @@ def test_any_argument_is_converted_or_is_an_error_of_one_line(argument, rate):
             assert samples.dtype == torch.float32
             assert samples.dim() == 1
             assert len(samples) > 0
-    except ValueError as refusal:
-        assert re.fullmatch(r"[^\n]*(audio|sampling_rate)[^\n]*", str(refusal))  # noqa: PT017 - either will do
+    except ValueError as raised:
+        assert re.fullmatch(r"[^\n]*(audio|sampling_rate)[^\n]*", str(raised))  # noqa: PT017 - either will do
     try:
         assert all(isinstance(text, str) for text in split_texts(argument))
-    except ValueError as refusal:
-        assert re.fullmatch(r"texts[^\n]*", str(refusal))  # noqa: PT017 - either will do
+    except ValueError as raised:
+        assert re.fullmatch(r"texts[^\n]*", str(raised))  # noqa: PT017 - either will do
