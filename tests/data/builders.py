@@ -106,7 +106,7 @@ def write_dataset(folder: Path, clips: Sequence[StoredClip], clips_per_shard: in
     return ClipIndex.open(folder)
 
 
-def spoil(clip: StoredClip, kind: str) -> StoredClip:
+def damage_clip(clip: StoredClip, kind: str) -> StoredClip:
     """The clip with one defect, a key of `REASONS`."""
     generator = np.random.default_rng(3)
     noise = (generator.standard_normal(clip.samples) * 5000).astype(np.int16)
@@ -149,11 +149,11 @@ REASONS = {
 BAD = {3 * number + 1: kind for number, kind in enumerate(REASONS)}
 
 
-def write_spoiled_dataset(folder: Path) -> ClipIndex:
+def write_damaged_dataset(folder: Path) -> ClipIndex:
     """40 clips; each of those in `BAD` has another defect."""
     clips = [make_clip(number) for number in range(40)]
     for number, kind in BAD.items():
-        clips[number] = spoil(clips[number], kind)
+        clips[number] = damage_clip(clips[number], kind)
     return write_dataset(folder, clips)
 
 

@@ -220,7 +220,7 @@ def test_a_damaged_dataset_raises_and_names_the_file(
 
 
 def test_a_randomly_damaged_dataset_is_read_or_raises_dataset_error(made: Path, tmp_path: Path) -> None:
-    refused = []
+    errors = []
     for seed in range(80):
         folder = shutil.copytree(made, tmp_path / str(seed), ignore=lambda *_: ["report.jsonl", ".prepare"])
         what = damage(folder, seed)
@@ -230,10 +230,10 @@ def test_a_randomly_damaged_dataset_is_read_or_raises_dataset_error(made: Path, 
                 assert isinstance(clip, DatasetError) or clip.metadata["captions"], what
             assert "clips of" in str(index)
         except DatasetError as error:
-            refused.append(str(error))
+            errors.append(str(error))
         shutil.rmtree(folder)
-    assert len(refused) > 20
-    assert not [message for message in refused if "\n" in message]
+    assert len(errors) > 20
+    assert not [message for message in errors if "\n" in message]
 
 
 def test_an_index_is_validated_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ def test_a_server_without_range_requests_and_a_truncated_tar_have_different_erro
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda files: files.rm("/bucket/train/dataset.json"), "dataset.json: missing; give the URL of"),
         (lambda files: files.rm("/bucket/train/index.npy"), "index.npy: cannot be fetched"),
@@ -241,8 +241,8 @@ def test_a_server_without_range_requests_and_a_truncated_tar_have_different_erro
         (lambda files: files.pipe_file("/bucket/train/shard-000002.tar", b"cut"), "shard-000002.tar: 3 bytes, but"),
     ],
 )
-def test_a_damaged_remote_dataset_raises_and_names_the_file(bucket: Any, spoil: Any, message: str) -> None:
-    spoil(bucket)
+def test_a_damaged_remote_dataset_raises_and_names_the_file(bucket: Any, damage: Any, message: str) -> None:
+    damage(bucket)
     with pytest.raises(DatasetError, match=message):
         ClipIndex.open(URL)
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from slap_fast.data.format.index import ClipIndex
-from tests.data.builders import make_clip, make_tokenizer, write_dataset, write_spoiled_dataset
+from tests.data.builders import make_clip, make_tokenizer, write_damaged_dataset, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -20,5 +20,5 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 
 
 @pytest.fixture(scope="module")
-def spoiled_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
-    return write_spoiled_dataset(tmp_path_factory.mktemp("spoiled") / "data")
+def damaged_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+    return write_damaged_dataset(tmp_path_factory.mktemp("damaged") / "data")

@@ -18,7 +18,7 @@ from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.dropped_clips import DropReport
 from tests.data.builders import StoredClip, encode, make_clip, make_loader, make_tokenizer, write_dataset
 
-Spoil = Callable[[StoredClip], StoredClip]
+Damage = Callable[[StoredClip], StoredClip]
 
 
 def noise(samples: int, channels: int | None = None) -> np.ndarray:
@@ -26,15 +26,15 @@ def noise(samples: int, channels: int | None = None) -> np.ndarray:
     return (np.random.default_rng(3).standard_normal(shape) * 5000).astype(np.int16)
 
 
-def audio(change: Callable[[StoredClip], bytes]) -> Spoil:
+def audio(change: Callable[[StoredClip], bytes]) -> Damage:
     return lambda clip: dataclasses.replace(clip, audio=change(clip))
 
 
-def metadata(content: bytes) -> Spoil:
+def metadata(content: bytes) -> Damage:
     return lambda clip: dataclasses.replace(clip, metadata=content, captions=1)
 
 
-def flipped(place: Callable[[int], int], bits: int = 0xFF) -> Spoil:
+def flipped(place: Callable[[int], int], bits: int = 0xFF) -> Damage:
     def change(clip: StoredClip) -> bytes:
         data = bytearray(clip.audio)
         data[place(len(data))] ^= bits
@@ -43,7 +43,7 @@ def flipped(place: Callable[[int], int], bits: int = 0xFF) -> Spoil:
     return audio(change)
 
 
-def claimed(samples: int) -> Spoil:
+def claimed(samples: int) -> Damage:
     """Replaces the length in the header; 0 means unknown."""
 
     def change(clip: StoredClip) -> bytes:
@@ -59,7 +59,7 @@ def one_bad_sample(clip: StoredClip, value: float) -> bytes:
     return encode(waveform, format="WAV", subtype="FLOAT")
 
 
-BAD: dict[str, Spoil] = {
+BAD: dict[str, Damage] = {
     "no bytes": audio(lambda clip: b""),
     "text": audio(lambda clip: b"this is not audio but a caption\n" * 20),
     "random bytes": audio(lambda clip: np.random.default_rng(clip.samples).bytes(4000)),
@@ -112,7 +112,7 @@ BAD_RECORDS: dict[str, Callable[[np.void, int], None]] = {
     "2^60 samples in the index": lambda record, size: record.__setitem__("samples", 2**60),
 }
 # Unusual but valid.
-GOOD: dict[str, Spoil] = {
+GOOD: dict[str, Damage] = {
     "silence": audio(lambda clip: encode(np.zeros(clip.samples, np.int16))),
     "one value throughout": audio(lambda clip: encode(np.full(clip.samples, 3000, np.int16))),
     "8 bits": audio(lambda clip: encode(noise(clip.samples), subtype="PCM_S8")),
@@ -125,11 +125,11 @@ CLIPS, BATCH = 256, 32
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipIndex, dict[str, str]]:
-    return write_spoiled(tmp_path_factory.mktemp("spoiled") / "data")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipIndex, dict[str, str]]:
+    return write_damaged(tmp_path_factory.mktemp("damaged") / "data")
 
 
-def write_spoiled(folder: Path) -> tuple[ClipIndex, dict[str, str]]:
+def write_damaged(folder: Path) -> tuple[ClipIndex, dict[str, str]]:
     """256 clips, and the damage of each bad one by its key, or by its row if its name is unreadable too."""
     clips = [make_clip(number) for number in range(CLIPS)]
     planted: dict[str, str] = {}
@@ -168,11 +168,11 @@ def report_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["soundfile", "dali"])
 def test_an_epoch_with_a_fifth_of_bad_clips_reports_exactly_these(
-    kind: Any, spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path
+    kind: Any, damaged: tuple[ClipIndex, dict[str, str]], tmp_path: Path
 ) -> None:
     if kind == "dali":
         pytest.importorskip("nvidia.dali")
-    index, planted = spoiled
+    index, planted = damaged
     assert len(planted) >= CLIPS // 5
     assert len(set(planted.values())) == len(BAD) + len(BAD_RECORDS) >= 20
     steps = CLIPS // BATCH
@@ -197,9 +197,9 @@ def test_an_epoch_with_a_fifth_of_bad_clips_reports_exactly_these(
 
 
 def test_ranks_share_a_report_and_a_resumed_run_repeats_no_entry(
-    spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path
+    damaged: tuple[ClipIndex, dict[str, str]], tmp_path: Path
 ) -> None:
-    index, planted = spoiled
+    index, planted = damaged
     path = tmp_path / "dropped.jsonl"
 
     def run(start: int, stop: int) -> None:
@@ -232,9 +232,9 @@ def test_ranks_share_a_report_and_a_resumed_run_repeats_no_entry(
 
 
 def test_a_report_that_cannot_be_written_does_not_stop_the_run(
-    spoiled: tuple[ClipIndex, dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damaged: tuple[ClipIndex, dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    index, _ = spoiled
+    index, _ = damaged
     (tmp_path / "dropped.jsonl").mkdir()
     report = DropReport(tmp_path / "dropped.jsonl", start_step=0)
     assert len(list(make_loader(index, make_tokenizer(), batch_size=BATCH, stop_step=2, report=report))) == 2

@@ -30,7 +30,7 @@ from tests.data.builders import (
     loader_threads,
     make_loader,
     split_batch,
-    write_spoiled_dataset,
+    write_damaged_dataset,
 )
 
 
@@ -50,7 +50,7 @@ def test_batches_contain_the_sampled_clips_and_captions(index: ClipIndex, tokeni
     assert loader.dropped == []
 
 
-@pytest.mark.parametrize("clips", ["index", "spoiled_index"])
+@pytest.mark.parametrize("clips", ["index", "damaged_index"])
 def test_batches_do_not_depend_on_prefetch_threads_or_decoder(
     clips: str, tokenizer: PreTrainedTokenizerFast, request: pytest.FixtureRequest
 ) -> None:
@@ -64,7 +64,7 @@ def test_batches_do_not_depend_on_prefetch_threads_or_decoder(
         assert loader.dropped == reference.dropped
 
 
-@pytest.mark.parametrize("clips", ["index", "spoiled_index"])
+@pytest.mark.parametrize("clips", ["index", "damaged_index"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_together_get_the_batch_of_a_single_rank(
     clips: str, world_size: int, tokenizer: PreTrainedTokenizerFast, request: pytest.FixtureRequest
@@ -80,10 +80,10 @@ def test_the_ranks_together_get_the_batch_of_a_single_rank(
 
 
 def test_starting_at_a_later_step_gives_the_same_batches(
-    spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
+    damaged_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    from_start = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer)}
-    later = {step: as_lists(batch) for step, batch in make_loader(spoiled_index, tokenizer, start_step=4)}
+    from_start = {step: as_lists(batch) for step, batch in make_loader(damaged_index, tokenizer)}
+    later = {step: as_lists(batch) for step, batch in make_loader(damaged_index, tokenizer, start_step=4)}
     assert later == {step: from_start[step] for step in (4, 5)}
 
 
@@ -124,7 +124,7 @@ def test_a_rank_reads_only_its_own_clips(index: ClipIndex, tokenizer: PreTrained
 def test_a_mixture_loads_the_clips_of_its_datasets(
     index: ClipIndex, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    other = write_spoiled_dataset(tmp_path / "other")
+    other = write_damaged_dataset(tmp_path / "other")
     mixture = Mixture([other, index], [1, 3])
     sampler = GlobalBatchSampler(mixture, batch_size=8, seed=11, max_duration=30.0)
     loader = make_loader(mixture, tokenizer)

@@ -17,29 +17,29 @@ from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from tests.data.builders import (
     BAD,
     REASONS,
+    damage_clip,
     loader_threads,
     make_clip,
     make_loader,
-    spoil,
     write_dataset,
 )
 
 
 def test_bad_clips_are_replaced_recorded_and_logged(
-    spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+    damaged_index: ClipIndex, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     # 40 clips in batches of 8: the first five steps meet each clip once.
-    loader = make_loader(spoiled_index, tokenizer, stop_step=5)
+    loader = make_loader(damaged_index, tokenizer, stop_step=5)
     with caplog.at_level(logging.WARNING):
         batches = [batch for _, batch in loader]
     assert [len(batch) for batch in batches] == [8] * 5
     met = {clip for batch in batches for clip in batch.clip_ids.tolist()}
     assert met.isdisjoint(BAD)
     assert met == set(range(40)) - set(BAD), "every good clip is still loaded"
-    named = {drop.key: drop for drop in loader.dropped}
-    assert set(named) == {f"clip-{number}" for number in BAD}
+    by_key = {drop.key: drop for drop in loader.dropped}
+    assert set(by_key) == {f"clip-{number}" for number in BAD}
     for number, kind in BAD.items():
-        drop = named[f"clip-{number}"]
+        drop = by_key[f"clip-{number}"]
         assert drop.shard == f"shard-{number // 10:06d}.tar"
         assert REASONS[kind] in drop.reason
         assert f"dropped clip clip-{number} of {drop.shard}: {drop.reason}" in caplog.messages
@@ -48,7 +48,7 @@ def test_bad_clips_are_replaced_recorded_and_logged(
 def test_too_many_bad_clips_in_a_row_raise_with_the_last_reasons(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    index = write_dataset(tmp_path / "data", [spoil(make_clip(number), "rate") for number in range(30)])
+    index = write_dataset(tmp_path / "data", [damage_clip(make_clip(number), "rate") for number in range(30)])
     loader = make_loader(index, tokenizer, max_consecutive_failures=20)
     message = (
         r"21 clips in a row .*max_consecutive_failures=20; the last of them: "
@@ -60,13 +60,13 @@ def test_too_many_bad_clips_in_a_row_raise_with_the_last_reasons(
     assert not loader_threads()
 
 
-def test_batches_before_the_failure_are_returned(spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    sampler = GlobalBatchSampler(spoiled_index, batch_size=1, seed=11, max_duration=30.0)
+def test_batches_before_the_failure_are_returned(damaged_index: ClipIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+    sampler = GlobalBatchSampler(damaged_index, batch_size=1, seed=11, max_duration=30.0)
     bad = [sampler.rank_batch(step, 0, 1)[0].clip in BAD for step in range(40)]
     start = next(step for step in range(40) if not any(bad[step : step + 3]))
     first_bad = bad.index(True, start)
     loader = make_loader(
-        spoiled_index,
+        damaged_index,
         tokenizer,
         batch_size=1,
         start_step=start,
@@ -84,7 +84,7 @@ def test_batches_before_the_failure_are_returned(spoiled_index: ClipIndex, token
 def test_a_bad_clip_without_a_replacement_raises_with_its_reason(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    index = write_dataset(tmp_path / "data", [spoil(make_clip(0), "truncated")])
+    index = write_dataset(tmp_path / "data", [damage_clip(make_clip(0), "truncated")])
     with pytest.raises(TooManyBadClips, match=r"no clip can replace .* clip-0 of shard-000000.tar: .*not readable"):
         next(iter(make_loader(index, tokenizer, batch_size=1)))
 
@@ -126,9 +126,9 @@ class BrokenDecoder:
 
 
 def test_an_exception_in_the_background_reaches_the_consumer(
-    spoiled_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
+    damaged_index: ClipIndex, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    loader = make_loader(spoiled_index, tokenizer, decoder=BrokenDecoder())
+    loader = make_loader(damaged_index, tokenizer, decoder=BrokenDecoder())
     with pytest.raises(ZeroDivisionError, match="a bug, not bad data"):
         next(iter(loader))
     assert not loader_threads()
