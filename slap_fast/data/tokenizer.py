@@ -105,7 +105,7 @@ def _downloaded(name: str) -> Path:
     except Exception as error:  # A wrong name, no network and a missing model raise unrelated types.
         raise TokenizerError(
             f"no tokenizer can be loaded from {name!r} ({type(error).__name__}: {one_line(error)}): give a folder "
-            "with a tokenizer.json, or, where the Hugging Face hub can be reached, a model's name"
+            "with a tokenizer.json, or a model name if the Hugging Face hub can be reached"
         ) from error
 
 
