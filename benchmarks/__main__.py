@@ -1,4 +1,4 @@
-"""`python -m benchmarks [name ...]`, `python -m benchmarks plot`, `python -m benchmarks readme [--check]`."""
+"""Entry point of `python -m benchmarks [name ...]`, `python -m benchmarks plot` and `... readme [--check]`."""
 
 from __future__ import annotations
 

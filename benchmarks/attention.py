@@ -35,7 +35,7 @@ import torch
 
 from benchmarks import attention_peers as peers
 from benchmarks.attention_workload import Workload
-from benchmarks.harness.case import Case, Peer, Settings, missing
+from benchmarks.harness.case import Case, Peer, Settings, not_installed
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
 from benchmarks.our_peers import PREFIX, attention_variants, variant_peers
@@ -170,4 +170,4 @@ def _no_flex(workload: Workload, settings: Settings) -> str | None:
 def _no_xformers(workload: Workload) -> str | None:
     if workload.is_local:
         return "its block-diagonal masks have no window to the right"
-    return missing("xformers", "xformers")
+    return not_installed("xformers", "xformers")

@@ -47,7 +47,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks import losses_peers as peers
-from benchmarks.harness.case import Case, Peer, Run, Settings, missing
+from benchmarks.harness.case import Case, Peer, Run, Settings, not_installed
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.losses_workload import CHECKED_ROWS, Captions, Contrastive, Prototypes
 from benchmarks.matrix_product import DTYPE_NAMES, USEFUL, product_case, product_name
@@ -113,11 +113,13 @@ def contrastive_case(workload: Contrastive, found: list[Peer]) -> Case:
 def inf_cl_peers(workload: Contrastive) -> list[Peer]:
     if workload.device != "cuda" or workload.kind != "infonce":
         return []
-    return [Peer("Inf-CL", lambda: peers.contrastive(workload, peers.inf_cl(workload)), missing("inf_cl", "inf_cl"))]
+    return [
+        Peer("Inf-CL", lambda: peers.contrastive(workload, peers.inf_cl(workload)), not_installed("inf_cl", "inf_cl"))
+    ]
 
 
 def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
-    no_open_clip = missing("open_clip", "open_clip_torch")
+    no_open_clip = not_installed("open_clip", "open_clip_torch")
     matrix = workload.rows**2 * workload.dtype.itemsize
     too_large = peers.no_room(STORED[workload.kind] * matrix, workload.device)
     too_large_compiled = peers.no_room(STORED["compiled"] * matrix, workload.device)
@@ -163,11 +165,11 @@ def _captions_case(workload: Captions) -> Case:
     ]
     if workload.device == "cuda":
         found += [
-            peer("Liger-Kernel", peers.liger, missing("liger_kernel", "liger-kernel")),
+            peer("Liger-Kernel", peers.liger, not_installed("liger_kernel", "liger-kernel")),
             peer(
                 "cut-cross-entropy",
                 peers.cut_cross_entropy,
-                missing("cut_cross_entropy", "cut-cross-entropy")
+                not_installed("cut_cross_entropy", "cut-cross-entropy")
                 or ("its gradients are filtered for 16-bit floats" if workload.dtype == torch.float32 else None),
             ),
         ]

@@ -48,7 +48,7 @@ def run(workload: Repeated, parameters: Sequence[Tensor], names: Sequence[str], 
             },
         }
 
-    return Run(step=step, outputs=outputs, outputs_take_step=True)
+    return Run(step=step, outputs=outputs, outputs_run_step=True)
 
 
 def contrastive(workload: Contrastive, loss: Loss) -> Run:

@@ -81,7 +81,7 @@ def variant_peers(
 
 def _set_up(setup: Callable[[], Run], choice: dict[str, str]) -> Run:
     run = _under(setup, choice)
-    return Run(partial(_under, run.step, choice), partial(_under, run.outputs, choice), run.outputs_take_step)
+    return Run(partial(_under, run.step, choice), partial(_under, run.outputs, choice), run.outputs_run_step)
 
 
 def _under(call: Callable[[], T], choice: dict[str, str]) -> T:

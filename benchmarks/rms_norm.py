@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, missing
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, not_installed
 from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.log_mel_clips import mixed_seconds
@@ -129,8 +129,8 @@ def _gpu_libraries(stream: Stream, run: Callable[[Norm], Run]) -> list[Peer]:
     if stream.device != "cuda":
         return []
     return [
-        Peer("Liger-Kernel", lambda: run(_liger(stream)), missing("liger_kernel", "liger-kernel")),
-        Peer("QuACK", lambda: run(_quack(stream)), missing("quack", "quack-kernels")),
+        Peer("Liger-Kernel", lambda: run(_liger(stream)), not_installed("liger_kernel", "liger-kernel")),
+        Peer("QuACK", lambda: run(_quack(stream)), not_installed("quack", "quack-kernels")),
     ]
 
 

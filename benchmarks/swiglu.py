@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, missing
+from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, not_installed
 from benchmarks.harness.inputs import normal
 from benchmarks.harness.machine import has_bf16_units
 from benchmarks.our_peers import gpu_backends
@@ -89,7 +89,9 @@ def _liger(hidden: Hidden, run: Callable[[Gate], Run]) -> list[Peer]:
 
         return run(lambda gate_up: LigerFusedGateUpSiLUMulFunction.apply(gate_up))
 
-    return [Peer("Liger-Kernel", setup, missing("liger_kernel", "liger-kernel"))] if hidden.device == "cuda" else []
+    return (
+        [Peer("Liger-Kernel", setup, not_installed("liger_kernel", "liger-kernel"))] if hidden.device == "cuda" else []
+    )
 
 
 def _plain(gate_up: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The measuring itself: knows nothing of what is measured."""
+"""Benchmark harness: correctness check, timing, memory, results, tables and plots. Independent of the benchmarks."""

@@ -1,4 +1,4 @@
-"""What a benchmark describes, and how its correctness is judged."""
+"""Settings, cases and peers of a benchmark, and the error of a peer's outputs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 
 Outputs = Mapping[str, Tensor]
 
-AUDIO_SECONDS = "audio seconds"  # a unit of work that is reported as "x real time"
+AUDIO_SECONDS = "audio seconds"  # this unit of work is reported as "x real time"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; the same for every peer of a run.
+    """Measurement settings, the same for every peer.
 
     Attributes:
         device: "cpu" or "cuda".
-        threads: intra-op threads of the CPU.
-        quick: small sizes and few rounds: proves that everything works, and is no measurement.
-        rounds: timed rounds a case; None: as many as `seconds` allows.
-        seconds: what the timed rounds of one case may take.
-        budget: seconds after which a benchmark starts no further case; None: it runs them all.
-        cold_cache: sweep the caches before each timed step.
+        threads: CPU threads within an operation.
+        quick: small sizes and few rounds, to test that everything works; not a measurement.
+        rounds: timed rounds per case; None: as many as fit in `seconds`.
+        seconds: time for the timed rounds of one case.
+        budget: seconds after which a benchmark starts no further case; None: no limit.
+        cold_cache: flush the caches before each timed step.
     """
 
     device: str = "cpu"
@@ -43,27 +43,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """A peer, set up: the speed and the memory measurement both call `step`, the check calls `outputs` first.
+    """A peer after set-up. The check calls `outputs`; then the time and memory measurements call `step`.
 
     Attributes:
-        step: what is timed. What it returns is a result, and no working memory.
-        outputs: named tensors to hold against the reference; leaves the state that `step` starts from untouched.
-        outputs_take_step: `outputs` calls `step`, which then need not be tried out once more.
+        step: the timed function. Its return value does not count as working memory.
+        outputs: named tensors to compare with the reference. Must not change the state that `step` starts from.
+        outputs_run_step: `outputs` calls `step`, so `step` needs no trial run.
     """
 
     step: Callable[[], object]
     outputs: Callable[[], Outputs]
-    outputs_take_step: bool = False
+    outputs_run_step: bool = False
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to do a case's work.
+    """One implementation of a case.
 
     Attributes:
-        name: unique in its case.
-        setup: builds inputs and state; everything that must not be timed.
-        unavailable: why this machine cannot run it; it is then listed with the reason.
+        name: unique in the case.
+        setup: builds inputs and state; not timed.
+        unavailable: the reason why this machine cannot run it, shown in the table; None if it can.
     """
 
     name: str
@@ -73,19 +73,19 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """One workload, the same for all of its peers.
+    """One workload, the same for all peers.
 
     Attributes:
-        name: unique in its benchmark.
+        name: unique in the benchmark.
         peers: in the order in which each round runs them.
-        baseline: the peer that the others' times are divided into.
-        reference: what is right.
-        tolerance: largest relative RMS error, `|output - reference| / |reference|` in the 2-norm, of every output.
-        work: what one step gets done, by unit: `{"tokens": 5000}` is reported as tokens/s.
-        facts: what a reader must know of the workload.
-        peak: the case of the same benchmark whose fastest peer is what the machine can do of the first unit of work;
-            rates are reported as shares of it too.
-        replayable: on a GPU, time replays of CUDA graphs. False where a step changes its own inputs, as training does.
+        baseline: name of the peer whose time is divided by the time of each peer.
+        reference: computes the expected outputs.
+        tolerance: largest allowed relative RMS error of each output, `|output - reference| / |reference|` (2-norm).
+        work: amount of work in one step, by unit: `{"tokens": 5000}` is reported as tokens/s.
+        facts: properties of the workload, shown below the table.
+        peak: name of a case of the same benchmark. Its highest rate of the first unit of work is the peak rate of the
+            machine, and the table shows each rate as a share of it.
+        replayable: on a GPU, time CUDA graph replays. False if a step changes its own inputs, as training does.
     """
 
     name: str
@@ -101,19 +101,19 @@ class Case:
     def __post_init__(self) -> None:
         names = [peer.name for peer in self.peers]
         if len(set(names)) != len(names):
-            raise ValueError(f"case {self.name!r} names a peer twice: {names}")
+            raise ValueError(f"case {self.name!r} has two peers of the same name: {names}")
         if self.baseline not in names:
-            raise ValueError(f"case {self.name!r} has the baseline {self.baseline!r}; its peers are {names}")
+            raise ValueError(f"case {self.name!r}: the baseline {self.baseline!r} is not one of its peers {names}")
 
 
 def relative_errors(outputs: Outputs, reference: Outputs) -> dict[str, float]:
-    """Relative RMS error of each output in float64; infinite where a shape differs or a value is not finite.
+    """Relative RMS error of each output in float64; infinite if a shape differs or a value is not finite.
 
     Raises:
-        ValueError: the names differ, so that something would go unchecked.
+        ValueError: the names differ.
     """
     if set(outputs) != set(reference) or not reference:
-        raise ValueError(f"outputs {sorted(outputs)} are not those of the reference {sorted(reference)}")
+        raise ValueError(f"the outputs {sorted(outputs)} do not match the outputs of the reference {sorted(reference)}")
     errors = {}
     for name, expected in reference.items():
         expected = expected.detach().double()
@@ -127,37 +127,35 @@ def relative_errors(outputs: Outputs, reference: Outputs) -> dict[str, float]:
     return errors
 
 
-def missing(module: str, package: str) -> str | None:
-    """Why the peer of an optional `package` cannot run, None if it can."""
+def not_installed(module: str, package: str) -> str | None:
+    """The reason for `Peer.unavailable` if `module` of the optional `package` is not installed, else None."""
     return None if importlib.util.find_spec(module) else f"{package} not installed"
 
 
 def load_benchmark(name: str) -> ModuleType:
-    """The benchmark `name`: a file of `benchmarks/`, or any importable module by its dotted name.
+    """Import a benchmark: the name of a file in `benchmarks/`, or the dotted name of any module.
 
     Raises:
-        ValueError: there is no such benchmark.
+        ValueError: no such benchmark.
     """
     if "." in name:
-        module = importlib.import_module(name)
-    elif name in benchmark_names():
-        module = importlib.import_module(f"benchmarks.{name}")
-    else:
+        return importlib.import_module(name)
+    if name not in benchmark_names():
         raise ValueError(f"there is no benchmark {name!r}; choose from {', '.join(benchmark_names())}")
-    return module
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def default_names() -> list[str]:
-    """Those of `benchmark_names` that do not ask, by a `BY_NAME_ONLY`, to be run only where they are named."""
+    """Benchmarks that run if none is named: all but those with `BY_NAME_ONLY = True`."""
     return [name for name, text in _sources().items() if not re.search(r"^BY_NAME_ONLY = True$", text, re.MULTILINE)]
 
 
 def benchmark_names() -> list[str]:
-    """Every module of `benchmarks/` that describes cases."""
+    """All modules of `benchmarks/` with a function `cases`."""
     return list(_sources())
 
 
 def _sources() -> dict[str, str]:
-    """Read, not imported: a benchmark may need what this machine lacks, and another one is asked for."""
+    """Sources of the benchmarks by name. Not imported, because an unrelated benchmark may need a missing package."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[1].glob("*.py"))}
     return {name: text for name, text in texts.items() if re.search(r"^def cases\(", text, re.MULTILINE)}

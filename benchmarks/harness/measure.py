@@ -154,7 +154,7 @@ def _set_up_and_check(
         if errors[worst] > tolerance:
             reason = f"{worst} is off by {errors[worst]:.2e} (relative RMS error; at most {tolerance:.0e} is right)"
             return row | {"status": FAILED, "reason": reason}, None
-        if not run.outputs_take_step:  # what cannot run is found before anything is timed
+        if not run.outputs_run_step:  # what cannot run is found before anything is timed
             seconds = timer(run.step, 1)
         if on_gpu and memory:
             row["memory"] = measure_on_gpu(run, setup_bytes)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import losses, losses_at_scale, losses_peers
-from benchmarks.harness.case import Settings, benchmark_names, default_names, missing, relative_errors
+from benchmarks.harness.case import Settings, benchmark_names, default_names, not_installed, relative_errors
 from benchmarks.harness.cli import main
 from benchmarks.losses_workload import Captions, Contrastive, Prototypes
 from benchmarks.our_peers import PREFIX
@@ -136,7 +136,7 @@ def test_open_clip_is_read_from_its_file_alone(tmp_path: Path, monkeypatch: pyte
     losses_peers._open_clip_losses.cache_clear()
     workload = Contrastive(4, 4, 8, torch.float32, "cpu", kind="infonce")
     try:
-        assert missing("open_clip", "open_clip_torch") is None
+        assert not_installed("open_clip", "open_clip_torch") is None
         assert losses_peers.open_clip(workload)(1, 2, 3) == 3
     finally:
         losses_peers._open_clip_losses.cache_clear()
