@@ -164,13 +164,15 @@ class CustomOp(Generic[P, R]):
 
         self._definition.register_autograd(backward, setup_context=take_inputs)
 
-        def forward(ctx: Any, *args: Any) -> R:
-            inputs = group(args)
-            output = implementation(*inputs)
-            setup_context(ctx, inputs, output)
+        def forward(ctx: Any, args: tuple[Any, ...], *_flat: Any) -> R:
+            output = implementation(*args)
+            setup_context(ctx, args, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        def apply_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return None, *backward(ctx, *grads)
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(apply_backward)}
         # Profilers name the call after the class. The parent's `apply` skips the check for transforms: see `_is_plain`.
         self._apply = super(Function, type(self._name, (Function,), methods)).apply  # type: ignore[misc]
 
@@ -190,7 +192,7 @@ class CustomOp(Generic[P, R]):
     def _call(self, args: tuple[Any, ...], flat: tuple[Any, ...]) -> R:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
             # Without a registered backward, the registered op raises when a gradient arrives.
-            return self._registered(*flat) if self._apply is None else self._apply(*flat)
+            return self._registered(*flat) if self._apply is None else self._apply(args, *flat)
         if profiler._is_profiler_enabled:
             with torch.profiler.record_function(self._name):
                 return self._run(args, flat)

@@ -83,7 +83,7 @@ def _(waveform: Tensor, config: str, backend: str) -> Tensor:
 @custom_op("slap_fast::log_mel_dense_backward", check=check_dense_backward)
 def _log_mel_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
     mel = MelConfig.parse(config)
-    call, chosen = pack(waveform, mel), select(waveform, mel, backend)
+    call, chosen = pack(waveform, mel, grad.shape[-2]), select(waveform, mel, backend)
     grad = grad.reshape(-1, mel.n_mels).contiguous()
     if not mel.is_local:
         frames = _log_mel(call, grad.shape[0], chosen)
@@ -182,5 +182,5 @@ def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backen
     if torch.compiler.is_exporting():
         # One op: a view of packed frames would limit the lengths that the exported program accepts.
         return _log_mel_dense(waveform, config.serialized, backend)
-    frames = _packed(pack(waveform, config), config, clips * per_clip, backend)
+    frames = _packed(pack(waveform, config, per_clip), config, clips * per_clip, backend)
     return frames.view(*batch, per_clip, config.n_mels)

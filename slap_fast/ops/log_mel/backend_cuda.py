@@ -48,8 +48,8 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
 
 # Never evicted: a captured graph holds the addresses of the tables.
 @functools.cache
-def _plan(config: MelConfig, device: int) -> Any:
-    return native.require().CudaLogMel(device=device, **plan_arguments(config))
+def _plan(config: str, device: int) -> Any:
+    return native.require().CudaLogMel(device=device, **plan_arguments(MelConfig.parse(config)))
 
 
 def _stream(waveform: Tensor) -> int:
@@ -58,9 +58,9 @@ def _stream(waveform: Tensor) -> int:
 
 def forward(call: LogMelCall, total_frames: int) -> Tensor:
     """See `Backend.forward`."""
-    waveform, config = call.waveform, call.mel
-    mels = waveform.new_empty(total_frames, config.n_mels, dtype=torch.float32)
-    _plan(config, waveform.device.index).forward(
+    waveform = call.waveform
+    mels = waveform.new_empty(total_frames, call.mel.n_mels, dtype=torch.float32)
+    _plan(call.config, waveform.device.index).forward(
         **clip_arguments(call, total_frames), stream=_stream(waveform), mels=mels.data_ptr()
     )
     return mels
@@ -70,7 +70,7 @@ def backward(grad: Tensor, call: LogMelCall) -> Tensor:
     """See `Backend.backward`."""
     waveform = call.waveform
     grad_waveform = torch.empty_like(waveform)
-    _plan(call.mel, waveform.device.index).backward(
+    _plan(call.config, waveform.device.index).backward(
         **clip_arguments(call, grad.shape[0]),
         stream=_stream(waveform),
         grad_mels=grad.data_ptr(),

@@ -27,10 +27,11 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
     return None
 
 
+# By `MelConfig.serialized`: a string keeps its hash, a dataclass computes it at every call.
 @functools.lru_cache(maxsize=32)
-def plan(config: MelConfig) -> Any:
+def plan(config: str) -> Any:
     """The native object that holds the tables of a convention."""
-    return native.require().LogMel(**plan_arguments(config))
+    return native.require().LogMel(**plan_arguments(MelConfig.parse(config)))
 
 
 def plan_arguments(config: MelConfig) -> dict[str, Any]:
@@ -77,9 +78,11 @@ def clip_arguments(call: LogMelCall, total_frames: int) -> dict[str, Any]:
 
 def forward(call: LogMelCall, total_frames: int) -> Tensor:
     """See `Backend.forward`."""
-    call, config = aligned_call(call), call.mel
-    mels = torch.empty(total_frames, config.n_mels, dtype=torch.float32, device="cpu")
-    plan(config).forward(**clip_arguments(call, total_frames), threads=torch.get_num_threads(), mels=mels.data_ptr())
+    call = aligned_call(call)
+    mels = torch.empty(total_frames, call.mel.n_mels, dtype=torch.float32, device="cpu")
+    plan(call.config).forward(
+        **clip_arguments(call, total_frames), threads=torch.get_num_threads(), mels=mels.data_ptr()
+    )
     return mels
 
 
@@ -87,7 +90,7 @@ def backward(grad: Tensor, call: LogMelCall) -> Tensor:
     """See `Backend.backward`."""
     call, grad = aligned_call(call), aligned(grad)
     grad_waveform = torch.empty_like(call.waveform)
-    plan(call.mel).backward(
+    plan(call.config).backward(
         **clip_arguments(call, grad.shape[0]),
         threads=torch.get_num_threads(),
         grad_mels=grad.data_ptr(),

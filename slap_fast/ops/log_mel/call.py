@@ -118,13 +118,13 @@ def _frame_counts(lengths: Tensor, config: MelConfig) -> Tensor:
     return torch.where(lengths > 0, counts, 0)
 
 
-def pack(waveform: Tensor, config: MelConfig) -> LogMelCall:
-    """The call for `[..., S]` clips of equal length."""
+def pack(waveform: Tensor, config: MelConfig, per_clip: int) -> LogMelCall:
+    """The call for `[..., S]` clips of equal length, `per_clip` frames each."""
     length = waveform.shape[-1]
     clips = waveform.numel() // length if length else 0
     ends = torch.arange(clips + 1, device=waveform.device)
     samples = waveform.reshape(-1).contiguous()  # a strided vector is its own reshape
-    return LogMelCall(samples, ends * length, ends * config.num_frames(length), config.serialized)
+    return LogMelCall(samples, ends * length, ends * per_clip, config.serialized)
 
 
 def select(waveform: Tensor, config: MelConfig, requested: str) -> str:

@@ -24,7 +24,9 @@ def forward(call: ForwardCall, summed: Tensor | None, normed: Tensor, rstd: Tens
     x, weight = contiguous(call.x), contiguous(call.weight)
     residual = None if call.residual is None else contiguous(call.residual)
     native.require().rms_norm(
-        **_shape(x),
+        storage=STORAGE[x.dtype],
+        rows=rstd.numel(),
+        width=x.shape[-1],
         x=x.data_ptr(),
         residual=_address(residual),
         weight=weight.data_ptr(),
@@ -41,7 +43,9 @@ def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
     grad_normed, summed, weight = contiguous(call.grad_normed), contiguous(call.summed), contiguous(call.weight)
     grad_summed = None if call.grad_summed is None else contiguous(call.grad_summed)
     native.require().rms_norm_backward(
-        **_shape(summed),
+        storage=STORAGE[summed.dtype],
+        rows=call.rstd.numel(),
+        width=summed.shape[-1],
         grad_normed=grad_normed.data_ptr(),
         grad_sum=_address(grad_summed),
         sum=summed.data_ptr(),
@@ -51,10 +55,6 @@ def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
         grad_weight=grad_weight.data_ptr(),
         threads=torch.get_num_threads(),
     )
-
-
-def _shape(x: Tensor) -> dict[str, str | int]:
-    return {"storage": STORAGE[x.dtype], "rows": x.shape[:-1].numel(), "width": x.shape[-1]}
 
 
 def _address(x: Tensor | None) -> int:

@@ -82,8 +82,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, angles: Angles, inverse: bool, backend: s
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: object) -> None:
-    *_, (cu_seqlens, *ctx.axes), ctx.inverse, ctx.backend = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(cu_seqlens)
+    angles, ctx.inverse, ctx.backend = inputs[-3:]  # type: ignore[attr-defined]
+    ctx.save_for_backward(angles.cu_seqlens)
+    ctx.axes = angles[1:]  # type: ignore[attr-defined]
 
 
 def _transposed(ctx: torch.autograd.function.FunctionCtx) -> tuple[Angles, bool, str]:

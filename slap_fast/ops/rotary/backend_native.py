@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.rotary.call import Angles
-from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous, unit_last_stride
+from slap_fast.ops.tensor_checks import STORAGE, aligned, contiguous
 
 unavailable = native.unavailable
 
@@ -43,7 +43,7 @@ def rotate(q: Tensor, k: Tensor, angles: Angles, inverse: bool, out_q: Tensor, o
 
 
 def _rows(x: Tensor) -> Tensor:
-    return aligned(unit_last_stride(x))
+    return aligned(x if x.stride(2) == 1 else x.contiguous())
 
 
 def _part(source: Tensor, target: Tensor) -> tuple[int, ...]:

@@ -232,7 +232,7 @@ def test_malformed_offsets_write_nothing_outside_the_outputs() -> None:
     config = MelConfig()
     batch = _Batch(config, [2_000, 3_000])
     call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
-    plan, stream = backend_cuda._plan(config, call.waveform.device.index), torch.cuda.current_stream().cuda_stream
+    plan, stream = backend_cuda._plan(batch.config, call.waveform.device.index), torch.cuda.current_stream().cuda_stream
     far = 2**62
     for bad in ([0, far, 5_000], [0, 4_000, 2_000], [-far, -1, far], [5_000, 0, 0]):
         offsets = torch.tensor(bad).cuda()

@@ -25,7 +25,7 @@ def patches(call: PatchesCall) -> Tensor:
     clips, config = frames.aligned_call(call.clips), call.mel
     tokens = call.columns * (config.n_mels // call.patch_mels)
     patches = torch.empty(tokens, call.patch_frames * call.patch_mels, dtype=torch.float32, device="cpu")
-    frames.plan(config).patches(
+    frames.plan(call.config).patches(
         **frames.clip_arguments(clips, call.total_frames),
         threads=torch.get_num_threads(),
         patch_frames=call.patch_frames,
