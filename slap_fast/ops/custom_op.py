@@ -164,13 +164,18 @@ class CustomOp(Generic[P, R]):
 
         self._definition.register_autograd(backward, setup_context=take_inputs)
 
-        def forward(ctx: Any, args: tuple[Any, ...], *_flat: Any) -> R:
-            output = implementation(*args)
-            setup_context(ctx, args, output)
+        count = len(self._registered._schema.arguments)
+
+        # Autograd takes the flat arguments, the implementation the grouped ones, which come last so that the positions
+        # in `ctx.needs_input_grad` are those of the schema.
+        def forward(ctx: Any, *flat_and_grouped: Any) -> R:
+            grouped = flat_and_grouped[-1]
+            output = implementation(*grouped)
+            setup_context(ctx, grouped, output)
             return output
 
         def apply_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            return None, *backward(ctx, *grads)
+            return *backward(ctx, *grads)[:count], None
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(apply_backward)}
         # Profilers name the call after the class. The parent's `apply` skips the check for transforms: see `_is_plain`.
@@ -192,7 +197,7 @@ class CustomOp(Generic[P, R]):
     def _call(self, args: tuple[Any, ...], flat: tuple[Any, ...]) -> R:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
             # Without a registered backward, the registered op raises when a gradient arrives.
-            return self._registered(*flat) if self._apply is None else self._apply(args, *flat)
+            return self._registered(*flat) if self._apply is None else self._apply(*flat, args)
         if profiler._is_profiler_enabled:
             with torch.profiler.record_function(self._name):
                 return self._run(args, flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -172,6 +173,41 @@ def test_in_place_writes_increment_the_version_counter(spy: Spy) -> None:
         y = _x()
         double_(y)
     assert torch.equal(y, 2 * _x())
+
+
+class _Factors(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_needs_input_grad_has_the_positions_of_the_schema(registered: bool) -> None:
+    needed, name = [], f"product_{'registered' if registered else 'direct'}"
+
+    @custom_op(f"slap_fast_tests::{name}")
+    def product(power: int, factors: _Factors) -> Tensor:
+        return factors.x**power * factors.y
+
+    @product.register_fake
+    def _(power: int, factors: _Factors) -> Tensor:
+        return torch.empty_like(factors.x)
+
+    def setup_context(ctx, inputs, output):
+        _, factors = inputs
+        ctx.save_for_backward(*factors)
+
+    def backward(ctx, grad):
+        needed.append(list(ctx.needs_input_grad[:3]))
+        grads = [None] * len(ctx.needs_input_grad)
+        grads[2] = grad * ctx.saved_tensors[0]
+        return tuple(grads)
+
+    product.register_autograd(backward, setup_context=setup_context)
+    y = _x(requires_grad=True)
+    call = getattr(torch.ops.slap_fast_tests, name)
+    out = call(1, _x(), y) if registered else product(1, _Factors(_x(), y))
+    assert torch.equal(torch.autograd.grad(out.sum(), y)[0], _x())
+    assert needed == [[False, False, True]]
 
 
 def test_profilers_show_the_op_names() -> None:
