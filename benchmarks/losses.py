@@ -8,7 +8,7 @@
 - prototypes: masked tokens of 256 channels against 32,768 prototypes, three rounds of Sinkhorn-Knopp. Peer: DINOv2's
   way, which stores the scores of both sides, at 8,000 tokens and at 32,000 where it fits.
 
-What a peer holds at its peak beyond parameters and gradients is the column "of it beyond its result". The loss and the
+The column "working memory" is the peak of a peer without parameters and gradients. The loss and the
 gradients of every parameter are held against float64 before anything is timed: see `losses_workload` for how that is
 affordable. Useful GFLOP count the products that a loss which never stores its matrix cannot avoid:
 

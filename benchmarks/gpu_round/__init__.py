@@ -1,7 +1,7 @@
-"""All that a GPU can tell in ten minutes: `python -m benchmarks.gpu_round`.
+"""GPU round: all tests and benchmarks that need a GPU, in at most ten minutes. `python -m benchmarks.gpu_round`.
 
-Stages run one after the other, each in processes of its own with a time-out; what a stage finds it appends to
-`results.jsonl` at once, and a stage that fails never stops the next. `benchmarks/README.md` says how to run it.
+Stages run one after the other, each in its own processes with a timeout. Each result is appended to `results.jsonl` at
+once, and a failed stage does not stop the next one. See `benchmarks/README.md`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ import slap_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Kernels are warmed while the package that maps them is still being installed.
+# The build stage compiles Triton kernels while it installs the package, which maps `kernels/` to `slap_fast.kernels`.
 if importlib.util.find_spec("slap_fast.kernels") is None:
     slap_fast.__path__.append(str(ROOT))

@@ -1,4 +1,4 @@
-"""What the machine can do at most: a copy in memory, and products of matrices, timed by replay of CUDA graphs."""
+"""Stage `ceilings`: measured peak rates of the GPU, of a memory copy and of matrix products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_round.jobs import Job, arguments, run_all
+from benchmarks.gpu_round.jobs import Job, job_parser, run_jobs
 from benchmarks.harness.case import Run
 from benchmarks.harness.inputs import normal
 from benchmarks.harness.replay import capture
@@ -21,13 +21,13 @@ ROUNDS = 20
 
 
 def main() -> int:
-    options = arguments(__doc__ or "").parse_args()
+    options = job_parser(__doc__).parse_args()
     small, device = options.size != "paper", options.device
     side, count = (256, 1 << 20) if small else (8192, 1 << 30)
     jobs: list[Job] = [("copy", partial(_copy, count, device))]
     for dtype in (torch.bfloat16, torch.float32):
         jobs.append((f"product, {str(dtype).removeprefix('torch.')}", partial(_product, side, dtype, device)))
-    return run_all(STAGE, jobs, options)
+    return run_jobs(STAGE, jobs, options)
 
 
 def _copy(count: int, device: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _copy(count: int, device: str) -> dict[str, Any]:
 
 
 def _product(side: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Of random numbers: zeros switch fewer transistors, and run at a higher clock."""
+    """Random numbers, because with zeros a GPU uses less power and runs at a higher clock."""
     a, b = (normal(seed, side, side, device=device, dtype=dtype) for seed in range(2))
     out = torch.empty_like(a)
     seconds = _median_seconds(lambda: torch.mm(a, b, out=out), device)

@@ -1,8 +1,8 @@
-"""From the folder of a round to the repository's results: JSON a benchmark, and a page that is generated from it.
+"""Converts the output of GPU rounds to results of the repository: one JSON file per benchmark, and a Markdown page.
 
     python -m benchmarks.gpu_round.collect FOLDER... [--into benchmarks/results/gpu]
 
-Several folders are several calls of one round: what a later one measured again replaces what an earlier one did.
+With several folders, results of a later round replace those of an earlier one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_round import ROOT, lines
+from benchmarks.gpu_round import ROOT
 from benchmarks.gpu_round.page import render_page
-from benchmarks.gpu_round.reports import counted, outcomes
+from benchmarks.gpu_round.reports import read_counters, read_tests
 from benchmarks.gpu_round.stages import COUNTERS, TESTS
+from benchmarks.harness import json_lines
 from benchmarks.harness.results import result_name, save_result
 
 INTO = ROOT / "benchmarks" / "results" / "gpu"
@@ -25,17 +26,17 @@ INTO = ROOT / "benchmarks" / "results" / "gpu"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_round.collect", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="what --out named, the earlier call first")
+    parser.add_argument("folders", nargs="+", type=Path, help="the --out folders of the rounds, the earliest first")
     parser.add_argument(
         "--into", type=Path, default=INTO, help="folder of the results (default: benchmarks/results/gpu)"
     )
     options = parser.parse_args(argv)
     missing = [folder for folder in options.folders if not (folder / "results.jsonl").is_file()]
     if missing:
-        parser.error(f"{missing[0]} has no results.jsonl: it is no folder of a round")
+        parser.error(f"{missing[0]} has no results.jsonl; name the --out folder of a round")
     found = merge(options.folders)
     if found["tiny"] and options.into == INTO:
-        parser.error("a rehearsal is no measurement; name another folder with --into to look at its page")
+        parser.error("a rehearsal is not a measurement; to see its page, name another folder with --into")
     options.into.mkdir(parents=True, exist_ok=True)
     for result in found["results"].values():
         print(save_result(result, options.into))
@@ -49,19 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merge(folders: Sequence[Path]) -> dict[str, Any]:
-    """All that the calls found.
+    """Read and merge the output of rounds.
 
     Returns:
-        `rounds`: when, where and with what each call ran; `tiny`: whether any was a rehearsal; `stages`: how each
-        process ended; `jobs`: by stage, what each job found; `results`: of benchmarks, by name; `counters` and
-        `tests`: see `reports`.
+        `rounds`: date, machine and versions of each; `tiny`: whether any was a rehearsal; `stages`: exit status of each
+        process; `jobs`: by stage; `results`: of benchmarks, by name; `counters` and `tests`: see `reports`.
     """
     rounds, stages = [], []
     jobs: dict[str, dict[str, Any]] = {}
     results: dict[str, dict[str, Any]] = {}
     counters, tests = [], None
     for folder in folders:
-        for record in lines.read(folder / "results.jsonl"):
+        for record in json_lines.read(folder / "results.jsonl"):
             if "result" in record:
                 _add_result(results, record["result"])
             elif record["stage"] == "round":
@@ -71,9 +71,9 @@ def merge(folders: Sequence[Path]) -> dict[str, Any]:
             else:
                 jobs.setdefault(record["stage"], {})[record["job"]] = record
         if (folder / COUNTERS).is_file():
-            counters = counted(folder / COUNTERS)
+            counters = read_counters(folder / COUNTERS)
         if (folder / TESTS).is_file():
-            tests = outcomes(folder / TESTS)
+            tests = read_tests(folder / TESTS)
     return {
         "rounds": rounds,
         "tiny": any(record["tiny"] for record in rounds),

@@ -1,4 +1,4 @@
-"""One call of six kernels' ops between the marks that Nsight Compute starts and stops at."""
+"""Stage `counters`: one call of each main op, between the marks at which Nsight Compute starts and stops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_round.jobs import Job, arguments, run_all
+from benchmarks.gpu_round.jobs import Job, job_parser, run_jobs
 from benchmarks.gpu_round.operations import SIZES, Operation, operations
 
 STAGE = "counters"
@@ -20,18 +20,18 @@ OPERATIONS = (
     "swiglu, bfloat16",
     "log_mel, float32",
 )
-# Of all that these launch: not the products of cuBLAS, nor what folds and finishes.
+# Without matrix products of cuBLAS and small kernels that reduce and finish.
 KERNELS = "regex:forward_kernel|backward_kernel|grad_q_kernel|grad_kv_kernel|statistics_kernel|gradient_kernel|log_mel"
 
 
 def main() -> int:
-    options = arguments(__doc__ or "").parse_args()
+    options = job_parser(__doc__).parse_args()
     named = {operation.name: operation for operation in operations(SIZES[options.size], options.device)}
-    jobs: list[Job] = [(name, partial(_mark, named[name], options.device)) for name in OPERATIONS]
-    return run_all(STAGE, jobs, options)
+    jobs: list[Job] = [(name, partial(_profile, named[name], options.device)) for name in OPERATIONS]
+    return run_jobs(STAGE, jobs, options)
 
 
-def _mark(operation: Operation, device: str) -> dict[str, Any]:
+def _profile(operation: Operation, device: str) -> dict[str, Any]:
     backend = operation.backend(device)
     operation.run(backend)
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""What Nsight Compute and pytest write, cut down to what the page shows."""
+"""Readers of the reports of Nsight Compute (CSV) and pytest (JUnit XML)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-# Of Nsight Compute's details, by its names.
+# Names of Nsight Compute.
 METRICS = (
     "Duration",
     "Compute (SM) Throughput",
@@ -21,24 +21,24 @@ METRICS = (
 )
 
 
-def counted(path: Path) -> list[dict[str, str]]:
-    """A row a launch, in order: its kernel, and each of METRICS with its unit."""
+def read_counters(path: Path) -> list[dict[str, str]]:
+    """One dictionary per kernel launch, in order: the kernel, and each of METRICS with its unit."""
     text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    header = next((place for place, line in enumerate(text) if line.startswith('"ID"')), None)
+    header = next((number for number, line in enumerate(text) if line.startswith('"ID"')), None)
     if header is None:
         return []
     launches: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(text[header:]):
         launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"]})
         name, value, unit = row["Metric Name"], row["Metric Value"], row["Metric Unit"]
-        # Sections repeat a metric, once in percent and once in bytes a second: the first is the summary's.
+        # Sections repeat a metric, in percent and in bytes per second: the first is that of the summary.
         if name in METRICS and name not in launch:
             launch[name] = f"{value} {unit}".strip()
     return list(launches.values())
 
 
-def outcomes(path: Path) -> dict[str, Any]:
-    """Counts by outcome, failures with their first line, and how many tests were skipped for each reason."""
+def read_tests(path: Path) -> dict[str, Any]:
+    """Counts by outcome, failed tests with the first line of their message, and skipped tests by reason."""
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     failed = []

@@ -1,4 +1,4 @@
-"""The stages of the round in the order of their worth: what each runs, and for how long at most."""
+"""Stages of a GPU round, the most important first: their commands and time limits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from benchmarks.gpu_round import counters
 
 COUNTERS, TESTS = "counters.csv", "tests.xml"
-WORKERS = 14  # of the 16 cores that a GPU comes with, at least here
+WORKERS = 14  # for a machine with 16 cores per GPU
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is run, and where.
+    """Options of a round.
 
     Attributes:
-        device: "cuda", or "cpu" to rehearse.
+        device: "cuda", or "cpu" for a rehearsal.
         tiny: small sizes and few processes.
         out: folder of the results, at most eight files.
-        work: folder of all else, for this run.
+        work: folder of temporary files.
     """
 
     device: str
@@ -55,9 +55,9 @@ class Command:
 
     Attributes:
         label: unique in its stage.
-        argv: what it runs.
-        resume: what to append to run it again after it died or lost the GPU; None: it stays dead.
-        environment: beside what the runner has.
+        argv: program and arguments.
+        resume: arguments to append for a restart, after it died or lost the GPU; None: no restart.
+        environment: additional environment variables.
     """
 
     label: str
@@ -68,12 +68,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
-    """Processes that run at once.
+    """Processes that run in parallel.
 
     Attributes:
         name: for `--stages`.
-        seconds: after which they are killed.
-        commands: of a round.
+        seconds: time limit.
+        commands: makes the commands of a round.
     """
 
     name: str
@@ -88,7 +88,7 @@ def _module(round_: Round, name: str, *more: str, label: str | None = None, size
 
 
 def _build(round_: Round) -> list[Command]:
-    """The native module for this GPU alone, while every kernel is compiled beside it."""
+    """Build the native module for this GPU only; in parallel, compile all Triton kernels."""
     if round_.device == "cpu":
         build = Command("install", [sys.executable, "-c", "import slap_fast.kernels.variants"])
     else:
@@ -134,7 +134,7 @@ def _trace(round_: Round) -> list[Command]:
 
 
 def _counters(round_: Round) -> list[Command]:
-    """Nsight Compute; where there is none, only what it would have looked at."""
+    """Nsight Compute; without it, run the ops alone."""
     command = _module(round_, "counters")
     if round_.device == "cpu" or shutil.which("ncu") is None:
         return [command]
@@ -144,7 +144,7 @@ def _counters(round_: Round) -> list[Command]:
 
 
 def _tests(round_: Round) -> list[Command]:
-    """GPU tests in workers that are replaced when they lose the GPU, and a memory checker beside them."""
+    """GPU tests, in workers that are replaced after a sticky CUDA error; in parallel, a memory checker."""
     tests = ["tests/test_gpu.py"] if round_.tiny else []
     workers = 1 if round_.tiny else WORKERS
     pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", *tests]

@@ -1,4 +1,4 @@
-"""One training step under the profiler: a table of its kernels, and a trace for chrome://tracing or Perfetto."""
+"""Stage `trace`: profiles a training step. Writes a table of kernels and a trace for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_round.jobs import arguments, run_all
+from benchmarks.gpu_round.jobs import job_parser, run_jobs
 from benchmarks.harness.case import Settings
 from benchmarks.training_step import PACKED, set_up, workload_to_trace
 
@@ -23,11 +23,11 @@ ROWS = 60
 
 
 def main() -> int:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--trace", type=Path, required=True, help="file of the trace, .json.gz")
+    parser = job_parser(__doc__)
+    parser.add_argument("--trace", type=Path, required=True, help="file to write, .json.gz")
     options = parser.parse_args()
     settings = Settings(device=options.device, quick=options.size != "paper")
-    return run_all(STAGE, [("packed", partial(_trace, settings, options.trace))], options)
+    return run_jobs(STAGE, [("packed", partial(_trace, settings, options.trace))], options)
 
 
 def _trace(settings: Settings, path: Path) -> dict[str, Any]:
@@ -58,13 +58,13 @@ def _trace(settings: Settings, path: Path) -> dict[str, Any]:
     return {
         "clips": len(workload.durations),
         "step_seconds": seconds,
-        "python_seconds": launched - start,  # until the last launch: where it is the whole step, Python is the wall
+        "python_seconds": launched - start,  # until the last launch; if it is the whole step, Python is the bottleneck
         **_kernels(profiler, on_gpu),
     }
 
 
 def _kernels(profiler: profile, on_gpu: bool) -> dict[str, Any]:
-    """Per step: the kernels that take longest (on a CPU the operations), and what all take together."""
+    """Per step: the slowest kernels (on a CPU: operations), the time of all kernels, and their number."""
     found = []
     for event in profiler.key_averages():
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total

@@ -1,8 +1,8 @@
-"""Triton's compiled kernels as one file, so that a second call on a fresh machine compiles nothing.
+"""Packs Triton's compiled kernels into one file, so that a second round on another machine compiles nothing.
 
     python -m benchmarks.gpu_round.triton_cache pack FOLDER FILE
 
-Only what is loaded is packed: machine code, launchers and their descriptions, not the stages between. The index holds
+Packs only files that Triton loads (machine code, launchers and metadata), no intermediate code. The index of Triton has
 absolute paths: unpack to the same folder.
 """
 
@@ -16,7 +16,7 @@ _LOADED = {".cubin", ".json", ".so"}
 
 
 def pack(folder: Path, file: Path) -> int:
-    """Files that were packed."""
+    """Returns the number of packed files."""
     count = 0
     with tarfile.open(file, "w:gz") as archive:
         for path in sorted(folder.rglob("*")):

@@ -1,9 +1,8 @@
-"""The command line."""
+"""Command line of the benchmarks: `python -m benchmarks`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,20 +13,25 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import json_lines
 from benchmarks.harness.case import Case, Peer, Settings, benchmark_names, default_names, load_benchmark
-from benchmarks.harness.measure import ERROR, FAILED, LEFT_OUT, DeviceLostError, measure_case, without_times
+from benchmarks.harness.measure import ERROR, FAILED, LEFT_OUT, DeviceLostError, measure_case, unmeasured_case
 from benchmarks.harness.plot import plot_result
 from benchmarks.harness.report import render, render_document
-from benchmarks.harness.results import build_result, finite, load_result, result_path, save_result, with_earlier
+from benchmarks.harness.results import build_result, load_result, merge_earlier, result_path, save_result
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-DEVICE_LOST = 3
+DEVICE_LOST = 3  # exit status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done; 1: a peer failed its check or raised, or the README is stale; 2: the command cannot be carried out;
-    3: the GPU answers this process no more, and the same command with `--resume` goes on after the case that did it.
+    """Run the command line.
+
+    Returns:
+        The exit status. 0: success; 1: a peer failed its check or raised, or the README is stale; 2: invalid arguments,
+        or a file or package is missing; 3: the GPU no longer responds (the same command with `--resume` continues after
+        the case that caused it).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {"plot": _plot, "readme": _readme}
@@ -40,62 +44,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _run(argv: Sequence[str]) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Check, time and weigh peers side by side. Also: `plot` and `readme`, which draw from the results.",
+        description="Check peers, then measure their time and memory side by side. "
+        "Two other commands draw from the results: `plot` and `readme`.",
     )
-    everything, names = benchmark_names(), default_names()
-    unnamed = f"all but {' and '.join(sorted(set(everything) - set(names)))}"
+    every, default = benchmark_names(), default_names()
+    excluded = " and ".join(sorted(set(every) - set(default)))
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"of {', '.join(everything)}; {unnamed}, where none is named"
+        "names", nargs="*", metavar="name", help=f"any of {', '.join(every)} (default: all but {excluded})"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU (default: %(default)s)"
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, three rounds: shows that all works")
-    parser.add_argument(
-        "--rounds", type=int, help="timed rounds (default: as many as --seconds allows, 5 to 100; fewer of minutes)"
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=Settings.seconds, help="for a case's rounds (default: %(default)s)"
+        "--quick", action="store_true", help="small sizes and three rounds, to test that everything works"
     )
     parser.add_argument(
-        "--cases", action="append", metavar="TEXT", help="only cases whose name contains TEXT; may be repeated"
+        "--rounds",
+        type=int,
+        help="timed rounds per case (default: as many as fit in --seconds, 5 to 100; fewer for steps of minutes)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=Settings.seconds,
+        help="time for the timed rounds of a case (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cases", action="append", metavar="TEXT", help="only cases with TEXT in their name; may be repeated"
     )
     parser.add_argument(
         "--peers",
         action="append",
         metavar="TEXT",
-        help="only baselines and peers whose name contains TEXT; the others are listed as left out; may be repeated",
+        help="only the baseline and peers with TEXT in their name; the table lists the others as left out; "
+        "may be repeated",
     )
     parser.add_argument(
-        "--add", action="store_true", help="keep cases of the last result that are not run now; same machine and commit"
+        "--add",
+        action="store_true",
+        help="keep the other cases of the last result, which must be of the same machine and commit",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="as --add, and run only what the last result lacks; a case that it died in is reported and not run again",
+        help="as --add, and run only cases that the last result lacks; "
+        "a case during which the process died is recorded as an error",
     )
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="start no further case of a benchmark after so long"
+        "--budget", type=float, metavar="SECONDS", help="start no further case of a benchmark after this time"
     )
     parser.add_argument(
-        "--lines", type=Path, metavar="FILE", help="also append each case to FILE as a line of JSON when it is done"
+        "--lines", type=Path, metavar="FILE", help="also append each finished case to FILE as a line of JSON"
     )
-    parser.add_argument("--cold-cache", action="store_true", help="sweep the caches before each step")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory and its child processes")
+    parser.add_argument("--cold-cache", action="store_true", help="flush the caches before each timed step")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON results (default: benchmarks/results)"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here")
+        raise ValueError("--device cuda: PyTorch finds no CUDA device")
 
     torch.set_num_threads(options.threads)
     settings = Settings(
@@ -107,43 +127,43 @@ def _run(argv: Sequence[str]) -> int:
         budget=options.budget,
         cold_cache=options.cold_cache,
     )
-    status = 0
-    for name, module in [(name, load_benchmark(name)) for name in options.names or names]:
-        found = _run_benchmark(name, module, settings, options)
-        if found == DEVICE_LOST:
-            return found
-        status = max(status, found)
-    return status
+    worst = 0
+    for name, module in [(name, load_benchmark(name)) for name in options.names or default_names()]:
+        status = _run_benchmark(name, module, settings, options)
+        if status == DEVICE_LOST:
+            return status
+        worst = max(worst, status)
+    return worst
 
 
 def _run_benchmark(name: str, module: ModuleType, settings: Settings, options: argparse.Namespace) -> int:
-    measured: list[dict[str, Any]] = []
     cases = module.cases(settings)
-    wanted = [_with_peers(case, options.peers) for case in _wanted(cases, options.cases)]
+    selected = [_select_peers(case, options.peers) for case in _select_cases(cases, options.cases)]
+    measured: list[dict[str, Any]] = []
     result = build_result(name, module.TITLE, measured, settings)
     path = result_path(result, options.out)
     earlier = load_result(path) if (options.add or options.resume) and path.exists() else None
     order = [case.name for case in cases]
     died_in = None
     if earlier is not None:
-        with_earlier(result, earlier, order)  # raises now rather than after hours
+        merge_earlier(result, earlier, order)  # if this raises, better now than after hours
         if options.resume:
             died_in = earlier.get("in_progress")
-            known = {case["name"] for case in earlier["cases"]}
-            wanted = [case for case in wanted if case.name not in known]
+            done = {case["name"] for case in earlier["cases"]}
+            selected = [case for case in selected if case.name not in done]
 
-    def save(**marks: str) -> None:
-        whole = result if earlier is None else with_earlier(result, earlier, order)
-        save_result(whole | marks, options.out)
+    def save(**extra: str) -> None:
+        complete = result if earlier is None else merge_earlier(result, earlier, order)
+        save_result(complete | extra, options.out)
 
-    begun = time.monotonic()
-    for case in wanted:
+    start = time.monotonic()
+    for case in selected:
         print(f"{name}: {case.name} ...", file=sys.stderr, flush=True)
         lost = None
         if case.name == died_in:
-            measured.append(without_times(case, ERROR, "the process died while it ran this case"))
-        elif settings.budget is not None and time.monotonic() - begun > settings.budget:
-            measured.append(without_times(case, LEFT_OUT, f"the budget of {settings.budget:g} s was used up"))
+            measured.append(unmeasured_case(case, ERROR, "the process died while it ran this case"))
+        elif settings.budget is not None and time.monotonic() - start > settings.budget:
+            measured.append(unmeasured_case(case, LEFT_OUT, f"the budget of {settings.budget:g} s was used up"))
         else:
             save(in_progress=case.name)
             try:
@@ -151,40 +171,29 @@ def _run_benchmark(name: str, module: ModuleType, settings: Settings, options: a
             except DeviceLostError as error:
                 lost = error
                 measured.append(error.measured)
-        # After each case: some run for hours.
-        save()
+        save()  # after each case: a benchmark may run for hours
         if options.lines is not None:
-            _append_line(options.lines, result | {"cases": measured[-1:]})
+            json_lines.append(options.lines, result=result | {"cases": measured[-1:]})
         if lost is not None:
             print(f"python -m benchmarks: {lost}", file=sys.stderr)
             return DEVICE_LOST
-    whole = load_result(path)
-    print(f"\n{module.TITLE}\n\n{render(whole)}\n-> {path}")
-    return 0 if _all_right(whole["cases"]) else 1
+    complete = load_result(path)
+    print(f"\n{module.TITLE}\n\n{render(complete)}\n-> {path}")
+    failed = any(peer["status"] in (FAILED, ERROR) for case in complete["cases"] for peer in case["peers"])
+    return int(failed)
 
 
-def _all_right(cases: Sequence[dict[str, Any]]) -> bool:
-    return all(peer["status"] not in (FAILED, ERROR) for case in cases for peer in case["peers"])
-
-
-def _append_line(path: Path, result: dict[str, Any]) -> None:
-    """One write, so that lines of processes that share the file do not mix."""
-    line = json.dumps({"result": finite(result)}, allow_nan=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def _wanted(cases: Sequence[Case], texts: Sequence[str] | None) -> list[Case]:
-    """Cases that a text is part of the name of, and those whose rates theirs are shares of; all without texts."""
+def _select_cases(cases: Sequence[Case], texts: Sequence[str] | None) -> list[Case]:
+    """Cases with one of `texts` in their name, and the cases of their peak rates. All cases if `texts` is None."""
     chosen = [case for case in cases if texts is None or any(text in case.name for text in texts)]
     if not chosen:
-        raise ValueError(f"--cases {texts}: no case is named so; there are {', '.join(case.name for case in cases)}")
+        raise ValueError(f"--cases {texts}: no case matches; there are {', '.join(case.name for case in cases)}")
     names = {case.name for case in chosen} | {case.peak for case in chosen}
     return [case for case in cases if case.name in names]
 
 
-def _with_peers(case: Case, texts: Sequence[str] | None) -> Case:
-    """The case with the other peers listed as left out: what they would show may take hours."""
+def _select_peers(case: Case, texts: Sequence[str] | None) -> Case:
+    """The case with all peers but the baseline and those with one of `texts` in their name marked as left out."""
 
     def chosen(peer: Peer) -> bool:
         return texts is None or peer.name == case.baseline or any(text in peer.name for text in texts)
@@ -196,7 +205,7 @@ def _with_peers(case: Case, texts: Sequence[str] | None) -> Case:
 
 def _plot(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks plot", description="Draw each result beside its JSON file."
+        prog="python -m benchmarks plot", description="Draw each result next to its JSON file."
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     folder = parser.parse_args(argv).out
@@ -214,10 +223,10 @@ def _plot(argv: Sequence[str]) -> int:
 def _readme(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks readme",
-        description="Redraw the tables of README.md, docs/*.md and benchmarks/results/README.md from the results.",
+        description="Update the tables of README.md, docs/*.md and benchmarks/results/README.md from the results.",
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
-    parser.add_argument("--readme", type=Path, action="append", help="redraw this file instead; may be repeated")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if a table is stale")
+    parser.add_argument("--readme", type=Path, action="append", help="update this file instead; may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmarks/results)")
     options = parser.parse_args(argv)
     stale = False

@@ -1,4 +1,4 @@
-"""On what a result was measured: without it a time means nothing."""
+"""Description of the machine and the software versions, recorded in each result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "isa": cpu_isa(),
         "native_isa": native.isa() or "without native code",
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "load_average": os.getloadavg()[0],  # what else was running when the measurement began
+        "load_average": os.getloadavg()[0],  # shows whether other processes were running at the start
         "system": platform.platform(),
         "gpu": None,
     }
@@ -52,7 +52,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _cpu_name(cpu_info: str) -> str:
-    """Virtual machines hide the product behind a name that generations share, but seldom family and model."""
+    """Name, family and model: virtual machines often hide the product name, but seldom family and model."""
     fields = dict(re.findall(r"^(model name|cpu family|model)[ \t]*:[ \t]*(.+)$", cpu_info, re.MULTILINE))
     name = fields.get("model name", platform.processor() or platform.machine()).strip()
     if "cpu family" not in fields or "model" not in fields:
@@ -61,27 +61,38 @@ def _cpu_name(cpu_info: str) -> str:
 
 
 def cpu_isa() -> list[str]:
-    """The vector extensions of this CPU that a kernel here may use."""
+    """The instruction sets of this CPU that kernels may use."""
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
     return [flag for flag in ISA_FLAGS if flag in present]
 
 
 def has_bf16_units(device: str) -> bool:
-    """Whether bfloat16 products run in hardware, so that timing them means something."""
+    """Whether the device has instructions for bfloat16 matrix products; without them, a time says little."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_isa())
 
 
 def available_bytes(device: str) -> int:
-    """Memory that a process could still take without another losing any."""
+    """Available memory of the device."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     available = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     if available:
         return int(available[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cuda_responds() -> bool:
+    """False after a sticky CUDA error, such as an illegal memory access: then every CUDA call of the process fails."""
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def describe_versions() -> dict[str, str | None]:
@@ -96,11 +107,11 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked where files differ from it; None outside a git checkout."""
+    """Commit of the checkout, with `+changes` if files differ from it; None outside a git checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        # The results themselves change with every run.
+        # Every run changes the results.
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"],
             capture_output=True,

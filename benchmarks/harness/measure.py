@@ -1,4 +1,4 @@
-"""From a case to its rows: check, then time, then memory."""
+"""Measures a case: checks each peer against the reference, then measures time and memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings, relative_errors
+from benchmarks.harness.machine import cuda_responds
 from benchmarks.harness.memory import measure_in_child, measure_on_gpu
 from benchmarks.harness.replay import Replay, capture, input_copies
 from benchmarks.harness.timing import default_timer, paired_ratio, quartiles, time_interleaved
@@ -29,20 +30,20 @@ Row = dict[str, Any]
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU answers this process no more, so that nothing else can be measured in it.
+    """The GPU no longer responds to this process, so nothing else can be measured in it.
 
     Attributes:
-        measured: the case as far as it came.
+        measured: the result of the case so far.
     """
 
     def __init__(self, measured: dict[str, Any], culprit: str) -> None:
-        super().__init__(f"{measured['name']}: the GPU answers no more after {culprit}")
+        super().__init__(f"{measured['name']}: the GPU no longer responds after {culprit}")
         self.measured = measured
 
 
 @dataclass
 class _Checked:
-    """A peer that was right and may be timed."""
+    """A peer that passed its check."""
 
     run: Run
     seconds: float
@@ -50,52 +51,34 @@ class _Checked:
 
 
 def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool = True) -> dict[str, Any]:
-    """Run one case. A peer whose outputs are off, or which raises, is never timed: its row says what went wrong.
+    """Measure one case. A peer with wrong outputs or an exception is not timed; its row has the reason.
 
     Args:
-        benchmark: name under which a child process finds the case again.
-        case: what to run.
-        settings: how to run it.
-        memory: also measure peak memory: on a CPU in one child process a peer, on a GPU here.
+        benchmark: name of the benchmark, with which a child process loads the case.
+        case: the case.
+        settings: measurement settings.
+        memory: also measure peak memory.
 
     Returns:
-        The case as results store it: see `benchmarks.harness.results`.
+        The case in the format of `benchmarks.harness.results`.
 
     Raises:
-        DeviceLostError: a peer left the GPU in an error that only a new process clears.
+        DeviceLostError: a peer caused a sticky CUDA error, which only a new process clears.
     """
     try:
         reference = case.reference()
     except Exception as error:
-        return without_times(case, ERROR, f"the reference: {_what_went_wrong(error)[1]}")
-    rows: dict[str, Row] = {}
-    checked: dict[str, _Checked] = {}
-    for peer in case.peers:
-        rows[peer.name], found = _set_up_and_check(peer, reference, case.tolerance, settings, memory=memory)
-        if found is not None:
-            checked[peer.name] = found
-        elif rows[peer.name]["status"] == ERROR and not _device_answers(settings.device):
-            lost = f"not run: the GPU answers no more after {peer.name}"
-            rows |= {
-                p.name: {"name": p.name, "status": ERROR, "reason": lost} for p in case.peers if p.name not in rows
-            }
-            rows |= {name: {"name": name, "status": ERROR, "reason": lost} for name in checked}
-            raise DeviceLostError(_as_stored(case, rows), peer.name)
-
+        return unmeasured_case(case, ERROR, f"the reference: {_status_and_reason(error)[1]}")
+    rows, checked = _check_all(case, reference, settings, memory=memory)
     try:
-        replays = _captured(case, checked, rows) if settings.device == "cuda" and case.replayable else {}
-        samples = _timed(checked, replays, settings)
-        eager = {name: found for name, found in checked.items() if name in replays}
-        launched = _timed(eager, {}, replace(settings, rounds=EAGER_ROUNDS))
+        samples, eager = _time_all(case, checked, rows, settings)
     except Exception as error:
-        status, reason = _what_went_wrong(error)
-        failed = without_times(case, status, f"while all peers were timed: {reason}")
-        if not _device_answers(settings.device):
+        status, reason = _status_and_reason(error)
+        failed = unmeasured_case(case, status, f"while all peers were timed: {reason}")
+        if not cuda_responds():
             raise DeviceLostError(failed, "the timing") from error
         return failed
     checked.clear()
-    eager.clear()
-    replays.clear()
     gc.collect()
     if settings.device == "cuda":
         torch.cuda.empty_cache()
@@ -109,19 +92,21 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
         }
         if case.baseline in samples:
             rows[name]["ratio"] = paired_ratio(samples[case.baseline], seconds)
-        if name in launched:
-            rows[name]["eager"] = quartiles(launched[name])
+        if name in eager:
+            rows[name]["eager"] = quartiles(eager[name])
         if memory and settings.device == "cpu":
             rows[name]["memory"] = measure_in_child(benchmark, case.name, name, settings)
-    return _as_stored(case, rows)
+    return _case_record(case, rows)
 
 
-def without_times(case: Case, status: str, reason: str) -> dict[str, Any]:
-    """The case as results store it where none of its peers ran."""
-    return _as_stored(case, {peer.name: {"name": peer.name, "status": status, "reason": reason} for peer in case.peers})
+def unmeasured_case(case: Case, status: str, reason: str) -> dict[str, Any]:
+    """The result of a case of which no peer was measured."""
+    return _case_record(
+        case, {peer.name: {"name": peer.name, "status": status, "reason": reason} for peer in case.peers}
+    )
 
 
-def _as_stored(case: Case, rows: Mapping[str, Row]) -> dict[str, Any]:
+def _case_record(case: Case, rows: Mapping[str, Row]) -> dict[str, Any]:
     return {
         "name": case.name,
         "baseline": case.baseline,
@@ -133,10 +118,28 @@ def _as_stored(case: Case, rows: Mapping[str, Row]) -> dict[str, Any]:
     }
 
 
-def _set_up_and_check(
+def _check_all(
+    case: Case, reference: Outputs, settings: Settings, *, memory: bool
+) -> tuple[dict[str, Row], dict[str, _Checked]]:
+    """Check every peer; returns the rows of all, and the peers that passed."""
+    rows: dict[str, Row] = {}
+    checked: dict[str, _Checked] = {}
+    for peer in case.peers:
+        rows[peer.name], passed = _check(peer, reference, case.tolerance, settings, memory=memory)
+        if passed is not None:
+            checked[peer.name] = passed
+        elif rows[peer.name]["status"] == ERROR and not cuda_responds():
+            reason = f"not run: the GPU no longer responds after {peer.name}"
+            not_run = [p.name for p in case.peers if p.name not in rows or p.name in checked]
+            rows |= {name: {"name": name, "status": ERROR, "reason": reason} for name in not_run}
+            raise DeviceLostError(_case_record(case, rows), peer.name)
+    return rows, checked
+
+
+def _check(
     peer: Peer, reference: Outputs, tolerance: float, settings: Settings, *, memory: bool
 ) -> tuple[Row, _Checked | None]:
-    """The row so far; and what may be timed."""
+    """Set up and check a peer; returns its row, and the peer if it passed."""
     row: Row = {"name": peer.name}
     if peer.unavailable is not None:
         return row | {"status": UNAVAILABLE, "reason": peer.unavailable}, None
@@ -152,22 +155,32 @@ def _set_up_and_check(
         outputs.clear()
         worst = max(errors, key=errors.__getitem__)
         if errors[worst] > tolerance:
-            reason = f"{worst} is off by {errors[worst]:.2e} (relative RMS error; at most {tolerance:.0e} is right)"
+            reason = f"{worst} is off by {errors[worst]:.2e} (relative RMS error; at most {tolerance:.0e} is allowed)"
             return row | {"status": FAILED, "reason": reason}, None
-        if not run.outputs_run_step:  # what cannot run is found before anything is timed
+        if not run.outputs_run_step:  # an exception here concerns this peer alone, later the whole case
             seconds = timer(run.step, 1)
         if on_gpu and memory:
             row["memory"] = measure_on_gpu(run, setup_bytes)
     except CannotServeError as error:
         return row | {"status": UNAVAILABLE, "reason": str(error)}, None
     except Exception as error:
-        status, reason = _what_went_wrong(error)
+        status, reason = _status_and_reason(error)
         return row | {"status": status, "reason": reason}, None
     return row | {"status": OK, "reason": None}, _Checked(run, seconds, setup_bytes)
 
 
-def _captured(case: Case, checked: Mapping[str, _Checked], rows: Mapping[str, Row]) -> dict[str, Replay]:
-    """The peers' graphs; a row whose step cannot be captured says why, and is timed as Python launches it."""
+def _time_all(
+    case: Case, checked: Mapping[str, _Checked], rows: Mapping[str, Row], settings: Settings
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Times of all peers, and eager times of those that were timed by replay."""
+    replays = _capture(case, checked, rows) if settings.device == "cuda" and case.replayable else {}
+    samples = _time(checked, replays, settings)
+    replayed = {name: peer for name, peer in checked.items() if name in replays}
+    return samples, _time(replayed, {}, replace(settings, rounds=EAGER_ROUNDS))
+
+
+def _capture(case: Case, checked: Mapping[str, _Checked], rows: Mapping[str, Row]) -> dict[str, Replay]:
+    """CUDA graphs of the peers. If a step cannot be captured, its row gets the reason, and it is timed without."""
     setups = {peer.name: peer.setup for peer in case.peers}
     cache_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     replays = {}
@@ -177,14 +190,12 @@ def _captured(case: Case, checked: Mapping[str, _Checked], rows: Mapping[str, Ro
             replays[name] = capture([found.run, *(setups[name]() for _ in range(copies - 1))])
             rows[name]["replay"] = {"copies": copies}
         except Exception as error:
-            rows[name]["replay"] = {"reason": _what_went_wrong(error)[1]}
+            rows[name]["replay"] = {"reason": _status_and_reason(error)[1]}
     return replays
 
 
-def _timed(
-    checked: Mapping[str, _Checked], replays: Mapping[str, Replay], settings: Settings
-) -> dict[str, list[float]]:
-    """Seconds of a step, by replay for those that have one."""
+def _time(checked: Mapping[str, _Checked], replays: Mapping[str, Replay], settings: Settings) -> dict[str, list[float]]:
+    """Times of a step in seconds, by replay for peers that have one."""
     steps: dict[str, Callable[[], object]] = {name: found.run.step for name, found in checked.items()}
     if not steps:
         return {}
@@ -197,18 +208,7 @@ def _timed(
     }
 
 
-def _device_answers(device: str) -> bool:
-    if device != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _what_went_wrong(error: Exception) -> tuple[str, str]:
-    """Status and reason of a row."""
+def _status_and_reason(error: Exception) -> tuple[str, str]:
     first_line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY, first_line

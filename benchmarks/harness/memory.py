@@ -1,19 +1,18 @@
-"""Peak memory of one peer's step, in a process of its own.
+"""Peak memory of a peer's step.
 
-On the CPU this is the growth of the resident set. A sampler would miss a peak between two samples, and in a process
-that has run another peer the allocator still holds what that one freed. A fresh child has no such past, and the kernel
-keeps its high-water mark exactly; writing 5 to /proc/self/clear_refs forgets the peak of set-up. The child's allocator
-gives every block of 64 KiB or more back when it is freed, so that the resident set follows the live tensors rather
-than the heap's holes. What a first step loads once (thread pools, code pages) is counted: a few MiB, alike for all.
-PyTorch's compiler is not, 150 MiB that the first call of any custom op imports.
+On the CPU, this is the growth of the resident set size (RSS), measured in one child process per peer: in a process that
+has run another peer, the allocator still holds memory which that peer freed. The operating system records the exact
+peak, which sampling could miss; writing 5 to /proc/self/clear_refs resets it after set-up. The allocator of the child
+returns every freed block of 64 KiB or more to the system, so the RSS follows the live tensors. Thread pools and code
+pages that the first step loads are included: a few MiB, the same for all peers. PyTorch's compiler, 150 MiB that the
+first call of any custom op imports, is not.
 
-On CUDA it is the caching allocator's own high-water mark of allocated (not reserved) bytes, which needs no process of
-its own.
+On CUDA, it is the peak of allocated (not reserved) bytes of the caching allocator, measured in this process.
 
-Those few MiB, and what a step returns, hide the working memory of a lean op. It is measured by itself, in one more
-step: how far the peak lies above what is held when it ends, with what it returned still alive. Pages that earlier steps
-left resident for good, be it a library's or a buffer that is kept, are counted apart. On the CPU the figure is good to
-about a quarter of a MiB: the kernel counts pages in batches.
+For a small op, these few MiB and the result of the step are larger than its working memory. One more step therefore
+measures the working memory alone: the peak minus the memory at the end of the step, while its result is still alive.
+Memory that earlier steps kept (library pages, cached buffers) is reported separately. On the CPU, this is accurate to
+about a quarter of a MiB, because the kernel counts pages in batches.
 """
 
 from __future__ import annotations
@@ -36,17 +35,18 @@ from benchmarks.harness.case import Run, Settings, load_benchmark
 from benchmarks.harness.process_memory import status_bytes
 
 STEPS = 2
-LONG_STEP_SECONDS = 10.0  # a first step that takes longer is not repeated
+LONG_STEP_SECONDS = 10.0  # after a longer step, no other is run
 
 Memory = dict[str, int | str]
 
 
 def measure_in_child(benchmark: str, case: str, peer: str, settings: Settings) -> Memory:
-    """Memory of `peer`, or only the `reason` why it could not be measured.
+    """Measure a peer on the CPU.
 
-    `setup_bytes`: what set-up left behind; `step_bytes`: the most that the first steps held on top of that;
-    `kept_bytes`: what they left behind; `working_bytes`: the most that one more step held beyond that and what it
-    returns; and the `method`.
+    Returns:
+        `setup_bytes`: memory after set-up; `step_bytes`: peak of the first steps, above `setup_bytes`; `kept_bytes`:
+        memory that these steps kept; `working_bytes`: peak of one more step, above what is kept and its result; and the
+        `method`. Or only the `reason` why memory could not be measured.
     """
     request = json.dumps({"benchmark": benchmark, "case": case, "peer": peer, "settings": asdict(settings)})
     root = str(Path(__file__).resolve().parents[2])
@@ -64,20 +64,12 @@ def measure_in_child(benchmark: str, case: str, peer: str, settings: Settings) -
     )
     if child.returncode:
         last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"reason": f"the measuring process ended with status {child.returncode}: {last_line}"}
+        return {"reason": f"the child process exited with status {child.returncode}: {last_line}"}
     return json.loads(child.stdout)
 
 
-def measure_here(benchmark: str, case: str, peer: str, settings: Settings) -> Memory:
-    """What the child runs; see `measure_in_child`."""
-    torch.set_num_threads(settings.threads)
-    found = next(c for c in load_benchmark(benchmark).cases(settings) if c.name == case)
-    setup = next(p for p in found.peers if p.name == peer).setup
-    return _measure_cpu(setup)
-
-
 def measure_on_gpu(run: Run, setup_bytes: int) -> Memory:
-    """As `measure_in_child`, of what is set up in this process and took `setup_bytes`."""
+    """Measure a peer that was set up in this process; returns the same keys as `measure_in_child`."""
 
     def peak() -> int:
         torch.cuda.synchronize()
@@ -90,7 +82,7 @@ def measure_on_gpu(run: Run, setup_bytes: int) -> Memory:
 def _measure_cpu(setup: Callable[[], Run]) -> Memory:
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists():
-        return {"reason": "peak resident memory is read from /proc, which this system does not have"}
+        return {"reason": "this system has no /proc, which has the peak of the resident memory"}
     importlib.import_module("torch._dynamo")
     figures = _measure(
         setup, lambda: status_bytes("VmRSS"), lambda: status_bytes("VmHWM"), lambda: clear_refs.write_text("5")
@@ -99,39 +91,43 @@ def _measure_cpu(setup: Callable[[], Run]) -> Memory:
 
 
 def _measure(
-    setup: Callable[[], Run], held: Callable[[], int], peak: Callable[[], int], forget_peak: Callable[[], object]
+    setup: Callable[[], Run], held: Callable[[], int], peak: Callable[[], int], reset_peak: Callable[[], object]
 ) -> dict[str, int]:
     before = held()
     run = setup()
     gc.collect()
-    set_up = held()
-    forget_peak()
+    after_setup = held()
+    reset_peak()
     for _ in range(STEPS):
         start = time.monotonic()
         run.step()
         if time.monotonic() - start > LONG_STEP_SECONDS:
             break
-    highest = peak()
+    peak_first = peak()
     gc.collect()
     kept = held()
-    forget_peak()
+    reset_peak()
     result = run.step()
-    highest_warm = peak()
-    left = held()
+    peak_last = peak()
+    with_result = held()
     del result
     return {
-        "setup_bytes": set_up - before,
-        "step_bytes": highest - set_up,
-        "kept_bytes": kept - set_up,
-        "working_bytes": highest_warm - max(left, kept),
+        "setup_bytes": after_setup - before,
+        "step_bytes": peak_first - after_setup,
+        "kept_bytes": kept - after_setup,
+        "working_bytes": peak_last - max(with_result, kept),
     }
 
 
 def _main() -> None:
+    """The child process: argument and output are JSON."""
     request = json.loads(sys.argv[1])
-    settings = Settings(**request.pop("settings"))
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer alone, whatever a peer prints
-        memory = measure_here(**request, settings=settings)
+    settings = Settings(**request["settings"])
+    torch.set_num_threads(settings.threads)
+    with contextlib.redirect_stdout(sys.stderr):  # a peer may print
+        case = next(c for c in load_benchmark(request["benchmark"]).cases(settings) if c.name == request["case"])
+        peer = next(p for p in case.peers if p.name == request["peer"])
+        memory = _measure_cpu(peer.setup)
     print(json.dumps(memory))
 
 

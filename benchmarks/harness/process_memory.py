@@ -1,4 +1,4 @@
-"""Resident memory of this process, from /proc. Imports nothing that would count."""
+"""Resident memory of this process, from /proc. Imports no large module: its memory would be measured too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def status_bytes(key: str) -> int:
-    """`VmRSS`, what is resident now, or `VmHWM`, the peak.
+    """Bytes of `VmRSS` (resident now) or `VmHWM` (peak).
 
     Raises:
-        OSError: this system does not say.
+        OSError: the system has no /proc, or it lacks this key.
     """
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:

@@ -1,7 +1,7 @@
-"""Steps captured in CUDA graphs, so that a timing holds what the device takes and not what Python takes to launch.
+"""Captures steps in CUDA graphs, so that a time is that of the device, without the launches from Python.
 
-A graph runs the step once on each of several sets of inputs. Together they span the L2 cache several times, so that a
-step finds its inputs in memory, as it does in a model.
+A graph runs the step once on each of several sets of inputs. Together they are several times as large as the L2 cache,
+so that a step reads its inputs from memory, as in a model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.harness.case import Run
 
-CACHE_SPANS = 3
-MOST_COPIES = 16
+CACHE_MULTIPLE = 3
+MAX_COPIES = 16
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Replay:
     """A captured step.
 
     Attributes:
-        run: replays the graph: `copies` steps.
-        copies: sets of inputs.
+        run: replays the graph, which runs `copies` steps.
+        copies: number of input sets.
     """
 
     run: Callable[[], None]
@@ -32,21 +32,21 @@ class Replay:
 
 
 def input_copies(setup_bytes: int, cache_bytes: int) -> int:
-    """How many sets of `setup_bytes` of inputs span an L2 cache of `cache_bytes` several times, within reason."""
-    return max(1, min(MOST_COPIES, math.ceil(CACHE_SPANS * cache_bytes / max(1, setup_bytes))))
+    """Number of input sets of `setup_bytes` each that together are several times as large as the L2 cache."""
+    return max(1, min(MAX_COPIES, math.ceil(CACHE_MULTIPLE * cache_bytes / max(1, setup_bytes))))
 
 
 def capture(runs: Sequence[Run]) -> Replay:
-    """Capture one step of each of `runs`, which have run before.
+    """Capture one step of each of `runs`; each step must have run before.
 
     Raises:
-        RuntimeError: a step waits for the device, or does something else that a graph cannot hold.
+        RuntimeError: a step synchronizes with the device, or does something else that cannot be captured.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for run in runs:
-            run.step()  # what is set up once a stream, such as cuBLAS' workspace, is not captured
+            run.step()  # so that one-time set-up per stream, such as the cuBLAS workspace, is not captured
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -1,8 +1,9 @@
-"""Benchmark results as Markdown tables: printed after a run, and written between markers of the documentation."""
+"""Markdown tables of benchmark results, printed after a run and written between markers of the documentation."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +18,83 @@ MARKED = re.compile(
     r".*?(?P<close><!-- /benchmarks:(?P=name) -->)",
     re.DOTALL,
 )
-SUMMARY = ["case", "slap-fast", "fastest other", "its time", "times as fast (quartiles)", "memory", "of the other"]
+SUMMARY = ["case", "slap-fast", "fastest other", "its time", "speedup (quartiles)", "memory", "its memory"]
+
+Record = dict[str, Any]
+Column = tuple[str, Callable[[Record, Record], str]]  # header; cell of a case and a peer that was measured
 
 
-def render(result: dict[str, Any]) -> str:
-    """Table, facts and circumstances of a result; every peer has a row, the slower and the failed ones too."""
-    cases = result["cases"]
+def render(result: Record) -> str:
+    """Table, facts, machine and versions of a result. Every peer has a row, also the slower and the failed ones."""
     if "figures" in result:
-        return f"{_figures(result['figures'])}\n\n{_circumstances(result)}\n"
+        return f"{_figures(result['figures'])}\n\n{_conditions(result)}\n"
     if "table" in result:
-        return f"{_table(**result['table'])}\n\n{_circumstances(result)}\n"
-    units = list(dict.fromkeys(unit for case in cases for unit in case["work"]))
-    rates = ["x real time" if unit == AUDIO_SECONDS else f"{unit}/s" for unit in units]
-    peers = [peer for case in cases for peer in case["peers"]]
-    working = any("working_bytes" in peer.get("memory", {}) for peer in peers)  # older results have none
-    header = ["case", "peer", "time a step (quartiles)", "times as fast (quartiles)", *rates, "peak memory of a step"]
-    header += ["of it beyond its result"] * working
-    replayed = any(peer.get("replay") for peer in peers)
-    header += ["launched from Python"] * replayed
-    peaks = _peak_rates(cases)
-    if peaks:
-        header.insert(4 + len(units), "share of measured peak")
-    rows = [
-        [case["name"], *_cells(peer, case, units, working, peaks, replayed)] for case in cases for peer in case["peers"]
-    ]
-    reasons = [
-        f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}"
-        for case in cases
-        for peer in case["peers"]
-        if peer["status"] != OK
-    ]
+        return f"{_table(**result['table'])}\n\n{_conditions(result)}\n"
+    cases = result["cases"]
+    columns = _columns(cases)
+    rows = [["case", "peer", *(header for header, _ in columns)]]
+    reasons = []
+    for case in cases:
+        for peer in case["peers"]:
+            if peer["status"] == OK:
+                cells = [cell(case, peer) for _, cell in columns]
+            else:
+                cells = [peer["status"], *[""] * (len(columns) - 1)]
+                reasons.append(f"- {case['name']}, {peer['name']}: {peer['status']}: {peer['reason']}")
+            rows.append([case["name"], peer["name"], *cells])
     reasons += [
-        f"- {case['name']}, {peer['name']}: timed as Python launches it, since no CUDA graph holds it: "
+        f"- {case['name']}, {peer['name']}: timed as launched from Python, because a CUDA graph cannot capture it: "
         f"{peer['replay']['reason']}"
         for case in cases
         for peer in case["peers"]
         if "reason" in peer.get("replay", {})
     ]
-    parts = [markdown_table([header, *rows]), "\n".join(reasons), _facts(cases), _circumstances(result)]
+    parts = [markdown_table(rows), "\n".join(reasons), _facts(cases), _conditions(result)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def summarize(result: dict[str, Any]) -> str:
-    """One row per case: our fastest peer against the fastest other one; then the circumstances."""
+def _columns(cases: list[Record]) -> list[Column]:
+    """Columns after the names. Optional ones only if a peer has a value: older results lack some."""
+    units = dict.fromkeys(unit for case in cases for unit in case["work"])
+    peaks = _peak_rates(cases)
+    peers = [peer for case in cases for peer in case["peers"]]
+
+    def rate(unit: str) -> Column:
+        header = "x real time" if unit == AUDIO_SECONDS else f"{unit}/s"
+        return header, lambda case, peer: format_amount(peer["rate"][unit]) if unit in peer["rate"] else ""
+
+    def share(case: Record, peer: Record) -> str:
+        peak = peaks.get(case.get("peak", ""))
+        return f"{peer['rate'][next(iter(case['work']))] / peak:.0%}" if peak else ""
+
+    def eager(case: Record, peer: Record) -> str:
+        return format_seconds(peer["eager"]["median"]) if "eager" in peer else ""
+
+    def peak_memory(case: Record, peer: Record) -> str:
+        return _bytes(peer, "step_bytes") or peer.get("memory", {}).get("reason", "")
+
+    columns: list[Column] = [
+        ("time per step (quartiles)", lambda case, peer: _time(**peer["time"])),
+        ("speedup (quartiles)", lambda case, peer: _ratio(peer.get("ratio"), peer["name"] == case["baseline"])),
+        *map(rate, units),
+    ]
+    if peaks:
+        columns.append(("share of measured peak", share))
+    columns.append(("peak memory", peak_memory))
+    if any("working_bytes" in peer.get("memory", {}) for peer in peers):
+        columns.append(("working memory", lambda case, peer: _bytes(peer, "working_bytes")))
+    if any(peer.get("replay") for peer in peers):
+        columns.append(("launched from Python", eager))
+    return columns
+
+
+def summarize(result: Record) -> str:
+    """One row per case: our fastest peer against the fastest other peer; then machine and versions."""
     rows = [row for case in result["cases"] if (row := _summary_row(case)) is not None]
-    return f"{markdown_table([SUMMARY, *rows])}\n\n{_circumstances(result)}\n"
+    return f"{markdown_table([SUMMARY, *rows])}\n\n{_conditions(result)}\n"
 
 
-def _summary_row(case: dict[str, Any]) -> list[str] | None:
+def _summary_row(case: Record) -> list[str] | None:
     ran = sorted((peer for peer in case["peers"] if peer["status"] == OK), key=lambda peer: peer["time"]["median"])
     ours = next((peer for peer in ran if is_ours(peer["name"])), None)
     other = next((peer for peer in ran if not is_ours(peer["name"])), None)
@@ -78,17 +108,17 @@ def _summary_row(case: dict[str, Any]) -> list[str] | None:
 
 
 def _selected_rows(lines: str, results: Path) -> str:
-    """A table of cases of several results.
+    """A table of cases from several results.
 
     Args:
         lines: one per row, `label = result name | case name`.
-        results: the folder of the results.
+        results: folder of the results.
 
     Raises:
-        ValueError: a result or a case does not exist, or the case has no row.
+        ValueError: a result or case does not exist, or slap-fast was not measured in the case.
     """
     rows = []
-    circumstances: dict[str, None] = {}  # a result that has several rows is described once
+    conditions: dict[str, None] = {}  # a dict, because a result with several rows is described once
     for line in lines.strip().splitlines():
         label, _, source = line.partition(" = ")
         name, _, wanted = source.partition(" | ")
@@ -97,31 +127,30 @@ def _selected_rows(lines: str, results: Path) -> str:
         if row is None:
             raise ValueError(f"{results / name}.json has no row for the case {wanted!r}, which the documentation shows")
         rows.append([label, *row[1:]])
-        circumstances[f"- `{name}`: {_circumstances(result)}"] = None
-    return "\n\n".join([markdown_table([SUMMARY, *rows]), "\n".join(circumstances)]) + "\n"
+        conditions[f"- `{name}`: {_conditions(result)}"] = None
+    return "\n\n".join([markdown_table([SUMMARY, *rows]), "\n".join(conditions)]) + "\n"
 
 
-def _load(results: Path, name: str) -> dict[str, Any]:
+def _load(results: Path, name: str) -> Record:
     path = results / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"the marker benchmarks:{name} has no result {path}; run the benchmark first")
     return load_result(path)
 
 
-def _memory(peer: dict[str, Any]) -> str:
-    """Beyond the step's result where that was measured, else of the step."""
-    memory = peer.get("memory", {})
-    return next((format_bytes(memory[name]) for name in ("working_bytes", "step_bytes") if name in memory), "")
+def _memory(peer: Record) -> str:
+    """Working memory, or peak memory in older results."""
+    return _bytes(peer, "working_bytes") or _bytes(peer, "step_bytes")
 
 
 def render_document(text: str, results: Path) -> str:
-    """`text` with a fresh table between each `<!-- benchmarks:NAME -->` and its `<!-- /benchmarks:NAME -->`.
+    """`text` with a new table between each `<!-- benchmarks:NAME -->` and its `<!-- /benchmarks:NAME -->`.
 
-    The table is drawn from `results/NAME.json`: one row per peer, or after `NAME summary` one row per case. A marker
-    with lines `label = RESULT | CASE` between its NAME and `-->` draws one row for each, of any result.
+    The table is that of `results/NAME.json`: one row per peer, or one row per case after `NAME summary`. If a marker
+    has lines `label = RESULT | CASE` between NAME and `-->`, the table has one row per line, from any result.
 
     Raises:
-        ValueError: a marker has no partner, or its result or case does not exist.
+        ValueError: a marker has no closing or opening marker, or its result or case does not exist.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -133,11 +162,11 @@ def render_document(text: str, results: Path) -> str:
 
     unmatched = re.search(r"<!-- /?benchmarks:[^>]*-->", MARKED.sub("", text))
     if unmatched:
-        raise ValueError(f"the marker {unmatched[0]} has no partner")
+        raise ValueError(f"the marker {unmatched[0]} has no opening or closing marker")
     return MARKED.sub(fill, text)
 
 
-def _figures(figures: list[dict[str, Any]]) -> str:
+def _figures(figures: list[Record]) -> str:
     rows = [
         [figure["name"], format_amount(figure["value"]), "" if figure["bound"] is None else f"{figure['bound']:g}"]
         for figure in figures
@@ -150,8 +179,8 @@ def _table(columns: list[str], rows: list[list[str | float | None]]) -> str:
     return markdown_table([columns, *cells])
 
 
-def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
-    """By the name of each case that others take for a peak: its highest rate of the first unit of work."""
+def _peak_rates(cases: list[Record]) -> dict[str, float]:
+    """For each case that is the `peak` of others: its highest rate of the first unit of work."""
     wanted = {case["peak"] for case in cases if case.get("peak")}  # older results have none
     return {
         case["name"]: max(peer["rate"][next(iter(case["work"]))] for peer in case["peers"] if peer["status"] == OK)
@@ -160,29 +189,17 @@ def _peak_rates(cases: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _cells(
-    peer: dict[str, Any], case: dict[str, Any], units: list[str], working: bool, peaks: dict[str, float], replayed: bool
-) -> list[str]:
-    if peer["status"] != OK:
-        return [peer["name"], peer["status"], *[""] * (len(units) + 2 + working + bool(peaks) + replayed)]
-    peak = peaks.get(case.get("peak", ""))
-    share = f"{peer['rate'][next(iter(case['work']))] / peak:.0%}" if peak else ""
-    time, memory = peer["time"], peer.get("memory", {})
-    ratio = peer.get("ratio")
-    return [
-        peer["name"],
-        f"{format_seconds(time['median'])} ({format_seconds(time['q1'])} to {format_seconds(time['q3'])})",
-        _ratio(ratio, peer["name"] == case["baseline"]),
-        *[format_amount(peer["rate"][unit]) if unit in peer["rate"] else "" for unit in units],
-        *([share] * bool(peaks)),
-        format_bytes(memory["step_bytes"]) if "step_bytes" in memory else memory.get("reason", ""),
-        *([format_bytes(memory["working_bytes"]) if "working_bytes" in memory else ""] * working),
-        *([format_seconds(peer["eager"]["median"]) if "eager" in peer else ""] * replayed),
-    ]
+def _time(q1: float, median: float, q3: float) -> str:
+    return f"{format_seconds(median)} ({format_seconds(q1)} to {format_seconds(q3)})"
 
 
-def _facts(cases: list[dict[str, Any]]) -> str:
-    """One line for all the cases that share their facts."""
+def _bytes(peer: Record, key: str) -> str:
+    memory = peer.get("memory", {})
+    return format_bytes(memory[key]) if key in memory else ""
+
+
+def _facts(cases: list[Record]) -> str:
+    """One line for all cases with the same facts."""
     described: dict[str, list[str]] = {}
     for case in cases:
         if case["facts"]:
@@ -199,7 +216,7 @@ def _ratio(ratio: dict[str, float] | None, is_baseline: bool) -> str:
     return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
 
 
-def _circumstances(result: dict[str, Any]) -> str:
+def _conditions(result: Record) -> str:
     machine, versions, settings = result["machine"], result["versions"], result["settings"]
     rounds = {len(peer["seconds"]) for case in result["cases"] for peer in case["peers"] if peer["status"] == OK}
     parts = [

@@ -1,20 +1,22 @@
-"""Results on disk: one JSON file a benchmark and device, from which tables and plots are drawn.
+"""Benchmark results: one JSON file per benchmark and device; tables and plots are drawn from these files.
 
     {"format": 1, "benchmark", "title", "date", "settings": {...}, "machine": {...}, "versions": {...},
      "cases": [{"name", "baseline", "tolerance", "work": {unit: amount}, "facts": {...}, "peak": case or null,
                 "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
                            "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
-                           "rate": {unit: amount a second},
+                           "rate": {unit: amount per second},
                            "eager": {"q1", "median", "q3"} or null, "replay": {"copies"} or {"reason"},
                            "memory": {"setup_bytes", "step_bytes", "kept_bytes", "working_bytes", "method"}
                                      or {"reason"}}]}]}
 
-A benchmark without peers has no cases, but "figures": [{"name", "value", "bound": what it must lie below, or null}],
-or a "table": {"columns": [name], "rows": [[text, number or null]]}.
-Times are in seconds; `ratio` is the baseline's time over the peer's, above 1 where the peer is faster. A peer whose
-status is not "ok" has a reason and none of what follows `errors`. On a GPU `seconds` are replays of a CUDA graph that
-runs the step on `copies` sets of inputs, and `eager` is the same step launched from Python; where a step cannot be
-captured, `replay` has the reason and `seconds` are launched from Python. While a case runs, "in_progress" names it.
+A benchmark without peers has no cases, but "figures": [{"name", "value", "bound": upper bound or null}], or a "table":
+{"columns": [name], "rows": [[text, number or null]]}.
+
+- Times are in seconds. `ratio` is the baseline's time divided by the peer's: above 1 if the peer is faster.
+- A peer whose status is not "ok" has a reason, and no keys after `errors`.
+- On a GPU, `seconds` are times of a CUDA graph replay, which runs the step on `copies` sets of inputs; `eager` is the
+  step launched from Python. If the step cannot be captured, `replay` has the reason and `seconds` are eager times.
+- While a case runs, "in_progress" is its name.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from benchmarks.harness.case import Settings
 from benchmarks.harness.machine import describe_machine, describe_versions
 
 FORMAT = 1
+# Cases of one result may differ in these.
 _MAY_DIFFER = ("load_average", "rounds", "seconds", "budget")
-OURS = ("slap-fast", "packed")  # what the names of our own peers begin with
+OURS = ("slap-fast", "packed")  # prefixes of the names of our own peers
 
 
 def build_result(benchmark: str, title: str, cases: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
@@ -48,30 +51,27 @@ def build_result(benchmark: str, title: str, cases: list[dict[str, Any]], settin
     }
 
 
-def with_earlier(result: dict[str, Any], earlier: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
-    """`result` with the cases of `earlier` that it lacks, so that a benchmark of hours can be run in parts.
+def merge_earlier(result: dict[str, Any], earlier: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """`result` with the cases of `earlier` that it lacks, so that a long benchmark can run in parts.
 
     Args:
-        order: names of all the benchmark's cases.
+        result: the current result.
+        earlier: a result of the same benchmark.
+        order: names of all cases of the benchmark.
 
     Raises:
-        ValueError: the two were not measured alike.
+        ValueError: the two differ in machine, versions or settings.
     """
     for part in ("machine", "versions", "settings"):
-        own, other = (_alike(value[part]) for value in (result, earlier))
-        if own != other:
-            differing = sorted(name for name in own | other if own.get(name) != other.get(name))
+        new, old = result[part], earlier[part]
+        differing = [name for name in sorted(new | old) if name not in _MAY_DIFFER and new.get(name) != old.get(name)]
+        if differing:
             raise ValueError(
                 f"--add: the earlier result of {earlier['date'][:10]} differs in {part}: {', '.join(differing)}; "
-                "run all cases, or leave --add out to replace it"
+                "run all cases, or omit --add to replace it"
             )
     cases = {case["name"]: case for case in earlier["cases"] + result["cases"]}
     return result | {"cases": [cases[name] for name in order if name in cases]}
-
-
-def _alike(circumstances: dict[str, Any]) -> dict[str, Any]:
-    """Without what may differ between the parts of one measurement."""
-    return {name: value for name, value in circumstances.items() if name not in _MAY_DIFFER}
 
 
 def is_ours(peer: str) -> bool:
@@ -79,7 +79,7 @@ def is_ours(peer: str) -> bool:
 
 
 def result_name(result: dict[str, Any]) -> str:
-    """File name without its suffix, which is also the table's name in the README. Quick runs have their own."""
+    """File name without suffix, which is also the name of the table in the documentation."""
     settings = result["settings"]
     quick = "-quick" if settings["quick"] else ""
     cold = "-cold" if settings["cold_cache"] else ""
@@ -93,12 +93,16 @@ def result_path(result: dict[str, Any], folder: Path) -> Path:
 def save_result(result: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = result_path(result, folder)
-    path.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(without_infinities(result), indent=1, allow_nan=False) + "\n")
     return path
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """Raises ValueError for a file that is not a result of this format."""
+    """Read a result.
+
+    Raises:
+        ValueError: the file is not a result of this format.
+    """
     try:
         result = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -108,12 +112,12 @@ def load_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def finite(value: Any) -> Any:
-    """JSON has no infinity: an error that is infinite is stored as the string "inf"."""
+def without_infinities(value: Any) -> Any:
+    """Replace numbers that JSON does not have: an infinite error becomes the string "inf"."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [finite(item) for item in value]
+        return [without_infinities(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

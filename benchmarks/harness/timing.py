@@ -1,4 +1,4 @@
-"""Interleaved timing: A B C A B C, so that a machine which slows down slows every peer alike."""
+"""Interleaved timing: A B C A B C, so that a machine that slows down affects all peers equally."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.harness.case import Settings
 MIN_SAMPLE_SECONDS = 5e-3
 MIN_ROUNDS = 5
 MAX_ROUNDS = 100
-# For fewer rounds than MIN_ROUNDS: how often they may take the time that was allowed.
-MOST_OVERTIME = 10
+# MIN_ROUNDS may take up to this multiple of `Settings.seconds`; beyond it, fewer rounds are run.
+MAX_OVERTIME = 10
 WARM_AFTER_SECONDS = 5.0
 COLD_CACHE_BYTES = 512 * 2**20
 
@@ -29,14 +29,19 @@ def time_interleaved(
     timer: Timer | None = None,
     checked_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a call of each step, one sample a round; sample i of every step is from round i.
+    """Seconds per call of each step, one sample per round; sample i of every step is from round i.
 
-    Each step has run before, in its check, and is warmed up once more here, unless it took `checked_seconds` of
-    WARM_AFTER_SECONDS there: what runs for so long is warm after its first percent. A sample repeats a short step until
-    it lasts about 5 ms, so that the clock's resolution does not matter; with a cold cache it never repeats.
+    The number of rounds is what fits in `settings.seconds`, but from MIN_ROUNDS to MAX_ROUNDS. If MIN_ROUNDS would take
+    more than MAX_OVERTIME times `settings.seconds`, it is what fits in that time, at least one.
 
-    There are at least MIN_ROUNDS, but where these would take more than MOST_OVERTIME times `settings.seconds`: then as
-    many as do not, or one.
+    A sample repeats a short step for about 5 ms, because of the resolution of the clock, but not with a cold cache.
+
+    Args:
+        steps: by name.
+        settings: measurement settings.
+        timer: runs a step n times and returns the seconds per call; None: by `settings.device`.
+        checked_seconds: duration of each step in its check. A step that took WARM_AFTER_SECONDS or more gets no
+            other warm-up: it is warm after its first percent.
     """
     timer = timer or default_timer(settings.device)
     sweep = cache_sweeper(settings.device) if settings.cold_cache else None
@@ -66,9 +71,9 @@ def time_interleaved(
 
 
 def _rounds(fitting: float) -> int:
-    """`fitting`: how many rounds the time that is allowed holds."""
-    least = min(MIN_ROUNDS, max(1, int(fitting * MOST_OVERTIME)))
-    return min(MAX_ROUNDS, max(least, int(fitting)))
+    """Number of rounds, if `fitting` rounds take `settings.seconds`."""
+    at_least = min(MIN_ROUNDS, max(1, int(fitting * MAX_OVERTIME)))
+    return min(MAX_ROUNDS, max(at_least, int(fitting)))
 
 
 def default_timer(device: str) -> Timer:
@@ -83,9 +88,9 @@ def cpu_timer(step: Callable[[], object], repeats: int) -> float:
 
 
 def cuda_timer(step: Callable[[], object], repeats: int) -> float:
-    """By events on the device: from an idle device to the end of the last kernel, launch gaps included.
+    """Time by CUDA events, from an idle device to the end of the last kernel.
 
-    Small steps then measure Python: `benchmarks.harness.replay` is what they are timed by.
+    Includes gaps between launches, so a small step measures Python: `benchmarks.harness.replay` avoids that.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
@@ -98,13 +103,13 @@ def cuda_timer(step: Callable[[], object], repeats: int) -> float:
 
 
 def cache_sweeper(device: str) -> Callable[[], object]:
-    """Writes a buffer larger than any last-level cache."""
+    """A function that writes a buffer larger than any last-level cache."""
     buffer = torch.empty(COLD_CACHE_BYTES, dtype=torch.uint8, device=device)
     return buffer.zero_
 
 
 def quartiles(samples: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, which a single disturbed sample does not move."""
+    """Median and quartiles: robust against single outliers."""
     if len(samples) == 1:
         return {"q1": samples[0], "median": samples[0], "q3": samples[0]}
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
@@ -112,5 +117,5 @@ def quartiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 def paired_ratio(baseline: Sequence[float], samples: Sequence[float]) -> dict[str, float]:
-    """How many times faster than the baseline: quartiles of the ratios of the rounds, each within its own round."""
+    """Speedup over the baseline: quartiles of the ratio within each round."""
     return quartiles([base / sample for base, sample in zip(baseline, samples, strict=True)])

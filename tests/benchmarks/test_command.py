@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.report import format_bytes, format_seconds, render, render_document, summarize
-from benchmarks.harness.results import load_result, with_earlier
+from benchmarks.harness.results import load_result, merge_earlier
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_col
     assert main([benchmark, "--quick", "--no-memory", "--out", str(tmp_path)]) == 0
     without_memory = capsys.readouterr().out
     assert "| x real time |" in without_memory
-    assert "beyond its result" not in without_memory
+    assert "working memory" not in without_memory
     result = load_result(tmp_path / "returning_toy-cpu-quick.json")
     lean, _ = result["cases"][0]["peers"]
     lean["memory"] = {"step_bytes": 2**25, "working_bytes": 2**19}
     table = render(result).splitlines()
-    assert table[0].endswith("| peak memory of a step | of it beyond its result |")
-    assert table[2].endswith("| 32 MiB                | 512 KiB                 |")
-    assert table[3].split("|")[-3:-1] == [" " * 23, " " * 25]
+    assert table[0].endswith("| peak memory | working memory |")
+    assert table[2].endswith("| 32 MiB      | 512 KiB        |")
+    assert table[3].split("|")[-3:-1] == [" " * 13, " " * 16]
     assert lean["rate"]["audio seconds"] == pytest.approx(60.0 / lean["time"]["median"])
 
 
@@ -81,7 +81,7 @@ def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_col
     [
         (["nothing"], "no benchmark 'nothing'"),
         (["--threads", "0"], "--threads is 0"),
-        (["tests.benchmarks.toy", "--cases", "left"], "no case is named so; there are right"),
+        (["tests.benchmarks.toy", "--cases", "left"], "no case matches; there are right"),
         (["plot", "--out", "nowhere"], "no results to plot"),
         (["readme", "--readme", "nowhere.md"], "nowhere.md"),
     ],
@@ -145,7 +145,7 @@ def test_a_marker_with_lines_draws_the_cases_that_they_name(result: dict[str, An
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- benchmarks:toy-cpu-quick -->\n", "has no partner"),
+        ("<!-- benchmarks:toy-cpu-quick -->\n", "has no opening or closing marker"),
         ("<!-- benchmarks:other-cpu -->\n<!-- /benchmarks:other-cpu -->\n", "has no result"),
         ("<!-- benchmarks:rows\na = other-cpu | sum\n-->\n<!-- /benchmarks:rows -->\n", "has no result"),
         ("<!-- benchmarks:rows\na = toy-cpu-quick | x\n-->\n<!-- /benchmarks:rows -->\n", "no row for the case 'x'"),
@@ -230,7 +230,7 @@ def test_a_part_joins_what_was_measured_before_in_the_order_of_the_benchmark(res
 
     earlier = result | {"cases": [case("first", 1.0), case("second", 1.0), case("no longer there", 1.0)]}
     later = result | {"cases": [case("third", 2.0), case("second", 2.0)]}
-    joined = with_earlier(later, earlier, ["first", "second", "third", "never measured"])
+    joined = merge_earlier(later, earlier, ["first", "second", "third", "never measured"])
     assert [(part["name"], part["tolerance"]) for part in joined["cases"]] == [
         ("first", 1),
         ("second", 2),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_round import ROOT, __main__, collect, lines, triton_cache
+from benchmarks.gpu_round import ROOT, __main__, collect, triton_cache
 from benchmarks.gpu_round.operations import SIZES, operations
-from benchmarks.gpu_round.reports import counted, outcomes
+from benchmarks.gpu_round.reports import read_counters, read_tests
 from benchmarks.gpu_round.stages import STAGES, Command, Round, Stage
+from benchmarks.harness import json_lines
 from slap_fast.ops import dispatch
 
 PYTHON = [sys.executable, "-c"]
@@ -46,7 +47,7 @@ def test_the_page_shows_what_was_found_and_a_rehearsal_is_no_result(
     _, out = rehearsal
     with pytest.raises(SystemExit):
         collect.main([str(out)])
-    assert "a rehearsal is no measurement" in capsys.readouterr().err
+    assert "a rehearsal is not a measurement" in capsys.readouterr().err
     assert collect.main([str(out), "--into", str(tmp_path)]) == 0
     page = (tmp_path / "README.md").read_text()
     titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
@@ -91,7 +92,7 @@ def test_a_stage_that_fails_or_hangs_is_named_and_the_next_runs(
 def test_what_there_is_no_time_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _run((_stage("late", Command("a", [*PYTHON, "pass"])),), tmp_path, monkeypatch, minutes=0.0) == 1
     (end,) = collect.merge([tmp_path / "out"])["stages"]
-    assert end["status"] == "not begun: no time left"
+    assert end["status"] == "not started: no time left"
 
 
 def test_a_process_that_died_goes_on_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +113,8 @@ def test_jobs_go_on_in_a_new_process_after_one_that_lost_the_gpu(tmp_path: Path)
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "tests.benchmarks.losing_jobs", "--device", "cpu", "--results", str(results)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 1
-    found = list(lines.read(results))
-    assert [(job["job"], job["ok"]) for job in found] == [("first", True), ("wild", False), ("last", True)]
+    found = list(json_lines.read(results))
+    assert [(job["job"], job["ok"]) for job in found] == [("first", True), ("illegal access", False), ("last", True)]
     assert found[1]["reason"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert found[1]["lost_the_gpu"]
 
@@ -122,9 +123,9 @@ def test_a_second_call_replaces_what_it_measured_again(tmp_path: Path) -> None:
     def call(name: str, **right: bool) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        lines.append(folder / "results.jsonl", stage="round", tiny=False)
+        json_lines.append(folder / "results.jsonl", stage="round", tiny=False)
         for job, ok in right.items():
-            lines.append(folder / "results.jsonl", stage="smoke", job=job, ok=ok)
+            json_lines.append(folder / "results.jsonl", stage="smoke", job=job, ok=ok)
         return folder
 
     calls = [call("first", a=True, b=False), call("second", b=True)]
@@ -146,7 +147,7 @@ def test_reports_of_the_tools_are_cut_down_to_what_the_page_shows(tmp_path: Path
     ]
     text = "\n".join(",".join(f'"{cell}"' for cell in row) for row in (names, *rows))
     counters.write_text(f"==PROF== Connected to process 7\n{text}\n")
-    assert counted(counters) == [
+    assert read_counters(counters) == [
         {"kernel": "forward_kernel", "Duration": "170.5 us", "Memory Throughput": "61.0 %"},
         {"kernel": "gradient_kernel", "Achieved Occupancy": "24.9 %"},
     ]
@@ -156,7 +157,7 @@ def test_reports_of_the_tools_are_cut_down_to_what_the_page_shows(tmp_path: Path
         '<testcase classname="t" name="b"><failure message="assert 1 == 2&#10;more"/></testcase>'
         '<testcase classname="t" name="c"><skipped message="no flash-attn"/></testcase></testsuite></testsuites>'
     )
-    assert outcomes(tests) == {
+    assert read_tests(tests) == {
         "counts": {"passed": 1, "failed": 1, "skipped": 1},
         "failed": [{"test": "t::b", "message": "assert 1 == 2"}],
         "skipped": {"no flash-attn": 1},
@@ -194,8 +195,8 @@ def test_stages_of_a_gpu_are_commands_that_exist(tmp_path: Path, monkeypatch: py
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--stages", "smok"], "there is no stage smok; there are build, smoke"),
-        (["--device", "cpu"], "only the rehearsal"),
+        (["--stages", "smok"], "there is no stage smok; choose from build, smoke"),
+        (["--device", "cpu"], "--device cpu is a rehearsal and needs --tiny"),
     ):
         with pytest.raises(SystemExit) as caught:
             __main__.main([*arguments, "--out", str(tmp_path)])

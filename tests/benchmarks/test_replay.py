@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness import measure
 from benchmarks.harness.case import Peer, Run, Settings
 from benchmarks.harness.measure import DeviceLostError, measure_case
-from benchmarks.harness.replay import MOST_COPIES, Replay, input_copies
+from benchmarks.harness.replay import MAX_COPIES, Replay, input_copies
 from benchmarks.harness.report import render
 from benchmarks.harness.results import build_result
 from benchmarks.our_peers import VARIANTS_OF
@@ -22,7 +22,7 @@ from tests.benchmarks import toy
 GPU = Settings(device="cuda", rounds=3)
 
 
-@pytest.mark.parametrize(("setup", "copies"), [(0, MOST_COPIES), (1 << 20, MOST_COPIES), (50 << 20, 3), (1 << 30, 1)])
+@pytest.mark.parametrize(("setup", "copies"), [(0, MAX_COPIES), (1 << 20, MAX_COPIES), (50 << 20, 3), (1 << 30, 1)])
 def test_inputs_span_the_cache_several_times(setup: int, copies: int) -> None:
     assert input_copies(setup, 50 << 20) == copies
 
@@ -47,6 +47,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "measure_on_gpu", lambda run, setup_bytes: {"step_bytes": 1})
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20))
@@ -62,14 +63,17 @@ def test_a_step_is_timed_by_replay_with_its_launches_beside_it_or_says_why_not()
     case = replace(toy.broken_case(), peers=peers)
     measured = measure_case("toy", case, GPU)
     replayed, launched = measured["peers"]
-    assert replayed["replay"] == {"copies": MOST_COPIES}
-    assert replayed["time"]["median"] == 1.0 / MOST_COPIES
+    assert replayed["replay"] == {"copies": MAX_COPIES}
+    assert replayed["time"]["median"] == 1.0 / MAX_COPIES
     assert replayed["eager"]["median"] == launched["time"]["median"] == 1.0
     assert launched["replay"] == {"reason": "RuntimeError: operation not permitted when stream is capturing"}
     assert "eager" not in launched
     table = render(build_result("toy", "Toy", [measured], replace(GPU, device="cpu")))
     assert table.splitlines()[0].endswith("| launched from Python |")
-    assert "waiting: timed as Python launches it, since no CUDA graph holds it: RuntimeError: operation" in table
+    assert (
+        "waiting: timed as launched from Python, because a CUDA graph cannot capture it: RuntimeError: operation"
+        in table
+    )
 
     (row,) = measure_case("toy", replace(case, peers=peers[:1], replayable=False), GPU)["peers"]
     assert "replay" not in row
@@ -88,10 +92,11 @@ def test_a_peer_that_loses_the_device_is_named_and_ends_the_process(monkeypatch:
     peers = (_peer("right", lambda: None), _peer("wild", lose), _peer("after", lambda: None))
     with pytest.raises(DeviceLostError, match="after wild") as caught:
         measure_case("toy", replace(toy.broken_case(), peers=peers), GPU)
+    monkeypatch.undo()  # or the plugin for lost devices takes this for a real one
     reasons = {row["name"]: row["reason"] for row in caught.value.measured["peers"]}
     assert {row["status"] for row in caught.value.measured["peers"]} == {"error"}
     assert reasons["wild"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert reasons["right"] == reasons["after"] == "not run: the GPU answers no more after wild"
+    assert reasons["right"] == reasons["after"] == "not run: the GPU no longer responds after wild"
 
 
 def test_every_variant_of_a_kernel_has_a_row_in_a_benchmark() -> None:
