@@ -1,5 +1,8 @@
-"""Drop-in replacements for parts of other libraries, built on `slap_fast.ops`: torchaudio's `MelSpectrogram`, the
-feature extractors of Hugging Face transformers, and a packed attention implementation for its models.
+"""Drop-in replacements for parts of torchaudio and Hugging Face transformers, built on `slap_fast.ops`.
+
+- `MelSpectrogram`: `torchaudio.transforms.MelSpectrogram`
+- `ASTFeatureExtractor`, `ClapFeatureExtractor`, `WhisperFeatureExtractor`: those of transformers
+- `transformers_attention.register()`: packed attention for transformers models, `attn_implementation="slap_varlen"`
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ __all__ = ["ASTFeatureExtractor", "ClapFeatureExtractor", "MelSpectrogram", "Whi
 
 
 def __getattr__(name: str) -> Any:
-    # transformers takes seconds to import: only for callers that use it.
+    # Lazy: transformers takes seconds to import.
     if name in _MODULES:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

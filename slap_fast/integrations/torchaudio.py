@@ -1,4 +1,10 @@
-"""torchaudio's `MelSpectrogram` module on `log_mel`: the same arguments and values, in one fused pass."""
+"""torchaudio's `MelSpectrogram` on `log_mel`: the same arguments and values, in one fused pass.
+
+    mel = MelSpectrogram(sample_rate=16_000, n_fft=512, n_mels=80, log="db")    # an nn.Module, as in torchaudio
+    features = mel(waveform)                                                    # [..., time] -> [..., 80, frames]
+
+torchaudio itself is not needed.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,10 @@ from torch import Tensor, nn
 
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import Log, MelConfig, Window
-from slap_fast.ops.log_mel.tables import window as window_of
+from slap_fast.ops.log_mel.tables import window
 
 _WINDOWS: dict[Any, tuple[Window, Window]] = {
-    # What it is with periodic=True and with periodic=False.
+    # The name with periodic=True, and with periodic=False.
     torch.hann_window: ("hann_periodic", "hann_symmetric"),
     torch.hamming_window: ("hamming_periodic", "hamming_symmetric"),
     torch.ones: ("rectangular", "rectangular"),
@@ -26,37 +32,37 @@ _PAD_MODES = {"reflect": "reflect", "constant": "zeros"}
 class MelSpectrogram(nn.Module):
     """Mel spectrogram of `[..., time]` waveforms: `torchaudio.transforms.MelSpectrogram`, fused.
 
-    Differentiable, with no parameters and no buffers. A torchaudio checkpoint loads into it: what that stores, the
-    window and the filterbank, follows from the arguments.
+    Differentiable, without parameters or buffers. Checkpoints of torchaudio load: their tables, window and filterbank,
+    are ignored, as they follow from the arguments.
 
-    Clips that `torch.stft` refuses have frames here: a reflection repeats on clips no longer than it, and without
-    centring, a clip shorter than `n_fft` is zero-padded to one frame.
+    Clips that `torch.stft` rejects have frames here: the reflection repeats on clips that are not longer than it, and
+    with `center=False` a clip shorter than `n_fft` is zero-padded to one frame.
 
     Args:
         sample_rate: Hz.
         n_fft: FFT size in samples, even.
-        win_length: window in samples; None is `n_fft`.
-        hop_length: samples from one frame to the next; None is `win_length // 2`.
+        win_length: length of the window in samples; None is `n_fft`.
+        hop_length: samples from the start of one frame to the next; None is `win_length // 2`.
         f_min: lower edge of the first filter in Hz, at least 0.
-        f_max: upper edge of the last filter in Hz, at most `sample_rate // 2`, which None stands for.
+        f_max: upper edge of the last filter in Hz, at most `sample_rate // 2`, the default.
         pad: zeros added on both sides of the waveform first.
-        n_mels: filters.
+        n_mels: number of filters.
         window_fn: `torch.hann_window`, `torch.hamming_window` or `torch.ones`.
         power: 2 for the power spectrum, 1 for the magnitude.
-        normalized: True or "window" divides the spectrum by the window's root of the sum of squares, "frame_length"
-            by the root of `n_fft`.
-        wkwargs: of `window_fn`; `periodic` is known.
-        center: centre frame t at sample `t * hop_length`, by padding with half of `n_fft`.
+        normalized: True or "window" divides the spectrum by the root of the window's sum of squares, "frame_length" by
+            the root of `n_fft`.
+        wkwargs: keyword arguments of `window_fn`: only `periodic`.
+        center: center frame t at sample `t * hop_length`, by padding with `n_fft // 2` samples on both sides.
         pad_mode: of that padding: "reflect" or "constant" (zeros).
-        onesided: without influence, as in torchaudio.
+        onesided: ignored, as in torchaudio.
         norm: "slaney" divides each filter by half its width in Hz.
         mel_scale: "htk" or "slaney".
-        log: beyond torchaudio: the logarithm in the same pass. "db" is `AmplitudeToDB`, of stype "power" with
-            `power=2`, "magnitude" with `power=1`, without `top_db`; or "natural" or "log10".
+        log: not in torchaudio: a logarithm in the same pass: "natural", "log10", or "db", which is `AmplitudeToDB`
+            without `top_db`, of stype "power" for `power=2` and "magnitude" for `power=1`.
         log_floor: mel values are clamped to this before a logarithm.
 
     Raises:
-        ValueError: an argument has a value that is not listed here.
+        ValueError: an argument has a value that is not listed above.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class MelSpectrogram(nn.Module):
         win_length = n_fft if win_length is None else win_length
         hop_length = win_length // 2 if hop_length is None else hop_length
         if n_fft % 2:
-            # torchaudio spreads its bins from 0 to Nyquist, where an odd FFT has none.
+            # torchaudio places the last bin at the Nyquist frequency, where an odd FFT has none.
             raise ValueError(f"n_fft is {n_fft}; choose an even number")
         if pad < 0:
             raise ValueError(f"pad is {pad}; it must be at least 0")
@@ -101,12 +107,12 @@ class MelSpectrogram(nn.Module):
         if normalized not in (False, True, "window", "frame_length"):
             raise ValueError(f"normalized is {normalized!r}; choose False, True, 'window' or 'frame_length'")
         config = MelConfig(
-            # torchaudio takes the Nyquist frequency as an integer, and spreads the bins below that.
+            # torchaudio rounds the Nyquist frequency down to an integer and spreads the bins up to it.
             sample_rate=sample_rate // 2 * 2,
             n_fft=n_fft,
             win_length=win_length,
             hop_length=hop_length,
-            window=_window(window_fn, wkwargs or {}),
+            window=_window_name(window_fn, wkwargs or {}),
             frame_span="n_fft",
             padding=_PAD_MODES[pad_mode] if center else "none",  # type: ignore[arg-type]
             remove_dc_offset=False,
@@ -151,7 +157,7 @@ class MelSpectrogram(nn.Module):
         return f"sample_rate={self.sample_rate}, n_fft={self.n_fft}, hop_length={self.hop_length}, n_mels={self.n_mels}"
 
 
-def _window(window_fn: Callable[..., Tensor], arguments: dict[str, Any]) -> Window:
+def _window_name(window_fn: Callable[..., Tensor], arguments: dict[str, Any]) -> Window:
     if window_fn not in _WINDOWS:
         raise ValueError(f"window_fn is {window_fn}; choose torch.hann_window, torch.hamming_window or torch.ones")
     known = [] if window_fn is torch.ones else ["periodic"]
@@ -163,10 +169,10 @@ def _window(window_fn: Callable[..., Tensor], arguments: dict[str, Any]) -> Wind
 
 
 def _normalized(config: MelConfig, normalized: bool | str) -> MelConfig:
-    """`config` with the spectrum's scale moved to the samples, which it is linear in."""
+    """`config` with the scale of the spectrum applied to the samples: the spectrum is linear in them."""
     if not normalized:
         return config
-    energy = config.n_fft if normalized == "frame_length" else float((window_of(config) ** 2).sum())
+    energy = config.n_fft if normalized == "frame_length" else float((window(config) ** 2).sum())
     return dataclasses.replace(config, input_scale=1.0 / math.sqrt(energy))
 
 

@@ -1,8 +1,12 @@
-"""`attn_implementation="slap_varlen"`: Hugging Face transformers models run packed through `varlen_attention`.
+"""Packed attention for Hugging Face transformers: `attn_implementation="slap_varlen"` runs `varlen_attention`.
 
-The convention is transformers' own for packed input: `input_ids` and `position_ids` of shape `[1, T]`, and the keyword
-arguments `cu_seq_lens_q` and `max_length_q` (`cu_seq_lens_k`, `max_length_k` for cross-attention). Every layer gets the
-same ones, an encoder's like a decoder's: run the encoder by itself, and hand its output to the decoder.
+    model = AutoModel.from_pretrained(name, attn_implementation=register())
+    out = model(input_ids=ids[None], position_ids=positions[None], cu_seq_lens_q=cu_seqlens, max_length_q=longest)
+
+The convention is that of transformers for packed input: `input_ids` and `position_ids` of shape `[1, T]`, and the
+keyword arguments `cu_seq_lens_q` and `max_length_q` (`cu_seq_lens_k`, `max_length_k` for cross-attention). transformers
+passes the same arguments to every layer of encoder and decoder: run the encoder separately and pass its output to the
+decoder.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from slap_fast.ops.attention import varlen_attention
 
 NAME = "slap_varlen"
 
-# Arguments by which models change the scores: without them the result would be wrong.
+# Arguments that change the scores. Ignoring them would give wrong results.
 _CHANGES_SCORES = ("position_bias", "s_aux", "softcap")
 
 
@@ -47,14 +51,14 @@ def _attention(
             f"max_length_q={max_length_q})"
         )
     if attention_mask is not None:
-        raise ValueError(f"attn_implementation={NAME!r} takes no attention_mask: the sequences' borders are the mask")
+        raise ValueError(f"attn_implementation={NAME!r} takes no attention_mask: cu_seq_lens_q separates the sequences")
     if dropout > 0.0:
         raise ValueError(f"attn_implementation={NAME!r} has no attention dropout; set it to 0 (it is {dropout})")
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     if causal and key.shape[2] == query.shape[2]:
-        # Self-attention. In a decoder that also has cross-attention, the keys' arguments are those of the encoder.
+        # Self-attention. In a decoder with cross-attention, the arguments for keys describe the encoder's output.
         cu_seq_lens_k, max_length_k = None, None
-    # transformers counts a token itself in its window; ours is flash-attn's, what lies to each side.
+    # The window of transformers counts the token itself; that of `varlen_attention` counts tokens to each side.
     side = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     attended = varlen_attention(
@@ -77,7 +81,7 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
 
 
 def register() -> str:
-    """Make `slap_varlen` known to transformers; returns the name to pass as `attn_implementation`."""
+    """Register `slap_varlen` with transformers; returns the name to pass as `attn_implementation`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -1,10 +1,13 @@
-"""Hugging Face's feature extractors for Whisper, AST and CLAP, on `log_mel`: tensors in, tensors out, on any device.
+"""Feature extractors of Hugging Face transformers for Whisper, AST and CLAP, on `log_mel`.
 
-Configuration, arguments, output keys and values are those of the classes of the same name in transformers, whose
-`from_pretrained` and `save_pretrained` they inherit. What differs:
+    extractor = WhisperFeatureExtractor.from_pretrained("openai/whisper-small")
+    features = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features    # list of [S] tensors
 
-- audio may also be a tensor, or a list of tensors, on any device. Features of tensors are tensors, where transformers
-  gives arrays, unless `return_tensors` says otherwise; they lie on the device of the audio, and gradients flow through;
+Configuration, arguments, output keys and values equal those of the classes of the same name in transformers, whose
+`from_pretrained` and `save_pretrained` they inherit. Differences:
+
+- audio may also be a tensor or a list of tensors, on any device. Features of tensors are tensors on the device of the
+  audio, differentiable with respect to it; transformers returns arrays unless `return_tensors` is set;
 - a batch is one call of `log_mel`.
 """
 
@@ -31,7 +34,7 @@ _logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Clips:
-    """Audio as the caller gave it, one float32 `[S]` tensor per clip, and what form the features go back in."""
+    """The caller's audio as one float32 `[S]` tensor per clip, and whether features are returned as tensors."""
 
     samples: list[Tensor]
     as_tensors: bool
@@ -41,7 +44,7 @@ class _Clips:
         if isinstance(raw_speech, Tensor | np.ndarray):
             if raw_speech.ndim not in (1, 2):
                 raise ValueError(
-                    f"raw_speech has the shape {tuple(raw_speech.shape)}; pass mono audio, [S] for one clip or [B, S]"
+                    f"raw_speech has shape {tuple(raw_speech.shape)}; pass mono audio, [S] for one clip or [B, S]"
                 )
             batch = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
         elif isinstance(raw_speech, Sequence) and len(raw_speech):
@@ -57,14 +60,14 @@ class _Clips:
             if not isinstance(clip, Tensor):
                 clip = torch.from_numpy(np.require(clip, np.float32, ["C", "W"]))
             if clip.dim() != 1:
-                raise ValueError(f"clip {index} has the shape {tuple(clip.shape)}; pass mono audio, [S]")
+                raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; pass mono audio, [S]")
             if clip.device != (samples[0].device if samples else clip.device):
-                raise ValueError(f"clip {index} is on {clip.device}, clip 0 on {samples[0].device}; move it there")
+                raise ValueError(f"clip {index} is on {clip.device}, clip 0 on {samples[0].device}; use one device")
             samples.append(clip.to(torch.float32))
         return cls(samples, isinstance(batch[0], Tensor))
 
     def output(self, features: list[Tensor], return_tensors: str | TensorType | None) -> Any:
-        """One feature tensor per clip, in the form that `return_tensors` asks for."""
+        """One feature tensor per clip, in the form of `return_tensors`."""
         if return_tensors is None:
             return features if self.as_tensors else [feature.numpy() for feature in features]
         return _stack(torch.stack(features), return_tensors)
@@ -76,16 +79,16 @@ def _stack(batch: Tensor, return_tensors: str | TensorType) -> Any:
 
 def _check_rate(extractor: Any, sampling_rate: int | None) -> None:
     if sampling_rate is None:
-        _logger.warning(f"pass sampling_rate to {type(extractor).__name__}, so that audio of another rate is noticed")
+        _logger.warning(f"pass sampling_rate to {type(extractor).__name__}, so that audio of another rate is detected")
     elif sampling_rate != extractor.sampling_rate:
         raise ValueError(
-            f"sampling_rate is {sampling_rate}, but {type(extractor).__name__} is set to {extractor.sampling_rate}; "
+            f"sampling_rate is {sampling_rate}, but {type(extractor).__name__} takes {extractor.sampling_rate}; "
             "resample the audio"
         )
 
 
 def _frames(clips: list[Tensor], config: MelConfig) -> list[Tensor]:
-    """`[F_i, n_mels]` for each clip, in one call."""
+    """`[F_i, n_mels]` frames of each clip, by one call of `log_mel`."""
     lengths = [clip.shape[0] for clip in clips]
     layout = PackedLayout.from_lengths(lengths, device=clips[0].device, dtype=torch.int64)
     counts = [config.num_frames(length) for length in lengths]
@@ -93,16 +96,16 @@ def _frames(clips: list[Tensor], config: MelConfig) -> list[Tensor]:
     return list(frames.split(counts))
 
 
-# Made again only where an attribute of the extractor has changed.
+# Cached: a new config is built only if an attribute of the extractor has changed.
 _preset = functools.lru_cache(maxsize=32)(MelConfig.preset)
 
 
 class WhisperFeatureExtractor(transformers.WhisperFeatureExtractor):
-    """transformers' WhisperFeatureExtractor, fused. `__call__` says what it takes beyond that."""
+    """`transformers.WhisperFeatureExtractor`, fused. See `__call__` for the additional inputs."""
 
     @property
     def mel_config(self) -> MelConfig:
-        """The convention that the attributes describe."""
+        """The convention of the extractor's attributes."""
         return _preset(
             "whisper",
             sample_rate=self.sampling_rate,
@@ -133,19 +136,19 @@ class WhisperFeatureExtractor(transformers.WhisperFeatureExtractor):
                 or lists of numbers.
             truncation: cut clips at `max_length`.
             pad_to_multiple_of: `max_length`, or the longest clip, is rounded up to this.
-            return_tensors: "pt" or "np"; None is tensors for tensors and arrays for anything else.
-            return_attention_mask: also return which frames are audio.
+            return_tensors: "pt" or "np"; None gives tensors for tensors and arrays for anything else.
+            return_attention_mask: also return a mask of the frames that are audio.
             padding: "max_length", "longest" (or True), or "do_not_pad" (or False).
-            max_length: samples; None is 30 s, what Whisper was trained on.
-            sampling_rate: of `raw_speech`, to be checked.
-            do_normalize: bring each clip to mean 0 and variance 1 first.
-            device: where to compute; None is where the audio is. The features go back there in any case.
+            max_length: samples; None is 30 s, the input length of Whisper.
+            sampling_rate: of `raw_speech`; checked if given.
+            do_normalize: scale each clip to mean 0 and variance 1 first.
+            device: for the computation; None is that of the audio, to which the features return in any case.
 
         Returns:
             `input_features` `[B, n_mels, frames]` float32 and, if asked for, `attention_mask` `[B, frames]` int32.
 
         Raises:
-            ValueError: another rate, not mono, or clips that still differ in length where they must not.
+            ValueError: another rate, not mono, or clips that still differ in length after padding.
         """
         _check_rate(self, sampling_rate)
         clips = _Clips.of(raw_speech)
@@ -162,12 +165,12 @@ class WhisperFeatureExtractor(transformers.WhisperFeatureExtractor):
         if return_tensors is None:
             return_tensors = "pt" if clips.as_tensors else "np"
         output = {"input_features": _stack(features, return_tensors)}
-        # As transformers has it, to the letter: a False counts for as little as a None.
+        # Exactly as in transformers, where False has the same effect as None.
         wants_mask = return_attention_mask or do_normalize
         if self.return_attention_mask if wants_mask is None else wants_mask:
             mask = self._mask(lengths, length)
             if return_attention_mask:
-                # Only where the call itself asks for it: otherwise transformers returns the mask of the samples.
+                # Only if passed to the call: otherwise transformers returns the mask of the samples.
                 mask = mask[:, :: self.hop_length][:, : features.shape[2]]
             output["attention_mask"] = _stack(mask.to(home), return_tensors)
         return BatchFeature(output)
@@ -177,7 +180,7 @@ class WhisperFeatureExtractor(transformers.WhisperFeatureExtractor):
         config = self.mel_config
         lengths = [length] * len(clips)
         if self.padding_value == 0.0 and self.padding_side == "right" and self.dither == 0.0:
-            # From the first frame of nothing but padding on, all frames are the same: it is enough to have one.
+            # All frames that contain only padding are equal: compute one of them.
             margin = 2 * (self.n_fft + self.hop_length)
             lengths = [min(length, _round_up(clip.shape[0] + margin, self.hop_length)) for clip in clips]
         padded = [self._padded(clip, length) for clip, length in zip(clips, lengths, strict=True)]
@@ -208,10 +211,10 @@ def _round_up(length: int, multiple: int | None) -> int:
 
 
 def _padded_length(lengths: list[int], padding: bool | str | PaddingStrategy, limit: int, multiple: int | None) -> int:
-    """What clips of `lengths` are padded to.
+    """Number of samples to which clips of `lengths` are padded.
 
     Raises:
-        ValueError: an unknown `padding`, or one that leaves them of different lengths.
+        ValueError: an unknown `padding`, or one that leaves the clips of different lengths.
     """
     if isinstance(padding, bool):
         padding = PaddingStrategy.LONGEST if padding else PaddingStrategy.DO_NOT_PAD
@@ -222,21 +225,21 @@ def _padded_length(lengths: list[int], padding: bool | str | PaddingStrategy, li
     shortest = limit if padding == PaddingStrategy.MAX_LENGTH else min(lengths)
     if shortest < longest and min(lengths) < longest:
         raise ValueError(
-            f"the clips are {min(lengths)} to {longest} samples long, which padding={padding.value!r} leaves them; "
+            f"the clips have {min(lengths)} to {longest} samples, and padding={padding.value!r} does not change that; "
             "pass padding='longest'"
         )
     return max(shortest, longest)
 
 
 class ASTFeatureExtractor(transformers.ASTFeatureExtractor):
-    """transformers' ASTFeatureExtractor, fused. `__call__` says what it takes beyond that.
+    """`transformers.ASTFeatureExtractor`, fused. See `__call__` for the additional inputs.
 
-    At rates other than 16 kHz too, frames are 25 ms long and 10 ms apart: transformers does so where torchaudio is.
+    Frames are 25 ms long and 10 ms apart at any sampling rate, as in transformers with torchaudio installed.
     """
 
     @property
     def mel_config(self) -> MelConfig:
-        """The convention that the attributes describe, before `do_normalize`: frames are padded in between."""
+        """The convention of the extractor's attributes without `do_normalize`, which comes after padding."""
         win_length = self.sampling_rate * 25 // 1000
         return _preset(
             "ast",
@@ -261,8 +264,8 @@ class ASTFeatureExtractor(transformers.ASTFeatureExtractor):
         Args:
             raw_speech: one clip, `[S]` samples in [-1, 1], or a batch, `[B, S]` or a list of clips; tensors, arrays
                 or lists of numbers.
-            sampling_rate: of `raw_speech`, to be checked.
-            return_tensors: "pt" or "np"; None is a list, of tensors for tensors and of arrays for anything else.
+            sampling_rate: of `raw_speech`; checked if given.
+            return_tensors: "pt" or "np"; None gives a list, of tensors for tensors and of arrays for anything else.
 
         Returns:
             `input_values` `[B, max_length, num_mel_bins]` float32.
@@ -274,7 +277,7 @@ class ASTFeatureExtractor(transformers.ASTFeatureExtractor):
         clips = _Clips.of(raw_speech)
         config = self.mel_config
         longest = config.win_length + (self.max_length - 1) * config.hop_length
-        # A clip shorter than a window has no frame here; `log_mel` would give it one.
+        # A clip shorter than a window has no frame in transformers; `log_mel` would return one.
         kept = [clip[: longest if clip.shape[0] >= config.win_length else 0] for clip in clips.samples]
         features = [
             torch.nn.functional.pad(frames, (0, 0, 0, self.max_length - frames.shape[0]))
@@ -286,13 +289,13 @@ class ASTFeatureExtractor(transformers.ASTFeatureExtractor):
 
 
 class ClapFeatureExtractor(transformers.ClapFeatureExtractor):
-    """transformers' ClapFeatureExtractor, fused. `__call__` says what it takes beyond that.
+    """`transformers.ClapFeatureExtractor`, fused. See `__call__` for the additional inputs.
 
-    Crops are drawn from NumPy's global generator, in the order of transformers: a seeded run has the same ones.
+    Crops are drawn from NumPy's global generator in the order of transformers: with one seed both draw the same.
     """
 
     def mel_config(self, truncation: str) -> MelConfig:
-        """The convention that the attributes describe; fused checkpoints have filters of their own."""
+        """The convention of the extractor's attributes; `truncation="fusion"` has different filters."""
         return _preset(
             "clap-fused" if truncation == "fusion" else "clap",
             sample_rate=self.sampling_rate,
@@ -319,16 +322,17 @@ class ClapFeatureExtractor(transformers.ClapFeatureExtractor):
         Args:
             raw_speech: one clip, `[S]` samples in [-1, 1], or a batch, `[B, S]` or a list of clips; tensors, arrays
                 or lists of numbers.
-            truncation: of longer clips: "rand_trunc", a random crop, or "fusion", a shrunken view of the whole clip
-                and three random crops; None is the extractor's.
-            padding: of shorter clips: "repeatpad", as many repeats as fit and then zeros; "repeat", repeats, the last
-                one cut; anything else, zeros; None or True is the extractor's.
+            truncation: of longer clips: "rand_trunc", a random crop, or "fusion", a downscaled view of the whole clip
+                and three random crops; None is the extractor's setting.
+            padding: of shorter clips: "repeatpad", as many repeats as fit, then zeros; "repeat", repeats, the last one
+                cut; anything else, zeros; None or True is the extractor's setting.
             max_length: samples; None is `max_length_s`, 10 s.
-            sampling_rate: of `raw_speech`, to be checked.
-            return_tensors: "pt" or "np"; None is a list, of tensors for tensors and of arrays for anything else.
+            sampling_rate: of `raw_speech`; checked if given.
+            return_tensors: "pt" or "np"; None gives a list, of tensors for tensors and of arrays for anything else.
 
         Returns:
-            `input_features` `[B, 1, frames, n_mels]` float32, 4 for 1 with "fusion", and `is_longer` `[B, 1]` bool.
+            `input_features` `[B, 1, frames, n_mels]` float32, or `[B, 4, ...]` with "fusion", and `is_longer` `[B, 1]`
+            bool.
 
         Raises:
             ValueError: another rate, not mono, no samples, or an unknown `truncation`.
@@ -365,7 +369,7 @@ class ClapFeatureExtractor(transformers.ClapFeatureExtractor):
             for frames, starts in zip(_frames(samples, config), crops, strict=True)
         ]
         if truncation == "fusion" and not any(is_longer):
-            # As transformers does: the model's fusion never runs on a batch of none.
+            # As in transformers: the fusion of the model never gets a batch without a longer clip.
             is_longer[np.random.randint(0, len(is_longer))] = True
         flags: Any = [[longer] for longer in is_longer]
         if return_tensors is not None:
@@ -381,13 +385,13 @@ def _lengthened(clip: Tensor, length: int, padding: bool | str) -> Tensor:
 
 
 def _crop_starts(choices: int) -> list[int]:
-    """The first frames of a crop in each third of the clip; an empty third gives 0."""
+    """First frame of a crop in each third of the clip; 0 for an empty third."""
     thirds = np.array_split(np.arange(choices), 3)
     return [int(np.random.choice(third if len(third) else [0])) for third in thirds]
 
 
 def _views(frames: Tensor, starts: list[int] | None, chunk_frames: int, n_views: int) -> Tensor:
-    """`[n_views, F, n_mels]`: the frames themselves, or the shrunken whole and its crops."""
+    """`[n_views, F, n_mels]`: the frames repeated, or the downscaled whole clip and its crops."""
     if starts is None:
         return frames.expand(n_views, -1, -1).contiguous()
     whole = torch.nn.functional.interpolate(

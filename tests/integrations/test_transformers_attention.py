@@ -1,4 +1,4 @@
-"""Hugging Face models, packed through `varlen_attention`, give what they give one sequence at a time."""
+"""Hugging Face models on packed input through `varlen_attention` equal the same models on one sequence at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from slap_fast.integrations import transformers_attention as attention_interface
+from slap_fast.integrations import transformers_attention
 from slap_fast.ops import PackedLayout
 
 SMALL: dict[str, Any] = {
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": 256,
     "attention_dropout": 0.0,
-    "initializer_range": 0.3,  # attention that attends to something
+    "initializer_range": 0.3,  # so that attention is not uniform
     "pad_token_id": 0,
 }
 NO_SPECIAL_TOKENS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
@@ -42,9 +42,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 def _pair(config: Any, auto: Any = transformers.AutoModel) -> tuple[Any, Any]:
-    """The packed model, and one of the same weights with transformers' own attention."""
+    """The packed model, and a model of the same weights with the attention of transformers."""
     torch.manual_seed(0)
-    packed = auto.from_config(config, attn_implementation=attention_interface.register())
+    packed = auto.from_config(config, attn_implementation=transformers_attention.register())
     plain = auto.from_config(type(config).from_dict(config.to_dict()), attn_implementation="sdpa")
     plain.load_state_dict(packed.state_dict())
     return packed.train(), plain.train()
@@ -65,7 +65,7 @@ def _packed_arguments(lengths: list[int] = LENGTHS) -> dict[str, Any]:
 
 
 def _assert_same(packed: Tensor, plain: Tensor, models: tuple[Any, Any]) -> None:
-    """Outputs `[T, width]`, and the gradients of all weights."""
+    """Compare outputs `[T, width]` and the gradients of all weights."""
     torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
     grad = torch.randn(packed.shape, generator=torch.Generator().manual_seed(1))
     gradients = []
@@ -76,7 +76,7 @@ def _assert_same(packed: Tensor, plain: Tensor, models: tuple[Any, Any]) -> None
     assert len(gradients[0]) > 10
     largest = max(float(expected.norm()) for expected in gradients[1].values())
     for name, expected in gradients[1].items():
-        # The bias of keys moves no probability: its gradient is nothing but rounding.
+        # The bias of keys does not change the softmax: its gradient is pure rounding.
         assert float((gradients[0][name] - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-6 * largest, name
 
 
@@ -92,8 +92,8 @@ def test_packed_equals_one_by_one_forward_and_backward(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reach"), [("modernbert", (4, 4)), ("mistral, causal window", (4, 0)), ("bert", (39, 39))]
 )
-def test_a_layer_sees_its_window_and_not_one_token_more(name: str, reach: tuple[int, int]) -> None:
-    """ModernBERT's 8 of local attention are 4 to each side; Mistral's window of 5 counts the token itself."""
+def test_a_layer_attends_to_exactly_its_window(name: str, reach: tuple[int, int]) -> None:
+    """ModernBERT's local attention of 8 is 4 to each side; Mistral's window of 5 counts the token itself."""
     config = CONFIGS[name]()
     config.num_hidden_layers = 1
     if name == "modernbert":
@@ -108,7 +108,7 @@ def test_a_layer_sees_its_window_and_not_one_token_more(name: str, reach: tuple[
         assert (seen[0], seen[-1]) == (max(0, 20 - reach[0]), min(39, 20 + reach[1]))
 
 
-def test_a_whisper_encoder_runs_as_it_is_and_its_layers_run_packed() -> None:
+def test_a_whisper_encoder_runs_unchanged_and_its_layers_run_packed() -> None:
     config = transformers.WhisperConfig(
         d_model=32,
         encoder_layers=2,
@@ -132,7 +132,7 @@ def test_a_whisper_encoder_runs_as_it_is_and_its_layers_run_packed() -> None:
     out = model(features, cu_seq_lens_q=torch.tensor([0, 40], dtype=torch.int32), max_length_q=40).last_hidden_state
     _assert_same(out[0], plain(features).last_hidden_state[0], (model, plain))
 
-    # The model pads each clip to a fixed length; its layers need not.
+    # The model pads each clip to a fixed length; its layers do not need that.
     clips = [torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
     arguments = _packed_arguments()
     del arguments["position_ids"]
@@ -147,7 +147,7 @@ def test_a_whisper_encoder_runs_as_it_is_and_its_layers_run_packed() -> None:
     _assert_same(packed[0], torch.cat(expected), (model.layers, plain.layers))
 
 
-# In the second case the encoder's total is the decoder's.
+# In the second case encoder and decoder have equally many tokens.
 @pytest.mark.parametrize("source", [[9, 2, 30, 4], [30, 10, 60, 1], LENGTHS])
 def test_a_decoder_attends_to_itself_and_to_a_packed_encoder(source: list[int]) -> None:
     config = transformers.BartConfig(
@@ -167,7 +167,7 @@ def test_a_decoder_attends_to_itself_and_to_a_packed_encoder(source: list[int]) 
     )
     model, plain = (each.decoder for each in _pair(config))
     for each in (model, plain):
-        # BART numbers the tokens of the packed row from its start, whatever their sequence.
+        # BART numbers positions along the whole packed row, not per sequence.
         torch.nn.init.zeros_(each.embed_positions.weight).requires_grad_(False)
     features = [torch.randn(length, 32, generator=torch.Generator().manual_seed(length)) for length in source]
     keys = PackedLayout.from_lengths(source)
@@ -188,28 +188,28 @@ def test_a_decoder_attends_to_itself_and_to_a_packed_encoder(source: list[int]) 
 
 
 @pytest.mark.parametrize("name", ["position_bias", "s_aux", "softcap"])
-def test_what_would_change_the_scores_is_refused(name: str) -> None:
+def test_arguments_that_change_the_scores_are_rejected(name: str) -> None:
     q = torch.randn(1, 2, 5, 16)
     arguments: dict[str, Any] = {"cu_seq_lens_q": torch.tensor([0, 5], dtype=torch.int32), "max_length_q": 5}
-    attend = attention_interface._attention
+    attend = transformers_attention._attention
     assert attend(torch.nn.Identity(), q, q, q, None, **arguments | {name: None})[0].shape == (1, 5, 2, 16)
     with pytest.raises(ValueError, match=f"has no {name}, which Identity asks for"):
         attend(torch.nn.Identity(), q, q, q, None, **arguments | {name: torch.zeros(1)})
 
 
-def test_t5_with_its_position_bias_is_refused() -> None:
+def test_t5_with_its_position_bias_is_rejected() -> None:
     config = transformers.T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
-    model = transformers.T5EncoderModel._from_config(config, attn_implementation=attention_interface.register())
+    model = transformers.T5EncoderModel._from_config(config, attn_implementation=transformers_attention.register())
     arguments = _packed_arguments()
     del arguments["position_ids"]
     with pytest.raises(ValueError, match="position_bias, which T5Attention"):
         model(input_ids=torch.cat(_ids())[None], **arguments)
 
 
-def test_dropout_and_a_mask_are_refused() -> None:
+def test_dropout_and_a_mask_are_rejected() -> None:
     q = torch.randn(1, 2, 5, 16)
     arguments: dict[str, Any] = {"cu_seq_lens_q": torch.tensor([0, 5], dtype=torch.int32), "max_length_q": 5}
     with pytest.raises(ValueError, match=r"no attention dropout; set it to 0 \(it is 0.1\)"):
-        attention_interface._attention(torch.nn.Identity(), q, q, q, None, dropout=0.1, **arguments)
-    with pytest.raises(ValueError, match="borders are the mask"):
-        attention_interface._attention(torch.nn.Identity(), q, q, q, torch.zeros(5, 5), **arguments)
+        transformers_attention._attention(torch.nn.Identity(), q, q, q, None, dropout=0.1, **arguments)
+    with pytest.raises(ValueError, match="cu_seq_lens_q separates the sequences"):
+        transformers_attention._attention(torch.nn.Identity(), q, q, q, torch.zeros(5, 5), **arguments)

@@ -19,7 +19,7 @@ PAIRS = [
 
 
 def _clips(*lengths, seed=0):
-    """Noise whose loudness swells and fades: float32 arrays of `lengths` samples."""
+    """Noise of varying loudness: float32 arrays of `lengths` samples."""
     generator = np.random.default_rng(seed)
     return [
         (generator.normal(size=length) * 0.2 * np.cos(np.arange(length) / 3000.0) ** 2).astype(np.float32)
@@ -28,15 +28,15 @@ def _clips(*lengths, seed=0):
 
 
 def _assert_same(ours, theirs, *, scale, nats):
-    """The same keys, shapes, dtypes and values: `scale` times a logarithm, `nats` times a natural one."""
+    """Compare keys, shapes, dtypes and values, which are `scale` times a logarithm or `nats` times a natural one."""
     assert set(ours) == set(theirs)
     for key in theirs:
         expected, actual = np.asarray(theirs[key]), np.asarray(ours[key])
         assert actual.shape == expected.shape
         assert actual.dtype == expected.dtype
         if actual.dtype.kind == "f":
-            # A float32 spectrum is exact to 1e-7 of its loudest amplitude, however quiet a bin is; transformers
-            # computes in float64, but for Whisper.
+            # The error of a float32 spectrum is 1e-7 of its loudest amplitude in every bin. transformers computes in
+            # float64, except for Whisper.
             below_peak = (expected.max(axis=(-2, -1), keepdims=True) - expected) / nats
             assert (np.abs(actual - expected) < 1e-4 * scale + 2e-7 * nats * np.exp(below_peak / 2)).all()
         else:
@@ -44,7 +44,7 @@ def _assert_same(ours, theirs, *, scale, nats):
 
 
 def _both(pair, clips, *, scale, nats=None, settings=None, **call):
-    """The call of both classes, on arrays and for ours on tensors too."""
+    """Compare the call of both classes on arrays, and of ours on tensors."""
     ours, theirs = (cls(**(settings or {})) for cls in pair)
     call = {"sampling_rate": theirs.sampling_rate, "return_tensors": "np", **call}
     np.random.seed(7)
@@ -55,7 +55,7 @@ def _both(pair, clips, *, scale, nats=None, settings=None, **call):
         _assert_same(ours(audio, **call), expected, scale=scale, nats=nats or scale)
 
 
-# Two seconds in place of 30: features of a full clip cost the peer much time.
+# 2 s instead of 30 s: transformers is slow on full clips.
 WHISPER = {"chunk_length": 2}
 LOG10 = 1.0 / np.log(10.0)
 
@@ -107,12 +107,12 @@ def test_whisper_dither_is_small_and_random():
     silence = torch.zeros(1000)
     first, second = (extractor(silence, sampling_rate=16_000).input_features for _ in range(2))
     assert not torch.equal(first, second)
-    # Without dither each value is the floor, -1.5. Of noise a filter catches so little now and then, but not often.
+    # Without dither each value is the floor, -1.5. With noise few bins are that quiet.
     assert (first > -1.5).float().mean() > 0.99
     assert first.max() < 0.0
 
 
-def test_whisper_names_clips_that_stay_of_different_lengths():
+def test_whisper_rejects_clips_that_stay_of_different_lengths():
     with pytest.raises(ValueError, match=r"5000 to 6000 samples.*'do_not_pad'.*longest"):
         WhisperFeatureExtractor()([np.zeros(5000), np.zeros(6000)], padding="do_not_pad", sampling_rate=16_000)
 
@@ -125,20 +125,20 @@ def test_whisper_names_clips_that_stay_of_different_lengths():
 def test_ast_equals_transformers(settings):
     scale = 1.0 if settings.get("do_normalize") is False else 0.5 / settings.get("std", 4.5689974)
     if transformers.utils.is_speech_available():
-        scale *= 10.0  # torchaudio's own float32 rounding; the NumPy path is exact to float64
+        scale *= 10.0  # transformers then uses torchaudio, in float32; its NumPy path is float64
     # 100 frames are 16 240 samples.
     clips = _clips(30_000, 16_240, 16_239, 559, 400)
     _both(PAIRS[1], clips, scale=scale, settings=settings)
     _both(PAIRS[1], clips[0], scale=scale, settings=settings)
 
 
-def test_ast_sees_padding_alone_in_a_clip_shorter_than_a_window():
+def test_ast_gives_only_padding_for_a_clip_shorter_than_a_window():
     extractor = ASTFeatureExtractor(do_normalize=False)
     features = extractor([torch.ones(399), torch.ones(0)], sampling_rate=16_000, return_tensors="pt").input_values
     assert torch.equal(features, torch.zeros(2, 1024, 128))
 
 
-# One second in place of 10 s.
+# 1 s instead of 10 s.
 CLAP = {"max_length_s": 1}
 
 
@@ -155,7 +155,7 @@ def test_clap_single_clips_equal_transformers(settings, length):
     _both(PAIRS[2], _clips(length)[0], scale=1.0, nats=10.0 * LOG10, settings={**CLAP, **settings})
 
 
-def test_clap_calls_one_of_short_clips_longer_as_transformers_does():
+def test_clap_marks_one_of_only_short_clips_as_longer_as_transformers_does():
     _both(PAIRS[2], _clips(1000, 2000, 3000, 4000), scale=1.0, nats=10.0 * LOG10, settings=CLAP, max_length=24_000)
 
 
@@ -164,19 +164,19 @@ def test_clap_calls_one_of_short_clips_longer_as_transformers_does():
     [
         (np.zeros(0, dtype=np.float32), "clip 0 has no samples"),
         (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\).*mono"),
-        ([np.zeros(5000), np.zeros((2, 5000))], r"clip 1 has the shape \(2, 5000\).*mono"),
+        ([np.zeros(5000), np.zeros((2, 5000))], r"clip 1 has shape \(2, 5000\).*mono"),
         ([], r"raw_speech is \[\]"),
         (torch.zeros(0, 100), "batch of no clips"),
         (None, "raw_speech is None"),
     ],
     ids=str,
 )
-def test_audio_that_is_none_is_refused(audio, message):
+def test_input_that_is_not_audio_is_rejected(audio, message):
     with pytest.raises(ValueError, match=message):
         ClapFeatureExtractor(**CLAP)(audio, sampling_rate=48_000)
 
 
-def test_clap_knows_two_truncations():
+def test_clap_rejects_an_unknown_truncation():
     with pytest.raises(ValueError, match="truncation is 'rand'; choose 'rand_trunc' or 'fusion'"):
         ClapFeatureExtractor()(np.zeros(5000), truncation="rand", sampling_rate=48_000)
 
@@ -187,7 +187,7 @@ class TestAny:
         small = {"WhisperFeatureExtractor": WHISPER, "ClapFeatureExtractor": CLAP}.get(pair[0].__name__, {})
         return pair[0](**small, **settings)
 
-    def test_lists_of_numbers_are_audio_too(self, pair):
+    def test_lists_of_numbers_are_accepted(self, pair):
         extractor = self._extractor(pair)
         name = extractor.model_input_names[0]
         clip = _clips(3000)[0]
@@ -203,7 +203,7 @@ class TestAny:
         ):
             assert np.array_equal(extractor(audio, **call)[name], expected)
 
-    def test_features_take_the_form_of_the_audio_or_the_one_asked_for(self, pair):
+    def test_features_have_the_type_of_the_audio_or_of_return_tensors(self, pair):
         extractor = self._extractor(pair)
         name = extractor.model_input_names[0]
         array = _clips(3000)[0]
@@ -222,7 +222,7 @@ class TestAny:
         assert type(automatic) is theirs
         json.dumps(extractor.to_dict(), default=str)
 
-    def test_another_rate_is_refused(self, pair):
+    def test_another_rate_is_rejected(self, pair):
         with pytest.raises(ValueError, match="sampling_rate is 8000"):
             self._extractor(pair)(np.zeros(5000), sampling_rate=8000)
 
@@ -236,7 +236,7 @@ class TestAny:
         assert audio.grad.abs().sum() > 0
 
     @pytest.mark.gpu
-    def test_features_lie_where_the_audio_lies(self, pair):
+    def test_features_are_on_the_device_of_the_audio(self, pair):
         extractor = self._extractor(pair)
         clips = [torch.from_numpy(clip).cuda() for clip in _clips(3000, 60_000)]
         call = {"sampling_rate": extractor.sampling_rate, "return_tensors": "pt"}
