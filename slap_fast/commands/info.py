@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import platform
 import warnings
-from importlib import metadata
 
 from slap_fast import __version__
 
@@ -45,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def versions() -> dict[str, str]:
     """Version of each package, or how to install it, without importing them."""
+    from importlib import metadata  # takes longer to load than the rest of `slap-fast --help`
+
     found = {"slap-fast": __version__, "python": platform.python_version()}
     for name, extra in PACKAGES.items():
         try:

@@ -16,6 +16,7 @@ from slap_fast.audio.errors import AudioError
 from slap_fast.audio.formats import CONVERT_HINT
 from slap_fast.audio.reader import open_audio
 from slap_fast.audio.waveform import load_audio, log_notes, mono_blocks
+from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.errors import SlapFastError
 from slap_fast.inference import MAX_SECONDS
@@ -86,7 +87,7 @@ def read_ahead(
                 pending += [(later, pool.submit(later.read, sample_rate)) for later in islice(remaining, 1)]
                 try:
                     waveform = future.result()
-                except (SlapFastError, OSError) as error:
+                except (AudioError, DatasetError, OSError) as error:
                     skipped.append(Skipped(clip.name, str(error)))
                 else:
                     yield clip, waveform
