@@ -183,15 +183,15 @@ def _copy_of_student(engine: Any) -> SLAP:
     return model
 
 
-def _concatenate(ranks: Sequence[_Embeddings]) -> _Embeddings:
-    first_clips = torch.tensor([0, *(len(rank.audio) for rank in ranks)]).cumsum(0)
-    targets = [rank.text_to_audio + first for rank, first in zip(ranks, first_clips, strict=False)]
+def _concatenate(parts: Sequence[_Embeddings]) -> _Embeddings:
+    first_clips = torch.tensor([0, *(len(part.audio) for part in parts)]).cumsum(0)
+    targets = [part.text_to_audio + first for part, first in zip(parts, first_clips, strict=False)]
     return _Embeddings(
-        audio=torch.cat([rank.audio for rank in ranks]),
-        text=torch.cat([rank.text for rank in ranks]),
+        audio=torch.cat([part.audio for part in parts]),
+        text=torch.cat([part.text for part in parts]),
         text_to_audio=torch.cat(targets),
-        captions=[caption for rank in ranks for caption in rank.captions],
-        labeled=torch.cat([rank.labeled for rank in ranks]),
-        labels=torch.cat([rank.labels for rank in ranks]),
-        skipped=[clip for rank in ranks for clip in rank.skipped],
+        captions=[caption for part in parts for caption in part.captions],
+        labeled=torch.cat([part.labeled for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        skipped=[clip for part in parts for clip in part.skipped],
     )

@@ -38,8 +38,9 @@ def caption(
         inference_context(model),
         progress_bar(total=count, desc="captioning", unit="clip", disable=not progress) as bar,
     ):
-        for clip in packed_clips(model, clips, sampling_rate, batch_seconds=0.0):
-            features, tokens = encode_features(model, clip)
+        # With a budget of 0 seconds each pack is one clip.
+        for pack in packed_clips(model, clips, sampling_rate, batch_seconds=0.0):
+            features, tokens = encode_features(model, pack)
             ids = [start]
             while len(ids) <= max_length:
                 layout = PackedLayout.from_lengths([len(ids)], device=model.device)

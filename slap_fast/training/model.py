@@ -39,7 +39,7 @@ class _StudentOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class GlobalBatchContext:
-    """Results of the whole batch that a micro-batch of n clips needs, for its gradient to be a term of the whole's.
+    """Results over the whole batch from which a micro-batch of n clips computes its part of the whole batch's gradient.
 
     Attributes:
         audio_gradient: `[n, D]`, of the contrastive loss with respect to the audio embeddings.

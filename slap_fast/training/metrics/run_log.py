@@ -67,30 +67,30 @@ class RunLog:
     def step(
         self,
         step: int,
-        report: StepMetrics,
+        metrics: StepMetrics,
         settings: StepSettings,
-        speed: Mapping[str, float | None],
+        measured: Mapping[str, float | None],
         skipped_steps: int,
     ) -> None:
         """Record a step that was applied.
 
         Args:
-            speed: rates of `ThroughputMeter.read` and other values to record; None is written as null.
+            measured: rates of `ThroughputMeter.read`, and other values to record; None is written as null.
         """
         if not self._enabled:
             return
         values = {
             "step": step,
-            **report.values,
+            **metrics.values,
             **dataclasses.asdict(settings),
-            "grad_norm": report.grad_norm,
-            **{f"grad_norm/{tower}": norm for tower, norm in report.grad_norms.items()},
-            **speed,
+            "grad_norm": metrics.grad_norm,
+            **{f"grad_norm/{tower}": norm for tower, norm in metrics.grad_norms.items()},
+            **measured,
             "skipped_steps": skipped_steps,
         }
         self._scalars(step, values)
         losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
-        clips, seconds = speed["clips_per_second"], speed["audio_seconds_per_second"]
+        clips, seconds = measured["clips_per_second"], measured["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
 
     def evaluation(self, step: int, evaluated: EvaluationResult) -> None:
