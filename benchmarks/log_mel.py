@@ -1,24 +1,24 @@
-"""Log-mel frames from waveforms: slap-fast against PyTorch and the libraries that people use.
+"""Log-mel frames from waveforms: slap-fast against PyTorch and commonly used libraries.
 
-The convention is SLAP's (`MelConfig()`: Kaldi's filterbank, 64 bins, 16 kHz) for all peers of a case that can compute
-it; further cases are in the convention of torchaudio, which torch.stft, librosa and DALI compute too, and in those of
-single libraries. Every peer of every case is held against the PyTorch backend in float64 before it is timed. Clips are
-noise: nothing here depends on what they contain. "Forward and backward" takes a gradient of the frames back to the
-waveform. Peers of one thread are compared by `--threads 1`; what a second thread brings is a case of its own.
+Most cases use SLAP's convention (`MelConfig()`: Kaldi's filterbank, 64 bins, 16 kHz). Others use the convention of
+torchaudio, which torch.stft, librosa and DALI compute too, or that of a single library. Every peer is checked against
+the PyTorch backend in float64 before it is timed. Clips are noise: speed does not depend on their content. "Forward and
+backward" also computes the gradient of the waveform from a gradient of the frames. Use `--threads 1` to compare with
+single-threaded peers; the gain from a second thread is a separate case.
 
-What to expect, on a CPU. A second of 16 kHz audio is 64 kB of samples and 26 kB of frames: a core that copies 10 GB/s
-could pass 220,000 seconds a second, reading half and writing half of these bytes; the case "copy" measures just that.
-Arithmetic is the higher wall. A frame costs some 11,500 FLOP in its real FFT of 512 points (2.5 n log2 n), 2,000 to
-condition and window it, 1,800 for power and mel filters (a bin lies in two triangles at most) and 1,300 for 64
-logarithms: 17 kFLOP. A core with AVX-512 on 256-bit units at 2.6 GHz does 42 GFLOP/s in additions or multiplications
-alone, 83 where all are fused pairs: 25,000 to 50,000 seconds of audio a second. What lies below that goes to shuffles,
-spills, and loads and stores between passes. The backward pass transforms twice more (frames are computed anew, not
-stored) and reads the gradient: forward and backward cost about 3 times the forward pass.
+Limits on a CPU. A second of 16 kHz audio is 64 kB of samples and 26 kB of frames. A core that copies 10 GB/s could
+process 220,000 seconds per second, reading half and writing half of these bytes; the case "copy" measures that.
+Arithmetic is the tighter limit. A frame takes about 11,500 FLOP for its real FFT of 512 points (2.5 n log2 n), 2,000
+for conditioning and window, 1,800 for power and mel filters (a bin lies in at most two triangles) and 1,300 for 64
+logarithms: 17 kFLOP. A core with AVX-512 on 256-bit units at 2.6 GHz does 42 GFLOP/s with additions or multiplications
+only and 83 with fused pairs only: 25,000 to 50,000 seconds of audio per second. The rest goes to shuffles, spills, and
+loads and stores between passes. Backward does two more transforms (frames are recomputed, not stored) and reads the
+gradient: forward and backward take about 3 times as long as forward.
 
-PyTorch streams each intermediate through memory: some 15 passes over 1.6 to 2 kB a frame, 30 kB where the input is 640
-bytes. In one batch these are page faults and memory bandwidth, in chunks the second cache.
+PyTorch streams each intermediate through memory: about 15 passes over 1.6 to 2 kB per frame, 30 kB for an input of 640
+bytes. In one batch the cost is page faults and memory bandwidth; in chunks the data stays in the second-level cache.
 
-On a GPU bytes are the wall: 90 kB a second of audio at 4 TB/s are 44 million seconds a second.
+On a GPU memory bandwidth is the limit: 90 kB per second of audio at 4 TB/s are 44 million seconds per second.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from slap_fast.ops import MelConfig
 
 TITLE = "Log-mel frames, forward and backward"
 
-# The largest error in float32 that a preset may have against its origin; what peers reach is a tenth or less.
+# Largest error in float32 of a preset against its library; the peers stay below a tenth of it.
 TOLERANCE = 1e-4
 DIRECTIONS = {"forward": False, "forward and backward": True}
 
@@ -123,7 +123,7 @@ def _single(convention: str, clips: Clips, library: Callable[[Clips], Peer]) -> 
 
 
 def _threads(workload: str, clips: Clips, backward: bool) -> Case:
-    """One thread against two, in turns, whatever the run's own number."""
+    """One thread against two, independent of the `--threads` of the run."""
     cores = len(os.sched_getaffinity(0))
     setup = partial(slap_fast, clips, backward=backward)
     peers = [

@@ -1,4 +1,4 @@
-"""The clips that the log-mel benchmark runs over, the same for every peer, and where their frames lie."""
+"""Clips of the log-mel benchmark, the same for every peer, and the positions of their frames."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from slap_fast.ops import MelConfig
 
 @dataclass(frozen=True)
 class Clips:
-    """Noise of given lengths in a convention, with the gradient that a loss would send back.
+    """Noise of given lengths, a convention, and a gradient of the frames.
 
     Attributes:
         samples: length of each clip.
         config: the convention of all peers.
-        device: where the waveform lies.
+        device: of the waveform.
     """
 
     samples: tuple[int, ...]
@@ -48,12 +48,12 @@ class Clips:
         return _noise(sum(self.samples), 0.1, 0, self.device)
 
     def gradient(self) -> Tensor:
-        """`[F, n_mels]` float32: what arrives at the frames in the backward pass."""
+        """`[F, n_mels]` float32 gradient of the frames."""
         bins = self.config.n_mels
         return _noise(sum(self.frames) * bins, 1.0, 1, self.device).view(-1, bins)
 
     def padded_waveform(self) -> Tensor:
-        """`[N, longest]`; a view of `waveform` where all clips are of one length."""
+        """`[N, longest]`; a view of `waveform` if all clips have one length."""
         return self._padded(self.waveform(), self.samples)
 
     def padded_gradient(self) -> Tensor:
@@ -73,7 +73,7 @@ class Clips:
         return torch.nn.utils.rnn.pad_sequence(list(packed.split(list(counts))), batch_first=True)
 
     def chunks(self, frames_per_chunk: int) -> list[tuple[slice, slice]]:
-        """Samples and frames of stretches of the clips, each of at most `frames_per_chunk` frames.
+        """Samples and frames of chunks of the clips, each of at most `frames_per_chunk` frames.
 
         Raises:
             ValueError: a frame would reach beyond its clip.
@@ -81,7 +81,7 @@ class Clips:
         config, found, first_frame = self.config, [], 0
         for (begin, end), count in zip(pairwise([0, *accumulate(self.samples)]), self.frames, strict=True):
             if config.padding != "none" or config.frame_span != "win_length" or end - begin < config.win_length:
-                raise ValueError(f"clips of {end - begin} samples in this convention have frames beyond their ends")
+                raise ValueError(f"frames of a clip of {end - begin} samples reach beyond its ends in this convention")
             for first in range(0, count, frames_per_chunk):
                 last = min(count, first + frames_per_chunk)
                 samples = slice(
@@ -94,11 +94,11 @@ class Clips:
 
 @functools.lru_cache(maxsize=2)
 def _noise(count: int, deviation: float, seed: int, device: str) -> Tensor:
-    """Kept for the peers of a case to share: an hour of samples is 230 MB."""
+    """Cached for the peers of a case: an hour of samples is 230 MB."""
     return normal(seed, count, device=device).mul_(deviation)
 
 
 def mixed_seconds(clips: int, shortest: float = 1.0, longest: float = 30.0) -> tuple[float, ...]:
-    """Quantiles of durations that are spread evenly in their logarithm."""
+    """Quantiles of log-uniform durations."""
     ratio = math.log(longest / shortest)
     return tuple(shortest * math.exp((index + 0.5) / clips * ratio) for index in range(clips))

@@ -1,8 +1,8 @@
-"""Log-mel frames by other libraries, each in the fastest way that its documentation shows. Forward only.
+"""Peers of the log-mel benchmark from other libraries, each in the fastest documented way. Forward only.
 
-Samples are handed over in the form that a library takes without converting them: NumPy arrays, but for
-kaldi-native-fbank, whose binding takes a sequence and reads it number by number; a memoryview is the fastest of those.
-DALI's pipeline runs without prefetching, so that a step's time holds a step's work.
+Samples are passed in the form that a library takes without conversion: NumPy arrays, except for kaldi-native-fbank,
+whose binding takes a sequence and reads it number by number; a memoryview is the fastest of those. The DALI pipeline
+does not prefetch, so that the time of a step covers the work of that step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def kaldi_native_fbank(clips: Clips) -> Peer:
 
 
 def librosa_by_clip(clips: Clips, threads: int) -> Peer:
-    """For conventions with a dynamic range: librosa takes the loudest bin of all that it is given."""
+    """For conventions with a dynamic range: librosa uses the loudest bin of its whole input."""
     return Peer("librosa", partial(_librosa, clips, threads, batched=False), _numpy_reason(clips, "librosa"))
 
 
@@ -74,12 +74,12 @@ def _numpy_reason(clips: Clips, *modules: str) -> str | None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def _limit_numpy_threads(threads: int) -> None:
-    """NumPy's matrix products otherwise take every core, whatever PyTorch is told."""
+    """Without it, matrix products of NumPy use every core, independent of PyTorch's setting."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(limits=threads, user_api="blas")
@@ -90,7 +90,7 @@ def _arrays(clips: Clips) -> list[np.ndarray]:
 
 
 def _run(step: Callable[[], Any], frames: Callable[[Any], Sequence[Any]]) -> Run:
-    """`frames` takes what `step` returns to `[frames, n_mels]` of each clip."""
+    """`frames` converts the result of `step` to `[frames, n_mels]` of each clip."""
 
     def outputs() -> Outputs:
         return {"frames": torch.cat([torch.as_tensor(np.array(clip)) for clip in frames(step())])}
@@ -230,7 +230,7 @@ def _whisper_extractor(clips: Clips) -> Run:
     waveforms, rate = _arrays(clips), clips.config.sample_rate
 
     def step() -> Any:
-        # Clips of one length: "longest" adds nothing, where the default pads each to 30 s.
+        # Clips have one length: "longest" adds no padding, while the default pads each to 30 s.
         return extractor(waveforms, sampling_rate=rate, padding="longest", return_tensors="np", device=clips.device)
 
     return _run(step, lambda result: result["input_features"].swapaxes(1, 2))

@@ -1,11 +1,10 @@
-"""slap-fast, and log-mel frames as they are written in PyTorch, set up for the log-mel benchmark.
+"""Peers of the log-mel benchmark: slap-fast, and log-mel frames written in PyTorch.
 
-"One batch" is how it is commonly written: one call of each operation for the whole, padded batch. Each operation then
-streams tens of megabytes through memory that the allocator has just got from the system. "In chunks" runs the same
-operations over stretches of at most 500 frames (a clip of 5 s), which stay in the cache: several times as fast on a
-CPU, and the fastest way that was found in PyTorch. A transform as a matrix product, with all the conditioning folded
-into the matrix, reaches a quarter to a third of its speed; torch.compile, which leaves the transform and the product as
-calls, gains nothing beyond the noise of the measurement.
+"One batch" is the common way: one call of each operation for the whole padded batch. Each operation then streams tens
+of megabytes through newly allocated memory. "In chunks" runs the same operations over at most 500 frames (a clip of 5
+s) at a time, which stay in the cache: several times as fast on a CPU, and the fastest way found in PyTorch. A transform
+as a matrix product, with the conditioning folded into the matrix, reaches a quarter to a third of that speed.
+torch.compile, which keeps the transform and the product as calls, gains no more than the measurement noise.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def slap_fast(clips: Clips, backend: str = "auto", *, backward: bool) -> Run:
 
 
 def one_batch(clips: Clips, transform: Transform, *, backward: bool) -> Run:
-    """`transform` over the padded batch; what lies beyond a clip's end is left out of the check and of the gradient."""
+    """`transform` over the padded batch; padding is left out of the check and of the gradient."""
     return _run(
         transform,
         clips.padded_waveform(),
@@ -79,7 +78,7 @@ def one_by_one(clips: Clips, transform: Transform, *, backward: bool) -> Run:
 
 
 def in_chunks(clips: Clips, transform: Transform, *, backward: bool) -> Run:
-    """`transform` over stretches of the clips. All are run forward before any runs backward, as a loss demands."""
+    """`transform` over chunks of the clips. All run forward before any runs backward, as with a loss."""
     waveform = clips.waveform()
     chunks = clips.chunks(FRAMES_PER_CHUNK)
     gradients = [clips.gradient()[frames] for _, frames in chunks] if backward else []
@@ -96,7 +95,7 @@ def in_chunks(clips: Clips, transform: Transform, *, backward: bool) -> Run:
         results = [transform(leaf) for leaf in leaves]
         gradient = torch.zeros_like(waveform)
         for (samples, _), part in zip(chunks, torch.autograd.grad(results, leaves, gradients), strict=True):
-            gradient[samples] += part  # neighbours share samples
+            gradient[samples] += part  # adjacent chunks share samples
         return results, gradient
 
     def outputs() -> Outputs:
@@ -109,7 +108,7 @@ def in_chunks(clips: Clips, transform: Transform, *, backward: bool) -> Run:
 
 
 def copy_of_all_bytes(clips: Clips) -> Run:
-    """Reads half and writes half of the bytes that a waveform and its frames have: what no kernel can beat."""
+    """Read half and write half of the bytes of a waveform and its frames: a bound for any kernel."""
     count = (sum(clips.samples) + sum(clips.frames) * clips.config.n_mels) // 2
     source = _numbers(count, clips.device)
     target = torch.empty_like(source)
@@ -134,7 +133,7 @@ def _numbers(count: int, device: str) -> Tensor:
 
 
 def kaldi_frames(config: MelConfig, device: str) -> Transform:
-    """`[..., samples]` to `[..., frames, n_mels]`: frames conditioned one by one, which torch.stft cannot do."""
+    """`[..., samples]` to `[..., frames, n_mels]`, with conditioning per frame, which torch.stft cannot do."""
     taper, filters = _tables(config, device)
 
     def transform(waveform: Tensor) -> Tensor:
@@ -174,21 +173,21 @@ def nemo_frames(clips: Clips) -> Transform:
         beyond = (torch.arange(logarithm.shape[1], device=device) >= counts)[..., None]
         count = counts[..., None]
         mean = logarithm.masked_fill(beyond, 0.0).sum(1, keepdim=True) / count
-        centred = (logarithm - mean).masked_fill(beyond, 0.0)
-        deviation = (centred.square().sum(1, keepdim=True) / (count - 1)).sqrt()
-        return centred / (deviation + 1e-5)
+        centered = (logarithm - mean).masked_fill(beyond, 0.0)
+        deviation = (centered.square().sum(1, keepdim=True) / (count - 1)).sqrt()
+        return centered / (deviation + 1e-5)
 
     return transform
 
 
 def _stft(waveform: Tensor, config: MelConfig, taper: Tensor, pad_mode: str) -> Tensor:
-    """`[batch, frames, n_fft // 2 + 1]`, complex; a transposed view, as torch.stft lays it out."""
+    """`[batch, frames, n_fft // 2 + 1]`, complex; a transposed view of the output of torch.stft."""
     sizes = (config.n_fft, config.hop_length, config.win_length)
     return torch.stft(waveform, *sizes, taper, center=True, pad_mode=pad_mode, return_complex=True).transpose(1, 2)
 
 
 def _power(spectrum: Tensor) -> Tensor:
-    """The faster of two ways, as measured: with autograd the root in `abs` has a costly slope."""
+    """The faster of two ways, as measured: under autograd the gradient of `abs` is slow."""
     if spectrum.requires_grad:
         return torch.view_as_real(spectrum).square().sum(-1)
     return spectrum.abs().square()
@@ -228,7 +227,7 @@ def _run(
 
 
 def on_threads(setup: Callable[[], Run], threads: int) -> Run:
-    """The peer of `setup` on its own number of CPU threads, whatever the run's."""
+    """The peer of `setup` on `threads` CPU threads, independent of the run."""
     with _torch_threads(threads):
         run = setup()
 

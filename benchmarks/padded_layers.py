@@ -1,4 +1,4 @@
-"""The model's layers over padded `[N, L, width]` tensors: the packed modules' weights, SDPA and boolean masks."""
+"""Layers of the model on padded `[N, L, width]` tensors, with the weights of the packed modules, SDPA and masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slap_fast.models.pooling import AttentionPooling
 
 @dataclass(frozen=True)
 class Rotation:
-    """`[L, 1, axes, head_dim / (2 * axes)]` cosines and sines, made once a pass and shared by its layers."""
+    """`[L, 1, axes, head_dim / (2 * axes)]` cosines and sines, computed once per pass and shared by all layers."""
 
     cos: Tensor
     sin: Tensor
@@ -44,12 +44,12 @@ class Rotation:
 
 @dataclass(frozen=True)
 class AudioMasks:
-    """What the layers of the audio encoder share.
+    """Masks and rotation shared by the layers of the audio encoder.
 
     Attributes:
         real: `[N, 1, 1, L]` bool, True where a key is real; None where no clip is padded.
-        local: `[N or 1, 1, L, L]` bool, the same within the window. A padded query sees itself: without any key its
-            softmax would be NaN.
+        local: `[N or 1, 1, L, L]` bool, the same within the window. A padded query attends to itself: without any key
+            its softmax would be NaN.
         rotation: for queries and keys.
     """
 
@@ -75,7 +75,7 @@ class AudioMasks:
 
 
 def key_mask(valid: Tensor, is_padded: bool) -> Tensor | None:
-    """`[N, L]` to a mask that broadcasts over heads and queries; None where there is nothing to hide."""
+    """`[N, L]` to a mask that broadcasts over heads and queries; None where nothing is padded."""
     return valid[:, None, None, :] if is_padded else None
 
 
@@ -100,9 +100,9 @@ def encode_audio(
 
 
 def decode(decoder: CaptionDecoder, input_ids: Tensor, features: Tensor, feature_mask: Tensor | None) -> Tensor:
-    """`[N, C]` ids against `[N, L, feature_width]` features to `[N, C, width]` hidden states.
+    """`[N, C]` ids and `[N, L, feature_width]` features to `[N, C, width]` hidden states.
 
-    Captions end before their padding starts, so that causality alone hides it.
+    Padding follows the tokens of a caption: the causal mask hides it.
     """
     x = decoder.token_embedding(input_ids)
     features, _ = decoder.feature_norm(features)

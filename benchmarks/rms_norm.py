@@ -1,12 +1,12 @@
-"""RMSNorm of a residual stream and a branch: slap-fast against PyTorch's own operations, plain and compiled.
+"""RMSNorm of a residual sum: slap-fast against PyTorch operations, plain and compiled.
 
-A block of the model adds what its branch returned to the residual stream, hands the sum on and normalizes it for the
-next branch: `summed = x + residual; normed = F.rms_norm(summed)`. "Forward and backward" takes gradients of both
-results back to both inputs and to the weight. The audio encoder does so 24 times a pass.
+A block of the model adds the output of a branch to the residual stream and normalizes the sum for the next branch:
+`summed = x + residual; normed = F.rms_norm(summed)`. "Forward and backward" also computes the gradients of both inputs
+and of the weight from gradients of both results. The audio encoder does this 24 times per pass.
 
-What to expect. There is next to nothing to compute: bytes are the wall. Forward, two tensors are read and two written;
-backward, three are read and one written, as both inputs have the same gradient. The case "copy" moves as many bytes,
-between tensors that exist. PyTorch's operations write and read intermediate results besides; torch.compile fuses them.
+Memory-bound: forward reads two tensors and writes two, backward reads three and writes one, as both inputs have the
+same gradient. The case "copy" moves as many bytes between existing tensors. PyTorch operations also write and read
+intermediate results; torch.compile fuses them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from slap_fast.ops import add_rms_norm
 
 TITLE = "RMSNorm of the sum of residual stream and branch, forward and backward"
 
-# What rounding may cost: of the sum, of the norm, and of what their gradients are made of.
+# Rounding errors of the sum, the norm, and their gradients.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 GIGABYTES = "GB"
@@ -40,7 +40,7 @@ Norm = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Stream:
-    """Random numbers in place of a residual stream and a branch over a batch of clips, the same at every call."""
+    """Random residual stream and branch output for a batch of clips, the same at every call."""
 
     tokens: int
     width: int
@@ -102,7 +102,7 @@ def _case(stream: Stream, settings: Settings, *, backward: bool) -> Case:
 
 
 def _copy(stream: Stream) -> Case:
-    """As many bytes as "forward and backward" moves."""
+    """A copy of as many bytes as "forward and backward" moves."""
 
     def setup() -> Run:
         source = torch.stack(stream.gradients()).repeat(2, 1, 1)

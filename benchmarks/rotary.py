@@ -1,15 +1,15 @@
-"""Rotary embedding of the audio encoder's queries and keys: slap-fast against the formula of Hugging Face's models.
+"""Rotary embedding of the audio encoder's queries and keys: slap-fast against the formula of Hugging Face models.
 
-Queries, keys and values are one projection's output `[T, 3, H, D]`, as everywhere in the model; positions are axial.
-"Forward" rotates queries and keys; "forward and backward" takes gradients of queries, keys and values back to the
-projection. The formula is `x * cos + rotate_half(x) * sin`, with tables of cosines and sines in the type of `x` that
-are made beforehand: in a model all layers share them. slap-fast makes its own at every call, in float32.
+Queries, keys and values are the output `[T, 3, H, D]` of one projection, as in the model; positions are axial.
+"Forward" rotates queries and keys; "forward and backward" also computes the gradient of the projection from gradients
+of queries, keys and values. The formula is `x * cos + rotate_half(x) * sin`, with tables of cosines and sines in the
+dtype of `x` that are computed beforehand, as all layers of a model share them. slap-fast computes angles in every call.
 
-What to expect. Forward, two thirds of the projection are read and as many bytes written; in place nothing else is
-touched, else the new tensors are first read as well. Backward, with `apply_rotary_qkv`, all three gradients are read
-and one is written. A rotation is three operations a value: bytes are the wall, and the case "copy" measures it. The
-formula makes five tensors for each it returns, and its gradient as many again; then autograd stacks the three
-gradients. torch.compile fuses all but the stack.
+Memory-bound: a rotation takes three operations per value, and the case "copy" measures the bandwidth. Forward reads two
+thirds of the projection and writes as many bytes; unless in place, the new tensors are also read into the cache first.
+Backward of `apply_rotary_qkv` reads all three gradients and writes one. The formula writes five tensors for each that
+it returns, and as many for its gradient; then autograd stacks the three gradients. torch.compile fuses all but the
+stack.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TITLE = "Rotary embedding of a packed projection, forward and backward"
 
 TOKENS_PER_FRAME = 4
 THETA = (10_000.0, 100.0)
-# What rounding may cost: the angles of the formula in float32, its tables and products in bfloat16.
+# Rounding errors: of the formula's angles in float32, and of its tables and products in bfloat16.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 GIGABYTES = "GB"
@@ -43,7 +43,7 @@ Split = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Projection:
-    """Random numbers in place of one projection's output over a batch of clips, the same at every call."""
+    """Random output of one projection for a batch of clips, the same at every call."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -115,7 +115,7 @@ def _case(direction: str, projection: Projection, peers: tuple[Peer, ...], *, ba
         baseline=peers[0].name,
         reference=lambda: _reference(projection, backward=backward),
         tolerance=TOLERANCES[projection.dtype],
-        # Read and written, without what memory that is written first has to be read.
+        # Bytes read and written, without the reads that a cache adds to writes.
         work={GIGABYTES: projection.gigabytes * (2 + 3 * backward)},
         facts={
             "clips": len(projection.lengths),
@@ -144,7 +144,7 @@ def _copy(projection: Projection) -> Case:
 
 
 def _triton(projection: Projection, setup: Callable[[], Run]) -> list[Peer]:
-    """The backend by its name; PyTorch's has a row on every device."""
+    """The Triton backend on a GPU; PyTorch's has a row on every device."""
     return gpu_backends("apply_rotary", projection.device, lambda _name: setup())[:1]
 
 
@@ -204,7 +204,7 @@ def _compiled(projection: Projection) -> Split:
 
 
 def _tables(projection: Projection) -> tuple[Tensor, Tensor]:
-    """`[T, 1, axes, channels]`: each pair's angle stands at both of its channels."""
+    """`[T, 1, axes, channels]` cosines and sines; both channels of a pair have its angle."""
     positions = torch.cat([torch.arange(length) for length in projection.lengths])
     places = torch.stack([positions // TOKENS_PER_FRAME, positions % TOKENS_PER_FRAME], dim=1)
     channels = projection.head_dim // 2

@@ -1,9 +1,9 @@
-"""The gate of the audio encoder's SwiGLU MLP: slap-fast against PyTorch, plain and compiled.
+"""Gate of the audio encoder's SwiGLU MLP: slap-fast against PyTorch, plain and compiled.
 
-What to expect. A value of the hidden size is read twice and written once forward, read three times and written twice
-backward; the arithmetic is an exponential and a division. Plain PyTorch moves 5 values forward and 13 backward,
-autograd's concatenation of the two gradients among them. The case "copy" moves what "forward and backward" has to,
-between tensors that exist.
+Memory-bound: per hidden value, forward reads two values and writes one, backward reads three and writes two; the
+arithmetic is an exponential and a division. Plain PyTorch moves 5 values forward and 13 backward, including autograd's
+concatenation of the two gradients. The case "copy" moves as many bytes as "forward and backward" must, between existing
+tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Gate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Hidden:
-    """Random numbers in place of a projection's output, the same at every call."""
+    """Random output of a projection, the same at every call."""
 
     tokens: int
     width: int
@@ -82,7 +82,7 @@ def _case(hidden: Hidden, settings: Settings, *, backward: bool) -> Case:
 
 
 def _liger(hidden: Hidden, run: Callable[[Gate], Run]) -> list[Peer]:
-    """Its kernel for a gate and what it lets through side by side, as here; on a GPU alone."""
+    """Its kernel for gate and up in one tensor; GPU only."""
 
     def setup() -> Run:
         from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction

@@ -1,8 +1,8 @@
-"""RMSNorm of the sum of two tensors in Triton: one launch forward, one and a small sum backward.
+"""Triton kernels for RMSNorm of a residual sum: one launch forward; one launch and a small sum backward.
 
-The floor is memory: forward reads two tensors and writes two, backward reads three and writes one, which for 100,000
-tokens of width 768 in bfloat16 is 0.61 GB each: 128 us of an H200's 4.8 TB/s. A program holds whole rows in registers,
-so that what it read for the mean need not be read again.
+Memory-bound: forward reads two tensors and writes two, backward reads three and writes one. For 100,000 tokens of width
+768 in bfloat16 that is 0.61 GB each, 128 us at the 4.8 TB/s of an H200. A program keeps whole rows in registers and
+reads each value once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from slap_fast.kernels import launch
 
-# Of a program, at least: 16 a thread and tensor, which leaves registers for several programs a multiprocessor.
+# Values of a program, at least: 16 per thread and tensor, so that several programs fit on a multiprocessor.
 _VALUES = 2048
 _VALUES_PER_WARP = 512
-# Each sums the weight's gradient over its rows: as many partial sums, whatever the GPU, give the same bits on all.
+# Each program writes a partial sum of the weight's gradient. A fixed number gives the same bits on every GPU.
 _BACKWARD_PROGRAMS = 512
 
 
@@ -45,7 +45,7 @@ def forward_kernel(
         value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
         stored = value.to(summed.dtype.element_ty)
         tl.store(summed + place, stored, mask=mask)
-        value = stored.to(tl.float32)  # rounded, as the backward pass will find it
+        value = stored.to(tl.float32)  # rounded, as the backward pass reads it
     scale = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / WIDTH + eps)
     tl.store(rstd + row, scale, mask=row < rows)
     factor = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
@@ -106,9 +106,9 @@ def _block(width: int) -> dict[str, int]:
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, summed: Tensor | None, normed: Tensor, rstd: Tensor
 ) -> None:
-    """Write `x + residual` to `summed`, where there is a residual, its norm to `normed`, and `[...]` float32 `rstd`.
+    """Write `x + residual` to `summed`, its norm to `normed`, and the factor of each row to `rstd`.
 
-    All are contiguous, `[..., W]` and `[W]`.
+    All tensors are contiguous: `[..., W]`, `weight` `[W]`, `rstd` `[...]` float32. Without a residual `summed` is None.
     """
     block = _block(x.shape[-1])
     rows = rstd.numel()
@@ -129,7 +129,7 @@ def backward(
     grad: Tensor,
     grad_weight: Tensor,
 ) -> None:
-    """Write the gradients of the sum and of the weight. All are contiguous."""
+    """Write the gradients of the sum and of the weight. All tensors are contiguous."""
     width, rows = summed.shape[-1], rstd.numel()
     block = _block(width)
     rows_each = block["BLOCK_R"] * triton.cdiv(rows, block["BLOCK_R"] * _BACKWARD_PROGRAMS)

@@ -1,8 +1,8 @@
-"""Rotary position embedding in Triton: q and k in one launch, in place if wanted, positions found on the device.
+"""Triton kernel for rotary position embedding: `q` and `k` in one launch, in place or not, positions from `cu_seqlens`.
 
-The floor is memory: 4 bytes a channel of q and k in 16 bits. For 16 clips (3,036 tokens, 12 x 64) that is 19 MB, 4 us
-of an H200's 4.8 TB/s, about one launch. So a program finds the positions of its tokens by itself, and turns
-several heads by angles that it computes once.
+Memory-bound: 4 bytes per channel of `q` and `k` in 16-bit types. For 16 clips (3,036 tokens, 12 x 64) that is 19 MB, 4
+us at the 4.8 TB/s of an H200, about the cost of one launch. Hence each program finds the positions of its tokens
+itself, and rotates several heads by angles that it computes once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from slap_fast.kernels import launch
 
-# Pairs of channels a program: two vectors of 16 bytes a thread and tensor in 16 bits.
+# Pairs of channels of a program: two vectors of 16 bytes per thread and tensor in 16-bit types.
 _PAIRS = 2048
 _HEADS = 4
 
 
 @triton.jit
 def _cos_sin(phase: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Of int64 units of 2**-64 turns: whole turns overflow, so a late position is as exact as an early one.
+    """cos and sin of an angle in int64 units of 2**-64 turns: whole turns overflow, so late positions stay exact.
 
-    The library's own reduction of large angles would put a table in local memory. The polynomials interpolate at
-    Chebyshev nodes over an eighth of a turn either way, and err by 1e-7.
+    The range reduction of the math library would put a table in local memory. The polynomials interpolate at Chebyshev
+    nodes over an eighth of a turn in both directions, with an error of 1e-7.
     """
     turn = (phase >> 32).to(tl.int32)
     quarter = (turn + (1 << 29)) >> 30
@@ -41,7 +41,7 @@ def _cos_sin(phase: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
-def _turn(
+def _rotate_heads(
     source: tl.tensor,
     out: tl.tensor,
     stride_st: tl.tensor,
@@ -79,7 +79,7 @@ def rotary_kernel(
     out_q: tl.tensor,
     out_k: tl.tensor,
     cu_seqlens: tl.tensor,
-    frequencies: tl.tensor,  # [HEAD_DIM / 2], int64 units of 2**-64 turns a step
+    frequencies: tl.tensor,  # [HEAD_DIM / 2], int64 units of 2**-64 turns per position
     stride_qt: tl.tensor,
     stride_qh: tl.tensor,
     stride_kt: tl.tensor,
@@ -102,7 +102,7 @@ def rotary_kernel(
 ) -> None:
     HALF: tl.constexpr = HEAD_DIM // AXES // 2
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    clip = tl.zeros([BLOCK_T], tl.int32)  # the last one that begins at or before each token
+    clip = tl.zeros([BLOCK_T], tl.int32)  # the last clip that begins at or before each token
     span = clips
     while span > 1:
         half = span // 2
@@ -124,24 +124,24 @@ def rotary_kernel(
     group = tl.program_id(1)
     groups_q = tl.cdiv(heads_q, BLOCK_H)
     if group < groups_q:
-        _turn(
+        _rotate_heads(
             q, out_q, stride_qt, stride_qh, stride_oqt, stride_oqh, tokens, total, group * BLOCK_H, heads_q,
             cos, sin, HEAD_DIM, HALF, BLOCK_H, BLOCK_P,
         )  # fmt: skip
     else:
-        _turn(
+        _rotate_heads(
             k, out_k, stride_kt, stride_kh, stride_okt, stride_okh, tokens, total, (group - groups_q) * BLOCK_H,
             heads_k, cos, sin, HEAD_DIM, HALF, BLOCK_H, BLOCK_P,
         )  # fmt: skip
 
 
-# Never dropped: a captured graph holds the address. The first call of a configuration uploads it, before any capture.
+# Never evicted: a captured graph holds the address. The first call of a configuration uploads it, before any capture.
 @functools.cache
 def _frequencies(channels: int, thetas: tuple[float, ...], device: torch.device) -> Tensor:
-    """`[pairs]`: 2**-64 turns a step, axis after axis, without whole turns."""
+    """`[pairs]`: units of 2**-64 turns per position, axis after axis, without whole turns."""
     exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
     turns = torch.cat([theta**-exponent for theta in thetas]) / (2.0 * math.pi)
-    # Half a turn is the same either way, and only -2**63 is an int64.
+    # In [-0.5, 0.5): of both signs of half a turn, only -2**63 fits into int64.
     return ((turns - torch.floor(turns + 0.5)) * 2.0**64).to(torch.int64).to(device)
 
 
@@ -155,9 +155,9 @@ def rotate(
     out_q: Tensor,
     out_k: Tensor,
 ) -> None:
-    """Turn `[T, H, D]` and `[T, Hk, D]` into `out_q` and `out_k`, which may be `q` and `k` themselves.
+    """Write the rotated `[T, H, D]` and `[T, Hk, D]` to `out_q` and `out_k`, which may be `q` and `k` themselves.
 
-    The last stride of each is 1; one theta is one axis. `inverse` turns the other way.
+    The last stride of each tensor is 1. There is one axis per theta. `inverse` rotates by the negative angles.
     """
     total, heads, head_dim = q.shape
     clips = cu_seqlens.shape[0] - 1

@@ -1,7 +1,7 @@
-"""SwiGLU's gate in Triton, `silu(gate) * up`: one launch forward, one backward.
+"""Triton kernels for the gate of SwiGLU, `silu(gate) * up`: one launch forward, one backward.
 
-The floor is memory: forward reads two values for each that it writes, backward reads three and writes two. For 65,536
-tokens of width 3,072 in bfloat16 that is 1.2 GB and 2.0 GB: 250 and 420 us of an H200's 4.8 TB/s.
+Memory-bound: per value, forward reads two and writes one, backward reads three and writes two. For 65,536 tokens of
+width 3,072 in bfloat16 that is 1.2 GB and 2.0 GB: 250 and 420 us at the 4.8 TB/s of an H200.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from slap_fast.kernels import launch
 
-# Of a program, by 4 warps: 16 a thread and tensor, two vectors of 16 bytes in 16 bits.
+# Values of a program of 4 warps: 16 per thread and tensor, two vectors of 16 bytes in 16-bit types.
 _VALUES = 2048
-# A row of a tile is read by one warp in one vector a thread, and few tiles reach beyond the width.
+# One warp reads a row of a tile with one vector per thread, and few tiles reach beyond the width.
 _COLUMNS = 256
 
 
@@ -22,7 +22,7 @@ _COLUMNS = 256
 def _tile(
     rows: tl.tensor, WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Rows `[BLOCK_R, 1]` int64, columns `[1, BLOCK_W]` and mask of a program: those of one row of tiles in turn."""
+    """Rows `[BLOCK_R, 1]` int64, columns `[1, BLOCK_W]` and mask of a program. Programs go along rows of tiles."""
     tiles: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     program = tl.program_id(0)
     row = (program // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
@@ -79,7 +79,7 @@ def _launch(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 def forward(gate_up: Tensor, out: Tensor) -> None:
-    """Write `[R, M]` to `out`, from `[R, 2 * M]` with neighbours in its rows. `out` is contiguous."""
+    """Write `[R, M]` to contiguous `out`, from `gate_up` `[R, 2 * M]` with a last stride of 1."""
     rows, width = out.shape
     if out.numel() == 0:
         return
@@ -89,7 +89,7 @@ def forward(gate_up: Tensor, out: Tensor) -> None:
 
 
 def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
-    """Write the gradient of `gate_up` to `grad_gate_up`, which is contiguous; the others have neighbours in a row."""
+    """Write the gradient of `gate_up` to contiguous `grad_gate_up`. The last stride of the others is 1."""
     rows, width = grad.shape
     if grad.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""The peers of the log-mel benchmark compute the same: otherwise its times would compare nothing."""
+"""Log-mel benchmark: all peers compute the same result."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ QUICK = Settings(quick=True, rounds=3)
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        # Twice a case the harness would visit all that the libraries bring: most of this run's time.
-        patch.setattr(gc, "collect", lambda: 0)
-        warnings.filterwarnings("ignore", message=".*(mpty filters|zero values)")  # of conventions with fine filters
+        patch.setattr(gc, "collect", lambda: 0)  # two collections per case would take most of the time of this run
+        warnings.filterwarnings("ignore", message=".*(mpty filters|zero values)")  # from presets with narrow filters
         assert main(["log_mel", "--quick", "--no-memory", "--threads", "1", "--out", str(folder)]) == 0
     return json.loads((folder / "log_mel-cpu-quick.json").read_text())
 
 
-def test_every_peer_is_right_or_says_why_it_is_absent(result: dict[str, Any]) -> None:
+def test_every_peer_is_correct_or_unavailable_with_a_reason(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         for peer in case["peers"]:
             assert peer["status"] == "ok" or (peer["status"] == "not available" and peer["reason"]), (case, peer)
         assert case["peers"][-1]["status"] == "ok"
 
 
-def test_frames_are_checked_everywhere_and_gradients_where_they_are_timed(result: dict[str, Any]) -> None:
+def test_frames_are_always_checked_and_gradients_if_they_are_timed(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         outputs = {name for peer in case["peers"] for name in peer.get("errors", ())}
         if case["name"].startswith("copy"):
@@ -47,7 +46,7 @@ def test_frames_are_checked_everywhere_and_gradients_where_they_are_timed(result
             assert outputs == {"frames", *["gradient"] * case["name"].endswith("backward")}
 
 
-def test_the_second_thread_has_a_ratio_of_its_own(result: dict[str, Any]) -> None:
+def test_the_speedup_of_a_second_thread_is_measured(result: dict[str, Any]) -> None:
     cases = [case for case in result["cases"] if case["name"].startswith("one and two threads")]
     assert len(cases) == 6
     for case in cases:
@@ -55,7 +54,7 @@ def test_the_second_thread_has_a_ratio_of_its_own(result: dict[str, Any]) -> Non
         assert [peer["name"] for peer in case["peers"]] == ["slap-fast, 1 thread", "slap-fast, 2 threads"]
 
 
-def test_a_peer_on_its_own_threads_leaves_those_of_the_run_alone() -> None:
+def test_a_peer_with_its_own_thread_count_restores_that_of_the_run() -> None:
     before, seen = torch.get_num_threads(), []
     clips = Clips.of_seconds((0.1,), MelConfig(), "cpu")
 
@@ -69,7 +68,7 @@ def test_a_peer_on_its_own_threads_leaves_those_of_the_run_alone() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_chunks_cover_each_frame_once_and_hold_just_their_samples() -> None:
+def test_chunks_cover_each_frame_once_with_exactly_their_samples() -> None:
     config = MelConfig()
     clips = Clips((400, 16_123, 559), config, "cpu")
     chunks = clips.chunks(37)
@@ -80,11 +79,11 @@ def test_chunks_cover_each_frame_once_and_hold_just_their_samples() -> None:
         assert config.num_frames(samples.stop - samples.start) == frames.stop - frames.start
     with pytest.raises(ValueError, match="399 samples"):
         Clips((399,), config, "cpu").chunks(37)
-    with pytest.raises(ValueError, match="beyond their ends"):
+    with pytest.raises(ValueError, match="beyond its ends"):
         Clips((16_000,), MelConfig.preset("torchaudio"), "cpu").chunks(37)
 
 
-def test_padding_is_undone_by_packing() -> None:
+def test_packing_reverses_padding() -> None:
     clips = Clips((900, 4_000, 401), MelConfig(), "cpu")
     assert torch.equal(clips.packed(clips.padded_waveform(), clips.samples), clips.waveform())
     assert torch.equal(clips.packed(clips.padded_gradient(), clips.frames), clips.gradient())
@@ -92,7 +91,7 @@ def test_padding_is_undone_by_packing() -> None:
     assert equal.padded_waveform().data_ptr() == equal.waveform().data_ptr()
 
 
-def test_a_peer_of_another_convention_fails_its_check() -> None:
+def test_a_peer_with_another_convention_fails_its_check() -> None:
     clips = Clips.of_seconds((0.3, 0.5), MelConfig(), "cpu")
     other = MelConfig(preemphasis=0.96)
     run = log_mel_peers.in_chunks(clips, log_mel_peers.kaldi_frames(other, "cpu"), backward=False)
@@ -107,14 +106,14 @@ def test_the_mix_spans_one_to_thirty_seconds() -> None:
     assert 0.8 * 320 < sum(seconds) < 320
 
 
-def test_sizes_are_those_that_the_names_promise() -> None:
+def test_sizes_match_their_names() -> None:
     sizes = log_mel.workloads(Settings())
     assert sizes["equal clips"] == (10.0,) * 32
     assert sizes["one long clip"] == (3600.0,)
     assert len(log_mel.workloads(Settings(device="cuda"))["equal clips"]) == 1024
 
 
-def test_on_a_gpu_what_runs_on_the_cpu_only_says_so() -> None:
+def test_cpu_libraries_are_unavailable_on_a_gpu() -> None:
     peers = {peer.name: peer for case in log_mel.cases(Settings(device="cuda", quick=True)) for peer in case.peers}
     for name in ("kaldi-native-fbank", "librosa", "ASTFeatureExtractor", "ClapFeatureExtractor"):
         assert peers[name].unavailable == log_mel_libraries.CPU_ONLY

@@ -1,4 +1,4 @@
-"""Log-mel by definition: one clip, one frame at a time, a dense DFT in float64 NumPy."""
+"""Log-mel reference: one clip and one frame at a time, with a dense DFT in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def log_mel(clip: np.ndarray, config: MelConfig) -> np.ndarray:
 
 
 def local_log_mel(clip: np.ndarray, config: MelConfig) -> np.ndarray:
-    """`log_mel` up to the logarithm, before the clip as a whole is looked at."""
+    """`log_mel` up to the logarithm, without the steps over the whole clip."""
     samples = clip / 32768.0 if clip.dtype == np.int16 else clip.astype(np.float64)
     samples = samples * config.input_scale
     if config.preemphasis_scope == "clip" and config.preemphasis:  # 0 times NaN would be NaN
@@ -33,7 +33,7 @@ def local_log_mel(clip: np.ndarray, config: MelConfig) -> np.ndarray:
 
 
 def normalize(frames: np.ndarray, config: MelConfig) -> np.ndarray:
-    """What follows the logarithm, for the frames of one clip."""
+    """The steps after the logarithm, for the frames of one clip."""
     if len(frames) == 0:
         return frames
     if config.dynamic_range is not None:
@@ -45,12 +45,12 @@ def normalize(frames: np.ndarray, config: MelConfig) -> np.ndarray:
 
 
 def count_frames(n_samples: int, config: MelConfig) -> int:
-    """Frames counted one by one."""
+    """Number of frames, counted one by one."""
     if n_samples == 0:
         return 0
     frames = 0
     if config.padding == "kaldi":
-        # One for each hop whose middle lies in the clip.
+        # One per hop whose middle is in the clip.
         while frames * config.hop_length + config.hop_length - config.hop_length // 2 <= n_samples:
             frames += 1
     else:
@@ -70,7 +70,7 @@ def _pad_length(config: MelConfig) -> int:
 
 
 def _pad(samples: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
-    """The samples with more than enough on both sides, and how much stands before them."""
+    """Samples with ample padding on both sides, and the length of the padding before them."""
     margin = _pad_length(config) + config.n_fft + config.hop_length
     if len(samples) == 0:
         return samples, 0

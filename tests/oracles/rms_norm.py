@@ -1,4 +1,4 @@
-"""RMSNorm by its definition (arXiv 1910.07467, equation 4), one row at a time."""
+"""RMSNorm reference (arXiv 1910.07467, equation 4), one row at a time."""
 
 from __future__ import annotations
 

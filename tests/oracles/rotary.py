@@ -1,4 +1,4 @@
-"""Rotation of channel pairs as complex numbers, one token at a time."""
+"""Rotary embedding reference: channel pairs as complex numbers, one token at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def apply_rotary(x: Tensor, lengths: list[int], tokens_per_frame: int | None, th
             part = x[token, :, axis * channels : (axis + 1) * channels]
             pairs = torch.complex(part[:, : channels // 2], part[:, channels // 2 :])
             angle = place * theta ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-            turned = pairs * torch.polar(torch.ones_like(angle), angle)
-            parts += [turned.real, turned.imag]
+            rotated_pairs = pairs * torch.polar(torch.ones_like(angle), angle)
+            parts += [rotated_pairs.real, rotated_pairs.imag]
         rotated.append(torch.cat(parts, dim=1))
     return torch.stack(rotated) if rotated else x.clone()

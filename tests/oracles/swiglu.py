@@ -1,4 +1,4 @@
-"""SwiGLU's gate as its formula reads."""
+"""SwiGLU gate reference: the formula."""
 
 from __future__ import annotations
 

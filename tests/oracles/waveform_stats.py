@@ -1,4 +1,4 @@
-"""The plain reference of `slap_fast.ops.waveform_stats`: one clip after another, in float64."""
+"""`waveform_stats` reference: one clip at a time, in float64."""
 
 from __future__ import annotations
 
