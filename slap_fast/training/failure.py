@@ -18,7 +18,7 @@ def describe(error: Exception) -> str:
 
 
 def is_retryable(error: Exception) -> bool:
-    """False for bad input, divergence, a full disk and missing permissions, which a restart would only meet again."""
+    """False for bad input, divergence, a full disk and missing permissions: a restart would fail the same way."""
     if isinstance(error, OSError) and error.errno in _PERMANENT:
         return False
     return error.retryable if isinstance(error, SlapFastError) else True
