@@ -1,24 +1,24 @@
-"""One training step: the packed model against the same model padded with SDPA and masks.
+"""Benchmark of one training step: the packed model against the same model padded, with SDPA and masks.
 
-A step is the front end, the three objectives forward and backward, gradient clipping, AdamW and the teacher's average.
-In bf16 the weights are bfloat16 with float32 master copies, as DeepSpeed keeps them. Both peers run the same modules
-with the same weights over the same clips, masks and captions, and both are held against the padded model in float64.
+A step is log-mel, forward and backward of the three objectives, gradient clipping, AdamW and the EMA update of the
+teacher. In bf16 the weights are bfloat16 with float32 master copies, as in DeepSpeed. Both peers run the same modules
+with the same weights, clips, masks and captions, and are compared with the padded model in float64.
 
-The mix of durations stands for web-scale captioned audio, as far as its sources tell: half of the clips last exactly
-10 s (AudioSet, VGGSound, AudioCaps), a quarter is spread evenly over 15 to 30 s (Clotho), and a quarter log-evenly over
-1 to 30 s (sound effects, Freesound). Captions have 8 to 22 tokens. The second workload has clips of 10 s only: nothing
-to pad, so that what packing itself costs is seen.
+The mix of durations represents web-scale captioned audio: half of the clips last exactly 10 s (AudioSet, VGGSound,
+AudioCaps), a quarter is uniform from 15 to 30 s (Clotho), and a quarter is log-uniform from 1 to 30 s (sound effects,
+Freesound). Captions have 8 to 22 tokens. The second workload has only clips of 10 s: without padding, it shows the cost
+of packing itself.
 
-What to expect. Projections cost `tokens x weights`, so padding to the longest costs them `1 / (1 - padding share)`: 2.0
-at a share of one half, about that of this mix. Attention costs more than that: a masked kernel visits every pair of the
-longest clip squared, also in the local layers, whose window of 97 keys is a seventh of 30 s. The text tower pads
-likewise, but is small. The prototypes see masked tokens only and the optimizer weights only: neither gains.
+Expected gain: the time of projections is proportional to the tokens, so padding to the longest clip multiplies it by
+`1 / (1 - padding share)`, about 2.0 for this mix. Attention gains more: a masked kernel computes every pair of the
+longest clip, also in the local layers, whose window of 97 keys is a seventh of 30 s. The text tower gains likewise, but
+is small. The prototype loss (only masked tokens) and the optimizer (only weights) gain nothing.
 
-`step_flops` adds this up. The fact "arithmetic saved" of a case is its padded over its packed count: the ratio of two
-peers that reach the same FLOP/s and do nothing else. A measured ratio below it is what packed attention loses against
-SDPA, and time outside of matrix products: norms and rotations, bound by bytes that shrink with the tokens as well, and
-the optimizer and teacher, bound by some 36 bytes a weight that do not. Activations are most of the memory and they too
-shrink with the tokens.
+`step_flops` adds this up. The fact "arithmetic saved" of a case is the padded count divided by the packed count: the
+speedup if both peers reached the same FLOP/s and did nothing else. The measured speedup is smaller if packed attention
+reaches fewer FLOP/s than SDPA, or because of time outside matrix products: norms and rotary embedding, limited by
+memory bandwidth, also shrink with the tokens; the optimizer and the teacher update (about 36 bytes per weight) do not.
+Activations are most of the memory, and they shrink with the tokens.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ TITLE = "One training step, packed against padded with SDPA and masks"
 
 TEACHER_TEMPERATURE = 0.07
 EMA_MOMENTUM = 0.994
-# About ten and two times what either peer was seen to be off, at any size.
+# About ten times (float32) and twice (bfloat16) the largest error of either peer at any size.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
 GPU_CLIPS = 256
-GPU_CLIPS_BYTES = 110e9  # of memory that they take; with less there are half as many
+GPU_CLIPS_BYTES = 110e9  # memory for GPU_CLIPS; with less, half as many clips
 OPTIMIZER = OptimizerConfig()
 MODULES = (
     "student.audio_encoder",
@@ -93,14 +93,15 @@ PAPER_MODEL = ModelConfig(text=replace(TextEncoderConfig(), pretrained=None))
 
 @dataclass(frozen=True)
 class Workload:
-    """A batch to be, with the model for it.
+    """Durations of a batch and the model that runs it.
 
     Attributes:
-        durations: seconds of each clip.
-        model: its dimensions.
+        durations: of each clip, in seconds.
+        model: configuration.
         dtype: of weights and activations.
-        device: where it runs.
-        checked: clips of the batch that losses and gradients are checked on, where float64 has no room for all.
+        device: "cpu" or "cuda".
+        checked: durations of the batch for the check of losses and gradients, if float64 needs too much memory for the
+            whole batch.
     """
 
     durations: tuple[float, ...]
@@ -113,7 +114,7 @@ class Workload:
         return self if self.checked is None else replace(self, durations=self.checked, checked=None)
 
     def batch(self, dtype: torch.dtype | None = None) -> Batch:
-        """The same clips, masks and captions at every call."""
+        """Clips, masks and captions; the same at every call."""
         generator = torch.Generator().manual_seed(0)
         clips = []
         for clip, seconds in enumerate(self.durations):
@@ -126,7 +127,7 @@ class Workload:
         return packed.to(self.device)
 
     def pretraining_model(self, dtype: torch.dtype) -> PretrainingModel:
-        """The same weights at every call, up to rounding to `dtype`."""
+        """A model with the same weights at every call, rounded to `dtype`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = PretrainingModel(self.model, ObjectivesConfig(), load_pretrained_text=False)
@@ -134,12 +135,12 @@ class Workload:
 
 
 def mixed_durations(clips: int) -> tuple[float, ...]:
-    """Seconds of a multiple of four clips: the quantiles of the mix in the module's docstring, without chance."""
+    """Quantiles of the mix in the module docstring, in seconds. `clips` is a multiple of 4."""
     quarter = clips // 4
-    middles = [(index + 0.5) / quarter for index in range(quarter)]
-    even = [15.0 + 15.0 * share for share in middles]
-    log_even = [math.exp(share * math.log(30.0)) for share in middles]
-    return (*[10.0] * (2 * quarter), *even, *log_even)
+    probabilities = [(index + 0.5) / quarter for index in range(quarter)]
+    uniform = [15.0 + 15.0 * p for p in probabilities]
+    log_uniform = [math.exp(p * math.log(30.0)) for p in probabilities]
+    return (*[10.0] * (2 * quarter), *uniform, *log_uniform)
 
 
 def caption_length(clip: int) -> int:
@@ -166,13 +167,13 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def _gpu_cases(settings: Settings) -> list[Case]:
-    """The paper's model, the most telling case first. Losses and gradients are checked on four clips of the mix, since
-    a float64 reference of 64 clips takes some 220 GB."""
+    """The paper's model, the most informative case first. Losses and gradients are checked on four clips of the mix,
+    because a float64 reference of 64 clips takes about 220 GB."""
     equal = workload_to_trace(settings)
     clips = len(equal.durations)
     mixed = replace(equal, durations=mixed_durations(clips // 2))
     single = replace(equal, durations=(10.0,) * (clips // 4), dtype=torch.float32)
-    unfused = Execution("packed, PyTorch's norm, rotary and SwiGLU", _packed_forward, first=UNFUSED)
+    unfused = Execution("packed, PyTorch's norm, rotary and SwiGLU", _packed_forward, backends=UNFUSED)
     compiled = Execution("packed, compiled blocks", _packed_forward, prepare=compile_blocks)
     return [
         product_case(torch.bfloat16, settings),
@@ -184,8 +185,7 @@ def _gpu_cases(settings: Settings) -> list[Case]:
 
 
 def workload_to_trace(settings: Settings) -> Workload:
-    """Clips of 10 s through the paper's model in bfloat16, as many as a GPU has memory for; few and small in a quick
-    run."""
+    """Clips of 10 s and the paper's model in bfloat16, as many as fit in GPU memory; small in a quick run."""
     if settings.quick:
         return Workload((2.0,) * 4, QUICK_MODEL, torch.bfloat16, settings.device)
     clips = GPU_CLIPS if available_bytes(settings.device) > GPU_CLIPS_BYTES else GPU_CLIPS // 2
@@ -215,7 +215,7 @@ def _case(name: str, workload: Workload, executions: Sequence[Execution], peak: 
             "arithmetic saved": padded_flops / packed_flops,
         },
         peak=peak,
-        replayable=False,  # it changes the weights that it starts from, and runs an optimizer
+        replayable=False,  # a step changes its weights
     )
 
 
@@ -235,19 +235,19 @@ def _padded_forward(workload: Workload, model: PretrainingModel) -> Forward:
 
 @dataclass(frozen=True)
 class Execution:
-    """A way to run the model.
+    """How a peer runs the model.
 
     Attributes:
         name: of the peer.
-        forward: what computes the losses of a batch.
-        prepare: changes the model first.
-        first: backends that "auto" tries first, by op.
+        forward: makes the function that computes the losses of a batch.
+        prepare: changes the model before it runs.
+        backends: backends that "auto" tries first, by op.
     """
 
     name: str
     forward: Callable[[Workload, PretrainingModel], Forward]
     prepare: Callable[[PretrainingModel], None] | None = None
-    first: Mapping[str, str] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
 
 
 PADDED = Execution("padded, SDPA", _padded_forward)
@@ -264,12 +264,12 @@ def set_up(workload: Workload, execution: Execution) -> Run:
     update = _Update(model)
 
     def step() -> None:
-        with dispatch.preferring(**execution.first):
+        with dispatch.preferring(**execution.backends):
             forward()["loss"].backward()
         update()
 
     def outputs() -> Outputs:
-        with dispatch.preferring(**execution.first):
+        with dispatch.preferring(**execution.backends):
             return _losses_and_gradients(model, checked)
 
     return Run(step=step, outputs=outputs)
@@ -281,13 +281,13 @@ def _reference(workload: Workload) -> Outputs:
 
 
 class _Update:
-    """Clipping, AdamW on float32 weights and the teacher's average: what DeepSpeed does after the backward."""
+    """Gradient clipping, AdamW on float32 weights and the EMA update: what follows the backward pass in training."""
 
     def __init__(self, model: PretrainingModel) -> None:
         self.optimizer = build_optimizer(model, OPTIMIZER)
         groups = self.optimizer.param_groups
         for group in groups:
-            group["lr"] = OPTIMIZER.learning_rate  # in training the schedule's business
+            group["lr"] = OPTIMIZER.learning_rate  # set by the schedule in training
         self.weights = [weight for group in groups for weight in group["params"]]
         self.masters = self.weights
         if self.weights[0].dtype == torch.bfloat16:

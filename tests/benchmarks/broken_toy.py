@@ -1,4 +1,4 @@
-"""A benchmark with a peer that computes something else."""
+"""Test benchmark with a peer whose result is wrong."""
 
 from __future__ import annotations
 

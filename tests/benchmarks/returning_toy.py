@@ -1,4 +1,4 @@
-"""A benchmark whose steps return 32 MiB, with and without working memory, and keep some."""
+"""Test benchmark whose steps return 32 MiB; one peer also uses working memory and keeps some memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _ones(mebibytes: int) -> torch.Tensor:
 
 def _peer(name: str, *, scratch: int, kept: int) -> Peer:
     def setup() -> Run:
-        keeping: list[torch.Tensor] = []
+        cache: list[torch.Tensor] = []
 
         def step() -> torch.Tensor:
-            keeping[:] = keeping or [_ones(kept)]
+            cache[:] = cache or [_ones(kept)]
             result = _ones(32)
             if scratch:
                 result *= _ones(scratch).mean()

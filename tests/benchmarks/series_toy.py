@@ -1,4 +1,4 @@
-"""Three cases in a row, the middle one without a reference."""
+"""Test benchmark of three cases; the reference of the second raises."""
 
 from __future__ import annotations
 

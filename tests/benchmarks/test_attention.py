@@ -1,4 +1,4 @@
-"""The peers of the attention benchmark compute the same: otherwise its times would compare nothing."""
+"""Attention benchmark: all peers compute the same result."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PEERS = [
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda: 0)  # twice a case, over all that torch brings: most of this run's time
+        patch.setattr(gc, "collect", lambda: 0)  # two collections per case would take most of the time of this run
         assert main(["attention", "--quick", "--no-memory", "--threads", "1", "--out", str(folder)]) == 0
     return json.loads((folder / "attention-cpu-quick.json").read_text())
 
 
-def test_every_peer_is_right_or_says_why_it_is_absent(result: dict[str, Any]) -> None:
+def test_every_peer_is_correct_or_unavailable_with_a_reason(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         for peer in case["peers"]:
             assert peer["status"] == "ok" or (peer["status"] == "not available" and peer["reason"]), (case, peer)
@@ -44,7 +44,7 @@ def test_every_peer_is_right_or_says_why_it_is_absent(result: dict[str, Any]) ->
         assert case["name"].startswith("matrix product") or status["slap-fast, torch"] == "ok"
 
 
-def test_gradients_are_checked_where_they_are_timed(result: dict[str, Any]) -> None:
+def test_gradients_are_checked_if_they_are_timed(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         outputs = {name for peer in case["peers"] for name in peer.get("errors", ())}
         if case["name"].startswith("matrix product"):
@@ -53,14 +53,14 @@ def test_gradients_are_checked_where_they_are_timed(result: dict[str, Any]) -> N
             assert outputs == {"out", *(("dq", "dk", "dv") if case["name"].endswith("backward") else ())}
 
 
-def test_rates_are_shares_of_the_product_of_the_same_dtype(result: dict[str, Any]) -> None:
+def test_the_peak_rate_is_that_of_the_matrix_product_of_the_same_dtype(result: dict[str, Any]) -> None:
     names = {case["name"] for case in result["cases"]}
     for case in result["cases"]:
         assert case["peak"] in names
         assert case["peak"].split(", ")[1] in case["name"]
 
 
-def test_the_table_has_a_column_of_shares(result: dict[str, Any]) -> None:
+def test_the_table_has_a_column_with_shares_of_the_peak_rate(result: dict[str, Any]) -> None:
     header, _, *rows = [line.split("|")[1:-1] for line in render(result).splitlines() if line.startswith("|")]
     share = [cell.strip() for cell in header].index("share of measured peak")
     assert {len(row) for row in rows} == {len(header)}
@@ -78,38 +78,38 @@ def test_the_table_has_a_column_of_shares(result: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("window", [(-1, -1), (5, 2), (0, 0)])
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_peer_masks_what_the_workload_hides(peer: Any, window: tuple[int, int]) -> None:
+def test_peers_apply_the_window(peer: Any, window: tuple[int, int]) -> None:
     workload = replace(SMALL, window=window)
     errors = relative_errors(peer(workload).outputs(), workload.reference())
     assert max(errors[name] for name in ("out", "dv")) < 1e-6
-    if window != (0, 0):  # there dq and dk are zero, and an error has nothing to be relative to
+    if window != (0, 0):  # where dq and dk are zero, so a relative error is undefined
         assert max(errors.values()) < 1e-6
 
 
 @pytest.mark.parametrize("window", [(1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (3, -1)])
-def test_tiles_of_one_clip_may_share_keys(window: tuple[int, int]) -> None:
-    # One token, and lengths around the tiles of 128 rows and a window of 97 tokens.
+def test_attention_by_tile_is_correct_where_tiles_share_keys(window: tuple[int, int]) -> None:
+    # One token, and lengths close to the tile size of 128 rows and to the window of 97 tokens.
     workload = replace(SMALL, lengths=(1, 5, 96, 97, 98, 127, 128, 129, 260), window=window)
     errors = relative_errors(attention_peers.sdpa_by_tile(workload).outputs(), workload.reference())
     assert max(errors.values()) < 1e-6
 
 
 @pytest.mark.parametrize("tokens", [64, 65, 500])
-def test_blocks_with_a_halo_are_one_long_clip(tokens: int) -> None:
+def test_attention_in_blocks_equals_attention_over_the_whole_clip(tokens: int) -> None:
     workload = replace(SMALL, lengths=(tokens,), window=(48, 20))
     errors = relative_errors(attention_peers.sdpa_in_blocks(workload).outputs(), workload.reference())
     assert max(errors.values()) < 1e-6
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48), (200, 3)])
-def test_the_block_mask_of_flex_attention_shows_the_visible_pairs(window: tuple[int, int]) -> None:
+def test_the_flex_attention_mask_has_exactly_the_visible_pairs(window: tuple[int, int]) -> None:
     from torch.nn.attention.flex_attention import create_mask
 
     workload = replace(SMALL, lengths=(3, 0, 129, 1, 300), window=window)
     mask = attention_peers._flex_mask(workload)
     visible = create_mask(mask.mask_mod, None, None, workload.tokens, workload.tokens, device="cpu")[0, 0]
     assert int(visible.sum()) == workload.pairs
-    # Its blocks are those with a visible pair, and no others.
+    # The mask has exactly the blocks with a visible pair.
     blocks = -(-workload.tokens // attention_peers.FLEX_BLOCK)
     padded = torch.zeros(2 * [blocks * attention_peers.FLEX_BLOCK], dtype=torch.bool)
     padded[: workload.tokens, : workload.tokens] = visible
@@ -123,7 +123,7 @@ def test_a_peer_that_ignores_the_window_fails_its_check() -> None:
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (3, 1), (50, 0), (-1, 0)])
-def test_pairs_are_counted_as_they_are_seen(window: tuple[int, int]) -> None:
+def test_pairs_and_flop_equal_a_brute_force_count(window: tuple[int, int]) -> None:
     expected = 0
     for length in (0, 1, 7, 60):
         for query in range(length):
@@ -136,7 +136,7 @@ def test_pairs_are_counted_as_they_are_seen(window: tuple[int, int]) -> None:
     assert replace(workload, backward=False).flop == 4 * 16 * 2 * expected
 
 
-def test_sizes_are_those_that_the_docstring_tells() -> None:
+def test_sizes_match_the_docstring() -> None:
     sizes = attention.workloads(Settings())
     assert [(len(lengths), sum(lengths)) for lengths in sizes.values()] == [(16, 3032), (16, 4000), (1, 90_000)]
     flop = {
@@ -152,12 +152,12 @@ def test_sizes_are_those_that_the_docstring_tells() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_device_is_measured_with_the_backends_that_are_made_for_it(device: str) -> None:
+def test_each_device_is_measured_with_its_own_backends(device: str) -> None:
     cases = attention.cases(Settings(device=device))
     names = {peer.name for case in cases for peer in case.peers}
-    made_for_gpus = {"flash_attn_2", "flash_attn_3", "flash_attn_4", "torch_varlen", "torch_efficient", "triton"}
-    made_for_cpus = {"native", "torch"}
-    elsewhere = made_for_gpus if device == "cpu" else made_for_cpus
+    gpu_backends = {"flash_attn_2", "flash_attn_3", "flash_attn_4", "torch_varlen", "torch_efficient", "triton"}
+    cpu_backends = {"native", "torch"}
+    elsewhere = gpu_backends if device == "cpu" else cpu_backends
     assert {f"slap-fast, {name}" for name in BACKENDS if name not in elsewhere} <= names
     assert not {f"slap-fast, {name}" for name in elsewhere} & names
     assert ("xformers" in names) == (device == "cuda")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: exit codes, the JSON, and the README and plots made of it."""
+"""Command line of the benchmarks: exit status, JSON results, tables and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def result(results: Path) -> dict[str, Any]:
     return load_result(results / "toy-cpu-quick.json")
 
 
-def test_the_result_says_where_when_and_how_it_was_measured(result: dict[str, Any]) -> None:
+def test_the_result_has_machine_versions_settings_and_date(result: dict[str, Any]) -> None:
     assert {"cpu", "cores", "isa", "memory_bytes", "gpu"} <= set(result["machine"])
     assert {"python", "torch", "slap-fast", "commit"} <= set(result["versions"])
     assert result["settings"]["quick"] is True
@@ -51,14 +51,16 @@ def test_a_failed_check_exits_with_1_and_is_printed_without_a_time(
     assert (tmp_path / "broken_toy-cpu-quick.json").is_file()
 
 
-def test_the_slower_peer_is_printed_as_any_other(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_peers_are_printed_even_slower_and_unavailable_ones(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["tests.benchmarks.toy", "--quick", "--no-memory", "--out", str(results)])
     printed = capsys.readouterr().out
     assert all(f"| right | {name} " in printed for name in ("small", "large", "absent"))
     assert "not available: libsum is not installed" in printed
 
 
-def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_column(
+def test_the_table_has_columns_for_real_time_factor_and_working_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = "tests.benchmarks.returning_toy"
@@ -86,7 +88,7 @@ def test_audio_is_counted_in_multiples_of_real_time_and_working_memory_has_a_col
         (["readme", "--readme", "nowhere.md"], "nowhere.md"),
     ],
 )
-def test_what_cannot_be_done_exits_with_2_and_says_why(
+def test_invalid_arguments_exit_with_2_and_a_message(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -104,7 +106,7 @@ end
 """
 
 
-def test_the_readme_is_filled_once_and_then_stays(results: Path, tmp_path: Path) -> None:
+def test_readme_fills_the_tables_and_a_second_run_changes_nothing(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(README)
     command = ["readme", "--readme", str(readme), "--out", str(results)]
@@ -121,7 +123,7 @@ def test_the_readme_is_filled_once_and_then_stays(results: Path, tmp_path: Path)
     assert readme.read_text() == filled
 
 
-def test_a_marker_with_lines_draws_the_cases_that_they_name(result: dict[str, Any], tmp_path: Path) -> None:
+def test_a_marker_with_lines_draws_the_named_cases(result: dict[str, Any], tmp_path: Path) -> None:
     seconds = {"slap-fast": [2.0, 2.0, 2.0], "libsum": [4.0, 4.0, 4.0]}
     peers = [
         result["cases"][0]["peers"][0] | {"name": name, "seconds": samples, "time": {"median": samples[0]}}
@@ -151,19 +153,19 @@ def test_a_marker_with_lines_draws_the_cases_that_they_name(result: dict[str, An
         ("<!-- benchmarks:rows\na = toy-cpu-quick | x\n-->\n<!-- /benchmarks:rows -->\n", "no row for the case 'x'"),
     ],
 )
-def test_a_marker_that_cannot_be_filled_is_named(results: Path, text: str, message: str) -> None:
+def test_an_invalid_marker_is_an_error_with_its_name(results: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_document(text, results)
 
 
-def test_a_table_of_a_result_without_peers_is_shown_as_it_is(result: dict[str, Any]) -> None:
+def test_a_result_with_a_table_shows_that_table(result: dict[str, Any]) -> None:
     table = {"columns": ["fault", "times", "after (s)"], "rows": [["kill", 1200, 3.456], ["freeze", 2, None]]}
     lines = render(result | {"cases": [], "table": table}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:4])]
     assert cells == [["fault", "times", "after (s)"], ["kill", "1,200", "3.46"], ["freeze", "2", ""]]
 
 
-def test_plots_are_drawn_from_the_json_alone(results: Path, tmp_path: Path) -> None:
+def test_plots_are_drawn_from_the_json_file_alone(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "copy.json").write_text((results / "toy-cpu-quick.json").read_text())
     assert main(["plot", "--out", str(tmp_path)]) == 0
@@ -171,14 +173,14 @@ def test_plots_are_drawn_from_the_json_alone(results: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 0})])
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_result_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"bad\.json"):
         load_result(path)
 
 
-def test_quantities_have_three_digits_and_a_fitting_unit() -> None:
+def test_times_and_bytes_have_three_digits_and_a_suitable_unit() -> None:
     assert [format_seconds(value) for value in (61.23, 0.9999, 1.234e-3, 5.678e-5, 2e-9)] == [
         "61.2 s",
         "1000 ms",
@@ -198,7 +200,7 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_peers_that_are_not_asked_for_are_listed_as_left_out(tmp_path: Path) -> None:
+def test_unselected_peers_are_listed_as_left_out(tmp_path: Path) -> None:
     command = ["tests.benchmarks.toy", "--quick", "--no-memory", "--peers", "smal", "--out", str(tmp_path)]
     assert main(command) == 0
     (case,) = load_result(tmp_path / "toy-cpu-quick.json")["cases"]
@@ -209,7 +211,9 @@ def test_peers_that_are_not_asked_for_are_listed_as_left_out(tmp_path: Path) -> 
     assert "left out" in case["peers"][0]["reason"]
 
 
-def test_the_summary_sets_our_fastest_against_the_fastest_other_even_where_that_wins(result: dict[str, Any]) -> None:
+def test_the_summary_compares_our_fastest_peer_with_the_fastest_other_even_if_the_other_is_faster(
+    result: dict[str, Any],
+) -> None:
     case = result["cases"][0] | {"name": "sum"}
     seconds = {"slap-fast, slow": [9.0, 9.0, 9.0], "slap-fast, quick": [2.0, 4.0, 2.0], "libsum": [1.0, 1.0, 1.0]}
     measured = [
@@ -224,7 +228,7 @@ def test_the_summary_sets_our_fastest_against_the_fastest_other_even_where_that_
     assert _cells(rows[1]) == ["alone", "2 s", "none", "", "", "1 KiB", ""]
 
 
-def test_a_part_joins_what_was_measured_before_in_the_order_of_the_benchmark(result: dict[str, Any]) -> None:
+def test_cases_are_merged_into_the_earlier_result_in_the_order_of_the_benchmark(result: dict[str, Any]) -> None:
     def case(name: str, tolerance: float) -> dict[str, Any]:
         return result["cases"][0] | {"name": name, "tolerance": tolerance}
 
@@ -238,7 +242,7 @@ def test_a_part_joins_what_was_measured_before_in_the_order_of_the_benchmark(res
     ]
 
 
-def test_a_part_measured_elsewhere_is_not_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_of_another_machine_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["tests.benchmarks.toy", "--quick", "--threads", "1", "--no-memory", "--add", "--out", str(tmp_path)]
     assert main(command) == 0
     path = tmp_path / "toy-cpu-quick.json"
@@ -258,12 +262,12 @@ def _statuses(folder: Path) -> dict[str, str]:
     return {case["name"]: case["peers"][0]["status"] for case in cases}
 
 
-def test_a_reference_that_fails_costs_its_case_alone(tmp_path: Path) -> None:
+def test_a_failing_reference_affects_only_its_case(tmp_path: Path) -> None:
     assert main([*SERIES, "--out", str(tmp_path)]) == 1
     assert _statuses(tmp_path) == {"first": "ok", "without reference": "error", "last": "ok"}
 
 
-def test_what_the_budget_leaves_out_is_listed_and_each_case_is_a_line_as_soon_as_it_is_done(
+def test_cases_beyond_the_budget_are_listed_as_left_out_and_each_case_is_appended_to_the_lines_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = tmp_path / "lines.jsonl"
@@ -274,7 +278,7 @@ def test_what_the_budget_leaves_out_is_listed_and_each_case_is_a_line_as_soon_as
     assert names == ["first", "without reference", "last"]
 
 
-def test_a_run_that_died_goes_on_after_the_case_that_killed_it(tmp_path: Path) -> None:
+def test_resume_continues_after_the_case_in_which_the_process_died(tmp_path: Path) -> None:
     main([*SERIES, "--cases", "first", "--out", str(tmp_path)])
     path = tmp_path / "series_toy-cpu-quick.json"
     path.write_text(json.dumps(load_result(path) | {"in_progress": "without reference"}))

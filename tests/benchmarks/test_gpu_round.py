@@ -1,4 +1,4 @@
-"""The round of a GPU: rehearsed whole on a CPU, and what it does when stages fail, hang and die."""
+"""GPU round: a complete rehearsal on a CPU, and stages that fail, hang or die."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_stage_runs_end_to_end_on_a_cpu(rehearsal: tuple[int, Path]) -> No
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_was_found_and_a_rehearsal_is_no_result(
+def test_the_page_shows_the_results_and_a_rehearsal_is_not_stored_with_measurements(
     rehearsal: tuple[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, out = rehearsal
@@ -56,10 +56,9 @@ def test_the_page_shows_what_was_found_and_a_rehearsal_is_no_result(
     assert (tmp_path / "swiglu-cpu-quick.json").is_file()
 
 
-def test_every_op_of_the_model_is_among_the_operations() -> None:
-    """What only a CPU has kernels for takes others' on a GPU."""
-    elsewhere = {"log_mel_patches", "mel_normalization", "waveform_stats"}
-    assert {operation.op for operation in operations(SIZES["tiny"], "cpu")} == set(dispatch.report()) - elsewhere
+def test_the_operations_cover_every_op_with_gpu_kernels() -> None:
+    cpu_only = {"log_mel_patches", "mel_normalization", "waveform_stats"}
+    assert {operation.op for operation in operations(SIZES["tiny"], "cpu")} == set(dispatch.report()) - cpu_only
 
 
 def _run(stages: tuple[Stage, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float = 1.0) -> int:
@@ -73,7 +72,7 @@ def _stage(name: str, *commands: Command, seconds: float = 30.0) -> Stage:
     return Stage(name, seconds, lambda _round: list(commands))
 
 
-def test_a_stage_that_fails_or_hangs_is_named_and_the_next_runs(
+def test_a_stage_that_fails_or_hangs_is_reported_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = (
@@ -89,14 +88,14 @@ def test_a_stage_that_fails_or_hangs_is_named_and_the_next_runs(
     assert "==== broken: a: 5\nwhy\n" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_what_there_is_no_time_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_without_time_left_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _run((_stage("late", Command("a", [*PYTHON, "pass"])),), tmp_path, monkeypatch, minutes=0.0) == 1
     (end,) = collect.merge([tmp_path / "out"])["stages"]
     assert end["status"] == "not started: no time left"
 
 
-def test_a_process_that_died_goes_on_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It loses the GPU (3) unless it is told to resume, and then is killed by a signal once."""
+def test_a_process_that_died_is_restarted_if_it_can_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exits with status 3 (GPU lost); then it is killed by a signal; the second restart succeeds."""
     code = (
         "import os, sys, pathlib\n"
         "if '--resume' not in sys.argv: sys.exit(3)\n"
@@ -109,7 +108,7 @@ def test_a_process_that_died_goes_on_where_it_can(tmp_path: Path, monkeypatch: p
     assert [(end["process"], end["status"], end["restarts"]) for end in ends] == [("a", 0, 2), ("b", 3, 0)]
 
 
-def test_jobs_go_on_in_a_new_process_after_one_that_lost_the_gpu(tmp_path: Path) -> None:
+def test_jobs_continue_in_a_new_process_after_a_job_that_lost_the_gpu(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "tests.benchmarks.losing_jobs", "--device", "cpu", "--results", str(results)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 1
@@ -119,7 +118,7 @@ def test_jobs_go_on_in_a_new_process_after_one_that_lost_the_gpu(tmp_path: Path)
     assert found[1]["lost_the_gpu"]
 
 
-def test_a_second_call_replaces_what_it_measured_again(tmp_path: Path) -> None:
+def test_results_of_a_second_round_replace_those_of_the_first(tmp_path: Path) -> None:
     def call(name: str, **right: bool) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -130,13 +129,13 @@ def test_a_second_call_replaces_what_it_measured_again(tmp_path: Path) -> None:
 
     calls = [call("first", a=True, b=False), call("second", b=True)]
     with (calls[1] / "results.jsonl").open("a") as file:
-        file.write('{"stage": "smoke", "job": "c", "o')  # the machine was taken away
+        file.write('{"stage": "smoke", "job": "c", "o')  # cut off: the machine was lost
     found = collect.merge(calls)
     assert [(job["job"], job["ok"]) for job in found["jobs"]["smoke"]] == [("a", True), ("b", True)]
     assert len(found["rounds"]) == 2
 
 
-def test_reports_of_the_tools_are_cut_down_to_what_the_page_shows(tmp_path: Path) -> None:
+def test_reports_of_ncu_and_pytest_are_reduced_to_the_content_of_the_page(tmp_path: Path) -> None:
     counters = tmp_path / "counters.csv"
     names = ("ID", "Kernel Name", "Section Name", "Metric Name", "Metric Unit", "Metric Value")
     rows = [
@@ -164,7 +163,7 @@ def test_reports_of_the_tools_are_cut_down_to_what_the_page_shows(tmp_path: Path
     }
 
 
-def test_a_packed_cache_holds_what_is_loaded(tmp_path: Path) -> None:
+def test_a_packed_cache_has_only_files_that_triton_loads(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "ABC"
     folder.mkdir(parents=True)
     for name in ("kernel.cubin", "kernel.json", "kernel.ttir", "__grp__kernel.json"):
@@ -176,7 +175,7 @@ def test_a_packed_cache_holds_what_is_loaded(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_stages_of_a_gpu_are_commands_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_on_a_gpu_run_modules_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     found = Round("cuda", False, tmp_path / "out", tmp_path / "work")
@@ -193,7 +192,7 @@ def test_stages_of_a_gpu_are_commands_that_exist(tmp_path: Path, monkeypatch: py
             assert module in ("pip", "pytest") or path.with_suffix(".py").is_file() or path.is_dir()
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_exit_with_2_and_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--stages", "smok"], "there is no stage smok; choose from build, smoke"),
         (["--device", "cpu"], "--device cpu is a rehearsal and needs --tiny"),

@@ -1,4 +1,4 @@
-"""The peers of the loader benchmark load the same clips in the same order, or its times would compare nothing."""
+"""Loader benchmark: all peers load the same clips in the same order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.loader_peers import reference
 from benchmarks.loader_workload import CHECKED_STRIDE, Workload
 
 
-def test_every_peer_loads_the_same_or_says_why_it_is_absent(tmp_path: Path) -> None:
+def test_every_peer_loads_the_same_clips_or_is_unavailable_with_a_reason(tmp_path: Path) -> None:
     assert main(["loader", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
     (case,) = json.loads((tmp_path / "loader-cpu-quick.json").read_text())["cases"]
     status = {peer["name"]: peer["status"] for peer in case["peers"]}
@@ -20,7 +20,7 @@ def test_every_peer_loads_the_same_or_says_why_it_is_absent(tmp_path: Path) -> N
     assert case["work"] == {"clips": 12, "audio seconds": 12.0}
 
 
-def test_clips_are_as_long_as_asked_and_what_is_checked_tells_them_apart() -> None:
+def test_clips_have_the_requested_length_and_the_check_distinguishes_them() -> None:
     workload = Workload(4, 1.5, 2, 2)
     index = workload.open()
     assert [int(record["samples"]) for record in index.records] == [24_000] * 4

@@ -1,4 +1,4 @@
-"""The peers of the loss benchmark compute the same, and its references what they stand for."""
+"""Loss benchmarks: all peers compute the same result, and the references for large batches are correct."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ OPS = {"contrastive": "contrastive_loss", "captions": "linear_cross_entropy", "p
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda: 0)  # twice a case, over all that torch brings: most of this run's time
+        patch.setattr(gc, "collect", lambda: 0)  # two collections per case would take most of the time of this run
         assert main(["losses", "--quick", "--no-memory", "--threads", "1", "--out", str(folder)]) == 0
     return json.loads((folder / "losses-cpu-quick.json").read_text())
 
 
-def test_every_peer_is_right_or_says_why_it_is_absent(result: dict[str, Any]) -> None:
+def test_every_peer_is_correct_or_unavailable_with_a_reason(result: dict[str, Any]) -> None:
     for case in result["cases"]:
         for peer in case["peers"]:
             assert peer["status"] == "ok" or (peer["status"] == "not available" and peer["reason"]), (case, peer)
@@ -65,7 +65,7 @@ def test_the_loss_and_every_gradient_are_checked(result: dict[str, Any]) -> None
             assert peer["status"] != "ok" or set(peer["errors"]) == expected
 
 
-def test_rates_are_shares_of_the_product_of_the_same_dtype(result: dict[str, Any]) -> None:
+def test_the_peak_rate_is_that_of_the_matrix_product_of_the_same_dtype(result: dict[str, Any]) -> None:
     names = {case["name"] for case in result["cases"]}
     for case in result["cases"]:
         assert case["peak"] in names
@@ -73,7 +73,7 @@ def test_rates_are_shares_of_the_product_of_the_same_dtype(result: dict[str, Any
 
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
-def test_the_reference_of_repeated_clips_is_that_of_the_whole_batch(kind: str) -> None:
+def test_the_reference_of_repeated_clips_equals_that_of_the_whole_batch(kind: str) -> None:
     workload = Contrastive(12, 4, 8, torch.float32, "cpu", kind=kind)
     parameters = [x.double().requires_grad_() for x in workload.parameters()]
     loss = contrastive_loss(*parameters, kind=kind).loss
@@ -82,7 +82,7 @@ def test_the_reference_of_repeated_clips_is_that_of_the_whole_batch(kind: str) -
     assert max(errors.values()) < 1e-12
 
 
-def test_the_reference_of_repeated_caption_tokens_is_that_of_all() -> None:
+def test_the_reference_of_repeated_caption_tokens_equals_that_of_all_tokens() -> None:
     workload = Captions(12, 4, 8, torch.float32, "cpu", vocabulary=9)
     hidden, vocabulary = (x.double().requires_grad_() for x in workload.parameters())
     loss = linear_cross_entropy(hidden, vocabulary, workload.target())
@@ -91,7 +91,7 @@ def test_the_reference_of_repeated_caption_tokens_is_that_of_all() -> None:
     assert max(errors.values()) < 1e-12
 
 
-def test_the_reference_of_repeated_masked_tokens_is_that_of_all() -> None:
+def test_the_reference_of_repeated_masked_tokens_equals_that_of_all_tokens() -> None:
     workload = Prototypes(12, 4, 8, torch.float32, "cpu", prototypes=9)
     student, matrix = (x.double().requires_grad_() for x in workload.parameters())
     teacher, teacher_matrix = (x.double() for x in workload.teacher())
@@ -108,7 +108,7 @@ def test_the_reference_of_repeated_masked_tokens_is_that_of_all() -> None:
     assert max(errors.values()) < 1e-12
 
 
-def test_of_a_larger_batch_evenly_spaced_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evenly_spaced_rows_of_a_large_batch_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = Contrastive(24, 4, 8, torch.float32, "cpu", kind="infonce")
     whole = losses_peers.contrastive(workload, losses_peers.formula(workload)).outputs()
     monkeypatch.setattr("benchmarks.losses_workload.CHECKED_ROWS", 8)
@@ -118,14 +118,16 @@ def test_of_a_larger_batch_evenly_spaced_rows_are_checked(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
-def test_a_checkpointed_chunk_knows_its_positives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointed_chunks_use_the_correct_positives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses_peers, "CHECKPOINTED_ROWS", 5)
     workload = Contrastive(12, 12, 8, torch.float32, "cpu", kind=kind)
     outputs = losses_peers.contrastive(workload, losses_peers.checkpointed(workload)).outputs()
     assert max(relative_errors(outputs, workload.reference()).values()) < 1e-5
 
 
-def test_open_clip_is_read_from_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_clip_losses_are_loaded_without_importing_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "open_clip"
     package.mkdir()
     (package / "__init__.py").write_text("import torchvision_that_is_not_there\n")
@@ -143,9 +145,7 @@ def test_open_clip_is_read_from_its_file_alone(tmp_path: Path, monkeypatch: pyte
     assert "open_clip" not in sys.modules
 
 
-def test_a_batch_beyond_any_matrix_is_measured_only_where_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_at_scale_runs_only_if_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "collect", lambda: 0)
     assert set(benchmark_names()) - set(default_names()) == {"losses_at_scale"}
     assert main(["losses_at_scale", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
@@ -153,12 +153,12 @@ def test_a_batch_beyond_any_matrix_is_measured_only_where_it_is_named(
     assert {peer["name"] for case in cases for peer in case["peers"]} == {"torch.matmul", "slap-fast"}
 
 
-def test_what_would_not_fit_is_not_tried() -> None:
+def test_a_peer_that_needs_too_much_memory_is_unavailable() -> None:
     assert losses_peers.no_room(1e6, "cpu") is None
     assert "holds 1,000,000.0 GB at once" in (losses_peers.no_room(1e15, "cpu") or "")
 
 
-def test_sizes_are_those_that_the_docstring_tells() -> None:
+def test_sizes_match_the_docstring() -> None:
     cases = {case.name: case for case in losses.cases(Settings())}
     tera = {name: next(iter(case.work.values())) / 1e3 for name, case in cases.items()}
     for batch, expected in (("4,096", 0.10), ("8,192", 0.41), ("16,384", 1.65), ("32,768", 6.60)):
@@ -173,7 +173,7 @@ def test_sizes_are_those_that_the_docstring_tells() -> None:
     assert million.flop / 1e15 == pytest.approx(6.8, abs=0.05)
 
 
-def test_peers_that_need_a_gpu_have_rows_there_alone() -> None:
+def test_peers_that_need_a_gpu_are_not_listed_on_a_cpu() -> None:
     gpu_only = {"Liger-Kernel", "cut-cross-entropy", "Inf-CL"}
     names = {peer.name for case in losses.cases(Settings(quick=True)) for peer in case.peers}
     assert not gpu_only & names

@@ -1,4 +1,4 @@
-"""Correctness first: what is wrong, absent or broken has a row and no time."""
+"""Measurement of a case: peers that are wrong, unavailable or raise have a row and no time; peak memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_wrong_peer_is_never_timed() -> None:
     assert "time" not in row
 
 
-def test_others_are_timed_beside_a_wrong_and_a_raising_peer() -> None:
+def test_a_wrong_and_a_raising_peer_do_not_affect_the_others() -> None:
     rows = {row["name"]: row for row in measure_case("toy", toy.broken_case(), QUICK, memory=False)["peers"]}
     assert {name: row["status"] for name, row in rows.items()} == {
         "right": "ok",
@@ -42,20 +42,20 @@ def test_others_are_timed_beside_a_wrong_and_a_raising_peer() -> None:
     assert len(rows["right"]["seconds"]) == 3
 
 
-def test_without_its_baseline_a_peer_has_a_time_and_no_ratio() -> None:
+def test_if_the_baseline_fails_peers_have_a_time_and_no_ratio() -> None:
     rows = measure_case("toy", replace(toy.broken_case(), baseline="wrong"), QUICK, memory=False)["peers"]
     assert "time" in rows[0]
     assert "ratio" not in rows[0]
 
 
-def test_an_absent_peer_is_listed_with_the_reason_and_not_set_up() -> None:
+def test_an_unavailable_peer_is_listed_with_the_reason_and_not_set_up() -> None:
     (case,) = toy.cases(QUICK)
     rows = {row["name"]: row for row in measure_case("toy", case, QUICK, memory=False)["peers"]}
     assert rows["absent"] == {"name": "absent", "status": "not available", "reason": "libsum is not installed"}
     assert rows["small"]["rate"]["numbers"] == pytest.approx(1000 / rows["small"]["time"]["median"])
 
 
-def test_out_of_memory_is_a_result_of_its_own() -> None:
+def test_out_of_memory_has_its_own_status() -> None:
     def setup() -> Run:
         raise torch.OutOfMemoryError("tried to allocate 900 GiB\nand more lines")
 
@@ -65,19 +65,19 @@ def test_out_of_memory_is_a_result_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor([1.0, math.nan]), torch.ones(3)], ids=["nan", "shape"])
-def test_a_value_that_is_not_finite_or_of_another_shape_is_infinitely_wrong(wrong: torch.Tensor) -> None:
+def test_a_non_finite_value_or_a_wrong_shape_is_an_infinite_error(wrong: torch.Tensor) -> None:
     right = torch.ones(2)
     assert relative_errors({"x": wrong}, {"x": right}) == {"x": math.inf}
     assert relative_errors({"x": right}, {"x": wrong}) == {"x": math.inf}
 
 
 @pytest.mark.parametrize("outputs", [{}, {"y": torch.ones(1)}, {"x": torch.ones(1), "y": torch.ones(1)}])
-def test_outputs_that_the_reference_does_not_have_are_not_passed_over(outputs: Outputs) -> None:
+def test_outputs_with_other_names_than_the_reference_are_an_error(outputs: Outputs) -> None:
     with pytest.raises(ValueError, match="do not match the outputs of the reference"):
         relative_errors(outputs, {"x": torch.ones(1)})
 
 
-def test_a_case_names_its_peers_once_and_its_baseline_among_them() -> None:
+def test_peer_names_are_unique_and_the_baseline_is_one_of_them() -> None:
     peer = Peer("a", lambda: Run(lambda: None, dict))
     with pytest.raises(ValueError, match="two peers of the same name"):
         Case("case", (peer, peer), "a", dict, 0.0)
@@ -85,18 +85,18 @@ def test_a_case_names_its_peers_once_and_its_baseline_among_them() -> None:
         Case("case", (peer,), "b", dict, 0.0)
 
 
-def test_benchmarks_are_found_by_their_file_and_helpers_are_not() -> None:
+def test_benchmarks_are_found_by_file_name_and_helper_modules_are_not() -> None:
     names = benchmark_names()
     assert "training_step" in names
     assert not {"harness", "padded_model", "padded_layers", "step_flops", "__main__"} & set(names)
 
 
-def test_an_unknown_benchmark_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_benchmark_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no benchmark 'training_stop'.*training_step"):
         load_benchmark("training_stop")
 
 
-def test_peak_memory_counts_what_a_step_frees_again() -> None:
+def test_peak_memory_includes_memory_that_the_step_frees() -> None:
     large = memory.measure_in_child("tests.benchmarks.toy", "right", "large", QUICK)
     assert large["method"] == "peak RSS of a fresh process"
     step_bytes = large["step_bytes"]
@@ -105,19 +105,17 @@ def test_peak_memory_counts_what_a_step_frees_again() -> None:
 
 
 @pytest.mark.parametrize(("peer", "working", "kept"), [("lean", 0, 0), ("wasteful", 24, 16)])
-def test_working_memory_is_what_a_step_holds_beyond_its_result_and_what_it_keeps(
-    peer: str, working: int, kept: int
-) -> None:
+def test_working_memory_excludes_the_result_and_memory_that_the_step_keeps(peer: str, working: int, kept: int) -> None:
     answer = memory.measure_in_child("tests.benchmarks.returning_toy", "returning", peer, QUICK)
     measured_working, measured_kept = answer["working_bytes"], answer["kept_bytes"]
     assert isinstance(measured_working, int)
     assert isinstance(measured_kept, int)
-    # Resident pages are counted to about a quarter of a MiB.
+    # Resident memory is accurate to about a quarter of a MiB.
     assert abs(measured_working - working * toy.MEBIBYTE) < toy.MEBIBYTE / 2
-    assert 0 <= measured_kept - kept * toy.MEBIBYTE < 8 * toy.MEBIBYTE  # and a library's pages, once
+    assert 0 <= measured_kept - kept * toy.MEBIBYTE < 8 * toy.MEBIBYTE  # pages of libraries are included
 
 
-def test_a_child_that_dies_leaves_the_reason() -> None:
+def test_the_error_of_a_child_process_is_the_reason() -> None:
     answer = memory.measure_in_child("tests.benchmarks.toy", "right", "absent", QUICK)
     assert list(answer) == ["reason"]
     assert "no such kernel" in str(answer["reason"])

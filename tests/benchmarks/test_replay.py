@@ -1,4 +1,4 @@
-"""What a GPU run does around its device, with a device that is made up."""
+"""Timing by CUDA graph replay and loss of the GPU, with a simulated device."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GPU = Settings(device="cuda", rounds=3)
 
 
 @pytest.mark.parametrize(("setup", "copies"), [(0, MAX_COPIES), (1 << 20, MAX_COPIES), (50 << 20, 3), (1 << 30, 1)])
-def test_inputs_span_the_cache_several_times(setup: int, copies: int) -> None:
+def test_input_copies_are_several_times_as_large_as_the_cache(setup: int, copies: int) -> None:
     assert input_copies(setup, 50 << 20) == copies
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As much of a GPU as the harness asks for; its timer runs a step and says a second a repeat."""
+    """The CUDA functions that the harness calls. The timer runs a step once and returns one second."""
 
     def timer(step: Callable[[], object], repeats: int) -> float:
         step()
@@ -58,7 +58,7 @@ def _peer(name: str, step: Callable[[], object]) -> Peer:
 
 
 @pytest.mark.usefixtures("device")
-def test_a_step_is_timed_by_replay_with_its_launches_beside_it_or_says_why_not() -> None:
+def test_a_step_is_timed_by_replay_and_launched_from_python_or_the_reason_is_recorded() -> None:
     peers = (_peer("right", lambda: None), _peer("waiting", lambda: "waits"))
     case = replace(toy.broken_case(), peers=peers)
     measured = measure_case("toy", case, GPU)
@@ -81,7 +81,7 @@ def test_a_step_is_timed_by_replay_with_its_launches_beside_it_or_says_why_not()
 
 
 @pytest.mark.usefixtures("device")
-def test_a_peer_that_loses_the_device_is_named_and_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_loses_the_device_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose() -> None:
         def synchronize() -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -89,16 +89,16 @@ def test_a_peer_that_loses_the_device_is_named_and_ends_the_process(monkeypatch:
         monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
         synchronize()
 
-    peers = (_peer("right", lambda: None), _peer("wild", lose), _peer("after", lambda: None))
-    with pytest.raises(DeviceLostError, match="after wild") as caught:
+    peers = (_peer("right", lambda: None), _peer("faulty", lose), _peer("after", lambda: None))
+    with pytest.raises(DeviceLostError, match="after faulty") as caught:
         measure_case("toy", replace(toy.broken_case(), peers=peers), GPU)
     monkeypatch.undo()  # or the plugin for lost devices takes this for a real one
     reasons = {row["name"]: row["reason"] for row in caught.value.measured["peers"]}
     assert {row["status"] for row in caught.value.measured["peers"]} == {"error"}
-    assert reasons["wild"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert reasons["right"] == reasons["after"] == "not run: the GPU no longer responds after wild"
+    assert reasons["faulty"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert reasons["right"] == reasons["after"] == "not run: the GPU no longer responds after faulty"
 
 
-def test_every_variant_of_a_kernel_has_a_row_in_a_benchmark() -> None:
+def test_every_kernel_variant_is_benchmarked() -> None:
     named = [name for names in VARIANTS_OF.values() for name in names]
     assert set(named) == set(VARIANTS)

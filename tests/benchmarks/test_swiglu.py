@@ -1,4 +1,4 @@
-"""The peers of the SwiGLU benchmark compute the same: otherwise its times would compare nothing."""
+"""SwiGLU benchmark: all peers compute the same result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.harness.cli import main
 
 
-def test_every_peer_is_right_or_says_why_it_is_absent(tmp_path: Path) -> None:
+def test_every_peer_is_correct_or_unavailable_with_a_reason(tmp_path: Path) -> None:
     assert main(["swiglu", "--quick", "--no-memory", "--out", str(tmp_path)]) == 0
     cases = json.loads((tmp_path / "swiglu-cpu-quick.json").read_text())["cases"]
     for case in cases:

@@ -1,4 +1,4 @@
-"""Order, warm-up and statistics of the timing."""
+"""Interleaved timing: order, warm-up, number of rounds and statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FakeStep(NamedTuple):
 
 
 class FakeClock:
-    """A timer that runs nothing for real: each step takes what it returns."""
+    """A simulated timer: a step returns its own duration."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -59,7 +59,7 @@ def test_cold_cache_never_repeats_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("step_seconds", "rounds"), [(1.0, 10), (10.0, 5), (20.0, 5), (30.0, 3), (90.0, 1), (1000.0, 1), (0.01, 100)]
 )
-def test_rounds_follow_the_time_allowed_within_bounds(step_seconds: float, rounds: int) -> None:
+def test_the_number_of_rounds_follows_the_time_limit_within_bounds(step_seconds: float, rounds: int) -> None:
     samples = time_interleaved(steps(a=step_seconds / 2, b=step_seconds / 2), Settings(seconds=10.0), FakeClock())
     assert {len(values) for values in samples.values()} == {rounds}
 
@@ -87,13 +87,13 @@ def test_garbage_collection_is_off_while_timing_and_on_again_after_a_failure() -
     assert gc.isenabled()
 
 
-def test_quartiles_ignore_one_disturbed_sample() -> None:
+def test_quartiles_are_robust_against_one_outlier() -> None:
     assert quartiles([1.0, 2.0, 3.0, 4.0, 500.0]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
     assert quartiles([2.0]) == {"q1": 2.0, "median": 2.0, "q3": 2.0}
 
 
-def test_ratios_pair_the_samples_of_a_round() -> None:
-    """A machine that becomes ten times slower half-way changes no ratio."""
+def test_ratios_pair_the_samples_of_each_round() -> None:
+    """A machine that becomes ten times slower halfway changes no ratio."""
     baseline = [2.0, 2.0, 20.0, 20.0]
     samples = [1.0, 1.0, 10.0, 10.0]
     assert paired_ratio(baseline, samples) == {"q1": 2.0, "median": 2.0, "q3": 2.0}

@@ -1,4 +1,4 @@
-"""The padded peer is the same model: otherwise its time would compare nothing."""
+"""Training step benchmark: packed and padded models compute the same; workloads and FLOP counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_packed_and_padded_agree_in_float64(durations: tuple[float, ...]) -> Non
     assert all(float(value.abs().max()) > 0 for value in padded.values())
 
 
-def test_the_padded_batch_holds_the_packed_one() -> None:
+def test_the_padded_batch_has_the_content_of_the_packed_batch() -> None:
     batch = Workload((0.9, 2.3, 0.3), QUICK_MODEL, torch.float32, "cpu").batch()
     padded = PaddedBatch.from_packed(batch, QUICK_MODEL)
     assert torch.equal(padded.input_ids[padded.text_valid], batch.input_ids)
@@ -37,7 +37,7 @@ def test_the_padded_batch_holds_the_packed_one() -> None:
     assert int((padded.targets != -100).sum()) == batch.text.total - len(batch)
 
 
-def test_the_quick_run_is_right_for_every_peer(tmp_path: Path) -> None:
+def test_every_peer_is_correct_in_a_quick_run(tmp_path: Path) -> None:
     assert main(["training_step", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "training_step-cpu-quick.json").read_text())
     rows = [(case, peer) for case in result["cases"] for peer in case["peers"]]
@@ -46,7 +46,7 @@ def test_the_quick_run_is_right_for_every_peer(tmp_path: Path) -> None:
     assert {case["name"] for case, _ in rows} >= {"mixed durations, fp32", "equal durations, fp32"}
 
 
-def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
+def test_a_step_changes_the_weights_and_a_check_does_not() -> None:
     workload = Workload((0.5, 0.3), QUICK_MODEL, torch.bfloat16, "cpu")
     models: list[PretrainingModel] = []
     run = training_step.set_up(workload, replace(training_step.PACKED, prepare=models.append))
@@ -59,7 +59,7 @@ def test_a_step_changes_the_weights_and_its_check_does_not() -> None:
         assert not torch.equal(after[name], before[name])
 
 
-def test_few_clips_are_checked_where_many_are_timed() -> None:
+def test_a_large_batch_is_checked_on_few_clips() -> None:
     few = (0.4, 0.9)
     workload = Workload((0.5,) * 6, QUICK_MODEL, torch.float32, "cpu", checked=few)
     outputs = training_step.set_up(workload, training_step.PACKED).outputs()
@@ -68,7 +68,7 @@ def test_few_clips_are_checked_where_many_are_timed() -> None:
 
 
 @pytest.mark.parametrize("clips", [4, 8, 64])
-def test_the_mix_spans_its_sources_and_pads_about_half(clips: int) -> None:
+def test_the_mix_has_durations_from_1_to_30_s_and_about_half_padding(clips: int) -> None:
     durations = mixed_durations(clips)
     assert len(durations) == clips
     assert min(durations) >= 1.0
@@ -76,11 +76,11 @@ def test_the_mix_spans_its_sources_and_pads_about_half(clips: int) -> None:
     assert 0.4 < 1 - sum(durations) / (clips * max(durations)) < 0.6
 
 
-def test_flops_follow_the_tokens_where_projections_dominate() -> None:
-    """By hand: 12 layers of 4 w^2 + 3 w m and the patches, seven forward passes, two FLOP a weight."""
+def test_flops_are_proportional_to_tokens_in_projections() -> None:
+    """Expected: 12 layers of 4 w² + 3 w m weights and the patches, seven forward passes, two FLOP per weight."""
 
     def growth(layers: int) -> float:
-        """From 4 tokens to 8, with so many layers beside the audio encoder's."""
+        """FLOP of 8 tokens minus those of 4, with `layers` text and caption layers."""
         config = replace(
             PAPER_MODEL,
             text=replace(PAPER_MODEL.text, layers=layers),
@@ -93,7 +93,7 @@ def test_flops_follow_the_tokens_where_projections_dominate() -> None:
     head = 768 * 2048 + 2048**2 + 2048 * 256 + 32_768 * 256
     pairs = 12 * (8**2 - 4**2)
     expected = 7 * 2 * 4 * layers + 8 * 4 * 768 * pairs + 3 * 2 * 2 * 768**2 * 4 + 4 * 2 * head * 2
-    assert 2 * growth(1) - growth(2) == pytest.approx(expected)  # of none: a count is linear in the layers
+    assert 2 * growth(1) - growth(2) == pytest.approx(expected)  # extrapolated to 0 layers: the count is linear in them
 
 
 def test_padding_and_full_windows_cost_flops() -> None:
@@ -106,7 +106,7 @@ def test_padding_and_full_windows_cost_flops() -> None:
 
 
 @pytest.mark.parametrize(("gigabytes", "clips"), [(139, 256), (78, 128)])
-def test_the_paper_s_size_is_what_a_gpu_runs(monkeypatch: pytest.MonkeyPatch, gigabytes: int, clips: int) -> None:
+def test_a_gpu_runs_the_size_of_the_paper(monkeypatch: pytest.MonkeyPatch, gigabytes: int, clips: int) -> None:
     monkeypatch.setattr(training_step, "available_bytes", lambda device: gigabytes * 2**30)
     product, equal, mixed, compiled, single = training_step.cases(Settings(device="cuda"))
     assert [case.facts["clips"] for case in (equal, mixed, compiled, single)] == [clips, clips // 2, clips, clips // 4]

@@ -1,4 +1,4 @@
-"""A benchmark of nothing, with a peer of each kind: right, wrong, raising and absent."""
+"""Small test benchmark, with correct, wrong, raising and unavailable peers."""
 
 from __future__ import annotations
 
