@@ -1,12 +1,12 @@
-"""Vocabulary cross-entropy in Triton: the log-sum-exps of tiles, then gradients of logits by blocks for two products.
+"""Vocabulary cross-entropy in Triton: log-sum-exps by tiles, then gradients of logits by blocks for two products.
 
-The target's logit is a gathered dot product of two rows, and the mean logit a product with the summed vocabulary, both
-outside the tiles, whose epilogue then only sums exponentials.
+The target's logit is a dot product of two gathered rows, and the mean logit a product with the summed vocabulary. Both
+are outside the tiles, whose epilogue then only sums exponentials.
 
-The floor on an H100 SXM (990 TFLOP/s dense in 16 bits) for 8,192 tokens, 50,368 words and 512 channels, 0.42 TFLOP a
-product of the whole: 0.43 ms for the loss alone, 1.7 ms with both gradients. Those are four products where three would
-do if the logits were kept: a logit costs 1,024 operations to compute again; to keep it in float32 between the loss and
-its gradient would move 8 bytes, which takes twice as long.
+Lower bounds of the time on an H100 SXM (990 TFLOP/s dense in 16 bits) for 8,192 tokens, 50,368 words and 512 channels
+(0.42 TFLOP per product): 0.43 ms for the loss alone, 1.7 ms with both gradients. These are four products; three would
+do if the logits were stored. But recomputing a logit takes 1,024 operations, half the time of moving the 8 bytes that a
+stored float32 logit costs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from slap_fast.kernels import launch
-from slap_fast.kernels.scores import logsumexp as score_logsumexp
-from slap_fast.kernels.scores.products import float16_unit, gradients
-from slap_fast.kernels.scores.tiles import exp, pieces, scores, tile_constants, tile_of_program
+from slap_fast.kernels.scores import logsumexp
+from slap_fast.kernels.scores.gradient_products import float16_unit, gradients
+from slap_fast.kernels.scores.tiles import exp, pieces, score_tile, tile_constants, tile_of_program
 
-# Rows of a program that finishes: 8,192 tokens then are several programs for every multiprocessor.
+# Rows per program of `finish_kernel`: 8,192 tokens then give each multiprocessor several programs.
 _FINISH = 8
 
-# Rows of larger tensors begin anywhere.
+# Slices of larger tensors may begin at any address.
 _VECTORS = ["largest", "total", "loss", "log_total", "softmax_weight"]
 _SIZES = ["begin_r", "begin_c", "rows", "columns", "tiles_r", "tiles_c", "ignore_index"]
 
@@ -33,13 +33,13 @@ _SIZES = ["begin_r", "begin_c", "rows", "columns", "tiles_r", "tiles_c", "ignore
 def finish_kernel(
     hidden: tl.tensor,
     weight: tl.tensor,
-    weight_sum: tl.tensor,  # [DEPTH] over the vocabulary, if SMOOTHED
+    weight_sum: tl.tensor,  # [DEPTH], sum of `weight` over the vocabulary, if SMOOTHED
     target: tl.tensor,
     largest: tl.tensor,
     total: tl.tensor,
     loss: tl.tensor,
     log_total: tl.tensor,
-    softmax_weight: tl.tensor,  # in the gradient
+    softmax_weight: tl.tensor,  # factor of the softmax in the gradient
     stride_h: tl.tensor,
     stride_w: tl.tensor,
     rows: tl.tensor,
@@ -52,7 +52,7 @@ def finish_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """The loss of a row from its sums, its target's logit and, if SMOOTHED, its mean logit: a gather and a product."""
+    """Loss of each row from its log-sum-exp, its target's logit and, if SMOOTHED, its mean logit."""
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = r < rows
     word = tl.load(target + r, mask=inside, other=-1)
@@ -73,8 +73,8 @@ def finish_kernel(
             mean = tl.fma(features, tl.broadcast_to(all_words[None, :], features.shape), mean)
     log_sum = tl.log(tl.load(total + r, mask=inside, other=1.0))
     most = tl.load(largest + r, mask=inside, other=0.0)
-    # Relative to the largest, as the log-sum-exp is: where logits are large, their difference has lost digits. The
-    # largest was summed in another order; a target beyond it would make a loss below 0.
+    # Relative to the maximum, like the log-sum-exp: the difference of two large logits would have lost digits. The
+    # maximum was summed in another order: without the minimum, a target above it would give a negative loss.
     expected = tl.minimum(tl.sum(expected, 1) - most, 0.0)
     average = expected
     if SMOOTHED:
@@ -96,7 +96,7 @@ def gradient_kernel(
     largest: tl.tensor,
     log_total: tl.tensor,
     softmax_weight: tl.tensor,
-    unit: tl.tensor,  # one element, by which the gradients are multiplied
+    unit: tl.tensor,  # one element, a factor of the gradients
     grad_logits: tl.tensor,  # in whole tiles
     stride_h: tl.tensor,
     stride_w: tl.tensor,
@@ -120,7 +120,7 @@ def gradient_kernel(
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = begin_r + tile_r * BLOCK_R
     column = begin_c + tile_c * BLOCK_C
-    tile = scores(
+    tile = score_tile(
         hidden, weight, stride_h, stride_w, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION
     )
     r = row + tl.arange(0, BLOCK_R)
@@ -139,7 +139,7 @@ def gradient_kernel(
     for piece in tl.static_range(PIECES):
         within = piece * WIDTH + tl.arange(0, WIDTH)
         c = column + within
-        # Rows that do not count have a weight of 0, and columns beyond the last are never read.
+        # Ignored rows have a weight of 0, and columns beyond the last are not read.
         gradient = exp(tiles[piece] - most - log_sum) * weight_r
         gradient += tl.where(word[:, None] == c[None, :], at_target, elsewhere)
         tl.store(grad_logits + within[None, :], gradient.to(grad_logits.dtype.element_ty))
@@ -156,17 +156,20 @@ def loss_and_gradients(
     hidden_needs_grad: bool,
     weight_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients in float32, of shape `[0]` where not needed; last strides are 1."""
+    """The summed loss, and its gradients in float32, of shape `[0]` if not needed.
+
+    The arguments are those of `ops.linear_cross_entropy.call.LinearCrossEntropyCall`, with last strides of 1.
+    """
     rows, columns = hidden.shape[0], weight.shape[0]
-    # An ignored token's features may be anything, NaN too, and a product of NaN with 0 is NaN.
+    # The features of an ignored token may be NaN, and NaN times 0 is NaN.
     hidden = hidden.masked_fill((target == ignore_index)[:, None], 0.0)
-    tile = score_logsumexp.tile_of(hidden, "caption_tile")
-    largest, sum_of_exponentials = score_logsumexp.of_rows(hidden, weight, tile)
+    tile = logsumexp.tile_of(hidden, "caption_tile")
+    largest, sum_of_exponentials = logsumexp.of_rows(hidden, weight, tile)
     loss, log_total, softmax_weight = torch.empty(3, rows, dtype=torch.float32, device=hidden.device)
     with launch.on_device_of(hidden):
         if rows:
             smooth = label_smoothing != 0.0
-            # A kernel that has no use for a tensor is given another.
+            # A kernel needs some pointer for a tensor that it does not use.
             weight_sum = weight.sum(0, dtype=torch.float32) if smooth else largest
             finish_kernel[(triton.cdiv(rows, _FINISH),)](
                 hidden, weight, weight_sum, target, largest, sum_of_exponentials, loss, log_total, softmax_weight,

@@ -1,14 +1,14 @@
-"""The contrastive losses in Triton: launchers of the statistics and of the gradients.
+"""Contrastive losses in Triton: launchers of the statistics (statistics.py, finish.py) and of the gradients.
 
-The floor on an H100 SXM (990 TFLOP/s dense in 16 bits, 3.35 TB/s) at B = 32,768 and D = 768, 1.65 TFLOP a product of
-the whole: 1.7 ms for the statistics, 5.0 ms for the gradients (the similarities once more, and two products). In
-float32, by TF32x3, 165 TFLOP/s: 10 and 30 ms. Beside the 1,536 operations of its product a similarity costs 21
-instructions in the statistics and 14 in the gradients, two of them exponentials, of which a multiprocessor does 16 a
-cycle: under half the time of the product in 16 bits, hidden behind that of the multiprocessor's other program.
+Lower bounds of the time on an H100 SXM (990 TFLOP/s dense in 16 bits, 3.35 TB/s) for B = 32,768 and D = 768 (1.65
+TFLOP per product): 1.7 ms for the statistics, 5.0 ms for the gradients (the similarities again, and two products). In
+float32 by TF32x3, 165 TFLOP/s: 10 and 30 ms. Beside the 1,536 operations of its product, a similarity costs 21
+instructions in the statistics and 14 in the gradients. Two are exponentials, of which a multiprocessor does 16 per
+cycle: under half the time of a 16-bit product, overlapped with the product of the other program on the multiprocessor.
 
-Memory: statistics work through blocks of 2^28 similarities, 16,384 x 16,384 unless a dimension is short, whose tiles
-leave 34 MB of parts (with ids 76), whatever the batch, and with ids a flag of a byte a tile: 67 MB for a million clips.
-Gradients hold a block of 128 MiB, and float32 sums for the columns if rows take several blocks.
+Memory: the statistics go through blocks of 2^28 similarities (16,384 x 16,384 unless a dimension is short), whose tiles
+store 34 MB of partial sums (76 MB with ids) for any batch, plus with ids one byte per tile: 67 MB for a million clips.
+The gradients hold a block of 128 MiB, and float32 sums for the columns if there are several blocks of rows.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from slap_fast.kernels.contrastive.finish import finish_columns_kernel, finish_r
 from slap_fast.kernels.contrastive.gradient import gradient_kernel
 from slap_fast.kernels.contrastive.positives import positives_of
 from slap_fast.kernels.contrastive.statistics import statistics_kernel
-from slap_fast.kernels.scores import parts as score_parts
+from slap_fast.kernels.scores import partial_sums
 from slap_fast.kernels.scores.blocks import block_shape, blocks
-from slap_fast.kernels.scores.parts import fold, running
-from slap_fast.kernels.scores.products import float16_unit, gradients, store_product
-from slap_fast.kernels.scores.tiles import score_tile_for, tile_constants
+from slap_fast.kernels.scores.gradient_products import float16_unit, gradients, store_product
+from slap_fast.kernels.scores.partial_sums import fold, running
+from slap_fast.kernels.scores.tiles import tile_constants, tile_shape
 from slap_fast.kernels.variants import chosen
 
 _FINISH = 256
 _LOG2E = 1.4426950408889634
 
-# Similarities that cuBLAS computes at a time: 32 MiB in float32, of which an H100's L2 holds 50.
+# Similarities that cuBLAS computes at a time: 32 MiB in float32, within the 50 MiB of an H100's L2.
 _STORED_AREA = 1 << 23
 
 _Range = tuple[int, int]
 
 
-class _Call:
-    """What the launches of one call share."""
+class _Launch:
+    """Settings shared by the launches of one call."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Call:
         self.audio, self.text, self.offset = audio, text, offset
         self.rows, self.columns = audio.shape[0], text.shape[0]
         variant = chosen("contrastive_tile")
-        self.tile = score_tile_for(audio.dtype, launch.capability(audio.device), wide=variant == "128x256")
+        self.tile = tile_shape(audio.dtype, launch.capability(audio.device), wide=variant == "128x256")
         self.scale = logit_scale.reshape(()).float()
         self.bias = torch.zeros_like(self.scale) if logit_bias is None else logit_bias.reshape(()).float()
         self.audio_keys, self.text_keys, self.counts, self.flags = positives_of(
@@ -66,16 +66,16 @@ class _Call:
         )
         self.has_ids, self.has_bias, self.infonce = ids is not None, logit_bias is not None, kind == "infonce"
         self.kind: dict[str, object] = {"INFONCE": self.infonce, "HAS_IDS": self.has_ids}
-        # In float32 cuBLAS takes three times as long as TF32x3.
+        # In float32 cuBLAS takes three times as long as the TF32x3 of the tiles.
         self.stores = variant == "cublas" and audio.dtype != torch.float32
-        self.stored, self.pitch = self.scale, 16  # a kernel without is given some pointer all the same
+        self.stored, self.pitch = self.scale, 16  # a kernel needs some pointer for a tensor that it does not use
         self.constants = self.kind | tile_constants(self.tile, audio.dtype, audio.shape[1]) | {"STORED": self.stores}
         self.constants["maxnreg"] = self.tile.registers
         if self.stores:
             self.constants |= {"maxnreg": None, "num_warps": 16}
 
     def launches(self, own_rows: _Range, own_columns: _Range) -> Iterator[tuple[_Range, _Range]]:
-        """The parts of a block that one launch takes, once their similarities are stored: all of it where none are."""
+        """The parts of a block, one per launch, with their similarities stored; the whole block if none are stored."""
         if not self.stores:
             yield own_rows, own_columns
             return
@@ -110,12 +110,15 @@ def sums(
     kind: str,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """row_loss, column_loss, row_positive, row_stats and column_best of `contrastive_sums`; last strides are 1."""
+    """The results of `ops.contrastive.call.Backend.forward`.
+
+    The arguments are those of `ContrastiveCall`, with last strides of 1; `chunk_size` has no effect here.
+    """
     with launch.on_device_of(audio):
-        return _sums(_Call(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind))
+        return _sums(_Launch(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind))
 
 
-def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _sums(call: _Launch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, columns, tile, device = call.rows, call.columns, call.tile, call.audio.device
     slots_r, slots_c = 2, 2 if call.infonce else 1
 
@@ -127,7 +130,7 @@ def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if call.has_ids:
         positives_r, positives_c = running(1, 3, rows, device), running(1, slots_c, columns, device)
     positive_similarity = floats(rows)
-    block_r, block_c = block_shape(rows, columns, score_parts.AREA)
+    block_r, block_c = block_shape(rows, columns, partial_sums.AREA)
     most_r, most_c = call.tiles((0, min(rows, block_r)), (0, min(columns, block_c)))
     row_parts = floats((5 if call.has_ids else 2) * most_c * most_r * tile.rows)
     column_parts = floats((2 if call.has_ids else 1) * slots_c * most_r * most_c * tile.columns)
@@ -181,7 +184,7 @@ def _sums(call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _similarity_sums(audio: Tensor, text: Tensor) -> Tensor:
-    """`[R]` float32 sums of each row's similarities with all columns: its product with the sum of the columns."""
+    """`[R]` float32 sums of each row's similarities: its product with the sum of all columns."""
     totals = audio.new_empty(audio.shape[0], dtype=torch.float32)
     products_kernel[(triton.cdiv(audio.shape[0], 16),)](
         audio, text.sum(0, dtype=torch.float32), totals, audio.stride(0), audio.shape[0],
@@ -209,9 +212,12 @@ def sums_backward(
     row_stats: Tensor,
     column_best: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of audio and text in their dtype, and of scale and bias (zero where there is none) in float32."""
+    """Gradients of audio and text in their dtype, and of scale and bias (0 without a bias) in float32.
+
+    The arguments are those of `ContrastiveCall` and `BackwardInputs`, with last strides of 1.
+    """
     with launch.on_device_of(audio):
-        call = _Call(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind)
+        call = _Launch(audio, text, logit_scale, logit_bias, audio_ids, text_ids, offset, kind)
         unit = float16_unit([grad_row, grad_column, grad_positive] if call.infonce else [grad_row], audio.dtype)
         if call.infonce:
             if call.has_ids:
@@ -224,7 +230,7 @@ def sums_backward(
 
 
 def _packed(*vectors: Tensor) -> Tensor:
-    """`[vectors, pitch]`, each at an aligned address, for loads of more than 4 bytes."""
+    """`[vectors, pitch]`, each at an aligned address so that loads can be wider than 4 bytes."""
     size = vectors[0].shape[0]
     packed = vectors[0].new_empty(len(vectors), -(-size // 16) * 16 or 16)
     torch.stack(vectors, out=packed[:, :size])
@@ -232,7 +238,7 @@ def _packed(*vectors: Tensor) -> Tensor:
 
 
 def _gradients(
-    call: _Call, rows_of: Tensor, columns_of: Tensor, unit: Tensor, chunk_size: int
+    call: _Launch, rows_of: Tensor, columns_of: Tensor, unit: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     audio, text, tile = call.audio, call.text, call.tile
     parts = torch.empty(0, dtype=torch.float32, device=audio.device)
@@ -241,7 +247,7 @@ def _gradients(
     def fill(grad: Tensor, own_rows: _Range, own_columns: _Range) -> None:
         nonlocal parts
         tiles_r, tiles_c = call.tiles(own_rows, own_columns)
-        if parts.shape[0] == 0:  # of the first block, the largest
+        if parts.shape[0] == 0:  # the first block is the largest
             parts = torch.empty(1 + call.has_bias, tiles_r * tiles_c, dtype=torch.float32, device=audio.device)
         done = 0
         for part_r, part_c in call.launches(own_rows, own_columns):

@@ -1,4 +1,4 @@
-"""From folded statistics to what the losses are made of, a row or a column a thread."""
+"""From folded statistics to the results of the forward, one thread per row or column."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def products_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """Of rows with a vector, without a float32 copy of the rows."""
+    """Products of rows with a vector, without a float32 copy of the rows."""
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = r < rows
     matrix += r.to(tl.int64)[:, None] * stride
@@ -34,7 +34,7 @@ def products_kernel(
 def _merge(
     largest: tl.tensor, total: tl.tensor, other_largest: tl.tensor, other_total: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Largest and log of the sum of exponentials, relative to it, of two sets together."""
+    """Maximum of two sets together, and log of their sum of exponentials relative to it."""
     whole = tl.maximum(largest, other_largest)
     reference = finite_or_zero(whole)
     return whole, tl.log(total * exp(largest - reference) + other_total * exp(other_largest - reference))
@@ -45,7 +45,7 @@ def finish_rows_kernel(
     negatives: tl.tensor,  # [2, R]
     positives: tl.tensor,  # [3, R], with ids
     positive_similarity: tl.tensor,  # [R], without ids
-    similarity_sum: tl.tensor,  # [R]: with all columns
+    similarity_sum: tl.tensor,  # [R], over all columns
     counts: tl.tensor,  # [R], with ids
     scale: tl.tensor,
     bias: tl.tensor,
@@ -80,7 +80,7 @@ def finish_rows_kernel(
         own_largest = tl.where(present, logit, float("-inf"))
         own_total = tl.where(present, 1.0 if INFONCE else softplus(-logit), 0.0)
         count = present.to(tl.float32)
-    # What rounding leaves of a sum of positives alone is no negative.
+    # If all columns are positives, the difference is rounding error.
     others = tl.where(count < columns, similarity - own_similarity, 0.0) / tl.maximum(columns - count, 1.0)
     own_similarity /= tl.maximum(count, 1.0)
     if INFONCE:

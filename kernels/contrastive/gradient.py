@@ -1,17 +1,17 @@
-"""Gradient of the contrastive losses by the logits, tile by tile: the rest is two matrix products."""
+"""Gradients of the contrastive losses by the logits, tile by tile."""
 
 import triton
 import triton.language as tl
 
 from slap_fast.kernels.contrastive.positives import is_plain, positives_and_inside
-from slap_fast.kernels.scores.tiles import exp, logits_of, pieces, stored_or_scores, tile_of_program
+from slap_fast.kernels.scores.tiles import exp, logits_of, pieces, stored_or_score_tile, tile_of_program
 
 
 @triton.jit
 def _softmax(logits: tl.tensor, largest: tl.tensor, log_total: tl.tensor) -> tl.tensor:
-    """`exp(logits - largest - log_total)`, `log_total` times log2(e).
+    """`exp(logits - largest - log_total)`, given `log_total * log2(e)`.
 
-    Not `exp(logits - lse)`: where logits are large, a rounded lse has lost digits that matter.
+    Not `exp(logits - lse)`: for large logits the rounded lse has too few digits.
     """
     return tl.exp2(tl.fma(logits - largest, 1.4426950408889634, -log_total))
 
@@ -32,7 +32,7 @@ def _all_negative(
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Store the gradients of a tile of negatives; their sums, of the gradients of scale and bias."""
+    """Store the gradients of a tile without positives; return its sums for the gradients of scale and bias."""
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     rows_of += tl.arange(0, BLOCK_R)
     weight_r = tl.load(rows_of)[:, None]
@@ -62,7 +62,7 @@ def _all_negative(
 
 
 @triton.jit
-def _any(
+def _any_tile(
     tile: tl.tensor,
     multiplier: tl.tensor,
     added: tl.tensor,
@@ -83,7 +83,7 @@ def _any(
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The same of any tile."""
+    """The same for any tile."""
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     r = row + tl.arange(0, BLOCK_R)
     inside_r = r < rows
@@ -134,11 +134,11 @@ def gradient_kernel(
     audio_keys: tl.tensor,
     text_keys: tl.tensor,
     flags: tl.tensor,
-    unit: tl.tensor,  # one element: by what the weights below were multiplied
+    unit: tl.tensor,  # one element, a factor of the weights below
     rows_of: tl.tensor,  # [1 or 4, pitch_r]: weight of the row, its largest logit, loss * log2(e), weight of a positive
     columns_of: tl.tensor,  # [3, pitch_c]: weight of the column, its largest logit, loss * log2(e)
     grad_logits: tl.tensor,  # in whole tiles
-    parts: tl.tensor,  # [1 or 2, programs]: of the gradients of scale and bias
+    parts: tl.tensor,  # [1 or 2, programs]: sums for the gradients of scale and bias
     stride_a: tl.tensor,
     stride_t: tl.tensor,
     stride_s: tl.tensor,
@@ -167,7 +167,7 @@ def gradient_kernel(
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = (first_r + tile_r) * BLOCK_R
     column = (first_c + tile_c) * BLOCK_C
-    tile = stored_or_scores(
+    tile = stored_or_score_tile(
         stored, stride_s, tile_r, tile_c, audio, text, stride_a, stride_t, row, column, rows, columns,
         STORED, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
     )  # fmt: skip
@@ -182,7 +182,7 @@ def gradient_kernel(
             INFONCE, HAS_BIAS, BLOCK_R, BLOCK_C, PIECES,
         )  # fmt: skip
     else:
-        sum_scale, sum_bias = _any(
+        sum_scale, sum_bias = _any_tile(
             tile, multiplier, added, audio_keys, text_keys, rows_of, columns_of, pitch_r, pitch_c, grad_logits,
             row, column, rows, columns, INFONCE, HAS_BIAS, BLOCK_R, BLOCK_C, PIECES,
         )  # fmt: skip

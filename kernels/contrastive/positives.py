@@ -1,4 +1,4 @@
-"""Where the positives of the contrastive losses are: keys of rows and columns, and flags of tiles."""
+"""Positives of the contrastive losses: keys of rows and columns, and flags of tiles."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import triton.language as tl
 from torch import Tensor
 
 from slap_fast.kernels.scores.blocks import whole_tiles
-from slap_fast.kernels.scores.tiles import ScoreTile
+from slap_fast.kernels.scores.tiles import TileShape
 
 _BLOCK = 128
-# Programs that share the positives of a block of rows: most rows have few, but all may have one id.
+# Programs that share the positives of a block of rows: most rows have few, but all clips may have the same id.
 _SHARES = 8
 
 
 class Positives(NamedTuple):
-    """What the kernels know of positives.
+    """Positions of the positives.
 
     Attributes:
-        audio_keys, text_keys: `[R]` and `[C]` in whole tiles, int32, equal for positives; -1 for a row without any, -2
-            for a row beyond the matrix, -3 for such a column.
-        counts: `[R]` int32, each row's positives, with ids.
-        flags: `[tiles of R, tiles of C]` int8, whether a tile holds a positive, with ids.
+        audio_keys, text_keys: `[R]` and `[C]` in whole tiles, int32. Equal for positives; -1 for a row without
+            positives, -2 for a row beyond the matrix, -3 for a column beyond it.
+        counts: `[R]` int32 number of each row's positives; with ids only.
+        flags: `[tiles of R, tiles of C]` int8, whether a tile has a positive; with ids only.
     """
 
     audio_keys: Tensor
@@ -44,7 +44,7 @@ def keys_kernel(
     pitch_c: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Keys of pairs without ids: the column of a row's own text."""
+    """Keys without ids: the column of the row's own text."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.maximum(index + offset, -1)
     tl.store(audio_keys + index, tl.where(index < rows, own, -2), mask=index < pitch_r)
@@ -55,7 +55,7 @@ def keys_kernel(
 def flag_kernel(
     audio_keys: tl.tensor,
     counts: tl.tensor,
-    order: tl.tensor,  # [C] int64: texts in the order of their ids
+    order: tl.tensor,  # [C] int64: texts sorted by id
     flags: tl.tensor,
     rows: tl.tensor,
     tiles_c: tl.tensor,
@@ -68,7 +68,7 @@ def flag_kernel(
     count = tl.load(counts + r, mask=r < rows, other=0)
     begin = tl.load(audio_keys + r, mask=r < rows, other=0)
     flags += (r // BLOCK_R).to(tl.int64) * tiles_c
-    # All that store to a flag store the same.
+    # All programs that store to a flag store the same value.
     for index in range(tl.program_id(1), tl.max(count, 0), SHARES):
         own = index < count
         text = tl.load(order + begin + index, mask=own, other=0)
@@ -76,9 +76,9 @@ def flag_kernel(
 
 
 def positives_of(
-    rows: int, columns: int, ids: tuple[Tensor, Tensor] | None, offset: int, tile: ScoreTile, device: torch.device
+    rows: int, columns: int, ids: tuple[Tensor, Tensor] | None, offset: int, tile: TileShape, device: torch.device
 ) -> Positives:
-    """By `[R]` and `[C]` ids, or else the pairs of row `r` and column `r + offset`; no host synchronization."""
+    """Positives by `[R]` and `[C]` ids; without ids, row `r` and column `r + offset`. No host synchronization."""
     pitch_r, pitch_c = whole_tiles(rows), whole_tiles(columns)
     audio_keys = torch.empty(pitch_r, dtype=torch.int32, device=device)
     text_keys = torch.empty(pitch_c, dtype=torch.int32, device=device)
@@ -115,7 +115,7 @@ def is_plain(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> tl.tensor:
-    """Whether the tile holds no positive, and no row or column beyond the matrix."""
+    """Whether the tile has no positive and lies inside the matrix."""
     row = tile_r * BLOCK_R
     column = tile_c * BLOCK_C
     if HAS_IDS:
@@ -129,9 +129,9 @@ def is_plain(
 def positives_and_inside(
     audio_keys: tl.tensor, text_keys: tl.tensor, r: tl.tensor, c: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Masks of the positives among rows `r` and columns `c`, and of the rows and of the columns of the matrix.
+    """Masks of the positives among rows `r` and columns `c`, of rows inside the matrix, and of columns inside it.
 
-    Keys are loaded where indices could be compared: the compiler cannot keep what it can load again.
+    Keys are loaded, though indices could be compared: loaded values need no registers between uses.
     """
     row_keys = tl.load(audio_keys + r)
     column_keys = tl.load(text_keys + c)

@@ -1,23 +1,23 @@
 """Row and column statistics of contrastive logits, tile by tile.
 
-Negatives, and with ids positives, have statistics of their own: the largest logit, the sum of `exp(logit - largest)` or
-of the pair losses, and of positives the similarities. A tile leaves its parts in a workspace, and parts are folded in
-one fixed order: no atomics, the same bits from run to run. Without ids a row has one positive, and the one tile that
-holds it writes it down: computed as its neighbors are, it ties with a negative that is the same.
+Negatives, and with ids also positives, have statistics of their own: the maximum logit, the sum of
+`exp(logit - maximum)` or of the pair losses, and for positives the sum of similarities. A tile stores its partial sums
+in a workspace, and these are folded in a fixed order: no atomics, the same bits from run to run. Without ids a row has
+one positive, whose similarity is stored by the tile that computes it: it must tie with an equal negative.
 
-A tile without a positive, inside the matrix, is nearly every one: it needs no mask.
+Nearly all tiles have no positive and lie inside the matrix: these need no mask.
 """
 
 import triton
 import triton.language as tl
 
 from slap_fast.kernels.contrastive.positives import is_plain, positives_and_inside
-from slap_fast.kernels.scores.tiles import exp, finite_or_zero, logits_of, pieces, stored_or_scores, tile_of_program
+from slap_fast.kernels.scores.tiles import exp, finite_or_zero, logits_of, pieces, stored_or_score_tile, tile_of_program
 
 
 @triton.jit
 def softplus(x: tl.tensor) -> tl.tensor:
-    """log(1 + exp(x)), to float32's relative accuracy however small: a sum over a million negatives needs it."""
+    """log(1 + exp(x)), with full relative accuracy for tiny results too: a sum over a million negatives needs it."""
     e = exp(-tl.abs(x))
     ratio = tl.full(e.shape, 0.0051261018961668015, tl.float32)  # log1p(e) / e on [0, 1], error 1.6e-7
     ratio = tl.fma(ratio, e, -0.029074065387248993)
@@ -44,8 +44,8 @@ def _all_negative(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Statistics of a tile of negatives."""
-    # Few wide parts: a reduction over rows ends in barriers, whatever its width. Wider ones do not fit into registers.
+    """Statistics of a tile without positives."""
+    # Few wide slices: each reduction over rows costs barriers. Wider slices do not fit into registers.
     WIDTH: tl.constexpr = 64
     PARTS: tl.constexpr = BLOCK_C // WIDTH
     logits = tl.fma(tile, multiplier, added)
@@ -87,9 +87,9 @@ def _some(
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
 ) -> None:
-    """Statistics of the tile's positives, or of its negatives."""
+    """Statistics of the tile's positives or of its negatives."""
     WIDTH: tl.constexpr = BLOCK_C // PIECES
-    # Loaded here, or the compiler would keep the logits beside the similarities, outside of the caller's loop.
+    # Loaded here: otherwise the compiler hoists the logits out of the caller's loop and keeps them in registers.
     multiplier, added = tl.load(scale), tl.load(bias)
     r = row + tl.arange(0, BLOCK_R)
     row_largest = tl.full([BLOCK_R], float("-inf"), tl.float32)
@@ -130,7 +130,7 @@ def _own_similarities(
     BLOCK_C: tl.constexpr,
     PIECES: tl.constexpr,
 ) -> tl.tensor:
-    """Sums of each row's similarities with its positives in the tile."""
+    """Sum of each row's similarities with its positives in the tile."""
     WIDTH: tl.constexpr = BLOCK_C // PIECES
     r = row + tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_R], tl.float32)
@@ -155,8 +155,8 @@ def statistics_kernel(
     text_keys: tl.tensor,
     flags: tl.tensor,
     positive_similarity: tl.tensor,  # [R], without ids
-    row_parts: tl.tensor,  # [2 and with ids 3 more, tiles of columns, pitch_r]
-    column_parts: tl.tensor,  # [2 or, of pair losses, 1; twice with ids, tiles of rows, pitch_c]
+    row_parts: tl.tensor,  # [2, with ids 5, tiles of columns, pitch_r]
+    column_parts: tl.tensor,  # [2, for pair losses 1; twice as many with ids, tiles of rows, pitch_c]
     stride_a: tl.tensor,
     stride_t: tl.tensor,
     stride_s: tl.tensor,
@@ -184,7 +184,7 @@ def statistics_kernel(
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = (first_r + tile_r) * BLOCK_R
     column = (first_c + tile_c) * BLOCK_C
-    tile = stored_or_scores(
+    tile = stored_or_score_tile(
         stored, stride_s, tile_r, tile_c, audio, text, stride_a, stride_t, row, column, rows, columns,
         STORED, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION,
     )  # fmt: skip

@@ -1,14 +1,15 @@
-"""The teacher's scores over prototypes, stored once for all Sinkhorn rounds, the loss and its gradients: two passes.
+"""Stored scores of the teacher: memory layout, and Sinkhorn sweeps that read them.
 
-A product of 32,768 tokens with 32,768 prototypes of 256 channels takes an H200 0.7 ms at best, and 1.4 ms where tiles
-of 128 x 128 wait for the L2 cache; to read what it gave, 2 GiB in 16 bits, takes 0.5 ms. Scores of 16-bit features are
-stored in float16, whose 11 bits hold a cosine, of at most 1, to 2**-12 or better: eight times as precise as a product
-in bfloat16 returns it, and as precise as one in float16. Beyond 65,504, which no cosine is, they are infinite and the
-loss is NaN. Those of float32 features are stored in float32.
+The first sweep stores the scores for the other sweeps, the loss and its gradients. For 32,768 tokens, 32,768 prototypes
+and 256 channels on an H200, the product takes 0.7 ms at best, and 1.4 ms if tiles of 128 x 128 wait for L2; reading its
+2 GiB in 16 bits takes 0.5 ms.
 
-A round passes over the scores twice, by rows and by columns. One pass would have to hold 32,768 columns in float32
-twice, as exponentials of a row that wait for its sum and as sums over rows: all 256 KiB of the registers of a
-multiprocessor.
+Scores of 16-bit features are stored in float16: its 11 bits hold a cosine (at most 1) to 2**-12, 8 times as precise as
+the bfloat16 output of a product. Above 65,504, which no cosine reaches, they are infinite and the loss is NaN. Scores
+of float32 features are stored in float32.
+
+A sweep reads the scores twice, by rows and by columns. One pass would have to hold 32,768 columns twice in float32
+(exponentials of a row until its sum is known, and sums over rows): all 256 KiB of a multiprocessor's registers.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from torch import Tensor
 from slap_fast.kernels import launch
 from slap_fast.kernels.scores.tiles import finite_or_zero
 
-# Of a row's columns, a thread reads a vector of 16 bytes at a time, and a warp reads 32 vectors.
+# A thread reads 16 bytes of a row at a time, a warp 32 such vectors.
 _LANES = 32
 _ROWS = 16
-# Rows that a program of the pass by columns sums: what it leaves is a thousandth of what it reads.
+# Rows that a program of the pass by columns sums: it writes a thousandth of what it reads.
 _CHUNK = 512
-# Stored rows and columns are multiples of this: whole tiles of the product, and 32 vectors.
+# The number of stored rows and of stored columns is a multiple of this: whole tiles, and 32 vectors.
 _WHOLE = 256
 
 
@@ -38,9 +39,9 @@ def whole(size: int) -> int:
 
 
 def new_scores(teacher: Tensor, prototypes: Tensor) -> Tensor:
-    """`[T, K]`, either rounded up to whole tiles: float32 for float32, else float16.
+    """`[T, K]`, both rounded up to whole tiles; float32 for float32, else float16.
 
-    Uninitialised but for columns beyond the last, which are read: they are 0.
+    Uninitialized except for columns beyond the last: these are read, and are 0.
     """
     dtype = torch.float32 if teacher.dtype == torch.float32 else torch.float16
     scores = teacher.new_empty(whole(teacher.shape[0]), whole(prototypes.shape[0]), dtype=dtype)
@@ -49,7 +50,7 @@ def new_scores(teacher: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def column_shift(prototypes: Tensor, potential: Tensor | None, unit: float) -> Tensor:
-    """`[K]` in whole tiles: what the potential adds to logits, times `unit`, and -inf beyond the last prototype."""
+    """`[K]` in whole tiles: `-unit * potential`, and -inf beyond the last prototype."""
     columns = prototypes.shape[0]
     shift = torch.full((whole(columns),), -math.inf, dtype=torch.float32, device=prototypes.device)
     if potential is None:
@@ -71,12 +72,12 @@ def rows_kernel(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ) -> None:
-    """Base-2 logarithms of the sums over columns of `exp(scale * scores)`, times 2 to the `shift` of their columns."""
+    """Log-sum-exp of each row in base 2: `log2(sum(exp(scale * scores) * 2 ** shift))` over columns."""
     row = tl.program_id(0) * BLOCK_R
     within = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]  # [LANES, VECTOR]
     scores += tl.cast(row, tl.int64) * pitch + (tl.arange(0, BLOCK_R) * pitch)[:, None, None] + within[None, :, :]
     multiplier = tl.load(scale) * 1.4426950408889634
-    # A lane has sums of its own until the end: no shuffles within the loop.
+    # Each lane keeps its own sums until the end: no shuffles in the loop.
     largest = tl.full([BLOCK_R, LANES], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R, LANES], tl.float32)
     for begin in range(0, pitch, LANES * VECTOR):
@@ -107,7 +108,7 @@ def columns_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Sums over a chunk of rows of the probabilities whose logarithms `rows_kernel` normalises."""
+    """Sums over a chunk of rows of the probabilities that `rows_kernel` normalizes."""
     first = tl.program_id(1) * CHUNK
     r = tl.arange(0, BLOCK_R)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -117,24 +118,23 @@ def columns_kernel(
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for begin in range(0, tl.minimum(CHUNK, rows - first), BLOCK_R):
         row = first + begin + r
-        normaliser = tl.load(lse + row, mask=row < rows, other=float("inf"))
+        row_lse = tl.load(lse + row, mask=row < rows, other=float("inf"))
         similarity = tl.load(scores).to(tl.float32)  # [BLOCK_R, BLOCK_C]
         logits = tl.fma(similarity, multiplier, tl.broadcast_to(shift_c[None, :], similarity.shape))
-        total += tl.exp2(logits - normaliser[:, None])
+        total += tl.exp2(logits - row_lse[:, None])
         scores += BLOCK_R * pitch
     tl.store(parts + tl.program_id(1) * tl.cast(columns, tl.int64) + c, tl.sum(total, 0), mask=c < columns)
 
 
 def sweep(scores: Tensor, tokens: int, scale: Tensor, potential: Tensor) -> Tensor:
-    """`[K]` log of each prototype's mass over the tokens, normalised under the potential of the round before.
+    """`[K]`: `logsumexp_t(logits - logsumexp_k(logits - potential))` with `logits = scale * scores`.
 
     Args:
-        scores: of `new_scores`, written.
-        tokens: rows of it that count.
+        scores: from `new_scores`, filled by the first sweep.
+        tokens: valid rows of `scores`.
         scale: one float32 element.
-        potential: `[K]` float32: the masses of the round before, over these tokens at least. They bound what follows: a
-            prototype's largest probability is at least one over all tokens times all prototypes, so that sums need no
-            other reference.
+        potential: `[K]` float32, the result of the sweep before over at least these tokens. That bounds the sums: a
+            prototype's largest probability is at least 1 / (all tokens * all prototypes), so they need no maximum.
     """
     columns, pitch = potential.shape[0], scores.stride(0)
     vector = 16 // scores.element_size()

@@ -1,10 +1,10 @@
-"""The float32 product of matrices in three TF32 products, as accurate as float32 itself, about twice as fast.
+"""Matrix product of float32 as three TF32 products: as accurate as float32 FMA, and about twice as fast.
 
-cuBLAS has TF32 alone, too coarse, or float32 by FMA, 67 TFLOP/s at most on an H100 SXM; TF32x3 reaches 165 at most.
-Tensor cores truncate their sums, so Triton adds those of each step of the depth outside of them.
+cuBLAS has single TF32, too inaccurate, and FMA, at most 67 TFLOP/s on an H100 SXM; TF32x3 reaches at most 165. Tensor
+cores truncate their sums, so each step along the depth is added outside of them.
 
-One program sums a tile over the whole depth, or, where tiles are few, over a share of it, and shares are summed in one
-order: the result has the same bits from run to run.
+One program sums a tile over the whole depth or, if there are few tiles, over a share of it. Shares are added in a fixed
+order: the same bits from run to run.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ class _Tile(NamedTuple):
     stages: int
 
 
-# A narrower one has two programs a multiprocessor, but reads half as much again, and L2 gives no more.
+# A narrower tile would let two programs share a multiprocessor, but reads 1.5 times as much from L2, the bottleneck.
 _TILE = _Tile(128, 128, 32, 8, 3)
-# Programs that there should be, of which a multiprocessor runs one at a time, and the least depth of each.
+# Split the depth up to this many programs, of at least this depth each. A multiprocessor runs one program at a time.
 _PROGRAMS = 256
-_LEAST_DEPTH = 1024
+_MIN_DEPTH = 1024
 
 
 @triton.jit(do_not_specialize=["rows", "depth", "steps", "tiles_r", "tiles_c"])
 def product_kernel(
     a: tl.tensor,  # [R in whole tiles, K]
     b: tl.tensor,  # [K, COLUMNS]
-    out: tl.tensor,  # [R, COLUMNS], or of each share its own
+    out: tl.tensor,  # [R, COLUMNS], or one per share
     stride_ar: tl.tensor,
     stride_ak: tl.tensor,
     stride_b: tl.tensor,
     stride_o: tl.tensor,
     rows: tl.tensor,
     depth: tl.tensor,
-    steps: tl.tensor,  # of BLOCK_K, of a share
+    steps: tl.tensor,  # of BLOCK_K, per share
     tiles_r: tl.tensor,
     tiles_c: tl.tensor,
     ADD: tl.constexpr,
@@ -87,12 +87,12 @@ def store(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
 
     Args:
         out: `[R, C]` float32, last stride 1.
-        a: `[R, K]` float32, any strides, the corner of a tensor whose rows go on to a multiple of 128.
+        a: `[R, K]` float32, any strides: the corner of a tensor whose number of rows is a multiple of 128.
         b: `[K, C]` float32, last stride 1. The kernel is compiled for its columns.
     """
     (rows, columns), depth = out.shape, a.shape[1]
     tiles_r, tiles_c = triton.cdiv(rows, _TILE.rows), triton.cdiv(columns, _TILE.columns)
-    shares = max(1, min(_PROGRAMS // (tiles_r * tiles_c), depth // _LEAST_DEPTH))
+    shares = max(1, min(_PROGRAMS // (tiles_r * tiles_c), depth // _MIN_DEPTH))
     steps = triton.cdiv(triton.cdiv(depth, _TILE.depth), shares)
     parts = out[None] if shares == 1 else out.new_empty(shares, rows, columns)
     product_kernel[(tiles_r * tiles_c, shares)](

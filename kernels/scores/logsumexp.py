@@ -1,7 +1,7 @@
-"""Log-sum-exps of `scale * a @ b.T` over its rows or its columns, with what is subtracted first: kernel and launcher.
+"""Log-sum-exps over the rows or the columns of `scale * a @ b.T - shift`: kernel and launcher.
 
-Captions need the rows' over the vocabulary; a Sinkhorn round those of rows less the prototypes' potentials, then those
-of columns less the rows'. The first round can store the scores for those that follow.
+The vocabulary loss needs those of rows; a Sinkhorn round needs those of rows with the potentials as shift, then those
+of columns with the rows' log-sum-exps as shift. The first round can store the scores for the later ones.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from slap_fast.kernels import launch, variants
-from slap_fast.kernels.scores import parts as score_parts
+from slap_fast.kernels.scores import partial_sums
 from slap_fast.kernels.scores.blocks import block_shape, blocks
-from slap_fast.kernels.scores.parts import fold, nothing, running, store_rows
+from slap_fast.kernels.scores.partial_sums import fold, nothing, running, store_rows
 from slap_fast.kernels.scores.tiles import (
-    ScoreTile,
+    TileShape,
     exp,
     finite_or_zero,
     pieces,
-    score_tile_for,
-    scores,
+    score_tile,
     tile_constants,
     tile_of_program,
+    tile_shape,
 )
 
 
@@ -31,7 +31,7 @@ from slap_fast.kernels.scores.tiles import (
 def within_columns(
     tile: tl.tensor, column: tl.tensor, columns: tl.tensor, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ) -> tl.tensor:
-    """The tile from `column` on, with what is less than any score, and finite, beyond `columns`."""
+    """The tile from `column` on, with -1e30, below any score and finite, beyond `columns`."""
     if column + BLOCK_C > columns:
         c = tl.broadcast_to((column + tl.arange(0, BLOCK_C))[None, :], [BLOCK_R, BLOCK_C])
         tile = tl.where(c < columns, tile, -1e30)
@@ -42,9 +42,9 @@ def within_columns(
 def sums_of_rows(
     parts: tl.tuple, scale: tl.tensor, BLOCK_R: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Of the scores in `parts`: each row's largest, and the sum of `2 ** (scale * (score - largest))`.
+    """Maximum of each row of the scores in `parts`, and sum of `2 ** (scale * (score - maximum))`.
 
-    The difference is taken first: it is exact for scores near the largest, and 0 for that.
+    The difference comes first: it is exact near the maximum.
     """
     most = parts[0]
     for piece in tl.static_range(1, PIECES):
@@ -89,9 +89,9 @@ def logsumexp_kernel(
 ) -> None:
     tile_r, tile_c = tile_of_program(tiles_r, tiles_c)
     row = begin_r + tile_r * BLOCK_R
-    # Blocks begin at whole tiles, which the compiler cannot know, and without which it stores 2 bytes at a time.
+    # Blocks begin at whole tiles. Without this hint the compiler stores 2 bytes at a time.
     column = tl.multiple_of(begin_c + tile_c * BLOCK_C, BLOCK_C)
-    tile = scores(a, b, stride_a, stride_b, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION)
+    tile = score_tile(a, b, stride_a, stride_b, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION)
     r = row + tl.arange(0, BLOCK_R)
     multiplier = 1.0
     if HAS_SCALE:
@@ -131,7 +131,7 @@ def logsumexp_kernel(
             within = piece * WIDTH + tl.arange(0, WIDTH)
             similarity = tiles[piece]
             if STORE:
-                # The sums are those of what later passes read: a potential that balances other scores errs twice.
+                # Sum what later passes will read: a potential of other scores would add an error.
                 rounded = similarity.to(stored.dtype.element_ty)
                 tl.store(stored + within[None, :], rounded)
                 similarity = rounded.to(tl.float32)
@@ -144,16 +144,16 @@ def logsumexp_kernel(
             tl.store(parts + tiles_r * width + c, column_sum, mask=c < width)
 
 
-def tile_of(features: Tensor, variant: str) -> ScoreTile:
-    """The tile that `variants` has for it; float32 stays at 128 x 128, as its three products spill beyond."""
+def tile_of(features: Tensor, variant: str) -> TileShape:
+    """The tile shape of the chosen variant; float32 stays at 128 x 128, beyond which its three products spill."""
     wide = variants.chosen(variant) == "128x256" and features.dtype != torch.float32
-    return score_tile_for(features.dtype, launch.capability(features.device), wide=wide)
+    return tile_shape(features.dtype, launch.capability(features.device), wide=wide)
 
 
 def of_rows(
-    a: Tensor, b: Tensor, tile: ScoreTile, *, scale: Tensor | None = None, column_shift: Tensor | None = None
+    a: Tensor, b: Tensor, tile: TileShape, *, scale: Tensor | None = None, column_shift: Tensor | None = None
 ) -> Tensor:
-    """`[2, R]`: largest of each row of `scale * a @ b.T - column_shift`, and sum of exponentials relative to it."""
+    """`[2, R]`: maximum of each row of `scale * a @ b.T - column_shift`, and sum of exponentials relative to it."""
     sums = running(1, 2, a.shape[0], a.device)
     _sweep(a, b, tile, sums, True, scale, None, column_shift)
     return sums[0]
@@ -162,15 +162,15 @@ def of_rows(
 def of_columns(
     a: Tensor,
     b: Tensor,
-    tile: ScoreTile,
+    tile: TileShape,
     *,
     scale: Tensor,
     row_shift: Tensor | None = None,
     stored: Tensor | None = None,
 ) -> Tensor:
-    """`[2, C]`: largest of each column of `scale * a @ b.T - row_shift`, and sum of exponentials relative to it.
+    """`[2, C]`: maximum of each column of `scale * a @ b.T - row_shift`, and sum of exponentials relative to it.
 
-    `a @ b.T` goes to `stored`, if there is one, whose rows and columns are multiples of `score_blocks.TILE`.
+    Writes `a @ b.T` to `stored`, if given, whose rows and columns are multiples of `blocks.TILE`.
     """
     sums = running(1, 2, b.shape[0], a.device)
     _sweep(a, b, tile, sums, False, scale, row_shift, None, stored)
@@ -180,7 +180,7 @@ def of_columns(
 def _sweep(
     a: Tensor,
     b: Tensor,
-    tile: ScoreTile,
+    tile: TileShape,
     sums: Tensor,
     of_rows: bool,
     scale: Tensor | None,
@@ -190,11 +190,11 @@ def _sweep(
 ) -> None:
     rows, columns = a.shape[0], b.shape[0]
     constants = tile_constants(tile, a.dtype, a.shape[1])
-    block_r, block_c = block_shape(rows, columns, score_parts.AREA)
+    block_r, block_c = block_shape(rows, columns, partial_sums.AREA)
     most_r, most_c = min(rows, block_r), min(columns, block_c)
     size = triton.cdiv(most_c, tile.columns) * most_r if of_rows else triton.cdiv(most_r, tile.rows) * most_c
     parts = torch.empty(2 * size, dtype=torch.float32, device=a.device)
-    # A kernel that has no use for a tensor is given another.
+    # A kernel needs some pointer for a tensor that it does not use.
     given = [sums if x is None else x for x in (scale, row_shift, column_shift, stored)]
     with launch.on_device_of(a):
         for begin_r, end_r in blocks(rows, block_r):

@@ -1,11 +1,11 @@
-"""Tiles of a score matrix `a @ b.T` that is never stored: what the losses' kernels share.
+"""Tile shapes of score matrices `a @ b.T`, and the device functions on tiles that the losses' kernels share.
 
-A program computes one tile over the whole depth in float32 and ends in its loss' epilogue. Programs walk the matrix in
-groups of row tiles, so that those at work at one time read few rows of `a` and `b`, and find them in L2. float32 is
-computed in three TF32 products, as accurate as float32 itself and twice as fast as its FMA.
+A program computes one tile over the whole depth in float32 and ends in the epilogue of its loss. Programs walk the
+matrix in groups of row tiles, so that concurrent programs read few rows of `a` and `b` and find them in L2. float32 is
+computed as three TF32 products: as accurate as float32 FMA, and twice as fast.
 
-Launches use no fused multiply-add but where `tl.fma` says so: `a logit - its largest` must be 0 for the largest, and
-would not be if the product were rounded in one of them and not in the other.
+Launches disable fused multiply-add except for explicit `tl.fma`: the largest logit minus itself must be 0, and would
+not be if the product were rounded on one side only.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import triton
 import triton.language as tl
 
 
-class ScoreTile(NamedTuple):
+class TileShape(NamedTuple):
     """Shape of a program.
 
     Attributes:
         rows, columns: of the tile.
-        depth: channels a step.
-        warps: of a program.
-        stages: of the pipeline that loads ahead.
-        pieces: that the epilogue takes the tile in, a power of two.
-        registers: a limit for ptxas, where some version of Triton stops two short of room for a second program.
+        depth: channels per step.
+        warps: per program.
+        stages: of the software pipeline of loads.
+        pieces: column slices that the epilogue processes one by one, a power of two.
+        registers: limit per thread for ptxas. Without it, some Triton versions exceed by two registers what lets two
+            programs share a multiprocessor.
     """
 
     rows: int
@@ -38,35 +39,35 @@ class ScoreTile(NamedTuple):
     registers: int | None = None
 
 
-# Two programs of 8 warps share a multiprocessor, so that one's exponentials hide behind the other's products: at most
-# 128 registers a thread, and half the shared memory, 113 KiB of sm_90 or 50 KiB where sm_86 is to be served too.
-# A tile of 128 x 128 reads a byte from L2 for 64 operations in 16 bits: at 7 TB/s, 450 TFLOP/s, with all else hidden.
-# One of 128 x 256 reads a byte for 85, 600 TFLOP/s, but fills a multiprocessor alone: a filling pipeline, barriers and
-# the instructions after its product, 5,200 issue cycles for contrastive statistics and 3,300 for their gradients beside
-# 12,300 of the tensor cores, are time of their own. That makes 420 to 480.
-_LARGE = {2: ScoreTile(128, 128, 64, 8, 3, 8, registers=128), 4: ScoreTile(128, 128, 32, 8, 2, 8)}
-_WIDE = {2: ScoreTile(128, 256, 64, 8, 3, 16), 4: _LARGE[4]}  # in TF32x3 it would spill
-_SMALL = {2: ScoreTile(128, 128, 32, 8, 4, 8), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
+# Two programs of 8 warps share a multiprocessor, so that one's exponentials overlap with the products of the other.
+# That takes at most 128 registers per thread and half of the shared memory: 113 KiB on sm_90, 50 KiB if sm_86 is to
+# be served too. In 16 bits a tile of 128 x 128 does 64 operations per byte read from L2: 450 TFLOP/s at 7 TB/s, if
+# all else overlaps. A tile of 128 x 256 does 85, 600 TFLOP/s, but fills a multiprocessor alone: the start of its
+# pipeline, barriers, and the instructions after its product (5,200 issue cycles for contrastive statistics, 3,300 for
+# their gradients, beside 12,300 cycles of the tensor cores) do not overlap. That leaves 420 to 480 TFLOP/s.
+_LARGE = {2: TileShape(128, 128, 64, 8, 3, 8, registers=128), 4: TileShape(128, 128, 32, 8, 2, 8)}
+_WIDE = {2: TileShape(128, 256, 64, 8, 3, 16), 4: _LARGE[4]}  # TF32x3 would spill
+_SMALL = {2: TileShape(128, 128, 32, 8, 4, 8), 4: TileShape(128, 64, 32, 8, 2, 4)}
 
-# Two tiles in the registers of one.
-_LARGE_PAIR = {2: ScoreTile(128, 64, 64, 8, 4, 4), 4: ScoreTile(128, 64, 32, 8, 2, 4)}
-_SMALL_PAIR = {2: ScoreTile(128, 64, 32, 8, 4, 4), 4: ScoreTile(64, 64, 32, 8, 2, 4)}
+# Two tiles in the registers of one large tile.
+_LARGE_PAIR = {2: TileShape(128, 64, 64, 8, 4, 4), 4: TileShape(128, 64, 32, 8, 2, 4)}
+_SMALL_PAIR = {2: TileShape(128, 64, 32, 8, 4, 4), 4: TileShape(64, 64, 32, 8, 2, 4)}
 
 
-def score_tile_for(dtype: torch.dtype, capability: tuple[int, int], *, wide: bool = False) -> ScoreTile:
-    """It depends on nothing that changes from batch to batch: nothing is tuned or compiled anew for a size."""
+def tile_shape(dtype: torch.dtype, capability: tuple[int, int], *, wide: bool = False) -> TileShape:
+    """Shape of a score tile. Independent of the batch: no size is tuned or compiled for."""
     tables = (_WIDE if wide else _LARGE) if capability[0] in (9, 10) else _SMALL
     return tables[dtype.itemsize]
 
 
-def pair_tile_for(dtype: torch.dtype, capability: tuple[int, int]) -> ScoreTile:
-    """For kernels that hold the same tile of two score matrices."""
+def pair_tile_shape(dtype: torch.dtype, capability: tuple[int, int]) -> TileShape:
+    """Shape for kernels that hold the same tile of two score matrices."""
     tables = _LARGE_PAIR if capability[0] in (9, 10) else _SMALL_PAIR
     return tables[dtype.itemsize]
 
 
-def tile_constants(tile: ScoreTile, dtype: torch.dtype, channels: int) -> dict[str, object]:
-    """Keyword arguments of every kernel that computes such tiles."""
+def tile_constants(tile: TileShape, dtype: torch.dtype, channels: int) -> dict[str, object]:
+    """Keyword arguments of every kernel that computes score tiles."""
     return {
         "DEPTH": channels,
         "BLOCK_R": tile.rows,
@@ -82,7 +83,7 @@ def tile_constants(tile: ScoreTile, dtype: torch.dtype, channels: int) -> dict[s
 
 @triton.jit
 def tile_of_program(tiles_r: tl.tensor, tiles_c: tl.tensor, GROUP: tl.constexpr = 16) -> tuple[tl.tensor, tl.tensor]:
-    """Row and column tile of this program: down GROUP row tiles, then on to the next column tile."""
+    """Row and column tile of this program: down GROUP row tiles, then to the next column tile."""
     program = tl.program_id(0)
     group = program // (GROUP * tiles_c)
     first = group * GROUP
@@ -92,7 +93,7 @@ def tile_of_program(tiles_r: tl.tensor, tiles_c: tl.tensor, GROUP: tl.constexpr 
 
 
 @triton.jit
-def scores(
+def score_tile(
     a: tl.tensor,
     b: tl.tensor,
     stride_a: tl.tensor,
@@ -107,7 +108,7 @@ def scores(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """`[BLOCK_R, BLOCK_C]` from `row`, `column` on; 0 beyond `rows` and `columns`."""
+    """The scores `[BLOCK_R, BLOCK_C]` from `row`, `column` on; 0 beyond `rows` and `columns`."""
     r = tl.arange(0, BLOCK_R)[:, None]
     c = tl.arange(0, BLOCK_C)[None, :]
     depth = tl.arange(0, BLOCK_D)
@@ -131,7 +132,7 @@ def scores(
 
 
 @triton.jit
-def stored_or_scores(
+def stored_or_score_tile(
     stored: tl.tensor,
     stride_s: tl.tensor,
     tile_r: tl.tensor,
@@ -151,13 +152,15 @@ def stored_or_scores(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """`scores`, or, if STORED, the tile of a block of them that goes on to whole tiles, with anything finite there."""
+    """The tile: loaded if STORED, from a block padded to whole tiles with finite values, else computed."""
     if STORED:
         r = tile_r * BLOCK_R + tl.arange(0, BLOCK_R)
         c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
         tile = tl.load(stored + r[:, None] * stride_s + c[None, :])
     else:
-        tile = scores(a, b, stride_a, stride_b, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION)
+        tile = score_tile(
+            a, b, stride_a, stride_b, row, column, rows, columns, DEPTH, BLOCK_R, BLOCK_C, BLOCK_D, PRECISION
+        )
     return tile
 
 
@@ -170,7 +173,7 @@ def _halves(tile: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 @triton.jit
 def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
-    """The tile in PIECES parts, left to right: an epilogue that takes one at a time needs few registers."""
+    """The tile in PIECES column slices, left to right: an epilogue that takes one at a time needs few registers."""
     if PIECES == 1:
         parts = (tile,)
     else:
@@ -181,18 +184,18 @@ def pieces(tile: tl.tensor, PIECES: tl.constexpr) -> tuple:
 
 @triton.jit
 def finite_or_zero(largest: tl.tensor) -> tl.tensor:
-    """A maximum to subtract from its set: of an empty one, -inf minus -inf would be NaN."""
+    """A maximum that can be subtracted from its set: for an empty set, -inf minus -inf would be NaN."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @triton.jit
 def exp(x: tl.tensor) -> tl.tensor:
-    """The hardware has no exp, but exp2; exact for 0."""
+    """By exp2, which the hardware has. Exact for 0."""
     return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
 def logits_of(similarity: tl.tensor, scale: tl.tensor, shift: tl.tensor, inside_r: tl.tensor) -> tl.tensor:
-    """`scale * similarity + shift`, of columns; -inf where the row lies outside, as `shift` has it for columns."""
+    """`scale * similarity + shift`, -inf in rows outside the matrix; `shift` is -inf in columns outside."""
     logits = tl.fma(similarity, scale, tl.broadcast_to(shift[None, :], similarity.shape))
     return tl.where(inside_r[:, None], logits, float("-inf"))

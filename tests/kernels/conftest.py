@@ -11,13 +11,11 @@ import torch
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, so that partial results are combined over several blocks in both dimensions."""
-    from slap_fast.kernels.scores import blocks as score_blocks
-    from slap_fast.kernels.scores import parts as score_parts
-    from slap_fast.kernels.scores import products as score_products
+    from slap_fast.kernels.scores import blocks, gradient_products, partial_sums
 
-    monkeypatch.setattr(score_blocks, "TILE", 128)
-    monkeypatch.setattr(score_parts, "AREA", 128 * 128)
-    monkeypatch.setattr(score_products, "_BLOCK_BYTES", 128 * 128)
+    monkeypatch.setattr(blocks, "TILE", 128)
+    monkeypatch.setattr(partial_sums, "AREA", 128 * 128)
+    monkeypatch.setattr(gradient_products, "_BLOCK_BYTES", 128 * 128)
 
 
 @pytest.fixture

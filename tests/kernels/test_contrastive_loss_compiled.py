@@ -6,8 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from slap_fast.kernels import variants
-from slap_fast.kernels.scores import float32_product
-from slap_fast.kernels.scores import parts as score_parts
+from slap_fast.kernels.scores import float32_product, partial_sums
 from slap_fast.ops.contrastive import backend_triton as backend
 from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall
 from tests.kernels._compile import Compiled, cross_compile
@@ -112,7 +111,7 @@ def test_other_sizes_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> No
     for rows, columns in ((1, 1), (16, 4096), (4097, 16)):
         again = _compile((9, 0), "infonce", True, torch.bfloat16, rows=rows, columns=columns)
         assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
-    monkeypatch.setattr(score_parts, "AREA", 1 << 17)
+    monkeypatch.setattr(partial_sums, "AREA", 1 << 17)
     in_blocks = _compile((9, 0), "infonce", True, torch.bfloat16, rows=700, columns=900)
     assert len(in_blocks) > len(first)
     assert {kernel.hash for kernel in in_blocks} == {kernel.hash for kernel in first}

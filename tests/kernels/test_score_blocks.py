@@ -8,13 +8,13 @@ from slap_fast.kernels.scores.blocks import TILE, block_shape, blocks
 
 @given(st.integers(0, 1 << 21), st.integers(0, 1 << 21), st.integers(16, 28), st.integers(0, 1 << 21))
 def test_blocks_are_whole_tiles_of_one_size_within_their_area(
-    rows: int, columns: int, log_area: int, most_rows: int
+    rows: int, columns: int, log_area: int, max_rows: int
 ) -> None:
-    block_rows, block_columns = block_shape(rows, columns, 1 << log_area, most_rows)
+    block_rows, block_columns = block_shape(rows, columns, 1 << log_area, max_rows)
     assert block_rows % TILE == block_columns % TILE == 0
     assert TILE * TILE <= block_rows * block_columns <= max(1 << log_area, TILE * TILE)
-    if most_rows:
-        assert block_rows < most_rows + TILE
+    if max_rows:
+        assert block_rows < max_rows + TILE
     for size, block in ((rows, block_rows), (columns, block_columns)):
         ranges = blocks(size, block)
         assert sum(end - begin for begin, end in ranges) == size

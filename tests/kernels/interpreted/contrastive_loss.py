@@ -15,10 +15,8 @@ from torch.nn import functional as F
 from slap_fast.kernels import contrastive as kernels
 from slap_fast.kernels import variants
 from slap_fast.kernels.contrastive.positives import positives_of
-from slap_fast.kernels.scores import blocks as score_blocks
-from slap_fast.kernels.scores import float32_product
-from slap_fast.kernels.scores import parts as score_parts
-from slap_fast.kernels.scores.tiles import ScoreTile
+from slap_fast.kernels.scores import blocks, float32_product, partial_sums
+from slap_fast.kernels.scores.tiles import TileShape
 from slap_fast.ops import contrastive_loss
 from slap_fast.ops.contrastive import backend_torch, backend_triton
 from slap_fast.ops.contrastive.call import BackwardInputs, ContrastiveCall
@@ -56,10 +54,10 @@ def test_sums_and_gradients_of_a_rectangle_match_float64(
 ) -> None:
     """Tiles with negatives only, with some positives, and at the edge; several blocks in both directions."""
     if tile == "128x256":
-        monkeypatch.setattr(score_blocks, "TILE", 256)
+        monkeypatch.setattr(blocks, "TILE", 256)
     if tile == "cublas":  # blocks of stored similarities within those of the statistics
         monkeypatch.setattr(kernels, "_STORED_AREA", 128 * 128)
-        monkeypatch.setattr(score_parts, "AREA", 128 * 256)
+        monkeypatch.setattr(partial_sums, "AREA", 128 * 256)
     generator = torch.Generator().manual_seed(0)
     audio, text = _rows(139, 1, dtype), _rows(300, 2, dtype)
     scale, bias = torch.tensor([50.0]), torch.tensor(-4.0) if kind == "sigmoid" else None
@@ -168,7 +166,7 @@ def test_strided_inputs_and_chunks_of_any_size() -> None:
 
 @pytest.mark.parametrize("highest", [0, 4, 5000])
 def test_a_tile_is_flagged_if_it_holds_a_positive(highest: int) -> None:
-    tile, generator = ScoreTile(64, 32, 16, 4, 1, 4), torch.Generator().manual_seed(0)
+    tile, generator = TileShape(64, 32, 16, 4, 1, 4), torch.Generator().manual_seed(0)
     audio_ids, text_ids = (torch.randint(0, highest + 1, (n,), generator=generator) for n in (139, 300))
     found = positives_of(139, 300, (audio_ids, text_ids), 0, tile, audio_ids.device)
     positive = audio_ids[:, None] == text_ids
@@ -214,18 +212,18 @@ def test_a_tie_is_no_hit_and_positives_alone_leave_no_negative_similarity(kind: 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("flagged", [False, True])
 def test_many_parts_are_folded_in_shares(flagged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_parts, "_MOST_TILES", 40)
+    monkeypatch.setattr(partial_sums, "_MAX_TILES", 40)
     generator = torch.Generator().manual_seed(0)
     parts = torch.randn(2, 3, 170, 128, generator=generator)
     flags = torch.randint(0, 2, (2, 170), generator=generator, dtype=torch.int8).T
     there = flags.bool().repeat_interleave(64, 1) if flagged else torch.ones(170, 128, dtype=torch.bool)
-    sums = score_parts.running(2, 3, 80, parts.device)
+    sums = partial_sums.running(2, 3, 80, parts.device)
     options: dict[str, Any] = {"flags": flags, "flagged": 64} if flagged else {}
     for _ in range(2):  # the second time beside the first
-        score_parts.fold(parts, sums, 170, 10, 70, pitch=128, weighted=True, **options)
+        partial_sums.fold(parts, sums, 170, 10, 70, pitch=128, weighted=True, **options)
     largest, total, third = parts.double().masked_fill(~there, -torch.inf).transpose(0, 1)
     most = largest.amax(1)
     weights = 2 * (largest - most[:, None]).exp()
     exact = torch.stack([most, *((weights * x.nan_to_num(neginf=0.0)).sum(1) for x in (total, third))], 1)
     torch.testing.assert_close(sums[..., 10:].double(), exact[..., :70], rtol=1e-5, atol=1e-4)
-    assert torch.equal(sums[..., :10], score_parts.running(2, 3, 10, parts.device))
+    assert torch.equal(sums[..., :10], partial_sums.running(2, 3, 10, parts.device))

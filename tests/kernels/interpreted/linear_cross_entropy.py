@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.kernels import variants
-from slap_fast.kernels.scores import blocks as score_blocks
+from slap_fast.kernels.scores import blocks
 from slap_fast.ops import linear_cross_entropy
 from slap_fast.ops.linear_cross_entropy import backend_torch, backend_triton
 from slap_fast.ops.linear_cross_entropy.call import LinearCrossEntropyCall
@@ -40,7 +40,7 @@ def test_loss_and_gradients_err_at_most_twice_as_much_as_plain(
     label_smoothing: float, z_loss: float, dtype: torch.dtype, tile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tile == "128x256":
-        monkeypatch.setattr(score_blocks, "TILE", 256)
+        monkeypatch.setattr(blocks, "TILE", 256)
     hidden, weight, target = _case(139, 210, 70, dtype)
     target[::7] = -100
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slap_fast.kernels import variants
 from slap_fast.kernels.prototype_cross_entropy import stored_scores
-from slap_fast.kernels.scores import blocks as score_blocks
+from slap_fast.kernels.scores import blocks
 from slap_fast.ops import prototype_cross_entropy, sinkhorn_potential
 from slap_fast.ops.prototype_cross_entropy import backend_torch, backend_triton
 from slap_fast.ops.prototype_cross_entropy.call import PrototypeCall
@@ -76,7 +76,7 @@ def test_stored_scores_err_at_most_twice_as_much_as_a_product_in_float16(
     """At the lowest temperature `exp` of most scores overflows, and whole columns of targets would underflow to 0."""
     monkeypatch.setattr(stored_scores, "_CHUNK", 64)
     if tile == "128x256":
-        monkeypatch.setattr(score_blocks, "TILE", 256)
+        monkeypatch.setattr(blocks, "TILE", 256)
     student, teacher = (unit_rows(tokens, 24, seed=seed, dtype=torch.float16).detach() for seed in (1, 2))
     prototypes, theirs = (unit_rows(count, 24, seed=seed, dtype=torch.float16).detach() for seed in (3, 4))
 

@@ -1,4 +1,4 @@
-"""The sweep that turns gradients of scores into gradients of both sides, block by block."""
+"""Gradients of `a` and `b` from gradients of the scores `a @ b.T`, block by block."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from slap_fast.kernels.scores import float32_product
 from slap_fast.kernels.scores.blocks import block_shape, blocks
 from slap_fast.kernels.variants import chosen
 
-# 128 MiB of gradients: 8192 x 8192 in 16 bits. Either product then moves its float32 sums once for 16,384 operations on
-# each of their elements, and has hundreds of tiles, enough for every multiprocessor.
+# 128 MiB of gradients of scores, 8192 x 8192 in 16 bits. Both products then do 16,384 operations per float32 sum that
+# they read and write, and have hundreds of tiles, enough for every multiprocessor.
 _BLOCK_BYTES = 1 << 27
 
 
 def float16_unit(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """A power of two that keeps gradients of scores, a millionth each in a large batch, within float16; else 1.
+    """Loss scale of the gradients of scores, which in a large batch are near 1e-6: a power of two for float16, else 1.
 
     Args:
-        weights: what probabilities are multiplied by. The gradients' magnitude is at most the sum of their largest,
-            and of as much again.
-        dtype: in which the gradients are stored.
+        weights: factors of the probabilities. Gradients are at most twice the sum of their maxima.
+        dtype: of the stored gradients.
     """
     if dtype != torch.float16 or weights[0].numel() == 0:
         return torch.ones((), dtype=torch.float32, device=weights[0].device)
@@ -41,21 +40,20 @@ def gradients(
     factor: Tensor | None = None,
     block_rows: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`factor * (G @ b, G.T @ a)` of the `[R, C]` matrix G, which exists one block at a time.
+    """`factor * (G @ b, G.T @ a)` for the `[R, C]` gradients G of the scores, which exist one block at a time.
 
-    Products and sums are float32. Blocks come in one order, so the result has the same bits from run to run.
+    Products and sums are float32. The order of blocks is fixed: the same bits from run to run.
 
     Args:
         a: `[R, D]`, last stride 1.
         b: `[C, D]`, the same dtype.
-        fill: writes G's block of rows and columns `(begin, end)` to the tensor it is given, of the dtype of `a`. That
-            one is a corner of a larger tensor: its rows and columns go on to multiples of `score_blocks.TILE`, and
-            its pitch is such a multiple. So `fill` may store whole tiles without a mask, which takes 16 bytes at a
-            time; what it leaves beyond the corner is never read.
+        fill: called with a tensor of the dtype of `a` and the `(begin, end)` of G's rows and columns to write to it.
+            The tensor is the corner of one whose rows, columns and pitch are multiples of `blocks.TILE`: `fill` may
+            store whole tiles without a mask, 16 bytes at a time. Values beyond the corner are never read.
         dtype: of the results: float32 or that of `a`.
-        needs_a, needs_b: which of the two to compute; the other comes back with the shape `[0]`.
+        needs_a, needs_b: False: that result has the shape `[0]`.
         factor: one float32 element; None: 1.
-        block_rows: rows of a block, rounded up to whole tiles; 0: as many as a fixed budget of memory holds.
+        block_rows: rows of a block, rounded up to whole tiles; 0: as many as fit a fixed amount of memory.
     """
     rows, columns = a.shape[0], b.shape[0]
     block_rows, block_columns = block_shape(rows, columns, _BLOCK_BYTES // a.dtype.itemsize, block_rows)
@@ -66,11 +64,11 @@ def gradients(
     if rows == 0 or columns == 0:
         return grad_a.zero_(), grad_b.zero_()
 
-    def sums(grad: Tensor, most: int, others: Tensor) -> Tensor:
-        """Where products are summed: in the result if it is float32, else beside it, `most` rows at a time."""
+    def sums(grad: Tensor, rows: int, others: Tensor) -> Tensor:
+        """Memory for float32 sums of products: the result itself if it is float32, else `rows` rows beside it."""
         if dtype == torch.float32 or grad.dim() == 1:
             return grad
-        return others.new_empty(most, others.shape[1], dtype=torch.float32)
+        return others.new_empty(rows, others.shape[1], dtype=torch.float32)
 
     several = rows > block_rows
     sums_a = sums(grad_a, min(rows, block_rows), a)
@@ -100,7 +98,7 @@ def gradients(
 
 
 def store_product(out: Tensor, x: Tensor, y: Tensor) -> None:
-    """`out = x @ y` in float32, of any dtype."""
+    """`out = x @ y` in float32, for matrices of any dtype."""
     if x.dtype == torch.float32:
         torch.mm(x, y, out=out)
     elif x.is_cuda:
@@ -110,9 +108,9 @@ def store_product(out: Tensor, x: Tensor, y: Tensor) -> None:
 
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor, scratch: Tensor | None, *, new: bool) -> None:
-    """`total += x @ y`, or `total = x @ y` if `new`, in float32; without scratch in one kernel, of TF32x3.
+    """`total += x @ y`, or `total = x @ y` if `new`, in float32; without `scratch` by the TF32x3 kernel.
 
-    Not `addmm`: which dtypes of a sum it takes beside those of 16-bit products differs between versions of torch.
+    Not `addmm`: versions of torch differ in the dtypes that it takes for sums of 16-bit products.
     """
     if scratch is None:
         float32_product.store(total, x, y, add=not new)

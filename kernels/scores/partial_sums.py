@@ -1,4 +1,4 @@
-"""Parts of sums over rows and columns that tiles leave in a workspace, and the kernel that folds them in one order."""
+"""Partial sums of tiles over their rows or columns, in a workspace, and the kernel that folds them in a fixed order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from slap_fast.kernels.scores.tiles import exp, finite_or_zero
 
-# Elements of a block of tiles whose parts are folded together: 16,384 x 16,384, unless a dimension is short.
+# Scores of a block of tiles that is folded at once: 16,384 x 16,384 unless a dimension is short.
 AREA = 1 << 28
 _FOLD = 64
-# Tiles that a program folds one after another: a few rows have thousands, and few programs.
-_MOST_TILES = 512
+# Tiles that one program folds, at most: a few rows with thousands of tiles would keep few programs busy.
+_MAX_TILES = 512
 
 
 @triton.jit
 def nothing(BLOCK: tl.constexpr) -> tuple:
-    """Largest logit, sum and similarity of an empty set."""
+    """Maximum, sum and third sum of an empty set."""
     zeros = tl.zeros([BLOCK], tl.float32)
     return tl.full([BLOCK], float("-inf"), tl.float32), zeros, zeros
 
@@ -32,7 +32,7 @@ def store_rows(
     rows: tl.tuple,
     HAS_THIRD: tl.constexpr,
 ) -> None:
-    """Leave a tile's part of its rows, slots of `slot` elements, in the workspace."""
+    """Store a tile's partial sums of its rows: `(maximum, sum, third sum)`, in slots of `slot` elements."""
     largest, total, third = rows
     row_parts += row
     tl.store(row_parts, largest, mask=row < workspace_r)
@@ -64,11 +64,12 @@ def fold_kernel(
     BLOCK: tl.constexpr = 64,
     BLOCK_T: tl.constexpr = 32,
 ) -> None:
-    """Fold the parts of rows, or columns, `begin..begin + count` into what was folded before.
+    """Fold the partial sums of rows or columns `begin..begin + count` into `running`.
 
-    The second slot is relative to the largest if EXPONENTIAL, the third if WEIGHTED. If FLAGGED, a tile left its parts
-    only where the flag of its block, FLAGGED rows or columns, is set. Several programs for the same rows or columns
-    fold a share of the tiles each, by itself, and leave what it comes to `count` after `count`.
+    Slots: a maximum, a sum (relative to `exp(maximum)` if EXPONENTIAL), a third sum (the same if WEIGHTED). If FLAGGED,
+    a tile has stored partial sums only if the flag of its block of FLAGGED rows or columns is set. With several
+    programs per row or column, each folds a share of the tiles, not including `running`, and stores its result in a
+    `count`-sized slice of its own.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     stream = tl.program_id(1)
@@ -120,7 +121,7 @@ def fold_kernel(
 
 
 def running(streams: int, slots: int, count: int, device: torch.device) -> Tensor:
-    """`[streams, slots, count]` sums of nothing: largest -inf, the rest 0."""
+    """`[streams, slots, count]` sums over empty sets: maximum -inf, the others 0."""
     sums = torch.zeros(streams, slots, count, dtype=torch.float32, device=device)
     sums[:, 0] = float("-inf")
     return sums
@@ -139,17 +140,21 @@ def fold(
     exponential: bool = True,
     weighted: bool = False,
 ) -> None:
-    """Launch `fold_kernel` on parts of `count` rows or columns that `sums` holds from `begin` on.
+    """Fold `parts` into `sums[..., begin : begin + count]` by `fold_kernel`.
 
     Args:
         parts: `[streams, slots, tiles, pitch]` float32.
         sums: `[streams, slots, total]` float32.
-        pitch: None: `count`.
-        flags: `[tiles, blocks]`, any strides: which tiles left parts of which blocks; None: all of all.
-        flagged: rows or columns of a block, a multiple of 64.
+        tiles: tiles per row or column.
+        begin, count: the rows or columns.
+        pitch: of `parts`; None: `count`.
+        flags: `[tiles, blocks]`, any strides: nonzero where a tile stored the partial sums of a block; None: all did.
+        flagged: rows or columns of a block of `flags`, a multiple of 64.
+        exponential: the second slot is a sum of exponentials, relative to the maximum.
+        weighted: so is the third.
     """
     streams, slots, _ = sums.shape
-    shares = triton.cdiv(tiles, _MOST_TILES)
+    shares = triton.cdiv(tiles, _MAX_TILES)
     target = sums
     if shares > 1:
         target = sums.new_empty(streams, slots, shares * count)
