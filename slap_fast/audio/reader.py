@@ -23,7 +23,7 @@ _NOTED_SECONDS = 0.05  # a smaller shortfall is an effect of the codec
 _MPEG_SHARE = 0.9  # share of a file without any header that MPEG frames must fill
 _FRAMES_PAST_END = 4096
 
-AudioInput = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
+AudioFileLike = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
 """A path, a file's bytes, or a seekable binary stream."""
 
 
@@ -40,7 +40,7 @@ class AudioSource(Protocol):
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]: ...
 
 
-def open_audio(file: AudioInput) -> AudioFile:
+def open_audio(file: AudioFileLike) -> AudioFile:
     """Open a path, a file's bytes or a seekable stream, to be read once. Raises AudioError as `load_audio`."""
     name = extension = ""
     close = isinstance(file, (str, bytes, os.PathLike))

@@ -15,14 +15,14 @@ import numpy as np
 import soxr
 
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.reader import AudioInput, AudioSource, open_audio
+from slap_fast.audio.reader import AudioFileLike, AudioSource, open_audio
 
 logger = logging.getLogger(__name__)
 
 _LOWEST_RATE = 500  # Hz; resampled from less, a small file with a damaged header would become gigabytes
 
 
-def load_audio(file: AudioInput, sample_rate: int = 16_000) -> np.ndarray:
+def load_audio(file: AudioFileLike, sample_rate: int = 16_000) -> np.ndarray:
     """Load a clip as `[S]` float32 mono at `sample_rate` Hz.
 
     Values are those of the decoder (within [-1, 1] for integer formats), not clipped. Irregularities of a usable file

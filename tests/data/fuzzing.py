@@ -109,7 +109,7 @@ def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
         began = time.perf_counter()
         for file in damaged:
             (folder / "at-work").write_bytes(file)
-            outcomes[_ingest(file, folder)] += 1
+            outcomes[_prepare(file, folder)] += 1
         by_decoder = [decoder.decode(damaged, [SAMPLES] * len(damaged)) for decoder in decoders]
         for items in zip(*by_decoder, strict=True):
             outcomes["failure" if isinstance(items[0], DecodeFailure) else "decoded"] += 1
@@ -123,16 +123,16 @@ def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
     return {"outcomes": dict(outcomes.most_common()), "MiB": growth >> 20, "slowest": round(slowest, 3)}
 
 
-def _ingest(file: bytes, folder: Path) -> str:
-    """Converts a file as `slap-fast prepare` does; returns "ingested" or the reason of the failure."""
+def _prepare(file: bytes, folder: Path) -> str:
+    """Converts a file as `slap-fast prepare` does; returns "prepared" or the reason of the failure."""
     try:
         waveform = load_audio(file)
         encode_flac([waveform], folder / "spill")
     except AudioError as error:
         return error.reason
     if not np.isfinite(waveform).all():
-        raise AssertionError("the ingested audio is not finite")
-    return "ingested"
+        raise AssertionError("the prepared audio is not finite")
+    return "prepared"
 
 
 def _check(outcomes: Sequence[Tensor | DecodeFailure]) -> None:

@@ -25,4 +25,4 @@ def test_damaged_audio_does_not_crash_the_process() -> None:
     results = {result["format"]: result["outcomes"] for result in map(json.loads, done.stdout.splitlines())}
     assert list(results) == list(FORMATS)
     for format, outcomes in results.items():
-        assert {"failure", "decoded", "unreadable", "ingested"} <= outcomes.keys(), (format, outcomes)
+        assert {"failure", "decoded", "unreadable", "prepared"} <= outcomes.keys(), (format, outcomes)

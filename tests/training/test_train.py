@@ -161,7 +161,9 @@ def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missin
         assert exported.is_dir() if path.is_dir() else exported.read_bytes() == path.read_bytes(), path
 
 
-@pytest.mark.parametrize(("file", "error"), [("dataset.json", "DatasetError"), ("shard-000000.tar", "TooManyBadClips")])
+@pytest.mark.parametrize(
+    ("file", "error"), [("dataset.json", "DatasetError"), ("shard-000000.tar", "TooManyBadClipsError")]
+)
 def test_an_error_on_one_rank_ends_them_all(dataset: Path, recipe: Path, tmp_path: Path, file: str, error: str) -> None:
     log, damaged = tmp_path / "log.txt", tmp_path / "damaged"
     shutil.copytree(dataset, damaged)

@@ -40,7 +40,7 @@ _REASONS_SHOWN = 5
 _T = TypeVar("_T")
 
 
-class TooManyBadClips(SlapFastError, RuntimeError):
+class TooManyBadClipsError(SlapFastError, RuntimeError):
     """So many clips in a row were bad that the dataset or the storage must be the cause."""
 
     retryable = True
@@ -157,7 +157,7 @@ class Loader:
     def __iter__(self) -> Generator[tuple[int, Batch], None, None]:
         """Starts again at `start_step`; ends an earlier iteration that is still running.
 
-        The iterator raises `TooManyBadClips` and any other exception of the background threads.
+        The iterator raises `TooManyBadClipsError` and any other exception of the background threads.
         """
         self.close()
         iterator = self._batches()
@@ -251,7 +251,7 @@ class Loader:
                         replacements[position] = self._sampler.replacements(step.number, step.refs[position].clip)
                     replacement = next(replacements[position], None)
                     if replacement is None:
-                        raise TooManyBadClips(
+                        raise TooManyBadClipsError(
                             f"no clip can replace a bad one in step {step.number}{self._last_reasons()}"
                         )
                     wanted[position] = replacement
@@ -314,7 +314,7 @@ class Loader:
         logger.warning("dropped clip %s of %s: %s", key, shard, reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row > self._max_consecutive_failures:
-            raise TooManyBadClips(
+            raise TooManyBadClipsError(
                 f"{self._failures_in_a_row} clips in a row cannot be used, more than "
                 f"loading.max_consecutive_failures={self._max_consecutive_failures}{self._last_reasons()}"
             )

@@ -31,7 +31,7 @@ from slap_fast.data.prepare.dataset_writer import PrepareReport, dataset_report,
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
 from slap_fast.data.prepare.source import ClipItem, Rejection, Source
 from slap_fast.data.prepare.source_detection import open_source
-from slap_fast.data.prepare.state import IngestState, check_arguments
+from slap_fast.data.prepare.state import PrepareState, check_arguments
 from slap_fast.runtime.progress import progress_bar
 
 
@@ -97,18 +97,18 @@ def prepare(
     with locked_for_writing(folder):
         if (folder / INFO_NAME).exists():
             return _already_complete(folder, arguments)
-        state = IngestState(folder, arguments)
+        state = PrepareState(folder, arguments)
         try:
             encoder = ClipEncoder(state.spill, min_duration, max_duration)
-            merged = _ingest(source, state, encoder, max_shard_bytes, workers, progress)
+            merged = _convert(source, state, encoder, max_shard_bytes, workers, progress)
             _check_counts(source, state, merged)
             return _finish(state, arguments, source.seen, merged, progress)
         finally:
             state.close()
 
 
-def _ingest(
-    source: Source, state: IngestState, encoder: ClipEncoder, max_shard_bytes: int, workers: int, progress: bool
+def _convert(
+    source: Source, state: PrepareState, encoder: ClipEncoder, max_shard_bytes: int, workers: int, progress: bool
 ) -> int:
     """Converts the remaining items to shards.
 
@@ -175,7 +175,7 @@ class _CountMerged:
             yield item
 
 
-def _check_counts(source: Source, state: IngestState, merged: int) -> None:
+def _check_counts(source: Source, state: PrepareState, merged: int) -> None:
     """Raises unless everything in the source was kept, merged into another item, or left out."""
     kept, left_out = sum(shard["clips"] for shard in state.shards), state.totals.rejected.total()
     if source.seen != kept + merged + left_out:
@@ -210,7 +210,7 @@ def _metadata(item: ClipItem, encoded: EncodedClip) -> bytes:
     return encode_metadata(value)
 
 
-def _finish(state: IngestState, arguments: dict[str, Any], seen: int, merged: int, progress: bool) -> PrepareReport:
+def _finish(state: PrepareState, arguments: dict[str, Any], seen: int, merged: int, progress: bool) -> PrepareReport:
     state.write_report()
     totals = state.totals
     if not state.shards:

@@ -1,4 +1,4 @@
-"""Ingest state: lets an interrupted `prepare` resume after the last committed shard.
+"""Prepare state: lets an interrupted `prepare` resume after the last committed shard.
 
 `.prepare/` contains `arguments.json` and, per shard, its index records, its part of the report and the running totals.
 These are on disk before the tar is renamed to its final name. A shard counts as committed if its tar exists and matches
@@ -71,7 +71,7 @@ class Totals:
     shard: dict[str, Any] = field(default_factory=dict)
 
 
-class IngestState:
+class PrepareState:
     """The committed part of a dataset folder; all additions to it go through this class.
 
     Attributes:

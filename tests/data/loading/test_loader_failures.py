@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from slap_fast.data.decoding import DecodeFailure
 from slap_fast.data.format.dataset_files import INDEX_NAME
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.loading.loader import TooManyBadClips
+from slap_fast.data.loading.loader import TooManyBadClipsError
 from slap_fast.data.sampling.global_batch_sampler import GlobalBatchSampler
 from tests.data.builders import (
     BAD,
@@ -54,7 +54,7 @@ def test_too_many_bad_clips_in_a_row_raise_with_the_last_reasons(
         r"21 clips in a row .*max_consecutive_failures=20; the last of them: "
         r"(clip-\d+ of shard-\d+\.tar: the audio is at 44100 Hz.*){5}"
     )
-    with pytest.raises(TooManyBadClips, match=message):
+    with pytest.raises(TooManyBadClipsError, match=message):
         next(iter(loader))
     assert len(loader.dropped) == 21
     assert not loader_threads()
@@ -76,7 +76,7 @@ def test_batches_before_the_failure_are_returned(damaged_index: ClipIndex, token
     )
     iterator = iter(loader)
     assert [next(iterator)[0] for _ in range(start, first_bad)] == list(range(start, first_bad))
-    with pytest.raises(TooManyBadClips, match="1 clips in a row"):
+    with pytest.raises(TooManyBadClipsError, match="1 clips in a row"):
         next(iterator)
     assert len(loader.dropped) == 1
 
@@ -85,7 +85,8 @@ def test_a_bad_clip_without_a_replacement_raises_with_its_reason(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     index = write_dataset(tmp_path / "data", [damage_clip(make_clip(0), "truncated")])
-    with pytest.raises(TooManyBadClips, match=r"no clip can replace .* clip-0 of shard-000000.tar: .*not readable"):
+    message = r"no clip can replace .* clip-0 of shard-000000.tar: .*not readable"
+    with pytest.raises(TooManyBadClipsError, match=message):
         next(iter(make_loader(index, tokenizer, batch_size=1)))
 
 
