@@ -97,7 +97,8 @@ def _open(paths: list[Path], options: _Options) -> _Opened:
         return _open_folder(paths[0], options)
     if all(file.suffix.lower() == ".tar" for file in paths):
         if options.layout not in ("auto", "webdataset"):
-            raise DatasetError(f"{paths[0]}: a .tar is read by --layout webdataset, not {options.layout}")
+            shown = ", ".join(map(str, paths))
+            raise DatasetError(f"{shown}: a .tar is read by --layout webdataset, not {options.layout}")
         return _Opened(TarSource(paths), "a .tar")
     for file in paths:
         if file.suffix.lower() not in TABLE_EXTENSIONS or file.is_dir():
