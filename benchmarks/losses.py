@@ -1,4 +1,4 @@
-"""The losses without their big matrices, forward and backward: slap-fast's backends against what people use.
+"""Loss ops without their large matrices, forward and backward: slap-fast's backends against common implementations.
 
 - contrastive, softmax (`infonce`) and pairwise sigmoid: B embeddings of 768 channels, B from 4,096 to 32,768.
   Peers: open_clip's `ClipLoss` and `SigLipLoss`, which store the logits; the plain formula, eager and compiled; the
@@ -6,36 +6,36 @@
 - captions: 8,192 tokens of 512 channels against a vocabulary of 50,368. Peers: `F.cross_entropy(F.linear)`, PyTorch's
   `F.linear_cross_entropy` whole and chunked; Liger-Kernel and cut-cross-entropy on a GPU.
 - prototypes: masked tokens of 256 channels against 32,768 prototypes, three rounds of Sinkhorn-Knopp. Peer: DINOv2's
-  way, which stores the scores of both sides, at 8,000 tokens and at 32,000 where it fits.
+  implementation, which stores the scores of both sides, at 8,000 tokens, and at 32,000 if they fit.
 
-The column "working memory" is the peak of a peer without parameters and gradients. The loss and the
-gradients of every parameter are held against float64 before anything is timed: see `losses_workload` for how that is
-affordable. Useful GFLOP count the products that a loss which never stores its matrix cannot avoid:
+The column "working memory" is a peer's peak without parameters and gradients. Before anything is timed, the loss and
+the gradients of every parameter are compared with float64: see `losses_workload`. Useful GFLOP are those of the
+products that a loss needs if it does not store its matrix, whatever a peer computes:
 
-    contrastive  8 B² D      similarities, again in the backward, and the gradients of both sides
+    contrastive  8 B² D      similarities in the forward and in the backward, and the gradients of both sides
     captions     6 T V D     logits, and the gradients of both sides in the same sweep
     prototypes  14 T K D     the teacher's scores in three rounds and in the loss, the student's, and two gradients
 
-whatever a peer computes: `ClipLoss` makes 12 B² D, a chunk under a checkpoint 16 B² D for the softmax, and who stores
-the scores of the prototypes 8 T K D. The last column divides by the matrix product that the same run timed, in the same
-dtype. What to expect is operations over peak:
+`ClipLoss` computes 12 B² D, chunks under a checkpoint 16 B² D for the softmax, and a peer that stores the scores of the
+prototypes 8 T K D. The last column divides by the matrix product that the same run timed, in the same dtype. The
+expected time is operations over peak:
 
     contrastive  B = 4,096: 0.10    8,192: 0.41    16,384: 1.65    32,768: 6.60 TFLOP
     captions     1.27 TFLOP
     prototypes   8,000 tokens: 0.94    32,000: 3.76 TFLOP
 
-Two AVX-512 cores at 486 GFLOP/s together in float32 and 860 in bf16 cannot take less than
+Lower bounds for two AVX-512 cores, together 486 GFLOP/s in float32 and 860 in bf16:
 
     contrastive  0.21, 0.85, 3.4 and 13.6 s; in bf16 0.12, 0.48, 1.9 and 7.7 s
     captions     2.6 s; in bf16 1.5 s
     prototypes   1.9 and 7.7 s; in bf16 1.1 and 4.4 s
 
-Exponentials come on top: two a pair for the softmax in each sweep, one for the sigmoid; each is worth some ten of the
-1,536 to 6,144 operations that a pair costs anyway.
+Exponentials add to that: two per pair for the softmax in each sweep, one for the sigmoid, about ten operations each
+beside the 1,536 to 6,144 of the pair's products.
 
-A full run on a CPU takes hours, and up to 18 GB; what would not fit says so. Peers are optional: `pip install --no-deps
-open_clip_torch` is enough, for only its file of losses is read. `losses_at_scale` has batches that only our backends
-hold.
+A full run on a CPU takes hours and up to 18 GB; peers that would not fit are listed with the reason. Peers are
+optional; `pip install --no-deps open_clip_torch` is enough for open_clip, of which only the file of losses is loaded.
+`losses_at_scale` has batches that only slap-fast can hold.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from slap_fast.ops import dispatch
 
 TITLE = "Losses without their big matrices, forward and backward"
 
-# Twenty and five times what a right peer was seen to be off.
+# 20 times (float32) and 5 times (bfloat16) the largest error seen of a correct peer.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-LARGEST_PLAIN = 16_384  # on a CPU a step beyond takes minutes
-# Matrices of all pairs that a peer holds at its peak, by what was seen.
+LARGEST_PLAIN = 16_384  # on a CPU a larger step takes minutes
+# Matrices of all pairs that a peer holds at its peak, as measured.
 STORED = {"infonce": 4, "sigmoid": 5, "compiled": 2, "captions": 3, "prototypes": 3}
 
 Workload = TypeVar("Workload", Contrastive, Captions, Prototypes)
@@ -68,7 +68,7 @@ Workload = TypeVar("Workload", Contrastive, Captions, Prototypes)
 def cases(settings: Settings) -> list[Case]:
     dtypes = measured_dtypes(settings)
     found = [product_case(dtype, settings) for dtype in dtypes]
-    # On a GPU the paper's batch too, and fewer between: it has minutes, not hours.
+    # On a GPU also the paper's batch, but fewer sizes: its time is limited to minutes.
     batches = (2_048, 8_192, 32_768) if settings.device == "cuda" else (4_096, 8_192, 16_384, 32_768)
     for batch in (256, 512) if settings.quick else batches:
         found += [
@@ -82,7 +82,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def measured_dtypes(settings: Settings) -> list[torch.dtype]:
-    """On a GPU what models train in comes first, where there is a budget."""
+    """On a GPU, where time is limited, the training dtype comes first."""
     half = [torch.bfloat16] if has_bf16_units(settings.device) else []
     return [*half, torch.float32] if settings.device == "cuda" else [torch.float32, *half]
 
@@ -139,7 +139,7 @@ def _contrastive_peers(workload: Contrastive, settings: Settings) -> list[Peer]:
 
 
 def _by_ids(workload: Contrastive) -> list[Peer]:
-    """Positives found by the ids of the clips, as training does it; on a GPU other kernels serve that."""
+    """Positives by clip ids, as in training; on a GPU these take other kernels."""
     if workload.device != "cuda":
         return []
     reason = dict(dispatch.report()["contrastive_loss"])["triton"]
@@ -227,7 +227,7 @@ def _case(
 
 
 def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], Run]) -> list[Peer]:
-    """One peer a backend of `op`, each with why it cannot run on this machine."""
+    """One peer per backend of `op`, with the reason if it cannot run on this machine."""
     reasons: dict[str, str | None] = dict(dispatch.report()[op])
     backends: list[Peer] = [
         Peer(PREFIX + name, partial(setup, workload, name), reason) for name, reason in reasons.items()
@@ -242,7 +242,7 @@ def backend_peers(op: str, workload: Workload, setup: Callable[[Workload, str], 
 def _same_as_open_clip(workload: Contrastive, no_open_clip: str | None) -> str | None:
     if workload.rows <= LARGEST_PLAIN or no_open_clip:
         return None
-    return "left out: open_clip's has a row, in as much time and memory"
+    return "left out: same time and memory as open_clip's row"
 
 
 def _no_compiler(settings: Settings) -> str | None:

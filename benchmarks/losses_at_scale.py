@@ -1,11 +1,11 @@
-"""The contrastive losses of batches whose similarities no memory holds: slap-fast alone.
+"""Contrastive losses of batches whose similarity matrix does not fit into memory: slap-fast alone.
 
-B = 131,072 on a CPU, where a matrix of all pairs would take 69 GB in float32, and 1,048,576 on a GPU, where it would
-take 4.4 TB; there Inf-CL is a peer of the softmax. 768 channels, forward and backward: 8 B² D are 106 TFLOP and 6.8
-PFLOP. Two AVX-512 cores at 486 GFLOP/s in float32 and 860 in bf16 cannot take less than 217 and 123 s a step, a GPU at
-700 TFLOP/s in bf16 9.6 s. A step of minutes is taken four times, two of them for its memory.
+B = 131,072 on a CPU, where the matrix would take 69 GB in float32, and 1,048,576 on a GPU, where it would take 4.4 TB
+and Inf-CL is a peer of the softmax. 768 channels, forward and backward: 8 B² D are 106 TFLOP and 6.8 PFLOP. Lower
+bounds per step: 217 s in float32 and 123 s in bf16 for two AVX-512 cores (486 and 860 GFLOP/s), 9.6 s for a GPU at 700
+TFLOP/s in bf16. Steps of minutes run four times, two of them to measure memory.
 
-Run only where it is named: `python -m benchmarks losses_at_scale`. See `losses` for the rest.
+Runs only if named: `python -m benchmarks losses_at_scale`. See `losses` for the rest.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def _ours(workload: Contrastive) -> Peer:
-    """The backend that serves where none is named."""
+    """The backend that "auto" selects."""
     return Peer("slap-fast", partial(peers.contrastive_backend, workload, "auto"))

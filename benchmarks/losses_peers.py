@@ -1,7 +1,7 @@
-"""Losses as they are written in PyTorch and in libraries, and our backends, set up for the loss benchmark.
+"""Peers of the loss benchmark: losses in plain PyTorch, losses of libraries, and slap-fast's backends.
 
-A step takes the gradients of all parameters and returns them with the loss. What it holds beyond these is the memory
-that the benchmark reports. Formulas compute in the dtype of their inputs, as they do where people use them.
+A step computes the loss and the gradients of all parameters. The memory that it holds beyond these is what the
+benchmark reports. Formulas compute in the dtype of their inputs, as in common use.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from benchmarks.losses_workload import Captions, Contrastive, Prototypes, Repeat
 from slap_fast.ops import contrastive_loss, linear_cross_entropy, prototype_cross_entropy
 
 CHECKPOINTED_ROWS = 1024
-ROOM = 0.9  # share of the memory that is available which a peer may take
+ROOM = 0.9  # share of the available memory that a peer may use
 OPEN_CLIP = {"infonce": "ClipLoss", "sigmoid": "SigLipLoss"}
 
 Loss = Callable[..., Tensor]
 
 
 def run(workload: Repeated, parameters: Sequence[Tensor], names: Sequence[str], loss: Loss) -> Run:
-    """`loss` of the parameters, which are called `names`."""
+    """Set up `loss(*parameters)`; `names` are those of the parameters."""
     for parameter in parameters:
         parameter.requires_grad_()
 
@@ -52,12 +52,12 @@ def run(workload: Repeated, parameters: Sequence[Tensor], names: Sequence[str], 
 
 
 def contrastive(workload: Contrastive, loss: Loss) -> Run:
-    """`loss(audio, text, logit_scale)`, with a `logit_bias` more for the sigmoid."""
+    """Set up `loss(audio, text, logit_scale)`, for the sigmoid `loss(audio, text, logit_scale, logit_bias)`."""
     return run(workload, workload.parameters(), workload.parameter_names, loss)
 
 
 def captions(workload: Captions, loss: Loss) -> Run:
-    """`loss(hidden, vocabulary, target)`."""
+    """Set up `loss(hidden, vocabulary, target)`."""
     target = workload.target()
     return run(
         workload,
@@ -68,7 +68,7 @@ def captions(workload: Captions, loss: Loss) -> Run:
 
 
 def prototypes(workload: Prototypes, loss: Loss) -> Run:
-    """`loss(student, prototypes, teacher's features, teacher's prototypes)`."""
+    """Set up `loss(student, prototypes, teacher's features, teacher's prototypes)`."""
     teacher = workload.teacher()
     return run(
         workload,
@@ -127,14 +127,14 @@ def formula(workload: Contrastive) -> Loss:
     return infonce
 
 
-@lru_cache(maxsize=1)  # set up again for each set of inputs that a graph runs over
+@lru_cache(maxsize=1)  # called again for each set of inputs
 def compiled(workload: Contrastive) -> Loss:
-    torch._dynamo.reset()  # each size is compiled for itself, none for all
+    torch._dynamo.reset()  # compile each size alone, without dynamic shapes
     return torch.compile(formula(workload), dynamic=False)
 
 
 def checkpointed(workload: Contrastive) -> Loss:
-    """The formula by chunks of rows, and for the softmax of columns too, each recomputed in its backward."""
+    """The formula by chunks of rows, for the softmax also of columns; each chunk is recomputed in the backward."""
     part = _sigmoid_sum if workload.kind == "sigmoid" else _cross_entropy_sum
 
     def one_way(queries: Tensor, keys: Tensor, *scalars: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def open_clip(workload: Contrastive) -> Loss:
 
 @cache
 def _open_clip_losses() -> ModuleType:
-    """The file of the losses alone: the package imports torchvision and timm, which no loss needs."""
+    """open_clip's file of losses alone: its package imports torchvision and timm."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.submodule_search_locations is not None
@@ -184,7 +184,7 @@ def _open_clip_losses() -> ModuleType:
 
 
 def inf_cl(workload: Contrastive) -> Loss:
-    """Inf-CL's kernels, which it uses only where there is a process group: here one of this process alone."""
+    """Inf-CL, whose kernels need a process group: here of this process alone."""
     from inf_cl import cal_inf_loss
 
     if not torch.distributed.is_initialized():
@@ -242,8 +242,8 @@ def dinov2(workload: Prototypes) -> Loss:
 
 
 def no_room(byte_count: float, device: str) -> str | None:
-    """Why what holds so many bytes at once is not tried here, None if it is: a system out of memory kills the run."""
+    """Why a peer that holds so many bytes is not run, or None: a system out of memory would kill the whole run."""
     if device == "cuda" and not torch.cuda.is_available():
         return None
     room = ROOM * available_bytes(device)
-    return None if byte_count < room else f"holds {byte_count / 1e9:,.1f} GB at once, of {room / 1e9:,.1f} to be had"
+    return None if byte_count < room else f"holds {byte_count / 1e9:,.1f} GB at once, of {room / 1e9:,.1f} available"

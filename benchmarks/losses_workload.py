@@ -1,8 +1,8 @@
-"""What the loss benchmark computes, the same for every peer, and how much of it there is.
+"""Workloads of the loss benchmark: inputs, operation counts, and float64 references.
 
-Exact gradients of a batch of 32,768 would take longer than all the peers together. So a batch holds each of a few rows
-many times, in a shuffled order: its loss and its gradients then follow from those of the few, in float64 by autograd.
-No peer knows, and none is any faster for it.
+Exact gradients of a batch of 32,768 would take longer than all peers together. So a batch repeats a few distinct rows
+in a shuffled order: its loss and gradients follow from those of the distinct rows, by autograd in float64. No peer
+benefits from the repetition.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from benchmarks.harness.case import Outputs
 from tests.oracles.linear_cross_entropy import linear_cross_entropy
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy
 
-CHECKED_ROWS = 32_768  # of a larger batch as many, evenly spaced, have their gradients checked
+CHECKED_ROWS = 32_768  # of a larger batch, the gradients of this many rows, evenly spaced, are checked
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """Rows of which each of the first `distinct` is there `rows / distinct` times.
+    """`distinct` rows, each repeated `rows / distinct` times.
 
     Attributes:
         rows: clips or tokens.
         distinct: divides `rows`.
         width: D.
-        dtype: of the features and of what they are multiplied by.
-        device: where the tensors lie.
+        dtype: of both factors of the products.
+        device: of the tensors.
     """
 
     rows: int
@@ -42,25 +42,25 @@ class Repeated:
 
     def __post_init__(self) -> None:
         if self.rows % self.distinct:
-            raise ValueError(f"rows is {self.rows}; it must be a multiple of the {self.distinct} that are distinct")
+            raise ValueError(f"rows is {self.rows}; it must be a multiple of distinct, {self.distinct}")
 
     @property
     def copies(self) -> int:
         return self.rows // self.distinct
 
     def order(self) -> Tensor:
-        """`[rows]`: which of the distinct rows each one is."""
+        """`[rows]`: index of the distinct row at each position."""
         return torch.randperm(self.rows, generator=torch.Generator().manual_seed(9)) % self.distinct
 
     def repeat(self, distinct: Tensor) -> Tensor:
         return distinct[self.order()].to(self.device)
 
     def checked(self, gradient: Tensor) -> Tensor:
-        """Those rows of a gradient that are checked."""
+        """The rows of a gradient that are checked."""
         return gradient[:: max(1, self.rows // CHECKED_ROWS)]
 
     def repeat_gradient(self, gradient: Tensor) -> Tensor:
-        """From that of the distinct rows, of a mean over rows, to what is checked of the whole batch's."""
+        """The checked rows of the batch's gradient, from that of the distinct rows; both of a mean over rows."""
         return gradient[self.checked(self.order())] / self.copies
 
     def _unit_rows(self, count: int, seed: int) -> Tensor:
@@ -73,17 +73,17 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Contrastive(Repeated):
-    """A batch of audio and text embeddings, `[B, D]` each, of length 1; those of a clip have a cosine of 0.3.
+    """B audio and B text embeddings, `[B, D]`, of length 1; the cosine of a pair is 0.3.
 
     Attributes:
-        kind: "infonce" at CLIP's first temperature, or "sigmoid" at SigLIP's first scale and bias.
+        kind: "infonce" at CLIP's initial temperature, or "sigmoid" at SigLIP's initial scale and bias.
     """
 
     kind: str
 
     @property
     def flop(self) -> float:
-        """Of four products: the similarities, once more for the backward, and the gradients of both sides."""
+        """Four products: the similarities, again in the backward, and the gradients of both sides."""
         return 8.0 * self.rows**2 * self.width
 
     @property
@@ -104,7 +104,7 @@ class Contrastive(Repeated):
             loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2 + math.log(self.copies)
         else:
             logits = logits + bias[0]
-            # Of a clip's `copies` squared pairs with itself, all but `copies` are negatives.
+            # Of the copies**2 pairs of a distinct clip with itself, all but `copies` are negatives.
             loss = (self.copies * F.softplus(logits).sum() - logits.diagonal().sum()) / self.distinct
         gradients = dict(zip(self.parameter_names, torch.autograd.grad(loss, parameters), strict=True))
         gradients |= {side: self.repeat_gradient(gradients[side]) for side in ("audio", "text")}
@@ -121,7 +121,7 @@ class Contrastive(Repeated):
 
 @dataclass(frozen=True)
 class Captions(Repeated):
-    """Tokens of captions: hidden states `[T, D]` against a vocabulary `[V, D]`; logits have a deviation of 2.
+    """Tokens of captions: hidden states `[T, D]` against a vocabulary `[V, D]`; the standard deviation of logits is 2.
 
     Attributes:
         vocabulary: V.
@@ -131,7 +131,7 @@ class Captions(Repeated):
 
     @property
     def flop(self) -> float:
-        """Of three products: the logits, and the gradients of both sides."""
+        """Three products: the logits, and the gradients of both sides."""
         return 6.0 * self.rows * self.vocabulary * self.width
 
     def parameters(self) -> list[Tensor]:
@@ -162,7 +162,7 @@ class Captions(Repeated):
 
 @dataclass(frozen=True)
 class Prototypes(Repeated):
-    """Masked tokens: student and teacher features `[T, D]` against prototypes `[K, D]` of each, all of length 1.
+    """Masked tokens: student and teacher features `[T, D]` against the prototypes `[K, D]` of each, all of length 1.
 
     Attributes:
         prototypes: K.
@@ -175,8 +175,7 @@ class Prototypes(Repeated):
 
     @property
     def flop(self) -> float:
-        """Of seven products: the teacher's scores in each of three rounds and in the loss, the student's, and the
-        gradients of its features and prototypes."""
+        """Seven products: the teacher's scores in three rounds and in the loss, the student's, and two gradients."""
         return 2.0 * (self.iterations + 4) * self.rows * self.prototypes * self.width
 
     def parameters(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the machine can do: one square matrix product, for the rates of other cases to be shares of."""
+"""The machine's peak rate: one square matrix product, by which the rates of other cases are divided."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def product_name(dtype: torch.dtype) -> str:
-    """The case's name, as others give it for their `peak`."""
+    """Name of the case, which other cases pass as their `peak`."""
     return f"matrix product, {DTYPE_NAMES[dtype]}"
 
 

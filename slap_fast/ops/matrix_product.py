@@ -1,7 +1,7 @@
-"""Products of matrices in CPU memory with sums in float32, whatever the matrices' floats.
+"""Matrix product on the CPU with float32 sums and a float32 result, for 16-bit matrices too.
 
-`torch.mm` rounds the product of 16-bit matrices to 16 bits on CPUs and has no `out_dtype` there: a logit of 100 would
-be off by 0.2.
+On CPUs `torch.mm` rounds the product of 16-bit matrices to 16 bits, and has no `out_dtype`: a logit of 100 would be off
+by 0.2.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from slap_fast.ops.tensor_checks import STORAGE, aligned
 def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulate: bool = False) -> Tensor:
     """`a @ b` in float32; with `accumulate`, added to `out`.
 
-    The bits are the same from run to run and for any number of threads, and those of an element depend on its row of
-    `a` and its column of `b` alone. Where there is no native code for the processor's vectors, PyTorch multiplies
-    float32 copies.
+    The bits do not depend on the number of threads, and each element only depends on its row of `a` and its column of
+    `b`. Without native code for the processor's vectors, PyTorch multiplies float32 copies.
 
     Args:
-        a: `[M, K]` float32, bfloat16 or float16. Fastest with a unit stride in either dimension, so as a transpose too.
+        a: `[M, K]` float32, bfloat16 or float16. Fastest with a unit stride in one dimension, as a transpose has.
         b: `[K, N]` of the dtype of `a`.
-        out: `[M, N]` float32 whose last stride is 1, as a slice of rows or columns has; None: a new one. Shares no
-            memory with `a` and `b`.
-        accumulate: keep what `out` holds, and add to it.
+        out: `[M, N]` float32, last stride 1, such as a slice of rows or columns; None: a new tensor. Must not share
+            memory with `a` or `b`.
+        accumulate: add to the values of `out`.
 
     Returns:
         `out`.
@@ -54,10 +53,10 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
 
 
 def _readable(x: Tensor) -> tuple[Tensor, int, int]:
-    """`x` or a copy, and its strides, one of which is 1."""
+    """`x` or a copy, with its strides, one of which is 1."""
     rows, columns = x.shape
     row, column = x.stride()
-    # That of a dimension without a second element is never taken, whatever PyTorch says.
+    # The stride of a dimension of one element is never used: PyTorch may report any value.
     if rows < 2:
         row = 1
     if columns < 2:

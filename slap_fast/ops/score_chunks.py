@@ -1,4 +1,4 @@
-"""Chunks of scores for the native losses: memory in the form that csrc/cpu/score_rows.h asks for."""
+"""Chunks of scores for the native losses: their sizes, and memory in the layout of csrc/cpu/score_rows.h."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from slap_fast.ops.tensor_checks import STORAGE
 
 _ROW_MULTIPLE = 16
-# Rows that lie a multiple of this many elements apart compete for the same places in a cache.
+# Rows at a distance of a multiple of this many elements would compete for the same cache sets.
 _CACHE_WAY = 1024
 
 
 def chunk_rows(rows: int, floats: int, budget: int) -> int:
-    """How many of `rows` rows to hold at once, of so many floats each, within about `budget` bytes.
+    """Rows of each of the equal chunks of `rows` rows, of `floats` floats each, within about `budget` bytes.
 
-    A chunk of fewer than 64 rows would spend its time on reading the other matrix of its product.
+    At least 64: a smaller chunk would spend its time on reading the other matrix of its product.
     """
-    most = max(64, budget // (4 * floats))
-    chunks = max(1, -(-rows // most))
+    limit = max(64, budget // (4 * floats))
+    chunks = max(1, -(-rows // limit))
     return max(1, -(-rows // chunks))
 
 
 def empty_scores(rows: int, columns: int) -> Tensor:
-    """`[rows, columns]` float32 of a stride that whole vectors divide, in uninitialised memory."""
+    """Uninitialized `[rows, columns]` float32; the stride is a multiple of a vector."""
     stride = -(-columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
     if stride % _CACHE_WAY == 0:
         stride += _ROW_MULTIPLE
@@ -31,14 +31,14 @@ def empty_scores(rows: int, columns: int) -> Tensor:
 
 
 def gradients_in(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradients of that `dtype` that native code has written over `scores`."""
+    """View of `scores` as the gradients of `dtype` that native code writes over them."""
     stride = scores.stride(0) * scores.itemsize // dtype.itemsize
     whole = scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride())
     return whole.view(dtype).as_strided(scores.shape, (stride, 1))
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What matrices of `dtype` are multiplied as. The gradients of scores are too small for float16."""
+    """Dtype in which matrices of `dtype` are multiplied: the gradients of scores are too small for float16."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 

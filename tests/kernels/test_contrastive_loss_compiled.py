@@ -1,3 +1,5 @@
+"""Cross-compiled contrastive kernels and float32 product: registers, shared memory, instructions."""
+
 from __future__ import annotations
 
 import pytest
@@ -35,7 +37,7 @@ def _compile(
     return launched
 
 
-# Registers of a thread and KiB of shared memory of a block, at most. A multiprocessor has 65,536 registers and on sm_90
+# Limits: registers per thread, KiB of shared memory per block. A multiprocessor has 65,536 registers and on sm_90
 # 227 KiB: 128 registers for each of 256 threads, and less than half of that memory, let two programs run on one.
 CASES = {
     ((9, 0), "infonce", False, torch.bfloat16, "128x128"): (128, 97),
@@ -51,7 +53,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("capability", "kind", "by_ids", "dtype", "tile"), CASES)
-def test_nothing_spills_and_programs_share_a_multiprocessor(
+def test_no_kernel_spills_and_two_programs_share_a_multiprocessor(
     capability: tuple[int, int], kind: str, by_ids: bool, dtype: torch.dtype, tile: str
 ) -> None:
     registers, shared = CASES[capability, kind, by_ids, dtype, tile]
@@ -89,7 +91,7 @@ def test_the_float32_product_loads_and_stores_vectors_and_spills_nothing(capabil
     with cross_compile(capability) as launched:
         float32_product.store(torch.empty(500, 768), block[:500, :900], text)
         float32_product.store(torch.empty(900, 768), block[:500, :900].T, audio, add=True)
-        for rows, depth in ((1, 1), (33, 5001)):  # the second in shares
+        for rows, depth in ((1, 1), (33, 5001)):  # the second is split along the depth
             float32_product.store(
                 torch.empty(rows, 768), torch.empty(256, 5120)[:rows, :depth], torch.empty(depth, 768)
             )
@@ -99,14 +101,14 @@ def test_the_float32_product_loads_and_stores_vectors_and_spills_nothing(capabil
         assert kernel.shared <= 97 * 1024, kernel
         assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
         assert ".tf32" in kernel.ptx, kernel
-        # Tensor cores truncate their sums: those of a step are added outside of them, in the loop and in the last step.
+        # Tensor cores truncate their sums: each step is added outside of them, in the loop and in the last step.
         assert kernel.count("FADD") >= 2 * 128 * 128 // 256, kernel
         assert kernel.count("LDGSTS.E.BYPASS.128") == kernel.count("LDGSTS"), kernel
         assert kernel.count("STG.E.128") == kernel.count("STG"), kernel
 
 
 @pytest.mark.slow
-def test_other_sizes_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_sizes_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
     first = _compile((9, 0), "infonce", True, torch.bfloat16)
     for rows, columns in ((1, 1), (16, 4096), (4097, 16)):
         again = _compile((9, 0), "infonce", True, torch.bfloat16, rows=rows, columns=columns)
@@ -117,7 +119,7 @@ def test_other_sizes_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert {kernel.hash for kernel in in_blocks} == {kernel.hash for kernel in first}
 
 
-def test_what_the_kernels_cannot_serve_is_named() -> None:
+def test_unsupported_dtypes_and_devices_are_rejected_with_the_reason() -> None:
     def reason(dtype: torch.dtype, device: str = "cuda") -> str:
         return backend.rejects(device=torch.device(device), dtype=dtype, kind="infonce") or ""
 

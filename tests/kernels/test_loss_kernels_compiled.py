@@ -58,8 +58,8 @@ def _prototypes_recomputed(
 LOSSES = {"captions": _captions, "prototypes": _prototypes, "prototypes_recomputed": _prototypes_recomputed}
 WITH_PRODUCTS = ("logsumexp_kernel", "statistics_kernel", "gradient_kernel")
 PRODUCTS = {"captions": 2, "prototypes": 3, "prototypes_recomputed": 4}
-# Registers of a thread and KiB of shared memory of a block, at most. 128 registers let two programs run on a
-# multiprocessor, as does less than half of sm_90's shared memory.
+# Limits: registers per thread, KiB of shared memory per block. Two programs share a multiprocessor with at most 128
+# registers and less than half of the shared memory of sm_90.
 CASES = {
     ("captions", (9, 0), torch.bfloat16): (128, 97),
     ("captions", (9, 0), torch.float32): (255, 65),
@@ -73,7 +73,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "capability", "dtype"), CASES)
-def test_nothing_spills_and_programs_share_a_multiprocessor(
+def test_no_kernel_spills_and_two_programs_share_a_multiprocessor(
     loss: str, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     registers, shared = CASES[loss, capability, dtype]
@@ -86,7 +86,7 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(
         if kernel.name in WITH_PRODUCTS:
             assert ("wgmma.mma_async" if capability == (9, 0) else "mma.sync") in kernel.ptx, kernel
             assert "cp.async" in kernel.ptx, kernel  # loads run ahead of the products
-        # Gradients leave, and the teacher's scores come and go, 16 bytes at a time.
+        # Gradients are stored, and the teacher's scores stored and loaded, 16 bytes at a time.
         if kernel.name == "gradient_kernel":
             assert kernel.count("STG.E.128") == kernel.count("STG"), kernel
         if loss == "prototypes" and kernel.name != "fold_kernel":
@@ -107,14 +107,14 @@ def test_wide_tiles_do_not_spill(loss: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
-def test_other_sizes_compile_nothing_anew(loss: str) -> None:
+def test_other_sizes_do_not_recompile(loss: str) -> None:
     first = LOSSES[loss]((9, 0), torch.bfloat16, 300, 500)
     for tokens, others in ((1, 1), (16, 4096), (4097, 16)):
         again = LOSSES[loss]((9, 0), torch.bfloat16, tokens, others)
         assert [kernel.hash for kernel in again] == [kernel.hash for kernel in first]
 
 
-def test_what_the_kernels_cannot_serve_is_named() -> None:
+def test_unsupported_dtypes_and_devices_are_rejected_with_the_reason() -> None:
     for backend in (caption_backend, prototype_backend):
         cpu, gpu = torch.device("cpu"), torch.device("cuda")
         assert backend.rejects(device=gpu, dtype=torch.bfloat16) is None

@@ -1,4 +1,4 @@
-"""The dense contrastive loss of one process, in the dtype of its inputs."""
+"""Reference contrastive loss: one process, all logits, in the dtype of the inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocabulary loss with all its logits, in the dtype of its inputs."""
+"""Reference vocabulary loss: all logits, in the dtype of the inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DINOv2's loss with all its scores, in the dtype of its inputs; Sinkhorn-Knopp as its code has it, on `exp`."""
+"""Reference prototype loss: all scores, in the dtype of the inputs; Sinkhorn-Knopp on `exp`, as in DINOv2's code."""
 
 from __future__ import annotations
 

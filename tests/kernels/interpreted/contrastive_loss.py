@@ -119,7 +119,7 @@ def test_metrics_are_those_of_the_oracle(kind: str) -> None:
         torch.testing.assert_close(getattr(actual, name).double(), wanted.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_one_clip_has_no_loss_and_no_gradient() -> None:
+def test_loss_and_gradients_of_one_clip_are_zero() -> None:
     tensors = [_rows(1, 1, torch.float32), _rows(1, 2, torch.float32), torch.tensor(100.0)]
     leaves = [x.requires_grad_() for x in tensors]
     loss = contrastive_loss(*leaves, backend="triton").loss
@@ -165,7 +165,7 @@ def test_strided_inputs_and_chunks_of_any_size() -> None:
 
 
 @pytest.mark.parametrize("highest", [0, 4, 5000])
-def test_a_tile_is_flagged_if_it_holds_a_positive(highest: int) -> None:
+def test_a_tile_is_flagged_if_it_has_a_positive(highest: int) -> None:
     tile, generator = TileShape(64, 32, 16, 4, 1, 4), torch.Generator().manual_seed(0)
     audio_ids, text_ids = (torch.randint(0, highest + 1, (n,), generator=generator) for n in (139, 300))
     found = positives_of(139, 300, (audio_ids, text_ids), 0, tile, audio_ids.device)
@@ -199,7 +199,7 @@ def test_the_float32_product_reads_nothing_beyond_the_corner(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tie_is_no_hit_and_positives_alone_leave_no_negative_similarity(kind: str) -> None:
+def test_a_tie_counts_as_wrong_and_without_negatives_their_similarity_is_zero(kind: str) -> None:
     audio, text = _rows(1, 1, torch.float32).repeat(70, 1), _rows(1, 2, torch.float32).repeat(70, 1)
     bias = torch.tensor(-1.0) if kind == "sigmoid" else None
     for ids, accuracy in ((None, 0.0), (torch.arange(70) % 2, 0.0), (torch.zeros(70, dtype=torch.int64), 1.0)):
@@ -219,7 +219,7 @@ def test_many_parts_are_folded_in_shares(flagged: bool, monkeypatch: pytest.Monk
     there = flags.bool().repeat_interleave(64, 1) if flagged else torch.ones(170, 128, dtype=torch.bool)
     sums = partial_sums.running(2, 3, 80, parts.device)
     options: dict[str, Any] = {"flags": flags, "flagged": 64} if flagged else {}
-    for _ in range(2):  # the second time beside the first
+    for _ in range(2):  # the second adds to the first
         partial_sums.fold(parts, sums, 170, 10, 70, pitch=128, weighted=True, **options)
     largest, total, third = parts.double().masked_fill(~there, -torch.inf).transpose(0, 1)
     most = largest.amax(1)

@@ -17,7 +17,7 @@ DUPLICATES = [0, 1, 2, 1, 4, 0, 0, 7, 8]
 
 def _inputs(clips=9, width=16, scale=10.0, dtype=torch.float64, scale_shape=(1,)):
     audio = unit_rows(clips, width, seed=clips, dtype=dtype)
-    # Texts that resemble their clips, as in a trained model: some queries are right, some wrong.
+    # Texts similar to their clips, as in a trained model: some queries are right, some wrong.
     text = unit_rows(clips, width, seed=clips + 1).detach() + 0.7 * audio.detach().double()
     text = torch.nn.functional.normalize(text, dim=-1).to(dtype).requires_grad_()
     scalar_dtype = torch.promote_types(dtype, torch.float32)
@@ -63,7 +63,7 @@ def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(kind, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_identical_rows_at_scale_100_stay_finite_and_count_as_wrong(kind, dtype):
+def test_identical_rows_at_scale_100_are_finite_and_count_as_wrong(kind, dtype):
     audio = unit_rows(1, 16, seed=0, dtype=dtype).detach().expand(12, 16)
     scale, bias = torch.tensor(100.0), torch.tensor(0.0)
     output = contrastive_loss(audio, audio, scale, bias, kind=kind)
@@ -77,7 +77,7 @@ def test_identical_rows_at_scale_100_stay_finite_and_count_as_wrong(kind, dtype)
     exact = loss_and_gradients(plain, [x.double() for x in tensors])
     peers = loss_and_gradients(plain, tensors)
     peers[0] = peers[0].float()
-    # The gradients cancel: what is rounded are logits of 100.
+    # The gradients cancel: the error is the rounding of logits of 100.
     assert_as_exact_as(ours, peers, exact, ("loss", "audio", "text", "scale", "bias"), size=100.0)
     if kind == "infonce":
         assert float(exact[0]) == pytest.approx(math.log(12))
@@ -97,7 +97,7 @@ def test_a_single_clip(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ids", [None, torch.zeros(0, dtype=torch.int64)])
-def test_no_clip_gives_zero_with_zero_gradients(kind, ids):
+def test_loss_and_gradients_are_zero_without_clips(kind, ids):
     tensors = _inputs(0)
     output = contrastive_loss(*tensors, kind=kind, ids=ids)
     assert tuple(output) == (0, 0, 0, 0)
@@ -119,7 +119,7 @@ def test_strided_inputs_and_zero_dimensional_scalars(kind):
     torch.testing.assert_close(gradients[1], wanted[2])
 
 
-def test_the_softmax_does_not_see_a_bias_and_the_sigmoid_does_without_one():
+def test_infonce_ignores_a_bias_and_the_sigmoid_works_without_one():
     audio, text, scale, bias = _inputs()
     with_bias = contrastive_loss(audio, text, scale, bias).loss
     assert torch.equal(with_bias, contrastive_loss(audio, text, scale).loss)
@@ -153,7 +153,7 @@ def test_opcheck(kind, with_ids):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiles_whole_and_once_more_for_changing_batches(kind):
+def test_compiles_as_one_graph_and_once_more_for_changing_batches(kind):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -196,7 +196,7 @@ def test_the_same_bits_from_run_to_run(kind):
         ({"backend": "triton"}, "'triton'"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_invalid_arguments_raise_and_name_the_value(change, message):
     arguments = {"audio": torch.zeros(5, 3), "text": torch.zeros(5, 3), "logit_scale": torch.ones(1)} | change
     with pytest.raises(ValueError, match=message):
         contrastive_loss(**arguments)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from slap_fast.ops.linear_cross_entropy import backend_torch as torch_backend
-from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
+from slap_fast.ops.linear_cross_entropy import backend_torch, linear_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
 
@@ -28,8 +27,8 @@ def _inputs(tokens=11, vocabulary=7, width=5, dtype=torch.float64, logits=3.0, s
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Four tokens of the seven-word vocabulary at a time, so that the last chunk is a part."""
-    monkeypatch.setattr(torch_backend, "_MAX_LOGITS", 4 * 7)
+    """Chunks of four tokens for a vocabulary of seven: the last one is shorter."""
+    monkeypatch.setattr(backend_torch, "_MAX_LOGITS", 4 * 7)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -51,7 +50,7 @@ def test_loss_and_gradients_equal_the_oracle(options, ignored):
 @pytest.mark.parametrize("logits", [1.0, 30.0])
 @pytest.mark.parametrize("options", OPTIONS[:4])
 def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeypatch, dtype, logits, options):
-    monkeypatch.setattr(torch_backend, "_MAX_LOGITS", 32 * 101)
+    monkeypatch.setattr(backend_torch, "_MAX_LOGITS", 32 * 101)
     hidden, weight, target = _inputs(90, 101, 64, dtype=dtype, logits=logits)
     assert linear_cross_entropy(hidden, weight, target).dtype == torch.float32
     assert_as_accurate_as_plain(
@@ -63,7 +62,7 @@ def test_error_is_at_most_twice_that_of_the_plain_loss_in_the_same_dtype(monkeyp
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("tokens", [0, 3])
-def test_no_counted_token_gives_zero_with_zero_gradients(reduction, tokens):
+def test_loss_and_gradients_are_zero_if_no_token_counts(reduction, tokens):
     hidden, weight, target = _inputs(tokens)
     target[:] = -100
     loss = linear_cross_entropy(hidden, weight, target, z_loss=0.1, label_smoothing=0.1, reduction=reduction)
@@ -73,7 +72,7 @@ def test_no_counted_token_gives_zero_with_zero_gradients(reduction, tokens):
 
 
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
-def test_the_features_of_an_ignored_token_never_matter(garbage):
+def test_the_features_of_an_ignored_token_have_no_effect(garbage):
     hidden, weight, target = _inputs()
     target[2] = -100
     with torch.no_grad():
@@ -111,7 +110,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.slap_fast.linear_cross_entropy, (hidden, weight, *settings))
 
 
-def test_the_backward_runs_twice_and_scales_what_it_is_given():
+def test_the_backward_can_run_twice_and_scales_the_incoming_gradient():
     hidden, weight, target = _inputs()
     loss = linear_cross_entropy(hidden, weight, target)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
@@ -121,7 +120,7 @@ def test_the_backward_runs_twice_and_scales_what_it_is_given():
     assert all(torch.equal(*gradients) for gradients in zip(first, again, strict=True))
 
 
-def test_only_the_gradients_that_are_asked_for_are_made():
+def test_only_needed_gradients_are_computed():
     hidden, weight, target = _inputs()
     both = torch.autograd.grad(linear_cross_entropy(hidden, weight, target), (hidden, weight))
     only_hidden = linear_cross_entropy(hidden, weight.detach(), target)
@@ -135,8 +134,8 @@ def test_only_the_gradients_that_are_asked_for_are_made():
     assert [gradient.shape for gradient in unasked] == [(0,), (0,)]
 
 
-def test_float16_gradients_survive_a_mean_over_tokens_once_a_loss_scale_brings_them_back():
-    """What comes in is scale / tokens: gradients that were rounded to float16 before it would be 0."""
+def test_a_loss_scale_rescues_float16_gradients_from_underflow():
+    """The incoming gradient is scale / tokens: gradients rounded to float16 before that product would be 0."""
     hidden, weight, target = _inputs(dtype=torch.float16)
     with torch.no_grad():
         weight *= 1e-4
@@ -147,7 +146,7 @@ def test_float16_gradients_survive_a_mean_over_tokens_once_a_loss_scale_brings_t
     torch.testing.assert_close(tiny.double(), expected, rtol=2e-3, atol=0)
 
 
-def test_compiles_whole_and_once_more_for_changing_lengths():
+def test_compiles_as_one_graph_and_once_more_for_changing_lengths():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -167,7 +166,7 @@ def test_compiles_whole_and_once_more_for_changing_lengths():
 
 
 def test_a_target_outside_the_vocabulary_is_never_read_out_of_bounds():
-    """What serves where targets cannot be read back: the loss turns NaN, which the trainer's finite check names."""
+    """As on a GPU, where targets are not read back: the loss is NaN, which the trainer's finite check reports."""
     hidden, weight, target = _inputs()
     target[4] = 1 << 40
     settings = (target, -100, 0.0, 0.0, True, True, "torch")
@@ -193,7 +192,7 @@ def test_a_target_outside_the_vocabulary_is_never_read_out_of_bounds():
         ({"backend": "triton"}, "'triton'"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_invalid_arguments_raise_and_name_the_value(change, message):
     arguments = {"hidden": torch.zeros(3, 5), "weight": torch.zeros(7, 5), "target": torch.tensor([0, 1, 2])} | change
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**arguments)

@@ -1,4 +1,4 @@
-"""The native backend, by itself: every instruction set, type and odd size, and memory that nobody has written."""
+"""The native backend alone: every instruction set, dtype and odd size, on uninitialized memory that holds NaN."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from slap_fast.ops.linear_cross_entropy import backend_native as backend
-from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
+from slap_fast.ops.linear_cross_entropy import backend_native, linear_cross_entropy
 from tests.ops._loss_checks import assert_as_accurate_as_plain, loss_and_gradients
 from tests.ops._native import native_code, needs_native
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as oracle
@@ -20,16 +19,16 @@ OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}]
 
 @pytest.fixture(autouse=True)
 def poisoned_chunks(monkeypatch):
-    """Chunks of at most 64 tokens, in memory that holds NaN: what is read before it is written shows."""
-    empty_scores = backend.empty_scores
+    """Chunks of at most 64 tokens in memory full of NaN: a read before the first write shows in the results."""
+    empty_scores = backend_native.empty_scores
 
     def poisoned(*arguments):
         scores = empty_scores(*arguments)
         scores.as_strided((scores.shape[0], scores.stride(0)), scores.stride()).fill_(torch.nan)
         return scores
 
-    monkeypatch.setattr(backend, "_BUDGET", 1)
-    monkeypatch.setattr(backend, "empty_scores", poisoned)
+    monkeypatch.setattr(backend_native, "_BUDGET", 1)
+    monkeypatch.setattr(backend_native, "empty_scores", poisoned)
 
 
 def _inputs(tokens, vocabulary, width, dtype=torch.float32, logits=3.0):
@@ -69,7 +68,7 @@ def test_odd_sizes_and_ignored_tokens(isa, dtype):
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
-def test_no_counted_token_gives_zero_with_zero_gradients(tokens):
+def test_loss_and_gradients_are_zero_if_no_token_counts(tokens):
     hidden, weight, target = _inputs(tokens, 7, 5)
     target[:] = -100
     loss = linear_cross_entropy(hidden, weight, target, z_loss=0.1, backend="native")
@@ -79,7 +78,7 @@ def test_no_counted_token_gives_zero_with_zero_gradients(tokens):
 
 
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
-def test_the_features_of_an_ignored_token_never_matter(garbage):
+def test_the_features_of_an_ignored_token_have_no_effect(garbage):
     hidden, weight, target = _inputs(11, 7, 5)
     target[2] = -100
     with torch.no_grad():
@@ -134,7 +133,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)])
-def test_what_is_not_needed_is_not_made_and_changes_nothing(needs):
+def test_a_gradient_that_is_not_needed_is_not_computed_and_changes_nothing(needs):
     hidden, weight, target = _inputs(70, 33, 8)
     settings = (target, -100, 0.1, 0.1)
     everything = torch.ops.slap_fast.linear_cross_entropy(hidden, weight, *settings, True, True, "native")
