@@ -1,5 +1,7 @@
-"""`python -m slap_fast`: versions, devices, and the backends of each op."""
+"""`python -m slap_fast`: the command line; without a command, `slap-fast info`."""
 
-from slap_fast.commands.info import report
+import sys
 
-print(report())
+from slap_fast.cli import main
+
+sys.exit(main(sys.argv[1:] or ["info"]))

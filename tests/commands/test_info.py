@@ -49,14 +49,26 @@ def test_a_torch_that_does_not_load_is_shown_not_raised(monkeypatch: pytest.Monk
 
 
 def test_python_m_slap_fast_prints_the_report_without_heavy_imports() -> None:
-    code = (
-        "import runpy, sys; runpy.run_module('slap_fast', run_name='__main__'); "
-        "print('heavy:', {'transformers', 'deepspeed', 'matplotlib', 'pyarrow', 'nvidia.dali'} & set(sys.modules))"
-    )
+    code = """
+import runpy, sys
+sys.argv = ["slap-fast"]
+try:
+    runpy.run_module("slap_fast", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+print("heavy:", {"transformers", "deepspeed", "matplotlib", "pyarrow", "nvidia.dali"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "backends, in order of preference" in done.stdout
     assert "heavy: set()" in done.stdout
+
+
+def test_python_m_slap_fast_runs_a_command() -> None:
+    command = [sys.executable, "-m", "slap_fast", "search", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "QUERY" in done.stdout
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
