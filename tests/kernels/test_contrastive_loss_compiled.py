@@ -31,7 +31,7 @@ def _compile(
     bias = torch.ones(()) if kind == "sigmoid" else None
     weights = torch.empty(rows), torch.empty(columns), torch.empty(rows)
     with cross_compile(capability) as launched:
-        call = ContrastiveCall(audio, text, scale, bias, *ids, 0, kind, 0)
+        call = ContrastiveCall(audio, text, scale, bias, ids[0], ids[1], 0, kind, 0)
         sums = backend.forward(call)
         backend.backward(call, BackwardInputs(*weights, sums[0], sums[1], sums[3], sums[4]))
     return launched

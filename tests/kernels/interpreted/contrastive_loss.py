@@ -69,9 +69,9 @@ def test_sums_and_gradients_of_a_rectangle_match_float64(
         weights[1:] = [torch.zeros(300), torch.zeros(139)]
 
     def run(backend: Any, wide: bool = False) -> list[Tensor]:
-        inputs = [x.double() if wide else x for x in (audio, text, scale)]
+        inputs = tuple(x.double() if wide else x for x in (audio, text, scale))
         own_bias = bias.double() if wide and bias is not None else bias
-        call = ContrastiveCall(*inputs, own_bias, *ids, offset, kind, 0)
+        call = ContrastiveCall._make((*inputs, own_bias, *ids, offset, kind, 0))
         sums = backend.forward(call)
         grads_in = [x.double() if wide else x for x in weights]
         grads = backend.backward(call, BackwardInputs(*grads_in, *(sums[i] for i in (0, 1, 3, 4))))

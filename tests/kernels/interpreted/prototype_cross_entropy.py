@@ -151,8 +151,8 @@ def test_without_tokens() -> None:
     first, scores = backend_triton.first_sweep(tokens, prototypes, one)
     later = backend_triton.later_sweep(scores, 0, one, torch.zeros(5))
     recomputed = (backend_triton.sinkhorn_sweep(tokens, prototypes, one, x) for x in (None, torch.zeros(5)))
-    for potential in (first, later, *recomputed):
-        assert torch.equal(potential, torch.full((5,), -torch.inf))
+    for result in (first, later, *recomputed):
+        assert torch.equal(result, torch.full((5,), -torch.inf))
     for potential, stored in ((None, None), (torch.zeros(5), None), (torch.zeros(5), scores)):
         total, grad_student, grad_prototypes = backend_triton.loss_and_gradients(
             PrototypeCall(

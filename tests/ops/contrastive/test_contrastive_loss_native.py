@@ -32,7 +32,7 @@ def _embeddings(rows: int, columns: int, offset: int, *, width: int = 37, alike:
 
 def _both_passes(module, call: ContrastiveCall, grads: list[Tensor]) -> list[Tensor]:
     row_loss, column_loss, row_positive, row_stats, column_best = module.forward(call)
-    inputs = BackwardInputs(*grads, row_loss, column_loss, row_stats, column_best)
+    inputs = BackwardInputs._make((*grads, row_loss, column_loss, row_stats, column_best))
     return [row_loss, column_loss, row_positive, row_stats, column_best, *module.backward(call, inputs)]
 
 
@@ -45,7 +45,7 @@ def _assert_as_accurate(isa: str, call: ContrastiveCall) -> None:
     with native_code(isa=isa):
         actual = _both_passes(backend_native, call, grads)
     plain = _both_passes(backend_torch, call, grads)
-    doubles = ContrastiveCall(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in call))
+    doubles = ContrastiveCall._make(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in call)
     exact = _both_passes(backend_torch, doubles, [grad.double() for grad in grads])
     # The gradients of the scalars are small differences of sums this large.
     summed = dict.fromkeys(("scale", "bias"), sum(grad.abs().sum() for grad in grads))
