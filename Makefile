@@ -1,17 +1,17 @@
 # make demo: synthetic data, training on two ranks (or all GPUs), evaluation, plots
 # make test: lint, types, tests
-# make lint: lint and types alone
-# make docs: the documentation with the API reference, in site/
-# make clean: forget the demo and the build; the environment in .venv stays
+# make lint: lint and types
+# make docs: documentation with the API reference, in site/
+# make clean: delete the demo and build files; keeps the environment in .venv
 #
-# PYTHON=...       the interpreter to make .venv with; otherwise the first of the list below that works
-# TORCH_INDEX=...  a further package index to take torch from, for example one of builds without CUDA
+# PYTHON=...       interpreter for .venv (default: the first in the list below that works)
+# TORCH_INDEX=...  additional package index for torch, for example of builds without CUDA
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 .PHONY: demo test lint docs clean
 
-# Each is run, not only looked for: version managers put commands on the path that fail when called.
+# Each one is run, because version managers put commands on the path that fail when called.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
@@ -24,21 +24,21 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv found: install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv found: install one, or use make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/.installed-train: $(BIN)/python $(BUILD_INPUTS)
-	@echo "Installing slap-fast and what training needs into .venv (minutes the first time)"
+	@echo "Installing slap-fast with the packages for training into .venv (minutes the first time)"
 	$(PIP_INSTALL) -e ".[train]"
 	@touch $@
 
 .venv/.installed-test: $(BIN)/python $(BUILD_INPUTS)
-	@echo "Installing slap-fast and what its tests need into .venv (minutes the first time)"
+	@echo "Installing slap-fast with the packages for its tests into .venv (minutes the first time)"
 	$(PIP_INSTALL) -e ".[train,test,dali]"
 	@touch .venv/.installed-train $@
 
 .venv/.installed-docs: $(BIN)/python $(BUILD_INPUTS)
-	@echo "Installing slap-fast and what its documentation needs into .venv (minutes the first time)"
+	@echo "Installing slap-fast with the packages for its documentation into .venv (minutes the first time)"
 	$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
 
@@ -47,13 +47,13 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes, since most tests use one core; a file's tests stay together, and share what it sets up. GPU tests run
-# in as many as the GPU has memory for; one that loses its GPU is replaced, each time (tests/_lost_device.py).
+# Two workers, because most tests use one core. Tests of one file run in one worker, to share fixtures. The number of
+# workers of GPU tests follows from the GPU memory; a worker that loses the GPU is replaced (tests/_lost_device.py).
 test: lint
 	$(BIN)/python -m pytest -q -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 	$(if $(GPU),$(BIN)/python -m pytest -q -m gpu -n auto --max-worker-restart 200 -rs)
 
-# The launcher finds the GPUs by itself; without any, two ranks on the CPU. A free port, so that two runs never meet.
+# All GPUs, or two ranks on the CPU. A free port, so that two demos can run at the same time.
 demo: .venv/.installed-train
 	$(BIN)/slap-fast prepare --synthetic --out demo/data
 	port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') && \

@@ -1,4 +1,4 @@
-"""Builds the native module with CMake; without a C++ compiler, installs all the rest and records why."""
+"""Build of slap-fast: the native module is built with CMake; if that fails, the rest is installed without it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REASON_FILE = "_C.unavailable.txt"  # read by slap_fast/native.py
 
 
 class NativeBuildError(Exception):
-    """Why there is no native module."""
+    """The native module cannot be built; the message is the reason."""
 
 
 class CMakeBuild(build_ext):
-    """Writes `slap_fast/_C.*.so`, or `slap_fast/_C.unavailable.txt` in its place."""
+    """Writes `slap_fast/_C.*.so`; if the build fails, `slap_fast/_C.unavailable.txt` with the reason."""
 
     def build_extension(self, ext: Extension) -> None:
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -38,12 +38,12 @@ class CMakeBuild(build_ext):
             reason_file.write_text(f"{error}\n", encoding="utf-8")
             print(
                 f"WARNING: slap-fast is built without its native module: {error}\n"
-                "WARNING: the PyTorch backend serves; install a C++ compiler and reinstall for full speed.",
+                "WARNING: the PyTorch backend will be used; for full speed, install a C++ compiler and reinstall.",
                 file=sys.stderr,
             )
 
     def _build(self, module: Path) -> None:
-        """With CUDA where nvcc is found, unless SLAP_FAST_CUDA=0; an nvcc that fails costs the CUDA kernels only."""
+        """Build with CUDA if nvcc is found and SLAP_FAST_CUDA is not 0; if that fails, build without CUDA."""
         cuda = os.environ.get("SLAP_FAST_CUDA", "1") != "0"
         try:
             self._run_cmake(module, cuda=cuda)
@@ -58,7 +58,7 @@ class CMakeBuild(build_ext):
         return Path(self.build_temp, "cmake").resolve()
 
     def copy_extensions_to_source(self) -> None:
-        """For editable installs: exactly one of module and reason stands beside the sources."""
+        """Editable install: copy the module or the reason to the source folder, and delete the other."""
         super().copy_extensions_to_source()
         for ext in self.extensions:
             source = ROOT.joinpath(*ext.name.split(".")).parent
@@ -71,7 +71,7 @@ class CMakeBuild(build_ext):
                 (source / REASON_FILE).unlink(missing_ok=True)
 
     def _run_cmake(self, module: Path, *, cuda: bool) -> None:
-        # Tools installed beside this interpreter are found even when its environment is not activated.
+        # Find tools of this Python environment even if it is not activated.
         scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), *scripts])
         cmake = shutil.which("cmake", path=path)
@@ -86,7 +86,7 @@ class CMakeBuild(build_ext):
         except ImportError as error:
             raise NativeBuildError("pybind11 is not installed") from error
 
-        # By its path: to import slap_fast takes what the build need not have.
+        # By path: importing slap_fast needs packages that a build environment does not have.
         sources = runpy.run_path(str(ROOT / "slap_fast" / "native_sources.py"))
         build = self._cmake_folder()
         build.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class CMakeBuild(build_ext):
         self._run(configure, environment)
         self._run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], environment)
         if not module.exists():
-            raise NativeBuildError(f"cmake built no {module.name}")
+            raise NativeBuildError(f"cmake did not build {module.name}")
 
     def _run(self, command: list[str], environment: dict[str, str]) -> None:
         try:
@@ -127,7 +127,7 @@ def _first_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for index, line in enumerate(lines):
         if "CMake Error" in line:
-            return " ".join(lines[index : index + 3])  # the message follows the place
+            return " ".join(lines[index : index + 3])  # the message is on the following lines
         if re.search(r"[\s:]error:", line):
             return line
     return lines[-1] if lines else "no message"

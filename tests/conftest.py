@@ -1,4 +1,4 @@
-"""What holds for every test: no network, no luck, and GPU tests only where there is a GPU."""
+"""Pytest configuration: no network, fixed hypothesis examples, GPU tests only if there is a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slap_fast.runtime.cpu import configure_cpu_environment
 
 configure_cpu_environment()
 
-import torch  # noqa: E402 - reads the variables just set
+import torch  # noqa: E402 - reads the environment variables set above
 
 from tests._lost_device import LostDevice  # noqa: E402
 from tests._missing_packages import pytest_make_collect_report  # noqa: E402, F401 - a hook
@@ -23,7 +23,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 hypothesis.settings.register_profile("slap-fast", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("slap-fast")
 
-_BYTES_PER_WORKER = 4 << 30  # of GPU memory: a CUDA context, and what the largest test allocates
+_BYTES_PER_WORKER = 4 << 30  # GPU memory: a CUDA context and the largest test
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """`-m gpu -n auto`: as many workers as there are cores, and as the GPU has memory for."""
+    """With `-m gpu -n auto`: as many workers as cores, but only as many as fit in GPU memory."""
     if config.option.markexpr != "gpu" or not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info()
@@ -40,8 +40,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Files with slow tests first (`--no-loadscope-reorder` keeps that order): begun last, one would keep one worker
-    # busy alone for minutes.
+    # Files with slow tests first (`--no-loadscope-reorder` keeps the order): if one starts last, a single worker runs
+    # it for minutes while the others are idle.
     slow = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""An sdist made from the checkout, a wheel made from that sdist, and what they do far from either."""
+"""The sdist, the wheel built from it, and editable builds, each used outside the checkout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(waveform_stats(torch.tensor([0.5, -1.0]), torch.tensor([0, 2])).peak.item(
 
 
 def _run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Without CUDA, optimization and further instruction sets: each takes long, and changes nothing in what is packed.
+    # Without CUDA, optimization and other instruction sets: they take long and do not change which files are packed.
     quick = {"SLAP_FAST_CUDA": "0", "CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DSLAP_FAST_ISAS="}
     inherited = {name: value for name, value in os.environ.items() if name != native.ISA_VARIABLE}
     environment = {**inherited, **quick, **environment}
@@ -46,7 +46,7 @@ def _run(command: list[str], cwd: Path, **environment: str) -> subprocess.Comple
 
 
 def _call_backend(source: Path, hook: str, out: Path, **environment: str) -> tuple[Path, str]:
-    """Build as pip does, without its isolation; returns the file and all that was printed."""
+    """Call a hook of the build backend, as pip does without build isolation; returns the built file and the output."""
     code = f"import sys; from setuptools import build_meta; print('built', build_meta.{hook}(sys.argv[1]))"
     done = _run([sys.executable, "-c", code, str(out)], source, **environment)
     return out / done.stdout.split()[-1], done.stdout + done.stderr
@@ -59,8 +59,8 @@ def _install(wheel: Path, folder: Path) -> Path:
 
 
 def _use(site: Path, code: str) -> tuple[list[str], str]:
-    """What `code` prints where slap-fast is installed in `site` alone, and its warnings."""
-    # -S leaves out the .pth files of the environment, and with them the checkout; addsitedir reads those in `site`.
+    """Run `code` with slap-fast installed only in `site`; returns its output lines and its warnings."""
+    # -S ignores the .pth files of the environment, one of which adds the checkout; addsitedir reads those in `site`.
     path = f"import site, sys; sys.path.append({ENVIRONMENT!r}); site.addsitedir({str(site)!r})\n"
     done = _run([sys.executable, "-S", "-c", path + code], site)
     return done.stdout.splitlines(), done.stderr
@@ -68,7 +68,7 @@ def _use(site: Path, code: str) -> tuple[list[str], str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the build reads, without anything that an earlier build left."""
+    """A copy of the sources of a build, without files of earlier builds."""
     copy = tmp_path_factory.mktemp("source") / "slap-fast"
     built = shutil.ignore_patterns("*.so", "__pycache__", "_C.unavailable.txt", "*.egg-info")
     for name in ("slap_fast", "kernels", "csrc"):
@@ -92,11 +92,11 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / sdist.name.removesuffix(".tar.gz")
 
 
-def test_version_is_the_installed_one() -> None:
+def test_the_version_equals_that_of_the_installed_package() -> None:
     assert metadata.version("slap-fast") == slap_fast.__version__
 
 
-def test_sdist_holds_all_that_a_build_reads(unpacked: Path) -> None:
+def test_the_sdist_has_all_sources_of_a_build(unpacked: Path) -> None:
     for name in ("CMakeLists.txt", "constraints.txt", "setup.py", "pyproject.toml", "LICENSE", "kernels/__init__.py"):
         assert (unpacked / name).is_file(), name
     for folder in ("csrc", "slap_fast"):
@@ -108,7 +108,7 @@ def test_sdist_holds_all_that_a_build_reads(unpacked: Path) -> None:
         assert expected <= {str(path.relative_to(unpacked)) for path in unpacked.rglob("*")}
 
 
-def test_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_path: Path) -> None:
+def test_a_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_path: Path) -> None:
     wheel, _ = _call_backend(unpacked, "build_wheel", tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -124,7 +124,7 @@ def test_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_pat
     assert isa == ("baseline" if _has_compiler() else "None")
 
 
-def test_without_a_compiler_it_installs_runs_and_says_what_is_missing(source: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_package_installs_runs_and_names_what_is_missing(source: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(source, tmp_path / "source")
     wheel, printed = _call_backend(copy, "build_wheel", tmp_path, CXX="/nonexistent/c++")
     missing = "no C++ compiler was found (looked for /nonexistent/c++)"
@@ -137,13 +137,13 @@ def test_without_a_compiler_it_installs_runs_and_says_what_is_missing(source: Pa
 def test_an_editable_build_without_a_compiler_leaves_no_stale_module(source: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(source, tmp_path / "source")
     stale = copy / "slap_fast" / f"_C{EXTENSION_SUFFIX}"
-    stale.write_bytes(b"of other sources")
+    stale.write_bytes(b"from other sources")
     _call_backend(copy, "build_editable", tmp_path, CXX="/nonexistent/c++")
     assert not stale.exists()
     assert "/nonexistent/c++" in (copy / "slap_fast" / "_C.unavailable.txt").read_text(encoding="utf-8")
 
 
-def test_a_compiler_error_is_told_in_one_line(source: Path, tmp_path: Path) -> None:
+def test_a_compiler_error_is_reported_in_one_line(source: Path, tmp_path: Path) -> None:
     if not _has_compiler():
         pytest.skip("no C++ compiler")
     copy = shutil.copytree(source, tmp_path / "source")
@@ -153,11 +153,11 @@ def test_a_compiler_error_is_told_in_one_line(source: Path, tmp_path: Path) -> N
     assert "sources are broken" in warning
 
 
-def test_an_editable_build_puts_the_module_beside_the_sources(source: Path, tmp_path: Path) -> None:
+def test_an_editable_build_puts_the_module_next_to_the_sources(source: Path, tmp_path: Path) -> None:
     if not _has_compiler():
         pytest.skip("no C++ compiler")
     copy = shutil.copytree(source, tmp_path / "source")
-    (copy / "slap_fast" / "_C.unavailable.txt").write_text("of an earlier build", encoding="utf-8")
+    (copy / "slap_fast" / "_C.unavailable.txt").write_text("from an earlier build", encoding="utf-8")
     wheel, _ = _call_backend(copy, "build_editable", tmp_path)
     (package, kernels, isa), _ = _use(_install(wheel, tmp_path / "site"), LOCATE)
     assert Path(package) == copy / "slap_fast" / "__init__.py"

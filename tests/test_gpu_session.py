@@ -1,4 +1,4 @@
-"""`pytest -m gpu` on a machine with little installed, and after a test that loses the GPU; here without one."""
+"""`pytest -m gpu` with missing packages, and after a test that loses the GPU. Both are simulated without a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Without:
 sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
-# The part of torch that is asked; the tests of a process share the GPU that one of them loses.
+# The functions of torch that the plugin calls. The state is per process, as that of a lost GPU.
 TORCH = """
 class cuda:
     lost = False
@@ -65,16 +65,16 @@ def test_one(number):
         cuda.lost = True
         cuda.synchronize()
     if number == 7:
-        cuda.lost = True  # and nothing in the test that would notice
+        cuda.lost = True  # the test itself does not notice
     if number == 9:
-        raise RuntimeError("CUDA out of memory, of which a GPU recovers")
+        raise RuntimeError("CUDA out of memory, which is not sticky")
 """
 
 
 def _pytest(
     *arguments: str | Path, path: Path, folder: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """A run in `folder` that finds modules in `path` first."""
+    """Run pytest in `folder`, with `path` first on the module search path."""
     places = [str(path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     for name in [name for name in environment if name.startswith("PYTEST_")]:
@@ -88,7 +88,7 @@ def _collected(report: str) -> list[str]:
     return sorted(line for line in report.splitlines() if "::" in line)
 
 
-def test_gpu_tests_are_collected_without_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
+def test_gpu_tests_are_collected_without_packages_that_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     (tmp_path / "absent.py").write_text(BLOCK, encoding="utf-8")
     done = _pytest("-p", "absent", "-q", "-m", "gpu", "--collect-only", "-rs", path=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -105,8 +105,8 @@ def test_gpu_tests_are_collected_without_what_a_gpu_machine_may_lack(tmp_path: P
     assert len(_collected(done.stdout)) >= 624
 
 
-def _planted(path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The run of a file of tests."""
+def _run_file(path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on a test file with the content `text`."""
     files = {"torch.py": TORCH, "conftest.py": CONFTEST, "pytest.ini": "[pytest]\nmarkers = gpu\n", "test_it.py": text}
     for name, content in files.items():
         (path / name).write_text(content, encoding="utf-8")
@@ -122,18 +122,18 @@ def _planted(path: Path, text: str, *arguments: str) -> subprocess.CompletedProc
         ("import tests.cymbals", ["-m", "gpu"], pytest.ExitCode.INTERRUPTED),
     ],
 )
-def test_only_a_file_without_gpu_tests_may_need_a_package_that_is_missing(
+def test_only_a_file_without_gpu_tests_is_skipped_if_a_package_is_missing(
     text: str, arguments: list[str], code: int, tmp_path: Path
 ) -> None:
-    done = _planted(tmp_path, text, "-rs", *arguments)
+    done = _run_file(tmp_path, text, "-rs", *arguments)
     assert done.returncode == code, done.stdout
     skipped = "SKIPPED [1] test_it.py:1: no GPU test in it, and cymbals is not installed" in done.stdout
     assert skipped == (code == pytest.ExitCode.NO_TESTS_COLLECTED)
     assert skipped or "cymbals'" in done.stdout
 
 
-def test_a_worker_that_lost_the_gpu_is_replaced_and_no_other_test_suffers(tmp_path: Path) -> None:
-    done = _planted(tmp_path, TESTS, "-rf", "-n", "2")
+def test_a_worker_that_lost_the_gpu_is_replaced_and_other_tests_are_not_affected(tmp_path: Path) -> None:
+    done = _run_file(tmp_path, TESTS, "-rf", "-n", "2")
     assert "3 failed, 17 passed" in done.stdout, done.stdout
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert sorted(re.findall(r"test_one\[(\d+)\]", line)[0] for line in failed) == ["3", "7", "9"]
@@ -143,7 +143,7 @@ def test_a_worker_that_lost_the_gpu_is_replaced_and_no_other_test_suffers(tmp_pa
 
 
 def test_a_run_without_workers_stops_at_the_test_that_lost_the_gpu(tmp_path: Path) -> None:
-    done = _planted(tmp_path, TESTS)
+    done = _run_file(tmp_path, TESTS)
     assert "1 failed, 3 passed" in done.stdout, done.stdout
     assert "E           RuntimeError: CUDA error: an illegal memory access was encountered" in done.stdout
     assert re.search(
