@@ -51,16 +51,9 @@ def _head(found: Record) -> str:
 def _stages(stages: list[Record]) -> str:
     rows = [["round", "stage", "process", "exit status", "seconds", "restarts"]]
     for stage in stages:
-        cells = [stage.get("process", ""), str(stage["status"])]
-        rows.append(
-            [
-                str(stage["call"]),
-                stage["stage"],
-                *cells,
-                f"{stage.get('seconds', 0):.0f}",
-                str(stage.get("restarts", "")),
-            ]
-        )
+        seconds, restarts = f"{stage.get('seconds', 0):.0f}", str(stage.get("restarts", ""))
+        process, status = stage.get("process", ""), str(stage["status"])
+        rows.append([str(stage["call"]), stage["stage"], process, status, seconds, restarts])
     return markdown_table(rows) if stages else ""
 
 

@@ -82,7 +82,7 @@ def measure_on_gpu(run: Run, setup_bytes: int) -> Memory:
 def _measure_cpu(setup: Callable[[], Run]) -> Memory:
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists():
-        return {"reason": "this system has no /proc, which has the peak of the resident memory"}
+        return {"reason": "peak memory is read from /proc, which this system does not have"}
     importlib.import_module("torch._dynamo")
     figures = _measure(
         setup, lambda: status_bytes("VmRSS"), lambda: status_bytes("VmHWM"), lambda: clear_refs.write_text("5")

@@ -201,7 +201,7 @@ def _cells(line: str) -> list[str]:
 
 
 def test_unselected_peers_are_listed_as_left_out(tmp_path: Path) -> None:
-    command = ["tests.benchmarks.toy", "--quick", "--no-memory", "--peers", "smal", "--out", str(tmp_path)]
+    command = ["tests.benchmarks.toy", "--quick", "--no-memory", "--peers", "mall", "--out", str(tmp_path)]
     assert main(command) == 0
     (case,) = load_result(tmp_path / "toy-cpu-quick.json")["cases"]
     assert case["baseline"] == "large"
