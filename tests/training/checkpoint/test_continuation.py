@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from slap_fast.config.loading import to_yaml
+from slap_fast.data.loading.loader import TooManyBadClipsError
 from slap_fast.models.slap import SLAP
 from slap_fast.training.checkpoint import output_folder
 from slap_fast.training.checkpoint.compatibility import model_difference, recipe_changes, resume_changes
 from slap_fast.training.checkpoint.output_folder import OutputError, finished_steps, lock_output_folder
+from slap_fast.training.distributed.heartbeat import RendezvousError
+from slap_fast.training.distributed.process_group import OtherRankFailedError
 from slap_fast.training.failure import is_retryable
+from slap_fast.training.metrics.nonfinite import DivergedError
 from tests.training import tiny
 from tests.training.ranks import finish, start, tail
 from tests.training.tiny_run import STEPS, write_dataset, write_recipe
@@ -201,8 +205,12 @@ def test_a_second_run_in_a_folder_is_rejected_until_the_first_ends(
         (PermissionError(13, "Permission denied"), False),
         (OSError(5, "Input/output error"), True),
         (OutputError("another run"), False),
+        (DivergedError("20 steps in a row"), False),
+        (RendezvousError("rank 1 did not start"), True),
+        (OtherRankFailedError("another rank failed"), True),
+        (TooManyBadClipsError("the storage is down"), True),
         (RuntimeError("NCCL"), True),
     ],
 )
-def test_a_full_disk_is_not_retryable(error: Exception, retryable: bool) -> None:
+def test_a_restart_is_not_tried_for_bad_input_divergence_or_a_full_disk(error: Exception, retryable: bool) -> None:
     assert is_retryable(error) is retryable
