@@ -1,7 +1,7 @@
-"""Errors that a user can fix: bad input, a missing package, storage that is down. Everything else is a bug.
+"""Errors that a user can fix: bad input, a missing package, storage that is down.
 
-Every exception class of this package derives from `SlapFastError`. The command line prints such an error as one line;
-any other exception keeps its traceback.
+Every exception class of this package derives from `SlapFastError`. The command line prints such an error, and those of
+the system (OSError, out of memory), as one line. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -67,15 +67,15 @@ def test_padding_waste_is_counted_from_the_buffers() -> None:
     config = tiny.run_config()
     counts = StepCounts(config.recipe.model, shared_pass=False)
     packed = tiny.batch(config, step=3)
-    levels = {"memory": memory_in_use(torch.device("cpu"))}
-    found = batch_metrics(counts.count(packed, detailed=True) | {"dropped_clips": 2.0}, levels)
+    maxima = {"memory": memory_in_use(torch.device("cpu"))}
+    found = batch_metrics(counts.count(packed, detailed=True) | {"dropped_clips": 2.0}, maxima)
     assert found["padding_waste"] == 0.0
     assert found["dropped_clips"] == 2.0
     assert 0.05 < found["memory_gib"] < 64.0
     # Each caption padded to the longest.
     padded = len(packed) * packed.text.max_seqlen
     padding = dataclasses.replace(packed, input_ids=packed.input_ids.new_zeros(padded))
-    found = batch_metrics(counts.count(padding, detailed=True) | {"dropped_clips": 0.0}, levels)
+    found = batch_metrics(counts.count(padding, detailed=True) | {"dropped_clips": 0.0}, maxima)
     tokens = packed.tokens.total + packed.text.total
     assert found["padding_waste"] == pytest.approx(1 - tokens / (packed.tokens.total + padded))
     assert found["padding_waste"] > 0.0
