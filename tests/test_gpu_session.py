@@ -96,7 +96,7 @@ def test_gpu_tests_are_collected_without_packages_that_a_gpu_machine_may_lack(tm
         r"SKIPPED \[1\] (tests/\S+\.py):1: no GPU test in it, and (\S+) is not installed", done.stdout
     )
     assert {package for _, package in left_out} <= set(ABSENT)
-    assert ("tests/audio/test_files.py", "soundfile") in left_out
+    assert ("tests/audio/test_waveform.py", "soundfile") in left_out
 
     holds = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     everything = _pytest("-q", "-m", "gpu", "--collect-only", *holds, path=tmp_path)
