@@ -166,18 +166,21 @@ class CustomOp(Generic[P, R]):
 
         count = len(self._registered._schema.arguments)
 
-        # Autograd takes the flat arguments, the implementation the grouped ones, which come last so that the positions
-        # in `ctx.needs_input_grad` are those of the schema.
-        def forward(ctx: Any, *flat_and_grouped: Any) -> R:
-            grouped = flat_and_grouped[-1]
-            output = implementation(*grouped)
-            setup_context(ctx, grouped, output)
+        def forward(ctx: Any, *args: Any) -> R:
+            output = implementation(*args)
+            setup_context(ctx, args, output)
             return output
 
-        def apply_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        # Autograd takes the flat arguments, the implementation the grouped ones, which come last so that the positions
+        # in `ctx.needs_input_grad` are those of the schema.
+        def forward_grouped(ctx: Any, *flat_and_grouped: Any) -> R:
+            return forward(ctx, *flat_and_grouped[-1])
+
+        def backward_grouped(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             return *backward(ctx, *grads)[:count], None
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(apply_backward)}
+        passes = (forward_grouped, backward_grouped) if self._groups else (forward, backward)
+        methods = dict(zip(("forward", "backward"), map(staticmethod, passes), strict=True))
         # Profilers name the call after the class. The parent's `apply` skips the check for transforms: see `_is_plain`.
         self._apply = super(Function, type(self._name, (Function,), methods)).apply  # type: ignore[misc]
 
@@ -185,7 +188,7 @@ class CustomOp(Generic[P, R]):
         """Positional arguments only."""
         if kwargs:
             raise TypeError(f"{self._name} takes positional arguments only, and got {', '.join(kwargs)}")
-        flat = self._flatten(args)
+        flat = self._flatten(args) if self._groups else args
         if torch.compiler.is_compiling() or not self._is_plain(flat):
             return self._registered(*flat)
         if torch._C._is_any_autocast_enabled():
@@ -196,8 +199,9 @@ class CustomOp(Generic[P, R]):
 
     def _call(self, args: tuple[Any, ...], flat: tuple[Any, ...]) -> R:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*flat):
-            # Without a registered backward, the registered op raises when a gradient arrives.
-            return self._registered(*flat) if self._apply is None else self._apply(*flat, args)
+            if self._apply is None:  # no backward: the registered op raises when a gradient arrives
+                return self._registered(*flat)
+            return self._apply(*flat, args) if self._groups else self._apply(*flat)
         if profiler._is_profiler_enabled:
             with torch.profiler.record_function(self._name):
                 return self._run(args, flat)

@@ -102,7 +102,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call = LogMelCall(*ctx.saved_tensors, ctx.config)  # type: ignore[attr-defined]
+    waveform, cu_seqlens, cu_frames = ctx.saved_tensors  # type: ignore[attr-defined]
+    call = LogMelCall(waveform, cu_seqlens, cu_frames, ctx.config)  # type: ignore[attr-defined]
     return log_mel_backward(grad.contiguous(), call, ctx.backend), *[None] * 5  # type: ignore[attr-defined]
 
 

@@ -59,7 +59,9 @@ def test_gradients_and_strides_other_than_one() -> None:
     strided = [x.mT.contiguous().mT for x in leaves]  # channels of a head are not contiguous
     grads = {}
     for backend in ("triton", "torch"):
-        rotated = apply_rotary(*strided, cu_seqlens, tokens_per_frame=4, theta=(500.0, 100.0), backend=backend)
+        rotated = apply_rotary(
+            strided[0], strided[1], cu_seqlens, tokens_per_frame=4, theta=(500.0, 100.0), backend=backend
+        )
         grads[backend] = [*rotated, *torch.autograd.grad([x.square().sum() + x.sum() for x in rotated], leaves)]
     for actual, expected in zip(grads["triton"], grads["torch"], strict=True):
         torch.testing.assert_close(actual, expected)

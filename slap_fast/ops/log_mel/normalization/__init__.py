@@ -57,7 +57,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call = NormalizationCall(*ctx.saved_tensors, ctx.config)  # type: ignore[attr-defined]
+    frames, cu_frames = ctx.saved_tensors  # type: ignore[attr-defined]
+    call = NormalizationCall(frames, cu_frames, ctx.config)  # type: ignore[attr-defined]
     return _mel_normalization_backward(grad.contiguous(), call, ctx.backend), None, None, None  # type: ignore[attr-defined]
 
 

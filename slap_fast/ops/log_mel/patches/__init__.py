@@ -52,7 +52,7 @@ def _(call: PatchesCall) -> Tensor:
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[PatchesCall], output: Tensor) -> None:
     ctx.settings = inputs[0][5:]  # type: ignore[attr-defined]
-    ctx.save_for_backward(*inputs[0][:5])
+    ctx.save_for_backward(*inputs[0][:5])  # type: ignore[arg-type]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -87,13 +87,14 @@ def require_patch(patch_frames: int, patch_mels: int, config: MelConfig) -> None
 
 def checked_masks(
     time_masked: Tensor | None, mel_masked: Tensor | None, total_frames: int, cu_seqlens: Tensor, config: MelConfig
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Both masks, contiguous; raises ValueError for another shape, dtype or device."""
     shapes = {"time_masked": (total_frames,), "mel_masked": (cu_seqlens.shape[0] - 1, config.n_mels)}
     for mask, (name, shape) in zip((time_masked, mel_masked), shapes.items(), strict=True):
         if mask is not None:
             require(name, mask, shape, torch.bool, cu_seqlens.device)
-    return [None if mask is None else mask.contiguous() for mask in (time_masked, mel_masked)]
+    time_masked, mel_masked = (None if mask is None else mask.contiguous() for mask in (time_masked, mel_masked))
+    return time_masked, mel_masked
 
 
 def total_columns(cu_frames: Tensor, rows: int, patch_frames: int, total_tokens: int | None) -> int:
@@ -120,7 +121,10 @@ def check(call: PatchesCall) -> tuple[PatchesCall]:
     waveform, cu_seqlens, cu_frames, _ = check_packed(call.clips, call.total_frames)
     select(waveform, config, "native")
     require_patch(call.patch_frames, call.patch_mels, config)
-    masks = checked_masks(call.time_masked, call.mel_masked, call.total_frames, cu_seqlens, config)
+    time_masked, mel_masked = checked_masks(call.time_masked, call.mel_masked, call.total_frames, cu_seqlens, config)
     rows = config.n_mels // call.patch_mels
     total_columns(cu_frames, rows, call.patch_frames, call.columns * rows)
-    return (PatchesCall(waveform, cu_seqlens, cu_frames, *masks, *call[5:]),)
+    checked = call._replace(
+        waveform=waveform, cu_seqlens=cu_seqlens, cu_frames=cu_frames, time_masked=time_masked, mel_masked=mel_masked
+    )
+    return (checked,)
