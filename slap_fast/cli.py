@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_user_error(error):
             traceback.print_exc()
-            print(f"slap-fast {arguments.command}: this is a fault of slap-fast; please report it", file=sys.stderr)
+            print(f"slap-fast {arguments.command}: this is a bug of slap-fast; please report it", file=sys.stderr)
             return BUG
         print(f"slap-fast {arguments.command}: {describe(error)}", file=sys.stderr)
         return 2

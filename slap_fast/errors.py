@@ -13,7 +13,7 @@ class SlapFastError(Exception):
     """What was wrong, where (file, key, index, value), and what to do about it, in one message.
 
     Attributes:
-        retryable: the same call may succeed later without a change (a rank or a storage server may be back), so a
+        retryable: the same call may succeed later without a change (a rank may join, clips may be readable again), so a
             launcher restarts the run. Where it is False, a restart would fail the same way.
     """
 

@@ -41,7 +41,7 @@ def check_audio_arguments(names: list[str], *, max_seconds: float = MAX_SECONDS)
         raise CommandError(f"--max-seconds is {max_seconds:g}; it must be above 0")
     paths = [Path(name) for name in names]
     if names and not any(path.exists() for path in paths):
-        more = f", and none of the other {len(names) - 1} arguments exists" if len(names) > 1 else ""
+        more = f" (none of the {len(names)} arguments exists)" if len(names) > 1 else ""
         raise CommandError(f"{names[0]}: no such file or folder{more}")
     for path in paths:
         if _is_dataset(path):

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--log", type=Path, help="log.jsonl of the run to plot (default: MODEL/../log.jsonl if it is there)"
     )
     parser.add_argument("--limit", type=positive, help="number of clips, evenly spaced (default: all)")
-    parser.add_argument(
+    parser.add_argument(  # the second spelling was the only one until 0.1.0
         "--localize", "--localise", type=int, default=3, metavar="N", help="clips to plot over time (default 3)"
     )
     parser.add_argument(

@@ -56,7 +56,7 @@ def test_invalid_arguments_are_reported_before_torch_is_loaded(audio: Path, tmp_
         (["embed", "bare", "audio", *out], "bare: cannot load the model: model.safetensors is missing"),
         (["caption", "mute", "audio"], "mute: it has no tokenizer/"),
         (["embed", "model", "none.wav", *out], "none.wav: no such file or folder"),
-        (["caption", "model", "a.wav", "b.wav"], "a.wav: no such file or folder, and none of the other 1 arguments"),
+        (["caption", "model", "a.wav", "b.wav"], "a.wav: no such file or folder (none of the 2 arguments exists)"),
         (["embed", "model", "audio", "", *out], "an AUDIO argument is empty"),
         (["search", "model", "a dog", ""], "an AUDIO argument is empty"),
         (["search", "model", "a dog", "silent"], "silent: no audio in this folder"),

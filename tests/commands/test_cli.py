@@ -372,7 +372,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert (code, out) == (70, "")
     assert err.startswith("Traceback")
     assert "ValueError: a bug" in err
-    assert err.endswith("slap-fast info: this is a fault of slap-fast; please report it\n")
+    assert err.endswith("slap-fast info: this is a bug of slap-fast; please report it\n")
 
 
 def test_a_full_disk_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

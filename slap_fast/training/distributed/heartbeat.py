@@ -62,7 +62,8 @@ class RankProcess:
 
 def process_start_time(pid: int) -> float | None:
     """Seconds from the host's boot to the start of a process; None if the process is gone, or without /proc."""
-    with suppress(psutil.Error, OSError):
+    # RuntimeError: a sandbox whose /proc/stat has no boot time.
+    with suppress(psutil.Error, OSError, RuntimeError):
         # Relative to the boot: `create_time` alone moves whenever the host's clock is set.
         boot_time = psutil.boot_time()
         return round(psutil.Process(pid).create_time() - boot_time, 2)
