@@ -184,8 +184,8 @@ class CheckpointManager:
         difference = _on_first_rank(lambda: model_difference(read_model_files(folder, manifest), self._model_files))
         if difference is not None:
             raise CheckpointError(
-                f"{folder} is of another model: {difference}. Its weights were trained for that one: restore the recipe's "
-                "model section and data.tokenizer, or choose another training.output to start a new run"
+                f"{folder} is of another model: {difference}. Its weights were trained for that one: restore the "
+                "recipe's model section and data.tokenizer, or choose another training.output to start a new run"
             )
         with raise_on_any_rank(self._engine.device):
             create_moments(self._engine, manifest.adam_steps)
