@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.ops.contrastive import contrastive_loss
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_cross_entropy
 from slap_fast.training.losses import mean_over_tokens, teacher_agreement, unit_rows, usage_entropy
+from slap_fast.training.model import PretrainingModel
+from tests.models.builders import TINY
 from tests.oracles.contrastive_loss import contrastive_loss as contrastive_oracle
 from tests.oracles.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy_oracle
 from tests.oracles.prototype_cross_entropy import prototype_cross_entropy as prototype_cross_entropy_oracle
@@ -36,6 +39,19 @@ def test_contrastive_loss_compares_embeddings_of_any_length_by_angle_and_clips_b
     clip_ids = torch.tensor([0, 1, 2, 1, 3, 4])
     actual = contrastive_loss(unit_rows(audio), unit_rows(text), scale, bias, kind=kind, ids=clip_ids)
     expected = contrastive_oracle(_unit(audio), _unit(text), scale, bias, kind=kind, ids=clip_ids)
+    torch.testing.assert_close(tuple(actual), tuple(expected))
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.loss, (audio, text, scale)), torch.autograd.grad(expected.loss, (audio, text, scale))
+    )
+
+
+def test_the_model_compares_embeddings_of_any_length_by_angle_and_clips_by_id():
+    model = PretrainingModel(TINY, ObjectivesConfig())
+    audio, text = _embeddings()
+    scale = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)
+    clip_ids = torch.tensor([0, 1, 2, 1, 3, 4])
+    actual = model.contrastive(audio, text, scale, clip_ids, None)
+    expected = contrastive_oracle(_unit(audio), _unit(text), scale, ids=clip_ids)
     torch.testing.assert_close(tuple(actual), tuple(expected))
     torch.testing.assert_close(
         torch.autograd.grad(actual.loss, (audio, text, scale)), torch.autograd.grad(expected.loss, (audio, text, scale))
