@@ -21,6 +21,7 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+NATIVE_SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
 $(BIN)/python:
@@ -45,6 +46,8 @@ $(BIN)/python:
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/typos
 	$(BIN)/mypy
 
 # Two workers, because most tests use one core. Tests of one file run in one worker, to share fixtures. The number of
