@@ -124,8 +124,12 @@ void bind_log_mel(py::module_& module) {
              Address cu_frames, std::int64_t clips, std::int64_t frames, std::int64_t patch_frames,
              std::int64_t patch_mels, float padding, float mask_value, Address time_masked, Address mel_masked,
              Address patches, std::int64_t tokens, int threads) {
-            const slap_fast::PatchForm form{patch_frames, patch_mels, padding, mask_value,
-                                            at<const std::uint8_t>(time_masked), at<const std::uint8_t>(mel_masked)};
+            const slap_fast::PatchForm form{patch_frames,
+                                            patch_mels,
+                                            padding,
+                                            mask_value,
+                                            at<const std::uint8_t>(time_masked),
+                                            at<const std::uint8_t>(mel_masked)};
             self.patches(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames), form,
                          at<float>(patches), tokens, threads);
           },
@@ -175,8 +179,7 @@ void bind_rms_norm(py::module_& module) {
 }
 
 // in, out, heads, token and head stride of in, the same of out
-using RotaryPart =
-    std::tuple<Address, Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using RotaryPart = std::tuple<Address, Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 void bind_rotary(py::module_& module) {
   module.def(
@@ -228,8 +231,8 @@ void bind_varlen_attention(py::module_& module) {
       .def(py::init([](const std::string& element, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
                        std::int64_t left, std::int64_t right, float scale, const Heads& q, const Heads& k,
                        const Heads& v) {
-             return AttentionInputs{storage_of(element), heads,         kv_heads,      head_dim,      left, right,
-                                    scale,               heads_view(q), heads_view(k), heads_view(v)};
+             return AttentionInputs{storage_of(element), heads,         kv_heads,     head_dim, left, right, scale,
+                                    heads_view(q),       heads_view(k), heads_view(v)};
            }),
            py::arg("element"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("left"),
            py::arg("right"), py::arg("scale"), py::arg("q"), py::arg("k"), py::arg("v"));
@@ -275,12 +278,11 @@ void bind_matrix_product(py::module_& module) {
       "matrix_product",
       [](const std::string& element, const Side& left, const Side& right, std::int64_t rows, std::int64_t columns,
          std::int64_t depth, Address out, std::int64_t stride, bool add, int threads) {
-        slap_fast::matrix_product(product_side(element, left, rows, depth), product_side(element, right, columns, depth),
-                                  at<float>(out), stride, add, threads);
+        slap_fast::matrix_product(product_side(element, left, rows, depth),
+                                  product_side(element, right, columns, depth), at<float>(out), stride, add, threads);
       },
       py::arg("element"), py::arg("left"), py::arg("right"), py::arg("rows"), py::arg("columns"), py::arg("depth"),
-      py::arg("out"), py::arg("stride"), py::arg("add"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("out"), py::arg("stride"), py::arg("add"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_contrastive(py::module_& module) {
@@ -290,14 +292,25 @@ void bind_contrastive(py::module_& module) {
                        std::pair<Address, std::int64_t> audio, std::pair<Address, std::int64_t> text, float scale,
                        float bias, bool sigmoid, std::int64_t offset, Address audio_ids, Address text_ids,
                        std::int64_t rows_at_once) {
-             return ContrastiveInputs{storage_of(element), at<const void>(audio.first), at<const void>(text.first),
-                                      rows, columns, width, audio.second, text.second, scale, bias, sigmoid, offset,
-                                      at<const std::int64_t>(audio_ids), at<const std::int64_t>(text_ids),
+             return ContrastiveInputs{storage_of(element),
+                                      at<const void>(audio.first),
+                                      at<const void>(text.first),
+                                      rows,
+                                      columns,
+                                      width,
+                                      audio.second,
+                                      text.second,
+                                      scale,
+                                      bias,
+                                      sigmoid,
+                                      offset,
+                                      at<const std::int64_t>(audio_ids),
+                                      at<const std::int64_t>(text_ids),
                                       rows_at_once};
            }),
-           py::arg("element"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"),
-           py::arg("text"), py::arg("scale"), py::arg("bias"), py::arg("sigmoid"), py::arg("offset"),
-           py::arg("audio_ids"), py::arg("text_ids"), py::arg("rows_at_once"));
+           py::arg("element"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"), py::arg("text"),
+           py::arg("scale"), py::arg("bias"), py::arg("sigmoid"), py::arg("offset"), py::arg("audio_ids"),
+           py::arg("text_ids"), py::arg("rows_at_once"));
   module.def(
       "contrastive_sums",
       [](const ContrastiveInputs& inputs, Address row_loss, Address column_loss, Address row_positive,
@@ -342,8 +355,8 @@ void bind_score_losses(py::module_& module) {
                                                gradients_of(gradients), threads);
       },
       py::arg("logits"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("target"),
-      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradients"),
-      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradients"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
   module.def(
       "sinkhorn_masses",
       [](Address scores, std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature,
@@ -360,15 +373,14 @@ void bind_score_losses(py::module_& module) {
       [](Address student, Address teacher, std::int64_t rows, std::int64_t columns, std::int64_t stride,
          float student_temperature, float teacher_temperature, Address potential, Address token_weight,
          const std::optional<std::string>& gradients, int threads) {
-        return slap_fast::prototype_cross_entropy(
-            {at<float>(student), rows, columns, stride}, at<float>(teacher), student_temperature,
-            {teacher_temperature, at<const float>(potential)}, at<const float>(token_weight),
-            gradients_of(gradients), threads);
+        return slap_fast::prototype_cross_entropy({at<float>(student), rows, columns, stride}, at<float>(teacher),
+                                                  student_temperature,
+                                                  {teacher_temperature, at<const float>(potential)},
+                                                  at<const float>(token_weight), gradients_of(gradients), threads);
       },
       py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
       py::arg("student_temperature"), py::arg("teacher_temperature"), py::arg("potential"), py::arg("token_weight"),
-      py::arg("gradients"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("gradients"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -406,8 +418,11 @@ PYBIND11_MODULE(_C, module) {
       [](Address frames, std::int64_t total, std::int64_t n_mels, Address cu_frames, std::int64_t clips,
          std::optional<float> dynamic_range, std::optional<float> deviation_guard, float mean, float deviation,
          Address normalized, int threads) {
-        const slap_fast::MelNormalization how{dynamic_range.has_value(), dynamic_range.value_or(0.0f),
-                                              deviation_guard.has_value(), deviation_guard.value_or(0.0f), mean,
+        const slap_fast::MelNormalization how{dynamic_range.has_value(),
+                                              dynamic_range.value_or(0.0f),
+                                              deviation_guard.has_value(),
+                                              deviation_guard.value_or(0.0f),
+                                              mean,
                                               deviation};
         slap_fast::normalize_mels(at<const float>(frames), total, n_mels, at<const std::int64_t>(cu_frames), clips, how,
                                   at<float>(normalized), threads);

@@ -150,9 +150,8 @@ class Forward {
   void put_back(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, TileScratch& scratch) {
     const float* saved = scratch.saved.get();
     for (std::int64_t r = 0; r < tile.rows; ++r)
-      positives_.each(first_row + r, first_column, first_column + tile.columns, [&](std::int64_t column) {
-        tile.data[r * tile.stride + column - first_column] = *saved++;
-      });
+      positives_.each(first_row + r, first_column, first_column + tile.columns,
+                      [&](std::int64_t column) { tile.data[r * tile.stride + column - first_column] = *saved++; });
   }
 
   void join(const ColumnFacts& facts, std::int64_t column, std::int64_t columns) {

@@ -9,13 +9,13 @@ namespace slap_fast {
 
 struct ContrastiveInputs {
   Storage element;
-  const void *audio, *text;                        // [rows, width] and [columns, width], rows a stride apart
+  const void *audio, *text;  // [rows, width] and [columns, width], rows a stride apart
   std::int64_t rows, columns, width, audio_stride, text_stride;
   float scale, bias;
-  bool sigmoid;                                    // pairwise losses, else the softmax of rows and columns
-  std::int64_t offset;                             // row i's positive is column offset + i, if there is such a one,
-  const std::int64_t *audio_ids, *text_ids;        // or where neither is null, each column of its id
-  std::int64_t rows_at_once;                       // at most; 0: any
+  bool sigmoid;                              // pairwise losses, else the softmax of rows and columns
+  std::int64_t offset;                       // row i's positive is column offset + i, if there is such a one,
+  const std::int64_t *audio_ids, *text_ids;  // or where neither is null, each column of its id
+  std::int64_t rows_at_once;                 // at most; 0: any
 };
 
 // What ContrastiveBackend.forward in slap_fast/ops/contrastive/call.py returns.
@@ -27,7 +27,7 @@ struct ContrastiveSums {
 struct ContrastiveGradients {
   const float *grad_row, *grad_column, *grad_positive;  // of what the sums begin with
   const float *row_loss, *column_loss, *row_largest, *column_largest;
-  void *grad_audio, *grad_text;                         // as the inputs, contiguous
+  void *grad_audio, *grad_text;  // as the inputs, contiguous
   double *grad_scale, *grad_bias;
 };
 

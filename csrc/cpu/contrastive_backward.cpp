@@ -39,9 +39,9 @@ class Backward {
         column_grad_(stride_),
         block_rests_(narrow_ ? group_ / kRowBlock * stride_ : 0),
         column_rests_(narrow_ ? static_cast<std::size_t>(inputs.columns) : 0),
-        scratch_(tile_scratch(threads_, stride_,
-                              std::max({text_.scratch_bytes(), text_channels_.scratch_bytes(),
-                                        audio_channels_.scratch_bytes()}))) {
+        scratch_(tile_scratch(
+            threads_, stride_,
+            std::max({text_.scratch_bytes(), text_channels_.scratch_bytes(), audio_channels_.scratch_bytes()}))) {
     row_grad_.assign(gradients.grad_row, gradients.grad_row + inputs.rows);
     positive_grad_.assign(gradients.grad_positive, gradients.grad_positive + inputs.rows);
     if (!narrow_) return;
@@ -89,7 +89,11 @@ class Backward {
 
   // The gradients of logits as the left side of a product, by rows or by columns.
   ProductSide logit_grads(std::int64_t lanes, std::int64_t depth, bool by_rows) const {
-    return {narrow_ ? Storage::bfloat16 : Storage::float32, logit_grads_.get(), lanes, depth, by_rows ? stride_ : 1,
+    return {narrow_ ? Storage::bfloat16 : Storage::float32,
+            logit_grads_.get(),
+            lanes,
+            depth,
+            by_rows ? stride_ : 1,
             by_rows ? 1 : stride_};
   }
 
@@ -143,9 +147,8 @@ class Backward {
     const std::int64_t first_row = row + place, last_column = first_column + tile.columns;
     float* saved = scratch.saved.get();
     for (std::int64_t r = 0; r < tile.rows; ++r)
-      positives_.each(first_row + r, first_column, last_column, [&](std::int64_t column) {
-        *saved++ = tile.data[r * tile.stride + column - first_column];
-      });
+      positives_.each(first_row + r, first_column, last_column,
+                      [&](std::int64_t column) { *saved++ = tile.data[r * tile.stride + column - first_column]; });
     float weighted[kRowBlock], totals[kRowBlock];
     const float* row_grad = row_grad_.data() + first_row;
     if (inputs_.sigmoid)
@@ -184,9 +187,8 @@ class Backward {
     const ProductSide left = logit_grads(columns, rows, false);
     parallel_for((columns + kRowBlock - 1) / kRowBlock, threads_, [&](std::int64_t block, int thread) {
       const std::int64_t place = block * kRowBlock, count = std::min(kRowBlock, columns - place);
-      audio_channels_.multiply(left, place, count, 0, 0, inputs_.width,
-                               text_sums() + (column + place) * inputs_.width, inputs_.width, row > 0,
-                               scratch_[static_cast<std::size_t>(thread)]->panels.get());
+      audio_channels_.multiply(left, place, count, 0, 0, inputs_.width, text_sums() + (column + place) * inputs_.width,
+                               inputs_.width, row > 0, scratch_[static_cast<std::size_t>(thread)]->panels.get());
     });
   }
 
@@ -241,11 +243,11 @@ class Backward {
   Positives positives_;
   std::int64_t group_, stride_;
   MatrixPanels text_, text_channels_, audio_channels_;
-  AlignedArray<std::byte> logit_grads_;                                 // [group_, stride_]
-  AlignedArray<float> audio_sums_, text_sums_;                          // [group_, width], [columns, width]
-  AlignedArray<float> column_largest_, column_loss_, column_grad_;      // of the tile's columns
-  AlignedArray<float> block_rests_;                                     // of the tile's columns, for each block of rows
-  std::vector<float> row_grad_, positive_grad_;                         // in units of unit_
+  AlignedArray<std::byte> logit_grads_;                             // [group_, stride_]
+  AlignedArray<float> audio_sums_, text_sums_;                      // [group_, width], [columns, width]
+  AlignedArray<float> column_largest_, column_loss_, column_grad_;  // of the tile's columns
+  AlignedArray<float> block_rests_;                                 // of the tile's columns, for each block of rows
+  std::vector<float> row_grad_, positive_grad_;                     // in units of unit_
   float unit_ = 1.0f;
   std::vector<float> column_rests_, row_rests_, positive_rests_, text_mean_, audio_mean_;
   std::vector<double> weighted_, totals_;  // of the rows at hand: sums of gradients times similarities, of gradients

@@ -286,8 +286,8 @@ void write_row(Storage element, const float* sum, std::int64_t width, float fact
 
 }  // namespace
 
-const ContrastiveKernel contrastive_kernel{logit_of,          find_largest,      sum_exponentials, sum_pair_losses,
-                                           softmax_gradients, sigmoid_gradients, narrow,           join,
-                                           add_row,           dot,               write_row};
+const ContrastiveKernel contrastive_kernel{
+    logit_of, find_largest, sum_exponentials, sum_pair_losses, softmax_gradients, sigmoid_gradients, narrow, join,
+    add_row,  dot,          write_row};
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -46,9 +46,9 @@ struct ContrastiveKernel {
   void (*write_row)(Storage element, const float* sum, std::int64_t width, float factor, void* out);
 };
 
-#define SLAP_FAST_CONTRASTIVE_KERNEL(isa)               \
-  namespace isa {                                       \
-  extern const ContrastiveKernel contrastive_kernel;    \
+#define SLAP_FAST_CONTRASTIVE_KERNEL(isa)            \
+  namespace isa {                                    \
+  extern const ContrastiveKernel contrastive_kernel; \
   }
 
 SLAP_FAST_CONTRASTIVE_KERNEL(baseline)

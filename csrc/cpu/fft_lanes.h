@@ -2,7 +2,8 @@
 //
 // A slot is two rows of lanes: real parts, then imaginary parts. Point n stands at slot n + n / block. The forward
 // transform decimates in frequency and leaves frequency k at slots[k]; the backward one is its transpose, from that
-// order to natural order, with exp(+2 pi i) and without a factor. Twiddles are broadcast operands: they cost no register.
+// order to natural order, with exp(+2 pi i) and without a factor. Twiddles are broadcast operands: they cost no
+// register.
 #pragma once
 
 #include "fft_plan_view.h"
@@ -68,8 +69,8 @@ SLAP_FAST_INLINE void butterfly<5>(Complex (&z)[5]) {
   z[4] = {p.re - u.im, p.im + u.re};
 }
 
-// Of 8 points of which those from `legs` on are zero, 6 at least. The factor sqrt(1/2) of the odd half waits for its last
-// additions, which become fused.
+// Of 8 points of which those from `legs` on are zero, 6 at least. The factor sqrt(1/2) of the odd half waits for its
+// last additions, which become fused.
 template <int legs>
 SLAP_FAST_INLINE void butterfly_of_8(Complex (&z)[8]) {
   Complex even[4] = {z[0] + z[4], z[1] + z[5], z[2], z[3]};
@@ -133,8 +134,8 @@ SLAP_FAST_INLINE void forward_butterfly(float* data, const FftStageView& stage, 
     for (int q = 1; q < R; ++q) put(data, j + q * leg, times(z[q], twiddles + (q - 1) * 2));
 }
 
-// One block of a stage: `leg` slots lie between the legs of a butterfly, which start at points 0 to step - 1. Points are
-// read through `source(stored, point)`, which may change them on the way.
+// One block of a stage: `leg` slots lie between the legs of a butterfly, which start at points 0 to step - 1. Points
+// are read through `source(stored, point)`, which may change them on the way.
 template <int R, class Source>
 inline void forward_block(float* data, const FftStageView& stage, std::int64_t leg, Source source) {
   for (std::int64_t j = 0; j < stage.step; ++j) forward_butterfly<R, R>(data, stage, leg, j, source);
@@ -257,9 +258,8 @@ inline void fft_forward(float* data, const FftView& fft, std::int64_t points, st
     any_forward_block(data, fft.stage[0], fft.block + 1, legs, source);
   for_each_leg(data, fft, [&](float* leg) {
     for (std::int64_t i = 1; i < stages; ++i)
-      for_each_part(leg, fft, i, [&](float* part) {
-        any_forward_block(part, fft.stage[i], fft.stage[i].step, legs, AsStored{});
-      });
+      for_each_part(leg, fft, i,
+                    [&](float* part) { any_forward_block(part, fft.stage[i], fft.stage[i].step, legs, AsStored{}); });
   });
 }
 
@@ -268,9 +268,8 @@ inline void fft_backward(float* data, const FftView& fft, std::int64_t points, f
   if (fft.stages == 0) return;
   for_each_leg(data, fft, [&](float* leg) {
     for (std::int64_t i = fft.stages - 1; i >= 1; --i)
-      for_each_part(leg, fft, i, [&](float* part) {
-        any_backward_block(part, fft.stage[i], fft.stage[i].step, fft.size, legs);
-      });
+      for_each_part(leg, fft, i,
+                    [&](float* part) { any_backward_block(part, fft.stage[i], fft.stage[i].step, fft.size, legs); });
   });
   any_backward_block(data, fft.stage[0], fft.block + 1, points, legs);
 }

@@ -59,8 +59,10 @@ FftPlan::FftPlan(std::int64_t size) : size_(size), slots_(static_cast<std::size_
 std::int64_t FftPlan::block() const { return stages_.empty() ? 1 : stages_.front().step; }
 
 FftView FftPlan::view() const {
-  return {size_,   static_cast<std::int64_t>(stages_.size()), stages_.data(), slots_.data(), block(),
-          size_ + size_ / block(), largest_radix_};
+  return {size_,          static_cast<std::int64_t>(stages_.size()),
+          stages_.data(), slots_.data(),
+          block(),        size_ + size_ / block(),
+          largest_radix_};
 }
 
 }  // namespace slap_fast

@@ -91,7 +91,8 @@ void force_isa(const std::string& name) {
   for (Isa isa : kAll) {
     if (name != isa_name(isa)) continue;
     if (isa > detected_isa())
-      throw std::invalid_argument("this machine lacks " + name + "; the highest it runs is " + isa_name(detected_isa()));
+      throw std::invalid_argument("this machine lacks " + name + "; the highest it runs is " +
+                                  isa_name(detected_isa()));
     for (Isa compiled : compiled_isas()) {
       if (isa != compiled) continue;
       chosen().store(isa, std::memory_order_relaxed);

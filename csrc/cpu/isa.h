@@ -45,15 +45,15 @@ void force_isa(const std::string& name);
 #endif
 
 // The body of a function that returns the best build of a kernel: `call` is declared in namespaces of the sets' names.
-#define SLAP_FAST_RETURN_SERVING(call)                  \
+#define SLAP_FAST_RETURN_SERVING(call)                    \
   const ::slap_fast::Isa isa = ::slap_fast::chosen_isa(); \
-  SLAP_FAST_SERVE_AVX512(isa, call)                     \
-  SLAP_FAST_SERVE_AVX2(isa, call)                       \
-  static_cast<void>(isa);                               \
+  SLAP_FAST_SERVE_AVX512(isa, call)                       \
+  SLAP_FAST_SERVE_AVX2(isa, call)                         \
+  static_cast<void>(isa);                                 \
   return baseline::call
 
 // The same for a kernel whose bfloat16 has products of its own.
-#define SLAP_FAST_RETURN_SERVING_BF16(call, element)                                                      \
+#define SLAP_FAST_RETURN_SERVING_BF16(call, element)                                                        \
   SLAP_FAST_SERVE_AVX512_BF16(::slap_fast::chosen_isa(), (element) == ::slap_fast::Storage::bfloat16, call) \
-  static_cast<void>(element);                                                                             \
+  static_cast<void>(element);                                                                               \
   SLAP_FAST_RETURN_SERVING(call)

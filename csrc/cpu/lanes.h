@@ -135,8 +135,8 @@ SLAP_FAST_INLINE Lanes logarithm_above_1(Lanes x) {
 constexpr float kToExponent = 12582912.0f + 127.0f;
 SLAP_FAST_INLINE Lanes power_of_2(Lanes shifted) { return floats(words(shifted) << 23); }
 
-// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN, whatever its bits. x must lie below 127.
-// With x = n + f, 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
+// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN, whatever its bits. x must lie below
+// 127. With x = n + f, 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
 SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
 #if defined(__AVX512F__)
   const Lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 for an infinity
@@ -226,14 +226,14 @@ SLAP_FAST_INLINE Lanes reduce_rows(const Lanes (&rows)[kLanes], Combine combine)
   Lanes t[4];
   for (int i = 0; i < 4; ++i) {
 #if defined(__AVX512F__)
-    const Lanes low = combine(_mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44),
-                              _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee));
+    const Lanes low =
+        combine(_mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44), _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee));
     const Lanes high = combine(_mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x44),
                                _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xee));
     t[i] = combine(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 #elif defined(__AVX2__)
-    t[i] = combine(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20),
-                   _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
+    t[i] =
+        combine(_mm256_permute2f128_ps(rows[i], rows[i + 4], 0x20), _mm256_permute2f128_ps(rows[i], rows[i + 4], 0x31));
 #else
     t[i] = rows[i];
 #endif

@@ -27,9 +27,8 @@ RowExponentials exponentials(float* row, std::int64_t padded, bool keep) {
       sums.of[slot] += e;
     });
   } else {
-    for_vectors(padded, [&](std::int64_t i, int slot) {
-      sums.of[slot] += exponential(load_unaligned(row + i) - shift);
-    });
+    for_vectors(padded,
+                [&](std::int64_t i, int slot) { sums.of[slot] += exponential(load_unaligned(row + i) - shift); });
   }
   return {largest, sum_of(sums.sum())};
 }
@@ -38,9 +37,8 @@ template <class Format>
 void write_gradient(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target,
                     float at_target, typename Format::Stored* gradient) {
   const Lanes scales = splat(scale), shifts = splat(shift);
-  for_vectors(padded, [&](std::int64_t i, int) {
-    Format::store(gradient + i, fms(load_unaligned(row + i), scales, shifts));
-  });
+  for_vectors(padded,
+              [&](std::int64_t i, int) { Format::store(gradient + i, fms(load_unaligned(row + i), scales, shifts)); });
   if (target >= 0) store_some<Format>(gradient + target, splat(at_target), 1);
 }
 

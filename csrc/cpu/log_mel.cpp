@@ -196,8 +196,8 @@ void forward_patches(const LogMelSpec& spec, const LogMelView& view, const Packe
   });
 }
 
-// A stretch of one clip whose gradient one task computes whole: every frame that touches it, in order, is added to it, so
-// that neither threads nor neighbours change a bit.
+// A stretch of one clip whose gradient one task computes whole: every frame that touches it, in order, is added to it,
+// so that neither threads nor neighbours change a bit.
 struct Stretch {
   std::int64_t clip, begin, end;
 };
@@ -288,7 +288,8 @@ class BackwardWorker {
     float* sum = sum_.data() + (stretch.begin - begin_);
     const std::int64_t count = stretch.end - stretch.begin;
     if (spec_.preemphasis_over_clip)
-      for (std::int64_t i = 0; i < count && stretch.begin + i + 1 < length; ++i) sum[i] -= spec_.preemphasis * sum[i + 1];
+      for (std::int64_t i = 0; i < count && stretch.begin + i + 1 < length; ++i)
+        sum[i] -= spec_.preemphasis * sum[i + 1];
     kernel_.scale_float(sum, count, spec_.input_scale, out + stretch.begin);
   }
 
@@ -299,7 +300,7 @@ class BackwardWorker {
   AlignedArray<float> scratch_;
   std::int64_t width_;
   AlignedArray<float> grad_windows_;
-  std::int64_t begin_ = 0;   // the position in the padded clip of
+  std::int64_t begin_ = 0;  // the position in the padded clip of
   std::vector<float> sum_;  // the first of these
 };
 
@@ -328,8 +329,8 @@ LogMel::Runs LogMel::runs_of(const std::vector<float>& matrix, std::int64_t rows
 LogMel::LogMel(LogMelSpec spec) : spec_(std::move(spec)) {
   constexpr std::int64_t kLargest = std::int64_t{1} << 24;
   const std::int64_t n_fft = spec_.n_fft, win = spec_.win_length, n_bins = n_fft / 2 + 1;
-  for (const auto& [name, value] : {std::pair{"n_fft", n_fft}, {"win_length", win}, {"hop_length", spec_.hop_length},
-                                    {"n_mels", spec_.n_mels}})
+  for (const auto& [name, value] :
+       {std::pair{"n_fft", n_fft}, {"win_length", win}, {"hop_length", spec_.hop_length}, {"n_mels", spec_.n_mels}})
     require(value >= 1 && value <= kLargest,
             std::string(name) + " is " + std::to_string(value) + "; it must lie in [1, 2^24]");
   require(win <= n_fft, "win_length " + std::to_string(win) + " is above n_fft " + std::to_string(n_fft));
@@ -415,8 +416,8 @@ void LogMel::patches(const PackedWaveform& waveform, const PatchForm& form, floa
           "n_mels " + std::to_string(spec_.n_mels) + " is no multiple of the patch's " + std::to_string(form.mels));
   const Columns columns(waveform, form.frames);
   const std::int64_t expected = columns.offsets.back() * (spec_.n_mels / form.mels);
-  require(tokens == expected, "there is room for " + std::to_string(tokens) + " tokens; the clips have " +
-                                  std::to_string(expected));
+  require(tokens == expected,
+          "there is room for " + std::to_string(tokens) + " tokens; the clips have " + std::to_string(expected));
   threads = useful_threads(threads, waveform.frames);
   if (waveform.int16s)
     forward_patches<std::int16_t>(spec_, view_, waveform, form, columns, patches, threads);
@@ -424,15 +425,14 @@ void LogMel::patches(const PackedWaveform& waveform, const PatchForm& form, floa
     forward_patches<float>(spec_, view_, waveform, form, columns, patches, threads);
 }
 
-void LogMel::backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform,
-                      int threads) const {
+void LogMel::backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform, int threads) const {
   check(waveform);
   require(waveform.int16s == nullptr, "16-bit samples have no gradient");
   threads = useful_threads(threads, waveform.frames);
   const LogMelKernel kernel = chosen_kernel();
   const std::vector<Stretch> stretches = stretches_of(spec_, waveform);
-  const auto workers = make_workers<BackwardWorker>(
-      threads, [&] { return std::make_unique<BackwardWorker>(spec_, view_, kernel); });
+  const auto workers =
+      make_workers<BackwardWorker>(threads, [&] { return std::make_unique<BackwardWorker>(spec_, view_, kernel); });
   parallel_for(static_cast<std::int64_t>(stretches.size()), threads, [&](std::int64_t i, int thread) {
     workers[thread]->run(waveform, grad_mels, stretches[static_cast<std::size_t>(i)], grad_waveform);
   });

@@ -13,7 +13,7 @@ namespace slap_fast {
 
 // `clips` clips end to end. cu_seqlens and cu_frames [clips + 1] rise from 0 to the samples and to the frames.
 struct PackedWaveform {
-  const float* floats = nullptr;  // [samples]; either this
+  const float* floats = nullptr;         // [samples]; either this
   const std::int16_t* int16s = nullptr;  // or this
   std::int64_t samples = 0;
   const std::int64_t* cu_seqlens = nullptr;
@@ -31,8 +31,8 @@ struct PatchForm {
   const std::uint8_t* mel_masked = nullptr;   // [clips, n_mels], or null
 };
 
-// Immutable once made, and so shared by any number of threads. The bits of a frame depend on its samples alone, those of
-// a gradient on its clip alone. Everything is checked and nothing is read or written outside the arrays.
+// Immutable once made, and so shared by any number of threads. The bits of a frame depend on its samples alone, those
+// of a gradient on its clip alone. Everything is checked and nothing is read or written outside the arrays.
 class LogMel {
  public:
   // Throws std::invalid_argument for numbers that contradict each other or tables of another size.

@@ -1,5 +1,5 @@
-// Compiled once for each instruction set: kLanes frames side by side, so that nothing but loading and storing ever moves
-// data between lanes.
+// Compiled once for each instruction set: kLanes frames side by side, so that nothing but loading and storing ever
+// moves data between lanes.
 //
 // Floor, 16 frames of SLAP's convention (400 samples, n_fft 512, 64 mels) in AVX-512 instructions: transposing and
 // windowing 25 x 120, a complex FFT of 256 points 6,500, splitting it into the real one and powers 2,000, filters 800,
@@ -278,8 +278,7 @@ void spectrum_gradients(const LogMelView& view, const Scratch& scratch) {
   const std::int64_t size = view.fft.size;
   if (!view.paired) {
     for (std::int64_t k = 0; k < size; ++k)
-      put(points, slots[k],
-          k < view.n_bins ? scaled(get(points, slots[k]), slope(view, scratch, k)) : Complex{});
+      put(points, slots[k], k < view.n_bins ? scaled(get(points, slots[k]), slope(view, scratch, k)) : Complex{});
     return;
   }
   const Complex zero = get(points, slots[0]);
@@ -313,8 +312,7 @@ void unload_windows(const LogMelView& view, float* points, float* grad_windows) 
     sum += grad;
   }
   const Lanes emphasis = splat(view.preemphasis);
-  const Lanes through_mean =
-      view.dc_weights ? sum * (-view.dc_factor / static_cast<float>(view.win_length)) : Lanes{};
+  const Lanes through_mean = view.dc_weights ? sum * (-view.dc_factor / static_cast<float>(view.win_length)) : Lanes{};
   const std::int64_t width = (view.win_length + 7) / 8 * 8;
   float* targets[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) targets[lane] = grad_windows + lane * width;

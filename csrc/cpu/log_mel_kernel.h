@@ -15,7 +15,7 @@ struct RunsView {
 };
 
 struct LogMelView {
-  FftView fft;               // of n_fft / 2 points, even and odd samples paired; of n_fft if that is odd
+  FftView fft;  // of n_fft / 2 points, even and odd samples paired; of n_fft if that is odd
   bool paired;
   std::int64_t n_fft, win_length, n_bins, n_mels;
   const std::int32_t* rows;  // [n_fft]: the row of the FFT's data that a sample goes to

@@ -30,8 +30,8 @@ struct MatrixProductKernel {
                    float* out, std::int64_t stride, bool add);
 };
 
-#define SLAP_FAST_MATRIX_PRODUCT_KERNEL(isa)          \
-  namespace isa {                                     \
+#define SLAP_FAST_MATRIX_PRODUCT_KERNEL(isa)              \
+  namespace isa {                                         \
   extern const MatrixProductKernel matrix_product_kernel; \
   }
 

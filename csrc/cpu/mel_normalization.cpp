@@ -80,16 +80,16 @@ class Normalizer {
       sweeps_.write(frames_ + block.begin * n_mels_, block.count, n_mels_,
                     statistics_.floor[static_cast<std::size_t>(block.clip)],
                     standard ? statistics_.center.data() + at : nullptr,
-                    standard ? statistics_.divisor.data() + at : nullptr, mean, deviation,
-                    out + block.begin * n_mels_);
+                    standard ? statistics_.divisor.data() + at : nullptr, mean, deviation, out + block.begin * n_mels_);
     });
   }
 
  private:
   template <class Visit>
   void for_each_block(Visit visit) const {
-    parallel_for(static_cast<std::int64_t>(blocks_.size()), threads_,
-                 [&](std::int64_t i, int) { visit(static_cast<std::size_t>(i), blocks_[static_cast<std::size_t>(i)]); });
+    parallel_for(static_cast<std::int64_t>(blocks_.size()), threads_, [&](std::int64_t i, int) {
+      visit(static_cast<std::size_t>(i), blocks_[static_cast<std::size_t>(i)]);
+    });
   }
 
   // Sums over each block, then over the blocks of each clip in order.

@@ -13,7 +13,8 @@ struct MelSweeps {
               double* sum);
   void (*add_square)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
                      double* sum);
-  // out = ((max(frame, floor) - center) / scale - mean) / deviation; without `center` out = (max(...) - mean) / deviation
+  // out = ((max(frame, floor) - center) / scale - mean) / deviation; without `center` out = (max(...) - mean) /
+  // deviation
   void (*write)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
                 const double* scale, float mean, float deviation, float* out);
 };

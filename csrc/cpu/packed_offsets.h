@@ -14,8 +14,7 @@ void check_offsets(const std::string& name, const Offset* offsets, std::int64_t 
   if (items < 0 || total < 0)
     throw std::invalid_argument("sizes are " + std::to_string(items) + " clips and " + std::to_string(total) + " " +
                                 unit + "; they cannot be negative");
-  if (offsets[0] != 0)
-    throw std::invalid_argument(name + "[0] is " + std::to_string(offsets[0]) + "; it must be 0");
+  if (offsets[0] != 0) throw std::invalid_argument(name + "[0] is " + std::to_string(offsets[0]) + "; it must be 0");
   for (std::int64_t i = 0; i < items; ++i)
     if (offsets[i + 1] < offsets[i])
       throw std::invalid_argument(name + "[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +

@@ -13,8 +13,8 @@ namespace slap_fast {
 // its own operations these spin for milliseconds in wait of the next, and threads beside them would share their cores.
 void on_threads(int threads, void (*work)(void*), void* context);
 
-// Runs task(i, thread) once for each i in [0, tasks), thread in [0, threads). Which thread runs which task is not fixed:
-// tasks share no output. Tasks must not throw.
+// Runs task(i, thread) once for each i in [0, tasks), thread in [0, threads). Which thread runs which task is not
+// fixed: tasks share no output. Tasks must not throw.
 template <typename Task>
 void parallel_for(std::int64_t tasks, int threads, const Task& task) {
   struct Loop {

@@ -120,8 +120,7 @@ struct Packing<BFloat16, BFloat16Operand> {
         }
         Lanes columns[kColumns];
         load_columns(lines, 0, columns);
-        for (int j = 0; j < kColumns; ++j, out += 2 * kLanes)
-          _mm512_store_si512(out, _mm512_castps_si512(columns[j]));
+        for (int j = 0; j < kColumns; ++j, out += 2 * kLanes) _mm512_store_si512(out, _mm512_castps_si512(columns[j]));
       }
     }
   }

@@ -78,8 +78,8 @@ void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& how, float*
 }
 
 double prototype_cross_entropy(const ScoreRows& student, float* teacher, float student_temperature,
-                               const PrototypeLogits& teacher_how, const float* token_weight,
-                               Gradients gradients, int threads) {
+                               const PrototypeLogits& teacher_how, const float* token_weight, Gradients gradients,
+                               int threads) {
   check_scores(student);
   check_temperature(student_temperature);
   check_temperature(teacher_how.temperature);

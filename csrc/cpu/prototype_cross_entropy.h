@@ -23,7 +23,7 @@ void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& how, float*
 // softmax(teacher logits), and writes its gradients over the student's scores; the teacher's are lost with them. Both
 // have the same sizes.
 double prototype_cross_entropy(const ScoreRows& student, float* teacher, float student_temperature,
-                               const PrototypeLogits& teacher_how, const float* token_weight,
-                               Gradients gradients, int threads);
+                               const PrototypeLogits& teacher_how, const float* token_weight, Gradients gradients,
+                               int threads);
 
 }  // namespace slap_fast

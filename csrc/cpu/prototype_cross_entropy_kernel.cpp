@@ -104,8 +104,8 @@ void write_gradient(const float* student, const float* teacher, std::int64_t pad
   });
 }
 
-void gradient(const float* student, const float* teacher, std::int64_t padded, float student_scale,
-              float teacher_scale, Storage storage, void* out) {
+void gradient(const float* student, const float* teacher, std::int64_t padded, float student_scale, float teacher_scale,
+              Storage storage, void* out) {
   switch (storage) {
     case Storage::float32:
       return write_gradient<Float32>(student, teacher, padded, student_scale, teacher_scale, static_cast<float*>(out));

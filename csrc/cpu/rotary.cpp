@@ -16,7 +16,8 @@ namespace {
 constexpr std::int64_t kTokensPerBlock = 128;
 // Below this many channels a thread costs more than it saves.
 constexpr std::int64_t kChannelsPerThread = 1 << 17;
-// A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a table.
+// A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a
+// table.
 constexpr std::int64_t kNear = 64;
 
 RotaryKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(rotary_kernels()); }

@@ -27,9 +27,7 @@ struct Floats {
 
   static Floats load(const float* in) { return {_mm512_loadu_ps(in)}; }
   Doubles low() const { return {_mm512_cvtps_pd(_mm512_castps512_ps256(v))}; }
-  Doubles high() const {
-    return {_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)))};
-  }
+  Doubles high() const { return {_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)))}; }
   void raise_to(Floats x) { v = _mm512_max_ps(v, x.v); }
   void store(float* out) const { _mm512_storeu_ps(out, v); }
 

@@ -37,9 +37,7 @@ struct Float32 {
 
 struct BFloat16 {
   using Stored = std::uint16_t;
-  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
-    return floats(load_halves(in) << 16);
-  }
+  static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) { return floats(load_halves(in) << 16); }
   static SLAP_FAST_INLINE void store(std::uint16_t* out, Lanes x) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(x));

@@ -22,9 +22,8 @@ void for_each_block(const SwigluShape& shape, int threads, const Block& run) {
     throw std::invalid_argument("sizes are " + std::to_string(shape.rows) + " rows of " + std::to_string(shape.width) +
                                 "; they cannot be negative");
   const std::int64_t rows = std::max<std::int64_t>(1, kValuesPerTask / std::max<std::int64_t>(shape.width, 1));
-  parallel_for((shape.rows + rows - 1) / rows, threads, [&](std::int64_t task, int) {
-    run(task * rows, std::min(shape.rows, (task + 1) * rows));
-  });
+  parallel_for((shape.rows + rows - 1) / rows, threads,
+               [&](std::int64_t task, int) { run(task * rows, std::min(shape.rows, (task + 1) * rows)); });
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ void forward_rows(const SwigluShape& shape, const void* gate_up, void* out, std:
     for (std::int64_t i = 0; i < whole; i += kLanes)
       Format::store(to + i, gated(Format::load(gate + i), Format::load(up + i)));
     if (rest > 0)
-      store_some<Format>(to + whole,
-                         gated(load_some<Format>(gate + whole, rest), load_some<Format>(up + whole, rest)), rest);
+      store_some<Format>(to + whole, gated(load_some<Format>(gate + whole, rest), load_some<Format>(up + whole, rest)),
+                         rest);
   }
 }
 

@@ -33,22 +33,21 @@ void require(bool holds, const std::string& message) {
 AttentionView checked_view(const AttentionInputs& inputs, const AttentionBatch& batch) {
   check_offsets("cu_seqlens_q", batch.cu_seqlens_q, batch.clips, batch.total_q, "tokens", "q");
   check_offsets("cu_seqlens_k", batch.cu_seqlens_k, batch.clips, batch.total_k, "tokens", "k");
-  require(inputs.head_dim >= 1 && inputs.head_dim <= kMostHeadDim,
-          "head_dim is " + std::to_string(inputs.head_dim) + "; native code takes 1 to " +
-              std::to_string(kMostHeadDim));
+  require(
+      inputs.head_dim >= 1 && inputs.head_dim <= kMostHeadDim,
+      "head_dim is " + std::to_string(inputs.head_dim) + "; native code takes 1 to " + std::to_string(kMostHeadDim));
   require(inputs.kv_heads >= 1 && inputs.heads >= 0 && inputs.heads % inputs.kv_heads == 0,
           "heads are " + std::to_string(inputs.heads) + " and " + std::to_string(inputs.kv_heads) +
               "; query heads must be a multiple of key heads");
-  require(inputs.left >= -1 && inputs.right >= -1,
-          "window is (" + std::to_string(inputs.left) + ", " + std::to_string(inputs.right) +
-              "); each side is a count of tokens, or -1 for unlimited");
+  require(inputs.left >= -1 && inputs.right >= -1, "window is (" + std::to_string(inputs.left) + ", " +
+                                                       std::to_string(inputs.right) +
+                                                       "); each side is a count of tokens, or -1 for unlimited");
   // A window as long as the longest clip can be is none, which also keeps sums of positions small.
   const auto side = [&](std::int64_t tokens) {
     return tokens < 0 || tokens > batch.total_q + batch.total_k ? kUnlimited : tokens;
   };
-  return {inputs.element,     inputs.heads,        inputs.kv_heads, inputs.head_dim, batch.total_q,
-          side(inputs.left),  side(inputs.right),  inputs.scale,    inputs.q,        inputs.k,
-          inputs.v};
+  return {inputs.element,     inputs.heads, inputs.kv_heads, inputs.head_dim, batch.total_q, side(inputs.left),
+          side(inputs.right), inputs.scale, inputs.q,        inputs.k,        inputs.v};
 }
 
 struct Work {
@@ -95,7 +94,8 @@ void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_uni
       std::clamp<std::int64_t>(count * heads / (useful * kTasksPerThread), 1, std::max<std::int64_t>(1, heads));
   const std::int64_t runs = (heads + together - 1) / together;
   std::vector<std::unique_ptr<AlignedArray<std::byte>>> scratch;
-  for (int thread = 0; thread < useful; ++thread) scratch.push_back(std::make_unique<AlignedArray<std::byte>>(scratch_bytes));
+  for (int thread = 0; thread < useful; ++thread)
+    scratch.push_back(std::make_unique<AlignedArray<std::byte>>(scratch_bytes));
   parallel_for(count * runs, useful, [&](std::int64_t i, int thread) {
     const std::int64_t first = i % runs * together;
     task(work[static_cast<std::size_t>(i / runs)].stretch, first, std::min(first + together, heads),

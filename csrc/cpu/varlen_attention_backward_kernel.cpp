@@ -51,8 +51,7 @@ struct Workspace {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
     const std::int64_t packed = least(part, round_up(keys, kLanes) + kLanes);
-    const std::int64_t kept =
-        keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
+    const std::int64_t kept = keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
     const auto apart = [&](Value* shared, std::int64_t count) {
       return Operand::kDepth > 1 ? arena.take<Value>(count) : shared;
     };
@@ -258,8 +257,7 @@ class Backward {
       for (int i = 0; i < Operand::kDepth; ++i) ranges[i] = seen_in(block, first, row + i, row + i + 1);
       for (std::int64_t key = 0; key < width; key += kLanes) {
         Lanes weights[Operand::kDepth], grads[Operand::kDepth];
-        for (int i = 0; i < Operand::kDepth; ++i)
-          differentiate(row + i, key, ranges[i], unit, weights[i], grads[i]);
+        for (int i = 0; i < Operand::kDepth; ++i) differentiate(row + i, key, ranges[i], unit, weights[i], grads[i]);
         const std::int64_t place = row * kStride + key * Operand::kDepth;
         Operand::store_step(work_.weights_by_query + place, weights);
         Operand::store_step(work_.grad_scores_by_query + place, grads);
@@ -344,8 +342,7 @@ class Backward {
   void write_keys(void* grads, const float* sums, float factor) const {
     const Range keys = common(packed_, owned_keys_);
     for (std::int64_t key = keys.begin; key < keys.end; ++key)
-      write_row(static_cast<Stored*>(grads) +
-                    ((stretch_.begin_k + key) * view_.kv_heads + kv_head_) * view_.head_dim,
+      write_row(static_cast<Stored*>(grads) + ((stretch_.begin_k + key) * view_.kv_heads + kv_head_) * view_.head_dim,
                 sums + (key - packed_.begin) * padded_, factor);
   }
 

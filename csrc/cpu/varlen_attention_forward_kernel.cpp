@@ -224,12 +224,12 @@ class Forward {
       for (std::int64_t row = 0; row < last - first; row += kRows) {
         const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
         const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
-        multiply<Operand>(some, {work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth},
-                          {work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
-                           kLanes * Operand::kDepth, padded_ * Operand::kDepth},
-                          (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
-                          {sums + row * padded_ + vector * kLanes, padded_, factors != nullptr,
-                           factors ? factors + row : nullptr});
+        multiply<Operand>(
+            some, {work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth},
+            {work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth, kLanes * Operand::kDepth,
+             padded_ * Operand::kDepth},
+            (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
+            {sums + row * padded_ + vector * kLanes, padded_, factors != nullptr, factors ? factors + row : nullptr});
         prefetcher_.step();
       }
     }

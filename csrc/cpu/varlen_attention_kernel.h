@@ -37,7 +37,7 @@ struct AttentionOutputs {
 
 struct AttentionGradients {
   HeadsView grad_out, out;
-  const float *lse, *grad_lse;    // [H, Tq]
+  const float *lse, *grad_lse;     // [H, Tq]
   void *grad_q, *grad_k, *grad_v;  // [Tq, H, D], [Tk, Hk, D], [Tk, Hk, D], contiguous
 };
 
@@ -56,17 +56,16 @@ struct AttentionKernel {
 
 constexpr std::int64_t kStretchUnit = 32;
 
-#define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                       \
-  namespace isa {                                                                                              \
-  std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);        \
-  std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);       \
-  void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,  \
-                         std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);              \
-  void attention_backward(const AttentionView& view, const AttentionStretch& stretch,                          \
-                          std::int64_t first_kv_head, std::int64_t last_kv_head,                               \
-                          const AttentionGradients& gradients, void* scratch);                                 \
-  inline constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,                \
-                                             attention_forward, attention_backward};                           \
+#define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                          \
+  namespace isa {                                                                                                 \
+  std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);          \
+  std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);         \
+  void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,     \
+                         std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);                 \
+  void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head, \
+                          std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch);         \
+  inline constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,            \
+                                                    attention_forward, attention_backward};                       \
   }
 
 SLAP_FAST_ATTENTION_KERNELS(baseline)

@@ -165,8 +165,12 @@ void LogMel::prepare(Pass& pass, const LogMelSpec& spec, bool backward, int devi
     total += (table.size() * sizeof(table[0]) + 255) / 256 * 256;
     return offset;
   };
-  const std::size_t offsets[] = {place(plan.taps),        place(plan.roots),            place(plan.mel_begin),
-                                 place(plan.mel_weights), place(plan.spectrum_weights), place(plan.bin_begin),
+  const std::size_t offsets[] = {place(plan.taps),
+                                 place(plan.roots),
+                                 place(plan.mel_begin),
+                                 place(plan.mel_weights),
+                                 place(plan.spectrum_weights),
+                                 place(plan.bin_begin),
                                  place(plan.bin_weights)};
   check(cudaMalloc(&pass.memory, total), "cudaMalloc of tables");
   const auto upload = [&](auto& address, const auto& table, std::size_t offset) {

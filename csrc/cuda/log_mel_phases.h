@@ -13,7 +13,7 @@
 namespace slap_fast::cuda {
 
 struct LogMelInput {
-  const float* floats;          // [samples]; either this
+  const float* floats;         // [samples]; either this
   const std::int16_t* int16s;  // or this
   std::int64_t samples;
   const std::int64_t* cu_seqlens;  // [clips + 1]

@@ -76,7 +76,7 @@ struct LogMelPlan {
   std::vector<BinWeight> bin_weights;
 
   LogMelTables tables() const {
-    return {taps.data(),      roots.data(),    mel_begin.data(), mel_weights.data(), spectrum_weights.data(),
+    return {taps.data(),      roots.data(),      mel_begin.data(), mel_weights.data(), spectrum_weights.data(),
             bin_begin.data(), bin_weights.data()};
   }
 };

@@ -9,12 +9,23 @@ namespace slap_fast::cuda {
 template <class Visit>
 bool visit_register_transform(int n_fft, Visit&& visit) {
   switch (n_fft) {
-    case 256: visit(RegisterTransform<16, 16, 32>()); return true;
-    case 400: visit(RegisterTransform<20, 20, 32>()); return true;
-    case 512: visit(RegisterTransform<32, 16, 32>()); return true;
-    case 1024: visit(RegisterTransform<32, 32, 16>()); return true;
-    case 2048: visit(RegisterTransform<64, 32, 8>()); return true;
-    default: return false;
+    case 256:
+      visit(RegisterTransform<16, 16, 32>());
+      return true;
+    case 400:
+      visit(RegisterTransform<20, 20, 32>());
+      return true;
+    case 512:
+      visit(RegisterTransform<32, 16, 32>());
+      return true;
+    case 1024:
+      visit(RegisterTransform<32, 32, 16>());
+      return true;
+    case 2048:
+      visit(RegisterTransform<64, 32, 8>());
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -83,7 +83,7 @@ SLAP_FAST_DEVICE float grad_energy(const LogMelBlock& block, int frame, int bin)
   const float* grad_mels = block.shared + sizes.samples + frame * sizes.mel_pitch;
   float sum = 0.0f;
   SLAP_FAST_NO_UNROLL  // it stands in line once for each bin of a row
-  for (int i = block.tables.bin_begin[bin]; i < block.tables.bin_begin[bin + 1]; ++i) {
+      for (int i = block.tables.bin_begin[bin]; i < block.tables.bin_begin[bin + 1]; ++i) {
     const BinWeight entry = block.tables.bin_weights[i];
     sum += entry.weight * grad_mels[entry.mel];
   }
@@ -93,8 +93,8 @@ SLAP_FAST_DEVICE float grad_energy(const LogMelBlock& block, int frame, int bin)
 // A sample of frame `frame`, conditioned and windowed.
 SLAP_FAST_DEVICE float windowed(const LogMelBlock& block, int frame, float mean, Tap tap, bool first) {
   const LogMelSizes& sizes = block.sizes;
-  const float x = first ? block.shared[sizes.head + frame]
-                        : block.shared[sizes.samples + frame * sizes.pitch + tap.word];
+  const float x =
+      first ? block.shared[sizes.head + frame] : block.shared[sizes.samples + frame * sizes.pitch + tap.word];
   return (x - mean) * tap.window;
 }
 
@@ -282,9 +282,9 @@ struct RegisterTransform {
     Complex odd[Columns], z[Columns];
     SLAP_FAST_UNROLL
     for (int k = 0; k < Columns; ++k)
-      odd[k] = k < half ? bin_gradient(block, frame, Steps / 2 + Steps * k, middle[k * Frames],
-                                       middle[(half + k) * Frames])
-                        : Complex{0.0f, 0.0f};
+      odd[k] = k < half
+                   ? bin_gradient(block, frame, Steps / 2 + Steps * k, middle[k * Frames], middle[(half + k) * Frames])
+                   : Complex{0.0f, 0.0f};
     dft_adjoint<Columns>(odd, z);
     SLAP_FAST_UNROLL
     for (int j = 0; j < Columns; ++j) {

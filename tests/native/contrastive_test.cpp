@@ -175,11 +175,11 @@ void check_call(Random& random, const Call& call) {
   double grad_scale = NAN, grad_bias = NAN, scale_exact = 0.0, bias_exact = 0.0, size = 0.0;
   void* grad_audio = wide ? static_cast<void*>(audio_floats.data()) : audio_halves.data();
   void* grad_text = wide ? static_cast<void*>(text_floats.data()) : text_halves.data();
-  slap_fast::contrastive_sums_backward(inputs,
-                                       {grad_row.data(), grad_column.data(), grad_positive.data(), row_loss.data(),
-                                        column_loss.data(), facts.data() + 3 * rows, column_largest.data(), grad_audio,
-                                        grad_text, &grad_scale, &grad_bias},
-                                       threads);
+  slap_fast::contrastive_sums_backward(
+      inputs,
+      {grad_row.data(), grad_column.data(), grad_positive.data(), row_loss.data(), column_loss.data(),
+       facts.data() + 3 * rows, column_largest.data(), grad_audio, grad_text, &grad_scale, &grad_bias},
+      threads);
   for (std::int64_t row = 0; row < rows; ++row) {
     double positives = 0.0;
     for (std::int64_t column = 0; column < columns; ++column) positives += call.positive(row, column);

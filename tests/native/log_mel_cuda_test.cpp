@@ -47,8 +47,7 @@ Reference reference(const LogMelSpec& spec, const std::vector<double>& clip, std
   const double over_clip = spec.preemphasis_over_clip ? spec.preemphasis : 0.0;
   const double in_frame = spec.preemphasis_over_clip ? 0.0 : spec.preemphasis;
   std::vector<double> x(length), grad_x(length);
-  for (std::int64_t t = 0; t < length; ++t)
-    x[t] = spec.input_scale * (t ? clip[t] - over_clip * clip[t - 1] : clip[t]);
+  for (std::int64_t t = 0; t < length; ++t) x[t] = spec.input_scale * (t ? clip[t] - over_clip * clip[t - 1] : clip[t]);
   Reference result;
   std::vector<double> cosines(n), sines(n);
   for (std::int64_t i = 0; i < n; ++i) {
@@ -177,8 +176,13 @@ struct Batch {
   std::vector<float> floats;
   std::vector<std::int16_t> int16s;
   LogMelInput input(bool as_int16) const {
-    return {as_int16 ? nullptr : floats.data(), as_int16 ? int16s.data() : nullptr, cu_seqlens.back(),
-            cu_seqlens.data(), cu_frames.data(), static_cast<std::int64_t>(cu_seqlens.size()) - 1, cu_frames.back()};
+    return {as_int16 ? nullptr : floats.data(),
+            as_int16 ? int16s.data() : nullptr,
+            cu_seqlens.back(),
+            cu_seqlens.data(),
+            cu_frames.data(),
+            static_cast<std::int64_t>(cu_seqlens.size()) - 1,
+            cu_frames.back()};
   }
 };
 
@@ -232,16 +236,14 @@ void check_values(Random& random, const LogMelSpec& spec, const std::vector<std:
     const std::vector<double> clip(batch.floats.begin() + batch.cu_seqlens[c],
                                    batch.floats.begin() + batch.cu_seqlens[c + 1]);
     const std::int64_t first = batch.cu_frames[c] * spec.n_mels;
-    const Reference expected =
-        reference(spec, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
+    const Reference expected = reference(spec, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
     for (std::size_t i = 0; i < expected.mels.size(); ++i) {
       const double error = std::fabs(mels[first + i] - expected.mels[i]);
-      require(error <= expected.tolerances[i],
-              what + ": clip of " + std::to_string(lengths[c]) + ", value " + std::to_string(i) + " is " +
-                  std::to_string(mels[first + i]) + ", not " + std::to_string(expected.mels[i]));
+      require(error <= expected.tolerances[i], what + ": clip of " + std::to_string(lengths[c]) + ", value " +
+                                                   std::to_string(i) + " is " + std::to_string(mels[first + i]) +
+                                                   ", not " + std::to_string(expected.mels[i]));
     }
-    const Reference slopes =
-        reference(smooth, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
+    const Reference slopes = reference(smooth, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
     expected_gradient.insert(expected_gradient.end(), slopes.gradient.begin(), slopes.gradient.end());
     Batch alone;
     alone.cu_seqlens.push_back(lengths[c]);

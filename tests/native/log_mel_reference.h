@@ -19,9 +19,9 @@ class LogMelReference {
   static constexpr double kRounding = 2 * 0x1p-24;
 
   struct Frame {
-    Doubles re, im, energy;   // [n_bins]
-    Doubles mel, mel_bound;   // [n_mels]
-    double bound = 0.0;       // on each of re, im
+    Doubles re, im, energy;  // [n_bins]
+    Doubles mel, mel_bound;  // [n_mels]
+    double bound = 0.0;      // on each of re, im
   };
 
   LogMelReference(const slap_fast::LogMelSpec& spec, const float* samples, std::int64_t length)
@@ -107,7 +107,8 @@ class LogMelReference {
   }
 
   // Adds to grad [length] and bound [length]; finish() follows once all frames are added.
-  void add_gradient(const Frame& frame, std::int64_t index, const float* grad_mels, Doubles& grad, Doubles& bound) const {
+  void add_gradient(const Frame& frame, std::int64_t index, const float* grad_mels, Doubles& grad,
+                    Doubles& bound) const {
     const std::int64_t win = spec_.win_length;
     Doubles re(n_bins_), im(n_bins_);
     double spectral_bound = 0.0, spectral_size = 0.0;

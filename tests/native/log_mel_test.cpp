@@ -1,9 +1,10 @@
 // Log-mel on random conventions and clips: values and gradients against plain double precision, every byte that is read
 // or written, and bits that no thread, neighbour or layout may change.
+#include "cpu/log_mel.h"
+
 #include <limits>
 #include <optional>
 
-#include "cpu/log_mel.h"
 #include "log_mel_reference.h"
 #include "native_tests.h"
 #include "testing.h"
@@ -34,7 +35,7 @@ std::vector<float> random_filters(Random& random, std::int64_t rows, std::int64_
 
 LogMelSpec random_spec(Random& random, std::int64_t most_n_fft) {
   LogMelSpec spec;
-  const std::vector<std::int64_t> sizes{1,  2,  3,  4,  5,  6,  7,   8,   9,   11,  13,  16,  25,
+  const std::vector<std::int64_t> sizes{1,  2,  3,  4,  5,  6,   7,   8,   9,   11,  13,  16,  25,
                                         27, 30, 49, 60, 97, 128, 210, 257, 400, 512, 599, 1024};
   do {
     spec.n_fft = random.once_in(2) ? random.of(sizes) : random.between(1, 600);
@@ -100,8 +101,13 @@ Clips random_clips(Random& random, const LogMelSpec& spec, std::int64_t frames) 
 }
 
 PackedWaveform packed(const Clips& clips, const float* floats, const std::int16_t* int16s = nullptr) {
-  return {floats,           int16s,        static_cast<std::int64_t>(clips.samples.size()), clips.cu_seqlens.data(),
-          clips.cu_frames.data(), clips.count(), clips.frames()};
+  return {floats,
+          int16s,
+          static_cast<std::int64_t>(clips.samples.size()),
+          clips.cu_seqlens.data(),
+          clips.cu_frames.data(),
+          clips.count(),
+          clips.frames()};
 }
 
 // One convention with clips, whose every call is made on arrays of exactly their size.
@@ -152,7 +158,8 @@ class Trial {
     if (has_reference_) check_reference(mels, grad);
     for (int threads : kThreadCounts) {
       require_same(mels, forward(packed(clips_, samples_.data()), threads), "mel values change with threads");
-      require_same(grad, backward(packed(clips_, samples_.data()), grads_.data(), threads), "gradient changes with threads");
+      require_same(grad, backward(packed(clips_, samples_.data()), grads_.data(), threads),
+                   "gradient changes with threads");
     }
     check_one_by_one(mels, grad);
     check_int16(mels);
@@ -211,8 +218,7 @@ class Trial {
       const Exact<float> mels_alone = forward(packed(alone, samples.data()), 1);
       require(same_bits(mels_alone.data(), mels.data() + first * spec_.n_mels, mels_alone.size()),
               name() + "mel values of a clip alone differ");
-      const Exact<float> grad_alone =
-          backward(packed(alone, samples.data()), grads_.data() + first * spec_.n_mels, 1);
+      const Exact<float> grad_alone = backward(packed(alone, samples.data()), grads_.data() + first * spec_.n_mels, 1);
       require(same_bits(grad_alone.data(), grad.data() + begin, grad_alone.size()),
               name() + "gradient of a clip alone differs");
     }
@@ -294,7 +300,8 @@ class Trial {
         bool holds = false;
         for (std::int64_t i = 0; i < spec_.win_length && !holds; ++i) {
           const std::int64_t from = reference.source(reference.start(frame) + i);
-          holds = from >= 0 && (begin + from == at || (spec_.preemphasis_over_clip && from > 0 && begin + from == at + 1));
+          holds =
+              from >= 0 && (begin + from == at || (spec_.preemphasis_over_clip && from > 0 && begin + from == at + 1));
         }
         return holds;
       };
@@ -341,8 +348,8 @@ LogMelSpec small_spec() {
 
 void check_refused_specs() {
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max(), kLeast = -kMost - 1;
-  std::int64_t LogMelSpec::*const sizes[] = {&LogMelSpec::n_fft, &LogMelSpec::win_length, &LogMelSpec::hop_length,
-                                             &LogMelSpec::n_mels};
+  std::int64_t LogMelSpec::* const sizes[] = {&LogMelSpec::n_fft, &LogMelSpec::win_length, &LogMelSpec::hop_length,
+                                              &LogMelSpec::n_mels};
   for (const auto size : sizes) {
     for (std::int64_t value : {std::int64_t{0}, std::int64_t{-1}, (std::int64_t{1} << 24) + 1, kMost, kLeast}) {
       LogMelSpec spec = small_spec();
@@ -377,15 +384,22 @@ void check_refused_calls() {
   const std::vector<std::int16_t> int16s(10);
   for (std::int64_t i = 0; i < 10; ++i) samples[i] = 1.0f;
   constexpr std::int64_t kFar = std::numeric_limits<std::int64_t>::max();
-  const auto refuse = [&](const Offsets& cu_seqlens, const Offsets& cu_frames, std::int64_t clips, std::int64_t frames) {
+  const auto refuse = [&](const Offsets& cu_seqlens, const Offsets& cu_frames, std::int64_t clips,
+                          std::int64_t frames) {
     const PackedWaveform waveform{samples.data(), nullptr, 10, cu_seqlens.data(), cu_frames.data(), clips, frames};
     const PatchForm form{1, 2, 0.0f, 0.0f, nullptr, nullptr};
     require_refused("malformed offsets", [&] { log_mel.forward(waveform, mels.data(), 2); });
     require_refused("malformed offsets", [&] { log_mel.backward(waveform, mels.data(), samples.data(), 2); });
     require_refused("malformed offsets", [&] { log_mel.patches(waveform, form, mels.data(), frames, 2); });
   };
-  for (const Offsets& wrong :
-       {Offsets{1, 4, 10}, {0, 4, 9}, {0, 4, 11}, {0, 11, 10}, {0, -1, 10}, {0, kFar, 10}, {-kFar, 4, 10}, {0, 4, kFar}})
+  for (const Offsets& wrong : {Offsets{1, 4, 10},
+                               {0, 4, 9},
+                               {0, 4, 11},
+                               {0, 11, 10},
+                               {0, -1, 10},
+                               {0, kFar, 10},
+                               {-kFar, 4, 10},
+                               {0, 4, kFar}})
     refuse(wrong, {0, 1, 3}, 2, 3);
   for (const Offsets& wrong :
        {Offsets{1, 1, 3}, {0, 1, 2}, {0, 1, 4}, {0, 4, 3}, {0, -1, 3}, {0, kFar, 3}, {-kFar, 1, 3}, {0, 1, kFar}})
@@ -400,8 +414,14 @@ void check_refused_calls() {
   of_int16s.floats = nullptr;
   of_int16s.int16s = int16s.data();
   require_refused("a gradient of 16-bit samples", [&] { log_mel.backward(of_int16s, mels.data(), nullptr, 1); });
-  for (const auto& [frames, patch_mels] : {std::pair<std::int64_t, std::int64_t>{0, 2}, {-1, 2}, {4097, 2}, {kFar, 2},
-                                           {1, 0}, {1, -1}, {1, 3}, {1, kFar}}) {
+  for (const auto& [frames, patch_mels] : {std::pair<std::int64_t, std::int64_t>{0, 2},
+                                           {-1, 2},
+                                           {4097, 2},
+                                           {kFar, 2},
+                                           {1, 0},
+                                           {1, -1},
+                                           {1, 3},
+                                           {1, kFar}}) {
     const PatchForm form{frames, patch_mels, 0.0f, 0.0f, nullptr, nullptr};
     require_refused("a patch form", [&] { log_mel.patches(waveform, form, mels.data(), 3, 1); });
   }
@@ -419,7 +439,10 @@ void test_log_mel() {
     bool has_reference;
   };
   // Many small conventions, some large ones, and enough frames for tasks, stretches and threads to divide.
-  for (const Kind& kind : {Kind{100, 64, 40, true}, {30, 16, 400, true}, {20, 1024, 4, true}, {12, 600, 150, false},
+  for (const Kind& kind : {Kind{100, 64, 40, true},
+                           {30, 16, 400, true},
+                           {20, 1024, 4, true},
+                           {12, 600, 150, false},
                            {6, 40, 3000, false}}) {
     for (int i = 0; i < kind.trials; ++i) {
       const LogMelSpec spec = random_spec(random, kind.most_n_fft);

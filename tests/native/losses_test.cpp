@@ -238,15 +238,13 @@ void check_malformed() {
   float score = 0.0f;
   const auto refused = [&](std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature) {
     const ScoreRows scores{&score, rows, columns, stride};
-    require_refused("malformed scores", [&] {
-      slap_fast::sinkhorn_masses(scores, {temperature, nullptr}, &score, nullptr, 1);
-    });
+    require_refused("malformed scores",
+                    [&] { slap_fast::sinkhorn_masses(scores, {temperature, nullptr}, &score, nullptr, 1); });
     require_refused("malformed scores of a student", [&] {
       slap_fast::prototype_cross_entropy(scores, &score, temperature, {0.1f, nullptr}, nullptr, {}, 1);
     });
     if (temperature <= 0.0f) return;
-    require_refused("malformed logits",
-                    [&] { slap_fast::linear_cross_entropy(scores, nullptr, {0.0, 0.0}, {}, 1); });
+    require_refused("malformed logits", [&] { slap_fast::linear_cross_entropy(scores, nullptr, {0.0, 0.0}, {}, 1); });
   };
   refused(-1, 1, 16, 1.0f);
   refused(0, 0, 16, 1.0f);

@@ -43,9 +43,7 @@ struct Matrix {
     }
   }
 
-  std::int64_t size() const {
-    return lanes && depth ? (lanes - 1) * lane_stride + (depth - 1) * depth_stride + 1 : 0;
-  }
+  std::int64_t size() const { return lanes && depth ? (lanes - 1) * lane_stride + (depth - 1) * depth_stride + 1 : 0; }
   double at(std::int64_t lane, std::int64_t k) const { return floats[lane * lane_stride + k * depth_stride]; }
   ProductSide side(Storage element) const {
     const void* data = element == Storage::float32 ? static_cast<const void*>(floats.data()) : halves.data();

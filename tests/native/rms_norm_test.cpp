@@ -1,7 +1,9 @@
-// RMSNorm and its gradients against sums in long double: every storage and width, and nothing read or written beside it.
+// RMSNorm and its gradients against sums in long double: every storage and width, and nothing read or written beside
+// it.
+#include "cpu/rms_norm.h"
+
 #include <limits>
 
-#include "cpu/rms_norm.h"
 #include "native_tests.h"
 #include "testing.h"
 
@@ -30,8 +32,9 @@ struct Values {
     const int mantissa_bits = storage == Storage::bfloat16 ? 7 : 10, bias = storage == Storage::bfloat16 ? 127 : 15;
     const int exponent = (narrow[i] & 0x7fff) >> mantissa_bits, mantissa = narrow[i] & ((1 << mantissa_bits) - 1);
     if (exponent == 2 * bias + 1) return std::numeric_limits<double>::quiet_NaN();
-    const double magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                                           : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+    const double magnitude = exponent == 0
+                                 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                                 : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
     return narrow[i] & 0x8000 ? -magnitude : magnitude;
   }
   // Eighths between -2 and 2, which every type holds.

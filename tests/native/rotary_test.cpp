@@ -1,8 +1,9 @@
 // A rotation against complex numbers in long double: every storage, stride and shape, and nothing written beside it.
+#include "cpu/rotary.h"
+
 #include <complex>
 #include <limits>
 
-#include "cpu/rotary.h"
 #include "native_tests.h"
 #include "testing.h"
 

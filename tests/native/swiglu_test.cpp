@@ -1,7 +1,8 @@
 // SwiGLU's gate against long double, forward and backward, in arrays of exactly their size.
+#include "cpu/swiglu.h"
+
 #include <limits>
 
-#include "cpu/swiglu.h"
 #include "native_tests.h"
 #include "testing.h"
 
@@ -24,7 +25,9 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
       const std::int64_t at = 2 * row * width + i;
       const long double gate = gate_up[at], up = gate_up[at + width], g = grad[row * width + i];
       const long double s = 1 / (1 + std::exp(-gate)), slope = s * (1 + gate * (1 - s));
-      const auto near = [](float x, long double exact) { return std::fabs(x - exact) <= 1e-6L * (std::fabs(exact) + 1); };
+      const auto near = [](float x, long double exact) {
+        return std::fabs(x - exact) <= 1e-6L * (std::fabs(exact) + 1);
+      };
       require(near(out[row * width + i], gate * s * up), "swiglu");
       require(near(grad_gate_up[at], g * up * slope), "gradient of the gate");
       require(near(grad_gate_up[at + width], g * gate * s), "gradient of what it lets through");

@@ -18,8 +18,7 @@ namespace testing {
 
 inline void require(bool holds, const std::string& what) {
   if (holds) return;
-  std::fprintf(stderr, "failed: %s (instruction set %s)\n", what.c_str(),
-               slap_fast::isa_name(slap_fast::chosen_isa()));
+  std::fprintf(stderr, "failed: %s (instruction set %s)\n", what.c_str(), slap_fast::isa_name(slap_fast::chosen_isa()));
   std::exit(1);
 }
 

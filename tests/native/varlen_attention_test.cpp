@@ -1,10 +1,11 @@
 // Attention on random clips: values and gradients against plain double precision, every byte that is read or written,
 // and bits that no thread and no neighbour may change.
+#include "cpu/varlen_attention.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "cpu/varlen_attention.h"
 #include "native_tests.h"
 #include "testing.h"
 
@@ -80,8 +81,8 @@ struct Problem {
   }
 
   AttentionInputs inputs() const {
-    return {Storage::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left, shape.right, shape.scale,
-            q.view(),         k.view(),    v.view()};
+    return {Storage::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left,
+            shape.right,      shape.scale, q.view(),       k.view(),       v.view()};
   }
   AttentionBatch batch() const {
     return {cu_q.data(), cu_k.data(), static_cast<std::int64_t>(shape.lengths_q.size()), total_q, total_k};
@@ -93,16 +94,15 @@ struct Problem {
     Results results{poisoned(queries, 1), poisoned(shape.heads * total_q, 3), poisoned(queries, 5), poisoned(keys, 7),
                     poisoned(keys, 9)};
     varlen_attention(inputs(), batch(), {results.out.data(), results.lse.data()}, threads);
-    varlen_attention_backward(
-        inputs(), batch(),
-        {grad.view(),
-         {results.out.data(), shape.heads * shape.head_dim, shape.head_dim},
-         results.lse.data(),
-         grad_lse.data(),
-         results.grad_q.data(),
-         results.grad_k.data(),
-         results.grad_v.data()},
-        threads);
+    varlen_attention_backward(inputs(), batch(),
+                              {grad.view(),
+                               {results.out.data(), shape.heads * shape.head_dim, shape.head_dim},
+                               results.lse.data(),
+                               grad_lse.data(),
+                               results.grad_q.data(),
+                               results.grad_k.data(),
+                               results.grad_v.data()},
+                              threads);
     return results;
   }
 };
@@ -114,8 +114,8 @@ void require_close(const char* what, const Exact<float>& actual, const std::vect
     const double wanted = expected[static_cast<std::size_t>(i)];
     const bool close = std::isfinite(wanted) ? std::abs(actual[i] - wanted) <= 3e-5 * largest
                                              : static_cast<double>(actual[i]) == wanted;
-    require(!is_poison(actual[i]) && close, std::string(what) + " is " + std::to_string(actual[i]) + ", not " +
-                                                std::to_string(wanted));
+    require(!is_poison(actual[i]) && close,
+            std::string(what) + " is " + std::to_string(actual[i]) + ", not " + std::to_string(wanted));
   }
 }
 
@@ -161,8 +161,8 @@ void check_against_plain_loops(const Problem& problem, const Results& results) {
         for (std::int64_t j = begin; j < end; ++j) {
           double product = 0.0;
           for (std::int64_t e = 0; e < width; ++e) {
-            product += static_cast<double>(problem.grad.at(query, head, e)) *
-                       problem.v.at(problem.cu_k[clip] + j, kv_head, e);
+            product +=
+                static_cast<double>(problem.grad.at(query, head, e)) * problem.v.at(problem.cu_k[clip] + j, kv_head, e);
             grad_v[column(j, e)] += weights[size(j - begin)] * problem.grad.at(query, head, e);
           }
           const double grad_score = weights[size(j - begin)] * (product - delta) * shape.scale;
@@ -242,11 +242,9 @@ void check_sixteen_bits(Random& random, Storage storage) {
   const auto view = [&](const Exact<std::uint16_t>& x, std::int64_t heads) {
     return HeadsView{x.data(), heads * shape.head_dim, shape.head_dim};
   };
-  const AttentionInputs inputs{storage,     shape.heads,
-                               shape.kv_heads, shape.head_dim,
-                               shape.left,  shape.right,
-                               shape.scale, view(q, shape.heads),
-                               view(k, shape.kv_heads), view(v, shape.kv_heads)};
+  const AttentionInputs inputs{
+      storage,     shape.heads, shape.kv_heads,       shape.head_dim,          shape.left,
+      shape.right, shape.scale, view(q, shape.heads), view(k, shape.kv_heads), view(v, shape.kv_heads)};
   const AttentionBatch batch{cu_q.data(), cu_k.data(), static_cast<std::int64_t>(shape.lengths_q.size()), cu_q.back(),
                              cu_k.back()};
   varlen_attention(inputs, batch, {out.data(), lse.data()}, 2);

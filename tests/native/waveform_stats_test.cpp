@@ -1,8 +1,9 @@
 // Waveform statistics against a plain loop, the same bits from every instruction set and thread count.
+#include "cpu/waveform_stats.h"
+
 #include <iterator>
 #include <limits>
 
-#include "cpu/waveform_stats.h"
 #include "native_tests.h"
 #include "testing.h"
 
