@@ -51,11 +51,11 @@ slap_fast::Padding padding_of(const std::string& name) {
   throw std::invalid_argument("unknown padding '" + name + "'; choose zeros, reflect or kaldi");
 }
 
-slap_fast::Storage storage_of(const std::string& name) {
-  if (name == "float32") return slap_fast::Storage::float32;
-  if (name == "bfloat16") return slap_fast::Storage::bfloat16;
-  if (name == "float16") return slap_fast::Storage::float16;
-  throw std::invalid_argument("unknown storage '" + name + "'; choose float32, bfloat16 or float16");
+slap_fast::DType dtype_of(const std::string& name) {
+  if (name == "float32") return slap_fast::DType::float32;
+  if (name == "bfloat16") return slap_fast::DType::bfloat16;
+  if (name == "float16") return slap_fast::DType::float16;
+  throw std::invalid_argument("unknown dtype '" + name + "'; choose float32, bfloat16 or float16");
 }
 
 using Table = py::array_t<float, py::array::c_style>;
@@ -153,28 +153,28 @@ void bind_log_mel(py::module_& module) {
 void bind_rms_norm(py::module_& module) {
   module.def(
       "rms_norm",
-      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address x, Address residual, Address weight,
+      [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address x, Address residual, Address weight,
          float eps, Address sum, Address normed, Address rstd, int threads) {
-        slap_fast::rms_norm({storage_of(storage), rows, width},
+        slap_fast::rms_norm({dtype_of(dtype), rows, width},
                             {at<const void>(x), at<const void>(residual), at<const void>(weight), eps, at<void>(sum),
                              at<void>(normed), at<float>(rstd)},
                             threads);
       },
-      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("x"), py::arg("residual"), py::arg("weight"),
+      py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("x"), py::arg("residual"), py::arg("weight"),
       py::arg("eps"), py::arg("sum"), py::arg("normed"), py::arg("rstd"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   module.def(
       "rms_norm_backward",
-      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address grad_normed, Address grad_sum,
+      [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address grad_normed, Address grad_sum,
          Address sum, Address weight, Address rstd, Address grad, Address grad_weight, int threads) {
         slap_fast::rms_norm_backward(
-            {storage_of(storage), rows, width},
+            {dtype_of(dtype), rows, width},
             {at<const void>(grad_normed), at<const void>(grad_sum), at<const void>(sum), at<const void>(weight),
              at<const float>(rstd), at<void>(grad), at<void>(grad_weight)},
             threads);
       },
-      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("grad_normed"), py::arg("grad_sum"),
-      py::arg("sum"), py::arg("weight"), py::arg("rstd"), py::arg("grad"), py::arg("grad_weight"), py::arg("threads"),
+      py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("grad_normed"), py::arg("grad_sum"), py::arg("sum"),
+      py::arg("weight"), py::arg("rstd"), py::arg("grad"), py::arg("grad_weight"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
 }
 
@@ -184,16 +184,16 @@ using RotaryPart = std::tuple<Address, Address, std::int64_t, std::int64_t, std:
 void bind_rotary(py::module_& module) {
   module.def(
       "rotate",
-      [](const std::vector<RotaryPart>& parts, const std::string& storage, std::int64_t head_dim,
+      [](const std::vector<RotaryPart>& parts, const std::string& dtype, std::int64_t head_dim,
          std::int64_t tokens_per_frame, std::vector<double> thetas, bool inverse, Address cu_seqlens,
          std::int64_t sequences, std::int64_t total, int threads) {
         std::vector<slap_fast::RotaryTokens> tokens;
         for (const auto& [in, out, heads, in_token, in_head, out_token, out_head] : parts)
           tokens.push_back({at<const void>(in), at<void>(out), heads, in_token, in_head, out_token, out_head});
         slap_fast::rotate({head_dim, tokens_per_frame, std::move(thetas), inverse}, at<const std::int64_t>(cu_seqlens),
-                          sequences, total, storage_of(storage), tokens, threads);
+                          sequences, total, dtype_of(dtype), tokens, threads);
       },
-      py::arg("parts"), py::arg("storage"), py::arg("head_dim"), py::arg("tokens_per_frame"), py::arg("thetas"),
+      py::arg("parts"), py::arg("dtype"), py::arg("head_dim"), py::arg("tokens_per_frame"), py::arg("thetas"),
       py::arg("inverse"), py::arg("cu_seqlens"), py::arg("sequences"), py::arg("total"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
 }
@@ -201,20 +201,20 @@ void bind_rotary(py::module_& module) {
 void bind_swiglu(py::module_& module) {
   module.def(
       "swiglu",
-      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address gate_up, Address out, int threads) {
-        slap_fast::swiglu({storage_of(storage), rows, width}, at<const void>(gate_up), at<void>(out), threads);
+      [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address gate_up, Address out, int threads) {
+        slap_fast::swiglu({dtype_of(dtype), rows, width}, at<const void>(gate_up), at<void>(out), threads);
       },
-      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
+      py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   module.def(
       "swiglu_backward",
-      [](const std::string& storage, std::int64_t rows, std::int64_t width, Address grad, Address gate_up,
+      [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address grad, Address gate_up,
          Address grad_gate_up, int threads) {
-        slap_fast::swiglu_backward({storage_of(storage), rows, width}, at<const void>(grad), at<const void>(gate_up),
+        slap_fast::swiglu_backward({dtype_of(dtype), rows, width}, at<const void>(grad), at<const void>(gate_up),
                                    at<void>(grad_gate_up), threads);
       },
-      py::arg("storage"), py::arg("rows"), py::arg("width"), py::arg("grad"), py::arg("gate_up"),
-      py::arg("grad_gate_up"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("grad"), py::arg("gate_up"), py::arg("grad_gate_up"),
+      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 // An address and the strides of tokens and heads.
@@ -228,13 +228,13 @@ void bind_varlen_attention(py::module_& module) {
   using slap_fast::AttentionBatch;
   using slap_fast::AttentionInputs;
   py::class_<AttentionInputs>(module, "AttentionInputs")
-      .def(py::init([](const std::string& element, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
+      .def(py::init([](const std::string& dtype, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
                        std::int64_t left, std::int64_t right, float scale, const Heads& q, const Heads& k,
                        const Heads& v) {
-             return AttentionInputs{storage_of(element), heads,         kv_heads,     head_dim, left, right, scale,
-                                    heads_view(q),       heads_view(k), heads_view(v)};
+             return AttentionInputs{dtype_of(dtype), heads, kv_heads,      head_dim,      left,
+                                    right,           scale, heads_view(q), heads_view(k), heads_view(v)};
            }),
-           py::arg("element"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("left"),
+           py::arg("dtype"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("left"),
            py::arg("right"), py::arg("scale"), py::arg("q"), py::arg("k"), py::arg("v"));
   py::class_<AttentionBatch>(module, "AttentionBatch")
       .def(py::init([](Address cu_seqlens_q, Address cu_seqlens_k, std::int64_t clips, std::int64_t total_q,
@@ -268,31 +268,31 @@ void bind_varlen_attention(py::module_& module) {
 // An address, and how far apart in elements the lanes and the elements of a lane are.
 using Side = std::tuple<Address, std::int64_t, std::int64_t>;
 
-slap_fast::ProductSide product_side(const std::string& element, const Side& side, std::int64_t lanes,
+slap_fast::ProductSide product_side(const std::string& dtype, const Side& side, std::int64_t lanes,
                                     std::int64_t depth) {
-  return {storage_of(element), at<const void>(std::get<0>(side)), lanes, depth, std::get<1>(side), std::get<2>(side)};
+  return {dtype_of(dtype), at<const void>(std::get<0>(side)), lanes, depth, std::get<1>(side), std::get<2>(side)};
 }
 
 void bind_matrix_product(py::module_& module) {
   module.def(
       "matrix_product",
-      [](const std::string& element, const Side& left, const Side& right, std::int64_t rows, std::int64_t columns,
+      [](const std::string& dtype, const Side& left, const Side& right, std::int64_t rows, std::int64_t columns,
          std::int64_t depth, Address out, std::int64_t stride, bool add, int threads) {
-        slap_fast::matrix_product(product_side(element, left, rows, depth),
-                                  product_side(element, right, columns, depth), at<float>(out), stride, add, threads);
+        slap_fast::matrix_product(product_side(dtype, left, rows, depth), product_side(dtype, right, columns, depth),
+                                  at<float>(out), stride, add, threads);
       },
-      py::arg("element"), py::arg("left"), py::arg("right"), py::arg("rows"), py::arg("columns"), py::arg("depth"),
+      py::arg("dtype"), py::arg("left"), py::arg("right"), py::arg("rows"), py::arg("columns"), py::arg("depth"),
       py::arg("out"), py::arg("stride"), py::arg("add"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_contrastive(py::module_& module) {
   using slap_fast::ContrastiveInputs;
   py::class_<ContrastiveInputs>(module, "ContrastiveInputs")
-      .def(py::init([](const std::string& element, std::int64_t rows, std::int64_t columns, std::int64_t width,
+      .def(py::init([](const std::string& dtype, std::int64_t rows, std::int64_t columns, std::int64_t width,
                        std::pair<Address, std::int64_t> audio, std::pair<Address, std::int64_t> text, float scale,
                        float bias, bool sigmoid, std::int64_t offset, Address audio_ids, Address text_ids,
                        std::int64_t rows_at_once) {
-             return ContrastiveInputs{storage_of(element),
+             return ContrastiveInputs{dtype_of(dtype),
                                       at<const void>(audio.first),
                                       at<const void>(text.first),
                                       rows,
@@ -308,7 +308,7 @@ void bind_contrastive(py::module_& module) {
                                       at<const std::int64_t>(text_ids),
                                       rows_at_once};
            }),
-           py::arg("element"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"), py::arg("text"),
+           py::arg("dtype"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"), py::arg("text"),
            py::arg("scale"), py::arg("bias"), py::arg("sigmoid"), py::arg("offset"), py::arg("audio_ids"),
            py::arg("text_ids"), py::arg("rows_at_once"));
   module.def(
@@ -341,8 +341,8 @@ void bind_contrastive(py::module_& module) {
       py::arg("grad_text"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
-slap_fast::Gradients gradients_of(const std::optional<std::string>& storage) {
-  return storage ? slap_fast::Gradients(storage_of(*storage)) : std::nullopt;
+slap_fast::Gradients gradients_of(const std::optional<std::string>& dtype) {
+  return dtype ? slap_fast::Gradients(dtype_of(*dtype)) : std::nullopt;
 }
 
 void bind_score_losses(py::module_& module) {

@@ -37,12 +37,12 @@ class Forward {
   Forward(const ContrastiveInputs& inputs, const ContrastiveSums& sums, int threads)
       : inputs_(inputs),
         sums_(sums),
-        kernel_(chosen_contrastive_kernel(inputs.element)),
+        kernel_(chosen_contrastive_kernel(inputs.dtype)),
         threads_(useful_threads(inputs, 1.0, threads)),
         positives_(inputs.audio_ids, inputs.rows, inputs.text_ids, inputs.columns, inputs.offset),
         rows_(inputs.rows),
         tile_columns_(round_up(std::min(kTileColumns, inputs.columns), 16)),
-        panels_(chosen_matrix_product_kernel(inputs.element), tile_columns_, inputs.width),
+        panels_(chosen_matrix_product_kernel(inputs.dtype), tile_columns_, inputs.width),
         column_largest_(round_up(inputs.columns, 16)),
         column_sum_(round_up(inputs.columns, 16)),
         scratch_(tile_scratch(threads_, tile_columns_, panels_.scratch_bytes())) {
@@ -56,7 +56,7 @@ class Forward {
   }
 
   void run() {
-    const ProductSide text{inputs_.element, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
+    const ProductSide text{inputs_.dtype, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
     const std::int64_t group = static_cast<std::int64_t>(blocks_.size()) * kRowBlock;
     for (std::int64_t column = 0; column < inputs_.columns; column += kTileColumns) {
       const std::int64_t columns = std::min(kTileColumns, inputs_.columns - column);
@@ -168,14 +168,14 @@ class Forward {
   void finish() {
     const std::int64_t rows = inputs_.rows, columns = inputs_.columns;
     const std::vector<float> mean =
-        mean_row(kernel_, inputs_.element, inputs_.text, columns, inputs_.text_stride, inputs_.width);
+        mean_row(kernel_, inputs_.dtype, inputs_.text, columns, inputs_.text_stride, inputs_.width);
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto i = static_cast<std::size_t>(row);
       const auto positives = static_cast<double>(positives_.count(row));
       const auto negatives = static_cast<double>(columns) - positives;
       const char* audio =
-          static_cast<const char*>(inputs_.audio) + row * row_bytes(inputs_.element, inputs_.audio_stride);
-      const double all = kernel_.dot(inputs_.element, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
+          static_cast<const char*>(inputs_.audio) + row * row_bytes(inputs_.dtype, inputs_.audio_stride);
+      const double all = kernel_.dot(inputs_.dtype, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
       const double positive = rows_.positive_similarity[i] / std::max(positives, 1.0);
       sums_.row_facts[row] = static_cast<float>(positive);
       sums_.row_facts[rows + row] =

@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
 struct ContrastiveInputs {
-  Storage element;
+  DType dtype;
   const void *audio, *text;  // [rows, width] and [columns, width], rows a stride apart
   std::int64_t rows, columns, width, audio_stride, text_stride;
   float scale, bias;

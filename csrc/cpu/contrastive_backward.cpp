@@ -21,8 +21,8 @@ class Backward {
   Backward(const ContrastiveInputs& inputs, const ContrastiveGradients& gradients, int threads)
       : inputs_(inputs),
         gradients_(gradients),
-        kernel_(chosen_contrastive_kernel(inputs.element)),
-        products_(chosen_matrix_product_kernel(inputs.element)),
+        kernel_(chosen_contrastive_kernel(inputs.dtype)),
+        products_(chosen_matrix_product_kernel(inputs.dtype)),
         narrow_(products_.value_bytes == 2),
         threads_(useful_threads(inputs, 3.0, threads)),
         positives_(inputs.audio_ids, inputs.rows, inputs.text_ids, inputs.columns, inputs.offset),
@@ -33,7 +33,7 @@ class Backward {
         audio_channels_(products_, inputs.width, group_),
         logit_grads_(group_ * stride_ * products_.value_bytes),
         audio_sums_(group_ * inputs.width),
-        text_sums_(inputs.element == Storage::float32 ? 0 : inputs.columns * inputs.width),
+        text_sums_(inputs.dtype == DType::float32 ? 0 : inputs.columns * inputs.width),
         column_largest_(stride_),
         column_loss_(stride_),
         column_grad_(stride_),
@@ -49,12 +49,12 @@ class Backward {
     if (inputs.rows > 0 && std::isnormal(1.0f / row_grad_[0])) unit_ = row_grad_[0];
     for (float& grad : row_grad_) grad /= unit_;
     for (float& grad : positive_grad_) grad /= unit_;
-    text_mean_ = mean_row(kernel_, inputs.element, inputs.text, inputs.columns, inputs.text_stride, inputs.width);
-    audio_mean_ = mean_row(kernel_, inputs.element, inputs.audio, inputs.rows, inputs.audio_stride, inputs.width);
+    text_mean_ = mean_row(kernel_, inputs.dtype, inputs.text, inputs.columns, inputs.text_stride, inputs.width);
+    audio_mean_ = mean_row(kernel_, inputs.dtype, inputs.audio, inputs.rows, inputs.audio_stride, inputs.width);
   }
 
   void run() {
-    const ProductSide text{inputs_.element, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
+    const ProductSide text{inputs_.dtype, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
     for (std::int64_t row = 0; row < inputs_.rows; row += group_) {
       const std::int64_t rows = std::min(group_, inputs_.rows - row);
       audio_channels_.pack(channels(inputs_.audio, inputs_.rows, inputs_.audio_stride), 0, inputs_.width, row, rows,
@@ -84,12 +84,12 @@ class Backward {
  private:
   // Channels as lanes of a product that sums over rows.
   ProductSide channels(const void* data, std::int64_t rows, std::int64_t stride) const {
-    return {inputs_.element, data, inputs_.width, rows, 1, stride};
+    return {inputs_.dtype, data, inputs_.width, rows, 1, stride};
   }
 
   // The gradients of logits as the left side of a product, by rows or by columns.
   ProductSide logit_grads(std::int64_t lanes, std::int64_t depth, bool by_rows) const {
-    return {narrow_ ? Storage::bfloat16 : Storage::float32,
+    return {narrow_ ? DType::bfloat16 : DType::float32,
             logit_grads_.get(),
             lanes,
             depth,
@@ -98,7 +98,7 @@ class Backward {
   }
 
   float* text_sums() const {
-    return inputs_.element == Storage::float32 ? static_cast<float*>(gradients_.grad_text) : text_sums_.get();
+    return inputs_.dtype == DType::float32 ? static_cast<float*>(gradients_.grad_text) : text_sums_.get();
   }
 
   void visit_rows(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
@@ -221,7 +221,7 @@ class Backward {
   }
 
   void add_row(const void* data, std::int64_t offset, float factor, float* sum) const {
-    kernel_.add_row(inputs_.element, static_cast<const char*>(data) + row_bytes(inputs_.element, offset), inputs_.width,
+    kernel_.add_row(inputs_.dtype, static_cast<const char*>(data) + row_bytes(inputs_.dtype, offset), inputs_.width,
                     factor, sum);
   }
 
@@ -230,8 +230,8 @@ class Backward {
   }
 
   void write(const float* sum, void* out, std::int64_t row) const {
-    kernel_.write_row(inputs_.element, sum, inputs_.width, inputs_.scale * unit_,
-                      static_cast<char*>(out) + row * row_bytes(inputs_.element, inputs_.width));
+    kernel_.write_row(inputs_.dtype, sum, inputs_.width, inputs_.scale * unit_,
+                      static_cast<char*>(out) + row * row_bytes(inputs_.dtype, inputs_.width));
   }
 
   const ContrastiveInputs& inputs_;

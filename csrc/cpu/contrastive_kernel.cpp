@@ -249,8 +249,8 @@ void join(std::int64_t count, float* largest, float* sum, const float* more_larg
   }
 }
 
-void add_row(Storage element, const void* row, std::int64_t width, float factor, float* sum) {
-  with_element(element, [&](auto format) {
+void add_row(DType dtype, const void* row, std::int64_t width, float factor, float* sum) {
+  dispatch_dtype(dtype, [&](auto format) {
     using In = decltype(format);
     const auto* in = static_cast<const typename In::Stored*>(row);
     std::int64_t i = 0;
@@ -262,9 +262,9 @@ void add_row(Storage element, const void* row, std::int64_t width, float factor,
   });
 }
 
-float dot(Storage element, const void* row, const float* other, std::int64_t width) {
+float dot(DType dtype, const void* row, const float* other, std::int64_t width) {
   Lanes sum{};
-  with_element(element, [&](auto format) {
+  dispatch_dtype(dtype, [&](auto format) {
     using In = decltype(format);
     const auto* in = static_cast<const typename In::Stored*>(row);
     std::int64_t i = 0;
@@ -274,8 +274,8 @@ float dot(Storage element, const void* row, const float* other, std::int64_t wid
   return sum_of(sum);
 }
 
-void write_row(Storage element, const float* sum, std::int64_t width, float factor, void* out) {
-  with_element(element, [&](auto format) {
+void write_row(DType dtype, const float* sum, std::int64_t width, float factor, void* out) {
+  dispatch_dtype(dtype, [&](auto format) {
     using Out = decltype(format);
     auto* to = static_cast<typename Out::Stored*>(out);
     std::int64_t i = 0;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -40,10 +40,10 @@ struct ContrastiveKernel {
                  float* column_rest);
   // Largest values and sums of exponentials relative to them, joined with those of more.
   void (*join)(std::int64_t count, float* largest, float* sum, const float* more_largest, const float* more_sum);
-  // sum += factor * row; the dot product; out = factor * sum. Rows hold `width` of `element`.
-  void (*add_row)(Storage element, const void* row, std::int64_t width, float factor, float* sum);
-  float (*dot)(Storage element, const void* row, const float* other, std::int64_t width);
-  void (*write_row)(Storage element, const float* sum, std::int64_t width, float factor, void* out);
+  // sum += factor * row; the dot product; out = factor * sum. Rows hold `width` of `dtype`.
+  void (*add_row)(DType dtype, const void* row, std::int64_t width, float factor, float* sum);
+  float (*dot)(DType dtype, const void* row, const float* other, std::int64_t width);
+  void (*write_row)(DType dtype, const float* sum, std::int64_t width, float factor, void* out);
 };
 
 #define SLAP_FAST_CONTRASTIVE_KERNEL(isa)            \

@@ -21,8 +21,8 @@ void require(bool holds, const std::string& message) {
 
 }  // namespace
 
-const ContrastiveKernel& chosen_contrastive_kernel(Storage element) {
-  SLAP_FAST_RETURN_SERVING_BF16(contrastive_kernel, element);
+const ContrastiveKernel& chosen_contrastive_kernel(DType dtype) {
+  SLAP_FAST_RETURN_SERVING_BF16(contrastive_kernel, dtype);
 }
 
 void check(const ContrastiveInputs& inputs) {
@@ -46,16 +46,16 @@ int useful_threads(const ContrastiveInputs& inputs, double products, int threads
   return static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
 }
 
-std::int64_t row_bytes(Storage element, std::int64_t stride) { return (element == Storage::float32 ? 4 : 2) * stride; }
+std::int64_t row_bytes(DType dtype, std::int64_t stride) { return (dtype == DType::float32 ? 4 : 2) * stride; }
 
-std::vector<float> mean_row(const ContrastiveKernel& kernel, Storage element, const void* data, std::int64_t rows,
+std::vector<float> mean_row(const ContrastiveKernel& kernel, DType dtype, const void* data, std::int64_t rows,
                             std::int64_t stride, std::int64_t width) {
   std::vector<float> mean(static_cast<std::size_t>(width)), some(mean.size());
   const float factor = 1.0f / static_cast<float>(std::max<std::int64_t>(rows, 1));
   for (std::int64_t first = 0; first < rows; first += kRowsPerSum) {
     std::fill(some.begin(), some.end(), 0.0f);
     for (std::int64_t row = first; row < std::min(first + kRowsPerSum, rows); ++row)
-      kernel.add_row(element, static_cast<const char*>(data) + row * row_bytes(element, stride), width, factor,
+      kernel.add_row(dtype, static_cast<const char*>(data) + row * row_bytes(dtype, stride), width, factor,
                      some.data());
     std::transform(some.begin(), some.end(), mean.begin(), mean.begin(), [](float a, float b) { return a + b; });
   }
@@ -76,7 +76,7 @@ std::vector<std::unique_ptr<TileScratch>> tile_scratch(int threads, std::int64_t
 void multiply_tile(const ContrastiveInputs& inputs, const MatrixPanels& text, std::int64_t first_row,
                    const SimilarityTile& tile, void* scratch) {
   if (inputs.width == 0) std::fill_n(tile.data, tile.rows * tile.stride, 0.0f);
-  const ProductSide audio{inputs.element, inputs.audio, inputs.rows, inputs.width, inputs.audio_stride, 1};
+  const ProductSide audio{inputs.dtype, inputs.audio, inputs.rows, inputs.width, inputs.audio_stride, 1};
   text.multiply(audio, first_row, tile.rows, 0, 0, tile.columns, tile.data, tile.stride, false, scratch);
 }
 

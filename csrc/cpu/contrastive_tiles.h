@@ -22,7 +22,7 @@ constexpr std::int64_t kTileColumns = 1536;
 // multiple of row blocks and depth blocks.
 constexpr std::int64_t kRowsAtOnce = 1536, kMostRowsAtOnce = 4 * kRowsAtOnce;
 
-const ContrastiveKernel& chosen_contrastive_kernel(Storage element);
+const ContrastiveKernel& chosen_contrastive_kernel(DType dtype);
 
 // Throws std::invalid_argument.
 void check(const ContrastiveInputs& inputs);
@@ -32,10 +32,10 @@ std::int64_t rows_at_once(const ContrastiveInputs& inputs, int threads);
 // As many threads as are worth it for `products` products of all rows, columns and channels.
 int useful_threads(const ContrastiveInputs& inputs, double products, int threads);
 
-std::int64_t row_bytes(Storage element, std::int64_t stride);
+std::int64_t row_bytes(DType dtype, std::int64_t stride);
 
 // The mean of rows, [width].
-std::vector<float> mean_row(const ContrastiveKernel& kernel, Storage element, const void* data, std::int64_t rows,
+std::vector<float> mean_row(const ContrastiveKernel& kernel, DType dtype, const void* data, std::int64_t rows,
                             std::int64_t stride, std::int64_t width);
 
 // What a thread works with.

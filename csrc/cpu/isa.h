@@ -53,7 +53,7 @@ void force_isa(const std::string& name);
   return baseline::call
 
 // The same for a kernel whose bfloat16 has products of its own.
-#define SLAP_FAST_RETURN_SERVING_BF16(call, element)                                                        \
-  SLAP_FAST_SERVE_AVX512_BF16(::slap_fast::chosen_isa(), (element) == ::slap_fast::Storage::bfloat16, call) \
-  static_cast<void>(element);                                                                               \
+#define SLAP_FAST_RETURN_SERVING_BF16(call, dtype)                                                      \
+  SLAP_FAST_SERVE_AVX512_BF16(::slap_fast::chosen_isa(), (dtype) == ::slap_fast::DType::bfloat16, call) \
+  static_cast<void>(dtype);                                                                             \
   SLAP_FAST_RETURN_SERVING(call)

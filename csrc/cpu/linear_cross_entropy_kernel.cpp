@@ -43,13 +43,13 @@ void write_gradient(const float* row, std::int64_t padded, float scale, float sh
 }
 
 void gradient(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target, float at_target,
-              Storage storage, void* out) {
-  switch (storage) {
-    case Storage::float32:
+              DType dtype, void* out) {
+  switch (dtype) {
+    case DType::float32:
       return write_gradient<Float32>(row, padded, scale, shift, target, at_target, static_cast<float*>(out));
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return write_gradient<BFloat16>(row, padded, scale, shift, target, at_target, static_cast<std::uint16_t*>(out));
-    case Storage::float16:
+    case DType::float16:
       return write_gradient<Float16>(row, padded, scale, shift, target, at_target, static_cast<std::uint16_t*>(out));
   }
 }

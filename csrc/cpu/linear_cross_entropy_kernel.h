@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -19,7 +19,7 @@ struct CrossEntropyKernels {
   // gradient = row * scale - shift; but `at_target` at `target`, where that is not negative. It may begin where the row
   // does, in any storage: no element is wider than what has been read.
   void (*gradient)(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target,
-                   float at_target, Storage storage, void* gradient);
+                   float at_target, DType dtype, void* gradient);
 };
 
 namespace baseline {

@@ -34,15 +34,15 @@ void check_side(const char* name, const ProductSide& side) {
 
 }  // namespace
 
-const MatrixProductKernel& chosen_matrix_product_kernel(Storage element) {
-  SLAP_FAST_RETURN_SERVING_BF16(matrix_product_kernel, element);
+const MatrixProductKernel& chosen_matrix_product_kernel(DType dtype) {
+  SLAP_FAST_RETURN_SERVING_BF16(matrix_product_kernel, dtype);
 }
 
 void matrix_product(const ProductSide& left, const ProductSide& right, float* out, std::int64_t stride, bool add,
                     int threads) {
   check_side("left", left);
   check_side("right", right);
-  if (left.depth != right.depth || left.element != right.element)
+  if (left.depth != right.depth || left.dtype != right.dtype)
     throw std::invalid_argument("matrices of depths " + std::to_string(left.depth) + " and " +
                                 std::to_string(right.depth) + " do not multiply, nor do those of different elements");
   const std::int64_t rows = left.lanes, columns = right.lanes, depth = left.depth;
@@ -51,7 +51,7 @@ void matrix_product(const ProductSide& left, const ProductSide& right, float* ou
     for (std::int64_t row = 0; row < rows && !add; ++row) std::fill_n(out + row * stride, columns, 0.0f);
     return;
   }
-  const MatrixProductKernel& kernel = chosen_matrix_product_kernel(left.element);
+  const MatrixProductKernel& kernel = chosen_matrix_product_kernel(left.dtype);
   const double work = static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
   const double most = static_cast<double>(std::max(threads, 1));
   const int useful = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, most));

@@ -7,8 +7,8 @@
 
 namespace slap_fast {
 
-// The kernel that serves operands of `element` with the chosen instruction set.
-const MatrixProductKernel& chosen_matrix_product_kernel(Storage element);
+// The kernel that serves operands of `dtype` with the chosen instruction set.
+const MatrixProductKernel& chosen_matrix_product_kernel(DType dtype);
 
 // out [rows, columns] (+)= left [rows, depth] times right [depth, columns]; a row of `out` is `stride` floats. The bits
 // depend on the operands and the instruction set alone, an element's on its row and column alone.

@@ -49,8 +49,8 @@ void pack_side(const ProductSide& side, std::int64_t first_lane, std::int64_t la
 
 void pack(const ProductSide& side, std::int64_t first_lane, std::int64_t lanes, std::int64_t first_depth,
           std::int64_t depth, void* out) {
-  with_element(side.element, [&](auto element) {
-    pack_side<decltype(element)>(side, first_lane, lanes, first_depth, depth, static_cast<Value*>(out));
+  dispatch_dtype(side.dtype, [&](auto format) {
+    pack_side<decltype(format)>(side, first_lane, lanes, first_depth, depth, static_cast<Value*>(out));
   });
 }
 

@@ -4,14 +4,14 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
 // One side of a product: `lanes` rows of the left or columns of the right side, of `depth` elements each, over which
 // the product sums. One of the strides is 1; they count elements.
 struct ProductSide {
-  Storage element;
+  DType dtype;
   const void* data;
   std::int64_t lanes, depth, lane_stride, depth_stride;
 };

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "product_operands.h"
 #include "rounding.h"
-#include "storage.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 
@@ -127,14 +127,14 @@ struct Packing<BFloat16, BFloat16Operand> {
 };
 #endif
 
-// Calls visit() with an object of the class that reads and writes `element`.
+// Calls visit() with an object of the class that reads and writes `dtype`.
 template <class Visit>
-void with_element(Storage element, Visit visit) {
+void dispatch_dtype(DType dtype, Visit visit) {
 #if !defined(__AVX512BF16__)
-  if (element == Storage::float32) return visit(Float32{});
-  if (element == Storage::float16) return visit(Float16{});
+  if (dtype == DType::float32) return visit(Float32{});
+  if (dtype == DType::float16) return visit(Float16{});
 #endif
-  (void)element;
+  (void)dtype;
   visit(BFloat16{});
 }
 

@@ -105,14 +105,14 @@ void write_gradient(const float* student, const float* teacher, std::int64_t pad
 }
 
 void gradient(const float* student, const float* teacher, std::int64_t padded, float student_scale, float teacher_scale,
-              Storage storage, void* out) {
-  switch (storage) {
-    case Storage::float32:
+              DType dtype, void* out) {
+  switch (dtype) {
+    case DType::float32:
       return write_gradient<Float32>(student, teacher, padded, student_scale, teacher_scale, static_cast<float*>(out));
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return write_gradient<BFloat16>(student, teacher, padded, student_scale, teacher_scale,
                                       static_cast<std::uint16_t*>(out));
-    case Storage::float16:
+    case DType::float16:
       return write_gradient<Float16>(student, teacher, padded, student_scale, teacher_scale,
                                      static_cast<std::uint16_t*>(out));
   }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -39,7 +39,7 @@ struct PrototypeKernels {
   // gradient = student * student_scale - teacher * teacher_scale. It may begin where the student's row does, in any
   // storage: no element is wider than what has been read.
   void (*gradient)(const float* student, const float* teacher, std::int64_t padded, float student_scale,
-                   float teacher_scale, Storage storage, void* gradient);
+                   float teacher_scale, DType dtype, void* gradient);
 };
 
 namespace baseline {

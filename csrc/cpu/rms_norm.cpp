@@ -55,7 +55,7 @@ void rms_norm_backward(const RmsNormShape& shape, const RmsNormBackward& tensors
   for_each_block(shape, threads, [&](std::int64_t block, std::int64_t begin, std::int64_t end) {
     kernels.backward(shape, tensors, begin, end, partials.get() + block * shape.width);
   });
-  kernels.reduce(shape.storage, partials.get(), blocks_of(shape), shape.width, tensors.grad_weight);
+  kernels.reduce(shape.dtype, partials.get(), blocks_of(shape), shape.width, tensors.grad_weight);
 }
 
 }  // namespace slap_fast

@@ -3,14 +3,14 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
 // Rows [rows, width] lie one after another; the weight is [width]. All but rstd is of one storage type, the mathematics
 // is float32, and each result is rounded once. What is written overlaps nothing else.
 struct RmsNormShape {
-  Storage storage;
+  DType dtype;
   std::int64_t rows, width;
 };
 

@@ -148,35 +148,35 @@ void backward_stored(const RmsNormShape& shape, const RmsNormBackward& tensors, 
 }
 
 void forward(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end) {
-  switch (shape.storage) {
-    case Storage::float32:
+  switch (shape.dtype) {
+    case DType::float32:
       return forward_stored<Float32>(shape, tensors, begin, end);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return forward_stored<BFloat16>(shape, tensors, begin, end);
-    case Storage::float16:
+    case DType::float16:
       return forward_stored<Float16>(shape, tensors, begin, end);
   }
 }
 
 void backward(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
               float* partial) {
-  switch (shape.storage) {
-    case Storage::float32:
+  switch (shape.dtype) {
+    case DType::float32:
       return backward_stored<Float32>(shape, tensors, begin, end, partial);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return backward_stored<BFloat16>(shape, tensors, begin, end, partial);
-    case Storage::float16:
+    case DType::float16:
       return backward_stored<Float16>(shape, tensors, begin, end, partial);
   }
 }
 
-void reduce(Storage storage, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
-  switch (storage) {
-    case Storage::float32:
+void reduce(DType dtype, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
+  switch (dtype) {
+    case DType::float32:
       return reduce_partials<Float32>(partials, count, width, grad_weight);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return reduce_partials<BFloat16>(partials, count, width, grad_weight);
-    case Storage::float16:
+    case DType::float16:
       return reduce_partials<Float16>(partials, count, width, grad_weight);
   }
 }

@@ -14,7 +14,7 @@ struct RmsNormKernels {
   void (*backward)(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
                    float* partial);
   // The sum of [count, width] partial gradients, in their order.
-  void (*reduce)(Storage storage, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight);
+  void (*reduce)(DType dtype, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight);
 };
 
 namespace baseline {

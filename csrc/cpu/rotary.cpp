@@ -113,17 +113,17 @@ void check(const RotarySpec& spec, const std::vector<RotaryTokens>& parts) {
       throw std::invalid_argument("there are " + std::to_string(part.heads) + " heads; that cannot be negative");
 }
 
-std::int64_t bytes_of(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
+std::int64_t bytes_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace
 
 void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t sequences, std::int64_t total,
-            Storage storage, const std::vector<RotaryTokens>& parts, int threads) {
+            DType dtype, const std::vector<RotaryTokens>& parts, int threads) {
   check(spec, parts);
   check_offsets("cu_seqlens", cu_seqlens, sequences, total, "tokens", "the batch");
   const RotaryKernels kernels = chosen_kernels();
   const std::int64_t half = spec.head_dim / (2 * static_cast<std::int64_t>(spec.thetas.size()));
-  const std::int64_t bytes = bytes_of(storage);
+  const std::int64_t bytes = bytes_of(dtype);
   const bool axial = spec.thetas.size() == 2;
   std::vector<Axis> axes;
   for (double theta : spec.thetas) axes.emplace_back(theta, half, spec.inverse);
@@ -139,7 +139,7 @@ void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t
       angles[0].point_to(axial ? position / spec.tokens_per_frame : position, turn.cos[0], turn.sin[0]);
       if (axial) angles[1].point_to(position % spec.tokens_per_frame, turn.cos[1], turn.sin[1]);
       for (const RotaryTokens& part : parts)
-        kernels.rotate(storage, static_cast<const char*>(part.in) + bytes * token * part.in_token_stride,
+        kernels.rotate(dtype, static_cast<const char*>(part.in) + bytes * token * part.in_token_stride,
                        static_cast<char*>(part.out) + bytes * token * part.out_token_stride, part.heads,
                        part.in_head_stride, part.out_head_stride, turn);
     }

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -31,6 +31,6 @@ struct RotaryTokens {
 // depend on itself and its position alone.
 // Throws std::invalid_argument unless cu_seqlens [sequences + 1] rises from 0 to total and the spec holds together.
 void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t sequences, std::int64_t total,
-            Storage storage, const std::vector<RotaryTokens>& parts, int threads);
+            DType dtype, const std::vector<RotaryTokens>& parts, int threads);
 
 }  // namespace slap_fast

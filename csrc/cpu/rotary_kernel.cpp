@@ -61,14 +61,14 @@ void rotate_stored(const void* in, void* out, std::int64_t heads, std::int64_t i
   rotate_token<Format>(static_cast<const Stored*>(in), static_cast<Stored*>(out), heads, in_stride, out_stride, turn);
 }
 
-void rotate(Storage storage, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
-            std::int64_t out_stride, const Turn& turn) {
-  switch (storage) {
-    case Storage::float32:
+void rotate(DType dtype, const void* in, void* out, std::int64_t heads, std::int64_t in_stride, std::int64_t out_stride,
+            const Turn& turn) {
+  switch (dtype) {
+    case DType::float32:
       return rotate_stored<Float32>(in, out, heads, in_stride, out_stride, turn);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return rotate_stored<BFloat16>(in, out, heads, in_stride, out_stride, turn);
-    case Storage::float16:
+    case DType::float16:
       return rotate_stored<Float16>(in, out, heads, in_stride, out_stride, turn);
   }
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -18,7 +18,7 @@ struct RotaryKernels {
   void (*add_angles)(std::int64_t count, const double* cos_a, const double* sin_a, const double* cos_b,
                      const double* sin_b, float* cos, float* sin);
   // One token: `heads` heads of axes x 2 x half channels.
-  void (*rotate)(Storage storage, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
+  void (*rotate)(DType dtype, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
                  std::int64_t out_stride, const Turn& turn);
 };
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -26,7 +26,7 @@ struct ScoreRows {
 };
 
 // Gradients of scores, if any are made: they take the place of the scores, each row from where its scores began.
-using Gradients = std::optional<Storage>;
+using Gradients = std::optional<DType>;
 
 inline void check_scores(const ScoreRows& scores) {
   if (scores.rows < 0 || scores.columns < 1)

@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
 struct SwigluShape {
-  Storage storage;
+  DType dtype;
   std::int64_t rows, width;
 };
 

@@ -58,24 +58,24 @@ void backward_rows(const SwigluShape& shape, const void* grad, const void* gate_
 }
 
 void forward(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end) {
-  switch (shape.storage) {
-    case Storage::float32:
+  switch (shape.dtype) {
+    case DType::float32:
       return forward_rows<Float32>(shape, gate_up, out, begin, end);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return forward_rows<BFloat16>(shape, gate_up, out, begin, end);
-    case Storage::float16:
+    case DType::float16:
       return forward_rows<Float16>(shape, gate_up, out, begin, end);
   }
 }
 
 void backward(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up, std::int64_t begin,
               std::int64_t end) {
-  switch (shape.storage) {
-    case Storage::float32:
+  switch (shape.dtype) {
+    case DType::float32:
       return backward_rows<Float32>(shape, grad, gate_up, grad_gate_up, begin, end);
-    case Storage::bfloat16:
+    case DType::bfloat16:
       return backward_rows<BFloat16>(shape, grad, gate_up, grad_gate_up, begin, end);
-    case Storage::float16:
+    case DType::float16:
       return backward_rows<Float16>(shape, grad, gate_up, grad_gate_up, begin, end);
   }
 }

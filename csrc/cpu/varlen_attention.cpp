@@ -24,7 +24,7 @@ std::int64_t backward_rows(std::int64_t head_dim) {
 constexpr double kWorkPerThread = 4e6;
 constexpr std::int64_t kTasksPerThread = 16;
 
-AttentionKernel chosen_kernel(Storage element) { SLAP_FAST_RETURN_SERVING_BF16(attention_kernel, element); }
+AttentionKernel chosen_kernel(DType dtype) { SLAP_FAST_RETURN_SERVING_BF16(attention_kernel, dtype); }
 
 void require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument(message);
@@ -46,7 +46,7 @@ AttentionView checked_view(const AttentionInputs& inputs, const AttentionBatch& 
   const auto side = [&](std::int64_t tokens) {
     return tokens < 0 || tokens > batch.total_q + batch.total_k ? kUnlimited : tokens;
   };
-  return {inputs.element,     inputs.heads, inputs.kv_heads, inputs.head_dim, batch.total_q, side(inputs.left),
+  return {inputs.dtype,       inputs.heads, inputs.kv_heads, inputs.head_dim, batch.total_q, side(inputs.left),
           side(inputs.right), inputs.scale, inputs.q,        inputs.k,        inputs.v};
 }
 
@@ -108,7 +108,7 @@ void for_each(const std::vector<Work>& work, std::int64_t heads, double cost_uni
 void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch, const AttentionOutputs& outputs,
                       int threads) {
   const AttentionView view = checked_view(inputs, batch);
-  const AttentionKernel kernel = chosen_kernel(view.element);
+  const AttentionKernel kernel = chosen_kernel(view.dtype);
   const std::vector<Work> work = stretches(view, batch, kForwardRows, false);
   std::int64_t rows = 0, keys = 0;
   for (const Work& item : work) {
@@ -124,7 +124,7 @@ void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch
 void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBatch& batch,
                                const AttentionGradients& gradients, int threads) {
   const AttentionView view = checked_view(inputs, batch);
-  const AttentionKernel kernel = chosen_kernel(view.element);
+  const AttentionKernel kernel = chosen_kernel(view.dtype);
   const std::vector<Work> work = stretches(view, batch, backward_rows(view.head_dim), true);
   std::int64_t rows = 0, keys = 0;
   for (const Work& item : work) {

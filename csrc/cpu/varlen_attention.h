@@ -16,7 +16,7 @@ struct AttentionBatch {
 };
 
 struct AttentionInputs {
-  Storage element;
+  DType dtype;
   std::int64_t heads, kv_heads, head_dim;  // heads is a multiple of kv_heads
   std::int64_t left, right;                // keys visible on either side, both inclusive; -1 is unlimited
   float scale;

@@ -366,9 +366,9 @@ std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t ro
 
 void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head,
                         std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch) {
-  with_element(view.element, [&](auto element) {
+  dispatch_dtype(view.dtype, [&](auto format) {
     for (std::int64_t kv_head = first_kv_head; kv_head < last_kv_head; ++kv_head)
-      Backward<decltype(element), BestOperand>(view, stretch, kv_head, gradients, scratch)
+      Backward<decltype(format), BestOperand>(view, stretch, kv_head, gradients, scratch)
           .run(kv_head + 1 < last_kv_head);
   });
 }

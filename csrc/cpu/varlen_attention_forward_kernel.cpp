@@ -277,9 +277,9 @@ std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t row
 
 void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,
                        std::int64_t last_head, const AttentionOutputs& outputs, void* scratch) {
-  with_element(view.element, [&](auto element) {
+  dispatch_dtype(view.dtype, [&](auto format) {
     for (std::int64_t head = first_head; head < last_head; ++head)
-      Forward<decltype(element), BestOperand>(view, stretch, head, outputs, scratch).run(head + 1 < last_head);
+      Forward<decltype(format), BestOperand>(view, stretch, head, outputs, scratch).run(head + 1 < last_head);
   });
 }
 

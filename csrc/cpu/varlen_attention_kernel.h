@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "storage.h"
+#include "dtype.h"
 
 namespace slap_fast {
 
@@ -14,7 +14,7 @@ struct HeadsView {
 };
 
 struct AttentionView {
-  Storage element;
+  DType dtype;
   std::int64_t heads, kv_heads, head_dim, total_q;
   std::int64_t left, right;  // keys visible on either side of a query, kUnlimited at most
   float scale;

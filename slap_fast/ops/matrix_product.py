@@ -38,7 +38,7 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
     a, row_a, column_a = _readable(a)
     b, row_b, column_b = _readable(b)
     native.require().matrix_product(
-        element=STORAGE[a.dtype],
+        dtype=STORAGE[a.dtype],
         left=(a.data_ptr(), row_a, column_a),
         right=(b.data_ptr(), column_b, row_b),
         rows=a.shape[0],

@@ -11,10 +11,10 @@ namespace testing {
 namespace {
 
 using slap_fast::ContrastiveInputs;
-using slap_fast::Storage;
+using slap_fast::DType;
 
 struct Call {
-  Storage element;
+  DType dtype;
   std::int64_t rows, columns, width, offset;
   bool sigmoid, by_id;
   double scale, bias;
@@ -29,7 +29,7 @@ struct Call {
   }
 
   Call(Random& random, std::int64_t rows, std::int64_t columns)
-      : element(random.of<Storage>({Storage::float32, Storage::bfloat16, Storage::float16})),
+      : dtype(random.of<DType>({DType::float32, DType::bfloat16, DType::float16})),
         rows(rows),
         columns(columns),
         width(random.of<std::int64_t>({0, 1, 7, 16, 19})),
@@ -63,14 +63,14 @@ struct Call {
         const float x = std::ldexp(negative ? -1.0f : 1.0f, exponent);
         exact.push_back(x);
         floats[i * stride + k] = x;
-        const int biased = element == Storage::bfloat16 ? (exponent + 127) << 7 : (exponent + 15) << 10;
+        const int biased = dtype == DType::bfloat16 ? (exponent + 127) << 7 : (exponent + 15) << 10;
         halves[i * stride + k] = static_cast<std::uint16_t>(biased | (negative ? 0x8000 : 0));
       }
   }
 
   ContrastiveInputs inputs(std::int64_t rows_at_once) const {
-    const bool wide = element == Storage::float32;
-    return {element,
+    const bool wide = dtype == DType::float32;
+    return {dtype,
             wide ? static_cast<const void*>(audio_floats.data()) : audio_halves.data(),
             wide ? static_cast<const void*>(text_floats.data()) : text_halves.data(),
             rows,
@@ -167,7 +167,7 @@ void check_call(Random& random, const Call& call) {
     grad_positive[row] = random.uniform(-1.0f, -0.5f);
   }
   for (std::int64_t column = 0; column < columns; ++column) grad_column[column] = random.uniform(0.5f, 1.0f);
-  const bool wide = call.element == Storage::float32;
+  const bool wide = call.dtype == DType::float32;
   const Exact<float> audio_floats = vector(wide ? rows * call.width : 0);
   const Exact<float> text_floats = vector(wide ? columns * call.width : 0);
   const Exact<std::uint16_t> audio_halves(wide ? 0 : rows * call.width, random.between(0, 31));

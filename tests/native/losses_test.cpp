@@ -10,8 +10,8 @@
 namespace testing {
 namespace {
 
+using slap_fast::DType;
 using slap_fast::ScoreRows;
-using slap_fast::Storage;
 using Row = std::vector<long double>;
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -59,28 +59,28 @@ bool near(long double actual, long double wanted, long double tolerance) {
 class Made {
  public:
   Made(Random& random, const Shape& shape, const Exact<float>& scores)
-      : storage(random.of<slap_fast::Gradients>({std::nullopt, Storage::float32, Storage::bfloat16})),
+      : dtype(random.of<slap_fast::Gradients>({std::nullopt, DType::float32, DType::bfloat16})),
         shape_(shape),
         scores_(scores) {}
 
   void check(std::int64_t row, const Row& wanted, const std::string& what) const {
-    for (std::int64_t j = 0; storage && j < shape_.columns; ++j) {
-      const long double relative = storage == Storage::bfloat16 ? 0x1p-8L : 0.0L;
+    for (std::int64_t j = 0; dtype && j < shape_.columns; ++j) {
+      const long double relative = dtype == DType::bfloat16 ? 0x1p-8L : 0.0L;
       require(std::fabs(at(row, j) - wanted[index(j)]) <= relative * std::fabs(wanted[index(j)]) + 5e-6L, what);
     }
   }
   bool is_nan(std::int64_t row) const {
-    for (std::int64_t j = 0; storage && j < shape_.columns; ++j)
+    for (std::int64_t j = 0; dtype && j < shape_.columns; ++j)
       if (!std::isnan(at(row, j))) return false;
     return true;
   }
 
-  const slap_fast::Gradients storage;
+  const slap_fast::Gradients dtype;
 
  private:
   float at(std::int64_t row, std::int64_t j) const {
     const float* begin = scores_.data() + row * shape_.stride;
-    if (storage == Storage::float32) return begin[j];
+    if (dtype == DType::float32) return begin[j];
     std::uint16_t half;
     std::memcpy(&half, reinterpret_cast<const char*>(begin) + 2 * j, sizeof half);
     const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
@@ -120,7 +120,7 @@ void check_linear_cross_entropy(Random& random) {
   }
   const Made made(random, shape, logits);
   const double total = slap_fast::linear_cross_entropy({logits.data(), shape.rows, shape.columns, shape.stride},
-                                                       target.data(), loss, made.storage, shape.threads);
+                                                       target.data(), loss, made.dtype, shape.threads);
   const bool any_invalid = invalid && shape.rows > 0;
   require(any_invalid ? std::isnan(total) : near(total, wanted, 2e-6L), "loss of tokens");
   for (std::int64_t i = 0; i < shape.rows; ++i) {
@@ -202,7 +202,7 @@ void check_prototype_cross_entropy(Random& random) {
   const Made made(random, shape, student);
   const double total = slap_fast::prototype_cross_entropy(
       {student.data(), shape.rows, shape.columns, shape.stride}, teacher.data(), student_temperature,
-      {temperature, address(potential)}, weight.data(), made.storage, shape.threads);
+      {temperature, address(potential)}, weight.data(), made.dtype, shape.threads);
   require(near(total, wanted, 2e-6L), "loss under the teacher");
   for (std::int64_t i = 0; i < shape.rows; ++i) made.check(i, gradients[index(i)], "gradient of scores");
 }
@@ -223,14 +223,14 @@ void check_nan(Random& random, std::uint32_t bits) {
   const ScoreRows rows{logits.data(), shape.rows, shape.columns, shape.stride};
   poison(logits);
   const Made tokens(random, shape, logits);
-  const double total = slap_fast::linear_cross_entropy(rows, target.data(), {0.0, 0.0}, tokens.storage, shape.threads);
+  const double total = slap_fast::linear_cross_entropy(rows, target.data(), {0.0, 0.0}, tokens.dtype, shape.threads);
   require(std::isnan(total) && tokens.is_nan(row), "NaN is lost in the loss of tokens");
   const Exact<float> student = shape.scores(random, 1.0f);
   poison(random.once_in(2) ? student : teacher);
   const ScoreRows students{student.data(), shape.rows, shape.columns, shape.stride};
   const Made scores(random, shape, student);
   const double loss = slap_fast::prototype_cross_entropy(students, teacher.data(), 0.1f, {0.1f, nullptr}, weight.data(),
-                                                         scores.storage, shape.threads);
+                                                         scores.dtype, shape.threads);
   require(std::isnan(loss) && scores.is_nan(row), "NaN is lost in the loss under the teacher");
 }
 

@@ -10,26 +10,26 @@
 namespace testing {
 namespace {
 
+using slap_fast::DType;
 using slap_fast::RmsNormShape;
-using slap_fast::Storage;
 
 // Only as much of the 16-bit types as is needed to compare what they hold: their rounding is tested with rotary.
 struct Values {
-  Storage storage;
+  DType dtype;
   Exact<float> wide;
   Exact<std::uint16_t> narrow;
 
-  Values(Random& random, Storage storage_, std::int64_t size)
-      : storage(storage_),
-        wide(poisoned(storage_ == Storage::float32 ? size : 0, random.between(0, 15))),
-        narrow(storage_ == Storage::float32 ? 0 : size, random.between(0, 31)) {
+  Values(Random& random, DType dtype_, std::int64_t size)
+      : dtype(dtype_),
+        wide(poisoned(dtype_ == DType::float32 ? size : 0, random.between(0, 15))),
+        narrow(dtype_ == DType::float32 ? 0 : size, random.between(0, 31)) {
     for (std::int64_t i = 0; i < narrow.size(); ++i) narrow[i] = 0x7fed;
   }
-  void* data() const { return storage == Storage::float32 ? static_cast<void*>(wide.data()) : narrow.data(); }
+  void* data() const { return dtype == DType::float32 ? static_cast<void*>(wide.data()) : narrow.data(); }
   std::int64_t size() const { return wide.size() + narrow.size(); }
   double operator[](std::int64_t i) const {
-    if (storage == Storage::float32) return static_cast<double>(wide[i]);
-    const int mantissa_bits = storage == Storage::bfloat16 ? 7 : 10, bias = storage == Storage::bfloat16 ? 127 : 15;
+    if (dtype == DType::float32) return static_cast<double>(wide[i]);
+    const int mantissa_bits = dtype == DType::bfloat16 ? 7 : 10, bias = dtype == DType::bfloat16 ? 127 : 15;
     const int exponent = (narrow[i] & 0x7fff) >> mantissa_bits, mantissa = narrow[i] & ((1 << mantissa_bits) - 1);
     if (exponent == 2 * bias + 1) return std::numeric_limits<double>::quiet_NaN();
     const double magnitude = exponent == 0
@@ -41,13 +41,13 @@ struct Values {
   void fill(Random& random) {
     for (std::int64_t i = 0; i < size(); ++i) {
       const double value = static_cast<double>(random.between(-16, 16)) / 8.0;
-      if (storage == Storage::float32) {
+      if (dtype == DType::float32) {
         wide[i] = static_cast<float>(value);
         continue;
       }
       int exponent;
       const double fraction = std::frexp(std::fabs(value), &exponent);
-      const int mantissa_bits = storage == Storage::bfloat16 ? 7 : 10, bias = storage == Storage::bfloat16 ? 127 : 15;
+      const int mantissa_bits = dtype == DType::bfloat16 ? 7 : 10, bias = dtype == DType::bfloat16 ? 127 : 15;
       const int mantissa = static_cast<int>(std::ldexp(2.0 * fraction - 1.0, mantissa_bits));
       const int bits = value == 0.0 ? 0 : (exponent - 1 + bias) << mantissa_bits | mantissa;
       narrow[i] = static_cast<std::uint16_t>(bits | (value < 0.0 ? 0x8000 : 0));
@@ -55,30 +55,30 @@ struct Values {
   }
 };
 
-double roundoff(Storage storage) {
-  if (storage == Storage::bfloat16) return 0x1p-8;
-  return storage == Storage::float16 ? 0x1p-11 : 0x1p-21;
+double roundoff(DType dtype) {
+  if (dtype == DType::bfloat16) return 0x1p-8;
+  return dtype == DType::float16 ? 0x1p-11 : 0x1p-21;
 }
 
-void require_near(double actual, long double exact, double size, Storage storage, const char* what) {
+void require_near(double actual, long double exact, double size, DType dtype, const char* what) {
   // Subnormal float16 results are off by as much as a whole one's last bit.
-  require(std::fabs(actual - static_cast<double>(exact)) <= 2 * roundoff(storage) * size + 0x1p-24, what);
+  require(std::fabs(actual - static_cast<double>(exact)) <= 2 * roundoff(dtype) * size + 0x1p-24, what);
 }
 
 struct Tensors {
   Values x, residual, weight, sum, normed, grad_normed, grad_sum, grad, grad_weight;
   Exact<float> rstd;
 
-  Tensors(Random& random, Storage storage, std::int64_t rows, std::int64_t width)
-      : x(random, storage, rows * width),
-        residual(random, storage, rows * width),
-        weight(random, storage, width),
-        sum(random, storage, rows * width),
-        normed(random, storage, rows * width),
-        grad_normed(random, storage, rows * width),
-        grad_sum(random, storage, rows * width),
-        grad(random, storage, rows * width),
-        grad_weight(random, storage, width),
+  Tensors(Random& random, DType dtype, std::int64_t rows, std::int64_t width)
+      : x(random, dtype, rows * width),
+        residual(random, dtype, rows * width),
+        weight(random, dtype, width),
+        sum(random, dtype, rows * width),
+        normed(random, dtype, rows * width),
+        grad_normed(random, dtype, rows * width),
+        grad_sum(random, dtype, rows * width),
+        grad(random, dtype, rows * width),
+        grad_weight(random, dtype, width),
         rstd(poisoned(rows, random.between(0, 15))) {
     for (Values* values : {&x, &residual, &weight, &grad_normed, &grad_sum}) values->fill(random);
   }
@@ -95,10 +95,10 @@ void check_forward(const RmsNormShape& shape, const Tensors& t, bool adds) {
       squares += value * value;
     }
     const long double rstd = 1.0L / std::sqrt(squares / shape.width + static_cast<long double>(kEps));
-    require_near(t.rstd[row], rstd, static_cast<double>(rstd), Storage::float32, "rstd");
+    require_near(t.rstd[row], rstd, static_cast<double>(rstd), DType::float32, "rstd");
     for (std::int64_t i = row * shape.width; i < (row + 1) * shape.width; ++i) {
       const long double exact = (adds ? t.sum[i] : t.x[i]) * rstd * t.weight[i % shape.width];
-      require_near(t.normed[i], exact, std::fabs(static_cast<double>(exact)), shape.storage, "normalized row");
+      require_near(t.normed[i], exact, std::fabs(static_cast<double>(exact)), shape.dtype, "normalized row");
     }
   }
 }
@@ -119,21 +119,21 @@ void check_backward(const RmsNormShape& shape, const Tensors& t, const Values& s
     for (std::int64_t i = 0; i < shape.width; ++i) {
       long double exact = t.grad_normed[begin + i] * t.weight[i] - sum[begin + i] * rstd * product / shape.width;
       exact = exact * rstd + (adds ? t.grad_sum[begin + i] : 0.0);
-      require_near(t.grad[begin + i], exact, 32.0, shape.storage, "gradient of the sum");
+      require_near(t.grad[begin + i], exact, 32.0, shape.dtype, "gradient of the sum");
     }
   }
   for (std::int64_t i = 0; i < shape.width; ++i)
-    require_near(t.grad_weight[i], grad_weight[static_cast<std::size_t>(i)], largest, shape.storage,
+    require_near(t.grad_weight[i], grad_weight[static_cast<std::size_t>(i)], largest, shape.dtype,
                  "gradient of the weight");
 }
 
 void check_call(Random& random) {
-  const RmsNormShape shape{random.of<Storage>({Storage::float32, Storage::bfloat16, Storage::float16}),
+  const RmsNormShape shape{random.of<DType>({DType::float32, DType::bfloat16, DType::float16}),
                            random.of<std::int64_t>({0, 1, 2, 31, 32, 33, 70}),
                            random.of<std::int64_t>({1, 3, 4, 8, 15, 16, 17, 63, 64, 65, 130})};
   const int threads = random.of<int>({-1, 0, 1, 3, 64});
   const bool adds = random.once_in(2);
-  Tensors t(random, shape.storage, shape.rows, shape.width);
+  Tensors t(random, shape.dtype, shape.rows, shape.width);
   slap_fast::rms_norm(shape,
                       {t.x.data(), adds ? t.residual.data() : nullptr, t.weight.data(), kEps,
                        adds ? t.sum.data() : nullptr, t.normed.data(), t.rstd.data()},
@@ -155,7 +155,7 @@ void test_rms_norm() {
     Random random(13);
     for (int trial = 0; trial < 60; ++trial) check_call(random);
     for (const auto& [rows, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{{-1, 4}, {4, -1}}) {
-      const RmsNormShape shape{Storage::float32, rows, width};
+      const RmsNormShape shape{DType::float32, rows, width};
       require_refused("a negative size", [&] { slap_fast::rms_norm(shape, {}, 1); });
       require_refused("a negative size", [&] { slap_fast::rms_norm_backward(shape, {}, 1); });
     }
@@ -163,7 +163,7 @@ void test_rms_norm() {
       require_refused("eps", [&] {
         slap_fast::RmsNormForward tensors{};
         tensors.eps = eps;
-        slap_fast::rms_norm({Storage::float32, 0, 4}, tensors, 1);
+        slap_fast::rms_norm({DType::float32, 0, 4}, tensors, 1);
       });
   }
 }

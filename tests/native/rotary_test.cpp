@@ -10,15 +10,15 @@
 namespace testing {
 namespace {
 
+using slap_fast::DType;
 using slap_fast::RotarySpec;
-using slap_fast::Storage;
 
 constexpr std::int64_t kFar = std::numeric_limits<std::int64_t>::max();
 
 // The unit roundoffs that a stored result may be off by, of what it is made of.
-double roundoff(Storage storage) {
-  if (storage == Storage::bfloat16) return 0x1p-8;
-  return storage == Storage::float16 ? 0x1p-11 : 0x1p-21;
+double roundoff(DType dtype) {
+  if (dtype == DType::bfloat16) return 0x1p-8;
+  return dtype == DType::float16 ? 0x1p-11 : 0x1p-21;
 }
 
 std::uint16_t bfloat16_of(float x) {
@@ -44,14 +44,14 @@ template <class Stored>
 struct Type;
 template <>
 struct Type<float> {
-  static float widened(float x, Storage) { return x; }
-  static float made(float x, Storage) { return x; }
+  static float widened(float x, DType) { return x; }
+  static float made(float x, DType) { return x; }
 };
 template <>
 struct Type<std::uint16_t> {
   // float16 holds small multiples of 1/8 only here: sign, exponent and three bits.
-  static float widened(std::uint16_t bits, Storage storage) {
-    if (storage == Storage::bfloat16) {
+  static float widened(std::uint16_t bits, DType dtype) {
+    if (dtype == DType::bfloat16) {
       const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
       float x;
       std::memcpy(&x, &wide, sizeof x);
@@ -62,8 +62,8 @@ struct Type<std::uint16_t> {
                                              : std::ldexp(static_cast<float>(bits & 0x3ffu), -24);
     return bits & 0x8000u ? -magnitude : magnitude;
   }
-  static std::uint16_t made(float x, Storage storage) {
-    if (storage == Storage::bfloat16) return bfloat16_of(x);
+  static std::uint16_t made(float x, DType dtype) {
+    if (dtype == DType::bfloat16) return bfloat16_of(x);
     int exponent;
     const float mantissa = std::frexp(std::fabs(x), &exponent);
     const auto bits = static_cast<std::uint16_t>(static_cast<int>((2.0f * mantissa - 1.0f) * 1024.0f));
@@ -75,7 +75,7 @@ struct Type<std::uint16_t> {
 struct Call {
   RotarySpec spec{};
   std::vector<std::int64_t> cu_seqlens{0};
-  Storage storage = Storage::float32;
+  DType dtype = DType::float32;
   int threads = 2;
 
   std::int64_t total() const { return cu_seqlens.back(); }
@@ -90,7 +90,7 @@ Call random_call(Random& random) {
   call.spec.inverse = random.once_in(2);
   for (std::int64_t clip = random.between(0, 4); clip > 0; --clip)
     call.cu_seqlens.push_back(call.cu_seqlens.back() + random.of<std::int64_t>({0, 1, 3, 63, 64, 65, 127, 128, 200}));
-  call.storage = random.of<Storage>({Storage::float32, Storage::bfloat16, Storage::float16});
+  call.dtype = random.of<DType>({DType::float32, DType::bfloat16, DType::float16});
   call.threads = random.of<int>({-1, 0, 1, 3, 64});
   return call;
 }
@@ -101,7 +101,7 @@ slap_fast::RotaryTokens part(const Tokens& from, const void* in, const Tokens& t
 
 void run(const Call& call, const std::vector<slap_fast::RotaryTokens>& parts) {
   slap_fast::rotate(call.spec, call.cu_seqlens.data(), static_cast<std::int64_t>(call.cu_seqlens.size()) - 1,
-                    call.total(), call.storage, parts, call.threads);
+                    call.total(), call.dtype, parts, call.threads);
 }
 
 template <class Stored>
@@ -113,13 +113,13 @@ void check_token(const Call& call, const Stored* in, const Stored* out, std::int
     const std::int64_t place = axes == 1 ? position : axis == 0 ? position / frames : position % frames;
     for (std::int64_t i = 0; i < half; ++i) {
       using Complex = std::complex<long double>;
-      const auto widened = [&](Stored x) { return static_cast<long double>(Type<Stored>::widened(x, call.storage)); };
+      const auto widened = [&](Stored x) { return static_cast<long double>(Type<Stored>::widened(x, call.dtype)); };
       const long double theta = call.spec.thetas[static_cast<std::size_t>(axis)];
       const long double angle = place * std::pow(theta, -static_cast<long double>(i) / half);
       const Complex source(widened(in[i]), widened(in[half + i]));
       const Complex turned = source * std::polar(1.0L, call.spec.inverse ? -angle : angle);
       const Complex error = Complex(widened(out[i]), widened(out[half + i])) - turned;
-      require(std::abs(error) <= 2 * roundoff(call.storage) * std::abs(source), "rotation of a pair");
+      require(std::abs(error) <= 2 * roundoff(call.dtype) * std::abs(source), "rotation of a pair");
     }
   }
 }
@@ -137,7 +137,7 @@ void check_call(const Call& call, Random& random) {
     out.emplace_back(to.back().size, random.between(0, 15));
     for (std::int64_t i = 0; i < in.back().size(); ++i)
       in.back()[i] = Type<Stored>::made(static_cast<float>(random.between(1, 16) * (random.once_in(2) ? 1 : -1)) / 8.0f,
-                                        call.storage);
+                                        call.dtype);
     std::memset(out.back().data(), 0xa5, static_cast<std::size_t>(to.back().size) * sizeof(Stored));
     parts.push_back(part(from.back(), in.back().data(), to.back(), out.back().data()));
     in_place.push_back(part(from.back(), in.back().data(), from.back(), in.back().data()));
@@ -201,7 +201,7 @@ void test_rotary() {
     Random random(11);
     for (int trial = 0; trial < 60; ++trial) {
       const Call call = random_call(random);
-      if (call.storage == Storage::float32)
+      if (call.dtype == DType::float32)
         check_call<float>(call, random);
       else
         check_call<std::uint16_t>(call, random);

@@ -9,7 +9,7 @@
 namespace testing {
 namespace {
 
-using slap_fast::Storage;
+using slap_fast::DType;
 
 void check_values(std::int64_t rows, std::int64_t width, int threads, Random& random) {
   const Exact<float> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, random.between(0, 15));
@@ -17,9 +17,8 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
   for (std::int64_t i = 0; i < grad.size(); ++i) grad[i] = random.uniform(-2.0f, 2.0f);
   const Exact<float> out = poisoned(rows * width, random.between(0, 15));
   const Exact<float> grad_gate_up = poisoned(2 * rows * width, random.between(0, 15));
-  slap_fast::swiglu({Storage::float32, rows, width}, gate_up.data(), out.data(), threads);
-  slap_fast::swiglu_backward({Storage::float32, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(),
-                             threads);
+  slap_fast::swiglu({DType::float32, rows, width}, gate_up.data(), out.data(), threads);
+  slap_fast::swiglu_backward({DType::float32, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(), threads);
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t i = 0; i < width; ++i) {
       const std::int64_t at = 2 * row * width + i;
@@ -36,15 +35,15 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
 }
 
 // Any bits are numbers: what counts is that nothing outside is read or written, and that threads change nothing.
-void check_halves(Storage storage, std::int64_t rows, std::int64_t width, Random& random) {
+void check_halves(DType dtype, std::int64_t rows, std::int64_t width, Random& random) {
   const Exact<std::uint16_t> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, 1);
   for (std::int64_t i = 0; i < gate_up.size(); ++i) gate_up[i] = static_cast<std::uint16_t>(random.between(0, 65535));
   for (std::int64_t i = 0; i < grad.size(); ++i) grad[i] = static_cast<std::uint16_t>(random.between(0, 65535));
   std::vector<std::vector<std::uint16_t>> results;
   for (int threads : {-1, 1, 64}) {
     const Exact<std::uint16_t> out(rows * width, 1), grad_gate_up(2 * rows * width, 3);
-    slap_fast::swiglu({storage, rows, width}, gate_up.data(), out.data(), threads);
-    slap_fast::swiglu_backward({storage, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(), threads);
+    slap_fast::swiglu({dtype, rows, width}, gate_up.data(), out.data(), threads);
+    slap_fast::swiglu_backward({dtype, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(), threads);
     results.emplace_back(out.data(), out.data() + out.size());
     results.back().insert(results.back().end(), grad_gate_up.data(), grad_gate_up.data() + grad_gate_up.size());
     require(results.back() == results.front(), "bits differ between thread counts");
@@ -60,15 +59,15 @@ void test_swiglu() {
     for (std::int64_t width : {0, 1, 3, 4, 8, 15, 16, 17, 33, 100}) {
       for (std::int64_t rows : {0, 1, 7}) {
         for (int threads : {-1, 1, 3}) check_values(rows, width, threads, random);
-        check_halves(Storage::bfloat16, rows, width, random);
-        check_halves(Storage::float16, rows, width, random);
+        check_halves(DType::bfloat16, rows, width, random);
+        check_halves(DType::float16, rows, width, random);
       }
     }
-    check_halves(Storage::bfloat16, 300, 500, random);  // enough for threads to be used at all
+    check_halves(DType::bfloat16, 300, 500, random);  // enough for threads to be used at all
     for (std::int64_t size : {std::int64_t{-1}, -std::numeric_limits<std::int64_t>::max()}) {
-      require_refused("negative rows", [&] { slap_fast::swiglu({Storage::float32, size, 4}, nullptr, nullptr, 1); });
+      require_refused("negative rows", [&] { slap_fast::swiglu({DType::float32, size, 4}, nullptr, nullptr, 1); });
       require_refused("negative width",
-                      [&] { slap_fast::swiglu_backward({Storage::float32, 4, size}, nullptr, nullptr, nullptr, 1); });
+                      [&] { slap_fast::swiglu_backward({DType::float32, 4, size}, nullptr, nullptr, nullptr, 1); });
     }
   }
 }

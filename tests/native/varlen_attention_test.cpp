@@ -81,8 +81,8 @@ struct Problem {
   }
 
   AttentionInputs inputs() const {
-    return {Storage::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left,
-            shape.right,      shape.scale, q.view(),       k.view(),       v.view()};
+    return {DType::float32, shape.heads, shape.kv_heads, shape.head_dim, shape.left,
+            shape.right,    shape.scale, q.view(),       k.view(),       v.view()};
   }
   AttentionBatch batch() const {
     return {cu_q.data(), cu_k.data(), static_cast<std::int64_t>(shape.lengths_q.size()), total_q, total_k};
@@ -224,7 +224,7 @@ void check_neighbours(Random& random) {
 }
 
 // Sixteen-bit arrays of exactly their size: values are held to PyTorch's in tests/ops.
-void check_sixteen_bits(Random& random, Storage storage) {
+void check_sixteen_bits(Random& random, DType dtype) {
   const Shape shape = random_shape(random, false);
   const std::vector<std::int32_t> cu_q = offsets(shape.lengths_q), cu_k = offsets(shape.lengths_k);
   const auto filled = [&](std::int64_t tokens, std::int64_t heads) {
@@ -243,7 +243,7 @@ void check_sixteen_bits(Random& random, Storage storage) {
     return HeadsView{x.data(), heads * shape.head_dim, shape.head_dim};
   };
   const AttentionInputs inputs{
-      storage,     shape.heads, shape.kv_heads,       shape.head_dim,          shape.left,
+      dtype,       shape.heads, shape.kv_heads,       shape.head_dim,          shape.left,
       shape.right, shape.scale, view(q, shape.heads), view(k, shape.kv_heads), view(v, shape.kv_heads)};
   const AttentionBatch batch{cu_q.data(), cu_k.data(), static_cast<std::int64_t>(shape.lengths_q.size()), cu_q.back(),
                              cu_k.back()};
@@ -257,7 +257,7 @@ void check_sixteen_bits(Random& random, Storage storage) {
 
 void check_malformed() {
   const std::vector<std::int32_t> good{0, 1, 2};
-  const AttentionInputs inputs{Storage::float32, 2, 1, 16, -1, -1, 1.0f, {}, {}, {}};
+  const AttentionInputs inputs{DType::float32, 2, 1, 16, -1, -1, 1.0f, {}, {}, {}};
   const auto refuse = [&](const std::string& what, const AttentionInputs& bad, const std::vector<std::int32_t>& cu) {
     const AttentionBatch batch{cu.data(), good.data(), 2, 2, 2};
     require_refused(what, [&] { varlen_attention(bad, batch, {nullptr, nullptr}, 1); });
@@ -288,7 +288,7 @@ void test_varlen_attention() {
       const Results results = problem.run(1);
       check_against_plain_loops(problem, results);
       for (int threads : {-1, 0, 3, 64}) require(same(problem.run(threads), results), "bits depend on threads");
-      check_sixteen_bits(random, trial % 2 ? Storage::bfloat16 : Storage::float16);
+      check_sixteen_bits(random, trial % 2 ? DType::bfloat16 : DType::float16);
     }
     check_neighbours(random);
     check_malformed();

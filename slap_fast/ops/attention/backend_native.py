@@ -39,7 +39,7 @@ def _heads(x: Tensor) -> tuple[int, int, int]:
 def _inputs(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Any:
     """Scalars of the call and the readable copies `q`, `k` and `v`."""
     return native.require().AttentionInputs(
-        element=STORAGE[q.dtype],
+        dtype=STORAGE[q.dtype],
         heads=q.shape[1],
         kv_heads=k.shape[1],
         head_dim=q.shape[2],

@@ -89,7 +89,7 @@ def _inputs(call: ContrastiveCall) -> Any:
     if call.audio_ids is not None and call.text_ids is not None and audio.shape[0] and text.shape[0]:
         ids = (call.audio_ids.data_ptr(), call.text_ids.data_ptr())
     return native.require().ContrastiveInputs(
-        element=STORAGE[audio.dtype],
+        dtype=STORAGE[audio.dtype],
         rows=audio.shape[0],
         columns=text.shape[0],
         width=audio.shape[1],

@@ -24,7 +24,7 @@ def forward(call: ForwardCall, summed: Tensor | None, normed: Tensor, rstd: Tens
     x, weight = contiguous(call.x), contiguous(call.weight)
     residual = None if call.residual is None else contiguous(call.residual)
     native.require().rms_norm(
-        storage=STORAGE[x.dtype],
+        dtype=STORAGE[x.dtype],
         rows=rstd.numel(),
         width=x.shape[-1],
         x=x.data_ptr(),
@@ -43,7 +43,7 @@ def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
     grad_normed, summed, weight = contiguous(call.grad_normed), contiguous(call.summed), contiguous(call.weight)
     grad_summed = None if call.grad_summed is None else contiguous(call.grad_summed)
     native.require().rms_norm_backward(
-        storage=STORAGE[summed.dtype],
+        dtype=STORAGE[summed.dtype],
         rows=call.rstd.numel(),
         width=summed.shape[-1],
         grad_normed=grad_normed.data_ptr(),

@@ -27,7 +27,7 @@ def rotate(q: Tensor, k: Tensor, angles: Angles, inverse: bool, out_q: Tensor, o
     rows = [(_rows(source), _rows(target)) for source, target in pairs]
     native.require().rotate(
         parts=[_part(source, target) for source, target in rows],
-        storage=STORAGE[q.dtype],
+        dtype=STORAGE[q.dtype],
         head_dim=q.shape[2],
         tokens_per_frame=angles.tokens_per_frame,
         thetas=angles.thetas,

@@ -39,4 +39,4 @@ def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
 
 
 def _shape(out: Tensor) -> dict[str, str | int]:
-    return {"storage": STORAGE[out.dtype], "rows": out.shape[:-1].numel(), "width": out.shape[-1]}
+    return {"dtype": STORAGE[out.dtype], "rows": out.shape[:-1].numel(), "width": out.shape[-1]}

@@ -109,13 +109,13 @@ def test_a_nan_stays_in_its_row(isa, dtype):
         ({"width": -4}, "3 rows of -4"),
         ({"eps": -1.0}, "eps is -1"),
         ({"eps": float("nan")}, "eps is nan"),
-        ({"storage": "float64"}, "storage 'float64'"),
+        ({"dtype": "float64"}, "dtype 'float64'"),
     ],
 )
 def test_native_code_rejects_inconsistent_arguments(change, message):
     x, out, weight, rstd = torch.ones(3, 4), torch.empty(3, 4), torch.ones(4), torch.empty(3)
     arguments = {
-        "storage": "float32",
+        "dtype": "float32",
         "rows": 3,
         "width": 4,
         "x": x.data_ptr(),

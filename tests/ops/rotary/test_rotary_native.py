@@ -118,7 +118,7 @@ def test_malformed_offsets_are_rejected(offsets):
         ({"thetas": [float("nan")]}, "theta is nan"),
         ({"head_dim": 7}, "head dimension 7"),
         ({"tokens_per_frame": 0}, "tokens_per_frame is 0"),
-        ({"storage": "float64"}, "storage 'float64'"),
+        ({"dtype": "float64"}, "dtype 'float64'"),
         ({"parts": [(0, 0, -1, 0, 0, 0, 0)]}, "-1 heads"),
         ({"total": -1}, "-1 tokens"),
     ],
@@ -127,7 +127,7 @@ def test_native_code_rejects_inconsistent_arguments(change, message):
     offsets = torch.zeros(1, dtype=torch.int64)
     arguments = {
         "parts": [],
-        "storage": "float32",
+        "dtype": "float32",
         "head_dim": 8,
         "tokens_per_frame": 1,
         "thetas": [10.0],

@@ -154,8 +154,8 @@ def test_native_code_rejects_negative_sizes():
     module = native.require()
     for rows, width in ((-1, 4), (4, -1)):
         with pytest.raises(ValueError, match="cannot be negative"):
-            module.swiglu(storage="float32", rows=rows, width=width, gate_up=0, out=0, threads=1)
+            module.swiglu(dtype="float32", rows=rows, width=width, gate_up=0, out=0, threads=1)
         with pytest.raises(ValueError, match="cannot be negative"):
             module.swiglu_backward(
-                storage="float32", rows=rows, width=width, grad=0, gate_up=0, grad_gate_up=0, threads=1
+                dtype="float32", rows=rows, width=width, grad=0, gate_up=0, grad_gate_up=0, threads=1
             )

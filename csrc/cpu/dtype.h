@@ -3,6 +3,6 @@
 
 namespace slap_fast {
 
-enum class Storage { float32, bfloat16, float16 };
+enum class DType { float32, bfloat16, float16 };
 
 }  // namespace slap_fast
