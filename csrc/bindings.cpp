@@ -34,11 +34,11 @@ namespace {
 using Address = std::uintptr_t;
 
 template <typename T>
-T* at(Address address) {
+T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-std::vector<std::string> compiled_names() {
+std::vector<std::string> compiled_isa_names() {
   std::vector<std::string> names;
   for (slap_fast::Isa isa : slap_fast::compiled_isas()) names.emplace_back(slap_fast::isa_name(isa));
   return names;
@@ -60,9 +60,9 @@ slap_fast::DType dtype_of(const std::string& name) {
 
 using Table = py::array_t<float, py::array::c_style>;
 
-std::vector<float> values_of(const Table& table) { return {table.data(), table.data() + table.size()}; }
+std::vector<float> to_vector(const Table& table) { return {table.data(), table.data() + table.size()}; }
 
-slap_fast::LogMelSpec log_mel_spec(const py::kwargs& fields) {
+slap_fast::LogMelSpec read_log_mel_spec(const py::kwargs& fields) {
   slap_fast::LogMelSpec spec;
   const auto read = [&](const char* name, auto& field) {
     field = fields[name].cast<std::remove_reference_t<decltype(field)>>();
@@ -84,8 +84,8 @@ slap_fast::LogMelSpec log_mel_spec(const py::kwargs& fields) {
   read("logarithm", spec.logarithm);
   read("log_scale", spec.log_scale);
   read("log_shift", spec.log_shift);
-  spec.window = values_of(fields["window"].cast<Table>());
-  spec.filters = values_of(fields["filters"].cast<Table>());
+  spec.window = to_vector(fields["window"].cast<Table>());
+  spec.filters = to_vector(fields["filters"].cast<Table>());
   return spec;
 }
 
@@ -93,12 +93,12 @@ slap_fast::PackedWaveform packed_waveform(Address waveform, bool int16, std::int
                                           Address cu_frames, std::int64_t clips, std::int64_t frames) {
   slap_fast::PackedWaveform packed;
   if (int16)
-    packed.int16s = at<const std::int16_t>(waveform);
+    packed.int16s = pointer<const std::int16_t>(waveform);
   else
-    packed.floats = at<const float>(waveform);
+    packed.floats = pointer<const float>(waveform);
   packed.samples = samples;
-  packed.cu_seqlens = at<const std::int64_t>(cu_seqlens);
-  packed.cu_frames = at<const std::int64_t>(cu_frames);
+  packed.cu_seqlens = pointer<const std::int64_t>(cu_seqlens);
+  packed.cu_frames = pointer<const std::int64_t>(cu_frames);
   packed.clips = clips;
   packed.frames = frames;
   return packed;
@@ -107,13 +107,13 @@ slap_fast::PackedWaveform packed_waveform(Address waveform, bool int16, std::int
 void bind_log_mel(py::module_& module) {
   using slap_fast::LogMel;
   py::class_<LogMel>(module, "LogMel")
-      .def(py::init([](const py::kwargs& fields) { return std::make_unique<LogMel>(log_mel_spec(fields)); }))
+      .def(py::init([](const py::kwargs& fields) { return std::make_unique<LogMel>(read_log_mel_spec(fields)); }))
       .def(
           "forward",
           [](const LogMel& self, Address waveform, bool int16, std::int64_t samples, Address cu_seqlens,
              Address cu_frames, std::int64_t clips, std::int64_t frames, Address mels, int threads) {
             self.forward(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames),
-                         at<float>(mels), threads);
+                         pointer<float>(mels), threads);
           },
           py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
           py::arg("clips"), py::arg("frames"), py::arg("mels"), py::arg("threads"),
@@ -124,14 +124,14 @@ void bind_log_mel(py::module_& module) {
              Address cu_frames, std::int64_t clips, std::int64_t frames, std::int64_t patch_frames,
              std::int64_t patch_mels, float padding, float mask_value, Address time_masked, Address mel_masked,
              Address patches, std::int64_t tokens, int threads) {
-            const slap_fast::PatchForm form{patch_frames,
-                                            patch_mels,
-                                            padding,
-                                            mask_value,
-                                            at<const std::uint8_t>(time_masked),
-                                            at<const std::uint8_t>(mel_masked)};
-            self.patches(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames), form,
-                         at<float>(patches), tokens, threads);
+            const slap_fast::PatchLayout layout{patch_frames,
+                                                patch_mels,
+                                                padding,
+                                                mask_value,
+                                                pointer<const std::uint8_t>(time_masked),
+                                                pointer<const std::uint8_t>(mel_masked)};
+            self.patches(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames), layout,
+                         pointer<float>(patches), tokens, threads);
           },
           py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
           py::arg("clips"), py::arg("frames"), py::arg("patch_frames"), py::arg("patch_mels"), py::arg("padding"),
@@ -143,7 +143,7 @@ void bind_log_mel(py::module_& module) {
              Address cu_frames, std::int64_t clips, std::int64_t frames, Address grad_mels, Address grad_waveform,
              int threads) {
             self.backward(packed_waveform(waveform, int16, samples, cu_seqlens, cu_frames, clips, frames),
-                          at<const float>(grad_mels), at<float>(grad_waveform), threads);
+                          pointer<const float>(grad_mels), pointer<float>(grad_waveform), threads);
           },
           py::arg("waveform"), py::arg("int16"), py::arg("samples"), py::arg("cu_seqlens"), py::arg("cu_frames"),
           py::arg("clips"), py::arg("frames"), py::arg("grad_mels"), py::arg("grad_waveform"), py::arg("threads"),
@@ -156,8 +156,8 @@ void bind_rms_norm(py::module_& module) {
       [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address x, Address residual, Address weight,
          float eps, Address sum, Address normed, Address rstd, int threads) {
         slap_fast::rms_norm({dtype_of(dtype), rows, width},
-                            {at<const void>(x), at<const void>(residual), at<const void>(weight), eps, at<void>(sum),
-                             at<void>(normed), at<float>(rstd)},
+                            {pointer<const void>(x), pointer<const void>(residual), pointer<const void>(weight), eps,
+                             pointer<void>(sum), pointer<void>(normed), pointer<float>(rstd)},
                             threads);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("x"), py::arg("residual"), py::arg("weight"),
@@ -169,8 +169,8 @@ void bind_rms_norm(py::module_& module) {
          Address sum, Address weight, Address rstd, Address grad, Address grad_weight, int threads) {
         slap_fast::rms_norm_backward(
             {dtype_of(dtype), rows, width},
-            {at<const void>(grad_normed), at<const void>(grad_sum), at<const void>(sum), at<const void>(weight),
-             at<const float>(rstd), at<void>(grad), at<void>(grad_weight)},
+            {pointer<const void>(grad_normed), pointer<const void>(grad_sum), pointer<const void>(sum),
+             pointer<const void>(weight), pointer<const float>(rstd), pointer<void>(grad), pointer<void>(grad_weight)},
             threads);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("grad_normed"), py::arg("grad_sum"), py::arg("sum"),
@@ -189,9 +189,10 @@ void bind_rotary(py::module_& module) {
          std::int64_t sequences, std::int64_t total, int threads) {
         std::vector<slap_fast::RotaryTokens> tokens;
         for (const auto& [in, out, heads, in_token, in_head, out_token, out_head] : parts)
-          tokens.push_back({at<const void>(in), at<void>(out), heads, in_token, in_head, out_token, out_head});
-        slap_fast::rotate({head_dim, tokens_per_frame, std::move(thetas), inverse}, at<const std::int64_t>(cu_seqlens),
-                          sequences, total, dtype_of(dtype), tokens, threads);
+          tokens.push_back(
+              {pointer<const void>(in), pointer<void>(out), heads, in_token, in_head, out_token, out_head});
+        slap_fast::rotate({head_dim, tokens_per_frame, std::move(thetas), inverse},
+                          pointer<const std::int64_t>(cu_seqlens), sequences, total, dtype_of(dtype), tokens, threads);
       },
       py::arg("parts"), py::arg("dtype"), py::arg("head_dim"), py::arg("tokens_per_frame"), py::arg("thetas"),
       py::arg("inverse"), py::arg("cu_seqlens"), py::arg("sequences"), py::arg("total"), py::arg("threads"),
@@ -202,7 +203,7 @@ void bind_swiglu(py::module_& module) {
   module.def(
       "swiglu",
       [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address gate_up, Address out, int threads) {
-        slap_fast::swiglu({dtype_of(dtype), rows, width}, at<const void>(gate_up), at<void>(out), threads);
+        slap_fast::swiglu({dtype_of(dtype), rows, width}, pointer<const void>(gate_up), pointer<void>(out), threads);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("gate_up"), py::arg("out"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
@@ -210,8 +211,8 @@ void bind_swiglu(py::module_& module) {
       "swiglu_backward",
       [](const std::string& dtype, std::int64_t rows, std::int64_t width, Address grad, Address gate_up,
          Address grad_gate_up, int threads) {
-        slap_fast::swiglu_backward({dtype_of(dtype), rows, width}, at<const void>(grad), at<const void>(gate_up),
-                                   at<void>(grad_gate_up), threads);
+        slap_fast::swiglu_backward({dtype_of(dtype), rows, width}, pointer<const void>(grad),
+                                   pointer<const void>(gate_up), pointer<void>(grad_gate_up), threads);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("grad"), py::arg("gate_up"), py::arg("grad_gate_up"),
       py::arg("threads"), py::call_guard<py::gil_scoped_release>());
@@ -221,7 +222,7 @@ void bind_swiglu(py::module_& module) {
 using Heads = std::tuple<Address, std::int64_t, std::int64_t>;
 
 slap_fast::HeadsView heads_view(const Heads& heads) {
-  return {at<const void>(std::get<0>(heads)), std::get<1>(heads), std::get<2>(heads)};
+  return {pointer<const void>(std::get<0>(heads)), std::get<1>(heads), std::get<2>(heads)};
 }
 
 void bind_varlen_attention(py::module_& module) {
@@ -239,14 +240,14 @@ void bind_varlen_attention(py::module_& module) {
   py::class_<AttentionBatch>(module, "AttentionBatch")
       .def(py::init([](Address cu_seqlens_q, Address cu_seqlens_k, std::int64_t clips, std::int64_t total_q,
                        std::int64_t total_k) {
-             return AttentionBatch{at<const std::int32_t>(cu_seqlens_q), at<const std::int32_t>(cu_seqlens_k), clips,
-                                   total_q, total_k};
+             return AttentionBatch{pointer<const std::int32_t>(cu_seqlens_q), pointer<const std::int32_t>(cu_seqlens_k),
+                                   clips, total_q, total_k};
            }),
            py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("clips"), py::arg("total_q"), py::arg("total_k"));
   module.def(
       "varlen_attention",
       [](const AttentionInputs& inputs, const AttentionBatch& batch, Address out, Address lse, int threads) {
-        slap_fast::varlen_attention(inputs, batch, {at<void>(out), at<float>(lse)}, threads);
+        slap_fast::varlen_attention(inputs, batch, {pointer<void>(out), pointer<float>(lse)}, threads);
       },
       py::arg("inputs"), py::arg("batch"), py::arg("out"), py::arg("lse"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
@@ -256,8 +257,8 @@ void bind_varlen_attention(py::module_& module) {
          Address lse, Address grad_lse, Address grad_q, Address grad_k, Address grad_v, int threads) {
         slap_fast::varlen_attention_backward(
             inputs, batch,
-            {heads_view(grad_out), heads_view(out), at<const float>(lse), at<const float>(grad_lse), at<void>(grad_q),
-             at<void>(grad_k), at<void>(grad_v)},
+            {heads_view(grad_out), heads_view(out), pointer<const float>(lse), pointer<const float>(grad_lse),
+             pointer<void>(grad_q), pointer<void>(grad_k), pointer<void>(grad_v)},
             threads);
       },
       py::arg("inputs"), py::arg("batch"), py::arg("grad_out"), py::arg("out"), py::arg("lse"), py::arg("grad_lse"),
@@ -270,19 +271,20 @@ using Side = std::tuple<Address, std::int64_t, std::int64_t>;
 
 slap_fast::ProductSide product_side(const std::string& dtype, const Side& side, std::int64_t lanes,
                                     std::int64_t depth) {
-  return {dtype_of(dtype), at<const void>(std::get<0>(side)), lanes, depth, std::get<1>(side), std::get<2>(side)};
+  return {dtype_of(dtype), pointer<const void>(std::get<0>(side)), lanes, depth, std::get<1>(side), std::get<2>(side)};
 }
 
 void bind_matrix_product(py::module_& module) {
   module.def(
       "matrix_product",
       [](const std::string& dtype, const Side& left, const Side& right, std::int64_t rows, std::int64_t columns,
-         std::int64_t depth, Address out, std::int64_t stride, bool add, int threads) {
+         std::int64_t depth, Address out, std::int64_t stride, bool accumulate, int threads) {
         slap_fast::matrix_product(product_side(dtype, left, rows, depth), product_side(dtype, right, columns, depth),
-                                  at<float>(out), stride, add, threads);
+                                  pointer<float>(out), stride, accumulate, threads);
       },
       py::arg("dtype"), py::arg("left"), py::arg("right"), py::arg("rows"), py::arg("columns"), py::arg("depth"),
-      py::arg("out"), py::arg("stride"), py::arg("add"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("out"), py::arg("stride"), py::arg("accumulate"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_contrastive(py::module_& module) {
@@ -291,10 +293,10 @@ void bind_contrastive(py::module_& module) {
       .def(py::init([](const std::string& dtype, std::int64_t rows, std::int64_t columns, std::int64_t width,
                        std::pair<Address, std::int64_t> audio, std::pair<Address, std::int64_t> text, float scale,
                        float bias, bool sigmoid, std::int64_t offset, Address audio_ids, Address text_ids,
-                       std::int64_t rows_at_once) {
+                       std::int64_t chunk_size) {
              return ContrastiveInputs{dtype_of(dtype),
-                                      at<const void>(audio.first),
-                                      at<const void>(text.first),
+                                      pointer<const void>(audio.first),
+                                      pointer<const void>(text.first),
                                       rows,
                                       columns,
                                       width,
@@ -304,83 +306,85 @@ void bind_contrastive(py::module_& module) {
                                       bias,
                                       sigmoid,
                                       offset,
-                                      at<const std::int64_t>(audio_ids),
-                                      at<const std::int64_t>(text_ids),
-                                      rows_at_once};
+                                      pointer<const std::int64_t>(audio_ids),
+                                      pointer<const std::int64_t>(text_ids),
+                                      chunk_size};
            }),
            py::arg("dtype"), py::arg("rows"), py::arg("columns"), py::arg("width"), py::arg("audio"), py::arg("text"),
            py::arg("scale"), py::arg("bias"), py::arg("sigmoid"), py::arg("offset"), py::arg("audio_ids"),
-           py::arg("text_ids"), py::arg("rows_at_once"));
+           py::arg("text_ids"), py::arg("chunk_size"));
   module.def(
       "contrastive_sums",
       [](const ContrastiveInputs& inputs, Address row_loss, Address column_loss, Address row_positive,
-         Address row_facts, Address column_best, int threads) {
-        slap_fast::contrastive_sums(inputs,
-                                    {at<float>(row_loss), at<float>(column_loss), at<float>(row_positive),
-                                     at<float>(row_facts), at<float>(column_best)},
-                                    threads);
+         Address row_stats, Address column_best, int threads) {
+        slap_fast::contrastive_sums(
+            inputs,
+            {pointer<float>(row_loss), pointer<float>(column_loss), pointer<float>(row_positive),
+             pointer<float>(row_stats), pointer<float>(column_best)},
+            threads);
       },
-      py::arg("inputs"), py::arg("row_loss"), py::arg("column_loss"), py::arg("row_positive"), py::arg("row_facts"),
+      py::arg("inputs"), py::arg("row_loss"), py::arg("column_loss"), py::arg("row_positive"), py::arg("row_stats"),
       py::arg("column_best"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   module.def(
       "contrastive_sums_backward",
       [](const ContrastiveInputs& inputs, Address grad_row, Address grad_column, Address grad_positive,
-         Address row_loss, Address column_loss, Address row_largest, Address column_largest, Address grad_audio,
+         Address row_loss, Address column_loss, Address row_max, Address column_max, Address grad_audio,
          Address grad_text, int threads) {
         double grad_scale = 0.0, grad_bias = 0.0;
         slap_fast::contrastive_sums_backward(
             inputs,
-            {at<const float>(grad_row), at<const float>(grad_column), at<const float>(grad_positive),
-             at<const float>(row_loss), at<const float>(column_loss), at<const float>(row_largest),
-             at<const float>(column_largest), at<void>(grad_audio), at<void>(grad_text), &grad_scale, &grad_bias},
+            {pointer<const float>(grad_row), pointer<const float>(grad_column), pointer<const float>(grad_positive),
+             pointer<const float>(row_loss), pointer<const float>(column_loss), pointer<const float>(row_max),
+             pointer<const float>(column_max), pointer<void>(grad_audio), pointer<void>(grad_text), &grad_scale,
+             &grad_bias},
             threads);
         return std::pair(grad_scale, grad_bias);
       },
       py::arg("inputs"), py::arg("grad_row"), py::arg("grad_column"), py::arg("grad_positive"), py::arg("row_loss"),
-      py::arg("column_loss"), py::arg("row_largest"), py::arg("column_largest"), py::arg("grad_audio"),
-      py::arg("grad_text"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("column_loss"), py::arg("row_max"), py::arg("column_max"), py::arg("grad_audio"), py::arg("grad_text"),
+      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
-slap_fast::Gradients gradients_of(const std::optional<std::string>& dtype) {
-  return dtype ? slap_fast::Gradients(dtype_of(*dtype)) : std::nullopt;
+slap_fast::GradDType grad_dtype_of(const std::optional<std::string>& dtype) {
+  return dtype ? slap_fast::GradDType(dtype_of(*dtype)) : std::nullopt;
 }
 
 void bind_score_losses(py::module_& module) {
   module.def(
       "linear_cross_entropy",
       [](Address logits, std::int64_t rows, std::int64_t columns, std::int64_t stride, Address target,
-         double label_smoothing, double z_loss, const std::optional<std::string>& gradients, int threads) {
-        return slap_fast::linear_cross_entropy({at<float>(logits), rows, columns, stride},
-                                               at<const std::int64_t>(target), {label_smoothing, z_loss},
-                                               gradients_of(gradients), threads);
+         double label_smoothing, double z_loss, const std::optional<std::string>& grad_dtype, int threads) {
+        return slap_fast::linear_cross_entropy({pointer<float>(logits), rows, columns, stride},
+                                               pointer<const std::int64_t>(target), {label_smoothing, z_loss},
+                                               grad_dtype_of(grad_dtype), threads);
       },
       py::arg("logits"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("target"),
-      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("gradients"), py::arg("threads"),
+      py::arg("label_smoothing"), py::arg("z_loss"), py::arg("grad_dtype"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   module.def(
       "sinkhorn_masses",
       [](Address scores, std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature,
-         Address potential, Address largest, Address sum, int threads) {
-        slap_fast::sinkhorn_masses({at<float>(scores), rows, columns, stride},
-                                   {temperature, at<const float>(potential)}, at<float>(largest), at<double>(sum),
-                                   threads);
+         Address potential, Address column_max, Address column_sum, int threads) {
+        slap_fast::sinkhorn_masses({pointer<float>(scores), rows, columns, stride},
+                                   {temperature, pointer<const float>(potential)}, pointer<float>(column_max),
+                                   pointer<double>(column_sum), threads);
       },
       py::arg("scores"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("temperature"),
-      py::arg("potential"), py::arg("largest"), py::arg("sum"), py::arg("threads"),
+      py::arg("potential"), py::arg("column_max"), py::arg("column_sum"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   module.def(
       "prototype_cross_entropy",
       [](Address student, Address teacher, std::int64_t rows, std::int64_t columns, std::int64_t stride,
          float student_temperature, float teacher_temperature, Address potential, Address token_weight,
-         const std::optional<std::string>& gradients, int threads) {
-        return slap_fast::prototype_cross_entropy({at<float>(student), rows, columns, stride}, at<float>(teacher),
-                                                  student_temperature,
-                                                  {teacher_temperature, at<const float>(potential)},
-                                                  at<const float>(token_weight), gradients_of(gradients), threads);
+         const std::optional<std::string>& grad_dtype, int threads) {
+        return slap_fast::prototype_cross_entropy(
+            {pointer<float>(student), rows, columns, stride}, pointer<float>(teacher), student_temperature,
+            {teacher_temperature, pointer<const float>(potential)}, pointer<const float>(token_weight),
+            grad_dtype_of(grad_dtype), threads);
       },
       py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
       py::arg("student_temperature"), py::arg("teacher_temperature"), py::arg("potential"), py::arg("token_weight"),
-      py::arg("gradients"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      py::arg("grad_dtype"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -389,7 +393,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("__version__") = SLAP_FAST_VERSION;
   module.attr("__sources__") = SLAP_FAST_SOURCES;
 
-  module.def("compiled_isas", &compiled_names);
+  module.def("compiled_isas", &compiled_isa_names);
   module.def("detected_isa", [] { return slap_fast::isa_name(slap_fast::detected_isa()); });
   module.def("chosen_isa", [] { return slap_fast::isa_name(slap_fast::chosen_isa()); });
   module.def("force_isa", &slap_fast::force_isa, py::arg("name"));
@@ -398,8 +402,9 @@ PYBIND11_MODULE(_C, module) {
       "waveform_stats",
       [](Address waveform, std::int64_t total, Address cu_seqlens, std::int64_t clips, Address peak,
          Address mean_square, Address nonfinite, int threads) {
-        slap_fast::waveform_stats(at<const float>(waveform), total, at<const std::int64_t>(cu_seqlens), clips,
-                                  at<float>(peak), at<double>(mean_square), at<std::int64_t>(nonfinite), threads);
+        slap_fast::waveform_stats(pointer<const float>(waveform), total, pointer<const std::int64_t>(cu_seqlens), clips,
+                                  pointer<float>(peak), pointer<double>(mean_square), pointer<std::int64_t>(nonfinite),
+                                  threads);
       },
       py::arg("waveform"), py::arg("total"), py::arg("cu_seqlens"), py::arg("clips"), py::arg("peak"),
       py::arg("mean_square"), py::arg("nonfinite"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
@@ -418,19 +423,19 @@ PYBIND11_MODULE(_C, module) {
       [](Address frames, std::int64_t total, std::int64_t n_mels, Address cu_frames, std::int64_t clips,
          std::optional<float> dynamic_range, std::optional<float> deviation_guard, float mean, float deviation,
          Address normalized, int threads) {
-        const slap_fast::MelNormalization how{dynamic_range.has_value(),
-                                              dynamic_range.value_or(0.0f),
-                                              deviation_guard.has_value(),
-                                              deviation_guard.value_or(0.0f),
-                                              mean,
-                                              deviation};
-        slap_fast::normalize_mels(at<const float>(frames), total, n_mels, at<const std::int64_t>(cu_frames), clips, how,
-                                  at<float>(normalized), threads);
+        const slap_fast::MelNormalization params{dynamic_range.has_value(),
+                                                 dynamic_range.value_or(0.0f),
+                                                 deviation_guard.has_value(),
+                                                 deviation_guard.value_or(0.0f),
+                                                 mean,
+                                                 deviation};
+        slap_fast::normalize_mels(pointer<const float>(frames), total, n_mels, pointer<const std::int64_t>(cu_frames),
+                                  clips, params, pointer<float>(normalized), threads);
       },
       py::arg("frames"), py::arg("total"), py::arg("n_mels"), py::arg("cu_frames"), py::arg("clips"),
       py::arg("dynamic_range"), py::arg("deviation_guard"), py::arg("mean"), py::arg("deviation"),
       py::arg("normalized"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 #if defined(SLAP_FAST_HAS_CUDA)
-  slap_fast::cuda::add_bindings(module, &log_mel_spec);
+  slap_fast::cuda::add_bindings(module, &read_log_mel_spec);
 #endif
 }

@@ -16,14 +16,14 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // What the rows of a block give for each column of a tile.
-struct ColumnFacts {
-  explicit ColumnFacts(std::int64_t columns)
-      : best_positive(columns), best_negative(columns), largest(columns), sum(columns) {}
-  AlignedArray<float> best_positive, best_negative, largest, sum;
+struct ColumnStats {
+  explicit ColumnStats(std::int64_t columns)
+      : best_positive(columns), best_negative(columns), max(columns), sum(columns) {}
+  AlignedArray<float> best_positive, best_negative, max, sum;
 };
 
-struct Rows {
-  explicit Rows(std::int64_t rows)
+struct RowTotals {
+  explicit RowTotals(std::int64_t rows)
       : sum(static_cast<std::size_t>(rows)),
         positive_similarity(sum.size()),
         best_positive(sum.size(), -kInfinity),
@@ -40,24 +40,24 @@ class Forward {
         kernel_(chosen_contrastive_kernel(inputs.dtype)),
         threads_(useful_threads(inputs, 1.0, threads)),
         positives_(inputs.audio_ids, inputs.rows, inputs.text_ids, inputs.columns, inputs.offset),
-        rows_(inputs.rows),
+        row_totals_(inputs.rows),
         tile_columns_(round_up(std::min(kTileColumns, inputs.columns), 16)),
         panels_(chosen_matrix_product_kernel(inputs.dtype), tile_columns_, inputs.width),
-        column_largest_(round_up(inputs.columns, 16)),
+        column_max_(round_up(inputs.columns, 16)),
         column_sum_(round_up(inputs.columns, 16)),
         scratch_(tile_scratch(threads_, tile_columns_, panels_.scratch_bytes())) {
-    std::fill_n(column_largest_.get(), round_up(inputs.columns, 16), -kInfinity);
+    std::fill_n(column_max_.get(), round_up(inputs.columns, 16), -kInfinity);
     std::fill_n(column_sum_.get(), round_up(inputs.columns, 16), 0.0f);
     std::fill_n(sums.column_best, 2 * inputs.columns, -kInfinity);
-    std::fill_n(largest(), inputs.rows, -kInfinity);
-    const std::int64_t blocks = rows_at_once(inputs, threads) / kRowBlock;
+    std::fill_n(row_max(), inputs.rows, -kInfinity);
+    const std::int64_t blocks = chunk_rows(inputs, threads) / kRowBlock;
     for (std::int64_t block = 0; block < blocks; ++block)
-      blocks_.push_back(std::make_unique<ColumnFacts>(tile_columns_));
+      block_stats_.push_back(std::make_unique<ColumnStats>(tile_columns_));
   }
 
   void run() {
     const ProductSide text{inputs_.dtype, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
-    const std::int64_t group = static_cast<std::int64_t>(blocks_.size()) * kRowBlock;
+    const std::int64_t group = static_cast<std::int64_t>(block_stats_.size()) * kRowBlock;
     for (std::int64_t column = 0; column < inputs_.columns; column += kTileColumns) {
       const std::int64_t columns = std::min(kTileColumns, inputs_.columns - column);
       panels_.pack(text, column, columns, 0, inputs_.width, threads_);
@@ -65,74 +65,74 @@ class Forward {
         const std::int64_t rows = std::min(group, inputs_.rows - first), blocks = (rows + kRowBlock - 1) / kRowBlock;
         parallel_for(blocks, threads_, [&](std::int64_t block, int thread) {
           const std::int64_t row = first + block * kRowBlock;
-          visit(row, std::min(kRowBlock, inputs_.rows - row), column, columns,
-                *blocks_[static_cast<std::size_t>(block)], *scratch_[static_cast<std::size_t>(thread)]);
+          process_tile(row, std::min(kRowBlock, inputs_.rows - row), column, columns,
+                       *block_stats_[static_cast<std::size_t>(block)], *scratch_[static_cast<std::size_t>(thread)]);
         });
         for (std::int64_t block = 0; block < blocks; ++block)
-          join(*blocks_[static_cast<std::size_t>(block)], column, columns);
+          merge_columns(*block_stats_[static_cast<std::size_t>(block)], column, columns);
       }
     }
     finish();
   }
 
  private:
-  float* largest() const { return sums_.row_facts + 3 * inputs_.rows; }
+  float* row_max() const { return sums_.row_stats + 3 * inputs_.rows; }
 
-  void visit(std::int64_t first_row, std::int64_t rows, std::int64_t column, std::int64_t columns, ColumnFacts& facts,
-             TileScratch& scratch) {
+  void process_tile(std::int64_t first_row, std::int64_t rows, std::int64_t column, std::int64_t columns,
+                    ColumnStats& stats, TileScratch& scratch) {
     SimilarityTile tile{scratch.tile.get(), tile_columns_, rows, columns, inputs_.scale, inputs_.bias};
     multiply_tile(inputs_, panels_, first_row, tile, scratch.panels.get());
-    std::fill_n(facts.best_positive.get(), tile_columns_, -kInfinity);
-    std::fill_n(facts.best_negative.get(), tile_columns_, -kInfinity);
-    float* end = take_positives(tile, first_row, column, facts, scratch);
-    if (inputs_.scale == 0.0f) flatten(tile, scratch.saved.get(), end);
+    std::fill_n(stats.best_positive.get(), tile_columns_, -kInfinity);
+    std::fill_n(stats.best_negative.get(), tile_columns_, -kInfinity);
+    float* end = mask_positives(tile, first_row, column, stats, scratch);
+    if (inputs_.scale == 0.0f) apply_zero_scale(tile, scratch.saved.get(), end);
     float chunk[kRowBlock];
     if (inputs_.sigmoid) {
       float losses[kRowBlock];
-      kernel_.sum_pair_losses(tile, chunk, facts.best_negative.get(), losses);
-      for (std::int64_t r = 0; r < rows; ++r) rows_.sum[static_cast<std::size_t>(first_row + r)] += losses[r];
+      kernel_.sum_pair_losses(tile, chunk, stats.best_negative.get(), losses);
+      for (std::int64_t r = 0; r < rows; ++r) row_totals_.sum[static_cast<std::size_t>(first_row + r)] += losses[r];
     } else {
-      kernel_.find_largest(tile, chunk, facts.best_negative.get());
+      kernel_.find_max(tile, chunk, stats.best_negative.get());
     }
     double factors[kRowBlock];
     for (std::int64_t r = 0; r < rows; ++r) {
       const auto row = static_cast<std::size_t>(first_row + r);
-      rows_.best_negative[row] = std::max(rows_.best_negative[row], chunk[r]);
-      const float before = largest()[row], now = std::max({before, rows_.best_positive[row], chunk[r]});
+      row_totals_.best_negative[row] = std::max(row_totals_.best_negative[row], chunk[r]);
+      const float before = row_max()[row], now = std::max({before, row_totals_.best_positive[row], chunk[r]});
       factors[r] = std::exp(static_cast<double>(before) - static_cast<double>(now));
-      largest()[row] = now;
+      row_max()[row] = now;
     }
     if (inputs_.sigmoid) return;
-    put_back(tile, first_row, column, scratch);
+    restore_positives(tile, first_row, column, scratch);
     for (std::int64_t c = 0; c < tile_columns_; ++c) {
-      facts.largest.get()[c] = std::max(facts.best_positive.get()[c], facts.best_negative.get()[c]);
-      facts.sum.get()[c] = 0.0f;
+      stats.max.get()[c] = std::max(stats.best_positive.get()[c], stats.best_negative.get()[c]);
+      stats.sum.get()[c] = 0.0f;
     }
-    kernel_.sum_exponentials(tile, largest() + first_row, facts.largest.get(), chunk, facts.sum.get());
+    kernel_.sum_exponentials(tile, row_max() + first_row, stats.max.get(), chunk, stats.sum.get());
     for (std::int64_t r = 0; r < rows; ++r) {
-      double& sum = rows_.sum[static_cast<std::size_t>(first_row + r)];
+      double& sum = row_totals_.sum[static_cast<std::size_t>(first_row + r)];
       sum = sum * factors[r] + chunk[r];
     }
   }
 
   // Positives are seen one by one, and hidden from what sees all pairs. Returns the end of what is saved of them.
-  float* take_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column,
-                        ColumnFacts& facts, TileScratch& scratch) {
-    const float hidden = tile.scale < 0.0f ? kInfinity : -kInfinity;
+  float* mask_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column,
+                        ColumnStats& stats, TileScratch& scratch) {
+    const float masked = tile.scale < 0.0f ? kInfinity : -kInfinity;
     float* saved = scratch.saved.get();
     for (std::int64_t r = 0; r < tile.rows; ++r) {
       const auto row = static_cast<std::size_t>(first_row + r);
-      positives_.each(first_row + r, first_column, first_column + tile.columns, [&](std::int64_t column) {
+      positives_.for_each(first_row + r, first_column, first_column + tile.columns, [&](std::int64_t column) {
         const std::int64_t c = column - first_column;
         float& similarity = tile.data[r * tile.stride + c];
         const float logit = kernel_.logit(tile, similarity);
-        rows_.positive_similarity[row] += similarity;
-        rows_.best_positive[row] = std::max(rows_.best_positive[row], logit);
-        facts.best_positive.get()[c] = std::max(facts.best_positive.get()[c], logit);
+        row_totals_.positive_similarity[row] += similarity;
+        row_totals_.best_positive[row] = std::max(row_totals_.best_positive[row], logit);
+        stats.best_positive.get()[c] = std::max(stats.best_positive.get()[c], logit);
         if (inputs_.sigmoid)
-          rows_.sum[row] += std::max(-logit, 0.0f) + std::log1p(std::exp(-std::fabs(static_cast<double>(logit))));
+          row_totals_.sum[row] += std::max(-logit, 0.0f) + std::log1p(std::exp(-std::fabs(static_cast<double>(logit))));
         *saved++ = similarity;
-        similarity = hidden;
+        similarity = masked;
       });
     }
     return saved;
@@ -140,29 +140,30 @@ class Forward {
 
   // Times zero the infinities that hide positives would be lost: multiplies all else by it, and takes the scale for 1.
   // NaN stays NaN.
-  void flatten(SimilarityTile& tile, float* saved, const float* end) const {
+  void apply_zero_scale(SimilarityTile& tile, float* saved, const float* end) const {
     for (float* x = tile.data; x < tile.data + tile.rows * tile.stride; ++x)
       *x = *x == -kInfinity ? *x : *x * 0.0f + 0.0f;
     for (; saved < end; ++saved) *saved = *saved * 0.0f + 0.0f;
     tile.scale = 1.0f;
   }
 
-  void put_back(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column, TileScratch& scratch) {
+  void restore_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column,
+                         TileScratch& scratch) {
     const float* saved = scratch.saved.get();
     for (std::int64_t r = 0; r < tile.rows; ++r)
-      positives_.each(first_row + r, first_column, first_column + tile.columns,
-                      [&](std::int64_t column) { tile.data[r * tile.stride + column - first_column] = *saved++; });
+      positives_.for_each(first_row + r, first_column, first_column + tile.columns,
+                          [&](std::int64_t column) { tile.data[r * tile.stride + column - first_column] = *saved++; });
   }
 
-  void join(const ColumnFacts& facts, std::int64_t column, std::int64_t columns) {
+  void merge_columns(const ColumnStats& stats, std::int64_t column, std::int64_t columns) {
     float *positive = sums_.column_best + column, *negative = positive + inputs_.columns;
     for (std::int64_t c = 0; c < columns; ++c) {
-      positive[c] = std::max(positive[c], facts.best_positive.get()[c]);
-      negative[c] = std::max(negative[c], facts.best_negative.get()[c]);
+      positive[c] = std::max(positive[c], stats.best_positive.get()[c]);
+      negative[c] = std::max(negative[c], stats.best_negative.get()[c]);
     }
     if (inputs_.sigmoid) return;
-    kernel_.join(columns, column_largest_.get() + column, column_sum_.get() + column, facts.largest.get(),
-                 facts.sum.get());
+    kernel_.merge_log_sum_exp(columns, column_max_.get() + column, column_sum_.get() + column, stats.max.get(),
+                              stats.sum.get());
   }
 
   void finish() {
@@ -176,12 +177,12 @@ class Forward {
       const char* audio =
           static_cast<const char*>(inputs_.audio) + row * row_bytes(inputs_.dtype, inputs_.audio_stride);
       const double all = kernel_.dot(inputs_.dtype, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
-      const double positive = rows_.positive_similarity[i] / std::max(positives, 1.0);
-      sums_.row_facts[row] = static_cast<float>(positive);
-      sums_.row_facts[rows + row] =
-          negatives > 0.0 ? static_cast<float>((all - rows_.positive_similarity[i]) / negatives) : 0.0f;
-      sums_.row_facts[2 * rows + row] = rows_.best_positive[i] > rows_.best_negative[i];
-      sums_.row_loss[row] = static_cast<float>(inputs_.sigmoid ? rows_.sum[i] : std::log(rows_.sum[i]));
+      const double positive = row_totals_.positive_similarity[i] / std::max(positives, 1.0);
+      sums_.row_stats[row] = static_cast<float>(positive);
+      sums_.row_stats[rows + row] =
+          negatives > 0.0 ? static_cast<float>((all - row_totals_.positive_similarity[i]) / negatives) : 0.0f;
+      sums_.row_stats[2 * rows + row] = row_totals_.best_positive[i] > row_totals_.best_negative[i];
+      sums_.row_loss[row] = static_cast<float>(inputs_.sigmoid ? row_totals_.sum[i] : std::log(row_totals_.sum[i]));
       sums_.row_positive[row] = inputs_.sigmoid ? 0.0f : static_cast<float>(positive * inputs_.scale);
     }
     for (std::int64_t column = 0; column < columns; ++column)
@@ -193,12 +194,12 @@ class Forward {
   const ContrastiveKernel& kernel_;
   int threads_;
   Positives positives_;
-  Rows rows_;
+  RowTotals row_totals_;
   std::int64_t tile_columns_;
   MatrixPanels panels_;
-  AlignedArray<float> column_largest_, column_sum_;
+  AlignedArray<float> column_max_, column_sum_;
   std::vector<std::unique_ptr<TileScratch>> scratch_;
-  std::vector<std::unique_ptr<ColumnFacts>> blocks_;
+  std::vector<std::unique_ptr<ColumnStats>> block_stats_;
 };
 
 }  // namespace

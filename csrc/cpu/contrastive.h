@@ -15,18 +15,18 @@ struct ContrastiveInputs {
   bool sigmoid;                              // pairwise losses, else the softmax of rows and columns
   std::int64_t offset;                       // row i's positive is column offset + i, if there is such a one,
   const std::int64_t *audio_ids, *text_ids;  // or where neither is null, each column of its id
-  std::int64_t rows_at_once;                 // at most; 0: any
+  std::int64_t chunk_size;                   // at most; 0: any
 };
 
 // What ContrastiveBackend.forward in slap_fast/ops/contrastive/call.py returns.
 struct ContrastiveSums {
   float *row_loss, *column_loss, *row_positive;  // [rows], [columns], [rows]
-  float *row_facts, *column_best;                // [4, rows], [2, columns]
+  float *row_stats, *column_best;                // [4, rows], [2, columns]
 };
 
 struct ContrastiveGradients {
   const float *grad_row, *grad_column, *grad_positive;  // of what the sums begin with
-  const float *row_loss, *column_loss, *row_largest, *column_largest;
+  const float *row_loss, *column_loss, *row_max, *column_max;
   void *grad_audio, *grad_text;  // as the inputs, contiguous
   double *grad_scale, *grad_bias;
 };

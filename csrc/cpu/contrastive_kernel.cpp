@@ -33,9 +33,9 @@ class Columns {
 
   // Calls visit(flag, column) for each vector of columns, and flush() after each kSegment columns and at the end.
   template <class Visit, class Flush>
-  SLAP_FAST_INLINE void each(Visit visit, Flush flush) const {
+  SLAP_FAST_INLINE void for_each(Visit visit, Flush flush) const {
     for (std::int64_t column = 0; column < whole_;) {
-      const std::int64_t end = least(column + kSegment, whole_);
+      const std::int64_t end = min(column + kSegment, whole_);
       for (; column < end; column += kLanes) visit(Flag<false>{}, column);
       flush();
     }
@@ -44,8 +44,8 @@ class Columns {
     flush();
   }
   template <class Visit>
-  SLAP_FAST_INLINE void each(Visit visit) const {
-    each(visit, [] {});
+  SLAP_FAST_INLINE void for_each(Visit visit) const {
+    for_each(visit, [] {});
   }
 
   // x, or `otherwise` beyond the tile.
@@ -78,7 +78,7 @@ struct RowCount {
   static constexpr int value = kCount;
 };
 template <class Visit>
-SLAP_FAST_INLINE void each_rows(const SimilarityTile& tile, Visit visit) {
+SLAP_FAST_INLINE void for_each_row_group(const SimilarityTile& tile, Visit visit) {
   std::int64_t row = 0;
   for (; row + kQuad <= tile.rows; row += kQuad) visit(RowCount<kQuad>{}, row);
   for (; row < tile.rows; ++row) visit(RowCount<1>{}, row);
@@ -95,40 +95,40 @@ struct Sum {
 
 float logit_of(const SimilarityTile& tile, float similarity) { return Columns(tile).logit(splat(similarity))[0]; }
 
-void find_largest(const SimilarityTile& tile, float* row_largest, float* column_largest) {
+void find_max(const SimilarityTile& tile, float* row_max, float* column_max) {
   const Columns columns(tile);
-  each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
+  for_each_row_group(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
     Lanes highest[kCount];
     for (int r = 0; r < kCount; ++r) highest[r] = splat(-kInfinity);
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
-      Lanes top = load(column_largest + column);
+    columns.for_each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+      Lanes top = load(column_max + column);
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Lanes all = columns.logit(columns.similarity(tail, row + r, column));
         const Lanes logit = columns.keep(tail, all, splat(-kInfinity));
-        highest[r] = at_least(logit, highest[r]);
-        top = at_least(logit, top);
+        highest[r] = max(logit, highest[r]);
+        top = max(logit, top);
       }
-      store(column_largest + column, top);
+      store(column_max + column, top);
     });
-    for (int r = 0; r < kCount; ++r) row_largest[row + r] = largest_of(highest[r]);
+    for (int r = 0; r < kCount; ++r) row_max[row + r] = reduce_max(highest[r]);
   });
 }
 
-void sum_exponentials(const SimilarityTile& tile, const float* row_largest, const float* column_largest, float* row_sum,
+void sum_exponentials(const SimilarityTile& tile, const float* row_max, const float* column_max, float* row_sum,
                       float* column_sum) {
   const Columns columns(tile);
-  each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
+  for_each_row_group(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
     Sum sums[kCount];
     Lanes base[kCount];
-    for (int r = 0; r < kCount; ++r) base[r] = splat(row_largest[row + r]);
+    for (int r = 0; r < kCount; ++r) base[r] = splat(row_max[row + r]);
     const auto flush = [&]() SLAP_FAST_LAMBDA {
       for (Sum& sum : sums) sum.flush();
     };
     const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
-      const Lanes column_base = load(column_largest + column);
+      const Lanes column_base = load(column_max + column);
       Lanes few{};
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
@@ -138,33 +138,33 @@ void sum_exponentials(const SimilarityTile& tile, const float* row_largest, cons
       }
       store(column_sum + column, load(column_sum + column) + few);
     };
-    columns.each(visit, flush);
-    for (int r = 0; r < kCount; ++r) row_sum[row + r] = sum_of(sums[r].total);
+    columns.for_each(visit, flush);
+    for (int r = 0; r < kCount; ++r) row_sum[row + r] = reduce_sum(sums[r].total);
   });
 }
 
 // e^-|x|.
-SLAP_FAST_INLINE Lanes decay(Lanes x) { return exponential(-at_least(x, -x)); }
+SLAP_FAST_INLINE Lanes decay(Lanes x) { return exponential(-max(x, -x)); }
 
-void sum_pair_losses(const SimilarityTile& tile, float* row_largest, float* column_largest, float* row_loss) {
+void sum_pair_losses(const SimilarityTile& tile, float* row_max, float* column_max, float* row_loss) {
   const Columns columns(tile);
-  find_largest(tile, row_largest, column_largest);
+  find_max(tile, row_max, column_max);
   for (std::int64_t row = 0; row < tile.rows; ++row) {
     Sum sum;
     const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes logit = columns.logit(columns.similarity(tail, row, column));
-      const Lanes loss = at_least(logit, Lanes{}) + logarithm_above_1(decay(logit));
+      const Lanes loss = max(logit, Lanes{}) + logarithm_above_1(decay(logit));
       sum.segment += columns.keep(tail, loss, Lanes{});
     };
-    columns.each(visit, [&]() SLAP_FAST_LAMBDA { sum.flush(); });
-    row_loss[row] = sum_of(sum.total);
+    columns.for_each(visit, [&]() SLAP_FAST_LAMBDA { sum.flush(); });
+    row_loss[row] = reduce_sum(sum.total);
   }
 }
 
 void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows, const SoftmaxGradients& along,
                        float* weighted, float* total) {
   const Columns columns(tile);
-  each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
+  for_each_row_group(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
     Sum products[kCount], sums[kCount];
     const auto flush = [&]() SLAP_FAST_LAMBDA {
@@ -174,13 +174,13 @@ void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows,
       }
     };
     const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
-      const Lanes largest = load(along.largest + column), loss = load(along.loss + column);
+      const Lanes column_max = load(along.max + column), column_loss = load(along.loss + column);
       const Lanes column_grad = load(along.grad + column);
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Lanes similarity = columns.similarity(tail, row + r, column), logit = columns.logit(similarity);
-        const Lanes by_row = logit - splat(rows.largest[row + r]) - splat(rows.loss[row + r]);
-        const Lanes by_column = logit - largest - loss;
+        const Lanes by_row = logit - splat(rows.max[row + r]) - splat(rows.loss[row + r]);
+        const Lanes by_column = logit - column_max - column_loss;
         Lanes grad = exponential(by_row) * splat(rows.grad[row + r]);
         grad = columns.keep(tail, fma(exponential(by_column), column_grad, grad), Lanes{});
         products[r].segment = fma(grad, similarity, products[r].segment);
@@ -188,10 +188,10 @@ void softmax_gradients(const SimilarityTile& tile, const SoftmaxGradients& rows,
         columns.put(row + r, column, grad);
       }
     };
-    columns.each(visit, flush);
+    columns.for_each(visit, flush);
     for (int r = 0; r < kCount; ++r) {
-      weighted[row + r] = sum_of(products[r].total);
-      total[row + r] = sum_of(sums[r].total);
+      weighted[row + r] = reduce_sum(products[r].total);
+      total[row + r] = reduce_sum(sums[r].total);
     }
   });
 }
@@ -211,41 +211,44 @@ void sigmoid_gradients(const SimilarityTile& tile, const float* row_grad, float*
       sum.segment += grad;
       columns.put(row, column, grad);
     };
-    columns.each(visit, flush);
-    weighted[row] = sum_of(product.total);
-    total[row] = sum_of(sum.total);
+    columns.for_each(visit, flush);
+    weighted[row] = reduce_sum(product.total);
+    total[row] = reduce_sum(sum.total);
   }
 }
 
-void narrow(const SimilarityTile& tile, std::uint16_t* out, std::int64_t stride, float* row_rest, float* column_rest) {
+void round_to_bfloat16(const SimilarityTile& tile, std::uint16_t* out, std::int64_t stride, float* row_residual,
+                       float* column_residual) {
   const Columns columns(tile);
-  each_rows(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
+  for_each_row_group(tile, [&](auto count, std::int64_t row) SLAP_FAST_LAMBDA {
     constexpr int kCount = decltype(count)::value;
-    Lanes rests[kCount];
-    for (int r = 0; r < kCount; ++r) rests[r] = Lanes{};
-    columns.each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
-      Lanes column_total = load(column_rest + column);
+    Lanes residuals[kCount];
+    for (int r = 0; r < kCount; ++r) residuals[r] = Lanes{};
+    columns.for_each([&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
+      Lanes column_total = load(column_residual + column);
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Lanes value = columns.similarity(tail, row + r, column);
-        std::uint16_t* place = out + (row + r) * stride + column;
-        BFloat16::store(place, value);
-        const Lanes rest = value - BFloat16::load(place);
-        rests[r] += rest;
-        column_total += rest;
+        std::uint16_t* target = out + (row + r) * stride + column;
+        BFloat16::store(target, value);
+        const Lanes residual = value - BFloat16::load(target);
+        residuals[r] += residual;
+        column_total += residual;
       }
-      store(column_rest + column, column_total);
+      store(column_residual + column, column_total);
     });
-    for (int r = 0; r < kCount; ++r) row_rest[row + r] += sum_of(rests[r]);
+    for (int r = 0; r < kCount; ++r) row_residual[row + r] += reduce_sum(residuals[r]);
   });
 }
 
-void join(std::int64_t count, float* largest, float* sum, const float* more_largest, const float* more_sum) {
+void merge_log_sum_exp(std::int64_t count, float* running_max, float* running_sum, const float* other_max,
+                       const float* other_sum) {
   for (std::int64_t i = 0; i < count; i += kLanes) {
-    const Lanes old = load(largest + i), more = load(more_largest + i), both = at_least(more, old);
-    const Lanes base = select(both == -kInfinity, Lanes{}, both);
-    store(sum + i, fma(load(sum + i), exponential(old - base), load(more_sum + i) * exponential(more - base)));
-    store(largest + i, both);
+    const Lanes old_max = load(running_max + i), new_max = load(other_max + i), merged = max(new_max, old_max);
+    const Lanes base = select(merged == -kInfinity, Lanes{}, merged);
+    store(running_sum + i,
+          fma(load(running_sum + i), exponential(old_max - base), load(other_sum + i) * exponential(new_max - base)));
+    store(running_max + i, merged);
   }
 }
 
@@ -257,8 +260,9 @@ void add_row(DType dtype, const void* row, std::int64_t width, float factor, flo
     for (; i + kLanes <= width; i += kLanes)
       store_unaligned(sum + i, fma(In::load(in + i), splat(factor), load_unaligned(sum + i)));
     if (i == width) return;
-    const Lanes rest = fma(load_some<In>(in + i, width - i), splat(factor), load_some<Float32>(sum + i, width - i));
-    store_some<Float32>(sum + i, rest, width - i);
+    const Lanes residual =
+        fma(load_partial<In>(in + i, width - i), splat(factor), load_partial<Float32>(sum + i, width - i));
+    store_partial<Float32>(sum + i, residual, width - i);
   });
 }
 
@@ -269,9 +273,9 @@ float dot(DType dtype, const void* row, const float* other, std::int64_t width) 
     const auto* in = static_cast<const typename In::Stored*>(row);
     std::int64_t i = 0;
     for (; i + kLanes <= width; i += kLanes) sum = fma(In::load(in + i), load_unaligned(other + i), sum);
-    if (i < width) sum = fma(load_some<In>(in + i, width - i), load_some<Float32>(other + i, width - i), sum);
+    if (i < width) sum = fma(load_partial<In>(in + i, width - i), load_partial<Float32>(other + i, width - i), sum);
   });
-  return sum_of(sum);
+  return reduce_sum(sum);
 }
 
 void write_row(DType dtype, const float* sum, std::int64_t width, float factor, void* out) {
@@ -280,14 +284,15 @@ void write_row(DType dtype, const float* sum, std::int64_t width, float factor, 
     auto* to = static_cast<typename Out::Stored*>(out);
     std::int64_t i = 0;
     for (; i + kLanes <= width; i += kLanes) Out::store(to + i, load_unaligned(sum + i) * splat(factor));
-    if (i < width) store_some<Out>(to + i, load_some<Float32>(sum + i, width - i) * splat(factor), width - i);
+    if (i < width) store_partial<Out>(to + i, load_partial<Float32>(sum + i, width - i) * splat(factor), width - i);
   });
 }
 
 }  // namespace
 
 const ContrastiveKernel contrastive_kernel{
-    logit_of, find_largest, sum_exponentials, sum_pair_losses, softmax_gradients, sigmoid_gradients, narrow, join,
-    add_row,  dot,          write_row};
+    logit_of,          find_max,          sum_exponentials,  sum_pair_losses, softmax_gradients,
+    sigmoid_gradients, round_to_bfloat16, merge_log_sum_exp, add_row,         dot,
+    write_row};
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -18,36 +18,36 @@ class Positives {
     sorted_.reserve(static_cast<std::size_t>(columns));
     for (std::int64_t column = 0; column < columns; ++column) sorted_.emplace_back(column_ids[column], column);
     std::sort(sorted_.begin(), sorted_.end());
-    runs_.reserve(static_cast<std::size_t>(rows));
+    ranges_.reserve(static_cast<std::size_t>(rows));
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto begin = std::lower_bound(sorted_.begin(), sorted_.end(), std::pair(row_ids[row], std::int64_t{0}));
       const auto end = std::lower_bound(begin, sorted_.end(), std::pair(row_ids[row], columns));
-      runs_.emplace_back(begin - sorted_.begin(), end - sorted_.begin());
+      ranges_.emplace_back(begin - sorted_.begin(), end - sorted_.begin());
     }
   }
 
   std::int64_t count(std::int64_t row) const {
-    if (!by_id()) return single(row) >= 0;
-    const auto& [begin, end] = runs_[static_cast<std::size_t>(row)];
+    if (!by_id()) return diagonal(row) >= 0;
+    const auto& [begin, end] = ranges_[static_cast<std::size_t>(row)];
     return end - begin;
   }
 
   // The first, or -1.
   std::int64_t first(std::int64_t row) const {
-    if (!by_id()) return single(row);
-    const auto& [begin, end] = runs_[static_cast<std::size_t>(row)];
+    if (!by_id()) return diagonal(row);
+    const auto& [begin, end] = ranges_[static_cast<std::size_t>(row)];
     return begin < end ? sorted_[static_cast<std::size_t>(begin)].second : -1;
   }
 
   // Calls visit(column) for each among first .. last, in order.
   template <class Visit>
-  void each(std::int64_t row, std::int64_t first, std::int64_t last, Visit visit) const {
+  void for_each(std::int64_t row, std::int64_t first, std::int64_t last, Visit visit) const {
     if (!by_id()) {
-      const std::int64_t column = single(row);
+      const std::int64_t column = diagonal(row);
       if (column >= first && column < last) visit(column);
       return;
     }
-    const auto& [begin, end] = runs_[static_cast<std::size_t>(row)];
+    const auto& [begin, end] = ranges_[static_cast<std::size_t>(row)];
     if (begin == end) return;
     const auto stop = sorted_.begin() + end;
     const std::int64_t id = sorted_[static_cast<std::size_t>(begin)].first;
@@ -56,15 +56,15 @@ class Positives {
   }
 
  private:
-  bool by_id() const { return !runs_.empty(); }
-  std::int64_t single(std::int64_t row) const {
+  bool by_id() const { return !ranges_.empty(); }
+  std::int64_t diagonal(std::int64_t row) const {
     const std::int64_t column = offset_ + row;
     return column >= 0 && column < columns_ ? column : -1;
   }
 
   std::int64_t columns_, offset_;
   std::vector<std::pair<std::int64_t, std::int64_t>> sorted_;  // ids and columns
-  std::vector<std::pair<std::int64_t, std::int64_t>> runs_;    // of each row, in the above
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;  // of each row, in the above
 };
 
 }  // namespace slap_fast

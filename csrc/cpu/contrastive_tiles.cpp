@@ -21,9 +21,7 @@ void require(bool holds, const std::string& message) {
 
 }  // namespace
 
-const ContrastiveKernel& chosen_contrastive_kernel(DType dtype) {
-  SLAP_FAST_RETURN_SERVING_BF16(contrastive_kernel, dtype);
-}
+const ContrastiveKernel& chosen_contrastive_kernel(DType dtype) { SLAP_FAST_DISPATCH_BF16(contrastive_kernel, dtype); }
 
 void check(const ContrastiveInputs& inputs) {
   require(inputs.rows >= 0 && inputs.columns >= 0 && inputs.width >= 0,
@@ -33,11 +31,11 @@ void check(const ContrastiveInputs& inputs) {
   require(inputs.offset > -kFar && inputs.offset < kFar, "offset is " + std::to_string(inputs.offset));
 }
 
-std::int64_t rows_at_once(const ContrastiveInputs& inputs, int threads) {
+std::int64_t chunk_rows(const ContrastiveInputs& inputs, int threads) {
   constexpr std::int64_t kTasksPerThread = 4;
-  std::int64_t rows = round_up(std::max(threads, 1) * kTasksPerThread * kRowBlock, kRowsAtOnce);
-  if (inputs.rows_at_once > 0) rows = std::min(rows, inputs.rows_at_once);
-  return round_up(std::min({rows, std::max<std::int64_t>(inputs.rows, 1), kMostRowsAtOnce}), kRowBlock);
+  std::int64_t rows = round_up(std::max(threads, 1) * kTasksPerThread * kRowBlock, kChunkRows);
+  if (inputs.chunk_size > 0) rows = std::min(rows, inputs.chunk_size);
+  return round_up(std::min({rows, std::max<std::int64_t>(inputs.rows, 1), kMaxChunkRows}), kRowBlock);
 }
 
 int useful_threads(const ContrastiveInputs& inputs, double products, int threads) {
@@ -50,14 +48,14 @@ std::int64_t row_bytes(DType dtype, std::int64_t stride) { return (dtype == DTyp
 
 std::vector<float> mean_row(const ContrastiveKernel& kernel, DType dtype, const void* data, std::int64_t rows,
                             std::int64_t stride, std::int64_t width) {
-  std::vector<float> mean(static_cast<std::size_t>(width)), some(mean.size());
+  std::vector<float> mean(static_cast<std::size_t>(width)), partial(mean.size());
   const float factor = 1.0f / static_cast<float>(std::max<std::int64_t>(rows, 1));
   for (std::int64_t first = 0; first < rows; first += kRowsPerSum) {
-    std::fill(some.begin(), some.end(), 0.0f);
+    std::fill(partial.begin(), partial.end(), 0.0f);
     for (std::int64_t row = first; row < std::min(first + kRowsPerSum, rows); ++row)
       kernel.add_row(dtype, static_cast<const char*>(data) + row * row_bytes(dtype, stride), width, factor,
-                     some.data());
-    std::transform(some.begin(), some.end(), mean.begin(), mean.begin(), [](float a, float b) { return a + b; });
+                     partial.data());
+    std::transform(partial.begin(), partial.end(), mean.begin(), mean.begin(), [](float a, float b) { return a + b; });
   }
   return mean;
 }

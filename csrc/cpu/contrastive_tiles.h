@@ -20,14 +20,14 @@ constexpr std::int64_t kTileColumns = 1536;
 
 // Rows between two joins of what tiles give for columns: enough that threads seldom wait, few enough for memory. A
 // multiple of row blocks and depth blocks.
-constexpr std::int64_t kRowsAtOnce = 1536, kMostRowsAtOnce = 4 * kRowsAtOnce;
+constexpr std::int64_t kChunkRows = 1536, kMaxChunkRows = 4 * kChunkRows;
 
 const ContrastiveKernel& chosen_contrastive_kernel(DType dtype);
 
 // Throws std::invalid_argument.
 void check(const ContrastiveInputs& inputs);
 
-std::int64_t rows_at_once(const ContrastiveInputs& inputs, int threads);
+std::int64_t chunk_rows(const ContrastiveInputs& inputs, int threads);
 
 // As many threads as are worth it for `products` products of all rows, columns and channels.
 int useful_threads(const ContrastiveInputs& inputs, double products, int threads);

@@ -72,7 +72,7 @@ SLAP_FAST_INLINE void butterfly<5>(Complex (&z)[5]) {
 // Of 8 points of which those from `legs` on are zero, 6 at least. The factor sqrt(1/2) of the odd half waits for its
 // last additions, which become fused.
 template <int legs>
-SLAP_FAST_INLINE void butterfly_of_8(Complex (&z)[8]) {
+SLAP_FAST_INLINE void padded_butterfly_8(Complex (&z)[8]) {
   Complex even[4] = {z[0] + z[4], z[1] + z[5], z[2], z[3]};
   const Complex p = z[0] - z[4], q = z[1] - z[5];
   Complex r = z[2], s = z[3];
@@ -98,21 +98,21 @@ SLAP_FAST_INLINE void butterfly_of_8(Complex (&z)[8]) {
 
 template <>
 SLAP_FAST_INLINE void butterfly<8>(Complex (&z)[8]) {
-  butterfly_of_8<8>(z);
+  padded_butterfly_8<8>(z);
 }
 
-SLAP_FAST_INLINE Complex exchanged(Complex z) { return {z.im, z.re}; }
+SLAP_FAST_INLINE Complex swap_re_im(Complex z) { return {z.im, z.re}; }
 
-SLAP_FAST_INLINE Complex get(const float* data, std::int64_t slot) {
+SLAP_FAST_INLINE Complex load_slot(const float* data, std::int64_t slot) {
   return {load(data + slot * 2 * kLanes), load(data + (slot * 2 + 1) * kLanes)};
 }
 
-SLAP_FAST_INLINE void put(float* data, std::int64_t slot, Complex z) {
+SLAP_FAST_INLINE void store_slot(float* data, std::int64_t slot, Complex z) {
   store(data + slot * 2 * kLanes, z.re);
   store(data + (slot * 2 + 1) * kLanes, z.im);
 }
 
-struct AsStored {
+struct Identity {
   SLAP_FAST_INLINE Complex operator()(Complex stored, std::int64_t) const { return stored; }
 };
 
@@ -122,16 +122,16 @@ SLAP_FAST_INLINE void forward_butterfly(float* data, const FftStageView& stage, 
                                         Source source) {
   const float* twiddles = stage.twiddles + j * (R - 1) * 2;
   Complex z[R];
-  for (int q = 0; q < legs; ++q) z[q] = source(get(data, j + q * leg), j + q * stage.step);
+  for (int q = 0; q < legs; ++q) z[q] = source(load_slot(data, j + q * leg), j + q * stage.step);
   if constexpr (R == 8)
-    butterfly_of_8<legs>(z);
+    padded_butterfly_8<legs>(z);
   else
     butterfly(z);
-  put(data, j, z[0]);
+  store_slot(data, j, z[0]);
   if (j == 0)
-    for (int q = 1; q < R; ++q) put(data, q * leg, z[q]);
+    for (int q = 1; q < R; ++q) store_slot(data, q * leg, z[q]);
   else
-    for (int q = 1; q < R; ++q) put(data, j + q * leg, times(z[q], twiddles + (q - 1) * 2));
+    for (int q = 1; q < R; ++q) store_slot(data, j + q * leg, times(z[q], twiddles + (q - 1) * 2));
 }
 
 // One block of a stage: `leg` slots lie between the legs of a butterfly, which start at points 0 to step - 1. Points
@@ -158,41 +158,42 @@ inline void backward_block(float* data, const FftStageView& stage, std::int64_t 
   for (std::int64_t j = 0; j < stage.step; ++j) {
     const float* twiddles = stage.twiddles + j * (R - 1) * 2;
     Complex z[R];
-    for (int q = 0; q < R; ++q) z[q] = exchanged(get(data, j + q * leg));
+    for (int q = 0; q < R; ++q) z[q] = swap_re_im(load_slot(data, j + q * leg));
     if (j != 0)
       for (int q = 1; q < R; ++q) z[q] = times(z[q], twiddles + (q - 1) * 2);
     butterfly(z);
     for (int q = 0; q < R; ++q)
-      if (j + q * stage.step < points) put(data, j + q * leg, exchanged(z[q]));
+      if (j + q * stage.step < points) store_slot(data, j + q * leg, swap_re_im(z[q]));
   }
 }
 
 // A prime radix without code of its own: by definition. `legs` holds as many points as the radix.
 template <bool forward, class Source>
-inline void prime_block(float* data, const FftStageView& stage, std::int64_t leg, float* legs, Source source) {
+inline void generic_block(float* data, const FftStageView& stage, std::int64_t leg, float* legs, Source source) {
   const std::int64_t radix = stage.radix;
   for (std::int64_t j = 0; j < stage.step; ++j) {
     const float* twiddles = stage.twiddles + j * (radix - 1) * 2;
     for (std::int64_t m = 0; m < radix; ++m) {
-      Complex z = source(get(data, j + m * leg), j + m * stage.step);
-      if (!forward) z = m == 0 ? exchanged(z) : times(exchanged(z), twiddles + (m - 1) * 2);
-      put(legs, m, z);
+      Complex z = source(load_slot(data, j + m * leg), j + m * stage.step);
+      if (!forward) z = m == 0 ? swap_re_im(z) : times(swap_re_im(z), twiddles + (m - 1) * 2);
+      store_slot(legs, m, z);
     }
     for (std::int64_t q = 0; q < radix; ++q) {
       Complex sum{};
       for (std::int64_t m = 0, root = 0; m < radix; ++m) {
-        sum = sum + times(get(legs, m), stage.roots + root * 2);
+        sum = sum + times(load_slot(legs, m), stage.roots + root * 2);
         root += q;
         if (root >= radix) root -= radix;
       }
       if (forward && q > 0) sum = times(sum, twiddles + (q - 1) * 2);
-      put(data, j + q * leg, forward ? sum : exchanged(sum));
+      store_slot(data, j + q * leg, forward ? sum : swap_re_im(sum));
     }
   }
 }
 
 template <class Source>
-inline void any_forward_block(float* data, const FftStageView& stage, std::int64_t leg, float* legs, Source source) {
+inline void dispatch_forward_block(float* data, const FftStageView& stage, std::int64_t leg, float* legs,
+                                   Source source) {
   switch (stage.radix) {
     case 2:
       return forward_block<2>(data, stage, leg, source);
@@ -205,12 +206,12 @@ inline void any_forward_block(float* data, const FftStageView& stage, std::int64
     case 8:
       return forward_block<8>(data, stage, leg, source);
     default:
-      return prime_block<true>(data, stage, leg, legs, source);
+      return generic_block<true>(data, stage, leg, legs, source);
   }
 }
 
-inline void any_backward_block(float* data, const FftStageView& stage, std::int64_t leg, std::int64_t points,
-                               float* legs) {
+inline void dispatch_backward_block(float* data, const FftStageView& stage, std::int64_t leg, std::int64_t points,
+                                    float* legs) {
   switch (stage.radix) {
     case 2:
       return backward_block<2>(data, stage, leg, points);
@@ -223,13 +224,13 @@ inline void any_backward_block(float* data, const FftStageView& stage, std::int6
     case 8:
       return backward_block<8>(data, stage, leg, points);
     default:
-      return prime_block<false>(data, stage, leg, legs, AsStored{});
+      return generic_block<false>(data, stage, leg, legs, Identity{});
   }
 }
 
 // Calls visit(part) for each independent transform that is left of one leg of the first stage before stage i.
 template <class Visit>
-SLAP_FAST_INLINE void for_each_part(float* data, const FftView& fft, std::int64_t i, Visit visit) {
+SLAP_FAST_INLINE void for_each_subtransform(float* data, const FftView& fft, std::int64_t i, Visit visit) {
   const std::int64_t points = fft.stage[i].radix * fft.stage[i].step;
   for (std::int64_t first = 0; first < fft.block; first += points) visit(data + first * 2 * kLanes);
 }
@@ -250,16 +251,17 @@ inline std::int64_t points_read(const FftView& fft, std::int64_t points) {
 template <class Source>
 inline void fft_forward(float* data, const FftView& fft, std::int64_t points, std::int64_t stages, float* legs,
                         Source source) {
-  if (fft.stages == 0) put(data, 0, source(get(data, 0), 0));
+  if (fft.stages == 0) store_slot(data, 0, source(load_slot(data, 0), 0));
   if (stages == 0) return;
   if (fft.stage[0].radix == 8)
     forward_padded_block(data, fft.stage[0], fft.block + 1, points, source);
   else
-    any_forward_block(data, fft.stage[0], fft.block + 1, legs, source);
+    dispatch_forward_block(data, fft.stage[0], fft.block + 1, legs, source);
   for_each_leg(data, fft, [&](float* leg) {
     for (std::int64_t i = 1; i < stages; ++i)
-      for_each_part(leg, fft, i,
-                    [&](float* part) { any_forward_block(part, fft.stage[i], fft.stage[i].step, legs, AsStored{}); });
+      for_each_subtransform(leg, fft, i, [&](float* part) {
+        dispatch_forward_block(part, fft.stage[i], fft.stage[i].step, legs, Identity{});
+      });
   });
 }
 
@@ -268,10 +270,11 @@ inline void fft_backward(float* data, const FftView& fft, std::int64_t points, f
   if (fft.stages == 0) return;
   for_each_leg(data, fft, [&](float* leg) {
     for (std::int64_t i = fft.stages - 1; i >= 1; --i)
-      for_each_part(leg, fft, i,
-                    [&](float* part) { any_backward_block(part, fft.stage[i], fft.stage[i].step, fft.size, legs); });
+      for_each_subtransform(leg, fft, i, [&](float* part) {
+        dispatch_backward_block(part, fft.stage[i], fft.stage[i].step, fft.size, legs);
+      });
   });
-  any_backward_block(data, fft.stage[0], fft.block + 1, points, legs);
+  dispatch_backward_block(data, fft.stage[0], fft.block + 1, points, legs);
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -41,15 +41,15 @@ FftPlan::FftPlan(std::int64_t size) : size_(size), slots_(static_cast<std::size_
     tables_.push_back(std::move(twiddles));
     tables_.push_back(std::move(roots));
     stages_.push_back({radix, step, tables_[tables_.size() - 2].data(), tables_.back().data()});
-    largest_radix_ = std::max(largest_radix_, radix);
+    max_radix_ = std::max(max_radix_, radix);
     length = step;
   }
   // A point's digits, first stage first, are those of its frequency, lowest first.
   for (std::int64_t slot = 0; slot < size; ++slot) {
-    std::int64_t frequency = 0, weight = 1, rest = slot;
+    std::int64_t frequency = 0, weight = 1, remainder = slot;
     for (const FftStageView& stage : stages_) {
-      frequency += rest / stage.step * weight;
-      rest %= stage.step;
+      frequency += remainder / stage.step * weight;
+      remainder %= stage.step;
       weight *= stage.radix;
     }
     slots_[static_cast<std::size_t>(frequency)] = static_cast<std::int32_t>(slot + slot / block());
@@ -62,7 +62,7 @@ FftView FftPlan::view() const {
   return {size_,          static_cast<std::int64_t>(stages_.size()),
           stages_.data(), slots_.data(),
           block(),        size_ + size_ / block(),
-          largest_radix_};
+          max_radix_};
 }
 
 }  // namespace slap_fast

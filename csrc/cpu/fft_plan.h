@@ -22,7 +22,7 @@ class FftPlan {
   std::vector<std::vector<float>> tables_;
   std::vector<FftStageView> stages_;
   std::vector<std::int32_t> slots_;
-  std::int64_t largest_radix_ = 1;
+  std::int64_t max_radix_ = 1;
 };
 
 }  // namespace slap_fast

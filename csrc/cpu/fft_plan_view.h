@@ -19,7 +19,7 @@ struct FftView {
   const std::int32_t* slots;  // [size]: where frequency k stands after the forward transform
   std::int64_t block;       // points between two gaps of one slot: the legs of the first stage never share a cache set
   std::int64_t slot_count;  // points and gaps
-  std::int64_t largest_radix;
+  std::int64_t max_radix;
 };
 
 }  // namespace slap_fast

@@ -26,34 +26,34 @@ void force_isa(const std::string& name);
 }  // namespace slap_fast
 
 #if defined(SLAP_FAST_HAS_AVX2)
-#define SLAP_FAST_SERVE_AVX2(isa, call) \
+#define SLAP_FAST_TRY_AVX2(isa, call) \
   if ((isa) >= ::slap_fast::Isa::avx2) return avx2::call;
 #else
-#define SLAP_FAST_SERVE_AVX2(isa, call)
+#define SLAP_FAST_TRY_AVX2(isa, call)
 #endif
 #if defined(SLAP_FAST_HAS_AVX512)
-#define SLAP_FAST_SERVE_AVX512(isa, call) \
+#define SLAP_FAST_TRY_AVX512(isa, call) \
   if ((isa) >= ::slap_fast::Isa::avx512) return avx512::call;
 #else
-#define SLAP_FAST_SERVE_AVX512(isa, call)
+#define SLAP_FAST_TRY_AVX512(isa, call)
 #endif
 #if defined(SLAP_FAST_HAS_AVX512_BF16)
-#define SLAP_FAST_SERVE_AVX512_BF16(isa, wanted, call) \
+#define SLAP_FAST_TRY_AVX512_BF16(isa, wanted, call) \
   if ((isa) >= ::slap_fast::Isa::avx512_bf16 && (wanted)) return avx512_bf16::call;
 #else
-#define SLAP_FAST_SERVE_AVX512_BF16(isa, wanted, call)
+#define SLAP_FAST_TRY_AVX512_BF16(isa, wanted, call)
 #endif
 
 // The body of a function that returns the best build of a kernel: `call` is declared in namespaces of the sets' names.
-#define SLAP_FAST_RETURN_SERVING(call)                    \
+#define SLAP_FAST_DISPATCH(call)                          \
   const ::slap_fast::Isa isa = ::slap_fast::chosen_isa(); \
-  SLAP_FAST_SERVE_AVX512(isa, call)                       \
-  SLAP_FAST_SERVE_AVX2(isa, call)                         \
+  SLAP_FAST_TRY_AVX512(isa, call)                         \
+  SLAP_FAST_TRY_AVX2(isa, call)                           \
   static_cast<void>(isa);                                 \
   return baseline::call
 
 // The same for a kernel whose bfloat16 has products of its own.
-#define SLAP_FAST_RETURN_SERVING_BF16(call, dtype)                                                      \
-  SLAP_FAST_SERVE_AVX512_BF16(::slap_fast::chosen_isa(), (dtype) == ::slap_fast::DType::bfloat16, call) \
-  static_cast<void>(dtype);                                                                             \
-  SLAP_FAST_RETURN_SERVING(call)
+#define SLAP_FAST_DISPATCH_BF16(call, dtype)                                                          \
+  SLAP_FAST_TRY_AVX512_BF16(::slap_fast::chosen_isa(), (dtype) == ::slap_fast::DType::bfloat16, call) \
+  static_cast<void>(dtype);                                                                           \
+  SLAP_FAST_DISPATCH(call)

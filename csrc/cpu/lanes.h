@@ -75,7 +75,7 @@ SLAP_FAST_INLINE Lanes fms(Lanes a, Lanes b, Lanes c) {
 }
 
 // x, but at least `least`; NaN stays NaN.
-SLAP_FAST_INLINE Lanes at_least(Lanes x, Lanes least) {
+SLAP_FAST_INLINE Lanes max(Lanes x, Lanes least) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(least, x);
 #elif defined(__AVX2__)
@@ -148,7 +148,7 @@ SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
   p = fma(p, f, splat(1.0f));
   return _mm512_scalef_ps(p, x);
 #else
-  const Lanes clamped = at_least(x, splat(-127.0f));
+  const Lanes clamped = max(x, splat(-127.0f));
   const Lanes shifted = clamped + kToExponent;
   const Lanes f = clamped - (shifted - kToExponent);
   Lanes p = splat(1.3264727124e-3f);
@@ -165,9 +165,9 @@ SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
 // whatever its bits. x must lie below 88. With x = n ln 2 + r, e^r = 1 + r + r^2 P(r); P is a minimax polynomial.
 SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 #if defined(__AVX512F__)
-  const Lanes clamped = at_least(x, splat(-106.0f));  // rounds to 0
+  const Lanes clamped = max(x, splat(-106.0f));  // rounds to 0
 #else
-  const Lanes clamped = at_least(x, splat(-88.0f));  // its power of 2 is 0
+  const Lanes clamped = max(x, splat(-88.0f));  // its power of 2 is 0
 #endif
   const Lanes shifted = fma(clamped, splat(1.44269504f), splat(kToExponent)), n = shifted - kToExponent;
   // ln 2 in two parts, the first exact in few bits.
@@ -187,7 +187,7 @@ SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 
 // 1 / (1 + e^-x).
 SLAP_FAST_INLINE Lanes sigmoid(Lanes x) {
-  const Lanes small = exponential(-at_least(x, -x)), share = 1.0f / (small + 1.0f);
+  const Lanes small = exponential(-max(x, -x)), share = 1.0f / (small + 1.0f);
   return select(x < 0.0f, share * small, share);
 }
 

@@ -17,6 +17,6 @@ struct TokenLoss {
 // target is outside [0, columns) is NaN, as is its gradient. The bits do not depend on the number of threads.
 // Throws std::invalid_argument for sizes that do not fit.
 double linear_cross_entropy(const ScoreRows& logits, const std::int64_t* target, const TokenLoss& loss,
-                            Gradients gradients, int threads);
+                            GradDType grad_dtype, int threads);
 
 }  // namespace slap_fast

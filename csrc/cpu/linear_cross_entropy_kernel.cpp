@@ -7,30 +7,30 @@ namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
 float sum(const float* row, std::int64_t columns) {
-  Slots sums(0.0f);
+  Accumulators sums(0.0f);
   const std::int64_t whole = columns - columns % kLanes;
-  for_vectors(whole, [&](std::int64_t i, int slot) { sums.of[slot] += load_unaligned(row + i); });
-  return sum_of(sums.sum() + load_some<Float32>(row + whole, columns - whole));
+  for_vectors(whole, [&](std::int64_t i, int slot) { sums.acc[slot] += load_unaligned(row + i); });
+  return reduce_sum(sums.sum() + load_partial<Float32>(row + whole, columns - whole));
 }
 
 RowExponentials exponentials(float* row, std::int64_t padded, bool keep) {
-  Slots maxima(-__builtin_inff());
+  Accumulators maxima(-__builtin_inff());
   for_vectors(padded,
-              [&](std::int64_t i, int slot) { maxima.of[slot] = at_least(maxima.of[slot], load_unaligned(row + i)); });
-  const float largest = maxima.largest();
-  const Lanes shift = splat(largest);
-  Slots sums(0.0f);
+              [&](std::int64_t i, int slot) { maxima.acc[slot] = max(maxima.acc[slot], load_unaligned(row + i)); });
+  const float row_max = maxima.maximum();
+  const Lanes shift = splat(row_max);
+  Accumulators sums(0.0f);
   if (keep) {
     for_vectors(padded, [&](std::int64_t i, int slot) {
       const Lanes e = exponential(load_unaligned(row + i) - shift);
       store_unaligned(row + i, e);
-      sums.of[slot] += e;
+      sums.acc[slot] += e;
     });
   } else {
     for_vectors(padded,
-                [&](std::int64_t i, int slot) { sums.of[slot] += exponential(load_unaligned(row + i) - shift); });
+                [&](std::int64_t i, int slot) { sums.acc[slot] += exponential(load_unaligned(row + i) - shift); });
   }
-  return {largest, sum_of(sums.sum())};
+  return {row_max, reduce_sum(sums.sum())};
 }
 
 template <class Format>
@@ -39,7 +39,7 @@ void write_gradient(const float* row, std::int64_t padded, float scale, float sh
   const Lanes scales = splat(scale), shifts = splat(shift);
   for_vectors(padded,
               [&](std::int64_t i, int) { Format::store(gradient + i, fms(load_unaligned(row + i), scales, shifts)); });
-  if (target >= 0) store_some<Format>(gradient + target, splat(at_target), 1);
+  if (target >= 0) store_partial<Format>(gradient + target, splat(at_target), 1);
 }
 
 void gradient(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target, float at_target,

@@ -8,8 +8,8 @@
 namespace slap_fast {
 
 struct RowExponentials {
-  float largest;  // of the row
-  float sum;      // of exp(x - largest)
+  float max;  // of the row
+  float sum;  // of exp(x - largest)
 };
 
 struct CrossEntropyKernels {

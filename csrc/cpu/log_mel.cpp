@@ -20,7 +20,7 @@ constexpr std::int64_t kFramesPerTask = 64;
 // Below this many frames a thread costs more than it saves.
 constexpr std::int64_t kFramesPerThread = 256;
 
-LogMelKernel chosen_kernel() { SLAP_FAST_RETURN_SERVING(log_mel_kernel()); }
+LogMelKernel chosen_kernel() { SLAP_FAST_DISPATCH(log_mel_kernel()); }
 
 void require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument(message);
@@ -64,13 +64,13 @@ class ForwardGroup {
   void flush() {
     if (count_ == 0) return;
     std::fill(windows_ + count_, windows_ + kernel_.lanes, windows_[0]);
-    kernel_.forward(view_, windows_, mels_, count_, blocks_, upcoming(), scratch_.get());
+    kernel_.forward(view_, windows_, mels_, count_, blocks_, prefetch(), scratch_.get());
     count_ = 0;
   }
 
  private:
   // The samples that the next group will most likely add to this one's.
-  Upcoming upcoming() const {
+  PrefetchHint prefetch() const {
     const float* last = windows_[kernel_.lanes - 1];
     return {last + view_.win_length, last - windows_[0] == (kernel_.lanes - 1) * hop_ ? kernel_.lanes * hop_ : 0};
   }
@@ -80,8 +80,8 @@ class ForwardGroup {
   const LogMelKernel& kernel_;
   MelBlocks blocks_;
   AlignedArray<float> scratch_;
-  const float* windows_[kMostLanes];
-  float* mels_[kMostLanes];
+  const float* windows_[kMaxLanes];
+  float* mels_[kMaxLanes];
   std::int64_t count_ = 0;
 };
 
@@ -129,10 +129,10 @@ void forward_frames(const LogMelSpec& spec, const LogMelView& view, const Packed
 }
 
 // Columns of patches, in the order of the packed clips.
-struct Columns {
+struct PatchColumns {
   std::vector<std::int64_t> offsets;  // [clips + 1]
 
-  Columns(const PackedWaveform& waveform, std::int64_t patch_frames) : offsets{0} {
+  PatchColumns(const PackedWaveform& waveform, std::int64_t patch_frames) : offsets{0} {
     offsets.reserve(static_cast<std::size_t>(waveform.clips) + 1);
     for (std::int64_t clip = 0; clip < waveform.clips; ++clip) {
       const std::int64_t frames = waveform.cu_frames[clip + 1] - waveform.cu_frames[clip];
@@ -142,32 +142,32 @@ struct Columns {
 };
 
 // The values of one column that are not spectral: padding, then masks.
-void fill_column(const PatchForm& form, std::int64_t n_mels, std::int64_t clip, std::int64_t first_frame,
+void fill_column(const PatchLayout& layout, std::int64_t n_mels, std::int64_t clip, std::int64_t first_frame,
                  std::int64_t frames, float* column) {
-  const std::int64_t area = form.frames * form.mels;
-  for (std::int64_t begin = 0; begin < n_mels; begin += form.mels) {
-    float* patch = column + begin / form.mels * area;
-    if (form.mel_masked)
-      for (std::int64_t mel = 0; mel < form.mels; ++mel)
-        if (form.mel_masked[clip * n_mels + begin + mel])
-          for (std::int64_t i = 0; i < frames; ++i) patch[i * form.mels + mel] = form.mask_value;
-    if (form.time_masked)
+  const std::int64_t area = layout.frames * layout.mels;
+  for (std::int64_t begin = 0; begin < n_mels; begin += layout.mels) {
+    float* patch = column + begin / layout.mels * area;
+    if (layout.mel_masked)
+      for (std::int64_t mel = 0; mel < layout.mels; ++mel)
+        if (layout.mel_masked[clip * n_mels + begin + mel])
+          for (std::int64_t i = 0; i < frames; ++i) patch[i * layout.mels + mel] = layout.mask_value;
+    if (layout.time_masked)
       for (std::int64_t i = 0; i < frames; ++i)
-        if (form.time_masked[first_frame + i]) std::fill_n(patch + i * form.mels, form.mels, form.mask_value);
-    std::fill(patch + frames * form.mels, patch + area, form.padding);
+        if (layout.time_masked[first_frame + i]) std::fill_n(patch + i * layout.mels, layout.mels, layout.mask_value);
+    std::fill(patch + frames * layout.mels, patch + area, layout.padding);
   }
 }
 
 template <class Sample>
 void forward_patches(const LogMelSpec& spec, const LogMelView& view, const PackedWaveform& waveform,
-                     const PatchForm& form, const Columns& columns, float* patches, int threads) {
+                     const PatchLayout& layout, const PatchColumns& columns, float* patches, int threads) {
   const LogMelKernel kernel = chosen_kernel();
-  const MelBlocks blocks{form.mels, form.frames * form.mels};
-  const std::int64_t column_floats = form.frames * spec.n_mels;
-  const std::int64_t per_task = std::max<std::int64_t>(1, kFramesPerTask / form.frames);
+  const MelBlocks blocks{layout.mels, layout.frames * layout.mels};
+  const std::int64_t column_floats = layout.frames * spec.n_mels;
+  const std::int64_t per_task = std::max<std::int64_t>(1, kFramesPerTask / layout.frames);
   using Worker = ForwardWorker<Sample>;
   const auto workers = make_workers<Worker>(
-      threads, [&] { return std::make_unique<Worker>(spec, view, kernel, blocks, per_task * form.frames); });
+      threads, [&] { return std::make_unique<Worker>(spec, view, kernel, blocks, per_task * layout.frames); });
   const std::int64_t total = columns.offsets.back();
   parallel_for((total + per_task - 1) / per_task, threads, [&](std::int64_t task, int thread) {
     Worker& worker = *workers[thread];
@@ -178,48 +178,48 @@ void forward_patches(const LogMelSpec& spec, const LogMelView& view, const Packe
       std::int64_t clip = item_at(columns.offsets.data(), waveform.clips, begin);
       for (std::int64_t column = begin; column < end; ++column) {
         while (columns.offsets[clip + 1] <= column) ++clip;
-        const std::int64_t first = (column - columns.offsets[clip]) * form.frames;
+        const std::int64_t first = (column - columns.offsets[clip]) * layout.frames;
         const std::int64_t frames = waveform.cu_frames[clip + 1] - waveform.cu_frames[clip] - first;
-        visit(clip, first, std::min(frames, form.frames), patches + column * column_floats);
+        visit(clip, first, std::min(frames, layout.frames), patches + column * column_floats);
       }
     };
     each_column([&](std::int64_t clip, std::int64_t first, std::int64_t frames, float* column) {
       worker.windows.visit(clip_of<Sample>(waveform, clip), first, frames,
                            [&](std::int64_t index, const float* window) {
-                             worker.group.add(window, column + (index - first) * form.mels);
+                             worker.group.add(window, column + (index - first) * layout.mels);
                            });
     });
     worker.group.flush();
     each_column([&](std::int64_t clip, std::int64_t first, std::int64_t frames, float* column) {
-      fill_column(form, spec.n_mels, clip, waveform.cu_frames[clip] + first, frames, column);
+      fill_column(layout, spec.n_mels, clip, waveform.cu_frames[clip] + first, frames, column);
     });
   });
 }
 
 // A stretch of one clip whose gradient one task computes whole: every frame that touches it, in order, is added to it,
 // so that neither threads nor neighbours change a bit.
-struct Stretch {
+struct Segment {
   std::int64_t clip, begin, end;
 };
 
-std::vector<Stretch> stretches_of(const LogMelSpec& spec, const PackedWaveform& waveform) {
+std::vector<Segment> make_segments(const LogMelSpec& spec, const PackedWaveform& waveform) {
   // As many frames as fill the kernel's lanes without rest.
   const std::int64_t hop = spec.hop_length, win = spec.win_length;
-  const std::int64_t frames = std::clamp<std::int64_t>((1 << 17) / hop / kMostLanes, 1, 8) * kMostLanes;
-  const std::int64_t usual = std::max(frames * hop - win + 1, hop);
-  std::vector<Stretch> stretches;
+  const std::int64_t frames = std::clamp<std::int64_t>((1 << 17) / hop / kMaxLanes, 1, 8) * kMaxLanes;
+  const std::int64_t target_length = std::max(frames * hop - win + 1, hop);
+  std::vector<Segment> segments;
   for (std::int64_t clip = 0; clip < waveform.clips; ++clip) {
     const std::int64_t length = waveform.cu_seqlens[clip + 1] - waveform.cu_seqlens[clip];
     const std::int64_t clip_frames = waveform.cu_frames[clip + 1] - waveform.cu_frames[clip];
     // What a padding reflects must lie in the stretch beside it.
     const std::int64_t before = std::max<std::int64_t>(0, -spec.first_sample);
     const std::int64_t after = std::max<std::int64_t>(0, spec.first_sample + (clip_frames - 1) * hop + win - length);
-    const std::int64_t least = std::max({usual, before + 2, after + 2});
-    const std::int64_t count = std::max<std::int64_t>(1, length / least);
+    const std::int64_t segment_length = std::max({target_length, before + 2, after + 2});
+    const std::int64_t count = std::max<std::int64_t>(1, length / segment_length);
     for (std::int64_t i = 0; i < count && length > 0; ++i)
-      stretches.push_back({clip, i * least, i + 1 == count ? length : (i + 1) * least});
+      segments.push_back({clip, i * segment_length, i + 1 == count ? length : (i + 1) * segment_length});
   }
-  return stretches;
+  return segments;
 }
 
 class BackwardWorker {
@@ -233,16 +233,16 @@ class BackwardWorker {
         width_((spec.win_length + 7) / 8 * 8),
         grad_windows_(kernel.lanes * width_) {}
 
-  void run(const PackedWaveform& waveform, const float* grad_mels, const Stretch& stretch, float* grad_waveform) {
-    const Clip<float> clip = clip_of<float>(waveform, stretch.clip);
+  void run(const PackedWaveform& waveform, const float* grad_mels, const Segment& segment, float* grad_waveform) {
+    const Clip<float> clip = clip_of<float>(waveform, segment.clip);
     const std::int64_t hop = spec_.hop_length, win = spec_.win_length, first = spec_.first_sample;
-    const std::int64_t first_frame = waveform.cu_frames[stretch.clip];
-    const std::int64_t frames = waveform.cu_frames[stretch.clip + 1] - first_frame;
-    const bool starts = stretch.begin == 0, ends = stretch.end == clip.length;
+    const std::int64_t first_frame = waveform.cu_frames[segment.clip];
+    const std::int64_t frames = waveform.cu_frames[segment.clip + 1] - first_frame;
+    const bool starts = segment.begin == 0, ends = segment.end == clip.length;
     // With the padding beside it, and the one sample more that emphasis over the clip looks back from.
-    begin_ = starts ? std::min<std::int64_t>(0, first) : stretch.begin;
+    begin_ = starts ? std::min<std::int64_t>(0, first) : segment.begin;
     const std::int64_t end =
-        ends ? std::max(clip.length, first + (frames - 1) * hop + win) : stretch.end + spec_.preemphasis_over_clip;
+        ends ? std::max(clip.length, first + (frames - 1) * hop + win) : segment.end + spec_.preemphasis_over_clip;
     sum_.assign(static_cast<std::size_t>(end - begin_), 0.0f);
 
     // Frames whose windows reach beyond begin_, and start before end.
@@ -251,8 +251,8 @@ class BackwardWorker {
     for (std::int64_t group = low; group < high; group += kernel_.lanes) {
       const std::int64_t count = std::min(kernel_.lanes, high - group);
       windows_.reset();
-      const float* samples[kMostLanes];
-      const float* grads[kMostLanes];
+      const float* samples[kMaxLanes];
+      const float* grads[kMaxLanes];
       windows_.visit(clip, group, count, [&](std::int64_t frame, const float* window) {
         samples[frame - group] = window;
         grads[frame - group] = grad_mels + (first_frame + frame) * spec_.n_mels;
@@ -264,7 +264,7 @@ class BackwardWorker {
         add(first + (group + i) * hop - begin_, grad_windows_.get() + i * width_);
     }
     fold_padding(clip.length, end);
-    write(stretch, clip.length, grad_waveform + waveform.cu_seqlens[stretch.clip]);
+    write(segment, clip.length, grad_waveform + waveform.cu_seqlens[segment.clip]);
   }
 
  private:
@@ -284,13 +284,13 @@ class BackwardWorker {
     for (std::int64_t i = length; i < end; ++i) fold(i);
   }
 
-  void write(const Stretch& stretch, std::int64_t length, float* out) {
-    float* sum = sum_.data() + (stretch.begin - begin_);
-    const std::int64_t count = stretch.end - stretch.begin;
+  void write(const Segment& segment, std::int64_t length, float* out) {
+    float* sum = sum_.data() + (segment.begin - begin_);
+    const std::int64_t count = segment.end - segment.begin;
     if (spec_.preemphasis_over_clip)
-      for (std::int64_t i = 0; i < count && stretch.begin + i + 1 < length; ++i)
+      for (std::int64_t i = 0; i < count && segment.begin + i + 1 < length; ++i)
         sum[i] -= spec_.preemphasis * sum[i + 1];
-    kernel_.scale_float(sum, count, spec_.input_scale, out + stretch.begin);
+    kernel_.scale_float(sum, count, spec_.input_scale, out + segment.begin);
   }
 
   const LogMelSpec& spec_;
@@ -306,35 +306,35 @@ class BackwardWorker {
 
 }  // namespace
 
-LogMel::Runs LogMel::runs_of(const std::vector<float>& matrix, std::int64_t rows, std::int64_t columns,
-                             bool transposed) {
+LogMel::BandedMatrix LogMel::banded_matrix(const std::vector<float>& matrix, std::int64_t rows, std::int64_t columns,
+                                           bool transposed) {
   const auto at = [&](std::int64_t row, std::int64_t column) {
     return matrix[static_cast<std::size_t>(transposed ? column * rows + row : row * columns + column)];
   };
-  Runs runs;
-  runs.offset.push_back(0);
+  BandedMatrix banded;
+  banded.offset.push_back(0);
   for (std::int64_t row = 0; row < rows; ++row) {
     std::int64_t begin = 0, end = columns;
     while (begin < end && at(row, begin) == 0.0f) ++begin;
     while (begin < end && at(row, end - 1) == 0.0f) --end;
     // A filter without weights still reads one bin, times zero: NaN reaches every value of its frame.
     if (begin == end && !transposed) begin = 0, end = 1;
-    runs.first.push_back(static_cast<std::int32_t>(begin));
-    for (std::int64_t column = begin; column < end; ++column) runs.weights.push_back(at(row, column));
-    runs.offset.push_back(static_cast<std::int32_t>(runs.weights.size()));
+    banded.first.push_back(static_cast<std::int32_t>(begin));
+    for (std::int64_t column = begin; column < end; ++column) banded.weights.push_back(at(row, column));
+    banded.offset.push_back(static_cast<std::int32_t>(banded.weights.size()));
   }
-  return runs;
+  return banded;
 }
 
 LogMel::LogMel(LogMelSpec spec) : spec_(std::move(spec)) {
-  constexpr std::int64_t kLargest = std::int64_t{1} << 24;
+  constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;
   const std::int64_t n_fft = spec_.n_fft, win = spec_.win_length, n_bins = n_fft / 2 + 1;
   for (const auto& [name, value] :
        {std::pair{"n_fft", n_fft}, {"win_length", win}, {"hop_length", spec_.hop_length}, {"n_mels", spec_.n_mels}})
-    require(value >= 1 && value <= kLargest,
+    require(value >= 1 && value <= kMaxSize,
             std::string(name) + " is " + std::to_string(value) + "; it must lie in [1, 2^24]");
   require(win <= n_fft, "win_length " + std::to_string(win) + " is above n_fft " + std::to_string(n_fft));
-  require(spec_.first_sample >= -kLargest && spec_.first_sample <= kLargest,
+  require(spec_.first_sample >= -kMaxSize && spec_.first_sample <= kMaxSize,
           "first_sample is " + std::to_string(spec_.first_sample) + "; it must lie in [-2^24, 2^24]");
   require(static_cast<std::int64_t>(spec_.window.size()) == win,
           "the window has " + std::to_string(spec_.window.size()) + " values, win_length is " + std::to_string(win));
@@ -365,8 +365,8 @@ LogMel::LogMel(LogMelSpec spec) : spec_(std::move(spec)) {
     split_.push_back(static_cast<float>(std::cos(angle)));
     split_.push_back(static_cast<float>(std::sin(angle)));
   }
-  mel_of_bins_ = runs_of(spec_.filters, spec_.n_mels, n_bins, false);
-  bin_of_mels_ = runs_of(spec_.filters, n_bins, spec_.n_mels, true);
+  mel_of_bins_ = banded_matrix(spec_.filters, spec_.n_mels, n_bins, false);
+  bin_of_mels_ = banded_matrix(spec_.filters, n_bins, spec_.n_mels, true);
 
   view_.fft = fft;
   view_.paired = paired;
@@ -407,22 +407,22 @@ void LogMel::forward(const PackedWaveform& waveform, float* mels, int threads) c
     forward_frames<float>(spec_, view_, waveform, mels, threads);
 }
 
-void LogMel::patches(const PackedWaveform& waveform, const PatchForm& form, float* patches, std::int64_t tokens,
+void LogMel::patches(const PackedWaveform& waveform, const PatchLayout& layout, float* patches, std::int64_t tokens,
                      int threads) const {
   check(waveform);
-  require(form.frames >= 1 && form.frames <= 4096,
-          "a patch has " + std::to_string(form.frames) + " frames; it must have 1 to 4096");
-  require(form.mels >= 1 && spec_.n_mels % form.mels == 0,
-          "n_mels " + std::to_string(spec_.n_mels) + " is no multiple of the patch's " + std::to_string(form.mels));
-  const Columns columns(waveform, form.frames);
-  const std::int64_t expected = columns.offsets.back() * (spec_.n_mels / form.mels);
+  require(layout.frames >= 1 && layout.frames <= 4096,
+          "a patch has " + std::to_string(layout.frames) + " frames; it must have 1 to 4096");
+  require(layout.mels >= 1 && spec_.n_mels % layout.mels == 0,
+          "n_mels " + std::to_string(spec_.n_mels) + " is no multiple of the patch's " + std::to_string(layout.mels));
+  const PatchColumns columns(waveform, layout.frames);
+  const std::int64_t expected = columns.offsets.back() * (spec_.n_mels / layout.mels);
   require(tokens == expected,
           "there is room for " + std::to_string(tokens) + " tokens; the clips have " + std::to_string(expected));
   threads = useful_threads(threads, waveform.frames);
   if (waveform.int16s)
-    forward_patches<std::int16_t>(spec_, view_, waveform, form, columns, patches, threads);
+    forward_patches<std::int16_t>(spec_, view_, waveform, layout, columns, patches, threads);
   else
-    forward_patches<float>(spec_, view_, waveform, form, columns, patches, threads);
+    forward_patches<float>(spec_, view_, waveform, layout, columns, patches, threads);
 }
 
 void LogMel::backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform, int threads) const {
@@ -430,11 +430,11 @@ void LogMel::backward(const PackedWaveform& waveform, const float* grad_mels, fl
   require(waveform.int16s == nullptr, "16-bit samples have no gradient");
   threads = useful_threads(threads, waveform.frames);
   const LogMelKernel kernel = chosen_kernel();
-  const std::vector<Stretch> stretches = stretches_of(spec_, waveform);
+  const std::vector<Segment> segments = make_segments(spec_, waveform);
   const auto workers =
       make_workers<BackwardWorker>(threads, [&] { return std::make_unique<BackwardWorker>(spec_, view_, kernel); });
-  parallel_for(static_cast<std::int64_t>(stretches.size()), threads, [&](std::int64_t i, int thread) {
-    workers[thread]->run(waveform, grad_mels, stretches[static_cast<std::size_t>(i)], grad_waveform);
+  parallel_for(static_cast<std::int64_t>(segments.size()), threads, [&](std::int64_t i, int thread) {
+    workers[thread]->run(waveform, grad_mels, segments[static_cast<std::size_t>(i)], grad_waveform);
   });
 }
 

@@ -24,7 +24,7 @@ struct PackedWaveform {
 
 // Patches of `frames` x `mels` values, time first within a patch; tokens of one column in time stand together, lowest
 // frequency first. Frames that fill a clip's last column hold `padding`; masked values hold `mask_value`.
-struct PatchForm {
+struct PatchLayout {
   std::int64_t frames = 0, mels = 0;
   float padding = 0.0f, mask_value = 0.0f;
   const std::uint8_t* time_masked = nullptr;  // [frames of all clips], or null
@@ -42,26 +42,27 @@ class LogMel {
   void forward(const PackedWaveform& waveform, float* mels, int threads) const;
 
   // patches [tokens, form.frames * form.mels], where a clip has ceil(frames / form.frames) * n_mels / form.mels tokens
-  void patches(const PackedWaveform& waveform, const PatchForm& form, float* patches, std::int64_t tokens,
+  void patches(const PackedWaveform& waveform, const PatchLayout& layout, float* patches, std::int64_t tokens,
                int threads) const;
 
   // grad_mels [frames, n_mels], grad_waveform [samples]. Mel values at or below the floor have no gradient.
   void backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform, int threads) const;
 
  private:
-  struct Runs {
+  struct BandedMatrix {
     std::vector<std::int32_t> first, offset;
     std::vector<float> weights;
-    RunsView view() const { return {first.data(), offset.data(), weights.data()}; }
+    BandedMatrixView view() const { return {first.data(), offset.data(), weights.data()}; }
   };
-  static Runs runs_of(const std::vector<float>& matrix, std::int64_t rows, std::int64_t columns, bool transposed);
+  static BandedMatrix banded_matrix(const std::vector<float>& matrix, std::int64_t rows, std::int64_t columns,
+                                    bool transposed);
   void check(const PackedWaveform& waveform) const;
 
   LogMelSpec spec_;
   std::unique_ptr<FftPlan> fft_;
   std::vector<std::int32_t> rows_;
   std::vector<float> window_, dc_weights_, split_;
-  Runs mel_of_bins_, bin_of_mels_;
+  BandedMatrix mel_of_bins_, bin_of_mels_;
   LogMelView view_{};
 };
 

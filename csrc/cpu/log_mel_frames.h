@@ -11,7 +11,7 @@
 
 namespace slap_fast {
 
-constexpr std::int64_t kMostLanes = 16;
+constexpr std::int64_t kMaxLanes = 16;
 
 template <class Sample>
 struct Clip {
@@ -58,12 +58,12 @@ class Windows {
         }
       }
       // Windows that overlap share their copy; at the edges of a clip that is read in place, each has its own.
-      const std::int64_t together = in_place_ || hop > win ? 1 : count - i;
+      const std::int64_t shared_windows = in_place_ || hop > win ? 1 : count - i;
       float* copy = copies_.get() + used_;
-      const std::int64_t samples = (together - 1) * hop + win;
+      const std::int64_t samples = (shared_windows - 1) * hop + win;
       copy_samples(clip, begin, samples, copy);
       used_ += samples;
-      for (std::int64_t j = 0; j < together; ++j) visit(first + i++, copy + j * hop);
+      for (std::int64_t j = 0; j < shared_windows; ++j) visit(first + i++, copy + j * hop);
     }
   }
 

@@ -16,7 +16,7 @@ struct Scratch {
   float* points;  // [fft.slot_count, 2] rows
   float* powers;  // [n_bins] rows
   float* mels;    // [n_mels, then kColumns that are never stored] rows
-  float* legs;    // [largest_radix, 2] rows
+  float* legs;    // [max_radix, 2] rows
 
   Scratch(const LogMelView& view, float* memory)
       : points(memory),
@@ -26,7 +26,7 @@ struct Scratch {
 };
 
 std::int64_t scratch_floats(const LogMelView& view) {
-  return (2 * view.fft.slot_count + view.n_bins + view.n_mels + kColumns + 2 * view.fft.largest_radix) * kLanes;
+  return (2 * view.fft.slot_count + view.n_bins + view.n_mels + kColumns + 2 * view.fft.max_radix) * kLanes;
 }
 
 // kColumns floats from `begin` on of each source, of which `count` exist; zeros follow.
@@ -41,16 +41,14 @@ SLAP_FAST_INLINE void load_rows(const float* const* sources, std::int64_t begin,
 }
 
 // Points of the FFT that windows reach.
-std::int64_t points_of_windows(const LogMelView& view) {
-  return view.paired ? (view.win_length + 1) / 2 : view.win_length;
-}
+std::int64_t window_points(const LogMelView& view) { return view.paired ? (view.win_length + 1) / 2 : view.win_length; }
 
 // Emphasised and windowed samples to rows of points; returns each frame's sum.
-Lanes load_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, float* points) {
+Lanes load_windows(const LogMelView& view, const float* const* windows, PrefetchHint prefetch, float* points) {
   const Lanes emphasis = splat(view.preemphasis);
   const float* weights = view.window;
   const std::int32_t* row_of = view.rows;
-  const auto put_row = [&](float* row, std::int64_t i, Lanes previous, Lanes x) {
+  const auto store_row = [&](float* row, std::int64_t i, Lanes previous, Lanes x) {
     store(row, fnma(emphasis, previous, x) * weights[i]);
   };
   const auto row = [&](std::int64_t i) { return points + row_of[i] * kLanes; };
@@ -60,23 +58,24 @@ Lanes load_windows(const LogMelView& view, const float* const* windows, Upcoming
     const Lanes previous = rows[kColumns - 1];
     load_columns(windows, begin, rows);
     float* first = row(begin);
-    put_row(first, begin, begin == 0 ? rows[0] : previous, rows[0]);
+    store_row(first, begin, begin == 0 ? rows[0] : previous, rows[0]);
     if (row_of[begin + kColumns - 1] == row_of[begin] + kColumns - 1)
-      for (int i = 1; i < kColumns; ++i) put_row(first + i * kLanes, begin + i, rows[i - 1], rows[i]);
+      for (int i = 1; i < kColumns; ++i) store_row(first + i * kLanes, begin + i, rows[i - 1], rows[i]);
     else
-      for (int i = 1; i < kColumns; ++i) put_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
+      for (int i = 1; i < kColumns; ++i) store_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
     for (int i = 0; i < kColumns; i += 4) sums[i / 4 % 2] += (rows[i] + rows[i + 1]) + (rows[i + 2] + rows[i + 3]);
-    for (; fetched * view.win_length < begin * upcoming.count; fetched += 16)
-      __builtin_prefetch(upcoming.samples + fetched, 0, 2);
+    for (; fetched * view.win_length < begin * prefetch.count; fetched += 16)
+      __builtin_prefetch(prefetch.samples + fetched, 0, 2);
   }
   if (begin < view.win_length) {
     const Lanes previous = rows[kColumns - 1];
     load_rows(windows, begin, view.win_length - begin, rows);
-    put_row(row(begin), begin, begin == 0 ? rows[0] : previous, rows[0]);
-    for (std::int64_t i = 1; begin + i < view.win_length; ++i) put_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
+    store_row(row(begin), begin, begin == 0 ? rows[0] : previous, rows[0]);
+    for (std::int64_t i = 1; begin + i < view.win_length; ++i)
+      store_row(row(begin + i), begin + i, rows[i - 1], rows[i]);
     for (int i = 0; i < kColumns; ++i) sums[0] += rows[i];
   }
-  const std::int64_t read = points_read(view.fft, points_of_windows(view)) * (view.paired ? 2 : 1);
+  const std::int64_t read = points_read(view.fft, window_points(view)) * (view.paired ? 2 : 1);
   for (std::int64_t i = view.win_length; i < read; ++i) store(row(i), Lanes{});
   if (!view.paired)
     for (std::int64_t i = 0; i < read; ++i) store(row(i) + kLanes, Lanes{});
@@ -84,11 +83,11 @@ Lanes load_windows(const LogMelView& view, const float* const* windows, Upcoming
 }
 
 // The first `stages` stages of the FFT of the windows.
-void transform_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, std::int64_t stages,
+void transform_windows(const LogMelView& view, const float* const* windows, PrefetchHint prefetch, std::int64_t stages,
                        const Scratch& scratch) {
-  const Lanes mean = load_windows(view, windows, upcoming, scratch.points) / static_cast<float>(view.win_length);
-  const std::int64_t points = points_of_windows(view);
-  if (!view.dc_weights) return fft_forward(scratch.points, view.fft, points, stages, scratch.legs, AsStored{});
+  const Lanes mean = load_windows(view, windows, prefetch, scratch.points) / static_cast<float>(view.win_length);
+  const std::int64_t points = window_points(view);
+  if (!view.dc_weights) return fft_forward(scratch.points, view.fft, points, stages, scratch.legs, Identity{});
   // Emphasis and window are linear, so what the mean adds to each row is known beforehand: it goes with the first
   // butterflies, whose additions leave the multipliers idle.
   const float* weights = view.dc_weights;
@@ -105,11 +104,11 @@ SLAP_FAST_INLINE void for_each_pair(const LogMelView& view, Visit visit) {
   for (std::int64_t k = 1; 2 * k < size; ++k) visit(k, view.fft.slots[k], view.fft.slots[size - k]);
 }
 
-struct Pair {
+struct BinPair {
   Complex low, high;  // of the real signal: frequency k, and the conjugate of frequency size - k
 };
 
-SLAP_FAST_INLINE Pair split(Complex a, Complex b, const float* root) {
+SLAP_FAST_INLINE BinPair split(Complex a, Complex b, const float* root) {
   const Lanes re = splat(root[0]), im = splat(root[1]), two = splat(2.0f);
   const Complex even{a.re + b.re, a.im - b.im}, odd{a.im + b.im, b.re - a.re};
   const Complex low{fma(odd.re, re, fnma(odd.im, im, even.re)), fma(odd.re, im, fma(odd.im, re, even.im))};
@@ -123,23 +122,23 @@ SLAP_FAST_INLINE Lanes energy(const LogMelView& view, Lanes power) {
   return view.magnitude ? square_root(power) : power;
 }
 
-void powers_of_spectrum(const LogMelView& view, const Scratch& scratch) {
+void powers_from_spectrum(const LogMelView& view, const Scratch& scratch) {
   const float* points = scratch.points;
   float* powers = scratch.powers;
   if (!view.paired) {
     for (std::int64_t k = 0; k < view.n_bins; ++k)
-      store(powers + k * kLanes, energy(view, square(get(points, view.fft.slots[k]))));
+      store(powers + k * kLanes, energy(view, square(load_slot(points, view.fft.slots[k]))));
     return;
   }
   const std::int64_t size = view.fft.size;
-  const Complex zero = get(points, view.fft.slots[0]);
+  const Complex zero = load_slot(points, view.fft.slots[0]);
   const Lanes first = 2.0f * (zero.re + zero.im), last = 2.0f * (zero.re - zero.im);
   store(powers, energy(view, first * first));
   store(powers + size * kLanes, energy(view, last * last));
   if (size % 2 == 0 && size > 0)
-    store(powers + size / 2 * kLanes, energy(view, 4.0f * square(get(points, view.fft.slots[size / 2]))));
+    store(powers + size / 2 * kLanes, energy(view, 4.0f * square(load_slot(points, view.fft.slots[size / 2]))));
   for_each_pair(view, [&](std::int64_t k, std::int64_t point, std::int64_t other) {
-    const Pair pair = split(get(points, point), get(points, other), view.split + 2 * k);
+    const BinPair pair = split(load_slot(points, point), load_slot(points, other), view.split + 2 * k);
     store(powers + k * kLanes, energy(view, square(pair.low)));
     store(powers + (size - k) * kLanes, energy(view, square(pair.high)));
   });
@@ -148,62 +147,63 @@ void powers_of_spectrum(const LogMelView& view, const Scratch& scratch) {
 // Powers from the butterflies of the last stage, whose results are never stored. Butterfly f of m gives the frequencies
 // f + m q, which pair with those of butterfly m - f.
 template <int R>
-void powers_of_last_stage(const LogMelView& view, const Scratch& scratch) {
+void powers_from_last_stage(const LogMelView& view, const Scratch& scratch) {
   const std::int64_t size = view.fft.size, m = size / R;
   const auto transformed = [&](std::int64_t f, Complex(&z)[R]) {
-    for (int q = 0; q < R; ++q) z[q] = get(scratch.points, view.fft.slots[f] + q);
+    for (int q = 0; q < R; ++q) z[q] = load_slot(scratch.points, view.fft.slots[f] + q);
     butterfly(z);
   };
-  const auto put_power = [&](std::int64_t k, Complex z) {
+  const auto store_power = [&](std::int64_t k, Complex z) {
     store(scratch.powers + k * kLanes, energy(view, square(z)));
   };
-  const auto put_pair = [&](std::int64_t k, Complex a, Complex b) {
-    const Pair pair = split(a, b, view.split + 2 * k);
-    put_power(k, pair.low);
-    put_power(size - k, pair.high);
+  const auto store_pair = [&](std::int64_t k, Complex a, Complex b) {
+    const BinPair pair = split(a, b, view.split + 2 * k);
+    store_power(k, pair.low);
+    store_power(size - k, pair.high);
   };
   Complex z[R];
   transformed(0, z);
-  put_power(0, {2.0f * (z[0].re + z[0].im), Lanes{}});
-  put_power(size, {2.0f * (z[0].re - z[0].im), Lanes{}});
-  for (int q = 1; 2 * q < R; ++q) put_pair(q * m, z[q], z[R - q]);
-  if (R % 2 == 0) put_power(size / 2, z[R / 2] + z[R / 2]);
+  store_power(0, {2.0f * (z[0].re + z[0].im), Lanes{}});
+  store_power(size, {2.0f * (z[0].re - z[0].im), Lanes{}});
+  for (int q = 1; 2 * q < R; ++q) store_pair(q * m, z[q], z[R - q]);
+  if (R % 2 == 0) store_power(size / 2, z[R / 2] + z[R / 2]);
   if (m % 2 == 0) {
     transformed(m / 2, z);
-    for (int q = 0; 2 * q < R - 1; ++q) put_pair(m / 2 + q * m, z[q], z[R - 1 - q]);
-    if (R % 2 == 1) put_power(size / 2, z[R / 2] + z[R / 2]);
+    for (int q = 0; 2 * q < R - 1; ++q) store_pair(m / 2 + q * m, z[q], z[R - 1 - q]);
+    if (R % 2 == 1) store_power(size / 2, z[R / 2] + z[R / 2]);
   }
   for (std::int64_t f = 1; 2 * f < m; ++f) {
     Complex other[R];
     transformed(f, z);
     transformed(m - f, other);
-    for (int q = 0; q < R; ++q) put_pair(f + q * m, z[q], other[R - 1 - q]);
+    for (int q = 0; q < R; ++q) store_pair(f + q * m, z[q], other[R - 1 - q]);
   }
 }
 
 // Windows to powers, the shortest way that the plan allows.
-void powers_of_windows(const LogMelView& view, const float* const* windows, Upcoming upcoming, const Scratch& scratch) {
+void compute_powers(const LogMelView& view, const float* const* windows, PrefetchHint prefetch,
+                    const Scratch& scratch) {
   const std::int64_t stages = view.fft.stages;
   const std::int64_t last = view.paired && stages > 1 ? view.fft.stage[stages - 1].radix : 0;
   const bool fused = last == 2 || last == 3 || last == 4 || last == 5 || last == 8;
-  transform_windows(view, windows, upcoming, fused ? stages - 1 : stages, scratch);
+  transform_windows(view, windows, prefetch, fused ? stages - 1 : stages, scratch);
   switch (fused ? last : 0) {
     case 2:
-      return powers_of_last_stage<2>(view, scratch);
+      return powers_from_last_stage<2>(view, scratch);
     case 3:
-      return powers_of_last_stage<3>(view, scratch);
+      return powers_from_last_stage<3>(view, scratch);
     case 4:
-      return powers_of_last_stage<4>(view, scratch);
+      return powers_from_last_stage<4>(view, scratch);
     case 5:
-      return powers_of_last_stage<5>(view, scratch);
+      return powers_from_last_stage<5>(view, scratch);
     case 8:
-      return powers_of_last_stage<8>(view, scratch);
+      return powers_from_last_stage<8>(view, scratch);
     default:
-      return powers_of_spectrum(view, scratch);
+      return powers_from_spectrum(view, scratch);
   }
 }
 
-SLAP_FAST_INLINE Lanes row_product(const RunsView& matrix, std::int64_t row, const float* columns) {
+SLAP_FAST_INLINE Lanes row_product(const BandedMatrixView& matrix, std::int64_t row, const float* columns) {
   const std::int32_t begin = matrix.offset[row], end = matrix.offset[row + 1];
   const float* column = columns + static_cast<std::int64_t>(matrix.first[row]) * kLanes;
   Lanes even{}, odd{};
@@ -228,9 +228,9 @@ SLAP_FAST_INLINE void store_mels(const Lanes (&rows)[kColumns], float* const* me
 }
 
 void forward(const LogMelView& view, const float* const* windows, float* const* mels, std::int64_t count,
-             MelBlocks blocks, Upcoming upcoming, float* memory) {
+             MelBlocks blocks, PrefetchHint prefetch, float* memory) {
   const Scratch scratch(view, memory);
-  powers_of_windows(view, windows, upcoming, scratch);
+  compute_powers(view, windows, prefetch, scratch);
   const Lanes floor = splat(view.log_floor), scale = splat(view.log_scale), shift = splat(view.log_shift);
   for (std::int64_t mel = 0; mel < view.n_mels; ++mel)
     store(scratch.mels + mel * kLanes, row_product(view.mel_of_bins, mel, scratch.powers));
@@ -238,8 +238,7 @@ void forward(const LogMelView& view, const float* const* windows, float* const* 
   for (std::int64_t begin = 0; begin < view.n_mels; begin += kColumns) {
     const std::int64_t filters = view.n_mels - begin < kColumns ? view.n_mels - begin : kColumns;
     Lanes rows[kColumns];
-    for (int i = 0; i < kColumns; ++i)
-      rows[i] = at_least(load(scratch.mels + (begin + i) * kLanes), floor) + view.log_guard;
+    for (int i = 0; i < kColumns; ++i) rows[i] = max(load(scratch.mels + (begin + i) * kLanes), floor) + view.log_guard;
     if (view.logarithm)
       for (int i = 0; i < kColumns; ++i) rows[i] = logarithm(rows[i]);
     for (int i = 0; i < kColumns; ++i) rows[i] = fma(rows[i], scale, shift);
@@ -255,15 +254,15 @@ void mel_gradients(const LogMelView& view, const float* const* grads, const Scra
     load_rows(grads, begin, filters, rows);
     for (std::int64_t i = 0; i < filters; ++i) {
       const Lanes mel = row_product(view.mel_of_bins, begin + i, scratch.powers);
-      const Lanes slope = rows[i] * view.log_scale;
-      const Lanes grad = view.logarithm ? slope / (mel + view.log_guard) : slope;
+      const Lanes log_grad = rows[i] * view.log_scale;
+      const Lanes grad = view.logarithm ? log_grad / (mel + view.log_guard) : log_grad;
       store(scratch.mels + (begin + i) * kLanes, select(mel > view.log_floor, grad, Lanes{}));
     }
   }
 }
 
 // What a spectral value is multiplied by to become its own gradient.
-SLAP_FAST_INLINE Lanes slope(const LogMelView& view, const Scratch& scratch, std::int64_t k) {
+SLAP_FAST_INLINE Lanes spectrum_scale(const LogMelView& view, const Scratch& scratch, std::int64_t k) {
   const Lanes grad = row_product(view.bin_of_mels, k, scratch.mels);
   if (!view.magnitude) return 2.0f * grad;
   const Lanes root = load(scratch.powers + k * kLanes);
@@ -278,32 +277,34 @@ void spectrum_gradients(const LogMelView& view, const Scratch& scratch) {
   const std::int64_t size = view.fft.size;
   if (!view.paired) {
     for (std::int64_t k = 0; k < size; ++k)
-      put(points, slots[k], k < view.n_bins ? scaled(get(points, slots[k]), slope(view, scratch, k)) : Complex{});
+      store_slot(points, slots[k],
+                 k < view.n_bins ? scaled(load_slot(points, slots[k]), spectrum_scale(view, scratch, k)) : Complex{});
     return;
   }
-  const Complex zero = get(points, slots[0]);
-  const Lanes first = 4.0f * (zero.re + zero.im) * slope(view, scratch, 0);
-  const Lanes last = 4.0f * (zero.re - zero.im) * slope(view, scratch, size);
-  put(points, slots[0], {first + last, first - last});
+  const Complex zero = load_slot(points, slots[0]);
+  const Lanes first = 4.0f * (zero.re + zero.im) * spectrum_scale(view, scratch, 0);
+  const Lanes last = 4.0f * (zero.re - zero.im) * spectrum_scale(view, scratch, size);
+  store_slot(points, slots[0], {first + last, first - last});
   if (size % 2 == 0 && size > 0)
-    put(points, slots[size / 2], scaled(get(points, slots[size / 2]), 4.0f * slope(view, scratch, size / 2)));
+    store_slot(points, slots[size / 2],
+               scaled(load_slot(points, slots[size / 2]), 4.0f * spectrum_scale(view, scratch, size / 2)));
   for_each_pair(view, [&](std::int64_t k, std::int64_t point, std::int64_t other) {
     const float* root = view.split + 2 * k;
-    const Pair pair = split(get(points, point), get(points, other), root);
-    const Complex low = scaled(pair.low, slope(view, scratch, k));
-    const Complex high = scaled(pair.high, slope(view, scratch, size - k));
+    const BinPair pair = split(load_slot(points, point), load_slot(points, other), root);
+    const Complex low = scaled(pair.low, spectrum_scale(view, scratch, k));
+    const Complex high = scaled(pair.high, spectrum_scale(view, scratch, size - k));
     const Complex even = low + high, rotated = low - high;
     // i times the conjugated root times `rotated`
     const Lanes re = splat(root[0]), im = splat(root[1]);
     const Complex odd{fms(rotated.re, im, rotated.im * re), fma(rotated.re, re, rotated.im * im)};
     const Complex b = even - odd;
-    put(points, point, even + odd);
-    put(points, other, {b.re, -b.im});
+    store_slot(points, point, even + odd);
+    store_slot(points, other, {b.re, -b.im});
   });
 }
 
 // The transpose of load_windows, to one row of samples a frame.
-void unload_windows(const LogMelView& view, float* points, float* grad_windows) {
+void store_window_gradients(const LogMelView& view, float* points, float* grad_windows) {
   const auto row = [&](std::int64_t i) { return points + view.rows[i] * kLanes; };
   Lanes sum{};
   for (std::int64_t i = 0; i < view.win_length; ++i) {
@@ -312,7 +313,7 @@ void unload_windows(const LogMelView& view, float* points, float* grad_windows) 
     sum += grad;
   }
   const Lanes emphasis = splat(view.preemphasis);
-  const Lanes through_mean = view.dc_weights ? sum * (-view.dc_factor / static_cast<float>(view.win_length)) : Lanes{};
+  const Lanes mean_grad = view.dc_weights ? sum * (-view.dc_factor / static_cast<float>(view.win_length)) : Lanes{};
   const std::int64_t width = (view.win_length + 7) / 8 * 8;
   float* targets[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) targets[lane] = grad_windows + lane * width;
@@ -321,7 +322,7 @@ void unload_windows(const LogMelView& view, float* points, float* grad_windows) 
     for (std::int64_t i = 0; i < kColumns && begin + i < view.win_length; ++i) {
       const Lanes grad = load(row(begin + i));
       const Lanes following = begin + i + 1 < view.win_length ? load(row(begin + i + 1)) : Lanes{};
-      rows[i] = fnma(emphasis, following, grad) + through_mean;
+      rows[i] = fnma(emphasis, following, grad) + mean_grad;
       if (begin + i == 0) rows[i] = fnma(emphasis, grad, rows[i]);
     }
     store_columns(rows, targets, begin);
@@ -332,11 +333,11 @@ void backward(const LogMelView& view, const float* const* windows, const float* 
               float* memory) {
   const Scratch scratch(view, memory);
   transform_windows(view, windows, {nullptr, 0}, view.fft.stages, scratch);
-  powers_of_spectrum(view, scratch);
+  powers_from_spectrum(view, scratch);
   mel_gradients(view, grads, scratch);
   spectrum_gradients(view, scratch);
-  fft_backward(scratch.points, view.fft, points_of_windows(view), scratch.legs);
-  unload_windows(view, scratch.points, grad_windows);
+  fft_backward(scratch.points, view.fft, window_points(view), scratch.legs);
+  store_window_gradients(view, scratch.points, grad_windows);
 }
 
 void scale_float(const float* in, std::int64_t count, float scale, float* out) {

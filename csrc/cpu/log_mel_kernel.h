@@ -8,7 +8,7 @@
 namespace slap_fast {
 
 // A sparse matrix whose rows are runs: row r has weights[offset[r]..offset[r + 1]) from column first[r] on.
-struct RunsView {
+struct BandedMatrixView {
   const std::int32_t* first;
   const std::int32_t* offset;
   const float* weights;
@@ -18,13 +18,13 @@ struct LogMelView {
   FftView fft;  // of n_fft / 2 points, even and odd samples paired; of n_fft if that is odd
   bool paired;
   std::int64_t n_fft, win_length, n_bins, n_mels;
-  const std::int32_t* rows;  // [n_fft]: the row of the FFT's data that a sample goes to
-  const float* window;       // [win_length]; halved if samples are paired
-  const float* dc_weights;   // [fft.size, 2]: what a frame's mean adds to each row; null if it is not removed
-  float dc_factor;           // what emphasis leaves of the mean
-  const float* split;        // [fft.size, 2]: exp(-2 pi i k / n_fft)
-  RunsView mel_of_bins;      // [n_mels rows, n_bins columns]
-  RunsView bin_of_mels;      // transposed
+  const std::int32_t* rows;      // [n_fft]: the row of the FFT's data that a sample goes to
+  const float* window;           // [win_length]; halved if samples are paired
+  const float* dc_weights;       // [fft.size, 2]: what a frame's mean adds to each row; null if it is not removed
+  float dc_factor;               // what emphasis leaves of the mean
+  const float* split;            // [fft.size, 2]: exp(-2 pi i k / n_fft)
+  BandedMatrixView mel_of_bins;  // [n_mels rows, n_bins columns]
+  BandedMatrixView bin_of_mels;  // transposed
   float preemphasis;
   bool magnitude, logarithm;
   float power_guard, log_floor, log_guard, log_scale, log_shift;
@@ -36,7 +36,7 @@ struct MelBlocks {
 };
 
 // Samples worth fetching while the kernel computes; never read, so any address will do.
-struct Upcoming {
+struct PrefetchHint {
   const float* samples;
   std::int64_t count;
 };
@@ -49,7 +49,7 @@ struct LogMelKernel {
 
   // windows [lanes] point at win_length samples each. Writes the frames of the first `count` lanes.
   void (*forward)(const LogMelView& view, const float* const* windows, float* const* mels, std::int64_t count,
-                  MelBlocks blocks, Upcoming upcoming, float* scratch);
+                  MelBlocks blocks, PrefetchHint prefetch, float* scratch);
 
   // grads [lanes] point at n_mels values each; writes to grad_windows [lanes, win_length rounded up to 8].
   void (*backward)(const LogMelView& view, const float* const* windows, const float* const* grads, float* grad_windows,

@@ -27,7 +27,7 @@ class MatrixPanels {
   // out [rows, lanes] (+)= rows first_row .. first_row + rows of the left side, of each the elements from first_depth
   // on, times the packed lanes from `first_lane` on, which is a multiple of kLaneUnit. `rows` is at most kRowBlock.
   void multiply(const ProductSide& left, std::int64_t first_row, std::int64_t rows, std::int64_t first_depth,
-                std::int64_t first_lane, std::int64_t lanes, float* out, std::int64_t stride, bool add,
+                std::int64_t first_lane, std::int64_t lanes, float* out, std::int64_t stride, bool accumulate,
                 void* scratch) const;
 
   // Of the scratch of multiply(), aligned to 64.
@@ -39,7 +39,7 @@ class MatrixPanels {
   std::int64_t lane_bytes(std::int64_t depth) const;
 
   const MatrixProductKernel& kernel_;
-  std::int64_t most_depth_;
+  std::int64_t max_depth_;
   AlignedArray<std::byte> panels_;
   std::int64_t lanes_ = 0, depth_ = 0;
 };

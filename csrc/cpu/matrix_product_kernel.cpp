@@ -20,27 +20,27 @@ void pack_side(const ProductSide& side, std::int64_t first_lane, std::int64_t la
   const std::int64_t padded = round_up(depth, kDepth), last = first_lane + round_up(lanes, kLanes);
   if (side.depth_stride == 1) {
     // Vectors run along the depth, and what they hold beyond the padded depth is dropped.
-    const std::int64_t width = least(depth, side.depth - first_depth);
+    const std::int64_t width = min(depth, side.depth - first_depth);
     const Source<In> source{data + first_depth, side.lane_stride, width, 0, side.lanes};
     const std::int64_t whole = padded / kLanes * kLanes;
     for (std::int64_t lane = first_lane; lane < last; lane += kLanes, out += padded * kLanes) {
       Packing<In, Operand>::panels(source, lane, kLanes, whole, out);
       if (whole == padded) continue;
       alignas(64) Value tail[kLanes * kLanes];
-      Source<In> rest = source;
-      rest.data += whole;
-      rest.width -= whole;
-      Packing<In, Operand>::panels(rest, lane, kLanes, kLanes, tail);
+      Source<In> tail_source = source;
+      tail_source.data += whole;
+      tail_source.width -= whole;
+      Packing<In, Operand>::panels(tail_source, lane, kLanes, kLanes, tail);
       __builtin_memcpy(out + whole * kLanes, tail,
                        static_cast<unsigned long>((padded - whole) * kLanes) * sizeof(Value));
     }
     return;
   }
   for (std::int64_t begin = 0; begin < padded; begin += kPackedDepth) {
-    const std::int64_t count = least(kPackedDepth, padded - begin);
+    const std::int64_t count = min(kPackedDepth, padded - begin);
     for (std::int64_t lane = first_lane; lane < last; lane += kLanes) {
-      const std::int64_t width = most(0, least(first_lane + lanes, side.lanes) - lane);
-      const Source<In> source{data + lane, side.depth_stride, width, 0, least(side.depth, first_depth + depth)};
+      const std::int64_t width = max(0, min(first_lane + lanes, side.lanes) - lane);
+      const Source<In> source{data + lane, side.depth_stride, width, 0, min(side.depth, first_depth + depth)};
       Packing<In, Operand>::steps(source, first_depth + begin, count, kLanes,
                                   out + (lane - first_lane) * padded + begin * kLanes);
     }
@@ -56,34 +56,35 @@ void pack(const ProductSide& side, std::int64_t first_lane, std::int64_t lanes, 
 
 // kRows rows or fewer of a few panels, by way of a whole tile where `out` has no room for one.
 void multiply_edge(Left<Operand> left, Right<Operand> right, std::int64_t vectors, std::int64_t rows,
-                   std::int64_t columns, std::int64_t steps, float* out, std::int64_t stride, bool add) {
-  constexpr std::int64_t kWidth = kMostVectors * kLanes;
+                   std::int64_t columns, std::int64_t steps, float* out, std::int64_t stride, bool accumulate) {
+  constexpr std::int64_t kWidth = kMaxVectors * kLanes;
   alignas(64) float tile[kRows * kWidth] = {};
-  if (add) {
+  if (accumulate) {
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < columns; ++c) tile[r * kWidth + c] = out[r * stride + c];
   }
-  multiply<Operand>(vectors, left, right, steps, {tile, kWidth, add, nullptr});
+  multiply<Operand>(vectors, left, right, steps, {tile, kWidth, accumulate, nullptr});
   for (std::int64_t r = 0; r < rows; ++r)
     for (std::int64_t c = 0; c < columns; ++c) out[r * stride + c] = tile[r * kWidth + c];
 }
 
 void multiply_packed(const void* left, const void* right, std::int64_t rows, std::int64_t columns, std::int64_t depth,
-                     float* out, std::int64_t stride, bool add) {
+                     float* out, std::int64_t stride, bool accumulate) {
   const std::int64_t padded = round_up(depth, kDepth), panel = padded * kLanes, steps = padded / kDepth;
   const std::int64_t panels = round_up(columns, kLanes) / kLanes;
-  for (std::int64_t first = 0; first < panels; first += kMostVectors) {
-    const std::int64_t vectors = least(kMostVectors, panels - first), column = first * kLanes;
-    const std::int64_t width = least(vectors * kLanes, columns - column);
-    const Right<Operand> some{static_cast<const Value*>(right) + first * panel, panel, kLanes * kDepth};
+  for (std::int64_t first = 0; first < panels; first += kMaxVectors) {
+    const std::int64_t vectors = min(kMaxVectors, panels - first), column = first * kLanes;
+    const std::int64_t width = min(vectors * kLanes, columns - column);
+    const Right<Operand> right_panels{static_cast<const Value*>(right) + first * panel, panel, kLanes * kDepth};
     for (std::int64_t row = 0; row < rows; row += kRows) {
       const auto* values = static_cast<const Value*>(left) + row / kLanes * panel + row % kLanes * kDepth;
-      const Left<Operand> few{values, kDepth, kLanes * kDepth};
+      const Left<Operand> left_rows{values, kDepth, kLanes * kDepth};
       float* corner = out + row * stride + column;
       if (row + kRows <= rows && width == vectors * kLanes)
-        multiply<Operand>(vectors, few, some, steps, {corner, stride, add, nullptr});
+        multiply<Operand>(vectors, left_rows, right_panels, steps, {corner, stride, accumulate, nullptr});
       else
-        multiply_edge(few, some, vectors, least(kRows, rows - row), width, steps, corner, stride, add);
+        multiply_edge(left_rows, right_panels, vectors, min(kRows, rows - row), width, steps, corner, stride,
+                      accumulate);
     }
   }
 }

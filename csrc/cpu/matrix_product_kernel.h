@@ -27,7 +27,7 @@ struct MatrixProductKernel {
   // out[r][c] (+)= the sum over depth of left[r] times right[c], both packed; a row is `stride` floats. Every sum is in
   // the order of its depth, wherever it stands.
   void (*multiply)(const void* left, const void* right, std::int64_t rows, std::int64_t columns, std::int64_t depth,
-                   float* out, std::int64_t stride, bool add);
+                   float* out, std::int64_t stride, bool accumulate);
 };
 
 #define SLAP_FAST_MATRIX_PRODUCT_KERNEL(isa)              \

@@ -18,7 +18,7 @@ constexpr std::int64_t kFramesPerBlock = 256;
 // Below this many values a thread costs more than it saves.
 constexpr std::int64_t kValuesPerThread = 1 << 17;
 
-MelSweeps chosen_sweeps() { SLAP_FAST_RETURN_SERVING(mel_sweeps()); }
+MelNormalizationKernels chosen_kernels() { SLAP_FAST_DISPATCH(mel_normalization_kernels()); }
 
 struct Block {
   std::int64_t clip, begin, count;
@@ -33,7 +33,7 @@ std::vector<Block> blocks_of(const std::int64_t* cu_frames, std::int64_t clips) 
 }
 
 // What the sweeps need of each clip.
-struct ClipStatistics {
+struct ClipStats {
   std::vector<float> floor;             // [clips]
   std::vector<double> center, divisor;  // [clips, n_mels], or empty
 };
@@ -47,40 +47,39 @@ class Normalizer {
         clips_(clips),
         threads_(threads),
         blocks_(blocks_of(cu_frames, clips)) {
-    statistics_.floor.assign(static_cast<std::size_t>(clips), -std::numeric_limits<float>::infinity());
+    stats_.floor.assign(static_cast<std::size_t>(clips), -std::numeric_limits<float>::infinity());
   }
 
   void limit_range(float dynamic_range) {
-    std::vector<float> largest(blocks_.size() * n_mels_, -std::numeric_limits<float>::infinity());
+    std::vector<float> bin_max(blocks_.size() * n_mels_, -std::numeric_limits<float>::infinity());
     for_each_block([&](std::size_t i, const Block& block) {
-      sweeps_.raise(frames_ + block.begin * n_mels_, block.count, n_mels_, largest.data() + i * n_mels_);
+      kernels_.update_max(frames_ + block.begin * n_mels_, block.count, n_mels_, bin_max.data() + i * n_mels_);
     });
     std::vector<float> peak(static_cast<std::size_t>(clips_), -std::numeric_limits<float>::infinity());
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       float& value = peak[static_cast<std::size_t>(blocks_[i].clip)];
-      sweeps_.raise(largest.data() + i * n_mels_, n_mels_, 1, &value);
+      kernels_.update_max(bin_max.data() + i * n_mels_, n_mels_, 1, &value);
     }
-    for (std::size_t clip = 0; clip < peak.size(); ++clip) statistics_.floor[clip] = peak[clip] - dynamic_range;
+    for (std::size_t clip = 0; clip < peak.size(); ++clip) stats_.floor[clip] = peak[clip] - dynamic_range;
   }
 
   void standardize(double guard) {
     const std::vector<double> zero(static_cast<std::size_t>(clips_ * n_mels_), 0.0);
-    statistics_.center = totals(sweeps_.add, zero);
-    for_each_statistic(statistics_.center, [](double sum, std::int64_t count) { return sum / count; });
-    statistics_.divisor = totals(sweeps_.add_square, statistics_.center);
-    for_each_statistic(statistics_.divisor, [guard](double sum, std::int64_t count) {
+    stats_.center = totals(kernels_.add, zero);
+    for_each_stat(stats_.center, [](double sum, std::int64_t count) { return sum / count; });
+    stats_.divisor = totals(kernels_.add_square, stats_.center);
+    for_each_stat(stats_.divisor, [guard](double sum, std::int64_t count) {
       return std::sqrt(sum / std::max<std::int64_t>(count - 1, 1)) + guard;
     });
   }
 
   void write(float mean, float deviation, float* out) {
-    const bool standard = !statistics_.center.empty();
+    const bool standard = !stats_.center.empty();
     for_each_block([&](std::size_t, const Block& block) {
       const std::int64_t at = block.clip * n_mels_;
-      sweeps_.write(frames_ + block.begin * n_mels_, block.count, n_mels_,
-                    statistics_.floor[static_cast<std::size_t>(block.clip)],
-                    standard ? statistics_.center.data() + at : nullptr,
-                    standard ? statistics_.divisor.data() + at : nullptr, mean, deviation, out + block.begin * n_mels_);
+      kernels_.write(frames_ + block.begin * n_mels_, block.count, n_mels_,
+                     stats_.floor[static_cast<std::size_t>(block.clip)], standard ? stats_.center.data() + at : nullptr,
+                     standard ? stats_.divisor.data() + at : nullptr, mean, deviation, out + block.begin * n_mels_);
     });
   }
 
@@ -93,13 +92,12 @@ class Normalizer {
   }
 
   // Sums over each block, then over the blocks of each clip in order.
-  template <class Sweep>
-  std::vector<double> totals(Sweep sweep, const std::vector<double>& center) const {
+  template <class Kernel>
+  std::vector<double> totals(Kernel kernel, const std::vector<double>& center) const {
     std::vector<double> sums(blocks_.size() * n_mels_, 0.0);
     for_each_block([&](std::size_t i, const Block& block) {
-      sweep(frames_ + block.begin * n_mels_, block.count, n_mels_,
-            statistics_.floor[static_cast<std::size_t>(block.clip)], center.data() + block.clip * n_mels_,
-            sums.data() + i * n_mels_);
+      kernel(frames_ + block.begin * n_mels_, block.count, n_mels_, stats_.floor[static_cast<std::size_t>(block.clip)],
+             center.data() + block.clip * n_mels_, sums.data() + i * n_mels_);
     });
     std::vector<double> total(static_cast<std::size_t>(clips_ * n_mels_), 0.0);
     for (std::size_t i = 0; i < blocks_.size(); ++i)
@@ -108,12 +106,12 @@ class Normalizer {
     return total;
   }
 
-  template <class Change>
-  void for_each_statistic(std::vector<double>& values, Change change) const {
+  template <class Update>
+  void for_each_stat(std::vector<double>& values, Update update) const {
     for (std::int64_t clip = 0; clip < clips_; ++clip)
       for (std::int64_t mel = 0; mel < n_mels_; ++mel) {
         double& value = values[static_cast<std::size_t>(clip * n_mels_ + mel)];
-        value = change(value, cu_frames_[clip + 1] - cu_frames_[clip]);
+        value = update(value, cu_frames_[clip + 1] - cu_frames_[clip]);
       }
   }
 
@@ -123,21 +121,21 @@ class Normalizer {
   std::int64_t clips_;
   int threads_;
   std::vector<Block> blocks_;
-  MelSweeps sweeps_ = chosen_sweeps();
-  ClipStatistics statistics_;
+  MelNormalizationKernels kernels_ = chosen_kernels();
+  ClipStats stats_;
 };
 
 }  // namespace
 
 void normalize_mels(const float* frames, std::int64_t total, std::int64_t n_mels, const std::int64_t* cu_frames,
-                    std::int64_t clips, const MelNormalization& how, float* normalized, int threads) {
+                    std::int64_t clips, const MelNormalization& params, float* normalized, int threads) {
   if (n_mels < 1) throw std::invalid_argument("n_mels is " + std::to_string(n_mels) + "; it must be at least 1");
   check_offsets("cu_frames", cu_frames, clips, total, "frames");
   threads = static_cast<int>(std::clamp<std::int64_t>(total * n_mels / kValuesPerThread, 1, std::max(threads, 1)));
   Normalizer normalizer(frames, n_mels, cu_frames, clips, threads);
-  if (how.limit_range) normalizer.limit_range(how.dynamic_range);
-  if (how.standardize) normalizer.standardize(how.guard);
-  normalizer.write(how.mean, how.deviation, normalized);
+  if (params.limit_range) normalizer.limit_range(params.dynamic_range);
+  if (params.standardize) normalizer.standardize(params.guard);
+  normalizer.write(params.mean, params.deviation, normalized);
 }
 
 }  // namespace slap_fast

@@ -18,6 +18,6 @@ struct MelNormalization {
 // is compared with: its clip with limit_range, its mel bin of the clip with standardize.
 // Throws std::invalid_argument unless cu_frames rises from 0 to total.
 void normalize_mels(const float* frames, std::int64_t total, std::int64_t n_mels, const std::int64_t* cu_frames,
-                    std::int64_t clips, const MelNormalization& how, float* normalized, int threads);
+                    std::int64_t clips, const MelNormalization& params, float* normalized, int threads);
 
 }  // namespace slap_fast

@@ -5,9 +5,9 @@
 
 namespace slap_fast {
 
-struct MelSweeps {
+struct MelNormalizationKernels {
   // Raises largest [n_mels] to the frames' values; a NaN stays.
-  void (*raise)(const float* frames, std::int64_t count, std::int64_t n_mels, float* largest);
+  void (*update_max)(const float* frames, std::int64_t count, std::int64_t n_mels, float* bin_max);
   // Adds max(frame, floor) - center to sum [n_mels], or its square.
   void (*add)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
               double* sum);
@@ -20,13 +20,13 @@ struct MelSweeps {
 };
 
 namespace baseline {
-MelSweeps mel_sweeps();
+MelNormalizationKernels mel_normalization_kernels();
 }
 namespace avx2 {
-MelSweeps mel_sweeps();
+MelNormalizationKernels mel_normalization_kernels();
 }
 namespace avx512 {
-MelSweeps mel_sweeps();
+MelNormalizationKernels mel_normalization_kernels();
 }
 
 }  // namespace slap_fast

@@ -13,22 +13,22 @@
 namespace slap_fast {
 namespace {
 
-using Start = void (*)(void (*)(void*), void*, unsigned, unsigned);
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 #if defined(__unix__) || defined(__APPLE__)
-const pid_t loaded_in = getpid();
+const pid_t loading_process = getpid();
 
 // The entry of the OpenMP runtime that this process has loaded: GCC's, which Clang's and Intel's offer too. A process
 // that was forked has its parent's runtime without its threads.
-Start openmp() {
-  static const Start start = reinterpret_cast<Start>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return getpid() == loaded_in ? start : nullptr;
+GompParallel find_gomp_parallel() {
+  static const GompParallel gomp_parallel = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == loading_process ? gomp_parallel : nullptr;
 }
 #else
-Start openmp() { return nullptr; }
+GompParallel find_gomp_parallel() { return nullptr; }
 #endif
 
-void on_own_threads(int threads, void (*work)(void*), void* context) {
+void run_on_std_threads(int threads, void (*work)(void*), void* context) {
   std::vector<std::thread> helpers;
   helpers.reserve(static_cast<std::size_t>(threads - 1));
   try {
@@ -42,10 +42,11 @@ void on_own_threads(int threads, void (*work)(void*), void* context) {
 
 }  // namespace
 
-void on_threads(int threads, void (*work)(void*), void* context) {
+void run_on_threads(int threads, void (*work)(void*), void* context) {
   if (threads <= 1) return work(context);
-  if (const Start start = openmp()) return start(work, context, static_cast<unsigned>(threads), 0);
-  on_own_threads(threads, work, context);
+  if (const GompParallel gomp_parallel = find_gomp_parallel())
+    return gomp_parallel(work, context, static_cast<unsigned>(threads), 0);
+  run_on_std_threads(threads, work, context);
 }
 
 }  // namespace slap_fast

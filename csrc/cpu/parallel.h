@@ -11,7 +11,7 @@ namespace slap_fast {
 //
 // They are the threads of the OpenMP runtime that the process has loaded, PyTorch's, where there is one: after each of
 // its own operations these spin for milliseconds in wait of the next, and threads beside them would share their cores.
-void on_threads(int threads, void (*work)(void*), void* context);
+void run_on_threads(int threads, void (*work)(void*), void* context);
 
 // Runs task(i, thread) once for each i in [0, tasks), thread in [0, threads). Which thread runs which task is not
 // fixed: tasks share no output. Tasks must not throw.
@@ -28,7 +28,7 @@ void parallel_for(std::int64_t tasks, int threads, const Task& task) {
     const int thread = loop.thread.fetch_add(1, std::memory_order_relaxed);
     for (std::int64_t i; (i = loop.next.fetch_add(1, std::memory_order_relaxed)) < loop.tasks;) loop.task(i, thread);
   };
-  on_threads(static_cast<int>(std::min<std::int64_t>(threads, tasks)), work, &loop);
+  run_on_threads(static_cast<int>(std::min<std::int64_t>(threads, tasks)), work, &loop);
 }
 
 }  // namespace slap_fast

@@ -59,11 +59,11 @@ using BestOperand = FloatOperand;
 
 // Rows and vectors of a micro-kernel's tile of accumulators.
 #if defined(__AVX512F__)
-constexpr int kRows = 8, kMostVectors = 3;
+constexpr int kRows = 8, kMaxVectors = 3;
 #elif defined(__AVX2__)
-constexpr int kRows = 4, kMostVectors = 3;
+constexpr int kRows = 4, kMaxVectors = 3;
 #else
-constexpr int kRows = 4, kMostVectors = 2;
+constexpr int kRows = 4, kMaxVectors = 2;
 #endif
 
 // A matrix as the left side of a product: each of its rows and steps in its place.
@@ -84,7 +84,7 @@ struct Right {
 struct Results {
   float* data;
   std::int64_t row;
-  bool add;
+  bool accumulate;
   const float* factors;
 };
 
@@ -113,7 +113,7 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
     right.data += right.step;
   }
   // What is there is added last: the more steps a sum is made of at once, the fewer of their digits it keeps.
-  if (results.add) {
+  if (results.accumulate) {
     SLAP_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const Lanes factor = splat(results.factors ? results.factors[r] : 1.0f);
@@ -129,19 +129,19 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
   }
 }
 
-// The same for `vectors` vectors, kMostVectors at most.
+// The same for `vectors` vectors, kMaxVectors at most.
 template <class Operand>
 void multiply(std::int64_t vectors, Left<Operand> left, Right<Operand> right, std::int64_t steps, Results results) {
   if (vectors == 1) return multiply_tile<Operand, 1>(left, right, steps, results);
   if (vectors == 2) return multiply_tile<Operand, 2>(left, right, steps, results);
-  if constexpr (kMostVectors == 3)
+  if constexpr (kMaxVectors == 3)
     if (vectors == 3) return multiply_tile<Operand, 3>(left, right, steps, results);
 }
 
 // How many of `left` vectors to take at once.
-SLAP_FAST_INLINE std::int64_t some_vectors(std::int64_t left) {
+SLAP_FAST_INLINE std::int64_t vectors_per_tile(std::int64_t left) {
   if (left == 4) return 2;
-  return left < kMostVectors ? left : kMostVectors;
+  return left < kMaxVectors ? left : kMaxVectors;
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

@@ -9,8 +9,8 @@
 
 namespace slap_fast::SLAP_FAST_ISA {
 
-SLAP_FAST_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-SLAP_FAST_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+SLAP_FAST_INLINE std::int64_t min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+SLAP_FAST_INLINE std::int64_t max(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
 // Rows `first` to `last` of a matrix are there to be read; those before and behind count as zeros.
 template <class In>
@@ -30,7 +30,7 @@ struct Source {
   SLAP_FAST_INLINE Lanes load(std::int64_t row, std::int64_t column) const {
     if (row < first || row >= last) return Lanes{};
     const typename In::Stored* in = data + row * stride + column;
-    return column + kLanes <= width ? In::load(in) : load_some<In>(in, width - column);
+    return column + kLanes <= width ? In::load(in) : load_partial<In>(in, width - column);
   }
 };
 
@@ -82,7 +82,7 @@ struct Packing<BFloat16, BFloat16Operand> {
   static SLAP_FAST_INLINE __m256i load(const Source<BFloat16>& source, std::int64_t row, std::int64_t column) {
     if (row < source.first || row >= source.last) return _mm256_setzero_si256();
     const Value* in = source.data + row * source.stride + column;
-    const std::int64_t count = least(16, source.width - column);
+    const std::int64_t count = min(16, source.width - column);
     return _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1u), in);
   }
 

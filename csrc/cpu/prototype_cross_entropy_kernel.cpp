@@ -9,89 +9,89 @@ namespace {
 // The same expression wherever logits are needed: it rounds the same.
 class Logits {
  public:
-  SLAP_FAST_INLINE explicit Logits(const RowLogits& how) : scale_(splat(how.inverse_temperature)), how_(how) {}
+  SLAP_FAST_INLINE explicit Logits(const RowLogits& params)
+      : scale_(splat(params.inverse_temperature)), params_(params) {}
   SLAP_FAST_INLINE Lanes at(const float* row, std::int64_t i) const {
-    return fms(load_unaligned(row + i), scale_, load_unaligned(how_.potential + i));
+    return fms(load_unaligned(row + i), scale_, load_unaligned(params_.potential + i));
   }
 
  private:
   Lanes scale_;
-  RowLogits how_;
+  RowLogits params_;
 };
 
-SLAP_FAST_INLINE float largest_logit(const float* row, std::int64_t padded, const Logits& logits) {
-  Slots maxima(-__builtin_inff());
-  for_vectors(padded,
-              [&](std::int64_t i, int slot) { maxima.of[slot] = at_least(maxima.of[slot], logits.at(row, i)); });
-  return maxima.largest();
+SLAP_FAST_INLINE float max_logit(const float* row, std::int64_t padded, const Logits& logits) {
+  Accumulators maxima(-__builtin_inff());
+  for_vectors(padded, [&](std::int64_t i, int slot) { maxima.acc[slot] = max(maxima.acc[slot], logits.at(row, i)); });
+  return maxima.maximum();
 }
 
-RowLogSumExp normalizer(const float* row, std::int64_t padded, const RowLogits& how) {
-  const Logits logits(how);
-  const float largest = largest_logit(row, padded, logits);
-  const Lanes shift = splat(largest);
-  Slots sums(0.0f);
-  for_vectors(padded, [&](std::int64_t i, int slot) { sums.of[slot] += exponential(logits.at(row, i) - shift); });
-  return {largest, sum_of(sums.sum())};
+RowLogSumExp normalizer(const float* row, std::int64_t padded, const RowLogits& params) {
+  const Logits logits(params);
+  const float row_max = max_logit(row, padded, logits);
+  const Lanes shift = splat(row_max);
+  Accumulators sums(0.0f);
+  for_vectors(padded, [&](std::int64_t i, int slot) { sums.acc[slot] += exponential(logits.at(row, i) - shift); });
+  return {row_max, reduce_sum(sums.sum())};
 }
 
 template <bool kAll>
 SLAP_FAST_INLINE void add_rows(const float* rows, std::int64_t stride, std::int64_t given, std::int64_t begin,
-                               std::int64_t end, const RowLogits& how, const float* largest, const float* log_sum,
+                               std::int64_t end, const RowLogits& params, const float* row_max, const float* log_sum,
                                const ColumnState& columns) {
-  const Logits logits(how);
-  const std::int64_t count = kAll ? kTogether : given;
+  const Logits logits(params);
+  const std::int64_t count = kAll ? kRowsPerPass : given;
   for (std::int64_t i = begin; i < end; i += kLanes) {
-    const Lanes before = load_unaligned(columns.largest + i);
-    Lanes values[kTogether], now = before;
+    const Lanes before = load_unaligned(columns.max + i);
+    Lanes values[kRowsPerPass], now = before;
     for (std::int64_t row = 0; row < count; ++row) {
-      values[row] = logits.at(rows + row * stride, i) - splat(largest[row]) - splat(log_sum[row]);
-      now = at_least(now, values[row]);
+      values[row] = logits.at(rows + row * stride, i) - splat(row_max[row]) - splat(log_sum[row]);
+      now = max(now, values[row]);
     }
     Lanes sum = load_unaligned(columns.sum + i) * exponential(before - now);
     for (std::int64_t row = 0; row < count; ++row) sum += exponential(values[row] - now);
-    store_unaligned(columns.largest + i, now);
+    store_unaligned(columns.max + i, now);
     store_unaligned(columns.sum + i, sum);
   }
 }
 
 void add_columns(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t begin, std::int64_t end,
-                 const RowLogits& how, const float* largest, const float* log_sum, const ColumnState& columns) {
-  if (count == kTogether)
-    add_rows<true>(rows, stride, count, begin, end, how, largest, log_sum, columns);
+                 const RowLogits& params, const float* row_max, const float* log_sum, const ColumnState& columns) {
+  if (count == kRowsPerPass)
+    add_rows<true>(rows, stride, count, begin, end, params, row_max, log_sum, columns);
   else
-    add_rows<false>(rows, stride, count, begin, end, how, largest, log_sum, columns);
+    add_rows<false>(rows, stride, count, begin, end, params, row_max, log_sum, columns);
 }
 
 template <bool kKeep>
 SLAP_FAST_INLINE PairSums pair_sums(float* student, float* teacher, std::int64_t padded, float inverse_temperature,
-                                    const RowLogits& how) {
-  const Logits logits(how);
+                                    const RowLogits& params) {
+  const Logits logits(params);
   const Lanes scale = splat(inverse_temperature);
-  Slots maxima(-__builtin_inff());
+  Accumulators maxima(-__builtin_inff());
   for_vectors(padded, [&](std::int64_t i, int slot) {
-    maxima.of[slot] = at_least(maxima.of[slot], load_unaligned(student + i) * scale);
+    maxima.acc[slot] = max(maxima.acc[slot], load_unaligned(student + i) * scale);
   });
-  const Lanes shift = splat(maxima.largest()), teacher_shift = splat(largest_logit(teacher, padded, logits));
-  Slots student_sums(0.0f), teacher_sums(0.0f), products(0.0f);
+  const Lanes shift = splat(maxima.maximum()), teacher_shift = splat(max_logit(teacher, padded, logits));
+  Accumulators student_sums(0.0f), teacher_sums(0.0f), products(0.0f);
   for_vectors(padded, [&](std::int64_t i, int slot) {
     const Lanes x = load_unaligned(student + i) * scale - shift;
     const Lanes e = exponential(x), target = exponential(logits.at(teacher, i) - teacher_shift);
-    student_sums.of[slot] += e;
-    teacher_sums.of[slot] += target;
-    products.of[slot] = fma(target, x, products.of[slot]);
+    student_sums.acc[slot] += e;
+    teacher_sums.acc[slot] += target;
+    products.acc[slot] = fma(target, x, products.acc[slot]);
     if (kKeep) {
       store_unaligned(student + i, e);
       store_unaligned(teacher + i, target);
     }
   });
-  return {sum_of(student_sums.sum()), sum_of(teacher_sums.sum()), sum_of(products.sum())};
+  return {reduce_sum(student_sums.sum()), reduce_sum(teacher_sums.sum()), reduce_sum(products.sum())};
 }
 
-PairSums pair(float* student, float* teacher, std::int64_t padded, float inverse_temperature, const RowLogits& how,
+PairSums pair(float* student, float* teacher, std::int64_t padded, float inverse_temperature, const RowLogits& params,
               bool keep) {
-  return keep ? pair_sums<true>(student, teacher, padded, inverse_temperature, how)
-              : pair_sums<false>(student, teacher, padded, inverse_temperature, how);
+  return keep ? pair_sums<true>(student, teacher, padded, inverse_temperature, params)
+              : pair_sums<false>(student, teacher, padded, inverse_temperature, params);
 }
 
 template <class Format>

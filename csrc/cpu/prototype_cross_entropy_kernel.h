@@ -8,7 +8,7 @@
 namespace slap_fast {
 
 // Rows that are summed over together: the state of a column is read and written once for them.
-constexpr std::int64_t kTogether = 16;
+constexpr std::int64_t kRowsPerPass = 16;
 
 // logits = scores * inverse_temperature - potential [padded]
 struct RowLogits {
@@ -17,11 +17,11 @@ struct RowLogits {
 };
 
 struct RowLogSumExp {
-  float largest, sum;  // of the logits, and of exp(logits - largest)
+  float max, sum;  // of the logits, and of exp(logits - largest)
 };
 
 struct ColumnState {
-  float *largest, *sum;  // of what came so far, and of exp(it - largest)
+  float *max, *sum;  // of what came so far, and of exp(it - largest)
 };
 
 struct PairSums {
@@ -29,13 +29,13 @@ struct PairSums {
 };
 
 struct PrototypeKernels {
-  RowLogSumExp (*normalizer)(const float* row, std::int64_t padded, const RowLogits& how);
+  RowLogSumExp (*normalizer)(const float* row, std::int64_t padded, const RowLogits& params);
   // Adds logits - largest - log_sum of up to kTogether rows to the columns begin .. end, multiples of kRowMultiple.
   void (*add_columns)(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t begin, std::int64_t end,
-                      const RowLogits& how, const float* largest, const float* log_sum, const ColumnState& columns);
+                      const RowLogits& params, const float* row_max, const float* log_sum, const ColumnState& columns);
   // With `keep` the exponentials replace both rows. The teacher's alone have a potential.
   PairSums (*pair)(float* student, float* teacher, std::int64_t padded, float inverse_student_temperature,
-                   const RowLogits& teacher_how, bool keep);
+                   const RowLogits& teacher_params, bool keep);
   // gradient = student * student_scale - teacher * teacher_scale. It may begin where the student's row does, in any
   // storage: no element is wider than what has been read.
   void (*gradient)(const float* student, const float* teacher, std::int64_t padded, float student_scale,

@@ -17,7 +17,7 @@ constexpr std::int64_t kRowsPerBlock = 32;
 // Below this many values a thread costs more than it saves.
 constexpr std::int64_t kValuesPerThread = 1 << 15;
 
-RmsNormKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(rms_norm_kernels()); }
+RmsNormKernels chosen_kernels() { SLAP_FAST_DISPATCH(rms_norm_kernels()); }
 
 void check(const RmsNormShape& shape) {
   if (shape.rows < 0 || shape.width < 0)

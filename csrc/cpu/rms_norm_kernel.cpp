@@ -7,10 +7,10 @@ namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
 // Vectors that are summed beside each other: one alone would wait for its last addition.
-constexpr int kSums = 4;
+constexpr int kAccumulators = 4;
 
 // A vector of a row; the last one may not be full.
-struct Full {
+struct FullVector {
   template <class Format>
   SLAP_FAST_INLINE Lanes load(const typename Format::Stored* in) const {
     return Format::load(in);
@@ -20,30 +20,30 @@ struct Full {
     Format::store(out, x);
   }
 };
-struct Rest {
+struct PartialVector {
   std::int64_t count;
 
   template <class Format>
   SLAP_FAST_INLINE Lanes load(const typename Format::Stored* in) const {
-    return load_some<Format>(in, count);
+    return load_partial<Format>(in, count);
   }
   template <class Format>
   SLAP_FAST_INLINE void store(typename Format::Stored* out, Lanes x) const {
-    store_some<Format>(out, x, count);
+    store_partial<Format>(out, x, count);
   }
 };
 
-// step(first value, vector, which of the kSums sums it adds to).
+// step(first value, vector, accumulator).
 template <class Step>
 SLAP_FAST_INLINE void for_each_vector(std::int64_t width, Step step) {
   std::int64_t i = 0;
-  for (; i + kSums * kLanes <= width; i += kSums * kLanes)
-    for (int sum = 0; sum < kSums; ++sum) step(i + sum * kLanes, Full{}, sum);
-  for (; i + kLanes <= width; i += kLanes) step(i, Full{}, 0);
-  if (i < width) step(i, Rest{width - i}, 0);
+  for (; i + kAccumulators * kLanes <= width; i += kAccumulators * kLanes)
+    for (int sum = 0; sum < kAccumulators; ++sum) step(i + sum * kLanes, FullVector{}, sum);
+  for (; i + kLanes <= width; i += kLanes) step(i, FullVector{}, 0);
+  if (i < width) step(i, PartialVector{width - i}, 0);
 }
 
-SLAP_FAST_INLINE float total(const Lanes (&sums)[kSums]) {
+SLAP_FAST_INLINE float tree_sum(const Lanes (&sums)[kAccumulators]) {
   float values[kLanes];
   store_unaligned(values, (sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (int half = kLanes / 2; half > 0; half /= 2)
@@ -51,7 +51,7 @@ SLAP_FAST_INLINE float total(const Lanes (&sums)[kSums]) {
   return values[0];
 }
 
-template <class Format, bool kAdds>
+template <class Format, bool kHasResidual>
 void forward_rows(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end) {
   using Stored = typename Format::Stored;
   const std::int64_t width = shape.width;
@@ -59,36 +59,36 @@ void forward_rows(const RmsNormShape& shape, const RmsNormForward& tensors, std:
   for (std::int64_t row = begin; row < end; ++row) {
     const Stored* x = static_cast<const Stored*>(tensors.x) + row * width;
     Stored* normed = static_cast<Stored*>(tensors.normed) + row * width;
-    Lanes squares[kSums] = {};
-    if constexpr (kAdds) {
+    Lanes squares[kAccumulators] = {};
+    if constexpr (kHasResidual) {
       const Stored* residual = static_cast<const Stored*>(tensors.residual) + row * width;
       Stored* sum = static_cast<Stored*>(tensors.sum) + row * width;
-      for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
-        const Lanes added = part.template load<Format>(x + i) + part.template load<Format>(residual + i);
-        part.template store<Format>(sum + i, added);
-        const Lanes stored = part.template load<Format>(sum + i);  // rounded, as the backward pass will find it
-        squares[which] = fma(stored, stored, squares[which]);
+      for_each_vector(width, [&](std::int64_t i, auto vector, int accumulator) SLAP_FAST_LAMBDA {
+        const Lanes added = vector.template load<Format>(x + i) + vector.template load<Format>(residual + i);
+        vector.template store<Format>(sum + i, added);
+        const Lanes stored = vector.template load<Format>(sum + i);  // rounded, as the backward pass will find it
+        squares[accumulator] = fma(stored, stored, squares[accumulator]);
       });
       x = sum;
     } else {
-      for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
-        const Lanes value = part.template load<Format>(x + i);
-        squares[which] = fma(value, value, squares[which]);
+      for_each_vector(width, [&](std::int64_t i, auto vector, int accumulator) SLAP_FAST_LAMBDA {
+        const Lanes value = vector.template load<Format>(x + i);
+        squares[accumulator] = fma(value, value, squares[accumulator]);
       });
     }
-    const Lanes mean = splat(total(squares) / static_cast<float>(width));
+    const Lanes mean = splat(tree_sum(squares) / static_cast<float>(width));
     const Lanes rstd = 1.0f / square_root(mean + splat(tensors.eps));
     tensors.rstd[row] = rstd[0];
-    for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
-      const Lanes scaled = part.template load<Format>(x + i) * rstd;
-      part.template store<Format>(normed + i, scaled * part.template load<Format>(weight + i));
+    for_each_vector(width, [&](std::int64_t i, auto vector, int) SLAP_FAST_LAMBDA {
+      const Lanes scaled = vector.template load<Format>(x + i) * rstd;
+      vector.template store<Format>(normed + i, scaled * vector.template load<Format>(weight + i));
     });
   }
 }
 
 // With n = sum * rstd, normed = n * weight, and the mean over a row: the gradient of the sum is
 // rstd * (grad * weight - n * mean(grad * weight * n)), besides what reached it by itself, and of the weight grad * n.
-template <class Format, bool kAdds>
+template <class Format, bool kHasGradSum>
 void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
                    float* partial) {
   using Stored = typename Format::Stored;
@@ -97,23 +97,24 @@ void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, st
   for (std::int64_t i = 0; i < width; ++i) partial[i] = 0.0f;
   for (std::int64_t row = begin; row < end; ++row) {
     const Stored* grad_normed = static_cast<const Stored*>(tensors.grad_normed) + row * width;
-    const Stored* grad_sum = kAdds ? static_cast<const Stored*>(tensors.grad_sum) + row * width : nullptr;
+    const Stored* grad_sum = kHasGradSum ? static_cast<const Stored*>(tensors.grad_sum) + row * width : nullptr;
     const Stored* sum = static_cast<const Stored*>(tensors.sum) + row * width;
     Stored* grad = static_cast<Stored*>(tensors.grad) + row * width;
     const Lanes rstd = splat(tensors.rstd[row]);
-    Lanes products[kSums] = {};
-    for_each_vector(width, [&](std::int64_t i, auto part, int which) SLAP_FAST_LAMBDA {
-      const Lanes slope = part.template load<Format>(grad_normed + i) * (part.template load<Format>(sum + i) * rstd);
-      products[which] = fma(slope, part.template load<Format>(weight + i), products[which]);
-      part.template store<Float32>(partial + i, part.template load<Float32>(partial + i) + slope);
+    Lanes products[kAccumulators] = {};
+    for_each_vector(width, [&](std::int64_t i, auto vector, int accumulator) SLAP_FAST_LAMBDA {
+      const Lanes slope =
+          vector.template load<Format>(grad_normed + i) * (vector.template load<Format>(sum + i) * rstd);
+      products[accumulator] = fma(slope, vector.template load<Format>(weight + i), products[accumulator]);
+      vector.template store<Float32>(partial + i, vector.template load<Float32>(partial + i) + slope);
     });
-    const Lanes mean = splat(total(products) / static_cast<float>(width));
-    for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
-      const Lanes scaled = part.template load<Format>(sum + i) * rstd;
-      const Lanes weighted = part.template load<Format>(grad_normed + i) * part.template load<Format>(weight + i);
+    const Lanes mean = splat(tree_sum(products) / static_cast<float>(width));
+    for_each_vector(width, [&](std::int64_t i, auto vector, int) SLAP_FAST_LAMBDA {
+      const Lanes scaled = vector.template load<Format>(sum + i) * rstd;
+      const Lanes weighted = vector.template load<Format>(grad_normed + i) * vector.template load<Format>(weight + i);
       Lanes result = fnma(scaled, mean, weighted) * rstd;
-      if constexpr (kAdds) result += part.template load<Format>(grad_sum + i);
-      part.template store<Format>(grad + i, result);
+      if constexpr (kHasGradSum) result += vector.template load<Format>(grad_sum + i);
+      vector.template store<Format>(grad + i, result);
     });
   }
 }
@@ -122,15 +123,15 @@ void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, st
 template <class Format>
 void reduce_partials(const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
   auto* out = static_cast<typename Format::Stored*>(grad_weight);
-  for_each_vector(width, [&](std::int64_t i, auto part, int) SLAP_FAST_LAMBDA {
+  for_each_vector(width, [&](std::int64_t i, auto vector, int) SLAP_FAST_LAMBDA {
     double sums[kLanes] = {};
     for (std::int64_t block = 0; block < count; ++block) {
-      const Lanes partial = part.template load<Float32>(partials + block * width + i);
+      const Lanes partial = vector.template load<Float32>(partials + block * width + i);
       for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(partial[lane]);
     }
     Lanes sum;
     for (int lane = 0; lane < kLanes; ++lane) sum[lane] = static_cast<float>(sums[lane]);
-    part.template store<Format>(out + i, sum);
+    vector.template store<Format>(out + i, sum);
   });
 }
 

@@ -18,41 +18,45 @@ constexpr std::int64_t kTokensPerBlock = 128;
 constexpr std::int64_t kChannelsPerThread = 1 << 17;
 // A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a
 // table.
-constexpr std::int64_t kNear = 64;
+constexpr std::int64_t kTableSize = 64;
 
-RotaryKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(rotary_kernels()); }
+RotaryKernels chosen_kernels() { SLAP_FAST_DISPATCH(rotary_kernels()); }
 
 // The frequencies of an axis, and what its first positions turn by.
-struct Axis {
+struct AxisTable {
   std::int64_t half;
-  std::vector<double> frequency;              // [half], negative to turn back
-  std::vector<double> near_cos, near_sin;     // [kNear, half]
-  std::vector<float> single_cos, single_sin;  // the same, rounded
+  std::vector<double> frequency;                    // [half], negative to turn back
+  std::vector<double> table_cos, table_sin;         // [kNear, half]
+  std::vector<float> table_cos_f32, table_sin_f32;  // the same, rounded
 
-  Axis(double theta, std::int64_t half_, bool inverse)
-      : half(half_), near_cos(kNear * half_), near_sin(near_cos), single_cos(near_cos.size()), single_sin(single_cos) {
+  AxisTable(double theta, std::int64_t half_, bool inverse)
+      : half(half_),
+        table_cos(kTableSize * half_),
+        table_sin(table_cos),
+        table_cos_f32(table_cos.size()),
+        table_sin_f32(table_cos_f32) {
     for (std::int64_t i = 0; i < half; ++i) {
       const double exponent = -static_cast<double>(i) / static_cast<double>(half);
       frequency.push_back((inverse ? -1.0 : 1.0) * std::pow(theta, exponent));
       // In double, 63 turns one after another lose a few units in the last place.
       const double cos_step = std::cos(frequency.back()), sin_step = std::sin(frequency.back());
       double cos = 1.0, sin = 0.0;
-      for (std::int64_t at = i; at < kNear * half; at += half) {
-        near_cos[at] = cos;
-        near_sin[at] = sin;
-        cos = near_cos[at] * cos_step - near_sin[at] * sin_step;
-        sin = near_sin[at] * cos_step + near_cos[at] * sin_step;
+      for (std::int64_t at = i; at < kTableSize * half; at += half) {
+        table_cos[at] = cos;
+        table_sin[at] = sin;
+        cos = table_cos[at] * cos_step - table_sin[at] * sin_step;
+        sin = table_sin[at] * cos_step + table_cos[at] * sin_step;
       }
     }
-    std::copy(near_cos.begin(), near_cos.end(), single_cos.begin());
-    std::copy(near_sin.begin(), near_sin.end(), single_sin.begin());
+    std::copy(table_cos.begin(), table_cos.end(), table_cos_f32.begin());
+    std::copy(table_sin.begin(), table_sin.end(), table_sin_f32.begin());
   }
 };
 
 // Cosines and sines of one axis at one position after another; the same bits in whichever order.
-class Angles {
+class AngleCache {
  public:
-  Angles(const Axis& axis, const RotaryKernels& kernels)
+  AngleCache(const AxisTable& axis, const RotaryKernels& kernels)
       : axis_(axis),
         kernels_(kernels),
         anchor_cos_(axis.frequency.size()),
@@ -60,17 +64,17 @@ class Angles {
         cos_(anchor_cos_.size()),
         sin_(anchor_cos_.size()) {}
 
-  void point_to(std::int64_t position, const float*& cos, const float*& sin) {
-    const std::int64_t rest = position % kNear * axis_.half;
-    if (position < kNear) {
-      cos = axis_.single_cos.data() + rest;
-      sin = axis_.single_sin.data() + rest;
+  void lookup(std::int64_t position, const float*& cos, const float*& sin) {
+    const std::int64_t table_row = position % kTableSize * axis_.half;
+    if (position < kTableSize) {
+      cos = axis_.table_cos_f32.data() + table_row;
+      sin = axis_.table_sin_f32.data() + table_row;
       return;
     }
     if (position != position_) {
-      set_anchor(position - position % kNear);
-      kernels_.add_angles(axis_.half, anchor_cos_.data(), anchor_sin_.data(), axis_.near_cos.data() + rest,
-                          axis_.near_sin.data() + rest, cos_.data(), sin_.data());
+      set_anchor(position - position % kTableSize);
+      kernels_.add_angles(axis_.half, anchor_cos_.data(), anchor_sin_.data(), axis_.table_cos.data() + table_row,
+                          axis_.table_sin.data() + table_row, cos_.data(), sin_.data());
       position_ = position;
     }
     cos = cos_.data();
@@ -88,7 +92,7 @@ class Angles {
     anchor_ = anchor;
   }
 
-  const Axis& axis_;
+  const AxisTable& axis_;
   const RotaryKernels& kernels_;
   std::vector<double> anchor_cos_, anchor_sin_;
   std::vector<float> cos_, sin_;
@@ -125,23 +129,23 @@ void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t
   const std::int64_t half = spec.head_dim / (2 * static_cast<std::int64_t>(spec.thetas.size()));
   const std::int64_t bytes = bytes_of(dtype);
   const bool axial = spec.thetas.size() == 2;
-  std::vector<Axis> axes;
+  std::vector<AxisTable> axes;
   for (double theta : spec.thetas) axes.emplace_back(theta, half, spec.inverse);
 
   const auto rotate_block = [&](std::int64_t begin, std::int64_t end) {
-    std::vector<Angles> angles;
-    for (const Axis& axis : axes) angles.emplace_back(axis, kernels);
-    Turn turn{static_cast<std::int64_t>(axes.size()), half, {}, {}};
+    std::vector<AngleCache> angles;
+    for (const AxisTable& axis : axes) angles.emplace_back(axis, kernels);
+    CosSin cos_sin{static_cast<std::int64_t>(axes.size()), half, {}, {}};
     const std::int64_t* next = std::upper_bound(cu_seqlens, cu_seqlens + sequences, begin);
     for (std::int64_t token = begin; token < end; ++token) {
       while (*next <= token) ++next;
       const std::int64_t position = token - next[-1];
-      angles[0].point_to(axial ? position / spec.tokens_per_frame : position, turn.cos[0], turn.sin[0]);
-      if (axial) angles[1].point_to(position % spec.tokens_per_frame, turn.cos[1], turn.sin[1]);
+      angles[0].lookup(axial ? position / spec.tokens_per_frame : position, cos_sin.cos[0], cos_sin.sin[0]);
+      if (axial) angles[1].lookup(position % spec.tokens_per_frame, cos_sin.cos[1], cos_sin.sin[1]);
       for (const RotaryTokens& part : parts)
         kernels.rotate(dtype, static_cast<const char*>(part.in) + bytes * token * part.in_token_stride,
                        static_cast<char*>(part.out) + bytes * token * part.out_token_stride, part.heads,
-                       part.in_head_stride, part.out_head_stride, turn);
+                       part.in_head_stride, part.out_head_stride, cos_sin);
     }
   };
 

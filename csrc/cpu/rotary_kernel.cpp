@@ -14,39 +14,39 @@ void add_angles(std::int64_t count, const double* cos_a, const double* sin_a, co
   }
 }
 
-SLAP_FAST_INLINE void turn_pairs(Lanes& first, Lanes& second, Lanes cos, Lanes sin) {
-  const Lanes turned = fms(first, cos, second * sin);
+SLAP_FAST_INLINE void rotate_pairs(Lanes& first, Lanes& second, Lanes cos, Lanes sin) {
+  const Lanes rotated = fms(first, cos, second * sin);
   second = fma(second, cos, first * sin);
-  first = turned;
+  first = rotated;
 }
 
 // Both halves are read before either is written: `out` may be `in`.
 template <class Format>
 void rotate_token(const typename Format::Stored* in, typename Format::Stored* out, std::int64_t heads,
-                  std::int64_t in_stride, std::int64_t out_stride, const Turn& turn) {
-  const std::int64_t half = turn.half, whole = half - half % kLanes, rest = half - whole;
-  for (std::int64_t axis = 0; axis < turn.axes; ++axis) {
-    const float *cosines = turn.cos[axis], *sines = turn.sin[axis];
+                  std::int64_t in_stride, std::int64_t out_stride, const CosSin& cos_sin) {
+  const std::int64_t half = cos_sin.half, whole = half - half % kLanes, tail = half - whole;
+  for (std::int64_t axis = 0; axis < cos_sin.axes; ++axis) {
+    const float *cosines = cos_sin.cos[axis], *sines = cos_sin.sin[axis];
     for (std::int64_t i = 0; i < whole; i += kLanes) {
       const Lanes cos = load_unaligned(cosines + i), sin = load_unaligned(sines + i);
       for (std::int64_t head = 0; head < heads; ++head) {
         const auto* from = in + head * in_stride + i;
         auto* to = out + head * out_stride + i;
         Lanes first = Format::load(from), second = Format::load(from + half);
-        turn_pairs(first, second, cos, sin);
+        rotate_pairs(first, second, cos, sin);
         Format::store(to, first);
         Format::store(to + half, second);
       }
     }
-    if (rest > 0) {
-      const Lanes cos = load_some<Float32>(cosines + whole, rest), sin = load_some<Float32>(sines + whole, rest);
+    if (tail > 0) {
+      const Lanes cos = load_partial<Float32>(cosines + whole, tail), sin = load_partial<Float32>(sines + whole, tail);
       for (std::int64_t head = 0; head < heads; ++head) {
         const auto* from = in + head * in_stride + whole;
         auto* to = out + head * out_stride + whole;
-        Lanes first = load_some<Format>(from, rest), second = load_some<Format>(from + half, rest);
-        turn_pairs(first, second, cos, sin);
-        store_some<Format>(to, first, rest);
-        store_some<Format>(to + half, second, rest);
+        Lanes first = load_partial<Format>(from, tail), second = load_partial<Format>(from + half, tail);
+        rotate_pairs(first, second, cos, sin);
+        store_partial<Format>(to, first, tail);
+        store_partial<Format>(to + half, second, tail);
       }
     }
     in += 2 * half;
@@ -56,20 +56,21 @@ void rotate_token(const typename Format::Stored* in, typename Format::Stored* ou
 
 template <class Format>
 void rotate_stored(const void* in, void* out, std::int64_t heads, std::int64_t in_stride, std::int64_t out_stride,
-                   const Turn& turn) {
+                   const CosSin& cos_sin) {
   using Stored = typename Format::Stored;
-  rotate_token<Format>(static_cast<const Stored*>(in), static_cast<Stored*>(out), heads, in_stride, out_stride, turn);
+  rotate_token<Format>(static_cast<const Stored*>(in), static_cast<Stored*>(out), heads, in_stride, out_stride,
+                       cos_sin);
 }
 
 void rotate(DType dtype, const void* in, void* out, std::int64_t heads, std::int64_t in_stride, std::int64_t out_stride,
-            const Turn& turn) {
+            const CosSin& cos_sin) {
   switch (dtype) {
     case DType::float32:
-      return rotate_stored<Float32>(in, out, heads, in_stride, out_stride, turn);
+      return rotate_stored<Float32>(in, out, heads, in_stride, out_stride, cos_sin);
     case DType::bfloat16:
-      return rotate_stored<BFloat16>(in, out, heads, in_stride, out_stride, turn);
+      return rotate_stored<BFloat16>(in, out, heads, in_stride, out_stride, cos_sin);
     case DType::float16:
-      return rotate_stored<Float16>(in, out, heads, in_stride, out_stride, turn);
+      return rotate_stored<Float16>(in, out, heads, in_stride, out_stride, cos_sin);
   }
 }
 

@@ -8,7 +8,7 @@
 namespace slap_fast {
 
 // Turns by cos and sin [half] of each axis.
-struct Turn {
+struct CosSin {
   std::int64_t axes, half;
   const float *cos[2], *sin[2];
 };
@@ -19,7 +19,7 @@ struct RotaryKernels {
                      const double* sin_b, float* cos, float* sin);
   // One token: `heads` heads of axes x 2 x half channels.
   void (*rotate)(DType dtype, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
-                 std::int64_t out_stride, const Turn& turn);
+                 std::int64_t out_stride, const CosSin& cos_sin);
 };
 
 namespace baseline {

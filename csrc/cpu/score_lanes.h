@@ -6,37 +6,35 @@
 
 namespace slap_fast::SLAP_FAST_ISA {
 
-SLAP_FAST_INLINE float sum_of(Lanes x) {
+SLAP_FAST_INLINE float reduce_sum(Lanes x) {
   float sum = x[0];
   for (int i = 1; i < kLanes; ++i) sum += x[i];
   return sum;
 }
 
-SLAP_FAST_INLINE float largest_of(Lanes x) {
-  float largest = x[0];
-  for (int i = 1; i < kLanes; ++i) largest = x[i] < largest ? largest : x[i];
-  return largest;
+SLAP_FAST_INLINE float reduce_max(Lanes x) {
+  float result = x[0];
+  for (int i = 1; i < kLanes; ++i) result = x[i] < result ? result : x[i];
+  return result;
 }
 
-// kSlots accumulators hide the latency of adding to one; each also adds fewer rounding errors up.
-constexpr int kSlots = 4;
-struct Slots {
-  Lanes of[kSlots];
-  SLAP_FAST_INLINE explicit Slots(float start) {
-    for (Lanes& lanes : of) lanes = splat(start);
+// kAccumulators accumulators hide the latency of adding to one; each also adds fewer rounding errors up.
+constexpr int kAccumulators = 4;
+struct Accumulators {
+  Lanes acc[kAccumulators];
+  SLAP_FAST_INLINE explicit Accumulators(float start) {
+    for (Lanes& lanes : acc) lanes = splat(start);
   }
-  SLAP_FAST_INLINE Lanes sum() const { return (of[0] + of[1]) + (of[2] + of[3]); }
-  SLAP_FAST_INLINE float largest() const {
-    return largest_of(at_least(at_least(of[0], of[1]), at_least(of[2], of[3])));
-  }
+  SLAP_FAST_INLINE Lanes sum() const { return (acc[0] + acc[1]) + (acc[2] + acc[3]); }
+  SLAP_FAST_INLINE float maximum() const { return reduce_max(max(max(acc[0], acc[1]), max(acc[2], acc[3]))); }
 };
 
 // step(i, slot) for each vector of `count` floats, a multiple of kLanes; the slot is a constant at each place.
 template <class Step>
 SLAP_FAST_INLINE void for_vectors(std::int64_t count, Step step) {
   std::int64_t i = 0;
-  for (; i + kSlots * kLanes <= count; i += kSlots * kLanes)
-    for (int slot = 0; slot < kSlots; ++slot) step(i + slot * kLanes, slot);
+  for (; i + kAccumulators * kLanes <= count; i += kAccumulators * kLanes)
+    for (int slot = 0; slot < kAccumulators; ++slot) step(i + slot * kLanes, slot);
   for (; i < count; i += kLanes) step(i, 0);
 }
 

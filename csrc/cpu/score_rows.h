@@ -26,7 +26,7 @@ struct ScoreRows {
 };
 
 // Gradients of scores, if any are made: they take the place of the scores, each row from where its scores began.
-using Gradients = std::optional<DType>;
+using GradDType = std::optional<DType>;
 
 inline void check_scores(const ScoreRows& scores) {
   if (scores.rows < 0 || scores.columns < 1)

@@ -28,7 +28,7 @@ struct Floats {
   static Floats load(const float* in) { return {_mm512_loadu_ps(in)}; }
   Doubles low() const { return {_mm512_cvtps_pd(_mm512_castps512_ps256(v))}; }
   Doubles high() const { return {_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)))}; }
-  void raise_to(Floats x) { v = _mm512_max_ps(v, x.v); }
+  void update_max(Floats x) { v = _mm512_max_ps(v, x.v); }
   void store(float* out) const { _mm512_storeu_ps(out, v); }
 
   // |x|, with 0 for what is not finite; counts the latter.
@@ -58,7 +58,7 @@ struct Floats {
   static Floats load(const float* in) { return {_mm256_loadu_ps(in)}; }
   Doubles low() const { return {_mm256_cvtps_pd(_mm256_castps256_ps128(v))}; }
   Doubles high() const { return {_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))}; }
-  void raise_to(Floats x) { v = _mm256_max_ps(v, x.v); }
+  void update_max(Floats x) { v = _mm256_max_ps(v, x.v); }
   void store(float* out) const { _mm256_storeu_ps(out, v); }
 
   Floats finite_magnitude(std::int32_t& nonfinite) const {
@@ -92,7 +92,7 @@ struct Floats {
   static Floats load(const float* in) { return {{in[0], in[1], in[2], in[3]}}; }
   Doubles low() const { return {{v[0], v[1]}}; }
   Doubles high() const { return {{v[2], v[3]}}; }
-  void raise_to(Floats x) {
+  void update_max(Floats x) {
     for (int i = 0; i < width; ++i) v[i] = v[i] < x.v[i] ? x.v[i] : v[i];
   }
   void store(float* out) const {

@@ -94,13 +94,13 @@ struct Float16 {
 
 // The same of the first `count` lanes only; the others are zero and nothing else is touched.
 template <class Format>
-SLAP_FAST_INLINE Lanes load_some(const typename Format::Stored* in, std::int64_t count) {
+SLAP_FAST_INLINE Lanes load_partial(const typename Format::Stored* in, std::int64_t count) {
   typename Format::Stored some[kLanes] = {};
   for (std::int64_t i = 0; i < count; ++i) some[i] = in[i];
   return Format::load(some);
 }
 template <class Format>
-SLAP_FAST_INLINE void store_some(typename Format::Stored* out, Lanes x, std::int64_t count) {
+SLAP_FAST_INLINE void store_partial(typename Format::Stored* out, Lanes x, std::int64_t count) {
   typename Format::Stored some[kLanes];
   Format::store(some, x);
   for (std::int64_t i = 0; i < count; ++i) out[i] = some[i];

@@ -14,7 +14,7 @@ namespace {
 // Of a task, in whole rows; below as many a thread costs more than it saves.
 constexpr std::int64_t kValuesPerTask = 1 << 15;
 
-SwigluKernels chosen_kernels() { SLAP_FAST_RETURN_SERVING(swiglu_kernels()); }
+SwigluKernels chosen_kernels() { SLAP_FAST_DISPATCH(swiglu_kernels()); }
 
 template <class Block>
 void for_each_block(const SwigluShape& shape, int threads, const Block& run) {

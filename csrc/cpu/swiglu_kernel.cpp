@@ -22,15 +22,15 @@ SLAP_FAST_INLINE Gradients gradients(Lanes grad, Lanes gate, Lanes up) {
 template <class Format>
 void forward_rows(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end) {
   using Stored = typename Format::Stored;
-  const std::int64_t width = shape.width, whole = width - width % kLanes, rest = width - whole;
+  const std::int64_t width = shape.width, whole = width - width % kLanes, tail = width - whole;
   for (std::int64_t row = begin; row < end; ++row) {
     const Stored *gate = static_cast<const Stored*>(gate_up) + 2 * row * width, *up = gate + width;
     Stored* to = static_cast<Stored*>(out) + row * width;
     for (std::int64_t i = 0; i < whole; i += kLanes)
       Format::store(to + i, gated(Format::load(gate + i), Format::load(up + i)));
-    if (rest > 0)
-      store_some<Format>(to + whole, gated(load_some<Format>(gate + whole, rest), load_some<Format>(up + whole, rest)),
-                         rest);
+    if (tail > 0)
+      store_partial<Format>(
+          to + whole, gated(load_partial<Format>(gate + whole, tail), load_partial<Format>(up + whole, tail)), tail);
   }
 }
 
@@ -38,21 +38,22 @@ template <class Format>
 void backward_rows(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up,
                    std::int64_t begin, std::int64_t end) {
   using Stored = typename Format::Stored;
-  const std::int64_t width = shape.width, whole = width - width % kLanes, rest = width - whole;
+  const std::int64_t width = shape.width, whole = width - width % kLanes, tail = width - whole;
   for (std::int64_t row = begin; row < end; ++row) {
     const Stored* from = static_cast<const Stored*>(grad) + row * width;
     const Stored *gate = static_cast<const Stored*>(gate_up) + 2 * row * width, *up = gate + width;
     Stored *grad_gate = static_cast<Stored*>(grad_gate_up) + 2 * row * width, *grad_up = grad_gate + width;
     for (std::int64_t i = 0; i < whole; i += kLanes) {
-      const Gradients found = gradients(Format::load(from + i), Format::load(gate + i), Format::load(up + i));
-      Format::store(grad_gate + i, found.gate);
-      Format::store(grad_up + i, found.up);
+      const Gradients result = gradients(Format::load(from + i), Format::load(gate + i), Format::load(up + i));
+      Format::store(grad_gate + i, result.gate);
+      Format::store(grad_up + i, result.up);
     }
-    if (rest > 0) {
-      const Gradients found = gradients(load_some<Format>(from + whole, rest), load_some<Format>(gate + whole, rest),
-                                        load_some<Format>(up + whole, rest));
-      store_some<Format>(grad_gate + whole, found.gate, rest);
-      store_some<Format>(grad_up + whole, found.up, rest);
+    if (tail > 0) {
+      const Gradients result =
+          gradients(load_partial<Format>(from + whole, tail), load_partial<Format>(gate + whole, tail),
+                    load_partial<Format>(up + whole, tail));
+      store_partial<Format>(grad_gate + whole, result.gate, tail);
+      store_partial<Format>(grad_up + whole, result.up, tail);
     }
   }
 }

@@ -7,7 +7,7 @@
 
 namespace slap_fast {
 
-constexpr std::int64_t kMostHeadDim = 256;
+constexpr std::int64_t kMaxHeadDim = 256;
 
 // Packed clips: queries of clip i are cu_seqlens_q[i] .. cu_seqlens_q[i + 1] of total_q, keys and values likewise.
 struct AttentionBatch {

@@ -7,30 +7,30 @@
 //
 // Floor: five products where the forward pass has two. 3,036 tokens in local windows: 2.2 GFLOP, in groups 2.5, hence
 // 10 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 6 ms of 430 (AVX-512-BF16).
-#include "attention_stretch.h"
+#include "attention_segment.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-constexpr std::int64_t kGroup = kStretchUnit;
+constexpr std::int64_t kGroup = kSegmentUnit;
 constexpr std::int64_t kBlock = 128, kStride = kBlock + 16;
 
-std::int64_t packed_keys(std::int64_t padded) { return most(kBlock, 65536 / padded / kBlock * kBlock); }
+std::int64_t packed_keys(std::int64_t padded) { return max(kBlock, 65536 / padded / kBlock * kBlock); }
 
-Range owned_keys(const AttentionStretch& stretch) {
-  const std::int64_t begin = most(stretch.first, 0);
-  return {begin, most(begin, least(stretch.last, stretch.keys))};
+Range owned_keys(const AttentionSegment& segment) {
+  const std::int64_t begin = max(segment.first, 0);
+  return {begin, max(begin, min(segment.last, segment.keys))};
 }
 
-Range owned_queries(const AttentionStretch& stretch) {
-  const std::int64_t begin = most(stretch.first, stretch.keys - stretch.queries);
-  return {begin, most(begin, least(stretch.last, stretch.keys))};
+Range owned_queries(const AttentionSegment& segment) {
+  const std::int64_t begin = max(segment.first, segment.keys - segment.queries);
+  return {begin, max(begin, min(segment.last, segment.keys))};
 }
 
-Range around(Range a, Range b) {
+Range bounding_range(Range a, Range b) {
   if (a.empty()) return b;
   if (b.empty()) return a;
-  return {least(a.begin, b.begin), most(a.end, b.end)};
+  return {min(a.begin, b.begin), max(a.end, b.end)};
 }
 
 template <class Operand>
@@ -50,8 +50,8 @@ struct Workspace {
   Workspace(const AttentionView& view, std::int64_t rows, std::int64_t keys, void* memory) {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
-    const std::int64_t packed = least(part, round_up(keys, kLanes) + kLanes);
-    const std::int64_t kept = keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
+    const std::int64_t packed = min(part, round_up(keys, kLanes) + kLanes);
+    const std::int64_t sums_row = keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
     const auto apart = [&](Value* shared, std::int64_t count) {
       return Operand::kDepth > 1 ? arena.take<Value>(count) : shared;
     };
@@ -73,7 +73,7 @@ struct Workspace {
     weights_by_query = in_place(scores);
     grad_scores_by_query = in_place(grad_weights);
     grad_scores_by_key = apart(grad_scores_by_query, kGroup * kStride);
-    sums_q = arena.take<float>(kept * padded);
+    sums_q = arena.take<float>(sums_row * padded);
     sums_k = arena.take<float>(packed * padded);
     sums_v = arena.take<float>(packed * padded);
     bytes = arena.used();
@@ -83,31 +83,31 @@ struct Workspace {
 template <class In, class Operand>
 class Backward {
  public:
-  Backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t kv_head,
+  Backward(const AttentionView& view, const AttentionSegment& segment, std::int64_t kv_head,
            const AttentionGradients& gradients, void* scratch)
       : view_(view),
-        stretch_(stretch),
+        segment_(segment),
         gradients_(gradients),
         kv_head_(kv_head),
-        shift_(stretch.keys - stretch.queries),
+        shift_(segment.keys - segment.queries),
         padded_(padded_width(view)),
-        owned_keys_(owned_keys(stretch)),
-        owned_queries_(owned_queries(stretch)),
-        keys_(around(owned_keys_, seen_by_owned())),
-        work_(view, stretch.last - stretch.first, keys_.size(), scratch),
-        k_(source_of<In>(view.k, view.head_dim, stretch.begin_k, stretch.keys, kv_head)),
-        v_(source_of<In>(view.v, view.head_dim, stretch.begin_k, stretch.keys, kv_head)) {}
+        owned_keys_(owned_keys(segment)),
+        owned_queries_(owned_queries(segment)),
+        keys_(bounding_range(owned_keys_, keys_of_owned_queries())),
+        work_(view, segment.last - segment.first, keys_.size(), scratch),
+        k_(source_of<In>(view.k, view.head_dim, segment.begin_k, segment.keys, kv_head)),
+        v_(source_of<In>(view.v, view.head_dim, segment.begin_k, segment.keys, kv_head)) {}
 
   // With `followed`, the same scratch will serve the next key head: what that reads is fetched along the way.
-  void run(bool followed) {
-    const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
+  void run(bool has_next_head) {
+    const std::int64_t start = panel_start(view_, segment_.first, keys_.begin), part = packed_keys(padded_);
     const std::int64_t group = view_.heads / view_.kv_heads;
-    const Range queries = around(owned_queries_, that_see_owned());
-    const std::int64_t before = most(0, stretch_.first - queries.begin + kGroup - 1) / kGroup * kGroup;
+    const Range queries = bounding_range(owned_queries_, queries_seeing_owned_keys());
+    const std::int64_t before = max(0, segment_.first - queries.begin + kGroup - 1) / kGroup * kGroup;
     const bool whole = keys_.end - start <= part;
     std::int64_t begin = start;
     do {
-      packed_ = {begin, most(begin, least(begin + part, keys_.end))};
+      packed_ = {begin, max(begin, min(begin + part, keys_.end))};
       const std::int64_t count = round_up(packed_.size(), kLanes);
       Packing<In, Operand>::panels(k_, begin, count, padded_, work_.key_panels);
       Packing<In, Operand>::panels(v_, begin, count, padded_, work_.value_panels);
@@ -116,11 +116,11 @@ class Backward {
       zero(work_.sums_v, count * padded_);
       for (std::int64_t i = 0; i < group; ++i) {
         const std::int64_t head = kv_head_ * group + i;
-        for (std::int64_t first = stretch_.first - before; first < queries.end; first += kGroup) {
-          plan_prefetch(head, first, first + kGroup < queries.end, followed && begin == start && i + 1 == group);
-          const std::int64_t rows = round_up(stretch_.last - stretch_.first, kGroup);
-          const std::int64_t kept = whole ? 0 : i * rows + first - stretch_.first;
-          visit_group(head, first, kept, begin == start, begin + part >= keys_.end);
+        for (std::int64_t first = segment_.first - before; first < queries.end; first += kGroup) {
+          plan_prefetch(head, first, first + kGroup < queries.end, has_next_head && begin == start && i + 1 == group);
+          const std::int64_t rows = round_up(segment_.last - segment_.first, kGroup);
+          const std::int64_t sums_row = whole ? 0 : i * rows + first - segment_.first;
+          process_group(head, first, sums_row, begin == start, begin + part >= keys_.end);
         }
       }
       write_keys(gradients_.grad_k, work_.sums_k, view_.scale < 0.0f ? -view_.scale : view_.scale);
@@ -137,25 +137,25 @@ class Backward {
     for (std::int64_t i = 0; i < count; i += kLanes) store(values + i, Lanes{});
   }
 
-  Range seen_by_owned() const {
+  Range keys_of_owned_queries() const {
     if (owned_queries_.empty()) return {0, 0};
-    return seen(view_, stretch_, owned_queries_.begin, owned_queries_.end);
+    return visible_keys(view_, segment_, owned_queries_.begin, owned_queries_.end);
   }
 
   // Queries that see a key of begin .. end.
-  Range that_see(Range keys) const {
-    const std::int64_t begin = most(shift_, keys.begin - view_.right);
-    return {begin, most(begin, least(stretch_.keys, keys.end + view_.left))};
+  Range queries_seeing(Range keys) const {
+    const std::int64_t begin = max(shift_, keys.begin - view_.right);
+    return {begin, max(begin, min(segment_.keys, keys.end + view_.left))};
   }
-  Range that_see_owned() const { return owned_keys_.empty() ? Range{0, 0} : that_see(owned_keys_); }
+  Range queries_seeing_owned_keys() const { return owned_keys_.empty() ? Range{0, 0} : queries_seeing(owned_keys_); }
 
   // What the group behind this one reads, and a part of the next key head's keys.
-  void plan_prefetch(std::int64_t head, std::int64_t first, bool more, bool followed) {
+  void plan_prefetch(std::int64_t head, std::int64_t first, bool more, bool has_next_head) {
     prefetcher_.clear();
-    const bool owned = first >= stretch_.first && first < stretch_.last;
-    if (followed && owned) {
-      const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
-      const Range keys = part_of(packed_, (first - stretch_.first) / kGroup, groups);
+    const bool owned = first >= segment_.first && first < segment_.last;
+    if (has_next_head && owned) {
+      const std::int64_t groups = round_up(segment_.last - segment_.first, kGroup) / kGroup;
+      const Range keys = range_part(packed_, (first - segment_.first) / kGroup, groups);
       prefetcher_.add(next_head(k_, view_.k), keys);
       prefetcher_.add(next_head(v_, view_.v), keys);
     }
@@ -167,29 +167,29 @@ class Backward {
   }
 
   Source<In> query_source(const HeadsView& heads, std::int64_t head) const {
-    return source_of<In>(heads, view_.head_dim, stretch_.begin_q, stretch_.queries, head);
+    return source_of<In>(heads, view_.head_dim, segment_.begin_q, segment_.queries, head);
   }
 
   // The queries at first .. first + kGroup, as far as there are such.
-  void visit_group(std::int64_t head, std::int64_t first, std::int64_t kept, bool first_part, bool last_part) {
-    const bool owned = first >= stretch_.first && first < stretch_.last;
-    const std::int64_t begin_row = most(first, shift_), end_row = least(first + kGroup, stretch_.keys);
+  void process_group(std::int64_t head, std::int64_t first, std::int64_t sums_row, bool first_part, bool last_part) {
+    const bool owned = first >= segment_.first && first < segment_.last;
+    const std::int64_t begin_row = max(first, shift_), end_row = min(first + kGroup, segment_.keys);
     if (begin_row >= end_row) return;
     rows_ = {begin_row - first, end_row - first};
-    float* sums = work_.sums_q + kept * padded_;
+    float* sums = work_.sums_q + sums_row * padded_;
     if (owned && first_part) zero(sums, kGroup * padded_);
-    Range keys = common(seen(view_, stretch_, begin_row, end_row), packed_);
-    if (!owned) keys = common(keys, owned_keys_);
+    Range keys = intersect(visible_keys(view_, segment_, begin_row, end_row), packed_);
+    if (!owned) keys = intersect(keys, owned_keys_);
     if (!keys.empty()) {
       pack_group(head, first);
-      for (std::int64_t begin = panel_start(view_, stretch_.first, keys.begin); begin < keys.end; begin += kBlock) {
-        const Range block{begin, least(begin + kBlock, keys.end)};
-        visit_block(first, block);
+      for (std::int64_t begin = panel_start(view_, segment_.first, keys.begin); begin < keys.end; begin += kBlock) {
+        const Range block{begin, min(begin + kBlock, keys.end)};
+        process_block(first, block);
         if (owned) add_to_queries(first, block, sums);
-        const Range mine = common(block, owned_keys_);
-        if (mine.empty()) continue;
-        add_to_keys(first, block, mine, work_.weights_by_query, work_.grad_steps, work_.sums_v);
-        add_to_keys(first, block, mine, work_.grad_scores_by_query, work_.query_steps, work_.sums_k);
+        const Range owned = intersect(block, owned_keys_);
+        if (owned.empty()) continue;
+        add_to_keys(first, block, owned, work_.weights_by_query, work_.grad_steps, work_.sums_v);
+        add_to_keys(first, block, owned, work_.grad_scores_by_query, work_.query_steps, work_.sums_k);
       }
     }
     if (owned && last_part) write_queries(head, first, sums);
@@ -206,10 +206,10 @@ class Backward {
       Packing<In, Operand>::steps(packed(work_.queries), 0, kGroup, padded_, work_.query_steps);
       Packing<In, Operand>::steps(packed(work_.grads), 0, kGroup, padded_, work_.grad_steps);
     }
-    const std::int64_t begin = head * view_.total_q + stretch_.begin_q + query;
+    const std::int64_t begin = head * view_.total_q + segment_.begin_q + query;
     for (std::int64_t block = 0; block < kGroup; block += kLanes) {
       Lanes products[kLanes] = {};
-      for (std::int64_t row = most(block, rows_.begin); row < least(block + kLanes, rows_.end); ++row)
+      for (std::int64_t row = max(block, rows_.begin); row < min(block + kLanes, rows_.end); ++row)
         for (std::int64_t column = 0; column < padded_; column += kLanes)
           products[row - block] =
               fma(grad.load(query + row, column), out.load(query + row, column), products[row - block]);
@@ -223,25 +223,25 @@ class Backward {
   }
 
   // The block's keys that the group's rows begin .. end see, counted from the block's first.
-  Range seen_in(Range block, std::int64_t first, std::int64_t begin, std::int64_t end) const {
-    const Range rows = common({begin, end}, rows_);
+  Range visible_in_block(Range block, std::int64_t first, std::int64_t begin, std::int64_t end) const {
+    const Range rows = intersect({begin, end}, rows_);
     if (rows.empty()) return {0, 0};
-    const Range keys = common(seen(view_, stretch_, first + rows.begin, first + rows.end), block);
+    const Range keys = intersect(visible_keys(view_, segment_, first + rows.begin, first + rows.end), block);
     if (keys.empty()) return {0, 0};
     return {keys.begin - block.begin, keys.end - block.begin};
   }
 
   // Weights and gradients of scores, both zero where a query does not see a key.
-  void visit_block(std::int64_t first, Range block) {
+  void process_block(std::int64_t first, Range block) {
     const std::int64_t panel_size = padded_ * kLanes, width = round_up(block.size(), kLanes);
     const std::int64_t begin_panel = (block.begin - packed_.begin) / kLanes;
     for (std::int64_t row = 0; row < kGroup; row += kRows) {
-      const Range keys = seen_in(block, first, row, row + kRows);
+      const Range keys = visible_in_block(block, first, row, row + kRows);
       const std::int64_t begin = keys.begin / kLanes, end = round_up(keys.end, kLanes) / kLanes;
       const auto product = [&](const Value* rows, const Value* panels, float* results) {
-        for (std::int64_t panel = begin, some; panel < end; panel += some) {
-          some = some_vectors(end - panel);
-          multiply<Operand>(some, {rows + row * padded_, padded_, Operand::kDepth},
+        for (std::int64_t panel = begin, count; panel < end; panel += count) {
+          count = vectors_per_tile(end - panel);
+          multiply<Operand>(count, {rows + row * padded_, padded_, Operand::kDepth},
                             {panels + (begin_panel + panel) * panel_size, panel_size, kLanes * Operand::kDepth},
                             padded_ / Operand::kDepth,
                             {results + row * kStride + panel * kLanes, kStride, false, nullptr});
@@ -254,7 +254,7 @@ class Backward {
     const Lanes unit = splat(exponent_unit(view_.scale));
     for (std::int64_t row = 0; row < kGroup; row += Operand::kDepth) {
       Range ranges[Operand::kDepth];
-      for (int i = 0; i < Operand::kDepth; ++i) ranges[i] = seen_in(block, first, row + i, row + i + 1);
+      for (int i = 0; i < Operand::kDepth; ++i) ranges[i] = visible_in_block(block, first, row + i, row + i + 1);
       for (std::int64_t key = 0; key < width; key += kLanes) {
         Lanes weights[Operand::kDepth], grads[Operand::kDepth];
         for (int i = 0; i < Operand::kDepth; ++i) differentiate(row + i, key, ranges[i], unit, weights[i], grads[i]);
@@ -278,19 +278,19 @@ class Backward {
     weight = exponential2(fms(load(work_.scores + place), unit, splat(bases_[row])));
     grad = weight * (load(work_.grad_weights + place) - splat(deltas_[row]));
     if (key >= range.begin && key + kLanes <= range.end) return;
-    weight = keep_inside(weight, key, range, Lanes{});
-    grad = keep_inside(grad, key, range, Lanes{});
+    weight = select_inside(weight, key, range, Lanes{});
+    grad = select_inside(grad, key, range, Lanes{});
   }
 
   void add_to_queries(std::int64_t first, Range block, float* sums) {
     const std::int64_t key = block.begin - packed_.begin;
-    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
-      some = some_vectors(padded_ / kLanes - vector);
+    for (std::int64_t vector = 0, count; vector < padded_ / kLanes; vector += count) {
+      count = vectors_per_tile(padded_ / kLanes - vector);
       for (std::int64_t row = 0; row < kGroup; row += kRows) {
-        const Range keys = seen_in(block, first, row, row + kRows);
+        const Range keys = visible_in_block(block, first, row, row + kRows);
         if (keys.empty()) continue;
         const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
-        multiply<Operand>(some, {work_.grad_scores_by_key + row * kStride + begin, kStride, Operand::kDepth},
+        multiply<Operand>(count, {work_.grad_scores_by_key + row * kStride + begin, kStride, Operand::kDepth},
                           {work_.key_steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth,
                            kLanes * Operand::kDepth, padded_ * Operand::kDepth},
                           (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
@@ -301,17 +301,18 @@ class Backward {
   }
 
   // For the keys of `mine`: the sum over the group's queries of `factors` times `steps`.
-  void add_to_keys(std::int64_t first, Range block, Range mine, const Value* factors, const Value* steps, float* sums) {
-    const std::int64_t begin_key = (mine.begin - block.begin) / kRows * kRows;
-    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
-      some = some_vectors(padded_ / kLanes - vector);
-      for (std::int64_t key = begin_key; key < mine.end - block.begin; key += kRows) {
-        const Range queries = that_see({block.begin + key, block.begin + key + kRows});
-        const Range rows = common({queries.begin - first, queries.end - first}, rows_);
+  void add_to_keys(std::int64_t first, Range block, Range owned, const Value* factors, const Value* steps,
+                   float* sums) {
+    const std::int64_t begin_key = (owned.begin - block.begin) / kRows * kRows;
+    for (std::int64_t vector = 0, count; vector < padded_ / kLanes; vector += count) {
+      count = vectors_per_tile(padded_ / kLanes - vector);
+      for (std::int64_t key = begin_key; key < owned.end - block.begin; key += kRows) {
+        const Range queries = queries_seeing({block.begin + key, block.begin + key + kRows});
+        const Range rows = intersect({queries.begin - first, queries.end - first}, rows_);
         if (rows.empty()) continue;
         const std::int64_t begin = rows.begin / Operand::kDepth * Operand::kDepth;
         multiply<Operand>(
-            some, {factors + begin * kStride + key * Operand::kDepth, Operand::kDepth, kStride * Operand::kDepth},
+            count, {factors + begin * kStride + key * Operand::kDepth, Operand::kDepth, kStride * Operand::kDepth},
             {steps + begin * padded_ + vector * kLanes * Operand::kDepth, kLanes * Operand::kDepth,
              padded_ * Operand::kDepth},
             (rows.end - begin + Operand::kDepth - 1) / Operand::kDepth,
@@ -326,28 +327,28 @@ class Backward {
       if (column + kLanes <= view_.head_dim)
         In::store(out + column, x);
       else
-        store_some<In>(out + column, x, view_.head_dim - column);
+        store_partial<In>(out + column, x, view_.head_dim - column);
     }
   }
 
   void write_queries(std::int64_t head, std::int64_t first, const float* sums) const {
     auto* out = static_cast<Stored*>(gradients_.grad_q);
     for (std::int64_t row = rows_.begin; row < rows_.end; ++row) {
-      const std::int64_t token = stretch_.begin_q + first - shift_ + row;
+      const std::int64_t token = segment_.begin_q + first - shift_ + row;
       write_row(out + (token * view_.heads + head) * view_.head_dim, sums + row * padded_, view_.scale);
     }
   }
 
   // Those of the packed keys that the stretch owns.
   void write_keys(void* grads, const float* sums, float factor) const {
-    const Range keys = common(packed_, owned_keys_);
+    const Range keys = intersect(packed_, owned_keys_);
     for (std::int64_t key = keys.begin; key < keys.end; ++key)
-      write_row(static_cast<Stored*>(grads) + ((stretch_.begin_k + key) * view_.kv_heads + kv_head_) * view_.head_dim,
+      write_row(static_cast<Stored*>(grads) + ((segment_.begin_k + key) * view_.kv_heads + kv_head_) * view_.head_dim,
                 sums + (key - packed_.begin) * padded_, factor);
   }
 
   const AttentionView& view_;
-  const AttentionStretch& stretch_;
+  const AttentionSegment& segment_;
   const AttentionGradients& gradients_;
   std::int64_t kv_head_, shift_, padded_;
   Range owned_keys_, owned_queries_, keys_;
@@ -364,11 +365,11 @@ std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t ro
   return Workspace<BestOperand>(view, rows, keys, nullptr).bytes;
 }
 
-void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head,
+void attention_backward(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_kv_head,
                         std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch) {
   dispatch_dtype(view.dtype, [&](auto format) {
     for (std::int64_t kv_head = first_kv_head; kv_head < last_kv_head; ++kv_head)
-      Backward<decltype(format), BestOperand>(view, stretch, kv_head, gradients, scratch)
+      Backward<decltype(format), BestOperand>(view, segment, kv_head, gradients, scratch)
           .run(kv_head + 1 < last_kv_head);
   });
 }

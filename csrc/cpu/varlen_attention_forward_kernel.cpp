@@ -4,7 +4,7 @@
 // Local windows of 97 keys at D = 64 over 3,036 tokens in clips of 1 to 30 seconds and 12 heads: 0.86 GFLOP, in groups
 // 0.96, hence 4 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 2.2 ms of 430 (AVX-512-BF16); softmax and packing
 // come on top, about 13 instructions for each 16 scores.
-#include "attention_stretch.h"
+#include "attention_segment.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
@@ -14,7 +14,7 @@ constexpr std::int64_t kGroup = 32;
 constexpr std::int64_t kBlock = 128, kScoreStride = kBlock + 16;
 
 // Keys packed at once: 256 KiB each for scores and sums in float32, together half of a usual L2.
-std::int64_t packed_keys(std::int64_t padded) { return most(kBlock, 65536 / padded / kBlock * kBlock); }
+std::int64_t packed_keys(std::int64_t padded) { return max(kBlock, 65536 / padded / kBlock * kBlock); }
 
 template <class Operand>
 struct Workspace {
@@ -27,16 +27,16 @@ struct Workspace {
   Workspace(const AttentionView& view, std::int64_t rows, std::int64_t keys, void* memory) {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
-    const std::int64_t packed = least(part, round_up(keys, kLanes) + kLanes);
-    const std::int64_t kept = keys + kLanes > part ? round_up(rows, kGroup) : kGroup;
+    const std::int64_t packed = min(part, round_up(keys, kLanes) + kLanes);
+    const std::int64_t sums_row = keys + kLanes > part ? round_up(rows, kGroup) : kGroup;
     panels = arena.take<Value>(packed * padded);
     steps = arena.take<Value>(packed * padded);
     queries = arena.take<Value>(kGroup * padded);
     weights = arena.take<Value>(kGroup * kScoreStride);
     scores = arena.take<float>(kGroup * kScoreStride);
-    sums = arena.take<float>(kept * padded);
-    maxima = arena.take<float>(kept);
-    totals = arena.take<float>(kept);
+    sums = arena.take<float>(sums_row * padded);
+    maxima = arena.take<float>(sums_row);
+    totals = arena.take<float>(sums_row);
     bytes = arena.used();
   }
 };
@@ -44,33 +44,33 @@ struct Workspace {
 template <class In, class Operand>
 class Forward {
  public:
-  Forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t head,
+  Forward(const AttentionView& view, const AttentionSegment& segment, std::int64_t head,
           const AttentionOutputs& outputs, void* scratch)
       : view_(view),
-        stretch_(stretch),
-        shift_(stretch.keys - stretch.queries),
+        segment_(segment),
+        shift_(segment.keys - segment.queries),
         padded_(padded_width(view)),
-        keys_(seen(view, stretch, stretch.first, stretch.last)),
-        work_(view, stretch.last - stretch.first, keys_.size(), scratch),
-        q_(source_of<In>(view.q, view.head_dim, stretch.begin_q, stretch.queries, head)),
-        k_(source_of<In>(view.k, view.head_dim, stretch.begin_k, stretch.keys, head / (view.heads / view.kv_heads))),
-        v_(source_of<In>(view.v, view.head_dim, stretch.begin_k, stretch.keys, head / (view.heads / view.kv_heads))),
-        out_(static_cast<typename In::Stored*>(outputs.out) + (stretch.begin_q * view.heads + head) * view.head_dim),
-        lse_(outputs.lse + head * view.total_q + stretch.begin_q) {}
+        keys_(visible_keys(view, segment, segment.first, segment.last)),
+        work_(view, segment.last - segment.first, keys_.size(), scratch),
+        q_(source_of<In>(view.q, view.head_dim, segment.begin_q, segment.queries, head)),
+        k_(source_of<In>(view.k, view.head_dim, segment.begin_k, segment.keys, head / (view.heads / view.kv_heads))),
+        v_(source_of<In>(view.v, view.head_dim, segment.begin_k, segment.keys, head / (view.heads / view.kv_heads))),
+        out_(static_cast<typename In::Stored*>(outputs.out) + (segment.begin_q * view.heads + head) * view.head_dim),
+        lse_(outputs.lse + head * view.total_q + segment.begin_q) {}
 
   // With `followed`, the same scratch will serve the next head: what that reads first is fetched along the way.
-  void run(bool followed) {
-    const std::int64_t start = panel_start(view_, stretch_.first, keys_.begin), part = packed_keys(padded_);
+  void run(bool has_next_head) {
+    const std::int64_t start = panel_start(view_, segment_.first, keys_.begin), part = packed_keys(padded_);
     const bool whole = keys_.end - start <= part;
     std::int64_t begin = start;
     do {
-      const Range keys{begin, least(begin + part, keys_.end)};
+      const Range keys{begin, min(begin + part, keys_.end)};
       filled_ = begin;
-      for (std::int64_t first = stretch_.first; first < stretch_.last; first += kGroup) {
-        const std::int64_t last = least(first + kGroup, stretch_.last);
-        fill(keys, common(seen(view_, stretch_, first, last), keys).end);
-        plan_prefetch(first, keys, followed && begin == start);
-        visit_group(first, last, keys, whole ? 0 : first - stretch_.first);
+      for (std::int64_t first = segment_.first; first < segment_.last; first += kGroup) {
+        const std::int64_t last = min(first + kGroup, segment_.last);
+        fill(keys, intersect(visible_keys(view_, segment_, first, last), keys).end);
+        plan_prefetch(first, keys, has_next_head && begin == start);
+        process_group(first, last, keys, whole ? 0 : first - segment_.first);
       }
       begin += part;
     } while (begin < keys_.end);
@@ -88,37 +88,37 @@ class Forward {
     filled_ += count;
   }
 
-  void plan_prefetch(std::int64_t first, Range keys, bool followed) {
+  void plan_prefetch(std::int64_t first, Range keys, bool has_next_head) {
     prefetcher_.clear();
     const Range queries{first + kGroup - shift_, first + 2 * kGroup - shift_};
-    if (first + kGroup < stretch_.last) {
-      const Range more{filled_, common(seen(view_, stretch_, first + kGroup, first + 2 * kGroup), keys).end};
+    if (first + kGroup < segment_.last) {
+      const Range more{filled_, intersect(visible_keys(view_, segment_, first + kGroup, first + 2 * kGroup), keys).end};
       prefetcher_.add(v_, more);
       prefetcher_.add(k_, more);
       prefetcher_.add(q_, queries);
     }
     const std::int64_t stride = view_.heads * view_.head_dim;
-    const Source<In> out{out_, stride, view_.head_dim, 0, stretch_.queries};
+    const Source<In> out{out_, stride, view_.head_dim, 0, segment_.queries};
     prefetcher_.add(out, {first - shift_, first - shift_ + kGroup});
-    if (!followed) return;
-    const std::int64_t groups = round_up(stretch_.last - stretch_.first, kGroup) / kGroup;
-    const std::int64_t group = (first - stretch_.first) / kGroup;
-    const Range head_start = common(seen(view_, stretch_, stretch_.first, stretch_.first + kGroup), keys);
+    if (!has_next_head) return;
+    const std::int64_t groups = round_up(segment_.last - segment_.first, kGroup) / kGroup;
+    const std::int64_t group = (first - segment_.first) / kGroup;
+    const Range head_start = intersect(visible_keys(view_, segment_, segment_.first, segment_.first + kGroup), keys);
     if (!head_start.empty()) {
-      prefetcher_.add(next_head(v_, view_.v), part_of(head_start, group, groups));
-      prefetcher_.add(next_head(k_, view_.k), part_of(head_start, group, groups));
+      prefetcher_.add(next_head(v_, view_.v), range_part(head_start, group, groups));
+      prefetcher_.add(next_head(k_, view_.k), range_part(head_start, group, groups));
     }
     if (group + 1 == groups)
-      prefetcher_.add(next_head(q_, view_.q), {stretch_.first - shift_, stretch_.first - shift_ + kGroup});
+      prefetcher_.add(next_head(q_, view_.q), {segment_.first - shift_, segment_.first - shift_ + kGroup});
   }
 
   // Queries at positions first .. last with the packed keys; their sums are kept from row `kept` on.
-  void visit_group(std::int64_t first, std::int64_t last, Range packed, std::int64_t kept) {
-    const Range all = seen(view_, stretch_, first, last);
-    const Range keys = common(all, packed);
-    float *maxima = work_.maxima + kept, *totals = work_.totals + kept, *sums = work_.sums + kept * padded_;
-    bool fresh = all.begin >= packed.begin;
-    if (fresh) {
+  void process_group(std::int64_t first, std::int64_t last, Range packed, std::int64_t sums_row) {
+    const Range all = visible_keys(view_, segment_, first, last);
+    const Range keys = intersect(all, packed);
+    float *maxima = work_.maxima + sums_row, *totals = work_.totals + sums_row, *sums = work_.sums + sums_row * padded_;
+    bool first_block = all.begin >= packed.begin;
+    if (first_block) {
       for (int i = 0; i < kGroup; i += kLanes) {
         store(maxima + i, splat(-kInfinity));
         store(totals + i, Lanes{});
@@ -127,13 +127,13 @@ class Forward {
     if (!keys.empty()) {
       Packing<In, Operand>::row_major(q_, first - shift_, kGroup, padded_, view_.scale < 0.0f ? -1.0f : 1.0f,
                                       work_.queries);
-      std::int64_t begin = panel_start(view_, stretch_.first, keys.begin);
-      for (; begin < keys.end; begin += kBlock, fresh = false) {
-        const Range block{begin, least(begin + kBlock, keys.end)};
+      std::int64_t begin = panel_start(view_, segment_.first, keys.begin);
+      for (; begin < keys.end; begin += kBlock, first_block = false) {
+        const Range block{begin, min(begin + kBlock, keys.end)};
         score(first, last, block, (begin - packed.begin) / kLanes);
         alignas(64) float factors[kGroup];
-        weigh(first, last, block, maxima, totals, factors);
-        accumulate(first, last, block, begin - packed.begin, fresh ? nullptr : factors, sums);
+        softmax_weights(first, last, block, maxima, totals, factors);
+        accumulate(first, last, block, begin - packed.begin, first_block ? nullptr : factors, sums);
       }
     }
     if (keys.end == all.end || all.empty()) finish(first, last, maxima, totals, sums);
@@ -142,11 +142,11 @@ class Forward {
   // A few panels stay in L1 for all rows of the group.
   void score(std::int64_t first, std::int64_t last, Range block, std::int64_t begin_panel) {
     const std::int64_t panel_size = padded_ * kLanes, panels = round_up(block.size(), kLanes) / kLanes;
-    for (std::int64_t few = 0; few < panels; few += kMostVectors) {
+    for (std::int64_t first_panel = 0; first_panel < panels; first_panel += kMaxVectors) {
       for (std::int64_t row = 0; row < last - first; row += kRows) {
-        const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
-        const std::int64_t begin = most(few, keys.begin / kLanes);
-        const std::int64_t end = least(few + kMostVectors, round_up(keys.end, kLanes) / kLanes);
+        const Range keys = visible_in_block(block, first + row, min(first + row + kRows, last));
+        const std::int64_t begin = max(first_panel, keys.begin / kLanes);
+        const std::int64_t end = min(first_panel + kMaxVectors, round_up(keys.end, kLanes) / kLanes);
         multiply<Operand>(end - begin, {work_.queries + row * padded_, padded_, Operand::kDepth},
                           {work_.panels + (begin_panel + begin) * panel_size, panel_size, kLanes * Operand::kDepth},
                           padded_ / Operand::kDepth,
@@ -157,14 +157,15 @@ class Forward {
   }
 
   // The block's keys that the queries at positions first .. last see, counted from the block's first.
-  Range seen_in(Range block, std::int64_t first, std::int64_t last) const {
-    const Range keys = common(seen(view_, stretch_, first, last), block);
+  Range visible_in_block(Range block, std::int64_t first, std::int64_t last) const {
+    const Range keys = intersect(visible_keys(view_, segment_, first, last), block);
     if (keys.empty()) return {0, 0};
     return {keys.begin - block.begin, keys.end - block.begin};
   }
 
   // Scores to weights relative to the largest score so far; `factors` brings what was summed before to it.
-  void weigh(std::int64_t first, std::int64_t last, Range block, float* maxima, float* totals, float* factors) {
+  void softmax_weights(std::int64_t first, std::int64_t last, Range block, float* maxima, float* totals,
+                       float* factors) {
     const Lanes unit = splat(exponent_unit(view_.scale));
     const std::int64_t width = round_up(block.size(), kLanes);
     for (int begin = 0; begin < kGroup; begin += kLanes) {
@@ -172,11 +173,11 @@ class Forward {
       Lanes rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
         const std::int64_t position = first + begin + i;
-        ranges[i] = position < last ? seen_in(block, position, position + 1) : Range{0, 0};
-        rows[i] = hide_and_raise(begin + i, ranges[i]);
+        ranges[i] = position < last ? visible_in_block(block, position, position + 1) : Range{0, 0};
+        rows[i] = mask_and_max(begin + i, ranges[i]);
       }
-      const Lanes highest = reduce_rows(rows, [](Lanes a, Lanes b) SLAP_FAST_LAMBDA { return at_least(a, b); });
-      const Lanes before = load(maxima + begin), now = at_least(highest * unit, before);
+      const Lanes highest = reduce_rows(rows, [](Lanes a, Lanes b) SLAP_FAST_LAMBDA { return max(a, b); });
+      const Lanes before = load(maxima + begin), now = max(highest * unit, before);
       const Lanes base = select(now == -kInfinity, Lanes{}, now), factor = exponential2(before - base);
       store(maxima + begin, now);
       store(factors + begin, factor);
@@ -189,14 +190,14 @@ class Forward {
   }
 
   // Hides what a row does not see; returns vectors' largest values lane by lane.
-  SLAP_FAST_INLINE Lanes hide_and_raise(int row, Range range) {
+  SLAP_FAST_INLINE Lanes mask_and_max(int row, Range range) {
     if (range.empty()) return splat(-kInfinity);
     float* scores = work_.scores + row * kScoreStride;
     const std::int64_t begin = range.begin / kLanes * kLanes, tail = (range.end - 1) / kLanes * kLanes;
-    store(scores + begin, keep_inside(load(scores + begin), begin, range, splat(-kInfinity)));
-    store(scores + tail, keep_inside(load(scores + tail), tail, range, splat(-kInfinity)));
+    store(scores + begin, select_inside(load(scores + begin), begin, range, splat(-kInfinity)));
+    store(scores + tail, select_inside(load(scores + tail), tail, range, splat(-kInfinity)));
     Lanes highest = load(scores + begin);
-    for (std::int64_t i = begin + kLanes; i <= tail; i += kLanes) highest = at_least(load(scores + i), highest);
+    for (std::int64_t i = begin + kLanes; i <= tail; i += kLanes) highest = max(load(scores + i), highest);
     return highest;
   }
 
@@ -219,13 +220,13 @@ class Forward {
 
   void accumulate(std::int64_t first, std::int64_t last, Range block, std::int64_t key, const float* factors,
                   float* sums) {
-    for (std::int64_t vector = 0, some; vector < padded_ / kLanes; vector += some) {
-      some = some_vectors(padded_ / kLanes - vector);
+    for (std::int64_t vector = 0, count; vector < padded_ / kLanes; vector += count) {
+      count = vectors_per_tile(padded_ / kLanes - vector);
       for (std::int64_t row = 0; row < last - first; row += kRows) {
-        const Range keys = seen_in(block, first + row, least(first + row + kRows, last));
+        const Range keys = visible_in_block(block, first + row, min(first + row + kRows, last));
         const std::int64_t begin = keys.begin / Operand::kDepth * Operand::kDepth;
         multiply<Operand>(
-            some, {work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth},
+            count, {work_.weights + row * kScoreStride + begin, kScoreStride, Operand::kDepth},
             {work_.steps + (key + begin) * padded_ + vector * kLanes * Operand::kDepth, kLanes * Operand::kDepth,
              padded_ * Operand::kDepth},
             (keys.end - begin + Operand::kDepth - 1) / Operand::kDepth,
@@ -245,20 +246,20 @@ class Forward {
       const std::int64_t query = first - shift_ + row;
       lse_[query] = lse[row];
       typename In::Stored* out = out_ + query * view_.heads * view_.head_dim;
-      const bool blind = totals[row] == 0.0f;
-      const Lanes factor = splat(blind ? 0.0f : 1.0f / totals[row]);
+      const bool no_keys = totals[row] == 0.0f;
+      const Lanes factor = splat(no_keys ? 0.0f : 1.0f / totals[row]);
       for (std::int64_t column = 0; column < view_.head_dim; column += kLanes) {
-        const Lanes x = blind ? Lanes{} : load(sums + row * padded_ + column) * factor;
+        const Lanes x = no_keys ? Lanes{} : load(sums + row * padded_ + column) * factor;
         if (column + kLanes <= view_.head_dim)
           In::store(out + column, x);
         else
-          store_some<In>(out + column, x, view_.head_dim - column);
+          store_partial<In>(out + column, x, view_.head_dim - column);
       }
     }
   }
 
   const AttentionView& view_;
-  const AttentionStretch& stretch_;
+  const AttentionSegment& segment_;
   std::int64_t shift_, padded_;
   Range keys_;
   Workspace<Operand> work_;
@@ -275,11 +276,11 @@ std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t row
   return Workspace<BestOperand>(view, rows, keys, nullptr).bytes;
 }
 
-void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,
+void attention_forward(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_head,
                        std::int64_t last_head, const AttentionOutputs& outputs, void* scratch) {
   dispatch_dtype(view.dtype, [&](auto format) {
     for (std::int64_t head = first_head; head < last_head; ++head)
-      Forward<decltype(format), BestOperand>(view, stretch, head, outputs, scratch).run(head + 1 < last_head);
+      Forward<decltype(format), BestOperand>(view, segment, head, outputs, scratch).run(head + 1 < last_head);
   });
 }
 

@@ -25,7 +25,7 @@ constexpr std::int64_t kUnlimited = std::int64_t{1} << 40;
 
 // Of one clip: where it lies, and the positions first .. last that a task owns. Positions count keys: the clip's key j
 // is at j, its query i at i + keys - queries.
-struct AttentionStretch {
+struct AttentionSegment {
   std::int64_t begin_q, queries, begin_k, keys;
   std::int64_t first, last;
 };
@@ -46,23 +46,23 @@ struct AttentionKernel {
   std::int64_t (*forward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
   std::int64_t (*backward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
   // The outputs of the queries that the stretch owns, which are one at least, for the heads first_head .. last_head.
-  void (*forward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,
+  void (*forward)(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_head,
                   std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);
-  // The gradients of the queries and keys that the stretch owns. Stretches are kStretchUnit positions times a whole
+  // The gradients of the queries and keys that the stretch owns. Stretches are kSegmentUnit positions times a whole
   // number, but for a clip's last.
-  void (*backward)(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head,
+  void (*backward)(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_kv_head,
                    std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch);
 };
 
-constexpr std::int64_t kStretchUnit = 32;
+constexpr std::int64_t kSegmentUnit = 32;
 
 #define SLAP_FAST_ATTENTION_KERNELS(isa)                                                                          \
   namespace isa {                                                                                                 \
   std::int64_t attention_forward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);          \
   std::int64_t attention_backward_bytes(const AttentionView& view, std::int64_t rows, std::int64_t keys);         \
-  void attention_forward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_head,     \
+  void attention_forward(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_head,     \
                          std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);                 \
-  void attention_backward(const AttentionView& view, const AttentionStretch& stretch, std::int64_t first_kv_head, \
+  void attention_backward(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_kv_head, \
                           std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch);         \
   inline constexpr AttentionKernel attention_kernel{attention_forward_bytes, attention_backward_bytes,            \
                                                     attention_forward, attention_backward};                       \

@@ -15,7 +15,7 @@ namespace {
 
 using Kernel = BlockStats (*)(const float*, std::int64_t);
 
-Kernel chosen_kernel() { SLAP_FAST_RETURN_SERVING(waveform_stats_block); }
+Kernel chosen_kernel() { SLAP_FAST_DISPATCH(waveform_stats_block); }
 
 struct Block {
   std::int64_t begin;
@@ -38,12 +38,12 @@ void waveform_stats(const float* waveform, std::int64_t total, const std::int64_
       blocks.push_back({begin, std::min(kStatsBlock, cu_seqlens[clip + 1] - begin)});
 
   const Kernel kernel = chosen_kernel();
-  const int useful = static_cast<int>(std::min<std::int64_t>(threads, total / kSamplesPerThread + 1));
+  const int thread_count = static_cast<int>(std::min<std::int64_t>(threads, total / kSamplesPerThread + 1));
   std::vector<BlockStats> stats(blocks.size());
   // A task is as many blocks as make a fair share of work: clips of a few samples are many blocks.
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());
-  const std::int64_t per_task = std::max<std::int64_t>(1, count / (std::int64_t{8} * std::max(useful, 1)));
-  parallel_for((count + per_task - 1) / per_task, useful, [&](std::int64_t task, int) {
+  const std::int64_t per_task = std::max<std::int64_t>(1, count / (std::int64_t{8} * std::max(thread_count, 1)));
+  parallel_for((count + per_task - 1) / per_task, thread_count, [&](std::int64_t task, int) {
     const std::int64_t end = std::min(count, (task + 1) * per_task);
     for (std::int64_t i = task * per_task; i < end; ++i) stats[i] = kernel(waveform + blocks[i].begin, blocks[i].count);
   });
@@ -52,16 +52,16 @@ void waveform_stats(const float* waveform, std::int64_t total, const std::int64_
   for (std::int64_t clip = 0; clip < clips; ++clip) {
     const std::int64_t samples = cu_seqlens[clip + 1] - cu_seqlens[clip];
     double sum = 0.0;
-    float largest = 0.0f;
-    std::int64_t bad = 0;
+    float clip_peak = 0.0f;
+    std::int64_t clip_nonfinite = 0;
     for (std::int64_t done = 0; done < samples; done += kStatsBlock, ++block) {
       sum += stats[block].sum_of_squares;
-      largest = std::max(largest, stats[block].peak);
-      bad += stats[block].nonfinite;
+      clip_peak = std::max(clip_peak, stats[block].peak);
+      clip_nonfinite += stats[block].nonfinite;
     }
-    peak[clip] = largest;
-    mean_square[clip] = samples > bad ? sum / static_cast<double>(samples - bad) : 0.0;
-    nonfinite[clip] = bad;
+    peak[clip] = clip_peak;
+    mean_square[clip] = samples > clip_nonfinite ? sum / static_cast<double>(samples - clip_nonfinite) : 0.0;
+    nonfinite[clip] = clip_nonfinite;
   }
 }
 

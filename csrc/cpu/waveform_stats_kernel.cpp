@@ -21,7 +21,7 @@ struct Lanes {
       const Floats magnitude = Floats::load(samples + i * Floats::width).finite_magnitude(nonfinite);
       squares[2 * i].add_square(magnitude.low());
       squares[2 * i + 1].add_square(magnitude.high());
-      peak[i].raise_to(magnitude);
+      peak[i].update_max(magnitude);
     }
   }
 };
@@ -33,9 +33,9 @@ BlockStats waveform_stats_block(const float* samples, std::int64_t count) {
   std::int64_t done = 0;
   for (; done + kLanes <= count; done += kLanes) lanes.add(samples + done);
   if (done < count) {
-    float rest[kLanes] = {};  // zeros change neither sum nor peak
-    for (std::int64_t i = done; i < count; ++i) rest[i - done] = samples[i];
-    lanes.add(rest);
+    float tail[kLanes] = {};  // zeros change neither sum nor peak
+    for (std::int64_t i = done; i < count; ++i) tail[i - done] = samples[i];
+    lanes.add(tail);
   }
 
   double squares[kLanes];

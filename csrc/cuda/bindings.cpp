@@ -25,12 +25,12 @@ LogMel::Waveform waveform_of(Address waveform, bool int16, std::int64_t samples,
 
 }  // namespace
 
-void add_bindings(py::module_& module, SpecReader spec_of) {
+void add_bindings(py::module_& module, SpecReader read_spec) {
   module.def("cuda_unavailable", &unavailable, py::call_guard<py::gil_scoped_release>());
 
   py::class_<LogMel>(module, "CudaLogMel")
-      .def(py::init([spec_of](int device, const py::kwargs& spec) {
-             return std::make_unique<LogMel>(spec_of(spec), device);
+      .def(py::init([read_spec](int device, const py::kwargs& spec) {
+             return std::make_unique<LogMel>(read_spec(spec), device);
            }),
            py::arg("device"))
       .def(

@@ -9,6 +9,6 @@ namespace slap_fast::cuda {
 
 using SpecReader = LogMelSpec (*)(const pybind11::kwargs& fields);
 
-void add_bindings(pybind11::module_& module, SpecReader spec_of);
+void add_bindings(pybind11::module_& module, SpecReader read_spec);
 
 }  // namespace slap_fast::cuda

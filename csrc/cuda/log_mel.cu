@@ -35,7 +35,7 @@
 namespace slap_fast::cuda {
 namespace {
 
-struct Call {
+struct KernelArguments {
   LogMelSizes sizes;
   LogMelTables tables;
   LogMelInput input;
@@ -59,19 +59,19 @@ static_assert(sizeof(BackwardState) <= kStaticSharedBytes);
 
 template <class Transform>
 __global__ void __launch_bounds__(Transform::kThreads, Transform::kBlocks)
-    log_mel_forward(const __grid_constant__ Call call) {
-  const LogMelBlock block{call.sizes, call.tables, reinterpret_cast<float*>(shared_memory)};
+    log_mel_forward(const __grid_constant__ KernelArguments arguments) {
+  const LogMelBlock block{arguments.sizes, arguments.tables, reinterpret_cast<float*>(shared_memory)};
   BlockThreads run;
-  forward_block<Transform>(block, call.input, call.output, blockIdx.x, run);
+  forward_block<Transform>(block, arguments.input, arguments.output, blockIdx.x, run);
 }
 
 template <class Transform>
 __global__ void __launch_bounds__(Transform::kThreads, Transform::kBlocks)
-    log_mel_backward(const __grid_constant__ Call call) {
-  const LogMelBlock block{call.sizes, call.tables, reinterpret_cast<float*>(shared_memory)};
+    log_mel_backward(const __grid_constant__ KernelArguments arguments) {
+  const LogMelBlock block{arguments.sizes, arguments.tables, reinterpret_cast<float*>(shared_memory)};
   __shared__ BackwardState state;
   BlockThreads run;
-  backward_block<Transform>(block, call.input, call.grad_mels, call.output, blockIdx.x, state, run);
+  backward_block<Transform>(block, arguments.input, arguments.grad_mels, arguments.output, blockIdx.x, state, run);
 }
 
 void check(cudaError_t error, const char* what) {
@@ -94,7 +94,7 @@ class DeviceGuard {
   int previous_ = 0;
 };
 
-using Kernel = void (*)(Call);
+using Kernel = void (*)(KernelArguments);
 
 template <class Transform>
 Kernel kernel_of(bool backward) {
@@ -125,10 +125,10 @@ struct LogMel::Pass {
     if (blocks > std::numeric_limits<std::int32_t>::max())
       throw std::invalid_argument("log-mel on CUDA: " + std::to_string(blocks) + " blocks of work; split the batch");
     const DeviceGuard guard(device);
-    Call call{sizes, tables, input, grad_mels, output};
-    void* arguments[] = {&call};
+    KernelArguments arguments{sizes, tables, input, grad_mels, output};
+    {& arguments} = void* pointers[] = {& arguments} = {&arguments};
     check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                           dim3(static_cast<unsigned>(sizes.threads)), arguments, shared_bytes,
+                           dim3(static_cast<unsigned>(sizes.threads)), pointers, shared_bytes,
                            static_cast<cudaStream_t>(stream)),
           "launch");
   }

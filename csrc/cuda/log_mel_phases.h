@@ -31,7 +31,7 @@ SLAP_FAST_DEVICE std::int64_t clamped(std::int64_t value, std::int64_t low, std:
   return value < low ? low : value > high ? high : value;
 }
 
-SLAP_FAST_DEVICE std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
+SLAP_FAST_DEVICE std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
 
 // Whatever the offsets say, the clip lies within the arrays.
 SLAP_FAST_DEVICE LogMelClip clip_of(const LogMelInput& input, std::int64_t index) {
@@ -78,7 +78,7 @@ SLAP_FAST_DEVICE std::int64_t source_of(std::int64_t position, std::int64_t leng
   if (position >= 0 && position < length) return position;
   if (padding == Padding::zeros || length <= 0) return -1;
   const std::int64_t period = padding_period(padding, length);
-  const std::int64_t phase = position - floor_divide(position, period) * period;
+  const std::int64_t phase = position - floor_div(position, period) * period;
   return phase < length ? phase : mirror_sum(padding, length) - phase;
 }
 
@@ -374,11 +374,11 @@ SLAP_FAST_DEVICE void differentiate_tile(const LogMelBlock& block, const LogMelI
 // that touch it, tile by tile, so that every sum has one order and one owner.
 struct BackwardState {
   LogMelClip clip;
-  std::int64_t owned, written, last;  // owned .. written are written; up to `last`, gradients are needed for that
-  std::int64_t half, frame_end;       // even halves of a period are the clip, odd ones its mirror image
+  std::int64_t owned, written, last;    // owned .. written are written; up to `last`, gradients are needed for that
+  std::int64_t half_period, frame_end;  // even halves of a period are the clip, odd ones its mirror image
   Image image;
   FrameTile tile;
-  bool stale, done;  // whether the tile's gradients are yet to be computed; whether nothing is left to do
+  bool needs_gradients, done;  // whether the tile's gradients are yet to be computed; whether nothing is left to do
 };
 
 SLAP_FAST_DEVICE bool is_repeated(const LogMelSizes& sizes, const LogMelClip& clip) {
@@ -398,8 +398,8 @@ SLAP_FAST_DEVICE void start_backward(const LogMelSizes& sizes, const LogMelInput
   // Emphasis over the clip makes a sample's gradient depend on its successor's.
   state.last = sizes.clip_preemphasis == 0.0f ? state.written : clamped(state.written + 1, 0, clip.length);
   const bool repeated = is_repeated(sizes, clip);
-  state.half = repeated ? 2 * floor_divide(sizes.first_sample, padding_period(sizes.padding, clip.length)) : 0;
-  state.half -= 1;
+  state.half_period = repeated ? 2 * floor_div(sizes.first_sample, padding_period(sizes.padding, clip.length)) : 0;
+  state.half_period -= 1;
   state.tile = {-1, 0};
   state.frame_end = 0;
 }
@@ -415,13 +415,13 @@ SLAP_FAST_DEVICE void advance_backward(const LogMelSizes& sizes, int frames, Bac
   if (!computed || one_tile || frame >= state.frame_end) {
     const std::int64_t period = padding_period(sizes.padding, clip.length);
     const bool repeated = is_repeated(sizes, clip);
-    const std::int64_t halves = repeated ? 2 * floor_divide(end - 1, period) + 2 : 1;
+    const std::int64_t half_periods = repeated ? 2 * floor_div(end - 1, period) + 2 : 1;
     Image image;
     do {
-      state.half += 1;
-      state.done = state.half >= halves || clip.frames <= 0;
+      state.half_period += 1;
+      state.done = state.half_period >= half_periods || clip.frames <= 0;
       if (state.done) return;
-      image = {state.owned, state.last, floor_divide(state.half, 2) * period, state.half % 2 != 0};
+      image = {state.owned, state.last, floor_div(state.half_period, 2) * period, state.half_period % 2 != 0};
       if (image.mirrored) {
         image.offset += mirror_sum(sizes.padding, clip.length);
         // The samples that a reflection turns on appear once; a clip of one sample has no mirror image.
@@ -431,14 +431,14 @@ SLAP_FAST_DEVICE void advance_backward(const LogMelSizes& sizes, int frames, Bac
       }
     } while (image.first >= image.last || image.begin() >= end || image.end() <= begin);
     state.image = image;
-    frame = clamped(floor_divide(image.begin() - begin - sizes.win_length, sizes.hop_length) + 1, 0, clip.frames);
-    state.frame_end = clamped(floor_divide(image.end() - 1 - begin, sizes.hop_length) + 1, frame, clip.frames);
+    frame = clamped(floor_div(image.begin() - begin - sizes.win_length, sizes.hop_length) + 1, 0, clip.frames);
+    state.frame_end = clamped(floor_div(image.end() - 1 - begin, sizes.hop_length) + 1, frame, clip.frames);
     if (one_tile) {
       frame = 0;
       state.frame_end = clip.frames;
     }
   }
-  state.stale = !(one_tile && computed);
+  state.needs_gradients = !(one_tile && computed);
   state.tile = {frame, static_cast<int>(clamped(state.frame_end - frame, 0, frames))};
 }
 
@@ -460,7 +460,7 @@ SLAP_FAST_DEVICE void backward_block(const LogMelBlock& block, const LogMelInput
       if (t == 0) advance_backward(sizes, Transform::frames(sizes), state);
     });
     if (state.done) break;
-    if (state.stale) differentiate_tile<Transform>(block, input, state.clip, state.tile, grad, run);
+    if (state.needs_gradients) differentiate_tile<Transform>(block, input, state.clip, state.tile, grad, run);
     run([&](int t) { collect_gradients<Transform>(block, state.tile, state.image, state.owned, t); });
   }
   run([&](int t) {

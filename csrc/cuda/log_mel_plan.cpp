@@ -11,20 +11,20 @@
 namespace slap_fast::cuda {
 namespace {
 
-constexpr std::int64_t kLargestFft = 1 << 16;
+constexpr std::int64_t kMaxSize = 1 << 16;
 // Two blocks on a multiprocessor of an H200 or A100 hide each other's barriers.
 constexpr std::int64_t kPreferredBytes = 80 * 1024;
-constexpr std::int64_t kMostOwned = 8192, kFewestOwned = 256;
+constexpr std::int64_t kMaxOwned = 8192, kMinOwned = 256;
 
 void check(const LogMelSpec& spec) {
   const auto require = [](bool holds, const char* what, std::int64_t value) {
     if (!holds) throw std::invalid_argument(std::string("log-mel spec: ") + what + " is " + std::to_string(value));
   };
-  require(spec.n_fft >= 1 && spec.n_fft <= kLargestFft, "n_fft", spec.n_fft);
+  require(spec.n_fft >= 1 && spec.n_fft <= kMaxSize, "n_fft", spec.n_fft);
   require(spec.win_length >= 1 && spec.win_length <= spec.n_fft, "win_length", spec.win_length);
   require(spec.hop_length >= 1 && spec.hop_length <= std::numeric_limits<std::int32_t>::max(), "hop_length",
           spec.hop_length);
-  require(spec.n_mels >= 1 && spec.n_mels <= kLargestFft, "n_mels", spec.n_mels);
+  require(spec.n_mels >= 1 && spec.n_mels <= kMaxSize, "n_mels", spec.n_mels);
   const auto window = static_cast<std::int64_t>(spec.window.size());
   require(window == spec.win_length, "the size of window", window);
   const auto filters = static_cast<std::int64_t>(spec.filters.size());
@@ -38,8 +38,8 @@ Complex root_of_unity(std::int64_t turn, std::int64_t n) {
 
 // The smallest pitch from `least` on that lets `lanes` frames and 32 / lanes neighbours meet 32 different banks. Short
 // rows, of which there are many, are not stretched.
-int conflict_free(int least, int lanes) {
-  return least < 32 || lanes == 1 ? least | 1 : least + ((32 / lanes - least) % 32 + 32) % 32;
+int conflict_free(int min_pitch, int lanes) {
+  return min_pitch < 32 || lanes == 1 ? min_pitch | 1 : min_pitch + ((32 / lanes - min_pitch) % 32 + 32) % 32;
 }
 
 LogMelSizes common_sizes(const LogMelSpec& spec) {
@@ -69,13 +69,13 @@ LogMelSizes common_sizes(const LogMelSpec& spec) {
 std::int64_t owned_samples(const LogMelSizes& sizes) {
   const std::int64_t tile = sizes.frames * sizes.hop_length;
   std::int64_t owned = tile - sizes.win_length + 1;
-  for (std::int64_t tiles = 2; owned * 10 < (tiles - 1) * tile * 7 && tiles * tile <= kMostOwned; ++tiles)
+  for (std::int64_t tiles = 2; owned * 10 < (tiles - 1) * tile * 7 && tiles * tile <= kMaxOwned; ++tiles)
     owned = tiles * tile - sizes.win_length + 1;
-  return std::clamp(owned, kFewestOwned, kMostOwned) - (sizes.clip_preemphasis != 0.0f);
+  return std::clamp(owned, kMinOwned, kMaxOwned) - (sizes.clip_preemphasis != 0.0f);
 }
 
 template <class Transform>
-void lay_out(LogMelSizes& sizes, bool backward, std::int64_t shared_bytes) {
+void set_layout(LogMelSizes& sizes, bool backward, std::int64_t shared_bytes) {
   sizes.threads = Transform::kThreads;
   sizes.rows = sizes.frames + sizes.overlap - 1;
   sizes.pitch = conflict_free(sizes.row_length, sizes.frames);
@@ -90,33 +90,33 @@ void lay_out(LogMelSizes& sizes, bool backward, std::int64_t shared_bytes) {
   sizes.shared_floats = sizes.owned_gradient;
   if (!backward) return;
   const std::int64_t left = shared_bytes / static_cast<std::int64_t>(sizeof(float)) - sizes.owned_gradient - 1;
-  sizes.owned = std::max(std::min(owned_samples(sizes), left), kFewestOwned);
+  sizes.owned = std::max(std::min(owned_samples(sizes), left), kMinOwned);
   sizes.shared_floats += static_cast<int>(sizes.owned) + 1;
 }
 
 std::int64_t bytes(const LogMelSizes& sizes) { return sizes.shared_floats * static_cast<std::int64_t>(sizeof(float)); }
 
-bool try_registers(LogMelPlan& plan, bool backward, std::int64_t shared_bytes) {
+bool plan_register_transform(LogMelPlan& plan, bool backward, std::int64_t shared_bytes) {
   visit_register_transform(plan.sizes.n_fft, [&](auto transform) {
     using Transform = decltype(transform);
     LogMelSizes sizes = plan.sizes;
     sizes.steps = Transform::kSteps;
     sizes.columns = Transform::kColumns;
     sizes.frames = Transform::kFrames;
-    lay_out<Transform>(sizes, backward, shared_bytes);
+    set_layout<Transform>(sizes, backward, shared_bytes);
     plan.in_registers = bytes(sizes) <= shared_bytes;
     if (plan.in_registers) plan.sizes = sizes;
   });
   return plan.in_registers;
 }
 
-bool try_loops(LogMelPlan& plan, bool backward, std::int64_t shared_bytes) {
+bool plan_loop_transform(LogMelPlan& plan, bool backward, std::int64_t shared_bytes) {
   LogMelSizes& sizes = plan.sizes;
   sizes.steps = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(sizes.n_fft))));
   while (sizes.n_fft % sizes.steps) ++sizes.steps;
   sizes.columns = sizes.n_fft / sizes.steps;
   for (sizes.frames = 32; sizes.frames >= 1; sizes.frames /= 2) {
-    lay_out<LoopTransform>(sizes, backward, shared_bytes);
+    set_layout<LoopTransform>(sizes, backward, shared_bytes);
     if (bytes(sizes) <= (sizes.frames > 1 ? std::min(kPreferredBytes, shared_bytes) : shared_bytes)) return true;
   }
   return false;
@@ -173,7 +173,7 @@ LogMelPlan plan_log_mel(const LogMelSpec& spec, bool backward, std::int64_t shar
   check(spec);
   LogMelPlan plan;
   plan.sizes = common_sizes(spec);
-  if (!try_registers(plan, backward, shared_bytes) && !try_loops(plan, backward, shared_bytes))
+  if (!plan_register_transform(plan, backward, shared_bytes) && !plan_loop_transform(plan, backward, shared_bytes))
     throw std::invalid_argument("n_fft " + std::to_string(spec.n_fft) + " with hop_length " +
                                 std::to_string(spec.hop_length) + " does not fit into the " +
                                 std::to_string(shared_bytes) + " bytes of shared memory of a block");

@@ -319,7 +319,7 @@ struct LoopTransform {
         const float x = windowed(block, frame, mean, taps[step], step == 0 && column == 0);
         const Complex w = block.tables.roots[root];
         sum = {sum.re + x * w.re, sum.im + x * w.im};
-        root = turned(root, row * sizes.columns, sizes.n_fft);
+        root = advance_root(root, row * sizes.columns, sizes.n_fft);
       }
       store(block, task, frame, sum * block.tables.roots[row * column]);
     }
@@ -337,7 +337,7 @@ struct LoopTransform {
       Complex sum{0.0f, 0.0f};
       for (int j = 0, root = 0; j < sizes.columns; ++j) {
         sum = sum + load(block, row * sizes.columns + j, frame) * block.tables.roots[root];
-        root = turned(root, turn, sizes.n_fft);
+        root = advance_root(root, turn, sizes.n_fft);
       }
       if (KeepSpectrum) {
         store(block, first + bin, frame, mirrored ? conj(sum) : sum);
@@ -375,7 +375,7 @@ struct LoopTransform {
         if (upper && own_mirror) break;
         const Complex grad = load(block, first + (upper ? sizes.n_fft - bin : bin), frame);
         sum = sum + (upper ? conj(grad) : grad) * conj(block.tables.roots[root]);
-        root = turned(root, column * sizes.steps, sizes.n_fft);
+        root = advance_root(root, column * sizes.steps, sizes.n_fft);
       }
       store(block, task, frame, sum * conj(block.tables.roots[row * column]));
     }
@@ -391,7 +391,7 @@ struct LoopTransform {
       for (int row = 0, root = 0; row <= sizes.steps / 2; ++row) {
         const Complex z = load(block, row * sizes.columns + column, frame), w = block.tables.roots[root];
         sum += z.re * w.re + z.im * w.im;
-        root = turned(root, step * sizes.columns, sizes.n_fft);
+        root = advance_root(root, step * sizes.columns, sizes.n_fft);
       }
       gradients[n * sizes.frames + frame] = sum * block.tables.taps[column * sizes.steps + step].window;
     }
@@ -410,7 +410,9 @@ struct LoopTransform {
   }
 
  private:
-  static SLAP_FAST_DEVICE int turned(int root, int by, int n) { return root + by >= n ? root + by - n : root + by; }
+  static SLAP_FAST_DEVICE int advance_root(int root, int by, int n) {
+    return root + by >= n ? root + by - n : root + by;
+  }
 
   static SLAP_FAST_DEVICE Complex load(const LogMelBlock& block, int index, int frame) {
     const float* words = block.shared + block.sizes.spectrum + 2 * index * block.sizes.frames + frame;

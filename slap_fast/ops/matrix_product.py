@@ -46,7 +46,7 @@ def matrix_product(a: Tensor, b: Tensor, out: Tensor | None = None, *, accumulat
         depth=a.shape[1],
         out=out.data_ptr(),
         stride=out.stride(0),
-        add=accumulate,
+        accumulate=accumulate,
         threads=torch.get_num_threads(),
     )
     return out

@@ -20,9 +20,9 @@ struct Call {
   double scale, bias;
   std::int64_t audio_stride, text_stride;
   std::vector<double> audio, text;  // [rows, width], [columns, width]
-  Exact<float> audio_floats, text_floats;
-  Exact<std::uint16_t> audio_halves, text_halves;
-  Exact<std::int64_t> audio_ids, text_ids;
+  ExactArray<float> audio_floats, text_floats;
+  ExactArray<std::uint16_t> audio_halves, text_halves;
+  ExactArray<std::int64_t> audio_ids, text_ids;
 
   static std::int64_t size(std::int64_t count, std::int64_t stride, std::int64_t width) {
     return count ? (count - 1) * stride + width : 0;
@@ -53,8 +53,8 @@ struct Call {
   }
 
   // Powers of two, which all storage types hold.
-  void fill(Random& random, std::int64_t count, std::int64_t stride, std::vector<double>& exact, Exact<float>& floats,
-            Exact<std::uint16_t>& halves) const {
+  void fill(Random& random, std::int64_t count, std::int64_t stride, std::vector<double>& exact,
+            ExactArray<float>& floats, ExactArray<std::uint16_t>& halves) const {
     for (std::int64_t i = 0; i < floats.size(); ++i) floats[i] = NAN, halves[i] = 0x7fffu;
     for (std::int64_t i = 0; i < count; ++i)
       for (std::int64_t k = 0; k < width; ++k) {
@@ -68,7 +68,7 @@ struct Call {
       }
   }
 
-  ContrastiveInputs inputs(std::int64_t rows_at_once) const {
+  ContrastiveInputs inputs(std::int64_t chunk_size) const {
     const bool wide = dtype == DType::float32;
     return {dtype,
             wide ? static_cast<const void*>(audio_floats.data()) : audio_halves.data(),
@@ -84,7 +84,7 @@ struct Call {
             offset,
             by_id ? audio_ids.data() : nullptr,
             by_id ? text_ids.data() : nullptr,
-            rows_at_once};
+            chunk_size};
   }
 
   double similarity(std::int64_t row, std::int64_t column) const {
@@ -98,8 +98,8 @@ struct Call {
   }
 };
 
-void require_near(double actual, double wanted, double scale, const char* what) {
-  require(actual == wanted || std::fabs(actual - wanted) <= 1e-5 * (scale + std::fabs(wanted)), what);
+void require_near(double actual, double expected, double scale, const char* what) {
+  require(actual == expected || std::fabs(actual - expected) <= 1e-5 * (scale + std::fabs(expected)), what);
 }
 
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
@@ -107,12 +107,12 @@ double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::
 void check_call(Random& random, const Call& call) {
   const std::int64_t rows = call.rows, columns = call.columns;
   const auto vector = [&](std::int64_t size) { return poisoned(size, random.between(0, 15)); };
-  const Exact<float> row_loss = vector(rows), column_loss = vector(columns), row_positive = vector(rows);
-  const Exact<float> facts = vector(4 * rows), best = vector(2 * columns);
+  const ExactArray<float> row_loss = vector(rows), column_loss = vector(columns), row_positive = vector(rows);
+  const ExactArray<float> stats = vector(4 * rows), best = vector(2 * columns);
   const ContrastiveInputs inputs = call.inputs(random.of<std::int64_t>({0, 1, 96, 200}));
   const int threads = random.of<int>({-1, 1, 3});
   slap_fast::contrastive_sums(
-      inputs, {row_loss.data(), column_loss.data(), row_positive.data(), facts.data(), best.data()}, threads);
+      inputs, {row_loss.data(), column_loss.data(), row_positive.data(), stats.data(), best.data()}, threads);
 
   const auto count = static_cast<std::size_t>(rows * columns);
   std::vector<double> similarities(count), grads(count), row_exact(static_cast<std::size_t>(rows)),
@@ -141,11 +141,11 @@ void check_call(Random& random, const Call& call) {
     const double mean = positive / std::max(positives, 1.0);
     require_near(row_loss[row], call.sigmoid ? sum : std::log(sum), 1.0, "row_loss");
     require_near(row_positive[row], call.sigmoid ? 0.0 : mean * call.scale, 1.0, "row_positive");
-    require_near(facts[row], mean, 1.0, "similarity of positives");
-    require_near(facts[2 * rows + row], highest[1] > highest[0], 0.0, "whether the best is right");
-    require_near(facts[3 * rows + row], largest, 1.0, "largest logit");
+    require_near(stats[row], mean, 1.0, "similarity of positives");
+    require_near(stats[2 * rows + row], highest[1] > highest[0], 0.0, "whether the best is right");
+    require_near(stats[3 * rows + row], largest, 1.0, "largest logit");
   }
-  Exact<float> column_largest(columns, 0);
+  ExactArray<float> column_largest(columns, 0);
   for (std::int64_t column = 0; column < columns; ++column) {
     double sum = 0.0, highest[2] = {-INFINITY, -INFINITY};
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -161,24 +161,24 @@ void check_call(Random& random, const Call& call) {
     column_largest[column] = static_cast<float>(largest);
   }
 
-  Exact<float> grad_row = vector(rows), grad_column = vector(columns), grad_positive = vector(rows);
+  ExactArray<float> grad_row = vector(rows), grad_column = vector(columns), grad_positive = vector(rows);
   for (std::int64_t row = 0; row < rows; ++row) {
     grad_row[row] = random.uniform(0.5f, 1.0f);
     grad_positive[row] = random.uniform(-1.0f, -0.5f);
   }
   for (std::int64_t column = 0; column < columns; ++column) grad_column[column] = random.uniform(0.5f, 1.0f);
   const bool wide = call.dtype == DType::float32;
-  const Exact<float> audio_floats = vector(wide ? rows * call.width : 0);
-  const Exact<float> text_floats = vector(wide ? columns * call.width : 0);
-  const Exact<std::uint16_t> audio_halves(wide ? 0 : rows * call.width, random.between(0, 31));
-  const Exact<std::uint16_t> text_halves(wide ? 0 : columns * call.width, random.between(0, 31));
+  const ExactArray<float> audio_floats = vector(wide ? rows * call.width : 0);
+  const ExactArray<float> text_floats = vector(wide ? columns * call.width : 0);
+  const ExactArray<std::uint16_t> audio_halves(wide ? 0 : rows * call.width, random.between(0, 31));
+  const ExactArray<std::uint16_t> text_halves(wide ? 0 : columns * call.width, random.between(0, 31));
   double grad_scale = NAN, grad_bias = NAN, scale_exact = 0.0, bias_exact = 0.0, size = 0.0;
   void* grad_audio = wide ? static_cast<void*>(audio_floats.data()) : audio_halves.data();
   void* grad_text = wide ? static_cast<void*>(text_floats.data()) : text_halves.data();
   slap_fast::contrastive_sums_backward(
       inputs,
       {grad_row.data(), grad_column.data(), grad_positive.data(), row_loss.data(), column_loss.data(),
-       facts.data() + 3 * rows, column_largest.data(), grad_audio, grad_text, &grad_scale, &grad_bias},
+       stats.data() + 3 * rows, column_largest.data(), grad_audio, grad_text, &grad_scale, &grad_bias},
       threads);
   for (std::int64_t row = 0; row < rows; ++row) {
     double positives = 0.0;
@@ -216,22 +216,22 @@ void check_call(Random& random, const Call& call) {
 }
 
 void check_malformed() {
-  const auto refused = [](const std::string& what, ContrastiveInputs inputs) {
-    require_refused(what, [&] { slap_fast::contrastive_sums(inputs, {}, 1); });
-    require_refused(what, [&] { slap_fast::contrastive_sums_backward(inputs, {}, 1); });
+  const auto rejected = [](const std::string& what, ContrastiveInputs inputs) {
+    require_rejected(what, [&] { slap_fast::contrastive_sums(inputs, {}, 1); });
+    require_rejected(what, [&] { slap_fast::contrastive_sums_backward(inputs, {}, 1); });
   };
   ContrastiveInputs inputs{};
   inputs.rows = -1;
-  refused("negative rows", inputs);
+  rejected("negative rows", inputs);
   inputs = {};
   inputs.columns = -1;
-  refused("negative columns", inputs);
+  rejected("negative columns", inputs);
   inputs = {};
   inputs.width = -1;
-  refused("negative width", inputs);
+  rejected("negative width", inputs);
   inputs = {};
   inputs.offset = INT64_MIN;
-  refused("offset", inputs);
+  rejected("offset", inputs);
 }
 
 }  // namespace

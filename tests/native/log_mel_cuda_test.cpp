@@ -117,7 +117,9 @@ Reference reference(const LogMelSpec& spec, const std::vector<double>& clip, std
 
 using Random = std::mt19937_64;
 
-std::int64_t pick(Random& random, const std::vector<std::int64_t>& values) { return values[random() % values.size()]; }
+std::int64_t choose(Random& random, const std::vector<std::int64_t>& values) {
+  return values[random() % values.size()];
+}
 
 LogMelSpec random_spec(Random& random, std::int64_t n_fft) {
   LogMelSpec spec;
@@ -205,7 +207,7 @@ Batch random_batch(Random& random, const LogMelSpec& spec, const std::vector<std
 }
 
 // Bins and mel values of nearly nothing have a gradient that rounding turns around.
-LogMelSpec conditioned(LogMelSpec spec) {
+LogMelSpec well_conditioned(LogMelSpec spec) {
   const float energy = spec.input_scale * (spec.magnitude ? 1.0f : spec.input_scale);
   spec.log_guard = 0.1f * energy;
   if (spec.magnitude) spec.power_guard = 0.01f * energy * energy;
@@ -214,22 +216,22 @@ LogMelSpec conditioned(LogMelSpec spec) {
 
 void check_values(Random& random, const LogMelSpec& spec, const std::vector<std::int64_t>& lengths) {
   const std::string what = describe(spec);
-  const LogMelSpec smooth = conditioned(spec);
+  const LogMelSpec conditioned = well_conditioned(spec);
   const Batch batch = random_batch(random, spec, lengths);
   const LogMelInput input = batch.input(false);
   const LogMelPlan forward = plan_log_mel(spec, false, kSharedBytes);
-  const LogMelPlan backward = plan_log_mel(smooth, true, kSharedBytes);
+  const LogMelPlan backward = plan_log_mel(conditioned, true, kSharedBytes);
   const std::size_t values = input.frames * spec.n_mels;
-  std::vector<float> mels(values, NAN), again(values, NAN), grad(values);
+  std::vector<float> mels(values, NAN), repeated(values, NAN), grad(values);
   std::normal_distribution<float> normal;
   for (float& g : grad) g = normal(random);
   emulate_forward(forward, input, mels.data(), 1);
-  emulate_forward(forward, batch.input(true), again.data(), 2);
-  require(mels == again, what + ": 16-bit samples or another order of threads change the bits");
-  std::vector<float> gradient(input.samples, NAN), gradient_again(input.samples, NAN);
+  emulate_forward(forward, batch.input(true), repeated.data(), 2);
+  require(mels == repeated, what + ": 16-bit samples or another order of threads change the bits");
+  std::vector<float> gradient(input.samples, NAN), repeated_gradient(input.samples, NAN);
   emulate_backward(backward, input, grad.data(), gradient.data(), 3);
-  emulate_backward(backward, input, grad.data(), gradient_again.data(), 4);
-  require(gradient == gradient_again, what + ": another order of threads changes the gradient's bits");
+  emulate_backward(backward, input, grad.data(), repeated_gradient.data(), 4);
+  require(gradient == repeated_gradient, what + ": another order of threads changes the gradient's bits");
 
   std::vector<double> expected_gradient;
   for (std::size_t c = 0; c < lengths.size(); ++c) {
@@ -243,7 +245,8 @@ void check_values(Random& random, const LogMelSpec& spec, const std::vector<std:
                                                    std::to_string(i) + " is " + std::to_string(mels[first + i]) +
                                                    ", not " + std::to_string(expected.mels[i]));
     }
-    const Reference slopes = reference(smooth, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
+    const Reference slopes =
+        reference(conditioned, clip, batch.cu_frames[c + 1] - batch.cu_frames[c], grad.data() + first);
     expected_gradient.insert(expected_gradient.end(), slopes.gradient.begin(), slopes.gradient.end());
     Batch alone;
     alone.cu_seqlens.push_back(lengths[c]);
@@ -273,7 +276,7 @@ void check_nan(Random& random, std::int64_t n_fft) {
   std::vector<float> mels(input.frames * spec.n_mels), grad(mels.size(), 1.0f), gradient(input.samples);
   emulate_forward(plan_log_mel(spec, false, kSharedBytes), input, mels.data(), 1);
   emulate_backward(plan_log_mel(spec, true, kSharedBytes), input, grad.data(), gradient.data(), 1);
-  std::vector<bool> spoilt(input.samples);
+  std::vector<bool> expect_nan(input.samples);
   const std::int64_t emphasis = spec.preemphasis_over_clip && spec.preemphasis != 0.0f;
   for (std::int64_t f = 0; f < input.frames; ++f) {
     const std::int64_t begin = f * spec.hop_length, end = begin + spec.win_length;
@@ -281,10 +284,10 @@ void check_nan(Random& random, std::int64_t n_fft) {
     for (std::int64_t m = 0; m < spec.n_mels; ++m)
       require(std::isnan(mels[f * spec.n_mels + m]) == sees, describe(spec) + ": NaN in frame " + std::to_string(f));
     for (std::int64_t i = std::max<std::int64_t>(0, begin - emphasis); sees && i < std::min(end, input.samples); ++i)
-      spoilt[i] = true;
+      expect_nan[i] = true;
   }
   for (std::int64_t i = 0; i < input.samples; ++i)
-    require(std::isnan(gradient[i]) == spoilt[i], describe(spec) + ": NaN gradient at " + std::to_string(i));
+    require(std::isnan(gradient[i]) == expect_nan[i], describe(spec) + ": NaN gradient at " + std::to_string(i));
 }
 
 // Floats between sentinels: a write outside the array overwrites one.
@@ -306,12 +309,12 @@ class Guarded {
 
 // Malformed offsets give undefined frames, but nothing is touched outside the arrays.
 void check_malformed(Random& random, const LogMelSpec& spec) {
-  const std::int64_t far = INT64_MAX;
+  const std::int64_t int64_max = INT64_MAX;
   for (int trial = 0; trial < 12; ++trial) {
     Batch batch = random_batch(random, spec, {200, 700, 0, 3});
     LogMelInput input = batch.input(false);
     for (auto* offsets : {&batch.cu_seqlens, &batch.cu_frames})
-      (*offsets)[random() % offsets->size()] = pick(random, {-far, -1, 0, 5, 899, 100000, far});
+      (*offsets)[random() % offsets->size()] = choose(random, {-int64_max, -1, 0, 5, 899, 100000, int64_max});
     Guarded mels(input.frames * spec.n_mels), gradient(input.samples);
     emulate_forward(plan_log_mel(spec, false, kSharedBytes), input, mels.data(), 1);
     mels.require_untouched_around(describe(spec) + ": frames of malformed offsets");
@@ -335,7 +338,7 @@ void check_fits(Random& random) {
     }
 }
 
-void check_refusals() {
+void check_invalid_specs() {
   Random random(3);
   LogMelSpec spec = random_spec(random, 64);
   spec.window.pop_back();
@@ -371,7 +374,7 @@ int main(int count, char** arguments) {
   for (std::int64_t n_fft : {90, 256, 400, 512}) check_nan(random, n_fft);
   check_malformed(random, slap);
   check_fits(random);
-  check_refusals();
+  check_invalid_specs();
   std::puts("ok");
   return 0;
 }

@@ -26,13 +26,13 @@ struct Shape {
         stride((columns + 15) / 16 * 16 + 16 * random.between(0, 2)),
         threads(random.of<int>({-1, 0, 1, 3, 64})) {}
 
-  Exact<float> scores(Random& random, float size) const {
-    Exact<float> values = poisoned(rows * stride, random.between(0, 15));
+  ExactArray<float> scores(Random& random, float size) const {
+    ExactArray<float> values = poisoned(rows * stride, random.between(0, 15));
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t j = 0; j < columns; ++j) values[i * stride + j] = random.uniform(-size, size);
     return values;
   }
-  Row row(const Exact<float>& scores, std::int64_t i) const {
+  Row row(const ExactArray<float>& scores, std::int64_t i) const {
     return Row(scores.data() + i * stride, scores.data() + i * stride + columns);
   }
 };
@@ -51,22 +51,22 @@ Row softmax(const Row& x) {
   return probabilities;
 }
 
-bool near(long double actual, long double wanted, long double tolerance) {
-  return std::fabs(actual - wanted) <= tolerance * (1.0L + std::fabs(wanted));
+bool near(long double actual, long double expected, long double tolerance) {
+  return std::fabs(actual - expected) <= tolerance * (1.0L + std::fabs(expected));
 }
 
 // Gradients of either storage, or none, read back from where the scores were.
-class Made {
+class GradientReader {
  public:
-  Made(Random& random, const Shape& shape, const Exact<float>& scores)
-      : dtype(random.of<slap_fast::Gradients>({std::nullopt, DType::float32, DType::bfloat16})),
+  GradientReader(Random& random, const Shape& shape, const ExactArray<float>& scores)
+      : dtype(random.of<slap_fast::GradDType>({std::nullopt, DType::float32, DType::bfloat16})),
         shape_(shape),
         scores_(scores) {}
 
-  void check(std::int64_t row, const Row& wanted, const std::string& what) const {
+  void check(std::int64_t row, const Row& expected, const std::string& what) const {
     for (std::int64_t j = 0; dtype && j < shape_.columns; ++j) {
       const long double relative = dtype == DType::bfloat16 ? 0x1p-8L : 0.0L;
-      require(std::fabs(at(row, j) - wanted[index(j)]) <= relative * std::fabs(wanted[index(j)]) + 5e-6L, what);
+      require(std::fabs(at(row, j) - expected[index(j)]) <= relative * std::fabs(expected[index(j)]) + 5e-6L, what);
     }
   }
   bool is_nan(std::int64_t row) const {
@@ -75,7 +75,7 @@ class Made {
     return true;
   }
 
-  const slap_fast::Gradients dtype;
+  const slap_fast::GradDType dtype;
 
  private:
   float at(std::int64_t row, std::int64_t j) const {
@@ -90,21 +90,22 @@ class Made {
   }
 
   const Shape& shape_;
-  const Exact<float>& scores_;
+  const ExactArray<float>& scores_;
 };
 
 void check_linear_cross_entropy(Random& random) {
   const Shape shape(random);
-  const Exact<float> logits = shape.scores(random, random.of<float>({0.5f, 20.0f, 80.0f}));
+  const ExactArray<float> logits = shape.scores(random, random.of<float>({0.5f, 20.0f, 80.0f}));
   const slap_fast::TokenLoss loss{random.of<double>({0.0, 0.1, 1.0}), random.of<double>({0.0, 0.01})};
-  Exact<std::int64_t> target(shape.rows, 0);
+  ExactArray<std::int64_t> target(shape.rows, 0);
   const bool invalid = random.once_in(3);
-  long double wanted = 0.0L;
+  long double expected = 0.0L;
   std::vector<Row> gradients;
   for (std::int64_t i = 0; i < shape.rows; ++i) {
     const bool bad = invalid && i == shape.rows / 2;
-    const auto kFar = std::numeric_limits<std::int64_t>::max();
-    target[i] = bad ? random.of<std::int64_t>({-1, shape.columns, kFar, -kFar}) : random.between(0, shape.columns - 1);
+    const auto kInt64Max = std::numeric_limits<std::int64_t>::max();
+    target[i] = bad ? random.of<std::int64_t>({-1, shape.columns, kInt64Max, -kInt64Max})
+                    : random.between(0, shape.columns - 1);
     const Row x = shape.row(logits, i);
     const long double lse = log_sum_exp(x), columns = static_cast<long double>(shape.columns);
     const long double smoothing = loss.label_smoothing;
@@ -114,58 +115,58 @@ void check_linear_cross_entropy(Random& random) {
     for (long double& value : gradient) value = value * (1 + 2 * loss.z_loss * lse) - smoothing / columns;
     if (!bad) {
       gradient[index(target[i])] -= 1 - smoothing;
-      wanted += lse - (1 - smoothing) * x[index(target[i])] - smoothing * mean + loss.z_loss * lse * lse;
+      expected += lse - (1 - smoothing) * x[index(target[i])] - smoothing * mean + loss.z_loss * lse * lse;
     }
     gradients.push_back(gradient);
   }
-  const Made made(random, shape, logits);
+  const GradientReader reader(random, shape, logits);
   const double total = slap_fast::linear_cross_entropy({logits.data(), shape.rows, shape.columns, shape.stride},
-                                                       target.data(), loss, made.dtype, shape.threads);
+                                                       target.data(), loss, reader.dtype, shape.threads);
   const bool any_invalid = invalid && shape.rows > 0;
-  require(any_invalid ? std::isnan(total) : near(total, wanted, 2e-6L), "loss of tokens");
+  require(any_invalid ? std::isnan(total) : near(total, expected, 2e-6L), "loss of tokens");
   for (std::int64_t i = 0; i < shape.rows; ++i) {
     if (any_invalid && i == shape.rows / 2)
-      require(made.is_nan(i), "gradient of a target outside the vocabulary");
+      require(reader.is_nan(i), "gradient of a target outside the vocabulary");
     else
-      made.check(i, gradients[index(i)], "gradient of logits");
+      reader.check(i, gradients[index(i)], "gradient of logits");
   }
 }
 
-Row logits_of(const Row& scores, float temperature, const Exact<float>& potential) {
+Row logits_of(const Row& scores, float temperature, const ExactArray<float>& potential) {
   Row logits;
   for (std::size_t j = 0; j < scores.size(); ++j)
     logits.push_back(scores[j] / temperature - (potential.size() ? potential[static_cast<std::int64_t>(j)] : 0.0f));
   return logits;
 }
 
-Exact<float> random_potential(Random& random, std::int64_t columns) {
-  Exact<float> potential(random.once_in(3) ? 0 : columns, random.between(0, 15));
+ExactArray<float> random_potential(Random& random, std::int64_t columns) {
+  ExactArray<float> potential(random.once_in(3) ? 0 : columns, random.between(0, 15));
   for (std::int64_t j = 0; j < potential.size(); ++j) potential[j] = random.uniform(-5.0f, 5.0f);
   return potential;
 }
 
-const float* address(const Exact<float>& potential) { return potential.size() ? potential.data() : nullptr; }
+const float* data_or_null(const ExactArray<float>& potential) { return potential.size() ? potential.data() : nullptr; }
 
 // Masses of two batches of tokens, the second added to the first: sharp enough that plain exponentials would underflow.
 void check_sinkhorn_masses(Random& random) {
   Shape shape(random);
   const float temperature = random.of<float>({0.004f, 0.1f, 1.0f});
-  const Exact<float> potential = random_potential(random, shape.columns);
-  Exact<float> largest(shape.columns, random.between(0, 15));
-  Exact<double> sum(shape.columns, 0);
+  const ExactArray<float> potential = random_potential(random, shape.columns);
+  ExactArray<float> largest(shape.columns, random.between(0, 15));
+  ExactArray<double> sum(shape.columns, 0);
   std::fill_n(largest.data(), shape.columns, -std::numeric_limits<float>::infinity());
   std::fill_n(sum.data(), shape.columns, 0.0);
   std::vector<Row> masses(index(shape.columns));
   for (int batch = 0; batch < 2; ++batch) {
     shape.rows = random.of<std::int64_t>({0, 1, 17, 64, 65, 100});
-    const Exact<float> scores = shape.scores(random, 1.0f);
+    const ExactArray<float> scores = shape.scores(random, 1.0f);
     for (std::int64_t i = 0; i < shape.rows; ++i) {
       const Row logits = logits_of(shape.row(scores, i), temperature, potential);
       const long double shift = potential.size() ? log_sum_exp(logits) : 0.0L;
       for (std::int64_t j = 0; j < shape.columns; ++j) masses[index(j)].push_back(logits[index(j)] - shift);
     }
     slap_fast::sinkhorn_masses({scores.data(), shape.rows, shape.columns, shape.stride},
-                               {temperature, address(potential)}, largest.data(), sum.data(), shape.threads);
+                               {temperature, data_or_null(potential)}, largest.data(), sum.data(), shape.threads);
   }
   for (std::int64_t j = 0; j < shape.columns; ++j) {
     if (masses[index(j)].empty()) {
@@ -181,11 +182,11 @@ void check_sinkhorn_masses(Random& random) {
 
 void check_prototype_cross_entropy(Random& random) {
   const Shape shape(random);
-  const Exact<float> student = shape.scores(random, 1.0f), teacher = shape.scores(random, 1.0f);
+  const ExactArray<float> student = shape.scores(random, 1.0f), teacher = shape.scores(random, 1.0f);
   const float student_temperature = random.of<float>({0.05f, 0.1f}), temperature = random.of<float>({0.04f, 1.0f});
-  const Exact<float> potential = random_potential(random, shape.columns), none(0, 0);
-  Exact<float> weight(shape.rows, random.between(0, 15));
-  long double wanted = 0.0L;
+  const ExactArray<float> potential = random_potential(random, shape.columns), none(0, 0);
+  ExactArray<float> weight(shape.rows, random.between(0, 15));
+  long double expected = 0.0L;
   std::vector<Row> gradients;
   for (std::int64_t i = 0; i < shape.rows; ++i) {
     weight[i] = random.uniform(0.0f, 0.05f);
@@ -194,17 +195,17 @@ void check_prototype_cross_entropy(Random& random) {
     const long double lse = log_sum_exp(logits);
     Row gradient = softmax(logits);
     for (std::size_t j = 0; j < gradient.size(); ++j) {
-      wanted += weight[i] * target[j] * (lse - logits[j]);
+      expected += weight[i] * target[j] * (lse - logits[j]);
       gradient[j] = (gradient[j] - target[j]) * weight[i] / student_temperature;
     }
     gradients.push_back(gradient);
   }
-  const Made made(random, shape, student);
+  const GradientReader reader(random, shape, student);
   const double total = slap_fast::prototype_cross_entropy(
       {student.data(), shape.rows, shape.columns, shape.stride}, teacher.data(), student_temperature,
-      {temperature, address(potential)}, weight.data(), made.dtype, shape.threads);
-  require(near(total, wanted, 2e-6L), "loss under the teacher");
-  for (std::int64_t i = 0; i < shape.rows; ++i) made.check(i, gradients[index(i)], "gradient of scores");
+      {temperature, data_or_null(potential)}, weight.data(), reader.dtype, shape.threads);
+  require(near(total, expected, 2e-6L), "loss under the teacher");
+  for (std::int64_t i = 0; i < shape.rows; ++i) reader.check(i, gradients[index(i)], "gradient of scores");
 }
 
 // One NaN among the scores, of whatever bits, makes the loss and its row's gradient NaN.
@@ -212,23 +213,23 @@ void check_nan(Random& random, std::uint32_t bits) {
   const Shape shape(random);
   if (shape.rows == 0) return;
   const std::int64_t row = random.between(0, shape.rows - 1), column = random.between(0, shape.columns - 1);
-  const auto poison = [&](const Exact<float>& scores) {
+  const auto poison = [&](const ExactArray<float>& scores) {
     std::memcpy(&scores[row * shape.stride + column], &bits, sizeof bits);
   };
-  const Exact<float> logits = shape.scores(random, 20.0f), teacher = shape.scores(random, 1.0f);
-  const Exact<std::int64_t> target(shape.rows, 0);
+  const ExactArray<float> logits = shape.scores(random, 20.0f), teacher = shape.scores(random, 1.0f);
+  const ExactArray<std::int64_t> target(shape.rows, 0);
   std::fill_n(target.data(), shape.rows, 0);
-  const Exact<float> weight(shape.rows, 0);
+  const ExactArray<float> weight(shape.rows, 0);
   std::fill_n(weight.data(), shape.rows, 1.0f);
   const ScoreRows rows{logits.data(), shape.rows, shape.columns, shape.stride};
   poison(logits);
-  const Made tokens(random, shape, logits);
+  const GradientReader tokens(random, shape, logits);
   const double total = slap_fast::linear_cross_entropy(rows, target.data(), {0.0, 0.0}, tokens.dtype, shape.threads);
   require(std::isnan(total) && tokens.is_nan(row), "NaN is lost in the loss of tokens");
-  const Exact<float> student = shape.scores(random, 1.0f);
+  const ExactArray<float> student = shape.scores(random, 1.0f);
   poison(random.once_in(2) ? student : teacher);
   const ScoreRows students{student.data(), shape.rows, shape.columns, shape.stride};
-  const Made scores(random, shape, student);
+  const GradientReader scores(random, shape, student);
   const double loss = slap_fast::prototype_cross_entropy(students, teacher.data(), 0.1f, {0.1f, nullptr}, weight.data(),
                                                          scores.dtype, shape.threads);
   require(std::isnan(loss) && scores.is_nan(row), "NaN is lost in the loss under the teacher");
@@ -236,24 +237,24 @@ void check_nan(Random& random, std::uint32_t bits) {
 
 void check_malformed() {
   float score = 0.0f;
-  const auto refused = [&](std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature) {
+  const auto rejected = [&](std::int64_t rows, std::int64_t columns, std::int64_t stride, float temperature) {
     const ScoreRows scores{&score, rows, columns, stride};
-    require_refused("malformed scores",
-                    [&] { slap_fast::sinkhorn_masses(scores, {temperature, nullptr}, &score, nullptr, 1); });
-    require_refused("malformed scores of a student", [&] {
+    require_rejected("malformed scores",
+                     [&] { slap_fast::sinkhorn_masses(scores, {temperature, nullptr}, &score, nullptr, 1); });
+    require_rejected("malformed scores of a student", [&] {
       slap_fast::prototype_cross_entropy(scores, &score, temperature, {0.1f, nullptr}, nullptr, {}, 1);
     });
     if (temperature <= 0.0f) return;
-    require_refused("malformed logits", [&] { slap_fast::linear_cross_entropy(scores, nullptr, {0.0, 0.0}, {}, 1); });
+    require_rejected("malformed logits", [&] { slap_fast::linear_cross_entropy(scores, nullptr, {0.0, 0.0}, {}, 1); });
   };
-  refused(-1, 1, 16, 1.0f);
-  refused(0, 0, 16, 1.0f);
-  refused(0, -5, 16, 1.0f);
-  refused(0, 17, 16, 1.0f);
-  refused(0, 7, 17, 1.0f);
-  refused(0, 16, -16, 1.0f);
-  refused(0, 16, 16, 0.0f);
-  refused(0, 16, 16, -1.0f);
+  rejected(-1, 1, 16, 1.0f);
+  rejected(0, 0, 16, 1.0f);
+  rejected(0, -5, 16, 1.0f);
+  rejected(0, 17, 16, 1.0f);
+  rejected(0, 7, 17, 1.0f);
+  rejected(0, 16, -16, 1.0f);
+  rejected(0, 16, 16, 0.0f);
+  rejected(0, 16, 16, -1.0f);
 }
 
 }  // namespace

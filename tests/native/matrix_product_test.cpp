@@ -27,8 +27,8 @@ std::uint16_t bits_of(float x, DType dtype) {
 // [lanes, depth] with one unit stride and some room between what is not adjacent.
 struct Matrix {
   std::int64_t lanes, depth, lane_stride, depth_stride;
-  Exact<float> floats;
-  Exact<std::uint16_t> halves;
+  ExactArray<float> floats;
+  ExactArray<std::uint16_t> halves;
 
   Matrix(Random& random, DType dtype, std::int64_t lanes, std::int64_t depth)
       : lanes(lanes),
@@ -59,7 +59,7 @@ void check_product(Random& random) {
   const Matrix left(random, dtype, rows, depth), right(random, dtype, columns, depth);
   const std::int64_t stride = columns + random.between(0, 2);
   const bool add = random.once_in(2);
-  Exact<float> out = poisoned(rows && columns ? (rows - 1) * stride + columns : 0, random.between(0, 15));
+  ExactArray<float> out = poisoned(rows && columns ? (rows - 1) * stride + columns : 0, random.between(0, 15));
   for (std::int64_t row = 0; add && row < rows; ++row)
     for (std::int64_t column = 0; column < columns; ++column) out[row * stride + column] = 1.5f;
   slap_fast::matrix_product(left.side(dtype), right.side(dtype), out.data(), stride, add,
@@ -76,22 +76,22 @@ void check_product(Random& random) {
 }
 
 void check_malformed() {
-  const auto refused = [](const std::string& what, ProductSide left, ProductSide right) {
-    require_refused(what, [&] { slap_fast::matrix_product(left, right, nullptr, 1, false, 1); });
+  const auto rejected = [](const std::string& what, ProductSide left, ProductSide right) {
+    require_rejected(what, [&] { slap_fast::matrix_product(left, right, nullptr, 1, false, 1); });
   };
   const ProductSide side{DType::float32, nullptr, 2, 2, 2, 1};
   ProductSide other = side;
   other.depth = 3;
-  refused("other depth", side, other);
+  rejected("other depth", side, other);
   other = side;
   other.dtype = DType::bfloat16;
-  refused("other elements", side, other);
+  rejected("other elements", side, other);
   other = side;
   other.depth_stride = 2;
-  refused("no unit stride", side, other);
+  rejected("no unit stride", side, other);
   other = side;
   other.lanes = -1;
-  refused("negative size", other, side);
+  rejected("negative size", other, side);
 }
 
 }  // namespace

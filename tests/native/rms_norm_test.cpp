@@ -16,8 +16,8 @@ using slap_fast::RmsNormShape;
 // Only as much of the 16-bit types as is needed to compare what they hold: their rounding is tested with rotary.
 struct Values {
   DType dtype;
-  Exact<float> wide;
-  Exact<std::uint16_t> narrow;
+  ExactArray<float> wide;
+  ExactArray<std::uint16_t> narrow;
 
   Values(Random& random, DType dtype_, std::int64_t size)
       : dtype(dtype_),
@@ -67,7 +67,7 @@ void require_near(double actual, long double exact, double size, DType dtype, co
 
 struct Tensors {
   Values x, residual, weight, sum, normed, grad_normed, grad_sum, grad, grad_weight;
-  Exact<float> rstd;
+  ExactArray<float> rstd;
 
   Tensors(Random& random, DType dtype, std::int64_t rows, std::int64_t width)
       : x(random, dtype, rows * width),
@@ -86,24 +86,24 @@ struct Tensors {
 
 constexpr float kEps = 0.25f;
 
-void check_forward(const RmsNormShape& shape, const Tensors& t, bool adds) {
+void check_forward(const RmsNormShape& shape, const Tensors& t, bool has_residual) {
   for (std::int64_t row = 0; row < shape.rows; ++row) {
     long double squares = 0.0L;
     for (std::int64_t i = row * shape.width; i < (row + 1) * shape.width; ++i) {
-      if (adds) require(t.sum[i] == t.x[i] + t.residual[i], "sum of two rows");
-      const long double value = adds ? t.sum[i] : t.x[i];
+      if (has_residual) require(t.sum[i] == t.x[i] + t.residual[i], "sum of two rows");
+      const long double value = has_residual ? t.sum[i] : t.x[i];
       squares += value * value;
     }
     const long double rstd = 1.0L / std::sqrt(squares / shape.width + static_cast<long double>(kEps));
     require_near(t.rstd[row], rstd, static_cast<double>(rstd), DType::float32, "rstd");
     for (std::int64_t i = row * shape.width; i < (row + 1) * shape.width; ++i) {
-      const long double exact = (adds ? t.sum[i] : t.x[i]) * rstd * t.weight[i % shape.width];
+      const long double exact = (has_residual ? t.sum[i] : t.x[i]) * rstd * t.weight[i % shape.width];
       require_near(t.normed[i], exact, std::fabs(static_cast<double>(exact)), shape.dtype, "normalized row");
     }
   }
 }
 
-void check_backward(const RmsNormShape& shape, const Tensors& t, const Values& sum, bool adds) {
+void check_backward(const RmsNormShape& shape, const Tensors& t, const Values& sum, bool has_residual) {
   std::vector<long double> grad_weight(static_cast<std::size_t>(shape.width));
   double largest = 0.0;
   for (std::int64_t row = 0; row < shape.rows; ++row) {
@@ -118,7 +118,7 @@ void check_backward(const RmsNormShape& shape, const Tensors& t, const Values& s
     }
     for (std::int64_t i = 0; i < shape.width; ++i) {
       long double exact = t.grad_normed[begin + i] * t.weight[i] - sum[begin + i] * rstd * product / shape.width;
-      exact = exact * rstd + (adds ? t.grad_sum[begin + i] : 0.0);
+      exact = exact * rstd + (has_residual ? t.grad_sum[begin + i] : 0.0);
       require_near(t.grad[begin + i], exact, 32.0, shape.dtype, "gradient of the sum");
     }
   }
@@ -132,19 +132,19 @@ void check_call(Random& random) {
                            random.of<std::int64_t>({0, 1, 2, 31, 32, 33, 70}),
                            random.of<std::int64_t>({1, 3, 4, 8, 15, 16, 17, 63, 64, 65, 130})};
   const int threads = random.of<int>({-1, 0, 1, 3, 64});
-  const bool adds = random.once_in(2);
+  const bool has_residual = random.once_in(2);
   Tensors t(random, shape.dtype, shape.rows, shape.width);
   slap_fast::rms_norm(shape,
-                      {t.x.data(), adds ? t.residual.data() : nullptr, t.weight.data(), kEps,
-                       adds ? t.sum.data() : nullptr, t.normed.data(), t.rstd.data()},
+                      {t.x.data(), has_residual ? t.residual.data() : nullptr, t.weight.data(), kEps,
+                       has_residual ? t.sum.data() : nullptr, t.normed.data(), t.rstd.data()},
                       threads);
-  check_forward(shape, t, adds);
-  const Values& sum = adds ? t.sum : t.x;
+  check_forward(shape, t, has_residual);
+  const Values& sum = has_residual ? t.sum : t.x;
   slap_fast::rms_norm_backward(shape,
-                               {t.grad_normed.data(), adds ? t.grad_sum.data() : nullptr, sum.data(), t.weight.data(),
-                                t.rstd.data(), t.grad.data(), t.grad_weight.data()},
+                               {t.grad_normed.data(), has_residual ? t.grad_sum.data() : nullptr, sum.data(),
+                                t.weight.data(), t.rstd.data(), t.grad.data(), t.grad_weight.data()},
                                threads);
-  check_backward(shape, t, sum, adds);
+  check_backward(shape, t, sum, has_residual);
 }
 
 }  // namespace
@@ -156,11 +156,11 @@ void test_rms_norm() {
     for (int trial = 0; trial < 60; ++trial) check_call(random);
     for (const auto& [rows, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{{-1, 4}, {4, -1}}) {
       const RmsNormShape shape{DType::float32, rows, width};
-      require_refused("a negative size", [&] { slap_fast::rms_norm(shape, {}, 1); });
-      require_refused("a negative size", [&] { slap_fast::rms_norm_backward(shape, {}, 1); });
+      require_rejected("a negative size", [&] { slap_fast::rms_norm(shape, {}, 1); });
+      require_rejected("a negative size", [&] { slap_fast::rms_norm_backward(shape, {}, 1); });
     }
     for (float eps : {-1.0f, NAN})
-      require_refused("eps", [&] {
+      require_rejected("eps", [&] {
         slap_fast::RmsNormForward tensors{};
         tensors.eps = eps;
         slap_fast::rms_norm({DType::float32, 0, 4}, tensors, 1);

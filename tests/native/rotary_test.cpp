@@ -13,7 +13,7 @@ namespace {
 using slap_fast::DType;
 using slap_fast::RotarySpec;
 
-constexpr std::int64_t kFar = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kInt64Max = std::numeric_limits<std::int64_t>::max();
 
 // The unit roundoffs that a stored result may be off by, of what it is made of.
 double roundoff(DType dtype) {
@@ -128,7 +128,7 @@ template <class Stored>
 void check_call(const Call& call, Random& random) {
   const std::int64_t head_dim = call.spec.head_dim, total = call.total();
   std::vector<Tokens> from, to;
-  std::vector<Exact<Stored>> in, out;
+  std::vector<ExactArray<Stored>> in, out;
   std::vector<slap_fast::RotaryTokens> parts, in_place;
   for (std::int64_t heads : {random.between(0, 3), random.between(1, 2)}) {
     from.emplace_back(random, heads, head_dim, total);
@@ -170,7 +170,7 @@ void check_call(const Call& call, Random& random) {
 }
 
 void check_malformed() {
-  const auto refused = [](const std::string& what, auto change) {
+  const auto rejected = [](const std::string& what, auto change) {
     Call call;
     call.spec.head_dim = 8;
     call.spec.tokens_per_frame = 4;
@@ -178,19 +178,19 @@ void check_malformed() {
     call.cu_seqlens = {0, 10};
     std::vector<slap_fast::RotaryTokens> parts;
     change(call, parts);
-    require_refused(what, [&] { run(call, parts); });
+    require_rejected(what, [&] { run(call, parts); });
   };
-  for (const std::vector<std::int64_t>& offsets :
-       std::vector<std::vector<std::int64_t>>{{1, 10}, {0, 7, 3, 10}, {0, -1, 10}, {0, kFar, 10}, {5}, {-kFar, 10}})
-    refused("malformed cu_seqlens", [&](Call& call, auto&) { call.cu_seqlens = offsets; });
+  for (const std::vector<std::int64_t>& offsets : std::vector<std::vector<std::int64_t>>{
+           {1, 10}, {0, 7, 3, 10}, {0, -1, 10}, {0, kInt64Max, 10}, {5}, {-kInt64Max, 10}})
+    rejected("malformed cu_seqlens", [&](Call& call, auto&) { call.cu_seqlens = offsets; });
   for (std::int64_t head_dim : {-8, 2, 6, 9})
-    refused("head_dim", [&](Call& call, auto&) { call.spec.head_dim = head_dim; });
-  for (std::int64_t frames : {std::int64_t{0}, std::int64_t{-1}, -kFar})
-    refused("tokens_per_frame", [&](Call& call, auto&) { call.spec.tokens_per_frame = frames; });
+    rejected("head_dim", [&](Call& call, auto&) { call.spec.head_dim = head_dim; });
+  for (std::int64_t frames : {std::int64_t{0}, std::int64_t{-1}, -kInt64Max})
+    rejected("tokens_per_frame", [&](Call& call, auto&) { call.spec.tokens_per_frame = frames; });
   for (const std::vector<double>& thetas :
        std::vector<std::vector<double>>{{}, {1, 2, 3}, {0, 1}, {1, -1}, {NAN, 1}, {1, INFINITY}})
-    refused("thetas", [&](Call& call, auto&) { call.spec.thetas = thetas; });
-  refused("negative heads", [](Call&, auto& parts) { parts.push_back({nullptr, nullptr, -1, 0, 0, 0, 0}); });
+    rejected("thetas", [&](Call& call, auto&) { call.spec.thetas = thetas; });
+  rejected("negative heads", [](Call&, auto& parts) { parts.push_back({nullptr, nullptr, -1, 0, 0, 0, 0}); });
 }
 
 }  // namespace

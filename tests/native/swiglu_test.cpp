@@ -12,11 +12,11 @@ namespace {
 using slap_fast::DType;
 
 void check_values(std::int64_t rows, std::int64_t width, int threads, Random& random) {
-  const Exact<float> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, random.between(0, 15));
+  const ExactArray<float> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, random.between(0, 15));
   for (std::int64_t i = 0; i < gate_up.size(); ++i) gate_up[i] = random.uniform(-20.0f, 20.0f);
   for (std::int64_t i = 0; i < grad.size(); ++i) grad[i] = random.uniform(-2.0f, 2.0f);
-  const Exact<float> out = poisoned(rows * width, random.between(0, 15));
-  const Exact<float> grad_gate_up = poisoned(2 * rows * width, random.between(0, 15));
+  const ExactArray<float> out = poisoned(rows * width, random.between(0, 15));
+  const ExactArray<float> grad_gate_up = poisoned(2 * rows * width, random.between(0, 15));
   slap_fast::swiglu({DType::float32, rows, width}, gate_up.data(), out.data(), threads);
   slap_fast::swiglu_backward({DType::float32, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(), threads);
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -36,12 +36,12 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
 
 // Any bits are numbers: what counts is that nothing outside is read or written, and that threads change nothing.
 void check_halves(DType dtype, std::int64_t rows, std::int64_t width, Random& random) {
-  const Exact<std::uint16_t> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, 1);
+  const ExactArray<std::uint16_t> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, 1);
   for (std::int64_t i = 0; i < gate_up.size(); ++i) gate_up[i] = static_cast<std::uint16_t>(random.between(0, 65535));
   for (std::int64_t i = 0; i < grad.size(); ++i) grad[i] = static_cast<std::uint16_t>(random.between(0, 65535));
   std::vector<std::vector<std::uint16_t>> results;
   for (int threads : {-1, 1, 64}) {
-    const Exact<std::uint16_t> out(rows * width, 1), grad_gate_up(2 * rows * width, 3);
+    const ExactArray<std::uint16_t> out(rows * width, 1), grad_gate_up(2 * rows * width, 3);
     slap_fast::swiglu({dtype, rows, width}, gate_up.data(), out.data(), threads);
     slap_fast::swiglu_backward({dtype, rows, width}, grad.data(), gate_up.data(), grad_gate_up.data(), threads);
     results.emplace_back(out.data(), out.data() + out.size());
@@ -65,9 +65,9 @@ void test_swiglu() {
     }
     check_halves(DType::bfloat16, 300, 500, random);  // enough for threads to be used at all
     for (std::int64_t size : {std::int64_t{-1}, -std::numeric_limits<std::int64_t>::max()}) {
-      require_refused("negative rows", [&] { slap_fast::swiglu({DType::float32, size, 4}, nullptr, nullptr, 1); });
-      require_refused("negative width",
-                      [&] { slap_fast::swiglu_backward({DType::float32, 4, size}, nullptr, nullptr, nullptr, 1); });
+      require_rejected("negative rows", [&] { slap_fast::swiglu({DType::float32, size, 4}, nullptr, nullptr, 1); });
+      require_rejected("negative width",
+                       [&] { slap_fast::swiglu_backward({DType::float32, 4, size}, nullptr, nullptr, nullptr, 1); });
     }
   }
 }

@@ -23,7 +23,7 @@ inline void require(bool holds, const std::string& what) {
 }
 
 template <class Call>
-void require_refused(const std::string& what, Call call) {
+void require_rejected(const std::string& what, Call call) {
   bool thrown = false;
   try {
     call();
@@ -60,9 +60,9 @@ class Random {
 
 // Exactly `size` values, which end where the sanitizer's guard begins and start anywhere a value may.
 template <class T>
-class Exact {
+class ExactArray {
  public:
-  Exact(std::int64_t size, std::int64_t shift)
+  ExactArray(std::int64_t size, std::int64_t shift)
       : size_(size), storage_(new T[static_cast<std::size_t>(size + shift)]), data_(storage_.get() + shift) {}
   T* data() const { return data_; }
   std::int64_t size() const { return size_; }
@@ -77,8 +77,8 @@ class Exact {
 // A NaN that no arithmetic gives: where it is left, nothing was written.
 constexpr std::uint32_t kPoison = 0x7fedcba9u;
 
-inline Exact<float> poisoned(std::int64_t size, std::int64_t shift) {
-  Exact<float> values(size, shift);
+inline ExactArray<float> poisoned(std::int64_t size, std::int64_t shift) {
+  ExactArray<float> values(size, shift);
   for (std::int64_t i = 0; i < size; ++i) std::memcpy(&values[i], &kPoison, sizeof kPoison);
   return values;
 }

@@ -27,12 +27,12 @@ std::vector<std::int32_t> offsets(const std::vector<std::int64_t>& lengths) {
 }
 
 // Rows of heads with room between them, which ends with the last value.
-struct Spread {
+struct StridedHeads {
   std::int64_t tokens, heads, width, token_stride, head_stride;
-  Exact<float> values;
+  ExactArray<float> values;
 
-  Spread(Random& random, std::int64_t tokens, std::int64_t heads, std::int64_t width, std::int64_t head_gap,
-         std::int64_t token_gap)
+  StridedHeads(Random& random, std::int64_t tokens, std::int64_t heads, std::int64_t width, std::int64_t head_gap,
+               std::int64_t token_gap)
       : tokens(tokens),
         heads(heads),
         width(width),
@@ -49,7 +49,7 @@ struct Spread {
 };
 
 struct Results {
-  Exact<float> out, lse, grad_q, grad_k, grad_v;
+  ExactArray<float> out, lse, grad_q, grad_k, grad_v;
 };
 
 bool same(const Results& a, const Results& b) {
@@ -63,8 +63,8 @@ struct Problem {
   Shape shape;
   std::vector<std::int32_t> cu_q, cu_k;
   std::int64_t total_q, total_k;
-  Spread q, k, v, grad;
-  Exact<float> grad_lse;
+  StridedHeads q, k, v, grad;
+  ExactArray<float> grad_lse;
 
   Problem(Random& random, const Shape& shape)
       : shape(shape),
@@ -107,19 +107,19 @@ struct Problem {
   }
 };
 
-void require_close(const char* what, const Exact<float>& actual, const std::vector<double>& expected) {
+void require_close(const char* what, const ExactArray<float>& actual, const std::vector<double>& expected) {
   double largest = 1.0;
   for (double x : expected) largest = std::max(largest, std::isfinite(x) ? std::abs(x) : 0.0);
   for (std::int64_t i = 0; i < actual.size(); ++i) {
-    const double wanted = expected[static_cast<std::size_t>(i)];
-    const bool close = std::isfinite(wanted) ? std::abs(actual[i] - wanted) <= 3e-5 * largest
-                                             : static_cast<double>(actual[i]) == wanted;
+    const double value = expected[static_cast<std::size_t>(i)];
+    const bool close =
+        std::isfinite(value) ? std::abs(actual[i] - value) <= 3e-5 * largest : static_cast<double>(actual[i]) == value;
     require(!is_poison(actual[i]) && close,
-            std::string(what) + " is " + std::to_string(actual[i]) + ", not " + std::to_string(wanted));
+            std::string(what) + " is " + std::to_string(actual[i]) + ", not " + std::to_string(value));
   }
 }
 
-void check_against_plain_loops(const Problem& problem, const Results& results) {
+void check_against_loops(const Problem& problem, const Results& results) {
   const Shape& shape = problem.shape;
   const std::int64_t heads = shape.heads, kv_heads = shape.kv_heads, width = shape.head_dim;
   const auto size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
@@ -205,15 +205,15 @@ Shape random_shape(Random& random, bool long_clip) {
 }
 
 // A clip alone has the bits that it has among others, whatever these hold.
-void check_neighbours(Random& random) {
+void check_isolation(Random& random) {
   const Shape shape{2, 1, 24, 20, 20, 0.2f, {5, 40, 33}, {5, 40, 33}};
   const Problem problem(random, shape);
   const Results before = problem.run(1);
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    for (const Spread* spread : {&problem.q, &problem.k, &problem.v, &problem.grad})
+    for (const StridedHeads* heads_array : {&problem.q, &problem.k, &problem.v, &problem.grad})
       for (std::int64_t token : {0, 4, 45, 77})
-        for (std::int64_t head = 0; head < spread->heads; ++head)
-          for (std::int64_t i = 0; i < spread->width; ++i) spread->at(token, head, i) = bad;
+        for (std::int64_t head = 0; head < heads_array->heads; ++head)
+          for (std::int64_t i = 0; i < heads_array->width; ++i) heads_array->at(token, head, i) = bad;
     const Results after = problem.run(3);
     const std::int64_t queries = 2 * 24, keys = 24;
     require(same_bits(before.out.data() + 5 * queries, after.out.data() + 5 * queries, 40 * queries), "output leaks");
@@ -224,11 +224,11 @@ void check_neighbours(Random& random) {
 }
 
 // Sixteen-bit arrays of exactly their size: values are held to PyTorch's in tests/ops.
-void check_sixteen_bits(Random& random, DType dtype) {
+void check_16bit(Random& random, DType dtype) {
   const Shape shape = random_shape(random, false);
   const std::vector<std::int32_t> cu_q = offsets(shape.lengths_q), cu_k = offsets(shape.lengths_k);
   const auto filled = [&](std::int64_t tokens, std::int64_t heads) {
-    Exact<std::uint16_t> values(tokens * heads * shape.head_dim, random.between(0, 31));
+    ExactArray<std::uint16_t> values(tokens * heads * shape.head_dim, random.between(0, 31));
     for (std::int64_t i = 0; i < values.size(); ++i)  // finite in either type
       values[i] = static_cast<std::uint16_t>(random.between(0, 1) << 15 | random.between(0x3000, 0x3fff));
     return values;
@@ -237,9 +237,9 @@ void check_sixteen_bits(Random& random, DType dtype) {
   const auto k = filled(cu_k.back(), shape.kv_heads), v = filled(cu_k.back(), shape.kv_heads);
   const auto out = filled(cu_q.back(), shape.heads), grad_q = filled(cu_q.back(), shape.heads);
   const auto grad_k = filled(cu_k.back(), shape.kv_heads), grad_v = filled(cu_k.back(), shape.kv_heads);
-  const Exact<float> lse = poisoned(shape.heads * cu_q.back(), 0), grad_lse(shape.heads * cu_q.back(), 0);
+  const ExactArray<float> lse = poisoned(shape.heads * cu_q.back(), 0), grad_lse(shape.heads * cu_q.back(), 0);
   for (std::int64_t i = 0; i < grad_lse.size(); ++i) grad_lse[i] = 0.0f;
-  const auto view = [&](const Exact<std::uint16_t>& x, std::int64_t heads) {
+  const auto view = [&](const ExactArray<std::uint16_t>& x, std::int64_t heads) {
     return HeadsView{x.data(), heads * shape.head_dim, shape.head_dim};
   };
   const AttentionInputs inputs{
@@ -258,23 +258,23 @@ void check_sixteen_bits(Random& random, DType dtype) {
 void check_malformed() {
   const std::vector<std::int32_t> good{0, 1, 2};
   const AttentionInputs inputs{DType::float32, 2, 1, 16, -1, -1, 1.0f, {}, {}, {}};
-  const auto refuse = [&](const std::string& what, const AttentionInputs& bad, const std::vector<std::int32_t>& cu) {
+  const auto rejected = [&](const std::string& what, const AttentionInputs& bad, const std::vector<std::int32_t>& cu) {
     const AttentionBatch batch{cu.data(), good.data(), 2, 2, 2};
-    require_refused(what, [&] { varlen_attention(bad, batch, {nullptr, nullptr}, 1); });
-    require_refused(what, [&] { varlen_attention_backward(bad, batch, {}, 1); });
+    require_rejected(what, [&] { varlen_attention(bad, batch, {nullptr, nullptr}, 1); });
+    require_rejected(what, [&] { varlen_attention_backward(bad, batch, {}, 1); });
   };
   for (const std::vector<std::int32_t>& cu : {std::vector<std::int32_t>{1, 1, 2}, {0, 3, 2}, {0, -1, 2}, {0, 1, 3}})
-    refuse("offsets", inputs, cu);
+    rejected("offsets", inputs, cu);
   const auto changed = [&](auto change) {
     AttentionInputs bad = inputs;
     change(bad);
     return bad;
   };
-  refuse("head_dim 0", changed([](AttentionInputs& x) { x.head_dim = 0; }), good);
-  refuse("head_dim 257", changed([](AttentionInputs& x) { x.head_dim = 257; }), good);
-  refuse("3 heads for 2", changed([](AttentionInputs& x) { x.heads = 3, x.kv_heads = 2; }), good);
-  refuse("no key heads", changed([](AttentionInputs& x) { x.kv_heads = 0; }), good);
-  refuse("window", changed([](AttentionInputs& x) { x.left = -2; }), good);
+  rejected("head_dim 0", changed([](AttentionInputs& x) { x.head_dim = 0; }), good);
+  rejected("head_dim 257", changed([](AttentionInputs& x) { x.head_dim = 257; }), good);
+  rejected("3 heads for 2", changed([](AttentionInputs& x) { x.heads = 3, x.kv_heads = 2; }), good);
+  rejected("no key heads", changed([](AttentionInputs& x) { x.kv_heads = 0; }), good);
+  rejected("window", changed([](AttentionInputs& x) { x.left = -2; }), good);
 }
 
 }  // namespace
@@ -286,11 +286,11 @@ void test_varlen_attention() {
     for (int trial = 0; trial < 40; ++trial) {
       const Problem problem(random, random_shape(random, trial % 20 == 19));
       const Results results = problem.run(1);
-      check_against_plain_loops(problem, results);
+      check_against_loops(problem, results);
       for (int threads : {-1, 0, 3, 64}) require(same(problem.run(threads), results), "bits depend on threads");
-      check_sixteen_bits(random, trial % 2 ? DType::bfloat16 : DType::float16);
+      check_16bit(random, trial % 2 ? DType::bfloat16 : DType::float16);
     }
-    check_neighbours(random);
+    check_isolation(random);
     check_malformed();
   }
 }

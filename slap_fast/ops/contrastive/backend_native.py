@@ -36,7 +36,7 @@ def forward(call: ContrastiveCall) -> Sums:
         row_loss=row_loss.data_ptr(),
         column_loss=column_loss.data_ptr(),
         row_positive=row_positive.data_ptr(),
-        row_facts=row_stats.data_ptr(),
+        row_stats=row_stats.data_ptr(),
         column_best=column_best.data_ptr(),
         threads=torch.get_num_threads(),
     )
@@ -52,8 +52,8 @@ def backward(call: ContrastiveCall, inputs: BackwardInputs) -> tuple[Tensor, Ten
         "grad_positive": contiguous(inputs.grad_positive),
         "row_loss": contiguous(inputs.row_loss),
         "column_loss": contiguous(inputs.column_loss),
-        "row_largest": contiguous(inputs.row_stats[3]),
-        "column_largest": inputs.column_best.amax(0),
+        "row_max": contiguous(inputs.row_stats[3]),
+        "column_max": inputs.column_best.amax(0),
     }
     grad_audio, grad_text = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (call.audio, call.text))
     grad_scale, grad_bias = native.require().contrastive_sums_backward(
@@ -101,5 +101,5 @@ def _inputs(call: ContrastiveCall) -> Any:
         offset=call.offset,
         audio_ids=ids[0],
         text_ids=ids[1],
-        rows_at_once=call.chunk_size,
+        chunk_size=call.chunk_size,
     )

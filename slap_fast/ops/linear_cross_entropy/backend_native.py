@@ -52,7 +52,7 @@ def loss_and_gradients(call: LinearCrossEntropyCall) -> tuple[Tensor, Tensor, Te
             target=chunk_target.data_ptr(),
             label_smoothing=call.label_smoothing,
             z_loss=call.z_loss,
-            gradients=STORAGE[dtype] if call.needs_grad else None,
+            grad_dtype=STORAGE[dtype] if call.needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if call.hidden_needs_grad:

@@ -47,8 +47,8 @@ def sinkhorn_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, pot
             stride=scores.stride(0),
             temperature=float(temperature),
             potential=_address(potential),
-            largest=largest.data_ptr(),
-            sum=total.data_ptr(),
+            column_max=largest.data_ptr(),
+            column_sum=total.data_ptr(),
             threads=torch.get_num_threads(),
         )
     mass = largest.double() + total.log()
@@ -82,7 +82,7 @@ def loss_and_gradients(call: PrototypeCall) -> tuple[Tensor, Tensor, Tensor]:
             teacher_temperature=float(call.teacher_temperature),
             potential=_address(potential),
             token_weight=token_weight[tokens].data_ptr(),
-            gradients=STORAGE[dtype] if call.needs_grad else None,
+            grad_dtype=STORAGE[dtype] if call.needs_grad else None,
             threads=torch.get_num_threads(),
         )
         if call.student_needs_grad:

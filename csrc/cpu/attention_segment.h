@@ -26,13 +26,13 @@ struct Range {
   std::int64_t size() const { return end - begin; }
 };
 
-SLAP_FAST_INLINE Range common(Range a, Range b) { return {most(a.begin, b.begin), least(a.end, b.end)}; }
+SLAP_FAST_INLINE Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
 // What the queries at positions begin .. end see together; neither end of it ever falls from one query to the next.
-SLAP_FAST_INLINE Range seen(const AttentionView& view, const AttentionStretch& stretch, std::int64_t begin,
-                            std::int64_t end) {
-  const std::int64_t first = most(0, begin - view.left);
-  return {first, most(first, least(stretch.keys, end + view.right))};
+SLAP_FAST_INLINE Range visible_keys(const AttentionView& view, const AttentionSegment& segment, std::int64_t begin,
+                                    std::int64_t end) {
+  const std::int64_t first = max(0, begin - view.left);
+  return {first, max(first, min(segment.keys, end + view.right))};
 }
 
 // The last place at or before `key` where a panel may begin. Where the window has a left end, panels begin with what a
@@ -61,7 +61,7 @@ Source<In> next_head(Source<In> source, const HeadsView& heads) {
 }
 
 // The part `index` of `count` of a range.
-SLAP_FAST_INLINE Range part_of(Range range, std::int64_t index, std::int64_t count) {
+SLAP_FAST_INLINE Range range_part(Range range, std::int64_t index, std::int64_t count) {
   return {range.begin + range.size() * index / count, range.begin + range.size() * (index + 1) / count};
 }
 
@@ -72,7 +72,7 @@ class Prefetcher {
  public:
   void clear() { count_ = 0; }
   void add(const Source<In>& source, Range rows) {
-    if (count_ < kMost && !rows.empty()) queue_[count_++] = {source, rows};
+    if (count_ < kCapacity && !rows.empty()) queue_[count_++] = {source, rows};
   }
   SLAP_FAST_INLINE void step() {
     for (int row = 0; row < kRowsPerStep && count_ > 0; ++row) {
@@ -87,8 +87,8 @@ class Prefetcher {
     Source<In> source;
     Range rows;
   };
-  static constexpr int kMost = 6, kRowsPerStep = 12;
-  Entry queue_[kMost];
+  static constexpr int kCapacity = 6, kRowsPerStep = 12;
+  Entry queue_[kCapacity];
   int count_ = 0;
 };
 
@@ -110,12 +110,12 @@ class Arena {
 };
 
 // `otherwise` where lane i, which stands for key first + i, lies outside `range`.
-SLAP_FAST_INLINE Lanes keep_inside(Lanes x, std::int64_t first, Range range, Lanes otherwise) {
+SLAP_FAST_INLINE Lanes select_inside(Lanes x, std::int64_t first, Range range, Lanes fallback) {
   IntLanes index;
   SLAP_FAST_UNROLL
   for (int i = 0; i < kLanes; ++i) index[i] = i;
   const int begin = static_cast<int>(range.begin - first), end = static_cast<int>(range.end - first);
-  return select((index >= begin) & (index < end), x, otherwise);
+  return select((index >= begin) & (index < end), x, fallback);
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA
