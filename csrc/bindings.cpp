@@ -1,5 +1,5 @@
-// The only file that knows Python. Arrays come as addresses and sizes, so that no torch header is needed and one build
-// serves every torch; the callers in slap_fast/ops check types, devices and shapes before they hand an address over.
+// Python bindings. Arrays are passed as addresses and sizes: no torch header is needed, and one build works with every
+// torch version. The callers in slap_fast/ops check dtypes, devices and shapes.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -178,7 +178,7 @@ void bind_rms_norm(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-// in, out, heads, token and head stride of in, the same of out
+// (in, out, heads, in_token_stride, in_head_stride, out_token_stride, out_head_stride)
 using RotaryPart = std::tuple<Address, Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 void bind_rotary(py::module_& module) {
@@ -218,7 +218,7 @@ void bind_swiglu(py::module_& module) {
       py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
-// An address and the strides of tokens and heads.
+// (address, token_stride, head_stride)
 using Heads = std::tuple<Address, std::int64_t, std::int64_t>;
 
 slap_fast::HeadsView heads_view(const Heads& heads) {
@@ -266,7 +266,7 @@ void bind_varlen_attention(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-// An address, and how far apart in elements the lanes and the elements of a lane are.
+// (address, lane_stride, depth_stride), strides in elements
 using Side = std::tuple<Address, std::int64_t, std::int64_t>;
 
 slap_fast::ProductSide product_side(const std::string& dtype, const Side& side, std::int64_t lanes,

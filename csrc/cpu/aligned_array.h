@@ -1,4 +1,4 @@
-// Memory for vectors.
+// Cache-line aligned array.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace slap_fast {
 
-// `count` values aligned to a cache line, uninitialised.
+// `count` uninitialized values, aligned to 64 bytes.
 template <class Value>
 class AlignedArray {
  public:

@@ -15,7 +15,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// What the rows of a block give for each column of a tile.
+// Statistics of a block of rows for each column of a tile, [columns].
 struct ColumnStats {
   explicit ColumnStats(std::int64_t columns)
       : best_positive(columns), best_negative(columns), max(columns), sum(columns) {}
@@ -28,7 +28,7 @@ struct RowTotals {
         positive_similarity(sum.size()),
         best_positive(sum.size(), -kInfinity),
         best_negative(sum.size(), -kInfinity) {}
-  std::vector<double> sum, positive_similarity;  // sum: of exponentials less the largest logit, or of losses
+  std::vector<double> sum, positive_similarity;  // sum of exp(logit - row max), or of sigmoid losses
   std::vector<float> best_positive, best_negative;
 };
 
@@ -115,7 +115,8 @@ class Forward {
     }
   }
 
-  // Positives are seen one by one, and hidden from what sees all pairs. Returns the end of what is saved of them.
+  // Processes the positives one by one, saves their similarities and masks them with infinities whose logit is
+  // -infinity. Returns the end of the saved similarities.
   float* mask_positives(const SimilarityTile& tile, std::int64_t first_row, std::int64_t first_column,
                         ColumnStats& stats, TileScratch& scratch) {
     const float masked = tile.scale < 0.0f ? kInfinity : -kInfinity;
@@ -138,8 +139,8 @@ class Forward {
     return saved;
   }
 
-  // Times zero the infinities that hide positives would be lost: multiplies all else by it, and takes the scale for 1.
-  // NaN stays NaN.
+  // 0 * infinity would turn the masked positives into NaN. Multiplies all other similarities by the zero scale here and
+  // sets the tile's scale to 1. NaN propagates.
   void apply_zero_scale(SimilarityTile& tile, float* saved, const float* end) const {
     for (float* x = tile.data; x < tile.data + tile.rows * tile.stride; ++x)
       *x = *x == -kInfinity ? *x : *x * 0.0f + 0.0f;

@@ -12,10 +12,11 @@
 namespace slap_fast {
 namespace {
 
-// Gradients of the logits of some rows and a tile's columns are kept until columns are done with them. Where products
-// are of bfloat16 so are they. What rounding takes from a row or a column as a whole is then put back along the mean
-// embedding, and what it takes from a row's first positive, often its largest gradient, along that positive: embeddings
-// have much in common, and without it the small difference of large sums would be lost.
+// Keeps the logit gradients of a chunk of rows and a tile of columns for both products, d_audio and d_text.
+//
+// With bfloat16 products they are rounded to bfloat16. The rounding error of each row and column is compensated along
+// the mean embedding, and that of a row's first positive, often its largest gradient, along that positive: embeddings
+// share a large common component, and the gradient is a small difference of large sums along it.
 class Backward {
  public:
   Backward(const ContrastiveInputs& inputs, const ContrastiveGradients& gradients, int threads)
@@ -45,7 +46,7 @@ class Backward {
     row_grad_.assign(gradients.grad_row, gradients.grad_row + inputs.rows);
     positive_grad_.assign(gradients.grad_positive, gradients.grad_positive + inputs.rows);
     if (!bfloat16_grads_) return;
-    // In units of the first row's gradient: mostly it is that of all rows, and a saturated pair's gradient then exact.
+    // Scale by the first row's gradient, usually that of all rows: saturated pairs then have the exact gradient 1.
     if (inputs.rows > 0 && std::isnormal(1.0f / row_grad_[0])) grad_unit_ = row_grad_[0];
     for (float& grad : row_grad_) grad /= grad_unit_;
     for (float& grad : positive_grad_) grad /= grad_unit_;
@@ -83,12 +84,12 @@ class Backward {
   }
 
  private:
-  // Channels as lanes of a product that sums over rows.
+  // Operand of a product that sums over rows: lanes are channels.
   ProductSide channels(const void* data, std::int64_t rows, std::int64_t stride) const {
     return {inputs_.dtype, data, inputs_.width, rows, 1, stride};
   }
 
-  // The gradients of logits as the left side of a product, by rows or by columns.
+  // The logit gradients as the left operand, with rows or columns as lanes.
   ProductSide logit_grads(std::int64_t lanes, std::int64_t depth, bool by_rows) const {
     return {bfloat16_grads_ ? DType::bfloat16 : DType::float32,
             logit_grads_.get(),
@@ -144,7 +145,8 @@ class Backward {
     }
   }
 
-  // Similarities to gradients of logits; `place` counts from the first row at hand.
+  // Replaces similarities by gradients of logits. `row` is the first row of the chunk, `row_offset` that of the tile in
+  // it.
   void compute_logit_gradients(const SimilarityTile& tile, std::int64_t row, std::int64_t row_offset,
                                std::int64_t first_column, TileScratch& scratch) {
     const std::int64_t first_row = row + row_offset, last_column = first_column + tile.columns;
@@ -248,12 +250,12 @@ class Backward {
   MatrixPanels text_, text_channels_, audio_channels_;
   AlignedArray<std::byte> logit_grads_;                         // [group_, stride_]
   AlignedArray<float> audio_sums_, text_sums_;                  // [group_, width], [columns, width]
-  AlignedArray<float> column_max_, column_loss_, column_grad_;  // of the tile's columns
-  AlignedArray<float> block_residuals_;                         // of the tile's columns, for each block of rows
-  std::vector<float> row_grad_, positive_grad_;                 // in units of unit_
+  AlignedArray<float> column_max_, column_loss_, column_grad_;  // [tile columns]
+  AlignedArray<float> block_residuals_;                         // [row blocks of a chunk, stride_]
+  std::vector<float> row_grad_, positive_grad_;                 // divided by grad_unit_
   float grad_unit_ = 1.0f;
   std::vector<float> column_residuals_, row_residuals_, positive_residuals_, text_mean_, audio_mean_;
-  std::vector<double> weighted_, totals_;  // of the rows at hand: sums of gradients times similarities, of gradients
+  std::vector<double> weighted_, totals_;  // [rows of a chunk]: sums of gradient * similarity and of gradients
   double grad_scale_ = 0.0, grad_bias_ = 0.0;
   std::vector<std::unique_ptr<TileScratch>> scratch_;
 };

@@ -1,7 +1,7 @@
-// Compiled once for each instruction set: passes over a tile that lies in L2.
+// Passes over a similarity tile in L2; compiled once per instruction set.
 //
-// Floor: 16 elements of a tile take some 30 instructions in the forward pass and 40 in the backward, two exponentials
-// each; the products around them take 384 and 1,152 at a width of 768 with AVX-512-BF16, twice that with AVX-512.
+// Cost: about 30 instructions per 16 elements forward and 40 backward, with two exponentials each. The matrix products
+// around them take 384 and 1,152 instructions at width 768 with AVX512-BF16, twice as many with AVX-512.
 #include "contrastive_kernel.h"
 
 #include "product_packing.h"
@@ -12,13 +12,13 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// Rows of a tile that share what is read and written of a column.
+// Rows processed together, so that column statistics are loaded and stored once per kQuad rows.
 constexpr int kQuad = 4;
 
-// Columns whose values are summed before their sum is added to that of others: small values are not lost so in float32.
+// Columns per partial sum: blocked summation keeps float32 accurate.
 constexpr std::int64_t kSegment = 256;
 
-// Whether a vector of columns reaches beyond the tile.
+// Compile-time flag: true if a vector reaches beyond the tile's columns.
 template <bool kValue>
 struct Flag {
   static constexpr bool value = kValue;
@@ -31,7 +31,7 @@ class Columns {
     for (int i = 0; i < kLanes; ++i) inside_[i] = i < tile.columns - whole_ ? -1 : 0;
   }
 
-  // Calls visit(flag, column) for each vector of columns, and flush() after each kSegment columns and at the end.
+  // Calls visit(Flag, column) for each vector of columns, and flush() after every kSegment columns and at the end.
   template <class Visit, class Flush>
   SLAP_FAST_INLINE void for_each(Visit visit, Flush flush) const {
     for (std::int64_t column = 0; column < whole_;) {
@@ -48,7 +48,7 @@ class Columns {
     for_each(visit, [] {});
   }
 
-  // x, or `otherwise` beyond the tile.
+  // x inside the tile, `otherwise` beyond its last column.
   template <bool kTail>
   SLAP_FAST_INLINE Lanes keep(Flag<kTail>, Lanes x, Lanes otherwise) const {
     if constexpr (kTail) return select(inside_, x, otherwise);
@@ -72,7 +72,7 @@ class Columns {
   IntLanes inside_;
 };
 
-// Calls visit(rows, row) for kQuad rows at a time and for the rest one by one.
+// Calls visit(RowCount, row) for groups of kQuad rows, then for the remaining rows one by one.
 template <int kCount>
 struct RowCount {
   static constexpr int value = kCount;
@@ -84,7 +84,7 @@ SLAP_FAST_INLINE void for_each_row_group(const SimilarityTile& tile, Visit visit
   for (; row < tile.rows; ++row) visit(RowCount<1>{}, row);
 }
 
-// A sum over columns, in segments.
+// Blocked sum over columns.
 struct Sum {
   Lanes segment{}, total{};
   SLAP_FAST_INLINE void flush() {

@@ -1,4 +1,4 @@
-// What the contrastive loss does to a tile of similarities, by instruction set. Plain pointers only: see simd.h.
+// Tile operations of the contrastive losses, one table per instruction set. Plain pointers only: see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -7,41 +7,42 @@
 
 namespace slap_fast {
 
-// Similarities [rows, columns]; a logit is scale * similarity + bias. Rows, and every array over columns below, are
-// aligned to 64 bytes and hold a multiple of 64 bytes; what they hold beyond the columns counts for nothing.
+// Similarities [rows, columns]; logit = scale * similarity + bias. Rows and all arrays over columns below are 64-byte
+// aligned and padded to a multiple of 64 bytes; padding is ignored.
 struct SimilarityTile {
   float* data;
   std::int64_t stride, rows, columns;
   float scale, bias;
 };
 
-// What the gradient of a logit of the softmax needs of each row or of each column.
+// Per-row or per-column inputs of the softmax gradient. `loss` is log(sum(exp(logit - max))).
 struct SoftmaxGradients {
   const float *max, *loss, *grad;
 };
 
 struct ContrastiveKernel {
-  // The logit of a similarity, rounded as those of whole tiles are: equal similarities tie.
+  // The logit of one similarity, bitwise equal to that of the tile passes, so that equal similarities tie.
   float (*logit)(const SimilarityTile& tile, float similarity);
-  // Largest logits: row_largest is written, column_largest raised.
+  // Maximum logits: writes row_max, updates column_max.
   void (*find_max)(const SimilarityTile& tile, float* row_max, float* column_max);
-  // Sums of exponentials of logits less the row's or the column's largest: row_sum is written, column_sum added to.
+  // Sums of exp(logit - max) per row and column: writes row_sum, adds to column_sum.
   void (*sum_exponentials)(const SimilarityTile& tile, const float* row_max, const float* column_max, float* row_sum,
                            float* column_sum);
-  // find_largest, and sums over rows of log(1 + exp(logit)).
+  // find_max, and the sum of log(1 + exp(logit)) per row.
   void (*sum_pair_losses)(const SimilarityTile& tile, float* row_max, float* column_max, float* row_loss);
-  // Similarities become gradients of logits, as if no pair were positive. Written for each row: the sum of gradients
-  // times similarities, and of gradients.
+  // Replaces similarities by gradients of logits, treating every pair as negative. Per row, `weighted` is the sum of
+  // gradient * similarity and `total` the sum of gradients.
   void (*softmax_gradients)(const SimilarityTile& tile, const SoftmaxGradients& row, const SoftmaxGradients& column,
                             float* weighted, float* total);
   void (*sigmoid_gradients)(const SimilarityTile& tile, const float* row_grad, float* weighted, float* total);
-  // The tile in bfloat16, a row every `stride` values. What rounding took is added to its row and its column.
+  // Rounds the tile to bfloat16, rows `stride` values apart, and adds each rounding error to the residual of its row
+  // and column.
   void (*round_to_bfloat16)(const SimilarityTile& tile, std::uint16_t* out, std::int64_t stride, float* row_residual,
                             float* column_residual);
-  // Largest values and sums of exponentials relative to them, joined with those of more.
+  // Merges (max, sum of exp(x - max)) pairs.
   void (*merge_log_sum_exp)(std::int64_t count, float* running_max, float* running_sum, const float* other_max,
                             const float* other_sum);
-  // sum += factor * row; the dot product; out = factor * sum. Rows hold `width` of `dtype`.
+  // Rows are [width] of `dtype`. add_row: sum += factor * row; write_row: out = factor * sum.
   void (*add_row)(DType dtype, const void* row, std::int64_t width, float factor, float* sum);
   float (*dot)(DType dtype, const void* row, const float* other, std::int64_t width);
   void (*write_row)(DType dtype, const float* sum, std::int64_t width, float factor, void* out);

@@ -1,4 +1,4 @@
-// Which columns belong to a row.
+// Positive columns of each row.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace slap_fast {
 
 class Positives {
  public:
-  // Row i's are the columns of its id, or without ids column offset + i alone, if there is such a one.
+  // With ids: all columns that share the row's id. Without: column offset + row, if it exists.
   Positives(const std::int64_t* row_ids, std::int64_t rows, const std::int64_t* column_ids, std::int64_t columns,
             std::int64_t offset)
       : columns_(columns), offset_(offset) {
@@ -32,14 +32,14 @@ class Positives {
     return end - begin;
   }
 
-  // The first, or -1.
+  // The first positive column, or -1.
   std::int64_t first(std::int64_t row) const {
     if (!by_id()) return diagonal(row);
     const auto& [begin, end] = ranges_[static_cast<std::size_t>(row)];
     return begin < end ? sorted_[static_cast<std::size_t>(begin)].second : -1;
   }
 
-  // Calls visit(column) for each among first .. last, in order.
+  // Calls visit(column) for each positive column in [first, last), ascending.
   template <class Visit>
   void for_each(std::int64_t row, std::int64_t first, std::int64_t last, Visit visit) const {
     if (!by_id()) {
@@ -63,8 +63,8 @@ class Positives {
   }
 
   std::int64_t columns_, offset_;
-  std::vector<std::pair<std::int64_t, std::int64_t>> sorted_;  // ids and columns
-  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;  // of each row, in the above
+  std::vector<std::pair<std::int64_t, std::int64_t>> sorted_;  // (id, column)
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;  // [begin, end) in sorted_ per row
 };
 
 }  // namespace slap_fast

@@ -10,9 +10,9 @@
 namespace slap_fast {
 namespace {
 
-// Below this many multiplications a thread costs more than it saves.
+// Multiplications that justify one more thread.
 constexpr double kWorkPerThread = 4e6;
-// Rows summed before their sum is added to the others': float32 keeps more digits so.
+// Rows per partial sum: blocked summation keeps float32 accurate.
 constexpr std::int64_t kRowsPerSum = 64;
 
 void require(bool holds, const std::string& message) {

@@ -1,4 +1,4 @@
-// How floats lie in memory; the mathematics is float32 for each.
+// Element types of tensors. Arithmetic is float32 for all of them.
 #pragma once
 
 namespace slap_fast {

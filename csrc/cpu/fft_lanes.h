@@ -1,9 +1,9 @@
-// The complex FFT of kLanes signals side by side, in place.
+// In-place complex FFT of kLanes signals, one per lane.
 //
-// A slot is two rows of lanes: real parts, then imaginary parts. Point n stands at slot n + n / block. The forward
-// transform decimates in frequency and leaves frequency k at slots[k]; the backward one is its transpose, from that
-// order to natural order, with exp(+2 pi i) and without a factor. Twiddles are broadcast operands: they cost no
-// register.
+// A slot is a vector of real parts followed by one of imaginary parts. Point n is in slot n + n / block. The forward
+// transform (decimation in frequency) leaves frequency k in slots[k]. The backward one is its transpose: from that
+// order to natural order, with exp(+2 pi i), unscaled. Twiddles are broadcast memory operands and need no registers. A
+// radix-R butterfly reads and writes R points, its legs.
 #pragma once
 
 #include "fft_plan_view.h"
@@ -23,7 +23,7 @@ SLAP_FAST_INLINE Complex times(Complex a, const float* w) {
   return {fms(a.re, re, a.im * im), fma(a.re, im, a.im * re)};
 }
 
-// Discrete Fourier transforms of R points with exp(-2 pi i), in natural order.
+// R-point DFT with exp(-2 pi i), natural order.
 template <int R>
 SLAP_FAST_INLINE void butterfly(Complex (&z)[R]);
 
@@ -69,8 +69,8 @@ SLAP_FAST_INLINE void butterfly<5>(Complex (&z)[5]) {
   z[4] = {p.re - u.im, p.im + u.re};
 }
 
-// Of 8 points of which those from `legs` on are zero, 6 at least. The factor sqrt(1/2) of the odd half waits for its
-// last additions, which become fused.
+// 8-point DFT whose inputs from `legs` (6 to 8) on are zero. The factor sqrt(1/2) of the odd half is applied in the
+// last additions, as FMAs.
 template <int legs>
 SLAP_FAST_INLINE void padded_butterfly_8(Complex (&z)[8]) {
   Complex even[4] = {z[0] + z[4], z[1] + z[5], z[2], z[3]};
@@ -116,7 +116,7 @@ struct Identity {
   SLAP_FAST_INLINE Complex operator()(Complex stored, std::int64_t) const { return stored; }
 };
 
-// One butterfly of a block, at point j, of whose legs those from `legs` on are zero and never read.
+// One butterfly of a block, at point j. Legs from `legs` on are zero and not read.
 template <int R, int legs, class Source>
 SLAP_FAST_INLINE void forward_butterfly(float* data, const FftStageView& stage, std::int64_t leg, std::int64_t j,
                                         Source source) {
@@ -134,14 +134,14 @@ SLAP_FAST_INLINE void forward_butterfly(float* data, const FftStageView& stage, 
     for (int q = 1; q < R; ++q) store_slot(data, j + q * leg, times(z[q], twiddles + (q - 1) * 2));
 }
 
-// One block of a stage: `leg` slots lie between the legs of a butterfly, which start at points 0 to step - 1. Points
-// are read through `source(stored, point)`, which may change them on the way.
+// One block of a stage: butterflies start at points [0, step), their legs are `leg` slots apart. Inputs are read as
+// source(stored, point).
 template <int R, class Source>
 inline void forward_block(float* data, const FftStageView& stage, std::int64_t leg, Source source) {
   for (std::int64_t j = 0; j < stage.step; ++j) forward_butterfly<R, R>(data, stage, leg, j, source);
 }
 
-// The same of points that are zero from `points` on, more than the first six legs. Zeros are never read.
+// A radix-8 block whose points from `points` on are zero, which is beyond the first six legs. Zeros are not read.
 template <class Source>
 inline void forward_padded_block(float* data, const FftStageView& stage, std::int64_t leg, std::int64_t points,
                                  Source source) {
@@ -151,8 +151,8 @@ inline void forward_padded_block(float* data, const FftStageView& stage, std::in
   for (; j < stage.step; ++j) forward_butterfly<8, 6>(data, stage, leg, j, source);
 }
 
-// The same transposed: conjugated twiddles first, then the conjugated butterfly, both by exchanging the parts. Points
-// from `points` on are not written.
+// Transpose of forward_block: conjugate twiddles, then the conjugate butterfly, both by swapping real and imaginary
+// parts. Points from `points` on are not written.
 template <int R>
 inline void backward_block(float* data, const FftStageView& stage, std::int64_t leg, std::int64_t points) {
   for (std::int64_t j = 0; j < stage.step; ++j) {
@@ -167,7 +167,7 @@ inline void backward_block(float* data, const FftStageView& stage, std::int64_t 
   }
 }
 
-// A prime radix without code of its own: by definition. `legs` holds as many points as the radix.
+// Naive DFT for a prime radix without a specialization. `legs` is scratch for `radix` points.
 template <bool forward, class Source>
 inline void generic_block(float* data, const FftStageView& stage, std::int64_t leg, float* legs, Source source) {
   const std::int64_t radix = stage.radix;
@@ -228,26 +228,26 @@ inline void dispatch_backward_block(float* data, const FftStageView& stage, std:
   }
 }
 
-// Calls visit(part) for each independent transform that is left of one leg of the first stage before stage i.
+// Calls visit(part) for each independent transform of stage i within one leg of the first stage.
 template <class Visit>
 SLAP_FAST_INLINE void for_each_subtransform(float* data, const FftView& fft, std::int64_t i, Visit visit) {
   const std::int64_t points = fft.stage[i].radix * fft.stage[i].step;
   for (std::int64_t first = 0; first < fft.block; first += points) visit(data + first * 2 * kLanes);
 }
 
-// Calls visit(leg) for what the first stage leaves: independent transforms, each finished while it is in the cache.
+// Calls visit(leg) for each independent transform left by the first stage, so that it completes while in cache.
 template <class Visit>
 SLAP_FAST_INLINE void for_each_leg(float* data, const FftView& fft, Visit visit) {
   for (std::int64_t q = 0; q < fft.stage[0].radix; ++q) visit(data + q * (fft.block + 1) * 2 * kLanes);
 }
 
-// How many points the first stage reads if those from `points` on are zero.
+// Points read by the first stage if points from `points` on are zero.
 inline std::int64_t points_read(const FftView& fft, std::int64_t points) {
   if (fft.stages == 0 || fft.stage[0].radix != 8) return fft.size;
   return points > 6 * fft.block ? points : 6 * fft.block;
 }
 
-// The first `stages` stages of the transform of points that are zero from `points` on.
+// The first `stages` stages of the forward transform, with zeros from point `points` on.
 template <class Source>
 inline void fft_forward(float* data, const FftView& fft, std::int64_t points, std::int64_t stages, float* legs,
                         Source source) {
@@ -265,7 +265,7 @@ inline void fft_forward(float* data, const FftView& fft, std::int64_t points, st
   });
 }
 
-// The first `points` points of the transposed transform.
+// The backward transform; only the first `points` points are valid.
 inline void fft_backward(float* data, const FftView& fft, std::int64_t points, float* legs) {
   if (fft.stages == 0) return;
   for_each_leg(data, fft, [&](float* leg) {

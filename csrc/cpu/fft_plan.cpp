@@ -8,8 +8,8 @@ namespace {
 
 constexpr double kTwoPi = 6.283185307179586476925286766559;
 
-// Large radices first: fewer sweeps over the data. What is left after those with code of their own goes by its prime
-// factors, each at a cost of its square.
+// Large radices first, for fewer passes over the data. The remainder is split into prime factors, at quadratic cost
+// each.
 std::vector<std::int64_t> radices_of(std::int64_t size) {
   std::vector<std::int64_t> radices;
   for (std::int64_t radix : {8, 5, 4, 3, 2})
@@ -44,7 +44,8 @@ FftPlan::FftPlan(std::int64_t size) : size_(size), slots_(static_cast<std::size_
     max_radix_ = std::max(max_radix_, radix);
     length = step;
   }
-  // A point's digits, first stage first, are those of its frequency, lowest first.
+  // Mixed-radix digit reversal: a slot's digits, first stage first, are its frequency's digits, least significant
+  // first.
   for (std::int64_t slot = 0; slot < size; ++slot) {
     std::int64_t frequency = 0, weight = 1, remainder = slot;
     for (const FftStageView& stage : stages_) {

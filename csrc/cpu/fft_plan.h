@@ -1,4 +1,4 @@
-// A complex FFT of any size as a chain of butterflies in place, for fft_lanes.h.
+// Mixed-radix plan of an in-place complex FFT of any size, executed by fft_lanes.h.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ namespace {
 constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 #if defined(__x86_64__)
-// By cpuid: not every supported compiler knows these features' names.
+// By cpuid: older compilers do not accept these names in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29));

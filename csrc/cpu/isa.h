@@ -1,4 +1,4 @@
-// Instruction sets: what the machine has, what this build has, and which of them serves.
+// Run-time dispatch over instruction sets.
 #pragma once
 
 #include <string>
@@ -6,21 +6,21 @@
 
 namespace slap_fast {
 
-// In order: each includes those before it.
+// Ascending: each includes the ones before.
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(Isa isa);
 
-// The highest that this machine runs, the operating system's part included.
+// The highest instruction set supported by the CPU and the operating system.
 Isa detected_isa();
 
-// Those that this build has code for, in order.
+// Instruction sets compiled into this build, ascending.
 std::vector<Isa> compiled_isas();
 
-// The one that serves: the highest that is both detected and compiled, unless force_isa chose another.
+// The instruction set in use: the highest that is detected and compiled, unless force_isa overrides it.
 Isa chosen_isa();
 
-// Throws std::invalid_argument for an unknown name, or one that this machine or this build lacks.
+// Throws std::invalid_argument if the name is unknown or the CPU or this build does not support it.
 void force_isa(const std::string& name);
 
 }  // namespace slap_fast
@@ -44,7 +44,7 @@ void force_isa(const std::string& name);
 #define SLAP_FAST_TRY_AVX512_BF16(isa, wanted, call)
 #endif
 
-// The body of a function that returns the best build of a kernel: `call` is declared in namespaces of the sets' names.
+// Body of a function that returns `call` from the namespace of the instruction set in use.
 #define SLAP_FAST_DISPATCH(call)                          \
   const ::slap_fast::Isa isa = ::slap_fast::chosen_isa(); \
   SLAP_FAST_TRY_AVX512(isa, call)                         \
@@ -52,7 +52,7 @@ void force_isa(const std::string& name);
   static_cast<void>(isa);                                 \
   return baseline::call
 
-// The same for a kernel whose bfloat16 has products of its own.
+// The same for kernels with an AVX512-BF16 build, which is used for bfloat16 only.
 #define SLAP_FAST_DISPATCH_BF16(call, dtype)                                                          \
   SLAP_FAST_TRY_AVX512_BF16(::slap_fast::chosen_isa(), (dtype) == ::slap_fast::DType::bfloat16, call) \
   static_cast<void>(dtype);                                                                           \

@@ -1,6 +1,4 @@
-// One float of each of kLanes independent items side by side, in the instruction set that this translation unit is
-// compiled for. No lane ever meets another, so an item's bits do not depend on its neighbours. As in simd.h, everything
-// lives in a namespace of the instruction set, and standard headers stay out.
+// Vectors of kLanes floats and elementwise math. See simd.h for the namespace and the ban on standard headers.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +9,13 @@
 
 namespace slap_fast::SLAP_FAST_ISA {
 
-// kColumns consecutive floats of an item are loaded or stored together.
+// kColumns: consecutive floats per lane in load_columns() and store_columns().
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kColumns = 8;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8, kColumns = 4;
 #else
-constexpr int kLanes = 4, kColumns = 4;  // what compilers turn into SSE2 or NEON
+constexpr int kLanes = 4, kColumns = 4;  // vectorized by the compiler to SSE2 or NEON
 #endif
 
 typedef float Lanes __attribute__((vector_size(kLanes * 4)));
@@ -45,7 +43,7 @@ SLAP_FAST_INLINE WordLanes words(Lanes x) { return reinterpret_cast<WordLanes>(x
 SLAP_FAST_INLINE Lanes floats(WordLanes x) { return reinterpret_cast<Lanes>(x); }
 SLAP_FAST_INLINE Lanes select(IntLanes mask, Lanes x, Lanes y) { return mask ? x : y; }
 
-// a * b + c, c - a * b and a * b - c; fused where the instruction set can.
+// fma: a * b + c, fnma: c - a * b, fms: a * b - c. Fused if the instruction set has FMA.
 SLAP_FAST_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -74,14 +72,14 @@ SLAP_FAST_INLINE Lanes fms(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
-// x, but at least `least`; NaN stays NaN.
-SLAP_FAST_INLINE Lanes max(Lanes x, Lanes least) {
+// max(x, bound). Returns x if either is NaN: a NaN in x propagates, one in `bound` does not.
+SLAP_FAST_INLINE Lanes max(Lanes x, Lanes bound) {
 #if defined(__AVX512F__)
-  return _mm512_max_ps(least, x);
+  return _mm512_max_ps(bound, x);
 #elif defined(__AVX2__)
-  return _mm256_max_ps(least, x);
+  return _mm256_max_ps(bound, x);
 #else
-  return select(x < least, least, x);
+  return select(x < bound, bound, x);
 #endif
 }
 
@@ -96,8 +94,7 @@ SLAP_FAST_INLINE Lanes square_root(Lanes x) {
 #endif
 }
 
-// log(1 + f) + e log 2 for 1 + f in [sqrt(1/2), sqrt(2)): log(1 + f) = f - f^2 / 2 + f^3 P(f); P is a minimax
-// polynomial.
+// log(1 + f) + e log(2) for 1 + f in [sqrt(1/2), sqrt(2)), with log(1 + f) = f - f^2 / 2 + f^3 P(f), P minimax.
 SLAP_FAST_INLINE Lanes logarithm_of_parts(Lanes f, Lanes e) {
   const Lanes square = f * f;
   Lanes p = splat(7.0376836292e-2f);
@@ -109,15 +106,15 @@ SLAP_FAST_INLINE Lanes logarithm_of_parts(Lanes f, Lanes e) {
   p = fma(p, f, splat(2.0000714765e-1f));
   p = fma(p, f, splat(-2.4999993993e-1f));
   p = fma(p, f, splat(3.3333331174e-1f));
-  // ln 2 in two parts, the first exact in few bits.
+  // ln(2) split in two: e times the high part is exact.
   Lanes small = fma(p * f, square, e * -2.12194440e-4f);
   small = fma(square, splat(-0.5f), small);
   return fma(e, splat(0.693359375f), f + small);
 }
 
-// Natural logarithm of normal positive numbers and infinity, within 1.5 ulp; NaN stays NaN.
+// Natural logarithm of positive normal numbers and infinity, error below 1.5 ulp. NaN propagates.
 SLAP_FAST_INLINE Lanes logarithm(Lanes x) {
-  // Words wrap around, as NaN and what is not positive make them do. The shift repeats the sign.
+  // Unsigned subtraction wraps for NaN and non-positive x; the shift is arithmetic.
   const IntLanes exponent = reinterpret_cast<IntLanes>(words(x) - 0x3f3504f3u) >> 23;
   const Lanes f = floats(words(x) - (reinterpret_cast<WordLanes>(exponent) << 23)) - 1.0f;
   const Lanes result = logarithm_of_parts(f, __builtin_convertvector(exponent, Lanes));
@@ -130,16 +127,16 @@ SLAP_FAST_INLINE Lanes logarithm_above_1(Lanes x) {
   return logarithm_of_parts(select(upper, (x - 1.0f) * 0.5f, x), select(upper, splat(1.0f), Lanes{}));
 }
 
-// The nearest integer n to x, and 2^n, for n from -127 (then 0) to 127. Adding 1.5 * 2^23 leaves n in the lowest bits,
-// and 127 more its biased exponent. What NaN becomes here is anything: who scales by it multiplies NaN.
+// 2^n for the integer n nearest to x, -127 <= n <= 127 (2^-127 gives 0): adding 1.5 * 2^23 rounds x to n in the low
+// mantissa bits, adding 127 more gives the biased exponent. Undefined for NaN: callers multiply the result by a NaN.
 constexpr float kToExponent = 12582912.0f + 127.0f;
 SLAP_FAST_INLINE Lanes power_of_2(Lanes shifted) { return floats(words(shifted) << 23); }
 
-// 2^x within 2e-7 of its value; what lies below 2^-126 may be 0. NaN stays NaN, whatever its bits. x must lie below
-// 127. With x = n + f, 2^f = 1 + f P(f); P is a minimax polynomial, over [0, 1) with AVX-512, else over [-1/2, 1/2].
+// 2^x for x < 127, relative error below 2e-7. Results below 2^-126 may flush to 0; any NaN propagates. x = n + f and
+// 2^f = 1 + f P(f), P minimax over [0, 1) with AVX-512 and over [-1/2, 1/2] otherwise.
 SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
 #if defined(__AVX512F__)
-  const Lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 for an infinity
+  const Lanes f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 if x is infinite
   Lanes p = splat(1.8671300741e-3f);
   p = fma(p, f, splat(9.0170303107e-3f));
   p = fma(p, f, splat(5.5799913115e-2f));
@@ -161,16 +158,16 @@ SLAP_FAST_INLINE Lanes exponential2(Lanes x) {
 #endif
 }
 
-// e^x within 7e-8 of its value, without bias: for sums of differences. What lies below e^-87 may be 0. NaN stays NaN,
-// whatever its bits. x must lie below 88. With x = n ln 2 + r, e^r = 1 + r + r^2 P(r); P is a minimax polynomial.
+// e^x for x < 88, relative error below 7e-8 and unbiased, so that errors do not accumulate in sums of differences.
+// Results below e^-87 may flush to 0; any NaN propagates. x = n ln(2) + r and e^r = 1 + r + r^2 P(r), P minimax.
 SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 #if defined(__AVX512F__)
   const Lanes clamped = max(x, splat(-106.0f));  // rounds to 0
 #else
-  const Lanes clamped = max(x, splat(-88.0f));  // its power of 2 is 0
+  const Lanes clamped = max(x, splat(-88.0f));  // power_of_2() gives 0
 #endif
   const Lanes shifted = fma(clamped, splat(1.44269504f), splat(kToExponent)), n = shifted - kToExponent;
-  // ln 2 in two parts, the first exact in few bits.
+  // ln(2) split in two: n times the high part is exact.
   const Lanes r = fma(n, splat(2.12194440e-4f), fnma(n, splat(0.693359375f), clamped));
   Lanes p = splat(1.3814173872e-3f);
   p = fma(p, r, splat(8.3689214662e-3f));
@@ -187,11 +184,11 @@ SLAP_FAST_INLINE Lanes exponential(Lanes x) {
 
 // 1 / (1 + e^-x).
 SLAP_FAST_INLINE Lanes sigmoid(Lanes x) {
-  const Lanes small = exponential(-max(x, -x)), share = 1.0f / (small + 1.0f);
-  return select(x < 0.0f, share * small, share);
+  const Lanes decay = exponential(-max(x, -x)), positive = 1.0f / (decay + 1.0f);  // e^-|x|, sigmoid(|x|)
+  return select(x < 0.0f, positive * decay, positive);
 }
 
-// Four rows of lanes, each block of 4 x 4 transposed.
+// Transposes each 4 x 4 block of four vectors.
 SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
 #if defined(__AVX512F__)
   const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
@@ -220,7 +217,7 @@ SLAP_FAST_INLINE void transpose_blocks(Lanes* r) {
 #endif
 }
 
-// Row i of kLanes rows reduced to lane i by combine(), which takes two vectors.
+// Horizontal reduction: lane i of the result is rows[i] reduced by combine(Lanes, Lanes).
 template <class Combine>
 SLAP_FAST_INLINE Lanes reduce_rows(const Lanes (&rows)[kLanes], Combine combine) {
   Lanes t[4];
@@ -242,7 +239,7 @@ SLAP_FAST_INLINE Lanes reduce_rows(const Lanes (&rows)[kLanes], Combine combine)
   return combine(combine(t[0], t[1]), combine(t[2], t[3]));
 }
 
-// kColumns consecutive floats of each lane's source to as many rows.
+// Gather-transpose: rows[j][lane] = sources[lane][begin + j].
 SLAP_FAST_INLINE void load_columns(const float* const* sources, std::int64_t begin, Lanes (&rows)[kColumns]) {
 #if defined(__AVX512F__)
   const auto half = [&](int lane) { return _mm256_loadu_ps(sources[lane] + begin); };
@@ -267,7 +264,7 @@ SLAP_FAST_INLINE void load_columns(const float* const* sources, std::int64_t beg
 #endif
 }
 
-// The reverse: kColumns rows to consecutive floats of each lane's target.
+// The inverse: targets[lane][begin + j] = rows[j][lane].
 SLAP_FAST_INLINE void store_columns(const Lanes (&rows)[kColumns], float* const* targets, std::int64_t begin) {
   Lanes t[kColumns];
 #if defined(__AVX512F__)

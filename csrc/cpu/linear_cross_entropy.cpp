@@ -13,7 +13,7 @@
 namespace slap_fast {
 namespace {
 
-// Below this many logits a thread costs more than it saves.
+// Logits that justify one more thread.
 constexpr std::int64_t kLogitsPerThread = 1 << 15;
 
 CrossEntropyKernels chosen_kernels() { SLAP_FAST_DISPATCH(cross_entropy_kernels()); }
@@ -34,7 +34,7 @@ double row_loss(const CrossEntropyKernels& kernels, const ScoreRows& logits, std
   const double row_max = exponentials.max, log_sum = std::log(static_cast<double>(exponentials.sum));
   const double lse = row_max + log_sum;
   if (grad_dtype) {
-    // Of exp(x - largest), not exp(x - lse): where logits are large, a rounded lse has lost digits that matter.
+    // Scales exp(x - max) instead of computing exp(x - lse): at large logits the rounded lse is too coarse.
     const double scale = (1.0 + 2.0 * loss.z_loss * lse) / static_cast<double>(exponentials.sum);
     const double shift = smoothing / columns;
     const double at_target = static_cast<double>(row[target]) * scale - shift - (1.0 - smoothing);

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "linear_cross_entropy_kernel.h"
 
 #include "score_lanes.h"
@@ -9,26 +9,24 @@ namespace {
 float sum(const float* row, std::int64_t columns) {
   Accumulators sums(0.0f);
   const std::int64_t whole = columns - columns % kLanes;
-  for_vectors(whole, [&](std::int64_t i, int slot) { sums.acc[slot] += load_unaligned(row + i); });
+  for_vectors(whole, [&](std::int64_t i, int a) { sums.acc[a] += load_unaligned(row + i); });
   return reduce_sum(sums.sum() + load_partial<Float32>(row + whole, columns - whole));
 }
 
 RowExponentials exponentials(float* row, std::int64_t padded, bool keep) {
   Accumulators maxima(-__builtin_inff());
-  for_vectors(padded,
-              [&](std::int64_t i, int slot) { maxima.acc[slot] = max(maxima.acc[slot], load_unaligned(row + i)); });
+  for_vectors(padded, [&](std::int64_t i, int a) { maxima.acc[a] = max(maxima.acc[a], load_unaligned(row + i)); });
   const float row_max = maxima.maximum();
   const Lanes shift = splat(row_max);
   Accumulators sums(0.0f);
   if (keep) {
-    for_vectors(padded, [&](std::int64_t i, int slot) {
+    for_vectors(padded, [&](std::int64_t i, int a) {
       const Lanes e = exponential(load_unaligned(row + i) - shift);
       store_unaligned(row + i, e);
-      sums.acc[slot] += e;
+      sums.acc[a] += e;
     });
   } else {
-    for_vectors(padded,
-                [&](std::int64_t i, int slot) { sums.acc[slot] += exponential(load_unaligned(row + i) - shift); });
+    for_vectors(padded, [&](std::int64_t i, int a) { sums.acc[a] += exponential(load_unaligned(row + i) - shift); });
   }
   return {row_max, reduce_sum(sums.sum())};
 }

@@ -1,4 +1,4 @@
-// The loops over a row of logits, by instruction set. Rows are a multiple of kRowMultiple long.
+// Passes over one row of logits, one table per instruction set. Rows are padded to a multiple of kRowMultiple.
 #pragma once
 
 #include <cstdint>
@@ -8,16 +8,16 @@
 namespace slap_fast {
 
 struct RowExponentials {
-  float max;  // of the row
-  float sum;  // of exp(x - largest)
+  float max;  // max(x)
+  float sum;  // sum(exp(x - max))
 };
 
 struct CrossEntropyKernels {
   float (*sum)(const float* row, std::int64_t columns);
-  // With `keep` the exponentials replace the row.
+  // With `keep`, exp(x - max) overwrites the row.
   RowExponentials (*exponentials)(float* row, std::int64_t padded, bool keep);
-  // gradient = row * scale - shift; but `at_target` at `target`, where that is not negative. It may begin where the row
-  // does, in any storage: no element is wider than what has been read.
+  // gradient = row * scale - shift, except gradient[target] = at_target if target >= 0. May alias `row` at the same
+  // start: no dtype is wider than float32.
   void (*gradient)(const float* row, std::int64_t padded, float scale, float shift, std::int64_t target,
                    float at_target, DType dtype, void* gradient);
 };

@@ -9,7 +9,7 @@
 
 #include "aligned_array.h"
 #include "isa.h"
-#include "log_mel_frames.h"
+#include "log_mel_windows.h"
 #include "packed_offsets.h"
 #include "parallel.h"
 
@@ -17,7 +17,7 @@ namespace slap_fast {
 namespace {
 
 constexpr std::int64_t kFramesPerTask = 64;
-// Below this many frames a thread costs more than it saves.
+// Frames that justify one more thread.
 constexpr std::int64_t kFramesPerThread = 256;
 
 LogMelKernel chosen_kernel() { SLAP_FAST_DISPATCH(log_mel_kernel()); }
@@ -44,12 +44,12 @@ Clip<Sample> clip_of(const PackedWaveform& waveform, std::int64_t clip) {
   return {samples_of<Sample>(waveform) + begin, waveform.cu_seqlens[clip + 1] - begin};
 }
 
-// The item that holds `position`.
+// Index of the item that contains `position`.
 std::int64_t item_at(const std::int64_t* offsets, std::int64_t items, std::int64_t position) {
   return std::upper_bound(offsets, offsets + items + 1, position) - offsets - 1;
 }
 
-// Frames on their way into the kernel.
+// Collects windows and runs the kernel once per full vector of lanes.
 class ForwardGroup {
  public:
   ForwardGroup(const LogMelSpec& spec, const LogMelView& view, const LogMelKernel& kernel, MelBlocks blocks)
@@ -69,7 +69,7 @@ class ForwardGroup {
   }
 
  private:
-  // The samples that the next group will most likely add to this one's.
+  // New samples of the next group, if it continues the same clip.
   PrefetchHint prefetch() const {
     const float* last = windows_[kernel_.lanes - 1];
     return {last + view_.win_length, last - windows_[0] == (kernel_.lanes - 1) * hop_ ? kernel_.lanes * hop_ : 0};
@@ -128,7 +128,7 @@ void forward_frames(const LogMelSpec& spec, const LogMelView& view, const Packed
   });
 }
 
-// Columns of patches, in the order of the packed clips.
+// Offsets of the clips' patch columns, one column per layout.frames frames.
 struct PatchColumns {
   std::vector<std::int64_t> offsets;  // [clips + 1]
 
@@ -141,7 +141,7 @@ struct PatchColumns {
   }
 };
 
-// The values of one column that are not spectral: padding, then masks.
+// Writes the padding and masked values of one patch column.
 void fill_column(const PatchLayout& layout, std::int64_t n_mels, std::int64_t clip, std::int64_t first_frame,
                  std::int64_t frames, float* column) {
   const std::int64_t area = layout.frames * layout.mels;
@@ -196,14 +196,14 @@ void forward_patches(const LogMelSpec& spec, const LogMelView& view, const Packe
   });
 }
 
-// A stretch of one clip whose gradient one task computes whole: every frame that touches it, in order, is added to it,
-// so that neither threads nor neighbours change a bit.
+// Sample range of a clip whose gradient is computed by one task: it adds all overlapping frames in order, so the result
+// is bitwise independent of threads and of other clips.
 struct Segment {
   std::int64_t clip, begin, end;
 };
 
 std::vector<Segment> make_segments(const LogMelSpec& spec, const PackedWaveform& waveform) {
-  // As many frames as fill the kernel's lanes without rest.
+  // A multiple of the kernel's lanes.
   const std::int64_t hop = spec.hop_length, win = spec.win_length;
   const std::int64_t frames = std::clamp<std::int64_t>((1 << 17) / hop / kMaxLanes, 1, 8) * kMaxLanes;
   const std::int64_t target_length = std::max(frames * hop - win + 1, hop);
@@ -211,7 +211,7 @@ std::vector<Segment> make_segments(const LogMelSpec& spec, const PackedWaveform&
   for (std::int64_t clip = 0; clip < waveform.clips; ++clip) {
     const std::int64_t length = waveform.cu_seqlens[clip + 1] - waveform.cu_seqlens[clip];
     const std::int64_t clip_frames = waveform.cu_frames[clip + 1] - waveform.cu_frames[clip];
-    // What a padding reflects must lie in the stretch beside it.
+    // Samples reflected into the padding must be in the adjacent segment.
     const std::int64_t before = std::max<std::int64_t>(0, -spec.first_sample);
     const std::int64_t after = std::max<std::int64_t>(0, spec.first_sample + (clip_frames - 1) * hop + win - length);
     const std::int64_t segment_length = std::max({target_length, before + 2, after + 2});
@@ -239,13 +239,13 @@ class BackwardWorker {
     const std::int64_t first_frame = waveform.cu_frames[segment.clip];
     const std::int64_t frames = waveform.cu_frames[segment.clip + 1] - first_frame;
     const bool starts = segment.begin == 0, ends = segment.end == clip.length;
-    // With the padding beside it, and the one sample more that emphasis over the clip looks back from.
+    // Includes the adjacent padding, and the next sample if preemphasis over the clip refers back to this segment.
     begin_ = starts ? std::min<std::int64_t>(0, first) : segment.begin;
     const std::int64_t end =
         ends ? std::max(clip.length, first + (frames - 1) * hop + win) : segment.end + spec_.preemphasis_over_clip;
     sum_.assign(static_cast<std::size_t>(end - begin_), 0.0f);
 
-    // Frames whose windows reach beyond begin_, and start before end.
+    // Frames that overlap [begin_, end).
     const std::int64_t low = std::min(std::max<std::int64_t>(0, begin_ - first - win + hop) / hop, frames);
     const std::int64_t high = std::min(std::max<std::int64_t>(0, end - first + hop - 1) / hop, frames);
     for (std::int64_t group = low; group < high; group += kernel_.lanes) {
@@ -268,7 +268,7 @@ class BackwardWorker {
   }
 
  private:
-  // A frame's gradient to where it starts, as far as that lies in the stretch.
+  // Adds the gradient of a frame that starts at `start`, clipped to the segment.
   void add(std::int64_t start, const float* grad) {
     const std::int64_t skip = std::max<std::int64_t>(0, -start);
     const std::int64_t stop = std::min(spec_.win_length, static_cast<std::int64_t>(sum_.size()) - start);
@@ -300,8 +300,8 @@ class BackwardWorker {
   AlignedArray<float> scratch_;
   std::int64_t width_;
   AlignedArray<float> grad_windows_;
-  std::int64_t begin_ = 0;  // the position in the padded clip of
-  std::vector<float> sum_;  // the first of these
+  std::int64_t begin_ = 0;  // padded position of sum_[0]
+  std::vector<float> sum_;  // gradient of samples and padding
 };
 
 }  // namespace
@@ -317,7 +317,7 @@ LogMel::BandedMatrix LogMel::banded_matrix(const std::vector<float>& matrix, std
     std::int64_t begin = 0, end = columns;
     while (begin < end && at(row, begin) == 0.0f) ++begin;
     while (begin < end && at(row, end - 1) == 0.0f) --end;
-    // A filter without weights still reads one bin, times zero: NaN reaches every value of its frame.
+    // An all-zero filter still reads one bin, times zero, so that NaN propagates to every mel value.
     if (begin == end && !transposed) begin = 0, end = 1;
     banded.first.push_back(static_cast<std::int32_t>(begin));
     for (std::int64_t column = begin; column < end; ++column) banded.weights.push_back(at(row, column));

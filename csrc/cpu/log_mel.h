@@ -1,4 +1,4 @@
-// Packed waveforms to log-mel frames or patches, and the gradient back to the waveform.
+// Log-mel frames or patches of packed waveforms, and the gradient of the waveform.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@
 
 namespace slap_fast {
 
-// `clips` clips end to end. cu_seqlens and cu_frames [clips + 1] rise from 0 to the samples and to the frames.
+// Packed clips. cu_seqlens and cu_frames [clips + 1] are the sample and frame offsets of the clips.
 struct PackedWaveform {
-  const float* floats = nullptr;         // [samples]; either this
-  const std::int16_t* int16s = nullptr;  // or this
+  const float* floats = nullptr;         // [samples]; exactly one of
+  const std::int16_t* int16s = nullptr;  // these two is set
   std::int64_t samples = 0;
   const std::int64_t* cu_seqlens = nullptr;
   const std::int64_t* cu_frames = nullptr;
@@ -22,30 +22,31 @@ struct PackedWaveform {
   std::int64_t frames = 0;
 };
 
-// Patches of `frames` x `mels` values, time first within a patch; tokens of one column in time stand together, lowest
-// frequency first. Frames that fill a clip's last column hold `padding`; masked values hold `mask_value`.
+// Patches [frames, mels]. Tokens are ordered by time, then by frequency (lowest first). Frames beyond the end of a clip
+// hold `padding`, masked values hold `mask_value`.
 struct PatchLayout {
   std::int64_t frames = 0, mels = 0;
   float padding = 0.0f, mask_value = 0.0f;
-  const std::uint8_t* time_masked = nullptr;  // [frames of all clips], or null
-  const std::uint8_t* mel_masked = nullptr;   // [clips, n_mels], or null
+  const std::uint8_t* time_masked = nullptr;  // [total frames], nullable
+  const std::uint8_t* mel_masked = nullptr;   // [clips, n_mels], nullable
 };
 
-// Immutable once made, and so shared by any number of threads. The bits of a frame depend on its samples alone, those
-// of a gradient on its clip alone. Everything is checked and nothing is read or written outside the arrays.
+// Immutable and thread-safe. A frame's bits depend on its samples only, a gradient's on its clip only. Offsets and
+// sizes are validated before any array is accessed.
 class LogMel {
  public:
-  // Throws std::invalid_argument for numbers that contradict each other or tables of another size.
+  // Throws std::invalid_argument for inconsistent parameters or tables of the wrong size.
   explicit LogMel(LogMelSpec spec);
 
   // mels [frames, n_mels]
   void forward(const PackedWaveform& waveform, float* mels, int threads) const;
 
-  // patches [tokens, form.frames * form.mels], where a clip has ceil(frames / form.frames) * n_mels / form.mels tokens
+  // patches [tokens, layout.frames * layout.mels]; a clip has ceil(frames / layout.frames) * n_mels / layout.mels
+  // tokens
   void patches(const PackedWaveform& waveform, const PatchLayout& layout, float* patches, std::int64_t tokens,
                int threads) const;
 
-  // grad_mels [frames, n_mels], grad_waveform [samples]. Mel values at or below the floor have no gradient.
+  // grad_mels [frames, n_mels], grad_waveform [samples]. The gradient is zero at mel values at or below log_floor.
   void backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform, int threads) const;
 
  private:

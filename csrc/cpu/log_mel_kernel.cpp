@@ -1,9 +1,9 @@
-// Compiled once for each instruction set: kLanes frames side by side, so that nothing but loading and storing ever
-// moves data between lanes.
+// Log-mel of kLanes frames, one per lane: only loads and stores move data across lanes. Compiled once per instruction
+// set.
 //
-// Floor, 16 frames of SLAP's convention (400 samples, n_fft 512, 64 mels) in AVX-512 instructions: transposing and
-// windowing 25 x 120, a complex FFT of 256 points 6,500, splitting it into the real one and powers 2,000, filters 800,
-// logarithms 1,300, storing 300: about 14,000, or 900 a frame.
+// Cost of 16 frames with SLAP's parameters (win_length 400, n_fft 512, 64 mels) in AVX-512 instructions: transpose and
+// window 3,000, complex 256-point FFT 6,500, real spectrum and powers 2,000, filters 800, logarithms 1,300, stores 300:
+// about 14,000, or 900 per frame.
 #include "log_mel_kernel.h"
 
 #include "fft_lanes.h"
@@ -13,10 +13,10 @@ namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
 struct Scratch {
-  float* points;  // [fft.slot_count, 2] rows
-  float* powers;  // [n_bins] rows
-  float* mels;    // [n_mels, then kColumns that are never stored] rows
-  float* legs;    // [max_radix, 2] rows
+  float* points;  // [fft.slot_count, 2, kLanes]
+  float* powers;  // [n_bins, kLanes]
+  float* mels;    // [n_mels + kColumns, kLanes], the last kColumns as padding
+  float* legs;    // [max_radix, 2, kLanes]
 
   Scratch(const LogMelView& view, float* memory)
       : points(memory),
@@ -29,7 +29,7 @@ std::int64_t scratch_floats(const LogMelView& view) {
   return (2 * view.fft.slot_count + view.n_bins + view.n_mels + kColumns + 2 * view.fft.max_radix) * kLanes;
 }
 
-// kColumns floats from `begin` on of each source, of which `count` exist; zeros follow.
+// load_columns() of `count` valid columns, zero-filled.
 SLAP_FAST_INLINE void load_rows(const float* const* sources, std::int64_t begin, std::int64_t count,
                                 Lanes (&rows)[kColumns]) {
   if (count >= kColumns) return load_columns(sources, begin, rows);
@@ -40,10 +40,10 @@ SLAP_FAST_INLINE void load_rows(const float* const* sources, std::int64_t begin,
   }
 }
 
-// Points of the FFT that windows reach.
+// FFT points covered by a window.
 std::int64_t window_points(const LogMelView& view) { return view.paired ? (view.win_length + 1) / 2 : view.win_length; }
 
-// Emphasised and windowed samples to rows of points; returns each frame's sum.
+// Stores preemphasized and windowed samples to the FFT points; returns the sum of each frame's samples.
 Lanes load_windows(const LogMelView& view, const float* const* windows, PrefetchHint prefetch, float* points) {
   const Lanes emphasis = splat(view.preemphasis);
   const float* weights = view.window;
@@ -82,14 +82,14 @@ Lanes load_windows(const LogMelView& view, const float* const* windows, Prefetch
   return sums[0] + sums[1];
 }
 
-// The first `stages` stages of the FFT of the windows.
+// Runs the first `stages` stages of the FFT of the windows.
 void transform_windows(const LogMelView& view, const float* const* windows, PrefetchHint prefetch, std::int64_t stages,
                        const Scratch& scratch) {
   const Lanes mean = load_windows(view, windows, prefetch, scratch.points) / static_cast<float>(view.win_length);
   const std::int64_t points = window_points(view);
   if (!view.dc_weights) return fft_forward(scratch.points, view.fft, points, stages, scratch.legs, Identity{});
-  // Emphasis and window are linear, so what the mean adds to each row is known beforehand: it goes with the first
-  // butterflies, whose additions leave the multipliers idle.
+  // Preemphasis and window are linear, so the mean's contribution to each point is a precomputed weight. It is
+  // subtracted in the first butterflies, whose multiply units are idle.
   const float* weights = view.dc_weights;
   fft_forward(scratch.points, view.fft, points, stages, scratch.legs, [mean, weights](Complex z, std::int64_t point) {
     const float* w = weights + 2 * point;
@@ -97,7 +97,7 @@ void transform_windows(const LogMelView& view, const float* const* windows, Pref
   });
 }
 
-// Calls visit(k, point, other) for the pairs of paired-sample points that frequencies k and size - k come from.
+// Calls visit(k, slot of k, slot of size - k) for the slot pairs that give real frequencies k and size - k.
 template <class Visit>
 SLAP_FAST_INLINE void for_each_pair(const LogMelView& view, Visit visit) {
   const std::int64_t size = view.fft.size;
@@ -105,7 +105,7 @@ SLAP_FAST_INLINE void for_each_pair(const LogMelView& view, Visit visit) {
 }
 
 struct BinPair {
-  Complex low, high;  // of the real signal: frequency k, and the conjugate of frequency size - k
+  Complex low, high;  // spectrum of the real signal: bin k, conjugate of bin size - k
 };
 
 SLAP_FAST_INLINE BinPair split(Complex a, Complex b, const float* root) {
@@ -144,8 +144,8 @@ void powers_from_spectrum(const LogMelView& view, const Scratch& scratch) {
   });
 }
 
-// Powers from the butterflies of the last stage, whose results are never stored. Butterfly f of m gives the frequencies
-// f + m q, which pair with those of butterfly m - f.
+// Last FFT stage fused with the power spectrum, without storing the FFT. Butterfly f of m gives frequencies f + m q,
+// which pair with those of butterfly m - f.
 template <int R>
 void powers_from_last_stage(const LogMelView& view, const Scratch& scratch) {
   const std::int64_t size = view.fft.size, m = size / R;
@@ -180,7 +180,7 @@ void powers_from_last_stage(const LogMelView& view, const Scratch& scratch) {
   }
 }
 
-// Windows to powers, the shortest way that the plan allows.
+// Power spectrum of the windows, with the last FFT stage fused if its radix has a specialization.
 void compute_powers(const LogMelView& view, const float* const* windows, PrefetchHint prefetch,
                     const Scratch& scratch) {
   const std::int64_t stages = view.fft.stages;
@@ -216,7 +216,7 @@ SLAP_FAST_INLINE Lanes row_product(const BandedMatrixView& matrix, std::int64_t 
   return even + odd;
 }
 
-// Rows begin .. begin + count to the first `frames` lanes' values.
+// Stores mel values [begin, begin + count) of the first `frames` lanes.
 SLAP_FAST_INLINE void store_mels(const Lanes (&rows)[kColumns], float* const* mels, std::int64_t begin,
                                  std::int64_t count, std::int64_t frames, MelBlocks blocks) {
   const std::int64_t within = begin % blocks.block;
@@ -234,7 +234,7 @@ void forward(const LogMelView& view, const float* const* windows, float* const* 
   const Lanes floor = splat(view.log_floor), scale = splat(view.log_scale), shift = splat(view.log_shift);
   for (std::int64_t mel = 0; mel < view.n_mels; ++mel)
     store(scratch.mels + mel * kLanes, row_product(view.mel_of_bins, mel, scratch.powers));
-  // Several logarithms at a time hide each other's latency.
+  // kColumns independent logarithms at a time hide latency.
   for (std::int64_t begin = 0; begin < view.n_mels; begin += kColumns) {
     const std::int64_t filters = view.n_mels - begin < kColumns ? view.n_mels - begin : kColumns;
     Lanes rows[kColumns];
@@ -246,7 +246,7 @@ void forward(const LogMelView& view, const float* const* windows, float* const* 
   }
 }
 
-// Gradients of the mel values, in place of the mel values themselves.
+// Writes the gradients with respect to the filter outputs to scratch.mels.
 void mel_gradients(const LogMelView& view, const float* const* grads, const Scratch& scratch) {
   for (std::int64_t begin = 0; begin < view.n_mels; begin += kColumns) {
     const std::int64_t filters = view.n_mels - begin < kColumns ? view.n_mels - begin : kColumns;
@@ -261,12 +261,12 @@ void mel_gradients(const LogMelView& view, const float* const* grads, const Scra
   }
 }
 
-// What a spectral value is multiplied by to become its own gradient.
+// Factor from a spectral value to its gradient.
 SLAP_FAST_INLINE Lanes spectrum_scale(const LogMelView& view, const Scratch& scratch, std::int64_t k) {
   const Lanes grad = row_product(view.bin_of_mels, k, scratch.mels);
   if (!view.magnitude) return 2.0f * grad;
   const Lanes root = load(scratch.powers + k * kLanes);
-  return select(root > 0.0f, grad / root, Lanes{});  // silence has no slope
+  return select(root > 0.0f, grad / root, Lanes{});  // sqrt has no derivative at 0
 }
 
 SLAP_FAST_INLINE Complex scaled(Complex z, Lanes factor) { return {z.re * factor, z.im * factor}; }
@@ -294,7 +294,7 @@ void spectrum_gradients(const LogMelView& view, const Scratch& scratch) {
     const Complex low = scaled(pair.low, spectrum_scale(view, scratch, k));
     const Complex high = scaled(pair.high, spectrum_scale(view, scratch, size - k));
     const Complex even = low + high, rotated = low - high;
-    // i times the conjugated root times `rotated`
+    // i * conj(root) * rotated
     const Lanes re = splat(root[0]), im = splat(root[1]);
     const Complex odd{fms(rotated.re, im, rotated.im * re), fma(rotated.re, re, rotated.im * im)};
     const Complex b = even - odd;
@@ -303,7 +303,7 @@ void spectrum_gradients(const LogMelView& view, const Scratch& scratch) {
   });
 }
 
-// The transpose of load_windows, to one row of samples a frame.
+// Transpose of load_windows: gradients of the samples, one row per frame.
 void store_window_gradients(const LogMelView& view, float* points, float* grad_windows) {
   const auto row = [&](std::int64_t i) { return points + view.rows[i] * kLanes; };
   Lanes sum{};

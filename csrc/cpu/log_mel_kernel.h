@@ -1,4 +1,4 @@
-// A few frames side by side, by instruction set. Plain pointers only: see simd.h.
+// Log-mel of `lanes` frames at once, one per SIMD lane; one table per instruction set. Plain pointers only: see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace slap_fast {
 
-// A sparse matrix whose rows are runs: row r has weights[offset[r]..offset[r + 1]) from column first[r] on.
+// Sparse matrix with one contiguous band per row: row r holds weights[offset[r] : offset[r + 1]] from column first[r]
+// on.
 struct BandedMatrixView {
   const std::int32_t* first;
   const std::int32_t* offset;
@@ -15,27 +16,27 @@ struct BandedMatrixView {
 };
 
 struct LogMelView {
-  FftView fft;  // of n_fft / 2 points, even and odd samples paired; of n_fft if that is odd
+  FftView fft;  // n_fft / 2 points (even samples real, odd ones imaginary), or n_fft points if n_fft is odd
   bool paired;
   std::int64_t n_fft, win_length, n_bins, n_mels;
-  const std::int32_t* rows;      // [n_fft]: the row of the FFT's data that a sample goes to
-  const float* window;           // [win_length]; halved if samples are paired
-  const float* dc_weights;       // [fft.size, 2]: what a frame's mean adds to each row; null if it is not removed
-  float dc_factor;               // what emphasis leaves of the mean
+  const std::int32_t* rows;      // [n_fft]: vector of the FFT data that sample i is stored to
+  const float* window;           // [win_length]; halved if paired
+  const float* dc_weights;       // [fft.size, 2]: contribution of a unit mean to each point; null without DC removal
+  float dc_factor;               // gain of the preemphasis filter at DC
   const float* split;            // [fft.size, 2]: exp(-2 pi i k / n_fft)
-  BandedMatrixView mel_of_bins;  // [n_mels rows, n_bins columns]
-  BandedMatrixView bin_of_mels;  // transposed
+  BandedMatrixView mel_of_bins;  // [n_mels, n_bins]
+  BandedMatrixView bin_of_mels;  // [n_bins, n_mels]
   float preemphasis;
   bool magnitude, logarithm;
   float power_guard, log_floor, log_guard, log_scale, log_shift;
 };
 
-// Where a frame's mel values lie: blocks of `block` values, `block_stride` apart.
+// Output layout of a frame: blocks of `block` mel values, `block_stride` apart.
 struct MelBlocks {
   std::int64_t block, block_stride;
 };
 
-// Samples worth fetching while the kernel computes; never read, so any address will do.
+// Samples to prefetch during the computation. Never dereferenced, so the address may be invalid.
 struct PrefetchHint {
   const float* samples;
   std::int64_t count;
@@ -44,14 +45,14 @@ struct PrefetchHint {
 struct LogMelKernel {
   std::int64_t lanes;
 
-  // Floats of scratch, aligned to 64 bytes.
+  // Floats of 64-byte aligned scratch.
   std::int64_t (*scratch_floats)(const LogMelView& view);
 
-  // windows [lanes] point at win_length samples each. Writes the frames of the first `count` lanes.
+  // windows [lanes]: pointers to win_length samples. Writes the frames of the first `count` lanes.
   void (*forward)(const LogMelView& view, const float* const* windows, float* const* mels, std::int64_t count,
                   MelBlocks blocks, PrefetchHint prefetch, float* scratch);
 
-  // grads [lanes] point at n_mels values each; writes to grad_windows [lanes, win_length rounded up to 8].
+  // grads [lanes]: pointers to n_mels values. Writes grad_windows [lanes, round_up(win_length, 8)].
   void (*backward)(const LogMelView& view, const float* const* windows, const float* const* grads, float* grad_windows,
                    float* scratch);
 

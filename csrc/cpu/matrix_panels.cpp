@@ -8,9 +8,9 @@
 namespace slap_fast {
 namespace {
 
-// Bytes of a lane's elements multiplied at once: what a micro-kernel reads of them comes from L2.
+// Bytes per lane of a depth block: kRowBlock packed rows then take 144 KiB of L2.
 constexpr std::int64_t kDepthBytes = 1536;
-// Lanes that make a task of packing.
+// Lanes per packing task.
 constexpr std::int64_t kPackedLanes = 5 * MatrixPanels::kLaneUnit;
 
 }  // namespace

@@ -15,12 +15,12 @@
 namespace slap_fast {
 namespace {
 
-// Columns whose packed panels all threads share, in L3.
+// Columns packed at once: their panels, shared by all threads, stay in L3.
 constexpr std::int64_t kColumnBlock = 40 * MatrixPanels::kLaneUnit;
-// Columns that make a task where rows alone make too few.
+// Columns per task if row blocks alone are too few tasks.
 constexpr std::int64_t kColumnTask = 5 * MatrixPanels::kLaneUnit;
 constexpr std::int64_t kTasksPerThread = 4;
-// Below this many multiplications a thread costs more than it saves.
+// Multiplications that justify one more thread.
 constexpr double kWorkPerThread = 4e6;
 
 void check_side(const char* name, const ProductSide& side) {

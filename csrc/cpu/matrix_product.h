@@ -1,4 +1,4 @@
-// Products of matrices of float32 or 16-bit floats with sums in float32.
+// Matrix product of float32 or 16-bit operands with float32 accumulation.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace slap_fast {
 
-// The kernel that serves operands of `dtype` with the chosen instruction set.
+// The kernel for operands of `dtype` in the instruction set in use.
 const MatrixProductKernel& chosen_matrix_product_kernel(DType dtype);
 
-// out [rows, columns] (+)= left [rows, depth] times right [depth, columns]; a row of `out` is `stride` floats. The bits
-// depend on the operands and the instruction set alone, an element's on its row and column alone.
-// Throws std::invalid_argument for sizes and strides that do not fit.
+// out [rows, columns] (+)= left [rows, depth] @ right [depth, columns]; rows of `out` are `stride` floats apart.
+// Deterministic for an instruction set: each element depends on its row of `left` and column of `right` only, not on
+// the thread count. Throws std::invalid_argument for inconsistent sizes or strides.
 void matrix_product(const ProductSide& left, const ProductSide& right, float* out, std::int64_t stride, bool accumulate,
                     int threads);
 

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set: panels of operands, and products of them that stay in cache.
+// Packing and blocked product of packed panels; compiled once per instruction set.
 #include "matrix_product_kernel.h"
 
 #include "product_packing.h"
@@ -10,7 +10,7 @@ using Operand = BestOperand;
 using Value = Operand::Value;
 
 constexpr std::int64_t kDepth = Operand::kDepth;
-// Elements of each lane packed at once where lanes lie side by side: their cache lines serve several panels.
+// Depth packed at once if lane_stride is 1: a cache line then holds elements of several panels.
 constexpr std::int64_t kPackedDepth = 32;
 
 template <class In>
@@ -19,7 +19,7 @@ void pack_side(const ProductSide& side, std::int64_t first_lane, std::int64_t la
   const auto* data = static_cast<const typename In::Stored*>(side.data);
   const std::int64_t padded = round_up(depth, kDepth), last = first_lane + round_up(lanes, kLanes);
   if (side.depth_stride == 1) {
-    // Vectors run along the depth, and what they hold beyond the padded depth is dropped.
+    // Vectors run along the depth; elements beyond the padded depth are dropped.
     const std::int64_t width = min(depth, side.depth - first_depth);
     const Source<In> source{data + first_depth, side.lane_stride, width, 0, side.lanes};
     const std::int64_t whole = padded / kLanes * kLanes;
@@ -54,7 +54,7 @@ void pack(const ProductSide& side, std::int64_t first_lane, std::int64_t lanes, 
   });
 }
 
-// kRows rows or fewer of a few panels, by way of a whole tile where `out` has no room for one.
+// At the edges of `out`: at most kRows rows, computed as a full tile and copied.
 void multiply_edge(Left<Operand> left, Right<Operand> right, std::int64_t vectors, std::int64_t rows,
                    std::int64_t columns, std::int64_t steps, float* out, std::int64_t stride, bool accumulate) {
   constexpr std::int64_t kWidth = kMaxVectors * kLanes;

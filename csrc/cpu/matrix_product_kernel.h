@@ -1,5 +1,4 @@
-// Operands packed for the micro-kernel, and the product of two of them, by instruction set. Plain pointers only: see
-// simd.h.
+// Packing and micro-kernel interface of the matrix product, one per instruction set. Plain pointers only: see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +7,8 @@
 
 namespace slap_fast {
 
-// One side of a product: `lanes` rows of the left or columns of the right side, of `depth` elements each, over which
-// the product sums. One of the strides is 1; they count elements.
+// One operand, [lanes, depth]: lanes are rows of the left operand (M) or columns of the right one (N), depth is the
+// summed dimension (K). Strides are in elements; one of them is 1.
 struct ProductSide {
   DType dtype;
   const void* data;
@@ -17,15 +16,15 @@ struct ProductSide {
 };
 
 struct MatrixProductKernel {
-  std::int64_t lanes;        // of a panel
-  std::int64_t depth;        // what is packed is padded to a multiple of it with zeros
-  std::int64_t value_bytes;  // of what is packed
-  // Packs lanes first_lane .. first_lane + lanes and as many elements of each from first_depth on: panels of
-  // MatrixProductKernel::lanes lanes, [lanes / panel, depth, panel] rounded up. What lies beyond the side is zero.
+  std::int64_t lanes;        // of a packed panel
+  std::int64_t depth;        // packed depth is zero-padded to a multiple of this
+  std::int64_t value_bytes;  // of a packed element
+  // Packs lanes [first_lane, first_lane + lanes) of depth [first_depth, first_depth + depth) into panels [ceil(lanes /
+  // kernel.lanes), padded depth, kernel.lanes], zero-filled outside the operand.
   void (*pack)(const ProductSide& side, std::int64_t first_lane, std::int64_t lanes, std::int64_t first_depth,
                std::int64_t depth, void* out);
-  // out[r][c] (+)= the sum over depth of left[r] times right[c], both packed; a row is `stride` floats. Every sum is in
-  // the order of its depth, wherever it stands.
+  // out[r * stride + c] (+)= dot(left[r], right[c]) of packed operands. Each dot product is summed in order of depth,
+  // independent of its position in the tile.
   void (*multiply)(const void* left, const void* right, std::int64_t rows, std::int64_t columns, std::int64_t depth,
                    float* out, std::int64_t stride, bool accumulate);
 };

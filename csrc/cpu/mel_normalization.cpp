@@ -15,7 +15,7 @@ namespace slap_fast {
 namespace {
 
 constexpr std::int64_t kFramesPerBlock = 256;
-// Below this many values a thread costs more than it saves.
+// Values that justify one more thread.
 constexpr std::int64_t kValuesPerThread = 1 << 17;
 
 MelNormalizationKernels chosen_kernels() { SLAP_FAST_DISPATCH(mel_normalization_kernels()); }
@@ -32,7 +32,7 @@ std::vector<Block> blocks_of(const std::int64_t* cu_frames, std::int64_t clips) 
   return blocks;
 }
 
-// What the sweeps need of each clip.
+// Per-clip statistics used by the kernels.
 struct ClipStats {
   std::vector<float> floor;             // [clips]
   std::vector<double> center, divisor;  // [clips, n_mels], or empty
@@ -91,7 +91,7 @@ class Normalizer {
     });
   }
 
-  // Sums over each block, then over the blocks of each clip in order.
+  // Sums per block, then over the blocks of each clip in order.
   template <class Kernel>
   std::vector<double> totals(Kernel kernel, const std::vector<double>& center) const {
     std::vector<double> sums(blocks_.size() * n_mels_, 0.0);

@@ -1,10 +1,10 @@
-// Compiled once for each instruction set; plain loops that compilers vectorise over the mel bins.
+// Plain loops, vectorized by the compiler over mel bins; compiled once per instruction set.
 #include "mel_normalization_kernel.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-// NaN stays NaN, on either side.
+// max(x, y); NaN if either is NaN.
 inline float max_nan(float x, float y) {
   const float z = x <= y ? y : x;
   return y != y ? y : z;
@@ -32,7 +32,7 @@ void add_square(const float* frames, std::int64_t count, std::int64_t n_mels, fl
   }
 }
 
-// `out` may be `frames`: each value is read before it is written.
+// `out` may alias `frames`: each value is read before it is written.
 void write(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* __restrict center,
            const double* __restrict scale, float mean, float deviation, float* out) {
   if (center == nullptr) {

@@ -1,4 +1,4 @@
-// Sweeps over a block of frames of one clip, by instruction set.
+// Passes over a block of frames of one clip, one table per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -6,15 +6,14 @@
 namespace slap_fast {
 
 struct MelNormalizationKernels {
-  // Raises largest [n_mels] to the frames' values; a NaN stays.
+  // bin_max [n_mels] = max(bin_max, frames); NaN propagates.
   void (*update_max)(const float* frames, std::int64_t count, std::int64_t n_mels, float* bin_max);
-  // Adds max(frame, floor) - center to sum [n_mels], or its square.
+  // sum [n_mels] += max(frame, floor) - center; add_square: its square.
   void (*add)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
               double* sum);
   void (*add_square)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
                      double* sum);
-  // out = ((max(frame, floor) - center) / scale - mean) / deviation; without `center` out = (max(...) - mean) /
-  // deviation
+  // out = ((max(frame, floor) - center) / scale - mean) / deviation; a null `center` skips the inner normalization.
   void (*write)(const float* frames, std::int64_t count, std::int64_t n_mels, float floor, const double* center,
                 const double* scale, float mean, float deviation, float* out);
 };

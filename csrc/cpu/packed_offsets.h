@@ -1,4 +1,4 @@
-// Offsets of packed items: checked before anything is read through them.
+// Validation of cu_seqlens-style offsets.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace slap_fast {
 
-// Throws std::invalid_argument unless offsets [items + 1] rises from 0 to total, the units of `owner`.
+// Throws std::invalid_argument unless offsets [items + 1] start at 0, never decrease and end at `total`, the number of
+// units (samples, frames, tokens) that `owner` has.
 template <class Offset>
 void check_offsets(const std::string& name, const Offset* offsets, std::int64_t items, std::int64_t total,
                    const std::string& unit, const std::string& owner = "the waveform") {
@@ -19,7 +20,7 @@ void check_offsets(const std::string& name, const Offset* offsets, std::int64_t 
     if (offsets[i + 1] < offsets[i])
       throw std::invalid_argument(name + "[" + std::to_string(i + 1) + "] is " + std::to_string(offsets[i + 1]) +
                                   ", below " + name + "[" + std::to_string(i) + "] = " + std::to_string(offsets[i]) +
-                                  "; it must not fall");
+                                  "; offsets must not decrease");
   if (offsets[items] != total)
     throw std::invalid_argument(name + " ends at " + std::to_string(offsets[items]) + ", but " + owner + " has " +
                                 std::to_string(total) + " " + unit);

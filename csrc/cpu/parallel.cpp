@@ -18,8 +18,8 @@ using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 #if defined(__unix__) || defined(__APPLE__)
 const pid_t loading_process = getpid();
 
-// The entry of the OpenMP runtime that this process has loaded: GCC's, which Clang's and Intel's offer too. A process
-// that was forked has its parent's runtime without its threads.
+// GOMP_parallel of the loaded OpenMP runtime (libgomp; libomp and libiomp export it too), or null. Null in a forked
+// child: the parent's worker threads do not exist there.
 GompParallel find_gomp_parallel() {
   static const GompParallel gomp_parallel = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return getpid() == loading_process ? gomp_parallel : nullptr;
@@ -34,7 +34,7 @@ void run_on_std_threads(int threads, void (*work)(void*), void* context) {
   try {
     while (static_cast<int>(helpers.size()) < threads - 1) helpers.emplace_back(work, context);
   } catch (const std::system_error&) {
-    // The machine grants no more threads: those that run, and this one, do the work.
+    // No more threads available: continue with those already started.
   }
   work(context);
   for (std::thread& helper : helpers) helper.join();

@@ -1,4 +1,4 @@
-// A loop over independent tasks on a given number of threads.
+// Parallel loop over independent tasks.
 #pragma once
 
 #include <algorithm>
@@ -7,14 +7,14 @@
 
 namespace slap_fast {
 
-// Calls work(context) on each of at most `threads` threads, this one among them, and returns when all are done.
+// Calls work(context) on at most `threads` threads including the caller, and returns when all calls have returned.
 //
-// They are the threads of the OpenMP runtime that the process has loaded, PyTorch's, where there is one: after each of
-// its own operations these spin for milliseconds in wait of the next, and threads beside them would share their cores.
+// Uses the OpenMP runtime that PyTorch has loaded, if any: its idle threads spin for milliseconds after each operation,
+// and a second pool would compete with them for cores.
 void run_on_threads(int threads, void (*work)(void*), void* context);
 
-// Runs task(i, thread) once for each i in [0, tasks), thread in [0, threads). Which thread runs which task is not
-// fixed: tasks share no output. Tasks must not throw.
+// Calls task(i, thread) once for each i in [0, tasks), thread in [0, threads). Tasks are assigned dynamically: they
+// must not share outputs, and must not throw.
 template <typename Task>
 void parallel_for(std::int64_t tasks, int threads, const Task& task) {
   struct Loop {

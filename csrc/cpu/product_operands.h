@@ -1,5 +1,4 @@
-// What attention and matrix products multiply, in the instruction set that this translation unit is compiled for:
-// operands as the micro-kernel takes them, and the micro-kernel itself. See lanes.h for the namespace.
+// GEMM micro-kernel and its operand types, shared by attention and matrix products. See simd.h for the namespace.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +13,7 @@
 
 namespace slap_fast::SLAP_FAST_ISA {
 
-// An operand's elements are taken kDepth at a time: a step adds kDepth products to each lane.
+// Operand types. One step of the micro-kernel consumes kDepth elements of the summed dimension per lane.
 struct FloatOperand {
   using Value = float;
   using Vector = Lanes;
@@ -22,7 +21,7 @@ struct FloatOperand {
   static SLAP_FAST_INLINE Vector load(const Value* in) { return slap_fast::SLAP_FAST_ISA::load(in); }
   static SLAP_FAST_INLINE Vector broadcast(const Value* in) { return splat(*in); }
   static SLAP_FAST_INLINE void store(Value* out, Lanes x) { slap_fast::SLAP_FAST_ISA::store(out, x); }
-  // kDepth rows as a step of a sum over rows.
+  // Interleaves kDepth rows as one step of a sum over rows.
   static SLAP_FAST_INLINE void store_step(Value* out, const Lanes (&rows)[kDepth]) { store(out, rows[0]); }
   static SLAP_FAST_INLINE Lanes multiply_add(Vector a, Vector b, Lanes c) { return fma(a, b, c); }
 };
@@ -50,14 +49,14 @@ struct BFloat16Operand {
 };
 #endif
 
-// The operand for bfloat16 where there is an instruction for its products: other elements have AVX-512's code then.
+// AVX512-BF16 builds handle bfloat16 only; other dtypes run the AVX-512 build (see SLAP_FAST_DISPATCH_BF16).
 #if defined(__AVX512BF16__)
 using BestOperand = BFloat16Operand;
 #else
 using BestOperand = FloatOperand;
 #endif
 
-// Rows and vectors of a micro-kernel's tile of accumulators.
+// Accumulator tile of the micro-kernel: kRows rows x kMaxVectors vectors, as many as fit in registers.
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kMaxVectors = 3;
 #elif defined(__AVX2__)
@@ -66,21 +65,21 @@ constexpr int kRows = 4, kMaxVectors = 3;
 constexpr int kRows = 4, kMaxVectors = 2;
 #endif
 
-// A matrix as the left side of a product: each of its rows and steps in its place.
+// Left operand of the micro-kernel; strides in elements.
 template <class Operand>
 struct Left {
   const typename Operand::Value* data;
-  std::int64_t row, step;  // how far apart
+  std::int64_t row, step;  // strides
 };
 
-// The right side: vectors of kLanes columns, and steps.
+// Right operand, in vectors of kLanes columns; strides in elements.
 template <class Operand>
 struct Right {
   const typename Operand::Value* data;
   std::int64_t vector, step;
 };
 
-// kRows rows of results, and what is added to: nothing, what they hold, or that times a factor for each row.
+// Output tile of kRows rows: overwritten, or with `accumulate` added to, after scaling row r by factors[r] if not null.
 struct Results {
   float* data;
   std::int64_t row;
@@ -88,8 +87,8 @@ struct Results {
   const float* factors;
 };
 
-// results[r][v] = sum over steps of left[r] times right[v], in registers. One function for all that multiplies: inlined
-// where they are used, its copies would make most of the code.
+// results[r][v] = sum over steps of left[r] * right[v], accumulated in registers. noinline: inlined copies would
+// dominate the code size.
 template <class Operand, int kVectors>
 __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> right, std::int64_t steps,
                                              Results results) {
@@ -112,7 +111,7 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
     left.data += left.step;
     right.data += right.step;
   }
-  // What is there is added last: the more steps a sum is made of at once, the fewer of their digits it keeps.
+  // Previous results are added last: starting from a large value would lose low-order bits at every step.
   if (results.accumulate) {
     SLAP_FAST_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -129,7 +128,7 @@ __attribute__((noinline)) void multiply_tile(Left<Operand> left, Right<Operand> 
   }
 }
 
-// The same for `vectors` vectors, kMaxVectors at most.
+// multiply_tile for 1 to kMaxVectors vectors.
 template <class Operand>
 void multiply(std::int64_t vectors, Left<Operand> left, Right<Operand> right, std::int64_t steps, Results results) {
   if (vectors == 1) return multiply_tile<Operand, 1>(left, right, steps, results);
@@ -138,7 +137,7 @@ void multiply(std::int64_t vectors, Left<Operand> left, Right<Operand> right, st
     if (vectors == 3) return multiply_tile<Operand, 3>(left, right, steps, results);
 }
 
-// How many of `left` vectors to take at once.
+// Vectors of the next tile if `left` remain; 4 are split 2 + 2, not 3 + 1.
 SLAP_FAST_INLINE std::int64_t vectors_per_tile(std::int64_t left) {
   if (left == 4) return 2;
   return left < kMaxVectors ? left : kMaxVectors;

@@ -1,4 +1,4 @@
-// Rows of matrices as operands of the micro-kernel. See lanes.h for the namespace.
+// Packing of matrix rows into micro-kernel operands. See simd.h for the namespace.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace slap_fast::SLAP_FAST_ISA {
 SLAP_FAST_INLINE std::int64_t min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 SLAP_FAST_INLINE std::int64_t max(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 
-// Rows `first` to `last` of a matrix are there to be read; those before and behind count as zeros.
+// Matrix view that reads rows outside [first, last) as zeros.
 template <class In>
 struct Source {
-  const typename In::Stored* data;  // of row 0
+  const typename In::Stored* data;  // row 0
   std::int64_t stride, width, first, last;
 
-  // Rows lie far apart, where no processor looks ahead by itself.
+  // Rows are too far apart for the hardware prefetcher.
   SLAP_FAST_INLINE void prefetch(std::int64_t row) const {
     if (row < first || row >= last) return;
     const char* in = reinterpret_cast<const char*>(data + row * stride);
@@ -26,7 +26,7 @@ struct Source {
       __builtin_prefetch(in + i, 0, 3);
   }
 
-  // The vector from column `column` on of a row.
+  // kLanes values from `column` on, zeros beyond `width`.
   SLAP_FAST_INLINE Lanes load(std::int64_t row, std::int64_t column) const {
     if (row < first || row >= last) return Lanes{};
     const typename In::Stored* in = data + row * stride + column;
@@ -39,7 +39,7 @@ struct Packing;
 
 template <class In>
 struct Packing<In, FloatOperand> {
-  // Rows begin .. begin + count to [count, padded], times `sign`.
+  // Rows [begin, begin + count) to [count, padded], times `sign`.
   static void row_major(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                         float sign, float* out) {
     for (std::int64_t row = begin; row < begin + count; ++row) {
@@ -48,12 +48,12 @@ struct Packing<In, FloatOperand> {
     }
   }
 
-  // The same as steps of a sum over rows.
+  // Right operand of a sum over rows: [count, padded].
   static void steps(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded, float* out) {
     row_major(source, begin, count, padded, 1.0f, out);
   }
 
-  // The same, transposed: panels of kLanes rows, [count / kLanes, padded, kLanes].
+  // Transposed panels of kLanes rows: [count / kLanes, padded, kLanes].
   static void panels(const Source<In>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                      float* out) {
     for (std::int64_t row = begin; row < begin + count; row += kLanes) {
@@ -95,7 +95,7 @@ struct Packing<BFloat16, BFloat16Operand> {
     }
   }
 
-  // [count / 2, padded, 2]: rows in pairs.
+  // [count / 2, padded, 2]: pairs of rows interleaved.
   static void steps(const Source<BFloat16>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                     Value* out) {
     for (std::int64_t row = begin; row < begin + count; row += 2) {
@@ -107,7 +107,7 @@ struct Packing<BFloat16, BFloat16Operand> {
     }
   }
 
-  // [count / kLanes, padded / 2, kLanes, 2]: a pair of columns moves as one float would.
+  // [count / kLanes, padded / 2, kLanes, 2]: transposed in pairs of columns, each moved as one float.
   static void panels(const Source<BFloat16>& source, std::int64_t begin, std::int64_t count, std::int64_t padded,
                      Value* out) {
     for (std::int64_t row = begin; row < begin + count; row += kLanes) {
@@ -127,7 +127,7 @@ struct Packing<BFloat16, BFloat16Operand> {
 };
 #endif
 
-// Calls visit() with an object of the class that reads and writes `dtype`.
+// Calls visit(format) with the Float32, BFloat16 or Float16 of `dtype`.
 template <class Visit>
 void dispatch_dtype(DType dtype, Visit visit) {
 #if !defined(__AVX512BF16__)

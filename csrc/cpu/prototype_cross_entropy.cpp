@@ -13,13 +13,13 @@
 namespace slap_fast {
 namespace {
 
-// Below this many scores a thread costs more than it saves.
+// Scores that justify one more thread.
 constexpr std::int64_t kScoresPerThread = 1 << 15;
-// Rows are normalised, then summed over, while they are in the last cache: 8 MiB of 32,768 prototypes.
+// Rows per band, normalized and then summed while in the last-level cache: 8 MiB at 32,768 prototypes.
 constexpr std::int64_t kBandRows = 64;
 constexpr std::int64_t kColumnsPerTask = 1024;
-// The logits of the scratch beside a row. Its exponential is 0, and 0 times it is 0, unlike that of an infinity.
-constexpr float kNone = -1e30f;
+// Logit of padding columns: its exponential is 0 and, unlike for -infinity, 0 times it is 0.
+constexpr float kPaddingLogit = -1e30f;
 
 PrototypeKernels chosen_kernels() { SLAP_FAST_DISPATCH(prototype_kernels()); }
 
@@ -51,12 +51,12 @@ void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& params, flo
   const RowLogits logits{1.0f / params.temperature, potential.data()};
   const std::int64_t padded = scores.padded();
   std::vector<float> new_max(column_max, column_max + scores.columns), new_sum(static_cast<std::size_t>(padded));
-  new_max.resize(static_cast<std::size_t>(padded), kNone);
+  new_max.resize(static_cast<std::size_t>(padded), kPaddingLogit);
   std::vector<float> row_max(kBandRows), row_log_sum(kBandRows);
   for (std::int64_t band = 0; band < scores.rows; band += kBandRows) {
     const std::int64_t rows = std::min(kBandRows, scores.rows - band);
     parallel_for(rows, threads, [&](std::int64_t i, int) {
-      scores.pad(band + i, kNone * params.temperature);
+      scores.pad(band + i, kPaddingLogit * params.temperature);
       if (params.potential == nullptr) return;
       const RowLogSumExp normalizer = kernels.normalizer(scores.row(band + i), padded, logits);
       row_max[static_cast<std::size_t>(i)] = normalizer.max;
@@ -92,8 +92,8 @@ double prototype_cross_entropy(const ScoreRows& student, float* teacher, float s
   const bool keep = grad_dtype.has_value();
   std::vector<double> losses(static_cast<std::size_t>(student.rows));
   parallel_for(student.rows, useful_threads(student, threads), [&](std::int64_t i, int) {
-    student.pad(i, kNone * student_temperature);
-    teachers.pad(i, kNone * teacher_params.temperature);
+    student.pad(i, kPaddingLogit * student_temperature);
+    teachers.pad(i, kPaddingLogit * teacher_params.temperature);
     const PairSums sums =
         kernels.pair(student.row(i), teachers.row(i), student.padded(), inverse_temperature, logits, keep);
     const double student_sum = sums.student, teacher_sum = sums.teacher, weight = token_weight[i];

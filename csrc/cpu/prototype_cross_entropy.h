@@ -1,4 +1,4 @@
-// Sinkhorn-Knopp and the self-distillation loss, from scores over prototypes.
+// Sinkhorn-Knopp and the self-distillation loss over precomputed prototype scores.
 #pragma once
 
 #include <cstdint>
@@ -7,22 +7,21 @@
 
 namespace slap_fast {
 
-// logits = scores / temperature - potential [columns]; without a potential, of nothing.
+// logits = scores / temperature - potential [columns]; a null potential is zero.
 struct PrototypeLogits {
   float temperature;
   const float* potential;
 };
 
-// Adds the mass of each prototype over these tokens to what `largest` and `sum` [columns] hold of others: the mass is
-// exp(largest + potential) * sum, and (-inf, 0) where no token has come. With a potential, each token's logits are
-// normalised first to a log-sum-exp of 0. Scores are left as they are but for the scratch beside them.
-// The bits do not depend on the number of threads. Throws std::invalid_argument for sizes that do not fit.
+// Accumulates the mass of each prototype over these tokens into column_max, column_sum [columns]: mass = exp(column_max
+// + potential) * column_sum, initially (-inf, 0). With a potential, each token's logits are first normalized to a
+// log-sum-exp of 0. Overwrites only the scratch columns of the scores. Bitwise independent of the thread count. Throws
+// std::invalid_argument for invalid sizes.
 void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& params, float* column_max, double* column_sum,
                      int threads);
 
-// Returns the sum over tokens of token_weight [rows] times the cross-entropy of softmax(student logits) under
-// softmax(teacher logits), and writes its gradients over the student's scores; the teacher's are lost with them. Both
-// have the same sizes.
+// Returns the sum over tokens of token_weight [rows] * H(softmax(teacher logits), softmax(student logits)). Its
+// gradients overwrite the student's scores; the teacher's scores, of the same layout, are then destroyed.
 double prototype_cross_entropy(const ScoreRows& student, float* teacher, float student_temperature,
                                const PrototypeLogits& teacher_params, const float* token_weight, GradDType grad_dtype,
                                int threads);

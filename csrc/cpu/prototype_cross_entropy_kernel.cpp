@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "prototype_cross_entropy_kernel.h"
 
 #include "score_lanes.h"
@@ -6,7 +6,7 @@
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-// The same expression wherever logits are needed: it rounds the same.
+// One expression for all passes, so that recomputed logits are bitwise equal.
 class Logits {
  public:
   SLAP_FAST_INLINE explicit Logits(const RowLogits& params)
@@ -22,7 +22,7 @@ class Logits {
 
 SLAP_FAST_INLINE float max_logit(const float* row, std::int64_t padded, const Logits& logits) {
   Accumulators maxima(-__builtin_inff());
-  for_vectors(padded, [&](std::int64_t i, int slot) { maxima.acc[slot] = max(maxima.acc[slot], logits.at(row, i)); });
+  for_vectors(padded, [&](std::int64_t i, int a) { maxima.acc[a] = max(maxima.acc[a], logits.at(row, i)); });
   return maxima.maximum();
 }
 
@@ -31,7 +31,7 @@ RowLogSumExp normalizer(const float* row, std::int64_t padded, const RowLogits& 
   const float row_max = max_logit(row, padded, logits);
   const Lanes shift = splat(row_max);
   Accumulators sums(0.0f);
-  for_vectors(padded, [&](std::int64_t i, int slot) { sums.acc[slot] += exponential(logits.at(row, i) - shift); });
+  for_vectors(padded, [&](std::int64_t i, int a) { sums.acc[a] += exponential(logits.at(row, i) - shift); });
   return {row_max, reduce_sum(sums.sum())};
 }
 
@@ -69,17 +69,16 @@ SLAP_FAST_INLINE PairSums pair_sums(float* student, float* teacher, std::int64_t
   const Logits logits(params);
   const Lanes scale = splat(inverse_temperature);
   Accumulators maxima(-__builtin_inff());
-  for_vectors(padded, [&](std::int64_t i, int slot) {
-    maxima.acc[slot] = max(maxima.acc[slot], load_unaligned(student + i) * scale);
-  });
+  for_vectors(padded,
+              [&](std::int64_t i, int a) { maxima.acc[a] = max(maxima.acc[a], load_unaligned(student + i) * scale); });
   const Lanes shift = splat(maxima.maximum()), teacher_shift = splat(max_logit(teacher, padded, logits));
   Accumulators student_sums(0.0f), teacher_sums(0.0f), products(0.0f);
-  for_vectors(padded, [&](std::int64_t i, int slot) {
+  for_vectors(padded, [&](std::int64_t i, int a) {
     const Lanes x = load_unaligned(student + i) * scale - shift;
     const Lanes e = exponential(x), target = exponential(logits.at(teacher, i) - teacher_shift);
-    student_sums.acc[slot] += e;
-    teacher_sums.acc[slot] += target;
-    products.acc[slot] = fma(target, x, products.acc[slot]);
+    student_sums.acc[a] += e;
+    teacher_sums.acc[a] += target;
+    products.acc[a] = fma(target, x, products.acc[a]);
     if (kKeep) {
       store_unaligned(student + i, e);
       store_unaligned(teacher + i, target);

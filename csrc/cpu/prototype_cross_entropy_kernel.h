@@ -1,4 +1,4 @@
-// The loops over rows of scores over prototypes, by instruction set. Rows are a multiple of kRowMultiple long.
+// Passes over rows of prototype scores, one table per instruction set. Rows are padded to a multiple of kRowMultiple.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace slap_fast {
 
-// Rows that are summed over together: the state of a column is read and written once for them.
+// Rows accumulated per pass, so that column state is loaded and stored once for all of them.
 constexpr std::int64_t kRowsPerPass = 16;
 
 // logits = scores * inverse_temperature - potential [padded]
@@ -17,27 +17,29 @@ struct RowLogits {
 };
 
 struct RowLogSumExp {
-  float max, sum;  // of the logits, and of exp(logits - largest)
+  float max, sum;  // max(logits), sum(exp(logits - max))
 };
 
 struct ColumnState {
-  float *max, *sum;  // of what came so far, and of exp(it - largest)
+  float *max, *sum;  // running maximum and sum of exp(logit - max) per column
 };
 
 struct PairSums {
-  float student, teacher, product;  // of exp(logits - largest), and of the teacher's times (student's logits - largest)
+  float student, teacher,
+      product;  // sums of exp(logit - max); product: of the teacher's exponential * (student logit - max)
 };
 
 struct PrototypeKernels {
   RowLogSumExp (*normalizer)(const float* row, std::int64_t padded, const RowLogits& params);
-  // Adds logits - largest - log_sum of up to kTogether rows to the columns begin .. end, multiples of kRowMultiple.
+  // Accumulates logits - row_max - log_sum of up to kRowsPerPass rows into columns [begin, end), multiples of
+  // kRowMultiple.
   void (*add_columns)(const float* rows, std::int64_t stride, std::int64_t count, std::int64_t begin, std::int64_t end,
                       const RowLogits& params, const float* row_max, const float* log_sum, const ColumnState& columns);
-  // With `keep` the exponentials replace both rows. The teacher's alone have a potential.
+  // With `keep`, exp(logit - max) overwrites both rows. Only the teacher has a potential.
   PairSums (*pair)(float* student, float* teacher, std::int64_t padded, float inverse_student_temperature,
                    const RowLogits& teacher_params, bool keep);
-  // gradient = student * student_scale - teacher * teacher_scale. It may begin where the student's row does, in any
-  // storage: no element is wider than what has been read.
+  // gradient = student * student_scale - teacher * teacher_scale. May alias `student` at the same start: no dtype is
+  // wider than float32.
   void (*gradient)(const float* student, const float* teacher, std::int64_t padded, float student_scale,
                    float teacher_scale, DType dtype, void* gradient);
 };

@@ -12,9 +12,9 @@
 namespace slap_fast {
 namespace {
 
-// Of a task, whatever the threads. They bound how many float32 values are added to a partial gradient of the weight.
+// Rows per task, independent of the thread count. Bounds the float32 terms summed into one partial weight gradient.
 constexpr std::int64_t kRowsPerBlock = 32;
-// Below this many values a thread costs more than it saves.
+// Values that justify one more thread.
 constexpr std::int64_t kValuesPerThread = 1 << 15;
 
 RmsNormKernels chosen_kernels() { SLAP_FAST_DISPATCH(rms_norm_kernels()); }

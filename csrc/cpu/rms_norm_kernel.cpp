@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "rms_norm_kernel.h"
 
 #include "stored_lanes.h"
@@ -6,10 +6,10 @@
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-// Vectors that are summed beside each other: one alone would wait for its last addition.
+// Independent accumulators hide the latency of additions.
 constexpr int kAccumulators = 4;
 
-// A vector of a row; the last one may not be full.
+// Loads and stores of a full vector, and of the partial one at the end of a row.
 struct FullVector {
   template <class Format>
   SLAP_FAST_INLINE Lanes load(const typename Format::Stored* in) const {
@@ -33,7 +33,7 @@ struct PartialVector {
   }
 };
 
-// step(first value, vector, accumulator).
+// Calls step(i, FullVector or PartialVector, accumulator) for each vector of a row.
 template <class Step>
 SLAP_FAST_INLINE void for_each_vector(std::int64_t width, Step step) {
   std::int64_t i = 0;
@@ -66,7 +66,7 @@ void forward_rows(const RmsNormShape& shape, const RmsNormForward& tensors, std:
       for_each_vector(width, [&](std::int64_t i, auto vector, int accumulator) SLAP_FAST_LAMBDA {
         const Lanes added = vector.template load<Format>(x + i) + vector.template load<Format>(residual + i);
         vector.template store<Format>(sum + i, added);
-        const Lanes stored = vector.template load<Format>(sum + i);  // rounded, as the backward pass will find it
+        const Lanes stored = vector.template load<Format>(sum + i);  // rounded to dtype, as the backward pass reads it
         squares[accumulator] = fma(stored, stored, squares[accumulator]);
       });
       x = sum;
@@ -86,8 +86,8 @@ void forward_rows(const RmsNormShape& shape, const RmsNormForward& tensors, std:
   }
 }
 
-// With n = sum * rstd, normed = n * weight, and the mean over a row: the gradient of the sum is
-// rstd * (grad * weight - n * mean(grad * weight * n)), besides what reached it by itself, and of the weight grad * n.
+// With n = sum * rstd and normed = n * weight: d_sum = rstd * (grad * weight - n * mean(grad * weight * n)) + grad_sum,
+// with the mean over the row, and d_weight = sum over rows of grad * n.
 template <class Format, bool kHasGradSum>
 void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
                    float* partial) {
@@ -119,7 +119,7 @@ void backward_rows(const RmsNormShape& shape, const RmsNormBackward& tensors, st
   }
 }
 
-// In float64, so that the number of rows costs no accuracy.
+// Sums in float64, so that accuracy does not degrade with the number of rows.
 template <class Format>
 void reduce_partials(const float* partials, std::int64_t count, std::int64_t width, void* grad_weight) {
   auto* out = static_cast<typename Format::Stored*>(grad_weight);

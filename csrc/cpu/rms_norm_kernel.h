@@ -1,4 +1,4 @@
-// A block of rows, by instruction set.
+// RMSNorm over a block of rows, one table per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 namespace slap_fast {
 
 struct RmsNormKernels {
-  // The rows [begin, end) of the tensors.
+  // Rows [begin, end).
   void (*forward)(const RmsNormShape& shape, const RmsNormForward& tensors, std::int64_t begin, std::int64_t end);
-  // The same; what they add to the weight's gradient is written to `partial` [width], instead of to grad_weight.
+  // Rows [begin, end); writes their share of the weight gradient to `partial` [width].
   void (*backward)(const RmsNormShape& shape, const RmsNormBackward& tensors, std::int64_t begin, std::int64_t end,
                    float* partial);
-  // The sum of [count, width] partial gradients, in their order.
+  // grad_weight = sum over `count` of partials [count, width], in order.
   void (*reduce)(DType dtype, const float* partials, std::int64_t count, std::int64_t width, void* grad_weight);
 };
 

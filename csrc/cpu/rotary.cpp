@@ -14,20 +14,20 @@ namespace slap_fast {
 namespace {
 
 constexpr std::int64_t kTokensPerBlock = 128;
-// Below this many channels a thread costs more than it saves.
+// Channels that justify one more thread.
 constexpr std::int64_t kChannelsPerThread = 1 << 17;
-// A position is a multiple of this, whose angles are computed when it is reached, and a rest, whose turns are in a
-// table.
+// position = anchor + offset with the anchor a multiple of kTableSize. cos and sin of offsets come from a table, those
+// of anchors are computed once per anchor.
 constexpr std::int64_t kTableSize = 64;
 
 RotaryKernels chosen_kernels() { SLAP_FAST_DISPATCH(rotary_kernels()); }
 
-// The frequencies of an axis, and what its first positions turn by.
+// Frequencies of an axis, and cos and sin of its first kTableSize positions.
 struct AxisTable {
   std::int64_t half;
-  std::vector<double> frequency;                    // [half], negative to turn back
+  std::vector<double> frequency;                    // [half], negated if inverse
   std::vector<double> table_cos, table_sin;         // [kNear, half]
-  std::vector<float> table_cos_f32, table_sin_f32;  // the same, rounded
+  std::vector<float> table_cos_f32, table_sin_f32;  // [kTableSize, half], rounded to float32
 
   AxisTable(double theta, std::int64_t half_, bool inverse)
       : half(half_),
@@ -38,7 +38,7 @@ struct AxisTable {
     for (std::int64_t i = 0; i < half; ++i) {
       const double exponent = -static_cast<double>(i) / static_cast<double>(half);
       frequency.push_back((inverse ? -1.0 : 1.0) * std::pow(theta, exponent));
-      // In double, 63 turns one after another lose a few units in the last place.
+      // 63 successive rotations in float64 lose a few ulp.
       const double cos_step = std::cos(frequency.back()), sin_step = std::sin(frequency.back());
       double cos = 1.0, sin = 0.0;
       for (std::int64_t at = i; at < kTableSize * half; at += half) {
@@ -53,7 +53,7 @@ struct AxisTable {
   }
 };
 
-// Cosines and sines of one axis at one position after another; the same bits in whichever order.
+// Cosines and sines of one axis at successive positions. The bits do not depend on the order of lookups.
 class AngleCache {
  public:
   AngleCache(const AxisTable& axis, const RotaryKernels& kernels)

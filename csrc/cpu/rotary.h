@@ -1,4 +1,4 @@
-// Rotary position embedding of packed tokens, along one axis (position) or two (frame, row in the frame).
+// Rotary position embedding of packed tokens over one axis (position) or two (frame, row within the frame).
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 namespace slap_fast {
 
 struct RotarySpec {
-  std::int64_t head_dim;          // a multiple of twice the axes
-  std::int64_t tokens_per_frame;  // of two axes; 1 for one
-  std::vector<double> thetas;     // one base an axis
-  bool inverse;                   // turns back
+  std::int64_t head_dim;          // a multiple of 2 * axes
+  std::int64_t tokens_per_frame;  // 1 with one axis
+  std::vector<double> thetas;     // base frequency of each axis
+  bool inverse;                   // rotates by the negative angle
 };
 
-// [total, heads, head_dim], channels side by side, strides in elements. `out` may be `in`, else they do not overlap.
+// [total, heads, head_dim] with a unit last stride; strides in elements. `out` is `in` or does not overlap it.
 struct RotaryTokens {
   const void* in;
   void* out;
@@ -24,12 +24,11 @@ struct RotaryTokens {
   std::int64_t out_token_stride, out_head_stride;
 };
 
-// Rotates each of `parts` by the position of each token in its sequence.
-//
-// Channels i and i + head_dim / axes / 2 of an axis' channels turn by position * theta^(-2i / channels). Angles are in
-// double, cosines and sines rounded to float32, products in float32, and the result is rounded once. A token's bits
-// depend on itself and its position alone.
-// Throws std::invalid_argument unless cu_seqlens [sequences + 1] rises from 0 to total and the spec holds together.
+// Rotates every tensor of `parts` by each token's position in its sequence.
+// Each axis has channels = head_dim / axes; channels i and i + channels / 2 rotate by position * theta^(-2i /
+// channels). Angles are float64, cosines and sines are rounded to float32, products are float32 and the result is
+// rounded once. A token's bits depend on its values and position only. Throws std::invalid_argument for invalid
+// cu_seqlens [sequences + 1] or an inconsistent spec.
 void rotate(const RotarySpec& spec, const std::int64_t* cu_seqlens, std::int64_t sequences, std::int64_t total,
             DType dtype, const std::vector<RotaryTokens>& parts, int threads);
 

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "rotary_kernel.h"
 
 #include "stored_lanes.h"
@@ -20,7 +20,7 @@ SLAP_FAST_INLINE void rotate_pairs(Lanes& first, Lanes& second, Lanes cos, Lanes
   first = rotated;
 }
 
-// Both halves are read before either is written: `out` may be `in`.
+// Reads both halves before writing either, so `out` may be `in`.
 template <class Format>
 void rotate_token(const typename Format::Stored* in, typename Format::Stored* out, std::int64_t heads,
                   std::int64_t in_stride, std::int64_t out_stride, const CosSin& cos_sin) {

@@ -1,4 +1,4 @@
-// The loops of a rotation, by instruction set.
+// Rotation of one token, one table per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -7,17 +7,17 @@
 
 namespace slap_fast {
 
-// Turns by cos and sin [half] of each axis.
+// Cosines and sines [half] of each axis at one position.
 struct CosSin {
   std::int64_t axes, half;
   const float *cos[2], *sin[2];
 };
 
 struct RotaryKernels {
-  // cos and sin of the sums of `count` pairs of angles, given those of both.
+  // cos(a + b) and sin(a + b) for `count` angle pairs, from the cosines and sines of a and b.
   void (*add_angles)(std::int64_t count, const double* cos_a, const double* sin_a, const double* cos_b,
                      const double* sin_b, float* cos, float* sin);
-  // One token: `heads` heads of axes x 2 x half channels.
+  // One token: [heads, axes * 2 * half].
   void (*rotate)(DType dtype, const void* in, void* out, std::int64_t heads, std::int64_t in_stride,
                  std::int64_t out_stride, const CosSin& cos_sin);
 };

@@ -1,5 +1,4 @@
-// Loops over a row of scores. As in simd.h, everything lives in a namespace of the
-// instruction set.
+// Loops over a row of scores. See simd.h for the namespace.
 #pragma once
 
 #include "stored_lanes.h"
@@ -18,7 +17,7 @@ SLAP_FAST_INLINE float reduce_max(Lanes x) {
   return result;
 }
 
-// kAccumulators accumulators hide the latency of adding to one; each also adds fewer rounding errors up.
+// Independent accumulators hide the latency of additions, and shorter sums lose less precision.
 constexpr int kAccumulators = 4;
 struct Accumulators {
   Lanes acc[kAccumulators];
@@ -29,12 +28,12 @@ struct Accumulators {
   SLAP_FAST_INLINE float maximum() const { return reduce_max(max(max(acc[0], acc[1]), max(acc[2], acc[3]))); }
 };
 
-// step(i, slot) for each vector of `count` floats, a multiple of kLanes; the slot is a constant at each place.
+// Calls step(i, accumulator) for each vector of `count` floats, a multiple of kLanes.
 template <class Step>
 SLAP_FAST_INLINE void for_vectors(std::int64_t count, Step step) {
   std::int64_t i = 0;
   for (; i + kAccumulators * kLanes <= count; i += kAccumulators * kLanes)
-    for (int slot = 0; slot < kAccumulators; ++slot) step(i + slot * kLanes, slot);
+    for (int accumulator = 0; accumulator < kAccumulators; ++accumulator) step(i + accumulator * kLanes, accumulator);
   for (; i < count; i += kLanes) step(i, 0);
 }
 

@@ -1,4 +1,4 @@
-// Rows of scores as a product of matrices left them, and what a loss makes of them.
+// Padded rows of scores: the output of a matrix product and the input of a fused loss.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace slap_fast {
 
-// Vectors of any instruction set divide it, so that whole rows are read in whole vectors.
+// Floats. A multiple of every kLanes, so that kernels read whole vectors.
 constexpr std::int64_t kRowMultiple = 16;
 
-// [rows, stride], `columns` of each row given. The others, up to a multiple of kRowMultiple, are scratch.
+// [rows, stride], of which [rows, columns] is valid. Columns up to the next multiple of kRowMultiple are scratch.
 struct ScoreRows {
   float* data;
   std::int64_t rows, columns, stride;
@@ -25,7 +25,7 @@ struct ScoreRows {
   }
 };
 
-// Gradients of scores, if any are made: they take the place of the scores, each row from where its scores began.
+// Dtype of the gradients, which overwrite the scores in place, each row at the start of its scores; nullopt: none.
 using GradDType = std::optional<DType>;
 
 inline void check_scores(const ScoreRows& scores) {

@@ -1,6 +1,7 @@
-// Vectors of floats and doubles in the instruction set that this translation unit is compiled for. Everything lives in
-// a namespace of that instruction set, so that the linker never mixes two of them; standard headers with inline
-// functions stay out of such units for the same reason.
+// Float and double vectors of the instruction set this translation unit is compiled for.
+//
+// Everything is in a namespace named after the instruction set, so that the linker cannot merge inline functions of two
+// builds. For the same reason such units include no standard header with inline functions.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct Floats {
   void update_max(Floats x) { v = _mm512_max_ps(v, x.v); }
   void store(float* out) const { _mm512_storeu_ps(out, v); }
 
-  // |x|, with 0 for what is not finite; counts the latter.
+  // |x|, or 0 where x is not finite; adds the number of non-finite lanes to `nonfinite`.
   Floats finite_magnitude(std::int32_t& nonfinite) const {
     const __m512 infinity = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000));
     const __m512 magnitude = _mm512_abs_ps(v);
@@ -72,7 +73,7 @@ struct Floats {
 
 #else
 
-// Plain loops over 16 bytes, which compilers turn into SSE2 or NEON.
+// Loops over 16 bytes, vectorized by the compiler to SSE2 or NEON.
 struct Doubles {
   static constexpr int width = 2;
   double v[width] = {};

@@ -1,5 +1,5 @@
-// Floats in memory as float32, bfloat16 or float16, read to and written from lanes of float32: widening is exact,
-// narrowing rounds once, to nearest even. As in simd.h, everything lives in a namespace of the instruction set.
+// Loads and stores of float32, bfloat16 and float16 memory as float32 lanes. Stores round to nearest even. See simd.h
+// for the namespace.
 #pragma once
 
 #include "lanes.h"
@@ -8,7 +8,7 @@ namespace slap_fast::SLAP_FAST_ISA {
 
 SLAP_FAST_INLINE WordLanes select(IntLanes mask, WordLanes x, WordLanes y) { return mask ? x : y; }
 
-// kLanes 16-bit values as words, and back; what a word has above them must be zero.
+// kLanes 16-bit values to and from 32-bit words. The upper half of each word is zero, and must be for the store.
 SLAP_FAST_INLINE WordLanes load_halves(const std::uint16_t* in) {
 #if defined(__AVX512F__)
   return (WordLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
@@ -44,7 +44,7 @@ struct BFloat16 {
 #else
     const WordLanes bits = words(x);
     const WordLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const WordLanes quiet = (bits >> 16) | 0x40u;  // a NaN must not round to infinity
+    const WordLanes quiet = (bits >> 16) | 0x40u;  // keeps a NaN from rounding to infinity
     store_halves(out, select(x == x, rounded, quiet));
 #endif
   }
@@ -70,7 +70,7 @@ struct Float16 {
   static SLAP_FAST_INLINE Lanes load(const std::uint16_t* in) {
     const WordLanes bits = load_halves(in);
     const WordLanes magnitude = bits & 0x7fffu;
-    // The exponent's bias differs by 112. Subnormals are exact as multiples of 2^-24, infinity and NaN keep their bits.
+    // Exponent biases differ by 112. Subnormals are multiples of 2^-24; infinity and NaN keep their mantissa bits.
     const WordLanes normal = (magnitude << 13) + (112u << 23);
     const WordLanes subnormal = words(__builtin_convertvector(reinterpret_cast<IntLanes>(magnitude), Lanes) * 0x1p-24f);
     const WordLanes special = (magnitude << 13) | 0x7f800000u;
@@ -82,17 +82,17 @@ struct Float16 {
     const WordLanes bits = words(x);
     const WordLanes magnitude = bits & 0x7fffffffu;
     const WordLanes normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // One half has the last bit 2^-24, as subnormals have: adding it rounds them.
+    // The ulp of 0.5f is 2^-24, the spacing of float16 subnormals: adding 0.5 rounds to them.
     const WordLanes subnormal = words(floats(magnitude) + 0.5f) - words(splat(0.5f));
     WordLanes half = select(magnitude < (113u << 23), subnormal, normal);
-    half = select(magnitude >= 0x477ff000u, WordLanes{} + 0x7c00u, half);  // from 65520 on: infinity
+    half = select(magnitude >= 0x477ff000u, WordLanes{} + 0x7c00u, half);  // >= 65520 rounds to infinity
     half = select(magnitude > 0x7f800000u, ((magnitude >> 13) & 0x3ffu) | 0x7e00u, half);
     store_halves(out, half | ((bits >> 16) & 0x8000u));
   }
 #endif
 };
 
-// The same of the first `count` lanes only; the others are zero and nothing else is touched.
+// The first `count` lanes only: loads fill the others with zero, stores leave the memory behind them unchanged.
 template <class Format>
 SLAP_FAST_INLINE Lanes load_partial(const typename Format::Stored* in, std::int64_t count) {
   typename Format::Stored some[kLanes] = {};

@@ -11,7 +11,7 @@
 namespace slap_fast {
 namespace {
 
-// Of a task, in whole rows; below as many a thread costs more than it saves.
+// Values per task, rounded to whole rows: enough to justify one more thread.
 constexpr std::int64_t kValuesPerTask = 1 << 15;
 
 SwigluKernels chosen_kernels() { SLAP_FAST_DISPATCH(swiglu_kernels()); }

@@ -1,4 +1,4 @@
-// The gate of a SwiGLU MLP: silu(gate) * up of rows that hold both, silu(x) = x / (1 + exp(-x)).
+// SwiGLU activation silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,11 @@ struct SwigluShape {
   std::int64_t rows, width;
 };
 
-// [rows, width] of `out` from [rows, 2 * width] of `gate_up`, gate first; both contiguous.
-// The mathematics is float32, rounded once; a value's bits depend on its own gate and up alone.
-// Throws std::invalid_argument for a negative size.
+// gate_up [rows, 2 * width] with the gate first, out [rows, width]; both contiguous. Arithmetic is float32, rounded
+// once. Throws std::invalid_argument for a negative size.
 void swiglu(const SwigluShape& shape, const void* gate_up, void* out, int threads);
 
-// The gradient [rows, 2 * width] of gate_up from that of the result, [rows, width].
+// grad [rows, width] of `out` to grad_gate_up [rows, 2 * width].
 void swiglu_backward(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up, int threads);
 
 }  // namespace slap_fast

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "swiglu_kernel.h"
 
 #include "stored_lanes.h"

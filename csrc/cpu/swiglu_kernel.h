@@ -1,4 +1,4 @@
-// A block of rows, by instruction set.
+// SwiGLU over a block of rows, one table per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace slap_fast {
 
 struct SwigluKernels {
-  // The rows [begin, end) of the tensors.
+  // Rows [begin, end).
   void (*forward)(const SwigluShape& shape, const void* gate_up, void* out, std::int64_t begin, std::int64_t end);
   void (*backward)(const SwigluShape& shape, const void* grad, const void* gate_up, void* grad_gate_up,
                    std::int64_t begin, std::int64_t end);

@@ -14,13 +14,13 @@
 namespace slap_fast {
 namespace {
 
-// Queries of one clip and head that make a task: enough that packing the keys around them is a small part of the work.
+// Queries per forward task: enough to amortize packing the keys of the surrounding window.
 constexpr std::int64_t kForwardRows = 512;
-// Positions that make a task of the backward pass: all of a clip of up to 30 seconds at head_dim 64.
+// Positions per backward task. At head_dim 64 this covers a clip of up to 30 seconds.
 std::int64_t backward_rows(std::int64_t head_dim) {
   return std::clamp<std::int64_t>(49152 / head_dim / kSegmentUnit * kSegmentUnit, 4 * kSegmentUnit, 1024);
 }
-// Below this many multiplications a thread costs more than it saves.
+// Multiplications that justify one more thread.
 constexpr double kWorkPerThread = 4e6;
 constexpr std::int64_t kTasksPerThread = 16;
 
@@ -41,7 +41,7 @@ AttentionView checked_view(const AttentionInputs& inputs, const AttentionBatch& 
   require(inputs.left >= -1 && inputs.right >= -1, "window is (" + std::to_string(inputs.left) + ", " +
                                                        std::to_string(inputs.right) +
                                                        "); each side is a count of tokens, or -1 for unlimited");
-  // A window as long as the longest clip can be is none, which also keeps sums of positions small.
+  // A window as long as the longest possible clip is unlimited; clamping also avoids overflow in positions.
   const auto side = [&](std::int64_t tokens) {
     return tokens < 0 || tokens > batch.total_q + batch.total_k ? kUnlimited : tokens;
   };
@@ -54,14 +54,14 @@ struct Task {
   double cost;
 };
 
-// Keys that the queries at positions first .. last see together.
+// Keys visible to any query of the segment.
 std::int64_t count_visible_keys(const AttentionView& view, const AttentionSegment& segment) {
   const std::int64_t begin = std::max<std::int64_t>(0, segment.first - view.left);
   return std::max<std::int64_t>(0, std::min(segment.keys, segment.last + view.right) - begin);
 }
 
-// Clips cut into stretches of `rows` positions, from their first query or, with `all`, from the first of either.
-// The longest come first, so that threads finish together.
+// Splits clips into segments of `rows` positions, starting at the first query or, with `cover_keys`, at the first query
+// or key. Sorted by descending cost to balance threads.
 std::vector<Task> make_tasks(const AttentionView& view, const AttentionBatch& batch, std::int64_t rows,
                              bool cover_keys) {
   std::vector<Task> tasks;
@@ -72,7 +72,7 @@ std::vector<Task> make_tasks(const AttentionView& view, const AttentionBatch& ba
     for (std::int64_t first = start; first < keys; first += rows) {
       const AttentionSegment segment{begin_q, queries, begin_k, keys, first, std::min(first + rows, keys)};
       const std::int64_t seen = std::min(count_visible_keys(view, segment), view.left + view.right + 1);
-      // What comes on top of the products is about as much as some more keys.
+      // Softmax and packing cost about as much as 16 more keys.
       tasks.push_back({segment, static_cast<double>(segment.last - first) * static_cast<double>(seen + 16)});
     }
   }
@@ -80,8 +80,8 @@ std::vector<Task> make_tasks(const AttentionView& view, const AttentionBatch& ba
   return tasks;
 }
 
-// Calls task(stretch, first_head, last_head, scratch) until each stretch has had each head, on as many threads as are
-// worth it. Heads of a token lie side by side: a few of them go together where there are tasks enough without.
+// Calls run(segment, first_head, last_head, scratch) for every segment and head. Heads of a token are adjacent in
+// memory: a call takes several heads if there are enough tasks for all threads.
 template <class Run>
 void run_tasks(const std::vector<Task>& tasks, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes,
                int threads, const Run& run) {

@@ -1,4 +1,4 @@
-// Softmax attention inside each of N packed sequences, with windows.
+// Variable-length softmax attention with sliding windows over packed clips.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace slap_fast {
 
 constexpr std::int64_t kMaxHeadDim = 256;
 
-// Packed clips: queries of clip i are cu_seqlens_q[i] .. cu_seqlens_q[i + 1] of total_q, keys and values likewise.
+// Clip i has queries [cu_seqlens_q[i], cu_seqlens_q[i + 1]), and keys and values likewise.
 struct AttentionBatch {
   const std::int32_t *cu_seqlens_q, *cu_seqlens_k;  // [clips + 1]
   std::int64_t clips, total_q, total_k;
@@ -18,18 +18,18 @@ struct AttentionBatch {
 struct AttentionInputs {
   DType dtype;
   std::int64_t heads, kv_heads, head_dim;  // heads is a multiple of kv_heads
-  std::int64_t left, right;                // keys visible on either side, both inclusive; -1 is unlimited
+  std::int64_t left, right;                // window: visible keys before and after a query's position; -1: unlimited
   float scale;
   HeadsView q, k, v;
 };
 
-// The query at i of a clip stands at position i + keys - queries among its keys. A query that sees no key gives 0 and
-// an lse of -infinity. The bits depend on the clip and the instruction set alone, not on threads or neighbours.
-// Throws std::invalid_argument for offsets that do not rise from 0 to the totals and for sizes that do not fit.
+// Query i of a clip is aligned to key i + keys - queries. A query that sees no key gives 0 and an lse of -infinity. A
+// clip's results are bitwise independent of the other clips and of the thread count. Throws std::invalid_argument for
+// invalid offsets or sizes.
 void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch, const AttentionOutputs& outputs,
                       int threads);
 
-// Gradients of all that the above reads, from those of all that it writes; the same holds for their bits.
+// Gradients of q, k and v from those of out and lse, with the same guarantees.
 void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBatch& batch,
                                const AttentionGradients& gradients, int threads);
 

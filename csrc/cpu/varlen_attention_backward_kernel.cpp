@@ -1,13 +1,13 @@
-// Compiled once for each instruction set: gradients of attention, with weights recomputed from the log-sum-exp.
+// Attention backward with weights recomputed from the log-sum-exp; compiled once per instruction set.
 //
-// A stretch owns queries and keys. Groups of its own queries visit all keys that they see, and give the queries'
-// gradient and their part of the owned keys'; queries of other stretches that see owned keys are visited once more for
-// the keys' sake. So nothing is summed across tasks: no order to keep, no memory to hold, and the work done twice is a
-// window's width for each stretch.
+// A segment owns queries and keys. Its own query groups process all keys they see, for the gradients of the queries and
+// of the owned keys. Queries of other segments that see owned keys are recomputed for the gradients of these keys. So
+// no sum crosses tasks: results are deterministic without atomics or buffers, at the price of recomputing one window
+// width per segment.
 //
-// Floor: five products where the forward pass has two. 3,036 tokens in local windows: 2.2 GFLOP, in groups 2.5, hence
-// 10 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 6 ms of 430 (AVX-512-BF16).
-#include "attention_segment.h"
+// Cost: five products instead of the forward's two. 3,036 tokens in local windows: 2.2 GFLOP, 2.5 in groups, hence 10
+// ms at 243 GFLOP/s (two AVX-512 cores, float32) or 6 ms at 430 GFLOP/s (AVX512-BF16).
+#include "varlen_attention_common.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
@@ -36,17 +36,17 @@ Range bounding_range(Range a, Range b) {
 template <class Operand>
 struct Workspace {
   using Value = typename Operand::Value;
-  // Operands of products over head_dim: of keys and values in panels, of a group's queries and gradients in rows.
+  // Operands of products over head_dim: panels of keys and values, rows of the group's queries and output gradients.
   Value *key_panels, *value_panels, *queries, *grads;
-  // Operands of products over keys, and over a group's queries.
+  // Operands of products over keys, and over the group's queries.
   Value *key_steps, *query_steps, *grad_steps;
   float *scores, *grad_weights;
-  // What becomes of them: as a left operand over queries, and over keys.
+  // Softmax weights and score gradients as left operands of products over queries or keys.
   Value *weights_by_query, *grad_scores_by_query, *grad_scores_by_key;
   float *sums_q, *sums_k, *sums_v;
   std::int64_t bytes;
 
-  // The sums of all of a stretch's queries are kept where keys come in parts.
+  // If the keys need several parts, query gradients are kept for all rows of the segment.
   Workspace(const AttentionView& view, std::int64_t rows, std::int64_t keys, void* memory) {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
@@ -98,7 +98,7 @@ class Backward {
         k_(source_of<In>(view.k, view.head_dim, segment.begin_k, segment.keys, kv_head)),
         v_(source_of<In>(view.v, view.head_dim, segment.begin_k, segment.keys, kv_head)) {}
 
-  // With `followed`, the same scratch will serve the next key head: what that reads is fetched along the way.
+  // With `has_next_head`, prefetches the keys and values of the next key head.
   void run(bool has_next_head) {
     const std::int64_t start = panel_start(view_, segment_.first, keys_.begin), part = packed_keys(padded_);
     const std::int64_t group = view_.heads / view_.kv_heads;
@@ -142,14 +142,14 @@ class Backward {
     return visible_keys(view_, segment_, owned_queries_.begin, owned_queries_.end);
   }
 
-  // Queries that see a key of begin .. end.
+  // Queries that see at least one of `keys`.
   Range queries_seeing(Range keys) const {
     const std::int64_t begin = max(shift_, keys.begin - view_.right);
     return {begin, max(begin, min(segment_.keys, keys.end + view_.left))};
   }
   Range queries_seeing_owned_keys() const { return owned_keys_.empty() ? Range{0, 0} : queries_seeing(owned_keys_); }
 
-  // What the group behind this one reads, and a part of the next key head's keys.
+  // Prefetches the inputs of the next group and a part of the next key head's keys.
   void plan_prefetch(std::int64_t head, std::int64_t first, bool more, bool has_next_head) {
     prefetcher_.clear();
     const bool owned = first >= segment_.first && first < segment_.last;
@@ -170,7 +170,7 @@ class Backward {
     return source_of<In>(heads, view_.head_dim, segment_.begin_q, segment_.queries, head);
   }
 
-  // The queries at first .. first + kGroup, as far as there are such.
+  // Queries at positions [first, first + kGroup), clipped to the clip.
   void process_group(std::int64_t head, std::int64_t first, std::int64_t sums_row, bool first_part, bool last_part) {
     const bool owned = first >= segment_.first && first < segment_.last;
     const std::int64_t begin_row = max(first, shift_), end_row = min(first + kGroup, segment_.keys);
@@ -222,7 +222,7 @@ class Backward {
     }
   }
 
-  // The block's keys that the group's rows begin .. end see, counted from the block's first.
+  // Keys of the block visible to rows [begin, end) of the group, relative to the block's first key.
   Range visible_in_block(Range block, std::int64_t first, std::int64_t begin, std::int64_t end) const {
     const Range rows = intersect({begin, end}, rows_);
     if (rows.empty()) return {0, 0};
@@ -231,7 +231,7 @@ class Backward {
     return {keys.begin - block.begin, keys.end - block.begin};
   }
 
-  // Weights and gradients of scores, both zero where a query does not see a key.
+  // Softmax weights and score gradients; both zero at masked keys.
   void process_block(std::int64_t first, Range block) {
     const std::int64_t panel_size = padded_ * kLanes, width = round_up(block.size(), kLanes);
     const std::int64_t begin_panel = (block.begin - packed_.begin) / kLanes;
@@ -300,7 +300,7 @@ class Backward {
     }
   }
 
-  // For the keys of `mine`: the sum over the group's queries of `factors` times `steps`.
+  // sums[key] += sum over the group's queries of factors[query, key] * steps[query], for the keys of `owned`.
   void add_to_keys(std::int64_t first, Range block, Range owned, const Value* factors, const Value* steps,
                    float* sums) {
     const std::int64_t begin_key = (owned.begin - block.begin) / kRows * kRows;
@@ -339,7 +339,7 @@ class Backward {
     }
   }
 
-  // Those of the packed keys that the stretch owns.
+  // Writes the gradients of the packed keys that the segment owns.
   void write_keys(void* grads, const float* sums, float factor) const {
     const Range keys = intersect(packed_, owned_keys_);
     for (std::int64_t key = keys.begin; key < keys.end; ++key)

@@ -1,19 +1,19 @@
-// Compiled once for each instruction set: attention with an online softmax, for groups of kGroup queries at a time.
+// Attention forward with online softmax over groups of kGroup queries; compiled once per instruction set.
 //
-// Floor: a query that sees n keys takes 4 n D operations, and as many more as its group sees keys that it does not.
-// Local windows of 97 keys at D = 64 over 3,036 tokens in clips of 1 to 30 seconds and 12 heads: 0.86 GFLOP, in groups
-// 0.96, hence 4 ms of 243 GFLOP/s (two cores of AVX-512, float32) or 2.2 ms of 430 (AVX-512-BF16); softmax and packing
-// come on top, about 13 instructions for each 16 scores.
-#include "attention_segment.h"
+// Cost: 4 n D FLOP per query that sees n keys, plus the keys that only other queries of its group see. Local windows of
+// 97 keys, D = 64, 12 heads, 3,036 tokens in clips of 1 to 30 seconds: 0.86 GFLOP, 0.96 in groups, hence 4 ms at 243
+// GFLOP/s (two AVX-512 cores, float32) or 2.2 ms at 430 GFLOP/s (AVX512-BF16). Softmax and packing add about 13
+// instructions per 16 scores.
+#include "varlen_attention_common.h"
 
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
 constexpr std::int64_t kGroup = 32;
-// Scores of a group at once: 16 KiB, half of a usual L1.
+// Keys per score block: kGroup x kBlock floats take 16 KiB, half of a 32 KiB L1.
 constexpr std::int64_t kBlock = 128, kScoreStride = kBlock + 16;
 
-// Keys packed at once: 256 KiB each for scores and sums in float32, together half of a usual L2.
+// Keys packed at once: 256 KiB each of packed keys and values in float32, together half of a 1 MiB L2.
 std::int64_t packed_keys(std::int64_t padded) { return max(kBlock, 65536 / padded / kBlock * kBlock); }
 
 template <class Operand>
@@ -23,7 +23,8 @@ struct Workspace {
   float *scores, *sums, *maxima, *totals;
   std::int64_t bytes;
 
-  // For stretches of `rows` queries that see `keys` keys. The sums of all rows are kept where keys come in parts.
+  // For segments of `rows` queries that see `keys` keys. If the keys need several parts, running sums are kept for all
+  // rows.
   Workspace(const AttentionView& view, std::int64_t rows, std::int64_t keys, void* memory) {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
@@ -58,7 +59,7 @@ class Forward {
         out_(static_cast<typename In::Stored*>(outputs.out) + (segment.begin_q * view.heads + head) * view.head_dim),
         lse_(outputs.lse + head * view.total_q + segment.begin_q) {}
 
-  // With `followed`, the same scratch will serve the next head: what that reads first is fetched along the way.
+  // With `has_next_head`, prefetches the first keys and queries of the next head.
   void run(bool has_next_head) {
     const std::int64_t start = panel_start(view_, segment_.first, keys_.begin), part = packed_keys(padded_);
     const bool whole = keys_.end - start <= part;
@@ -79,7 +80,7 @@ class Forward {
  private:
   using Value = typename Operand::Value;
 
-  // Packs the keys up to `end` at least, so that memory is read while the queries before are being computed.
+  // Packs keys and values up to at least `end`. Packing is incremental, so that memory reads overlap with computation.
   void fill(Range keys, std::int64_t end) {
     if (filled_ >= end) return;
     const std::int64_t count = round_up(end - filled_, kLanes), place = (filled_ - keys.begin) * padded_;
@@ -112,7 +113,7 @@ class Forward {
       prefetcher_.add(next_head(q_, view_.q), {segment_.first - shift_, segment_.first - shift_ + kGroup});
   }
 
-  // Queries at positions first .. last with the packed keys; their sums are kept from row `kept` on.
+  // Queries at positions [first, last) against the packed keys; their running sums start at row `sums_row`.
   void process_group(std::int64_t first, std::int64_t last, Range packed, std::int64_t sums_row) {
     const Range all = visible_keys(view_, segment_, first, last);
     const Range keys = intersect(all, packed);
@@ -139,7 +140,7 @@ class Forward {
     if (keys.end == all.end || all.empty()) finish(first, last, maxima, totals, sums);
   }
 
-  // A few panels stay in L1 for all rows of the group.
+  // Panels in the outer loop: kMaxVectors panels stay in L1 for all rows of the group.
   void score(std::int64_t first, std::int64_t last, Range block, std::int64_t begin_panel) {
     const std::int64_t panel_size = padded_ * kLanes, panels = round_up(block.size(), kLanes) / kLanes;
     for (std::int64_t first_panel = 0; first_panel < panels; first_panel += kMaxVectors) {
@@ -156,14 +157,14 @@ class Forward {
     }
   }
 
-  // The block's keys that the queries at positions first .. last see, counted from the block's first.
+  // Keys of the block visible to queries at positions [first, last), relative to the block's first key.
   Range visible_in_block(Range block, std::int64_t first, std::int64_t last) const {
     const Range keys = intersect(visible_keys(view_, segment_, first, last), block);
     if (keys.empty()) return {0, 0};
     return {keys.begin - block.begin, keys.end - block.begin};
   }
 
-  // Scores to weights relative to the largest score so far; `factors` brings what was summed before to it.
+  // Online softmax: scores to weights relative to the running maximum; `factors` rescales the previous sums.
   void softmax_weights(std::int64_t first, std::int64_t last, Range block, float* maxima, float* totals,
                        float* factors) {
     const Lanes unit = splat(exponent_unit(view_.scale));
@@ -189,7 +190,7 @@ class Forward {
     }
   }
 
-  // Hides what a row does not see; returns vectors' largest values lane by lane.
+  // Masks invisible keys with -infinity; returns the lanewise maximum of the row.
   SLAP_FAST_INLINE Lanes mask_and_max(int row, Range range) {
     if (range.empty()) return splat(-kInfinity);
     float* scores = work_.scores + row * kScoreStride;
@@ -201,7 +202,7 @@ class Forward {
     return highest;
   }
 
-  // Returns the row's weights summed lane by lane; those of hidden keys are zero.
+  // Returns the lanewise sum of the row's weights; weights of masked keys are zero.
   SLAP_FAST_INLINE Lanes exponentiate(int row, Range range, std::int64_t width, Lanes unit, Lanes base) {
     const float* scores = work_.scores + row * kScoreStride;
     Value* weights = work_.weights + row * kScoreStride;
@@ -267,7 +268,7 @@ class Forward {
   typename In::Stored* out_;
   float* lse_;
   Prefetcher<In> prefetcher_;
-  std::int64_t filled_ = 0;  // keys before it are packed
+  std::int64_t filled_ = 0;  // keys below this are packed
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// One stretch of one clip and head, by instruction set. Plain pointers only: see simd.h.
+// Attention over one segment of one clip and head, one table per instruction set. Plain pointers only: see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,15 @@ struct HeadsView {
 struct AttentionView {
   DType dtype;
   std::int64_t heads, kv_heads, head_dim, total_q;
-  std::int64_t left, right;  // keys visible on either side of a query, kUnlimited at most
+  std::int64_t left, right;  // window: visible keys on either side of a query, at most kUnlimited
   float scale;
   HeadsView q, k, v;
 };
 
 constexpr std::int64_t kUnlimited = std::int64_t{1} << 40;
 
-// Of one clip: where it lies, and the positions first .. last that a task owns. Positions count keys: the clip's key j
-// is at j, its query i at i + keys - queries.
+// A clip's tokens and the positions [first, last) owned by a task. Positions count keys: key j is at j, query i at i +
+// keys - queries.
 struct AttentionSegment {
   std::int64_t begin_q, queries, begin_k, keys;
   std::int64_t first, last;
@@ -42,14 +42,14 @@ struct AttentionGradients {
 };
 
 struct AttentionKernel {
-  // Bytes of scratch, aligned to 64, for stretches of at most `rows` positions that see at most `keys` keys.
+  // Bytes of scratch (64-byte aligned) for segments of at most `rows` positions that see at most `keys` keys.
   std::int64_t (*forward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
   std::int64_t (*backward_bytes)(const AttentionView& view, std::int64_t rows, std::int64_t keys);
-  // The outputs of the queries that the stretch owns, which are one at least, for the heads first_head .. last_head.
+  // Outputs of the segment's queries, at least one, for heads [first_head, last_head).
   void (*forward)(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_head,
                   std::int64_t last_head, const AttentionOutputs& outputs, void* scratch);
-  // The gradients of the queries and keys that the stretch owns. Stretches are kSegmentUnit positions times a whole
-  // number, but for a clip's last.
+  // Gradients of the segment's queries and keys. Every segment but a clip's last is a multiple of kSegmentUnit
+  // positions.
   void (*backward)(const AttentionView& view, const AttentionSegment& segment, std::int64_t first_kv_head,
                    std::int64_t last_kv_head, const AttentionGradients& gradients, void* scratch);
 };

@@ -22,7 +22,7 @@ struct Block {
   std::int64_t count;
 };
 
-// Below this many samples a thread costs more than it saves.
+// Samples that justify one more thread.
 constexpr std::int64_t kSamplesPerThread = 1 << 18;
 
 }  // namespace
@@ -40,7 +40,7 @@ void waveform_stats(const float* waveform, std::int64_t total, const std::int64_
   const Kernel kernel = chosen_kernel();
   const int thread_count = static_cast<int>(std::min<std::int64_t>(threads, total / kSamplesPerThread + 1));
   std::vector<BlockStats> stats(blocks.size());
-  // A task is as many blocks as make a fair share of work: clips of a few samples are many blocks.
+  // Several blocks per task: a batch of very short clips has many tiny blocks.
   const std::int64_t count = static_cast<std::int64_t>(blocks.size());
   const std::int64_t per_task = std::max<std::int64_t>(1, count / (std::int64_t{8} * std::max(thread_count, 1)));
   parallel_for((count + per_task - 1) / per_task, thread_count, [&](std::int64_t task, int) {

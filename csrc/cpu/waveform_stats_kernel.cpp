@@ -1,4 +1,4 @@
-// Compiled once for each instruction set.
+// Compiled once per instruction set.
 #include "waveform_stats_kernel.h"
 
 #include "simd.h"
@@ -6,8 +6,8 @@
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-// Sample i of a block is summed in lane i % kLanes, and the lanes in a fixed order, whatever the vector width: with
-// float squares exact in double (24 + 24 bits of 53), each instruction set gives the same bits.
+// Sample i of a block is summed in lane i % kLanes and the lanes in a fixed order, for every vector width. Squares of
+// floats are exact in double (48 of 53 bits), so all instruction sets give the same bits.
 constexpr int kLanes = 32;
 constexpr int kVectors = kLanes / Floats::width;
 

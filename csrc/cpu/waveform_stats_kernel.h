@@ -1,4 +1,4 @@
-// One block of one clip, by instruction set.
+// Statistics of one block of samples, one function per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ struct BlockStats {
   std::int32_t nonfinite;
 };
 
-constexpr std::int64_t kStatsBlock = 32768;  // samples: 128 KiB, half of a usual L2
+constexpr std::int64_t kStatsBlock = 32768;  // samples: 128 KiB, half of a 256 KiB L2
 
 namespace baseline {
 BlockStats waveform_stats_block(const float* samples, std::int64_t count);

@@ -1,4 +1,4 @@
-// What csrc/bindings.cpp adds to the module where it is built with CUDA.
+// Python bindings of the CUDA kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,7 +1,7 @@
-// Small discrete Fourier transforms of compile-time size in registers, and their adjoints: sizes 2^a, 3 * 2^a, 5 * 2^a.
+// DFTs of compile-time size in registers, and their adjoints; sizes 2^a, 3 * 2^a and 5 * 2^a.
 //
-// Decimation in time down to the odd factor. With t = W^k b, the pair a + t, a - t is formed as u = a + t, 2a - u: six
-// fused multiply-adds, where a plain radix-16 pass spends eight or more operations.
+// Decimation in time down to the odd factor. With t = W^k b, a butterfly's outputs a + t and a - t are computed as
+// u = a + t and 2a - u: six FMAs instead of the eight or more operations of a plain radix-16 pass.
 #pragma once
 
 #include <utility>
@@ -32,7 +32,7 @@ SLAP_FAST_DEVICE Complex operator*(Complex a, Complex b) {
 }
 SLAP_FAST_DEVICE Complex conj(Complex a) { return {a.re, -a.im}; }
 
-// cos(2 pi k / n) by its power series, which a compiler can evaluate; |angle| <= pi.
+// constexpr cos(2 pi k / n) by its power series; |angle| <= pi.
 constexpr double cosine(int k, int n) {
   const int m = ((k % n) + n) % n;
   const double angle = 2.0 * 3.14159265358979323846 * (2 * m > n ? m - n : m) / n;
@@ -115,7 +115,7 @@ struct Dft {
   }
 };
 
-// The adjoint of Dft: out[n] = sum over k of in[k] exp(+2 pi i n k / N).
+// Adjoint of Dft: out[n] = sum over k of in[k] exp(+2 pi i n k / N).
 template <int N>
 SLAP_FAST_DEVICE void dft_adjoint(const Complex* in, Complex* out) {
   Complex swapped[N], result[N];
@@ -126,7 +126,8 @@ SLAP_FAST_DEVICE void dft_adjoint(const Complex* in, Complex* out) {
   for (int n = 0; n < N; ++n) out[n] = {result[n].im, result[n].re};
 }
 
-// Bins 0 .. N / 2 of N real numbers. The imaginary parts of bins 0 and (N even) N / 2 are left alone: they are 0.
+// DFT bins [0, N / 2] of N real values. Does not write the imaginary parts of bin 0 and, for even N, bin N / 2, which
+// are 0.
 template <int N>
 struct RealDft {
   template <int Stride>
@@ -173,7 +174,7 @@ struct RealDft {
   }
 };
 
-// The adjoint of RealDft: out[n * Stride] = Re(sum over k <= N / 2 of in[k] exp(+2 pi i n k / N)).
+// Adjoint of RealDft: out[n * Stride] = Re(sum over k <= N / 2 of in[k] exp(+2 pi i n k / N)).
 template <int N>
 struct RealDftAdjoint {
   template <int Stride>

@@ -1,23 +1,22 @@
-// One kernel from samples to log-mel frames, one from their gradient to that of the samples; log_mel_phases.h has what
-// a block does, log_mel_transforms.h the Fourier transform.
+// Fused log-mel forward and backward kernels. log_mel_phases.h has the phases of a block, log_mel_transforms.h the DFT.
 //
-// Floor, with a frame each 10 ms at 16 kHz: 640 B in, 256 B out, 0.22 ns at an H200's 4 TB/s, or 52 cycles of one of
-// its 132 multiprocessors. The arithmetic of a frame of 512 points, if mma.sync reaches 60 % of the TF32 peak, takes
+// Design. Memory bound, at one frame per 10 ms of 16 kHz audio: 640 B in, 256 B out, 0.22 ns at the 4 TB/s of an H200,
+// or 52 cycles of one of its 132 SMs. Arithmetic of a 512-point frame, if mma.sync reaches 60 % of the TF32 peak:
 //
-//   dense DFT on matrix units, 3 x TF32    1.2 MFLOP at 300 TFLOP/s (mma.sync)    4.1 ns    18 times the floor
-//   four-step 16 x 16 DFT, 3 x TF32        0.2 MFLOP at 300 TFLOP/s               0.66 ns    3 times the floor
-//   real FFT in registers, float32         9,000 operations, 128 a cycle          70 cycles  1.4 times the floor
+//   dense DFT on tensor cores, 3 x TF32    1.2 MFLOP at 300 TFLOP/s      4.1 ns     18 x memory bound
+//   four-step 16 x 16 DFT, 3 x TF32        0.2 MFLOP at 300 TFLOP/s      0.66 ns    3 x memory bound
+//   real FFT in registers, float32         9,000 operations, 128/cycle   70 cycles  1.4 x memory bound
 //
-// so the choice is an FFT in registers, and CUDA: Triton has no registers to name. A complex FFT of half the size would
-// cost a second exchange through shared memory, which is as scarce as arithmetic (128 B a cycle). Instead columns of 32
-// real samples are transformed as real numbers and rows of 16 as complex ones, with one exchange between. Cycles of
-// shared memory a frame: staging 5, sums 13, columns 13, exchange 32, powers 8, filters 16, tables and output 15: 100.
-// By the machine code for sm_90 and the trip counts of its loops, a frame takes roughly 17,000 instructions of a
-// thread, 130 cycles: at most some 40 % of the copy bandwidth for the forward pass, and that only if two blocks on a
-// multiprocessor hide each other's barriers and loads. These are estimates: no GPU was at hand, nothing is measured.
+// Hence an FFT in registers, which needs CUDA: Triton does not expose registers. A complex FFT of half the size needs a
+// second exchange through shared memory, whose bandwidth (128 B/cycle) is as scarce as arithmetic. Instead, columns of
+// 32 real samples get a real DFT and rows of 16 a complex one, with one exchange between. Shared-memory cycles per
+// frame: staging 5, sums 13, columns 13, exchange 32, powers 8, filters 16, tables and output 15: 100. By the sm_90
+// SASS and the trip counts of its loops, a frame takes about 17,000 thread instructions, 130 cycles: at most 40 % of
+// copy bandwidth forward, if two blocks per SM hide each other's barriers and loads. These are estimates, not
+// measurements.
 //
-// 32 frames stand side by side, a lane each. Whatever depends on the position in the frame (window, twiddles, filters,
-// the special rows of a real transform) is then the same for a whole warp: one broadcast, and no divergence.
+// A block processes 32 frames, one per lane. Everything that depends on the position in the frame (window, twiddles,
+// filters, special rows of the real DFT) is then uniform across a warp: broadcast loads, no divergence.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -28,9 +27,9 @@
 #include <type_traits>
 
 #include "cuda/log_mel.h"
+#include "cuda/log_mel_fft_sizes.h"
 #include "cuda/log_mel_phases.h"
 #include "cuda/log_mel_plan.h"
-#include "cuda/log_mel_shapes.h"
 
 namespace slap_fast::cuda {
 namespace {
@@ -54,7 +53,7 @@ struct BlockThreads {
 };
 
 extern __shared__ float4 shared_memory[];
-constexpr int kStaticSharedBytes = 1024;  // at least what the kernels declare beside it
+constexpr int kStaticSharedBytes = 1024;  // upper bound of the kernels' static shared memory
 static_assert(sizeof(BackwardState) <= kStaticSharedBytes);
 
 template <class Transform>
@@ -126,9 +125,9 @@ struct LogMel::Pass {
       throw std::invalid_argument("log-mel on CUDA: " + std::to_string(blocks) + " blocks of work; split the batch");
     const DeviceGuard guard(device);
     KernelArguments arguments{sizes, tables, input, grad_mels, output};
-    {& arguments} = void* pointers[] = {& arguments} = {&arguments};
+    void* parameters[] = {&arguments};
     check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                           dim3(static_cast<unsigned>(sizes.threads)), pointers, shared_bytes,
+                           dim3(static_cast<unsigned>(sizes.threads)), parameters, shared_bytes,
                            static_cast<cudaStream_t>(stream)),
           "launch");
   }
@@ -152,13 +151,13 @@ void LogMel::prepare(Pass& pass, const LogMelSpec& spec, bool backward, int devi
   pass.shared_bytes = static_cast<std::size_t>(plan.sizes.shared_floats) * sizeof(float);
   const auto choose = [&](auto transform) { pass.kernel = kernel_of<decltype(transform)>(backward); };
   if (!(plan.in_registers && visit_register_transform(plan.sizes.n_fft, choose))) choose(LoopTransform());
-  // The same for every plan: a kernel has one setting, whichever plan set it last.
+  // The limit, not this plan's size: the attribute is per kernel and shared by all plans.
   const void* kernel = reinterpret_cast<const void*>(pass.kernel);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "shared memory size");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
         "shared memory carveout");
 
-  // All tables in one allocation, each at a multiple of 256 bytes.
+  // One allocation for all tables, each 256-byte aligned.
   std::size_t total = 0;
   const auto place = [&](const auto& table) {
     const std::size_t offset = total;

@@ -1,4 +1,4 @@
-// Packed waveforms to log-mel frames on an NVIDIA GPU, and the gradient back to the waveform.
+// CUDA log-mel frames of packed waveforms, and the gradient of the waveform.
 #pragma once
 
 #include <cstdint>
@@ -9,23 +9,21 @@
 
 namespace slap_fast::cuda {
 
-// Why no GPU can be used here; empty if one can.
+// Reason why no GPU can be used, or empty.
 std::string unavailable();
 
-// One convention on one GPU: tables in its memory. Immutable once made, and so shared by any number of threads and
-// streams; those streams must have finished with it when it goes.
-//
-// Addresses are device addresses on that GPU, sizes as in LogMelInput. Calls only launch: they wait for nothing and
-// allocate nothing, so that a CUDA graph can capture them. The bits of a frame depend on its samples alone, those of a
-// gradient on its clip alone. Offsets are not checked, but nothing is touched outside the arrays whatever they say.
-// Throws std::invalid_argument for what cannot be served, std::runtime_error with CUDA's words for what fails.
+// Device tables of one LogMelSpec on one GPU. Immutable and thread-safe; must outlive the work queued on any stream.
+// Pointers are device pointers. Calls neither synchronize nor allocate, so a CUDA graph can capture them. A frame's
+// bits depend on its samples only, a gradient's on its clip only. Offsets are not validated, but clamped: invalid ones
+// give undefined results without out-of-bounds access. Throws std::invalid_argument for unsupported parameters,
+// std::runtime_error for CUDA errors.
 class LogMel {
  public:
   LogMel(const LogMelSpec& spec, int device);
   ~LogMel();
 
   struct Waveform {
-    const void* samples = nullptr;  // [count] float, or 16-bit integers
+    const void* samples = nullptr;  // [count] float32 or int16
     bool int16 = false;
     std::int64_t count = 0;
     const std::int64_t* cu_seqlens = nullptr;  // [clips + 1]

@@ -1,7 +1,6 @@
-// What one block does, forward and backward, phase by phase; a barrier stands between phases.
-//
-// The same code runs on a GPU and, one thread after another, on a CPU: run(phase) calls phase(t) for every thread of
-// the block and returns when all are done. Within a phase no thread reads what another writes.
+// Phases of a forward or backward block, separated by barriers.
+// The code runs on a GPU and, thread by thread, on a CPU (tests): run(phase) calls phase(t) for every thread t of the
+// block and returns when all are done. Within a phase, no thread reads what another thread writes.
 #pragma once
 
 #include <cmath>
@@ -13,8 +12,8 @@
 namespace slap_fast::cuda {
 
 struct LogMelInput {
-  const float* floats;         // [samples]; either this
-  const std::int16_t* int16s;  // or this
+  const float* floats;         // [samples]; exactly one of
+  const std::int16_t* int16s;  // these two is set
   std::int64_t samples;
   const std::int64_t* cu_seqlens;  // [clips + 1]
   const std::int64_t* cu_frames;   // [clips + 1]
@@ -33,7 +32,7 @@ SLAP_FAST_DEVICE std::int64_t clamped(std::int64_t value, std::int64_t low, std:
 
 SLAP_FAST_DEVICE std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0); }
 
-// Whatever the offsets say, the clip lies within the arrays.
+// Clamps the clip to the arrays, so that invalid offsets cannot cause out-of-bounds access.
 SLAP_FAST_DEVICE LogMelClip clip_of(const LogMelInput& input, std::int64_t index) {
   LogMelClip clip;
   clip.begin = clamped(input.cu_seqlens[index], 0, input.samples);
@@ -43,8 +42,8 @@ SLAP_FAST_DEVICE LogMelClip clip_of(const LogMelInput& input, std::int64_t index
   return clip;
 }
 
-// Clip c starts at tile offsets[c] / tile + c, which leaves it at least as many tiles as it fills. The number of tiles,
-// total / tile + clips, is known without reading the offsets.
+// Clip c starts at tile offsets[c] / tile + c, which reserves at least as many tiles as the clip needs. The grid size,
+// total / tile + clips, does not depend on the offsets, which are in device memory.
 SLAP_FAST_DEVICE std::int64_t clip_of_tile(const std::int64_t* offsets, std::int64_t clips, std::int64_t total,
                                            std::int64_t tile, std::int64_t index) {
   std::int64_t low = 0, high = clips - 1;
@@ -63,17 +62,17 @@ SLAP_FAST_DEVICE std::int64_t first_tile(const std::int64_t* offsets, std::int64
   return clamped(offsets[clip], 0, total) / tile + clip;
 }
 
-// Samples after which the padded clip repeats.
+// Period of the infinitely padded clip.
 SLAP_FAST_DEVICE std::int64_t padding_period(Padding padding, std::int64_t length) {
   return length <= 1 ? 1 : padding == Padding::reflect ? 2 * (length - 1) : 2 * length;
 }
 
-// Position + source of a sample in the mirrored half of the first period.
+// position + source index, constant in the mirrored half of the first period.
 SLAP_FAST_DEVICE std::int64_t mirror_sum(Padding padding, std::int64_t length) {
   return padding == Padding::reflect ? 2 * (length - 1) : 2 * length - 1;
 }
 
-// Where a sample of the padded clip comes from; -1 for a zero.
+// Index of the sample at a padded position; -1: zero.
 SLAP_FAST_DEVICE std::int64_t source_of(std::int64_t position, std::int64_t length, Padding padding) {
   if (position >= 0 && position < length) return position;
   if (padding == Padding::zeros || length <= 0) return -1;
@@ -87,7 +86,7 @@ SLAP_FAST_DEVICE float read_sample(const LogMelSizes& sizes, const LogMelInput& 
                       : static_cast<float>(input.int16s[index]) * (sizes.input_scale / 32768.0f);
 }
 
-// A sample of the padded clip, emphasised where that comes before padding.
+// Sample of the padded clip, with preemphasis over the clip applied.
 SLAP_FAST_DEVICE float padded_sample(const LogMelSizes& sizes, const LogMelInput& input, const LogMelClip& clip,
                                      std::int64_t position) {
   const std::int64_t source = source_of(position, clip.length, sizes.padding);
@@ -97,7 +96,7 @@ SLAP_FAST_DEVICE float padded_sample(const LogMelSizes& sizes, const LogMelInput
   return x - sizes.clip_preemphasis * read_sample(sizes, input, clip.begin + source - 1);
 }
 
-// `count` frames of a clip from frame `first`: at most what the block takes side by side.
+// Frames [first, first + count) of a clip; count <= frames per block.
 struct FrameTile {
   std::int64_t first;
   int count;
@@ -107,8 +106,8 @@ struct FrameTile {
   SLAP_FAST_DEVICE int rows(const LogMelSizes& sizes) const { return count + sizes.overlap - 1; }
 };
 
-// A row that lies within the clip, by the lanes of a warp. Four 16-bit samples at once would cost the kernel for other
-// FFT sizes a quarter of its blocks.
+// Stages a row inside the clip, by one warp. Unrolling int16 by 4 would raise the register count of LoopTransform and
+// cost a quarter of its blocks.
 template <class Sample>
 SLAP_FAST_DEVICE void stage_row(const Sample* in, float scale, float preemphasis, int length, int lane, float* out) {
 #if defined(__CUDACC__)
@@ -118,8 +117,9 @@ SLAP_FAST_DEVICE void stage_row(const Sample* in, float scale, float preemphasis
     out[i] = in[i] * scale - (preemphasis == 0.0f ? 0.0f : preemphasis * (in[i - 1] * scale));
 }
 
-// Rows of samples, each with its predecessor subtracted as the pre-emphasis says. A frame's own first sample, which has
-// no predecessor there, stands in `head`, and what the frame's sum lacks for the sum before emphasis in `tail`.
+// Stages rows of preemphasized samples. `head` is the preemphasized first sample of each frame, which has no
+// predecessor in its frame; `tail` completes a frame's sum of preemphasized samples to (1 - p) times the sum before
+// preemphasis.
 template <class Transform>
 SLAP_FAST_DEVICE void stage_samples(const LogMelBlock& block, const LogMelInput& input, const LogMelClip& clip,
                                     const FrameTile& tile, int t) {
@@ -157,7 +157,7 @@ SLAP_FAST_DEVICE void stage_samples(const LogMelBlock& block, const LogMelInput&
   }
 }
 
-// A thread's share of its frame's sum: of samples, or in the backward pass of their gradients.
+// Per-thread partial sum of a frame's samples; sum_gradients: of their gradients.
 template <class Transform>
 SLAP_FAST_DEVICE void sum_samples(const LogMelBlock& block, int t) {
   const LogMelSizes& sizes = block.sizes;
@@ -185,7 +185,7 @@ SLAP_FAST_DEVICE void sum_gradients(const LogMelBlock& block, int t) {
   block.shared[sizes.partials + t] = sum;
 }
 
-// scale * (a frame's sum + extra) / win_length
+// mean = scale * (sum of the partials + tail if add_tail) / win_length
 template <class Transform>
 SLAP_FAST_DEVICE void finish_mean(const LogMelBlock& block, bool add_tail, float scale, int t) {
   const LogMelSizes& sizes = block.sizes;
@@ -205,7 +205,7 @@ SLAP_FAST_DEVICE float logarithm(float value) {
 #endif
 }
 
-// Mel values take the place of the samples.
+// Mel values overwrite the samples.
 template <class Transform>
 SLAP_FAST_DEVICE void mel_values(const LogMelBlock& block, int t) {
   const LogMelSizes& sizes = block.sizes;
@@ -220,7 +220,7 @@ SLAP_FAST_DEVICE void mel_values(const LogMelBlock& block, int t) {
       const MelWeight entry = tables.mel_weights[i];
       value += entry.weight * powers[entry.word];
     }
-    value = (value < sizes.log_floor ? sizes.log_floor : value) + sizes.log_guard;  // a NaN stays
+    value = (value < sizes.log_floor ? sizes.log_floor : value) + sizes.log_guard;  // NaN propagates
     if (sizes.logarithm) value = logarithm(value);
     block.shared[sizes.samples + frame * sizes.mel_pitch + mel] = value * sizes.log_scale + sizes.log_shift;
   }
@@ -248,7 +248,7 @@ SLAP_FAST_DEVICE void load_mel_gradients(const LogMelBlock& block, const LogMelC
   }
 }
 
-// From the gradient of the logarithms to that of the mel values, in place. Values at or below the floor have none.
+// Gradients of log-mel values to those of the filter outputs, in place; zero at or below log_floor.
 template <class Transform>
 SLAP_FAST_DEVICE void mel_gradients(const LogMelBlock& block, int t) {
   const LogMelSizes& sizes = block.sizes;
@@ -270,7 +270,8 @@ SLAP_FAST_DEVICE void mel_gradients(const LogMelBlock& block, int t) {
   }
 }
 
-// The tile's gradients of padded samples, rows in the samples' place: frames in ascending order.
+// Overlap-add: gradients of the tile's padded samples, summed over frames in ascending order; overwrites the staged
+// samples.
 template <class Transform>
 SLAP_FAST_DEVICE void overlap_gradients(const LogMelBlock& block, const FrameTile& tile, int t) {
   const LogMelSizes& sizes = block.sizes;
@@ -297,7 +298,7 @@ SLAP_FAST_DEVICE void overlap_gradients(const LogMelBlock& block, const FrameTil
   }
 }
 
-// Samples first .. last of the clip as they appear in its padding: sample s at offset + s, or mirrored at offset - s.
+// Image of samples [first, last) in the padded clip: sample s is at offset + s, or at offset - s if mirrored.
 struct Image {
   std::int64_t first, last, offset;
   bool mirrored;
@@ -320,7 +321,7 @@ SLAP_FAST_DEVICE void collect_gradients(const LogMelBlock& block, const FrameTil
   }
 }
 
-// The spectra of a tile, from its samples.
+// Stages the samples of a tile and transforms its columns.
 template <class Transform, bool KeepSpectrum, class Run>
 SLAP_FAST_DEVICE void transform_tile(const LogMelBlock& block, const LogMelInput& input, const LogMelClip& clip,
                                      const FrameTile& tile, Run& run) {
@@ -348,7 +349,7 @@ SLAP_FAST_DEVICE void forward_block(const LogMelBlock& block, const LogMelInput&
   run([&](int t) { store_mels<Transform>(block, clip, tile, output, t); });
 }
 
-// Leaves the gradients of the tile's padded samples in the samples' place.
+// Computes the gradients of the tile's padded samples; they overwrite the staged samples.
 template <class Transform, class Run>
 SLAP_FAST_DEVICE void differentiate_tile(const LogMelBlock& block, const LogMelInput& input, const LogMelClip& clip,
                                          const FrameTile& tile, const float* grad, Run& run) {
@@ -369,16 +370,16 @@ SLAP_FAST_DEVICE void differentiate_tile(const LogMelBlock& block, const LogMelI
   run([&](int t) { overlap_gradients<Transform>(block, tile, t); });
 }
 
-// Where a block of the backward pass stands: the same for all threads, kept in shared memory to leave them registers.
-// It owns a range of a clip's samples. For each image of that range in the padded clip it computes again the frames
-// that touch it, tile by tile, so that every sum has one order and one owner.
+// Progress of a backward block, in shared memory to save registers. A block owns a range of a clip's samples. For every
+// image of that range in the padded clip it recomputes the overlapping frames, tile by tile, so that each sum has a
+// fixed order and needs no atomics.
 struct BackwardState {
   LogMelClip clip;
-  std::int64_t owned, written, last;    // owned .. written are written; up to `last`, gradients are needed for that
-  std::int64_t half_period, frame_end;  // even halves of a period are the clip, odd ones its mirror image
+  std::int64_t owned, written, last;    // writes [owned, written), accumulates gradients of [owned, last)
+  std::int64_t half_period, frame_end;  // even half periods are the clip, odd ones its mirror image
   Image image;
   FrameTile tile;
-  bool needs_gradients, done;  // whether the tile's gradients are yet to be computed; whether nothing is left to do
+  bool needs_gradients, done;  // the tile's gradients must be computed; no tile is left
 };
 
 SLAP_FAST_DEVICE bool is_repeated(const LogMelSizes& sizes, const LogMelClip& clip) {
@@ -395,7 +396,7 @@ SLAP_FAST_DEVICE void start_backward(const LogMelSizes& sizes, const LogMelInput
   state.done = state.owned < 0 || state.owned >= clip.length;
   if (state.done) return;
   state.written = clamped(state.owned + sizes.owned, 0, clip.length);
-  // Emphasis over the clip makes a sample's gradient depend on its successor's.
+  // With preemphasis over the clip, a sample's gradient depends on its successor's.
   state.last = sizes.clip_preemphasis == 0.0f ? state.written : clamped(state.written + 1, 0, clip.length);
   const bool repeated = is_repeated(sizes, clip);
   state.half_period = repeated ? 2 * floor_div(sizes.first_sample, padding_period(sizes.padding, clip.length)) : 0;
@@ -404,12 +405,12 @@ SLAP_FAST_DEVICE void start_backward(const LogMelSizes& sizes, const LogMelInput
   state.frame_end = 0;
 }
 
-// To the next tile of the image, or of the next image that any frame touches.
+// Advances to the next tile of the image, or to the first tile of the next image that overlaps a frame.
 SLAP_FAST_DEVICE void advance_backward(const LogMelSizes& sizes, int frames, BackwardState& state) {
   const LogMelClip clip = state.clip;
   const std::int64_t begin = sizes.first_sample;
   const std::int64_t end = begin + (clip.frames - 1) * sizes.hop_length + sizes.win_length;
-  const bool one_tile = clip.frames <= frames;  // computed once for all images
+  const bool one_tile = clip.frames <= frames;  // then computed once for all images
   const bool computed = state.tile.first >= 0;
   std::int64_t frame = state.tile.first + frames;
   if (!computed || one_tile || frame >= state.frame_end) {
@@ -424,7 +425,7 @@ SLAP_FAST_DEVICE void advance_backward(const LogMelSizes& sizes, int frames, Bac
       image = {state.owned, state.last, floor_div(state.half_period, 2) * period, state.half_period % 2 != 0};
       if (image.mirrored) {
         image.offset += mirror_sum(sizes.padding, clip.length);
-        // The samples that a reflection turns on appear once; a clip of one sample has no mirror image.
+        // Reflection does not repeat edge samples; a clip of one sample has no mirror image.
         const std::int64_t edge = sizes.padding == Padding::reflect || clip.length <= 1;
         image.first = clamped(image.first, edge, clip.length);
         image.last = clamped(image.last, 0, clip.length - edge);

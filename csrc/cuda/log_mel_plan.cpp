@@ -6,13 +6,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/log_mel_shapes.h"
+#include "cuda/log_mel_fft_sizes.h"
 
 namespace slap_fast::cuda {
 namespace {
 
 constexpr std::int64_t kMaxSize = 1 << 16;
-// Two blocks on a multiprocessor of an H200 or A100 hide each other's barriers.
+// Shared memory that allows two blocks per SM on A100 and H100, to hide barriers.
 constexpr std::int64_t kPreferredBytes = 80 * 1024;
 constexpr std::int64_t kMaxOwned = 8192, kMinOwned = 256;
 
@@ -36,8 +36,8 @@ Complex root_of_unity(std::int64_t turn, std::int64_t n) {
   return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
 }
 
-// The smallest pitch from `least` on that lets `lanes` frames and 32 / lanes neighbours meet 32 different banks. Short
-// rows, of which there are many, are not stretched.
+// Smallest pitch >= min_pitch without bank conflicts between `lanes` frames and 32 / lanes adjacent words. Short rows
+// are only made odd, since padding many of them would cost too much memory.
 int conflict_free(int min_pitch, int lanes) {
   return min_pitch < 32 || lanes == 1 ? min_pitch | 1 : min_pitch + ((32 / lanes - min_pitch) % 32 + 32) % 32;
 }
@@ -65,7 +65,7 @@ LogMelSizes common_sizes(const LogMelSpec& spec) {
   return sizes;
 }
 
-// The samples a block of the backward pass owns: about as many as whole tiles of frames touch.
+// Samples per backward block, such that its overlapping frames fill whole tiles.
 std::int64_t owned_samples(const LogMelSizes& sizes) {
   const std::int64_t tile = sizes.frames * sizes.hop_length;
   std::int64_t owned = tile - sizes.win_length + 1;

@@ -1,4 +1,4 @@
-// Sizes and tables of one log-mel pass, forward or backward: made on the host, read by every block on the device.
+// Host-side plan of a log-mel pass (forward or backward): sizes and tables read by every block.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,18 @@
 namespace slap_fast::cuda {
 
 struct alignas(8) Tap {
-  int word;  // of a window's sample among the staged rows of frame 0
+  int word;  // offset of the sample in the staged rows of frame 0
   float window;
 };
 
 struct alignas(8) MelWeight {
-  int word;  // of its bin's power
+  int word;  // of the bin's power
   float weight;
 };
 
 struct alignas(16) SpectrumWeight {
   int real_word;
-  int imag_word;  // real_word again where the bin is a real number
+  int imag_word;  // equal to real_word if the bin is real
   float weight;
   int unused;
 };
@@ -31,20 +31,20 @@ struct alignas(8) BinWeight {
   float weight;
 };
 
-// A frame's n_fft samples are a matrix of `steps` x `columns`: sample n is in column n % columns. Columns are
-// transformed first; bin k then comes from row k % steps, or from row steps - k % steps of the mirrored bin.
-// A block works on `frames` frames side by side: in shared memory, a word of every frame, then the next word of every
-// frame. Samples are staged as rows of one hop each, `pitch` apart, so that the lanes of a warp meet different banks.
+// A frame's n_fft samples form a [steps, columns] matrix: sample n is in column n % columns. Columns are transformed
+// first; bin k then comes from row k % steps, or from row steps - k % steps of the mirrored bin. A block processes
+// `frames` frames; shared memory is [words, frames]. Samples are staged in rows of one hop, `pitch` apart to avoid bank
+// conflicts.
 struct LogMelSizes {
   int n_fft, win_length, n_mels;
   std::int64_t hop_length, first_sample;
   int steps, columns, frames, threads;
-  int overlap;     // rows that a frame reaches into
-  int row_length;  // samples of a row that are used
+  int overlap;     // staged rows covered by a frame
+  int row_length;  // used samples per row
   int pitch, rows;
-  int mel_pitch;       // of a frame's mel values in shared memory
-  std::int64_t owned;  // samples of a clip that a block of the backward pass writes
-  // Sections of shared memory, in floats.
+  int mel_pitch;       // floats between frames of mel values
+  std::int64_t owned;  // samples written per backward block
+  // Offsets of shared-memory sections, in floats.
   int spectrum, samples, partials, mean, head, tail, owned_gradient, shared_floats;
 
   Padding padding;
@@ -53,8 +53,8 @@ struct LogMelSizes {
   float power_guard, log_floor, log_guard, log_scale, log_shift;
 };
 
-// [columns][steps] taps; roots of unity exp(-2 pi i m / n_fft) or, for `in_registers`, the twiddles [rows][columns];
-// mel filters by mel (CSR), for powers and for complex spectra, and by bin.
+// taps [columns, steps]; roots exp(-2 pi i m / n_fft), or twiddles [rows, columns] if in_registers; mel filters in CSR
+// form by mel (for powers and for complex spectra) and by bin.
 struct LogMelTables {
   const Tap* taps;
   const Complex* roots;
@@ -67,7 +67,7 @@ struct LogMelTables {
 
 struct LogMelPlan {
   LogMelSizes sizes{};
-  bool in_registers = false;  // there is a kernel compiled for this n_fft
+  bool in_registers = false;  // uses the RegisterTransform of this n_fft
   std::vector<Tap> taps;
   std::vector<Complex> roots;
   std::vector<int> mel_begin, bin_begin;
@@ -81,8 +81,8 @@ struct LogMelPlan {
   }
 };
 
-// The plan that fits into `shared_bytes` of shared memory for each block.
-// Throws std::invalid_argument for a spec that contradicts itself or cannot fit.
+// Plan for `shared_bytes` of shared memory per block. Throws std::invalid_argument if the spec is inconsistent or does
+// not fit.
 LogMelPlan plan_log_mel(const LogMelSpec& spec, bool backward, std::int64_t shared_bytes);
 
 }  // namespace slap_fast::cuda

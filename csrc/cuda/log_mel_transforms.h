@@ -1,8 +1,7 @@
-// The spectra of a block's frames: columns of real samples, then rows of complex numbers, and both steps' adjoints.
-//
-// Every function is one thread's part of a phase: it reads nothing that another thread writes in the same phase.
-// Thread t works on frame t % frames and takes each `threads / frames`-th task: threads of one frame differ in
-// the task. Where a block has 32 frames, a whole warp does the same task and reads every table entry once.
+// Two-step DFT of a block's frames (real columns, then complex rows) and its adjoint.
+// Each function is one thread's part of a phase and reads nothing that another thread writes in that phase. Thread t
+// processes frame t % frames and every (threads / frames)-th task from t / frames on. With 32 frames per block, a warp
+// executes one task, so table reads are broadcasts.
 #pragma once
 
 #include <cmath>
@@ -18,7 +17,7 @@ struct LogMelBlock {
   float* shared;
 };
 
-// The roots are good to two units in the last place; exact ones would take a subroutine for each bin.
+// sqrt.approx has a maximum error of 2 ulp; a correctly rounded root is a subroutine call per bin.
 SLAP_FAST_DEVICE float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   float root;
@@ -46,7 +45,7 @@ SLAP_FAST_DEVICE float energy(const LogMelSizes& sizes, float re, float im) {
   return sizes.magnitude ? square_root(power) : power;
 }
 
-// The factor from a bin's spectrum to the gradient with respect to it. A magnitude of 0 has no slope: it gets 0.
+// Factor from a bin's spectrum to its gradient; 0 at magnitude 0.
 SLAP_FAST_DEVICE float spectrum_slope(const LogMelSizes& sizes, float re, float im, float grad_energy) {
   if (!sizes.magnitude) return 2.0f * grad_energy;
   const float power = guarded_power(sizes, re, im);
@@ -77,12 +76,12 @@ SLAP_FAST_DEVICE void store_bins(const Complex* spectrum, float* real, float* im
   }
 }
 
-// Gradients of mel values stand in the samples' section by now.
+// Reads the gradients of mel values from the samples' section.
 SLAP_FAST_DEVICE float grad_energy(const LogMelBlock& block, int frame, int bin) {
   const LogMelSizes& sizes = block.sizes;
   const float* grad_mels = block.shared + sizes.samples + frame * sizes.mel_pitch;
   float sum = 0.0f;
-  SLAP_FAST_NO_UNROLL  // it stands in line once for each bin of a row
+  SLAP_FAST_NO_UNROLL  // inlined once per bin of a row
       for (int i = block.tables.bin_begin[bin]; i < block.tables.bin_begin[bin + 1]; ++i) {
     const BinWeight entry = block.tables.bin_weights[i];
     sum += entry.weight * grad_mels[entry.mel];
@@ -102,16 +101,16 @@ SLAP_FAST_DEVICE float frame_mean(const LogMelBlock& block, int frame) {
   return block.sizes.remove_dc_offset ? block.shared[block.sizes.mean + frame] : 0.0f;
 }
 
-// n_fft = Steps * Columns, both even, in registers and in place: a column's Steps real samples become words
-// c * Columns + column with c = 0 for row 0 (real), 1 for row Steps / 2 (real), 2 r and 2 r + 1 for row r.
-// A row's spectrum then lies in the row's own words, and so do its powers; those two real rows share a task.
+// In-place transform in registers for n_fft = Steps * Columns, both even. A column's Steps real samples become words c
+// * Columns + column, with c = 0 for row 0 (real), 1 for row Steps / 2 (real), and 2 r, 2 r + 1 for row r. A row's
+// spectrum and powers overwrite the row's words. The two real rows share one task.
 template <int Steps, int Columns, int Frames>
 struct RegisterTransform {
   static constexpr int kSteps = Steps;
   static constexpr int kColumns = Columns;
   static constexpr int kFrames = Frames;
   static constexpr int kThreads = Frames * Steps / 2;
-  static constexpr int kBlocks = 2;  // on a multiprocessor at once
+  static constexpr int kBlocks = 2;  // minimum blocks per SM
   static constexpr bool kInRegisters = true;
   static constexpr int kSlots = kThreads / Frames;
 
@@ -142,7 +141,7 @@ struct RegisterTransform {
     }
   }
 
-  // KeepSpectrum: complex bins, for the backward pass; otherwise their energies.
+  // KeepSpectrum: stores complex bins, for the backward pass; otherwise their energies.
   template <bool KeepSpectrum>
   static SLAP_FAST_DEVICE void rows(const LogMelBlock& block, int t) {
     float* words = block.shared + block.sizes.spectrum + t % Frames;
@@ -193,7 +192,7 @@ struct RegisterTransform {
     }
   }
 
-  // Leaves the gradient of sample n, before the window, in word n.
+  // Stores the gradient of sample n (before windowing) in word n.
   static SLAP_FAST_DEVICE void columns_adjoint(const LogMelBlock& block, int t) {
     float* words = block.shared + block.sizes.spectrum + t % Frames;
     for (int column = t / Frames; column < Columns; column += kSlots) {
@@ -296,8 +295,8 @@ struct RegisterTransform {
   static constexpr SLAP_FAST_DEVICE int half_row() { return Steps / 2 * Columns; }
 };
 
-// Any n_fft = steps * columns by the definition of both steps: n_fft * (steps + columns) operations a frame, from
-// columns [rows][columns] complex to a spectrum that stands beside them, whose place sample gradients take in the end.
+// Any n_fft = steps * columns, with a naive DFT in both steps: n_fft * (steps + columns) operations per frame. Reads
+// complex columns [rows, columns] and writes the spectrum behind them; sample gradients overwrite the spectrum.
 struct LoopTransform {
   static constexpr int kThreads = 256;
   static constexpr int kBlocks = 1;

@@ -1,5 +1,4 @@
-// Contrastive sums and gradients against sums over all pairs in double precision, of arrays that end where the
-// sanitizers' guard begins.
+// Contrastive sums and gradients against float64 sums over all pairs, on exactly sized arrays.
 #include "cpu/contrastive.h"
 
 #include <algorithm>
@@ -52,7 +51,7 @@ struct Call {
     for (std::int64_t i = 0; i < columns; ++i) text_ids[i] = random.between(-2, 2);
   }
 
-  // Powers of two, which all storage types hold.
+  // Powers of two, exact in every dtype.
   void fill(Random& random, std::int64_t count, std::int64_t stride, std::vector<double>& exact,
             ExactArray<float>& floats, ExactArray<std::uint16_t>& halves) const {
     for (std::int64_t i = 0; i < floats.size(); ++i) floats[i] = NAN, halves[i] = 0x7fffu;

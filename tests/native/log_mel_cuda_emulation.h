@@ -1,4 +1,4 @@
-// The blocks of csrc/cuda/log_mel.cu on a CPU, one thread after another.
+// CPU emulation of the blocks of csrc/cuda/log_mel.cu, one thread at a time.
 #pragma once
 
 #include <algorithm>
@@ -8,13 +8,14 @@
 #include <numeric>
 #include <vector>
 
+#include "cuda/log_mel_fft_sizes.h"
 #include "cuda/log_mel_phases.h"
 #include "cuda/log_mel_plan.h"
-#include "cuda/log_mel_shapes.h"
 
 namespace slap_fast::cuda {
 
-// Threads in an order that changes from phase to phase: what depends on it races on a GPU.
+// Runs the threads of a phase in an order that changes from phase to phase: results that depend on it would be races on
+// a GPU.
 class EmulatedThreads {
  public:
   EmulatedThreads(int threads, std::uint64_t seed) : order_(threads), state_(seed) {
@@ -36,7 +37,7 @@ class EmulatedThreads {
 
 template <class Body>
 void emulate_blocks(const LogMelPlan& plan, std::int64_t blocks, std::uint64_t seed, const Body& body) {
-  // A fresh allocation for each block, and nothing in it that could pass for a result.
+  // Fresh shared memory per block, filled with NaN to expose reads of uninitialized values.
   for (std::int64_t index = 0; index < blocks; ++index) {
     const std::unique_ptr<float[]> shared(new float[plan.sizes.shared_floats]);
     std::fill_n(shared.get(), plan.sizes.shared_floats, std::numeric_limits<float>::quiet_NaN());

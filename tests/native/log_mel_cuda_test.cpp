@@ -1,4 +1,4 @@
-// Runs the blocks of csrc/cuda/log_mel.cu on the CPU against the definition in double precision, forward and backward.
+// Emulated blocks of csrc/cuda/log_mel.cu against a float64 reference, forward and backward.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -36,7 +36,7 @@ std::int64_t mirrored(std::int64_t position, std::int64_t length, Padding paddin
   return position;
 }
 
-// One clip by definition: its frames, and the gradient of sum(grad * frames) with respect to its samples.
+// Frames of one clip, and the gradient of sum(grad * frames) with respect to its samples.
 struct Reference {
   std::vector<double> mels, tolerances, gradient;
 };
@@ -76,7 +76,7 @@ Reference reference(const LogMelSpec& spec, const std::vector<double>& clip, std
     }
     double peak = 0.0;
     for (std::int64_t k = 0; k < bins; ++k) peak = std::max(peak, std::hypot(re[k], im[k]));
-    // What rounding moves a bin by: that of the samples, that of their sum, and that of the largest bin.
+    // Rounding error of a bin: of the samples, of their sum, and of the largest bin.
     const double samples = std::sqrt(squares) * (1.0 + std::sqrt(static_cast<double>(win)) / 16.0);
     const double rounding = 1e-6 * (samples + peak);
     for (std::int64_t m = 0; m < spec.n_mels; ++m) {
@@ -84,7 +84,7 @@ Reference reference(const LogMelSpec& spec, const std::vector<double>& clip, std
       for (std::int64_t k = 0; k < bins; ++k) {
         const double weight = spec.filters[m * bins + k];
         mel += weight * energies[k];
-        error += weight != 0.0 ? 6e-8 * mel : 0.0;  // the sum's own rounding
+        error += weight != 0.0 ? 6e-8 * mel : 0.0;  // rounding of the sum
         error += weight * rounding * (spec.magnitude ? 1.0 : 2.0 * std::hypot(re[k], im[k]) + rounding);
       }
       const double guarded = std::max<double>(mel, spec.log_floor) + spec.log_guard;
@@ -191,7 +191,7 @@ struct Batch {
 Batch random_batch(Random& random, const LogMelSpec& spec, const std::vector<std::int64_t>& lengths) {
   Batch batch;
   for (std::int64_t length : lengths) {
-    // At least all frames that start inside the clip, whatever the padding makes of them.
+    // At least all frames that start inside the clip.
     const std::int64_t reach = length - spec.first_sample;
     const std::int64_t frames = length == 0 ? 0 : 1 + std::max<std::int64_t>(0, reach - 1) / spec.hop_length;
     batch.cu_seqlens.push_back(batch.cu_seqlens.back() + length);
@@ -206,7 +206,7 @@ Batch random_batch(Random& random, const LogMelSpec& spec, const std::vector<std
   return batch;
 }
 
-// Bins and mel values of nearly nothing have a gradient that rounding turns around.
+// Gradients of near-zero bins and mel values are dominated by rounding; guards bound them away from zero.
 LogMelSpec well_conditioned(LogMelSpec spec) {
   const float energy = spec.input_scale * (spec.magnitude ? 1.0f : spec.input_scale);
   spec.log_guard = 0.1f * energy;
@@ -263,7 +263,7 @@ void check_values(Random& random, const LogMelSpec& spec, const std::vector<std:
   require(error < 1e-5, what + ": gradient is off by " + std::to_string(error));
 }
 
-// A sample that is not a number spoils the frames that see it, all gradients of theirs, and nothing else.
+// A NaN sample affects exactly the frames that contain it and the gradients of these frames' samples.
 void check_nan(Random& random, std::int64_t n_fft) {
   LogMelSpec spec = random_spec(random, n_fft);
   spec.padding = Padding::zeros;
@@ -290,7 +290,7 @@ void check_nan(Random& random, std::int64_t n_fft) {
     require(std::isnan(gradient[i]) == expect_nan[i], describe(spec) + ": NaN gradient at " + std::to_string(i));
 }
 
-// Floats between sentinels: a write outside the array overwrites one.
+// Array surrounded by sentinels, which detect out-of-bounds writes.
 class Guarded {
  public:
   explicit Guarded(std::int64_t size) : values_(size + 2 * kMargin, kSentinel) {}
@@ -325,7 +325,7 @@ void check_malformed(Random& random, const LogMelSpec& spec) {
   }
 }
 
-// What slap_fast/ops/log_mel/backend_cuda.py promises for GPUs with the least shared memory.
+// Every n_fft that slap_fast/ops/log_mel/backend_cuda.py accepts fits the smallest shared memory (99 KiB).
 void check_fits(Random& random) {
   for (std::int64_t n_fft : {100, 256, 400, 512, 1000, 1024, 2047, 2048, 4093, 4096})
     for (std::int64_t hop : {std::int64_t{1}, std::int64_t{2}, n_fft / 33, n_fft / 4, n_fft / 2 + 1, 3 * n_fft}) {
@@ -363,7 +363,7 @@ int main(int count, char** arguments) {
     const LogMelSpec spec = random_spec(random, n_fft);
     check_values(random, spec, {1, 0, 2, n_fft / 2 + 1, n_fft, 3 * n_fft + 7, 900});
   }
-  // SLAP's own shape, with enough frames for several tiles and blocks.
+  // SLAP's parameters, with enough frames for several tiles and blocks.
   LogMelSpec slap = random_spec(random, 512);
   slap.win_length = 400;
   slap.window.assign(400, 1.0f);

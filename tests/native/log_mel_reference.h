@@ -1,5 +1,5 @@
-// Log-mel and its gradient by definition, in double precision: one sample, one bin, one filter at a time. Beside every
-// value stands a bound on what float32 may differ by, so that ill-conditioned values are judged by what they allow.
+// Naive float64 log-mel and its gradient. Each value comes with a bound on the float32 error, so that tolerances adapt
+// to the conditioning of every value.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ using Doubles = std::vector<double>;
 
 class LogMelReference {
  public:
-  // Bounds are two roundings of the sum of magnitudes: what sound arithmetic loses is several times less.
+  // Bounds are two roundings of the sum of magnitudes, several times the typical error.
   static constexpr double kRounding = 2 * 0x1p-24;
 
   struct Frame {
@@ -39,7 +39,7 @@ class LogMelReference {
     }
   }
 
-  // Where a padded position's sample is; -1: nowhere.
+  // Index of the sample at a padded position; -1: zero.
   std::int64_t source(std::int64_t position) const {
     if (length_ == 0) return -1;
     while (position < 0 || position >= length_) {
@@ -73,7 +73,7 @@ class LogMelReference {
       x[i] = (x[i] - p * x[previous]) * spec_.window[i];
       frame.bound += (magnitude[i] + p * magnitude[previous]) * std::fabs(spec_.window[i]);
     }
-    // Squares below float32's range vanish.
+    // Allows for squares that underflow in float32.
     if (frame.bound > 0.0) frame.bound = kRounding * frame.bound + 1e-18;
     spectrum(x, frame);
     for (std::int64_t m = 0; m < spec_.n_mels; ++m) {
@@ -91,7 +91,7 @@ class LogMelReference {
     return frame;
   }
 
-  // Whether `actual` is the value of filter m as far as float32 can tell.
+  // Whether `actual` equals the value of filter m within float32 accuracy.
   bool agrees(const Frame& frame, std::int64_t m, double actual) const {
     const double low = value(frame.mel[m] - frame.mel_bound[m]), high = value(frame.mel[m] + frame.mel_bound[m]);
     const double size = std::fabs(low - spec_.log_shift) + std::fabs(high - spec_.log_shift);
@@ -99,14 +99,14 @@ class LogMelReference {
     return actual >= std::min(low, high) - slack && actual <= std::max(low, high) + slack;
   }
 
-  // Whether float32 knows the gradient through filter m: clear of the floor, and not drowned by rounding.
+  // Whether the gradient through filter m is well conditioned: clear of the floor and of rounding errors.
   bool has_clear_gradient(const Frame& frame, std::int64_t m) const {
     const double mel = frame.mel[m], bound = frame.mel_bound[m];
     return std::fabs(mel - spec_.log_floor) > bound &&
            (!spec_.logarithm || bound < 0.02 * std::fabs(mel + spec_.log_guard));
   }
 
-  // Adds to grad [length] and bound [length]; finish() follows once all frames are added.
+  // Adds one frame to grad [length] and bound [length]. Call finish() after the last frame.
   void add_gradient(const Frame& frame, std::int64_t index, const float* grad_mels, Doubles& grad,
                     Doubles& bound) const {
     const std::int64_t win = spec_.win_length;

@@ -1,5 +1,5 @@
-// Log-mel on random conventions and clips: values and gradients against plain double precision, every byte that is read
-// or written, and bits that no thread, neighbour or layout may change.
+// Log-mel with random parameters and clips: values and gradients against a float64 reference, out-of-bounds accesses,
+// and bitwise independence of threads, other clips and layout.
 #include "cpu/log_mel.h"
 
 #include <limits>
@@ -22,7 +22,7 @@ constexpr int kThreadCounts[] = {-1, 0, 3, 64};
 
 std::vector<float> random_filters(Random& random, std::int64_t rows, std::int64_t columns) {
   std::vector<float> filters(static_cast<std::size_t>(rows * columns));
-  const std::int64_t kind = random.between(0, 3);  // triangles, anything, mostly zeros, nothing
+  const std::int64_t kind = random.between(0, 3);  // narrow bands, dense, sparse, all zero
   for (std::int64_t row = 0; row < rows && kind < 3; ++row) {
     if (random.once_in(6)) continue;
     const std::int64_t width = kind == 1 ? columns : random.between(1, std::min<std::int64_t>(columns, 40));
@@ -63,7 +63,7 @@ LogMelSpec random_spec(Random& random, std::int64_t max_n_fft) {
   return spec;
 }
 
-// Any number of frames is allowed, whatever the lengths: mostly those of a padded clip, now and then others.
+// Frame counts are usually those of the padded clip, sometimes arbitrary: any count is valid.
 struct Clips {
   Offsets cu_seqlens{0}, cu_frames{0};
   std::vector<float> samples;
@@ -78,7 +78,7 @@ struct Clips {
     if (random.once_in(4)) frames = std::max<std::int64_t>(0, frames + random.between(-2, 3));
     cu_seqlens.push_back(cu_seqlens.back() + length);
     cu_frames.push_back(cu_frames.back() + frames);
-    // Silence, a denormal whisper, music, full-scale noise, and a constant that only a mean or emphasis removes.
+    // Silence, subnormal samples, moderate and full-scale noise, and sometimes a constant signal.
     const float loudness = random.of(std::vector<float>{0.0f, 1e-40f, 0.1f, 0.1f, 1.0f, 1.0f});
     const float offset = random.once_in(4) ? 0.5f : 0.0f;
     for (std::int64_t i = 0; i < length; ++i) {
@@ -110,7 +110,7 @@ PackedWaveform packed(const Clips& clips, const float* floats, const std::int16_
           clips.frames()};
 }
 
-// One convention with clips, whose every call is made on arrays of exactly their size.
+// One set of parameters and clips; all calls use exactly sized arrays.
 class Trial {
  public:
   Trial(Random& random, const LogMelSpec& spec, const Clips& clips)
@@ -129,7 +129,7 @@ class Trial {
            std::to_string(clips_.frames()) + ": ";
   }
 
-  // What the reference says, once for all instruction sets; a gradient that float32 cannot know is not asked for.
+  // Computes the reference once for all instruction sets. Zeroes the gradients of ill-conditioned mel values.
   void prepare_reference() {
     for (std::int64_t clip = 0; clip < clips_.count(); ++clip) {
       const LogMelReference reference(spec_, samples_.data() + clips_.cu_seqlens[clip], clips_.length(clip));
@@ -225,7 +225,7 @@ class Trial {
     }
   }
 
-  // 16-bit samples are float32 ones of a 32768th; where these are no denormals, to the last bit.
+  // int16 samples give bitwise the same result as float32 samples divided by 32768.
   void check_int16(const ExactArray<float>& mels) const {
     std::vector<std::int16_t> rounded;
     std::vector<float> floats;
@@ -282,7 +282,7 @@ class Trial {
                        [&] { log_mel_.patches(packed(clips_, samples_.data()), layout, nullptr, wrong, 1); });
   }
 
-  // A sample that is no number reaches the frames that hold it, and through them their samples' gradient.
+  // A non-finite sample affects only the frames that contain it and the gradients of these frames' samples.
   void check_bad_sample(Random& random, const ExactArray<float>& mels, const ExactArray<float>& grad) const {
     const std::int64_t bad_index = random.between(0, samples_.size() - 1);
     const ExactArray<float> samples = copied(clips_.samples);
@@ -296,7 +296,7 @@ class Trial {
     for (std::int64_t clip = 0; clip < clips_.count(); ++clip) {
       const std::int64_t begin = clips_.cu_seqlens[clip];
       const LogMelReference reference(spec_, samples_.data() + begin, clips_.length(clip));
-      // With emphasis over the clip, the sample after a bad one is as bad.
+      // With preemphasis over the clip, the next sample is affected too.
       const auto holds_bad = [&](std::int64_t frame) {
         bool holds = false;
         for (std::int64_t i = 0; i < spec_.win_length && !holds; ++i) {
@@ -439,13 +439,13 @@ void check_invalid_calls() {
 void test_log_mel() {
   Random random(11);
   std::vector<slap_fast::Isa> isas = isas_of_this_machine();
-  if (isas.back() == slap_fast::Isa::avx512_bf16) isas.pop_back();  // the code of avx512
+  if (isas.back() == slap_fast::Isa::avx512_bf16) isas.pop_back();  // runs the avx512 code
   struct Kind {
     int trials;
     std::int64_t max_n_fft, frames;
     bool has_reference;
   };
-  // Many small conventions, some large ones, and enough frames for tasks, stretches and threads to divide.
+  // Many small specs, some large ones, and enough frames to be split into tasks and segments.
   for (const Kind& kind : {Kind{100, 64, 40, true},
                            {30, 16, 400, true},
                            {20, 1024, 4, true},
@@ -458,7 +458,7 @@ void test_log_mel() {
       for (slap_fast::Isa isa : isas) trial.run(random, isa);
     }
   }
-  // Reflections longer than the stretches that the backward pass usually divides a clip into.
+  // Reflections longer than the usual segments of the backward pass.
   for (int i = 0; i < 8; ++i) {
     LogMelSpec spec = random_spec(random, 16);
     spec.hop_length = 1;

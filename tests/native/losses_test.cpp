@@ -1,4 +1,4 @@
-// The passes of the losses over rows of scores against long double: every stride and storage, nothing written beside.
+// Fused losses over score rows against long double: all strides and dtypes, and no out-of-bounds writes.
 #include <algorithm>
 #include <limits>
 
@@ -55,7 +55,7 @@ bool near(long double actual, long double expected, long double tolerance) {
   return std::fabs(actual - expected) <= tolerance * (1.0L + std::fabs(expected));
 }
 
-// Gradients of either storage, or none, read back from where the scores were.
+// Reads back gradients of any dtype (or none) from the scores' memory.
 class GradientReader {
  public:
   GradientReader(Random& random, const Shape& shape, const ExactArray<float>& scores)
@@ -147,7 +147,7 @@ ExactArray<float> random_potential(Random& random, std::int64_t columns) {
 
 const float* data_or_null(const ExactArray<float>& potential) { return potential.size() ? potential.data() : nullptr; }
 
-// Masses of two batches of tokens, the second added to the first: sharp enough that plain exponentials would underflow.
+// Accumulates the masses of two batches of tokens, at temperatures where plain exponentials would underflow.
 void check_sinkhorn_masses(Random& random) {
   Shape shape(random);
   const float temperature = random.of<float>({0.004f, 0.1f, 1.0f});
@@ -174,7 +174,7 @@ void check_sinkhorn_masses(Random& random) {
       continue;
     }
     const long double mass = static_cast<long double>(largest[j]) + std::log(static_cast<long double>(sum[j]));
-    // A logit is as wrong as float32 is at its size.
+    // The rounding error of a float32 logit grows with 1 / temperature.
     const long double tolerance = 2e-6L + 5e-7L / temperature;
     require(std::fabs(mass - log_sum_exp(masses[index(j)])) <= tolerance, "mass of a prototype");
   }
@@ -208,7 +208,7 @@ void check_prototype_cross_entropy(Random& random) {
   for (std::int64_t i = 0; i < shape.rows; ++i) reader.check(i, gradients[index(i)], "gradient of scores");
 }
 
-// One NaN among the scores, of whatever bits, makes the loss and its row's gradient NaN.
+// A single NaN score of any payload makes the loss and the row's gradient NaN.
 void check_nan(Random& random, std::uint32_t bits) {
   const Shape shape(random);
   if (shape.rows == 0) return;

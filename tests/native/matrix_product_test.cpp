@@ -1,4 +1,4 @@
-// Products against sums in double precision, of matrices that end where the sanitizers' guard begins.
+// Matrix products against float64 sums, on exactly sized matrices.
 #include "cpu/matrix_product.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace {
 using slap_fast::DType;
 using slap_fast::ProductSide;
 
-// Small integers and halves, which all storage types hold: sums of their products are exact in float32.
+// Multiples of 1/2, exact in every dtype: sums of their products are exact in float32.
 float value_of(Random& random) { return static_cast<float>(random.between(-6, 6)) / 2.0f; }
 
 std::uint16_t bits_of(float x, DType dtype) {
@@ -24,7 +24,7 @@ std::uint16_t bits_of(float x, DType dtype) {
                                     (bits >> 13 & 0x3ffu));
 }
 
-// [lanes, depth] with one unit stride and some room between what is not adjacent.
+// [lanes, depth] with one unit stride and a gap in the other one.
 struct Matrix {
   std::int64_t lanes, depth, lane_stride, depth_stride;
   ExactArray<float> floats;

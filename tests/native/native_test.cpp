@@ -1,5 +1,5 @@
-// Runs the C++ code of csrc/cpu without Python, meant for a build with sanitizers: every instruction set, arrays of
-// exactly their size at odd addresses, empty and malformed input.
+// Standalone test of csrc/cpu for builds with sanitizers: every instruction set, exactly sized arrays at unaligned
+// addresses, empty and malformed input.
 #include "native_tests.h"
 #include "testing.h"
 

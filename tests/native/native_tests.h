@@ -1,4 +1,4 @@
-// One function for each op of csrc/cpu; each exits with a message at the first failure.
+// One test function per op of csrc/cpu. Each exits with a message at the first failure.
 #pragma once
 
 namespace testing {

@@ -1,5 +1,4 @@
-// RMSNorm and its gradients against sums in long double: every storage and width, and nothing read or written beside
-// it.
+// RMSNorm and its gradients against long double: all dtypes and widths, and no out-of-bounds accesses.
 #include "cpu/rms_norm.h"
 
 #include <limits>
@@ -13,7 +12,7 @@ namespace {
 using slap_fast::DType;
 using slap_fast::RmsNormShape;
 
-// Only as much of the 16-bit types as is needed to compare what they hold: their rounding is tested with rotary.
+// Values of any dtype. 16-bit rounding itself is tested with rotary.
 struct Values {
   DType dtype;
   ExactArray<float> wide;
@@ -37,7 +36,7 @@ struct Values {
                                  : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
     return narrow[i] & 0x8000 ? -magnitude : magnitude;
   }
-  // Eighths between -2 and 2, which every type holds.
+  // Multiples of 1/8 in [-2, 2], exact in every dtype.
   void fill(Random& random) {
     for (std::int64_t i = 0; i < size(); ++i) {
       const double value = static_cast<double>(random.between(-16, 16)) / 8.0;
@@ -61,7 +60,7 @@ double roundoff(DType dtype) {
 }
 
 void require_near(double actual, long double exact, double size, DType dtype, const char* what) {
-  // Subnormal float16 results are off by as much as a whole one's last bit.
+  // 2^-24 is the spacing of float16 subnormals.
   require(std::fabs(actual - static_cast<double>(exact)) <= 2 * roundoff(dtype) * size + 0x1p-24, what);
 }
 

@@ -1,4 +1,4 @@
-// A rotation against complex numbers in long double: every storage, stride and shape, and nothing written beside it.
+// Rotary embedding against long double complex numbers: all dtypes, strides and shapes, and no out-of-bounds writes.
 #include "cpu/rotary.h"
 
 #include <complex>
@@ -15,7 +15,7 @@ using slap_fast::RotarySpec;
 
 constexpr std::int64_t kInt64Max = std::numeric_limits<std::int64_t>::max();
 
-// The unit roundoffs that a stored result may be off by, of what it is made of.
+// Relative tolerance of a stored result.
 double roundoff(DType dtype) {
   if (dtype == DType::bfloat16) return 0x1p-8;
   return dtype == DType::float16 ? 0x1p-11 : 0x1p-21;
@@ -27,7 +27,7 @@ std::uint16_t bfloat16_of(float x) {
   return static_cast<std::uint16_t>(bits >> 16);
 }
 
-// Every element of q and k, and the gaps that strides leave between them, in one array that ends where it ends.
+// Layout of [total, heads, head_dim] with gaps between heads and tokens, in one exactly sized array.
 struct Tokens {
   std::int64_t heads, head_stride, token_stride, size;
 
@@ -49,7 +49,7 @@ struct Type<float> {
 };
 template <>
 struct Type<std::uint16_t> {
-  // float16 holds small multiples of 1/8 only here: sign, exponent and three bits.
+  // float16 inputs are small multiples of 1/8 here.
   static float widened(std::uint16_t bits, DType dtype) {
     if (dtype == DType::bfloat16) {
       const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;

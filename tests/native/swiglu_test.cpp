@@ -1,4 +1,4 @@
-// SwiGLU's gate against long double, forward and backward, in arrays of exactly their size.
+// SwiGLU forward and backward against long double, on exactly sized arrays.
 #include "cpu/swiglu.h"
 
 #include <limits>
@@ -34,7 +34,7 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
   }
 }
 
-// Any bits are numbers: what counts is that nothing outside is read or written, and that threads change nothing.
+// Random bit patterns: checks out-of-bounds accesses and bitwise independence of the thread count only.
 void check_halves(DType dtype, std::int64_t rows, std::int64_t width, Random& random) {
   const ExactArray<std::uint16_t> gate_up(2 * rows * width, random.between(0, 15)), grad(rows * width, 1);
   for (std::int64_t i = 0; i < gate_up.size(); ++i) gate_up[i] = static_cast<std::uint16_t>(random.between(0, 65535));
@@ -63,7 +63,7 @@ void test_swiglu() {
         check_halves(DType::float16, rows, width, random);
       }
     }
-    check_halves(DType::bfloat16, 300, 500, random);  // enough for threads to be used at all
+    check_halves(DType::bfloat16, 300, 500, random);  // large enough to use several threads
     for (std::int64_t size : {std::int64_t{-1}, -std::numeric_limits<std::int64_t>::max()}) {
       require_rejected("negative rows", [&] { slap_fast::swiglu({DType::float32, size, 4}, nullptr, nullptr, 1); });
       require_rejected("negative width",

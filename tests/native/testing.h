@@ -1,4 +1,4 @@
-// What the stand-alone tests of the C++ code share.
+// Helpers of the standalone C++ tests.
 #pragma once
 
 #include <cmath>
@@ -40,7 +40,7 @@ inline std::vector<slap_fast::Isa> isas_of_this_machine() {
   return isas;
 }
 
-// Random choices, the same from run to run.
+// Deterministic random numbers.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : engine_(seed) {}
@@ -58,7 +58,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-// Exactly `size` values, which end where the sanitizer's guard begins and start anywhere a value may.
+// Array of exactly `size` values, offset by `shift` values: it ends at the sanitizer's red zone and may be unaligned.
 template <class T>
 class ExactArray {
  public:
@@ -74,7 +74,7 @@ class ExactArray {
   T* data_;
 };
 
-// A NaN that no arithmetic gives: where it is left, nothing was written.
+// NaN payload that no arithmetic produces: marks values that were not written.
 constexpr std::uint32_t kPoison = 0x7fedcba9u;
 
 inline ExactArray<float> poisoned(std::int64_t size, std::int64_t shift) {

@@ -1,5 +1,5 @@
-// Attention on random clips: values and gradients against plain double precision, every byte that is read or written,
-// and bits that no thread and no neighbour may change.
+// Attention on random clips: values and gradients against float64 loops, out-of-bounds accesses, and bitwise
+// independence of threads and other clips.
 #include "cpu/varlen_attention.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ std::vector<std::int32_t> offsets(const std::vector<std::int64_t>& lengths) {
   return cu_seqlens;
 }
 
-// Rows of heads with room between them, which ends with the last value.
+// [tokens, heads, width] with gaps between heads and tokens, exactly sized.
 struct StridedHeads {
   std::int64_t tokens, heads, width, token_stride, head_stride;
   ExactArray<float> values;
@@ -204,7 +204,7 @@ Shape random_shape(Random& random, bool long_clip) {
   return shape;
 }
 
-// A clip alone has the bits that it has among others, whatever these hold.
+// NaN and infinity in other clips do not change a clip's bits.
 void check_isolation(Random& random) {
   const Shape shape{2, 1, 24, 20, 20, 0.2f, {5, 40, 33}, {5, 40, 33}};
   const Problem problem(random, shape);
@@ -223,7 +223,7 @@ void check_isolation(Random& random) {
   }
 }
 
-// Sixteen-bit arrays of exactly their size: values are held to PyTorch's in tests/ops.
+// 16-bit dtypes: out-of-bounds accesses only; values are compared with PyTorch in tests/ops.
 void check_16bit(Random& random, DType dtype) {
   const Shape shape = random_shape(random, false);
   const std::vector<std::int32_t> cu_q = offsets(shape.lengths_q), cu_k = offsets(shape.lengths_k);

@@ -1,4 +1,4 @@
-// Waveform statistics against a plain loop, the same bits from every instruction set and thread count.
+// Waveform statistics against a plain loop; bitwise equal for every instruction set and thread count.
 #include "cpu/waveform_stats.h"
 
 #include <iterator>
@@ -91,7 +91,7 @@ void test_waveform_stats() {
     slap_fast::force_isa(slap_fast::isa_name(isa));
     check_malformed();
   }
-  // Enough work for threads to be used at all.
+  // Large enough to use several threads.
   const std::vector<float> large(3'000'001, 0.5f);
   const Stats stats = measure(large.data(), 3'000'001, {0, 1'000'000, 3'000'001}, 8);
   require(stats.peak[1] == 0.5f && stats.mean_square[1] == 0.25 && stats.nonfinite[1] == 0, "large clip");

@@ -1,5 +1,5 @@
-// How a stretch of a clip is cut into what fits in cache, and what of it a query can see. See lanes.h for the
-// namespace.
+// Helpers shared by the attention kernels: visible key ranges, packing origins, scratch, prefetching. See simd.h for
+// the namespace.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,14 @@ namespace slap_fast::SLAP_FAST_ISA {
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// What a score counts in powers of two; queries carry the sign. Never 0, as the -infinity of a hidden key would be
-// lost.
+// Factor from a score to an exponent of 2: |scale| * log2(e); the sign of scale is folded into the queries. At least
+// the smallest normal float: 0 would turn the -infinity of masked keys into NaN.
 SLAP_FAST_INLINE float exponent_unit(float scale) {
   const float magnitude = scale < 0.0f ? -scale : scale;
   return (magnitude < 1.17549435e-38f ? 1.17549435e-38f : magnitude) * kLog2E;
 }
 
-// Keys begin .. end.
+// Half-open range [begin, end).
 struct Range {
   std::int64_t begin, end;
   bool empty() const { return begin >= end; }
@@ -28,22 +28,22 @@ struct Range {
 
 SLAP_FAST_INLINE Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
-// What the queries at positions begin .. end see together; neither end of it ever falls from one query to the next.
+// Union of the keys visible to queries at positions [begin, end). Both bounds are non-decreasing in the position.
 SLAP_FAST_INLINE Range visible_keys(const AttentionView& view, const AttentionSegment& segment, std::int64_t begin,
                                     std::int64_t end) {
   const std::int64_t first = max(0, begin - view.left);
   return {first, max(first, min(segment.keys, end + view.right))};
 }
 
-// The last place at or before `key` where a panel may begin. Where the window has a left end, panels begin with what a
-// query at `position` sees, so that groups of queries a multiple of kLanes behind it see as few panels as can be.
+// The last panel boundary at or before `key`. With a left window, boundaries are aligned to the first key visible at
+// `position`, so that query groups a multiple of kLanes later overlap as few panels as possible.
 SLAP_FAST_INLINE std::int64_t panel_start(const AttentionView& view, std::int64_t position, std::int64_t key) {
   const std::int64_t origin = view.left < kUnlimited ? position - view.left : 0;
   const std::int64_t ahead = (key - origin) % kLanes;
   return key - (ahead < 0 ? ahead + kLanes : ahead);
 }
 
-// head_dim as operands have it.
+// head_dim padded to whole vectors.
 SLAP_FAST_INLINE std::int64_t padded_width(const AttentionView& view) { return round_up(view.head_dim, kLanes); }
 
 template <class In>
@@ -53,20 +53,20 @@ Source<In> source_of(const HeadsView& heads, std::int64_t head_dim, std::int64_t
   return {data + begin * heads.token_stride + head * heads.head_stride, heads.token_stride, head_dim, 0, length};
 }
 
-// The same rows of the head behind.
+// The same rows of the next head.
 template <class In>
 Source<In> next_head(Source<In> source, const HeadsView& heads) {
   source.data += heads.head_stride;
   return source;
 }
 
-// The part `index` of `count` of a range.
+// Part `index` of a range split into `count` parts.
 SLAP_FAST_INLINE Range range_part(Range range, std::int64_t index, std::int64_t count) {
   return {range.begin + range.size() * index / count, range.begin + range.size() * (index + 1) / count};
 }
 
-// Fetches rows into cache a few at a time, between products: all at once they would hold up the core as much as reading
-// them does, since no more than some tens of lines can be under way.
+// Prefetches rows a few at a time, between matrix products: a core has only a few tens of outstanding cache-line fills,
+// so prefetching all rows at once would stall it like plain loads.
 template <class In>
 class Prefetcher {
  public:
@@ -92,7 +92,7 @@ class Prefetcher {
   int count_ = 0;
 };
 
-// Consecutive arrays, each aligned to 64 bytes; counts bytes where `memory` is null.
+// Bump allocator with 64-byte alignment. With null `memory` it only counts bytes.
 class Arena {
  public:
   explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -109,7 +109,7 @@ class Arena {
   std::int64_t used_ = 0;
 };
 
-// `otherwise` where lane i, which stands for key first + i, lies outside `range`.
+// Lane i stands for key first + i: x if that key is in `range`, else `fallback`.
 SLAP_FAST_INLINE Lanes select_inside(Lanes x, std::int64_t first, Range range, Lanes fallback) {
   IntLanes index;
   SLAP_FAST_UNROLL

@@ -1,4 +1,4 @@
-// Windows of a padded clip as plain runs of floats, gathered until there are as many as the kernel takes side by side.
+// Contiguous float windows of padded clips.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct Clip {
   std::int64_t length;
 };
 
-// Where a sample of the padded clip comes from; -1 for a zero.
+// Index of the sample at a padded position; -1: zero.
 inline std::int64_t source_of(std::int64_t position, std::int64_t length, Padding padding) {
   if (position >= 0 && position < length) return position;
   if (padding == Padding::zeros || length == 0) return -1;
@@ -30,8 +30,8 @@ inline std::int64_t source_of(std::int64_t position, std::int64_t length, Paddin
   return padding == Padding::reflect ? period - phase : period - 1 - phase;
 }
 
-// Windows for one thread. What cannot be read in place (padding, 16-bit samples, a scale, emphasis over the clip) is
-// copied; `capacity` windows fit between two calls of reset().
+// Windows of one thread. A window that cannot be read in place (padding, int16 samples, input scale, preemphasis over
+// the clip) is copied; at most `capacity` windows between calls of reset().
 template <class Sample>
 class Windows {
  public:
@@ -45,7 +45,7 @@ class Windows {
 
   void reset() { used_ = 0; }
 
-  // Calls visit(i, window) for frames first .. first + count of the clip, in order.
+  // Calls visit(i, window) for frames [first, first + count) of the clip, in order.
   template <class Visit>
   void visit(const Clip<Sample>& clip, std::int64_t first, std::int64_t count, Visit visit) {
     const std::int64_t hop = spec_.hop_length, win = spec_.win_length;
@@ -57,7 +57,7 @@ class Windows {
           continue;
         }
       }
-      // Windows that overlap share their copy; at the edges of a clip that is read in place, each has its own.
+      // Overlapping windows share one copy, except at the edges of clips read in place.
       const std::int64_t shared_windows = in_place_ || hop > win ? 1 : count - i;
       float* copy = copies_.get() + used_;
       const std::int64_t samples = (shared_windows - 1) * hop + win;

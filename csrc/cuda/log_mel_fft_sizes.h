@@ -1,11 +1,11 @@
-// FFT sizes with a kernel of their own; any other size goes through LoopTransform.
+// FFT sizes with a specialized kernel; other sizes use LoopTransform.
 #pragma once
 
 #include "log_mel_transforms.h"
 
 namespace slap_fast::cuda {
 
-// Calls visit(transform) with the transform compiled for n_fft; false if there is none.
+// Calls visit(transform) with the specialization for n_fft; returns false if there is none.
 template <class Visit>
 bool visit_register_transform(int n_fft, Visit&& visit) {
   switch (n_fft) {
