@@ -57,12 +57,12 @@ class Forward {
 
   void run() {
     const ProductSide text{inputs_.dtype, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
-    const std::int64_t group = static_cast<std::int64_t>(block_stats_.size()) * kRowBlock;
+    const std::int64_t chunk = static_cast<std::int64_t>(block_stats_.size()) * kRowBlock;
     for (std::int64_t column = 0; column < inputs_.columns; column += kTileColumns) {
       const std::int64_t columns = std::min(kTileColumns, inputs_.columns - column);
       panels_.pack(text, column, columns, 0, inputs_.width, threads_);
-      for (std::int64_t first = 0; first < inputs_.rows; first += group) {
-        const std::int64_t rows = std::min(group, inputs_.rows - first), blocks = (rows + kRowBlock - 1) / kRowBlock;
+      for (std::int64_t first = 0; first < inputs_.rows; first += chunk) {
+        const std::int64_t rows = std::min(chunk, inputs_.rows - first), blocks = (rows + kRowBlock - 1) / kRowBlock;
         parallel_for(blocks, threads_, [&](std::int64_t block, int thread) {
           const std::int64_t row = first + block * kRowBlock;
           process_tile(row, std::min(kRowBlock, inputs_.rows - row), column, columns,
@@ -86,21 +86,22 @@ class Forward {
     std::fill_n(stats.best_negative.get(), tile_columns_, -kInfinity);
     float* end = mask_positives(tile, first_row, column, stats, scratch);
     if (inputs_.scale == 0.0f) apply_zero_scale(tile, scratch.saved.get(), end);
-    float chunk[kRowBlock];
+    float row_values[kRowBlock];
     if (inputs_.sigmoid) {
       float losses[kRowBlock];
-      kernel_.sum_pair_losses(tile, chunk, stats.best_negative.get(), losses);
+      kernel_.sum_pair_losses(tile, row_values, stats.best_negative.get(), losses);
       for (std::int64_t r = 0; r < rows; ++r) row_totals_.sum[static_cast<std::size_t>(first_row + r)] += losses[r];
     } else {
-      kernel_.find_max(tile, chunk, stats.best_negative.get());
+      kernel_.find_max(tile, row_values, stats.best_negative.get());
     }
     double factors[kRowBlock];
     for (std::int64_t r = 0; r < rows; ++r) {
       const auto row = static_cast<std::size_t>(first_row + r);
-      row_totals_.best_negative[row] = std::max(row_totals_.best_negative[row], chunk[r]);
-      const float before = row_max()[row], now = std::max({before, row_totals_.best_positive[row], chunk[r]});
-      factors[r] = std::exp(static_cast<double>(before) - static_cast<double>(now));
-      row_max()[row] = now;
+      row_totals_.best_negative[row] = std::max(row_totals_.best_negative[row], row_values[r]);
+      const float old_max = row_max()[row],
+                  new_max = std::max({old_max, row_totals_.best_positive[row], row_values[r]});
+      factors[r] = std::exp(static_cast<double>(old_max) - static_cast<double>(new_max));
+      row_max()[row] = new_max;
     }
     if (inputs_.sigmoid) return;
     restore_positives(tile, first_row, column, scratch);
@@ -108,10 +109,10 @@ class Forward {
       stats.max.get()[c] = std::max(stats.best_positive.get()[c], stats.best_negative.get()[c]);
       stats.sum.get()[c] = 0.0f;
     }
-    kernel_.sum_exponentials(tile, row_max() + first_row, stats.max.get(), chunk, stats.sum.get());
+    kernel_.sum_exponentials(tile, row_max() + first_row, stats.max.get(), row_values, stats.sum.get());
     for (std::int64_t r = 0; r < rows; ++r) {
       double& sum = row_totals_.sum[static_cast<std::size_t>(first_row + r)];
-      sum = sum * factors[r] + chunk[r];
+      sum = sum * factors[r] + row_values[r];
     }
   }
 
@@ -177,11 +178,11 @@ class Forward {
       const auto negatives = static_cast<double>(columns) - positives;
       const char* audio =
           static_cast<const char*>(inputs_.audio) + row * row_bytes(inputs_.dtype, inputs_.audio_stride);
-      const double all = kernel_.dot(inputs_.dtype, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
+      const double total = kernel_.dot(inputs_.dtype, audio, mean.data(), inputs_.width) * static_cast<double>(columns);
       const double positive = row_totals_.positive_similarity[i] / std::max(positives, 1.0);
       sums_.row_stats[row] = static_cast<float>(positive);
       sums_.row_stats[rows + row] =
-          negatives > 0.0 ? static_cast<float>((all - row_totals_.positive_similarity[i]) / negatives) : 0.0f;
+          negatives > 0.0 ? static_cast<float>((total - row_totals_.positive_similarity[i]) / negatives) : 0.0f;
       sums_.row_stats[2 * rows + row] = row_totals_.best_positive[i] > row_totals_.best_negative[i];
       sums_.row_loss[row] = static_cast<float>(inputs_.sigmoid ? row_totals_.sum[i] : std::log(row_totals_.sum[i]));
       sums_.row_positive[row] = inputs_.sigmoid ? 0.0f : static_cast<float>(positive * inputs_.scale);

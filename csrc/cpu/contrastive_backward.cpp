@@ -23,22 +23,22 @@ class Backward {
       : inputs_(inputs),
         gradients_(gradients),
         kernel_(chosen_contrastive_kernel(inputs.dtype)),
-        products_(chosen_matrix_product_kernel(inputs.dtype)),
-        bfloat16_grads_(products_.value_bytes == 2),
+        product_kernel_(chosen_matrix_product_kernel(inputs.dtype)),
+        bfloat16_grads_(product_kernel_.value_bytes == 2),
         threads_(useful_threads(inputs, 3.0, threads)),
         positives_(inputs.audio_ids, inputs.rows, inputs.text_ids, inputs.columns, inputs.offset),
-        group_(chunk_rows(inputs, threads)),
+        chunk_rows_(chunk_rows(inputs, threads)),
         stride_(round_up(std::min(kTileColumns, inputs.columns), 16)),
-        text_(products_, stride_, inputs.width),
-        text_channels_(products_, inputs.width, stride_),
-        audio_channels_(products_, inputs.width, group_),
-        logit_grads_(group_ * stride_ * products_.value_bytes),
-        audio_sums_(group_ * inputs.width),
+        text_(product_kernel_, stride_, inputs.width),
+        text_channels_(product_kernel_, inputs.width, stride_),
+        audio_channels_(product_kernel_, inputs.width, chunk_rows_),
+        logit_grads_(chunk_rows_ * stride_ * product_kernel_.value_bytes),
+        audio_sums_(chunk_rows_ * inputs.width),
         text_sums_(inputs.dtype == DType::float32 ? 0 : inputs.columns * inputs.width),
         column_max_(stride_),
         column_loss_(stride_),
         column_grad_(stride_),
-        block_residuals_(bfloat16_grads_ ? group_ / kRowBlock * stride_ : 0),
+        block_residuals_(bfloat16_grads_ ? chunk_rows_ / kRowBlock * stride_ : 0),
         column_residuals_(bfloat16_grads_ ? static_cast<std::size_t>(inputs.columns) : 0),
         scratch_(tile_scratch(
             threads_, stride_,
@@ -56,8 +56,8 @@ class Backward {
 
   void run() {
     const ProductSide text{inputs_.dtype, inputs_.text, inputs_.columns, inputs_.width, inputs_.text_stride, 1};
-    for (std::int64_t row = 0; row < inputs_.rows; row += group_) {
-      const std::int64_t rows = std::min(group_, inputs_.rows - row);
+    for (std::int64_t row = 0; row < inputs_.rows; row += chunk_rows_) {
+      const std::int64_t rows = std::min(chunk_rows_, inputs_.rows - row);
       audio_channels_.pack(channels(inputs_.audio, inputs_.rows, inputs_.audio_stride), 0, inputs_.width, row, rows,
                            threads_);
       weighted_.assign(static_cast<std::size_t>(rows), 0.0);
@@ -130,15 +130,15 @@ class Backward {
         column_residuals_[static_cast<std::size_t>(column + c)] += block_residuals_.get()[block * stride_ + c];
   }
 
-  void extract_positive_residuals(const SimilarityTile& tile, const std::uint16_t* narrowed, std::int64_t row,
+  void extract_positive_residuals(const SimilarityTile& tile, const std::uint16_t* rounded, std::int64_t row,
                                   std::int64_t row_offset, std::int64_t first_column, float* column_residuals) {
     for (std::int64_t r = 0; r < tile.rows; ++r) {
       const std::int64_t c = positives_.first(row + row_offset + r) - first_column, at = r * tile.stride + c;
       if (c < 0 || c >= tile.columns) continue;
-      const std::uint32_t bits = static_cast<std::uint32_t>(narrowed[at]) << 16;
-      float kept;
-      std::memcpy(&kept, &bits, sizeof kept);
-      const float residual = tile.data[at] - kept;
+      const std::uint32_t bits = static_cast<std::uint32_t>(rounded[at]) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      const float residual = tile.data[at] - value;
       positive_residuals_[static_cast<std::size_t>(row_offset + r)] = residual;
       row_residuals_[static_cast<std::size_t>(row_offset + r)] -= residual;
       column_residuals[c] -= residual;
@@ -184,8 +184,8 @@ class Backward {
   }
 
   static float sigmoid(float x) {
-    const float small = std::exp(-std::fabs(x));
-    return (x < 0.0f ? small : 1.0f) / (1.0f + small);
+    const float decay = std::exp(-std::fabs(x));
+    return (x < 0.0f ? decay : 1.0f) / (1.0f + decay);
   }
 
   void process_columns(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
@@ -242,14 +242,14 @@ class Backward {
   const ContrastiveInputs& inputs_;
   const ContrastiveGradients& gradients_;
   const ContrastiveKernel& kernel_;
-  const MatrixProductKernel& products_;
+  const MatrixProductKernel& product_kernel_;
   bool bfloat16_grads_;
   int threads_;
   Positives positives_;
-  std::int64_t group_, stride_;
+  std::int64_t chunk_rows_, stride_;
   MatrixPanels text_, text_channels_, audio_channels_;
-  AlignedArray<std::byte> logit_grads_;                         // [group_, stride_]
-  AlignedArray<float> audio_sums_, text_sums_;                  // [group_, width], [columns, width]
+  AlignedArray<std::byte> logit_grads_;                         // [chunk_rows_, stride_]
+  AlignedArray<float> audio_sums_, text_sums_;                  // [chunk_rows_, width], [columns, width]
   AlignedArray<float> column_max_, column_loss_, column_grad_;  // [tile columns]
   AlignedArray<float> block_residuals_;                         // [row blocks of a chunk, stride_]
   std::vector<float> row_grad_, positive_grad_;                 // divided by grad_unit_

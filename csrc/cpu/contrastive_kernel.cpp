@@ -20,7 +20,7 @@ constexpr std::int64_t kSegment = 256;
 
 // Compile-time flag: true if a vector reaches beyond the tile's columns.
 template <bool kValue>
-struct Flag {
+struct IsTail {
   static constexpr bool value = kValue;
 };
 
@@ -31,16 +31,16 @@ class Columns {
     for (int i = 0; i < kLanes; ++i) inside_[i] = i < tile.columns - whole_ ? -1 : 0;
   }
 
-  // Calls visit(Flag, column) for each vector of columns, and flush() after every kSegment columns and at the end.
+  // Calls visit(IsTail, column) for each vector of columns, and flush() after every kSegment columns and at the end.
   template <class Visit, class Flush>
   SLAP_FAST_INLINE void for_each(Visit visit, Flush flush) const {
     for (std::int64_t column = 0; column < whole_;) {
       const std::int64_t end = min(column + kSegment, whole_);
-      for (; column < end; column += kLanes) visit(Flag<false>{}, column);
+      for (; column < end; column += kLanes) visit(IsTail<false>{}, column);
       flush();
     }
     if (whole_ == tile_.columns) return;
-    visit(Flag<true>{}, whole_);
+    visit(IsTail<true>{}, whole_);
     flush();
   }
   template <class Visit>
@@ -48,10 +48,10 @@ class Columns {
     for_each(visit, [] {});
   }
 
-  // x inside the tile, `otherwise` beyond its last column.
+  // x inside the tile, `fallback` beyond its last column.
   template <bool kTail>
-  SLAP_FAST_INLINE Lanes keep(Flag<kTail>, Lanes x, Lanes otherwise) const {
-    if constexpr (kTail) return select(inside_, x, otherwise);
+  SLAP_FAST_INLINE Lanes keep(IsTail<kTail>, Lanes x, Lanes fallback) const {
+    if constexpr (kTail) return select(inside_, x, fallback);
     return x;
   }
 

@@ -28,7 +28,8 @@ void check(const ContrastiveInputs& inputs) {
           "there are " + std::to_string(inputs.rows) + " rows, " + std::to_string(inputs.columns) + " columns and " +
               std::to_string(inputs.width) + " channels; sizes cannot be negative");
   constexpr std::int64_t kFar = std::int64_t{1} << 62;
-  require(inputs.offset > -kFar && inputs.offset < kFar, "offset is " + std::to_string(inputs.offset));
+  require(inputs.offset > -kFar && inputs.offset < kFar,
+          "offset is " + std::to_string(inputs.offset) + "; its magnitude must be below 2^62");
 }
 
 std::int64_t chunk_rows(const ContrastiveInputs& inputs, int threads) {

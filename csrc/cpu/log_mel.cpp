@@ -203,8 +203,8 @@ struct Segment {
 };
 
 std::vector<Segment> make_segments(const LogMelSpec& spec, const PackedWaveform& waveform) {
-  // A multiple of the kernel's lanes.
   const std::int64_t hop = spec.hop_length, win = spec.win_length;
+  // A multiple of every kernel's lanes, for about 128 Ki samples or 128 frames.
   const std::int64_t frames = std::clamp<std::int64_t>((1 << 17) / hop / kMaxLanes, 1, 8) * kMaxLanes;
   const std::int64_t target_length = std::max(frames * hop - win + 1, hop);
   std::vector<Segment> segments;
@@ -238,11 +238,11 @@ class BackwardWorker {
     const std::int64_t hop = spec_.hop_length, win = spec_.win_length, first = spec_.first_sample;
     const std::int64_t first_frame = waveform.cu_frames[segment.clip];
     const std::int64_t frames = waveform.cu_frames[segment.clip + 1] - first_frame;
-    const bool starts = segment.begin == 0, ends = segment.end == clip.length;
+    const bool is_first = segment.begin == 0, is_last = segment.end == clip.length;
     // Includes the adjacent padding, and the next sample if preemphasis over the clip refers back to this segment.
-    begin_ = starts ? std::min<std::int64_t>(0, first) : segment.begin;
+    begin_ = is_first ? std::min<std::int64_t>(0, first) : segment.begin;
     const std::int64_t end =
-        ends ? std::max(clip.length, first + (frames - 1) * hop + win) : segment.end + spec_.preemphasis_over_clip;
+        is_last ? std::max(clip.length, first + (frames - 1) * hop + win) : segment.end + spec_.preemphasis_over_clip;
     sum_.assign(static_cast<std::size_t>(end - begin_), 0.0f);
 
     // Frames that overlap [begin_, end).
@@ -411,13 +411,13 @@ void LogMel::patches(const PackedWaveform& waveform, const PatchLayout& layout, 
                      int threads) const {
   check(waveform);
   require(layout.frames >= 1 && layout.frames <= 4096,
-          "a patch has " + std::to_string(layout.frames) + " frames; it must have 1 to 4096");
+          "patch_frames is " + std::to_string(layout.frames) + "; it must lie in [1, 4096]");
   require(layout.mels >= 1 && spec_.n_mels % layout.mels == 0,
-          "n_mels " + std::to_string(spec_.n_mels) + " is no multiple of the patch's " + std::to_string(layout.mels));
+          "n_mels " + std::to_string(spec_.n_mels) + " is not a multiple of patch_mels " + std::to_string(layout.mels));
   const PatchColumns columns(waveform, layout.frames);
   const std::int64_t expected = columns.offsets.back() * (spec_.n_mels / layout.mels);
   require(tokens == expected,
-          "there is room for " + std::to_string(tokens) + " tokens; the clips have " + std::to_string(expected));
+          "patches has " + std::to_string(tokens) + " tokens; the clips have " + std::to_string(expected));
   threads = useful_threads(threads, waveform.frames);
   if (waveform.int16s)
     forward_patches<std::int16_t>(spec_, view_, waveform, layout, columns, patches, threads);
@@ -427,7 +427,7 @@ void LogMel::patches(const PackedWaveform& waveform, const PatchLayout& layout, 
 
 void LogMel::backward(const PackedWaveform& waveform, const float* grad_mels, float* grad_waveform, int threads) const {
   check(waveform);
-  require(waveform.int16s == nullptr, "16-bit samples have no gradient");
+  require(waveform.int16s == nullptr, "int16 samples have no gradient");
   threads = useful_threads(threads, waveform.frames);
   const LogMelKernel kernel = chosen_kernel();
   const std::vector<Segment> segments = make_segments(spec_, waveform);

@@ -43,8 +43,8 @@ void matrix_product(const ProductSide& left, const ProductSide& right, float* ou
   check_side("left", left);
   check_side("right", right);
   if (left.depth != right.depth || left.dtype != right.dtype)
-    throw std::invalid_argument("matrices of depths " + std::to_string(left.depth) + " and " +
-                                std::to_string(right.depth) + " do not multiply, nor do those of different elements");
+    throw std::invalid_argument("the matrices have depths " + std::to_string(left.depth) + " and " +
+                                std::to_string(right.depth) + "; depths and dtypes must be equal");
   const std::int64_t rows = left.lanes, columns = right.lanes, depth = left.depth;
   if (rows == 0 || columns == 0) return;
   if (depth == 0) {

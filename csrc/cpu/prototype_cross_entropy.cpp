@@ -70,11 +70,11 @@ void sinkhorn_masses(const ScoreRows& scores, const PrototypeLogits& params, flo
     });
   }
   for (std::int64_t column = 0; column < scores.columns; ++column) {
-    const float now = new_max[static_cast<std::size_t>(column)];
-    if (now != column_max[column])
-      column_sum[column] *= std::exp(static_cast<double>(column_max[column]) - static_cast<double>(now));
+    const float merged = new_max[static_cast<std::size_t>(column)];
+    if (merged != column_max[column])
+      column_sum[column] *= std::exp(static_cast<double>(column_max[column]) - static_cast<double>(merged));
     column_sum[column] += static_cast<double>(new_sum[static_cast<std::size_t>(column)]);
-    column_max[column] = now;
+    column_max[column] = merged;
   }
 }
 

@@ -30,12 +30,12 @@ using GradDType = std::optional<DType>;
 
 inline void check_scores(const ScoreRows& scores) {
   if (scores.rows < 0 || scores.columns < 1)
-    throw std::invalid_argument("there are " + std::to_string(scores.rows) + " rows of " +
-                                std::to_string(scores.columns) + " scores; pass at least 0 of at least 1");
+    throw std::invalid_argument("scores are " + std::to_string(scores.rows) + " rows of " +
+                                std::to_string(scores.columns) + " columns; pass at least 0 rows and 1 column");
   if (scores.stride % kRowMultiple != 0 || scores.stride < scores.columns)
-    throw std::invalid_argument("rows of " + std::to_string(scores.columns) + " scores lie " +
-                                std::to_string(scores.stride) + " apart; pass a multiple of " +
-                                std::to_string(kRowMultiple) + " that holds them");
+    throw std::invalid_argument("the stride of scores is " + std::to_string(scores.stride) +
+                                "; it must be a multiple of " + std::to_string(kRowMultiple) + ", at least the " +
+                                std::to_string(scores.columns) + " columns");
 }
 
 }  // namespace slap_fast

@@ -71,9 +71,9 @@ std::vector<Task> make_tasks(const AttentionView& view, const AttentionBatch& ba
     const std::int64_t start = cover_keys ? std::min<std::int64_t>(0, keys - queries) : keys - queries;
     for (std::int64_t first = start; first < keys; first += rows) {
       const AttentionSegment segment{begin_q, queries, begin_k, keys, first, std::min(first + rows, keys)};
-      const std::int64_t seen = std::min(count_visible_keys(view, segment), view.left + view.right + 1);
+      const std::int64_t visible = std::min(count_visible_keys(view, segment), view.left + view.right + 1);
       // Softmax and packing cost about as much as 16 more keys.
-      tasks.push_back({segment, static_cast<double>(segment.last - first) * static_cast<double>(seen + 16)});
+      tasks.push_back({segment, static_cast<double>(segment.last - first) * static_cast<double>(visible + 16)});
     }
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
@@ -86,7 +86,7 @@ template <class Run>
 void run_tasks(const std::vector<Task>& tasks, std::int64_t heads, double cost_unit, std::int64_t scratch_bytes,
                int threads, const Run& run) {
   double total = 0.0;
-  for (const Task& item : tasks) total += item.cost * cost_unit * static_cast<double>(heads);
+  for (const Task& task : tasks) total += task.cost * cost_unit * static_cast<double>(heads);
   const double max_threads = static_cast<double>(std::max(threads, 1));
   const int thread_count = static_cast<int>(std::clamp(total / kWorkPerThread, 1.0, max_threads));
   const std::int64_t count = static_cast<std::int64_t>(tasks.size());
@@ -111,9 +111,9 @@ void varlen_attention(const AttentionInputs& inputs, const AttentionBatch& batch
   const AttentionKernel kernel = chosen_kernel(view.dtype);
   const std::vector<Task> tasks = make_tasks(view, batch, kForwardRows, false);
   std::int64_t rows = 0, keys = 0;
-  for (const Task& item : tasks) {
-    rows = std::max(rows, item.segment.last - item.segment.first);
-    keys = std::max(keys, count_visible_keys(view, item.segment));
+  for (const Task& task : tasks) {
+    rows = std::max(rows, task.segment.last - task.segment.first);
+    keys = std::max(keys, count_visible_keys(view, task.segment));
   }
   run_tasks(tasks, view.heads, static_cast<double>(2 * view.head_dim), kernel.forward_bytes(view, rows, keys), threads,
             [&](const AttentionSegment& segment, std::int64_t first_head, std::int64_t last_head, void* scratch) {
@@ -127,9 +127,9 @@ void varlen_attention_backward(const AttentionInputs& inputs, const AttentionBat
   const AttentionKernel kernel = chosen_kernel(view.dtype);
   const std::vector<Task> tasks = make_tasks(view, batch, backward_rows(view.head_dim), true);
   std::int64_t rows = 0, keys = 0;
-  for (const Task& item : tasks) {
-    rows = std::max(rows, item.segment.last - item.segment.first);
-    keys = std::max(keys, item.segment.keys);
+  for (const Task& task : tasks) {
+    rows = std::max(rows, task.segment.last - task.segment.first);
+    keys = std::max(keys, task.segment.keys);
   }
   const std::int64_t group = view.heads / view.kv_heads;
   run_tasks(tasks, view.kv_heads, static_cast<double>(5 * group * view.head_dim),

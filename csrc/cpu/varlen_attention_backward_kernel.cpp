@@ -51,11 +51,12 @@ struct Workspace {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
     const std::int64_t packed = min(part, round_up(keys, kLanes) + kLanes);
-    const std::int64_t sums_row = keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
-    const auto apart = [&](Value* shared, std::int64_t count) {
+    const std::int64_t kept_rows =
+        keys + kLanes > part ? round_up(rows, kGroup) * (view.heads / view.kv_heads) : kGroup;
+    const auto separate_buffer = [&](Value* shared, std::int64_t count) {
       return Operand::kDepth > 1 ? arena.take<Value>(count) : shared;
     };
-    const auto in_place = [&](float* values) {
+    const auto operand_buffer = [&](float* values) {
       if constexpr (Operand::kDepth > 1)
         return arena.take<Value>(kGroup * kStride);
       else
@@ -66,14 +67,14 @@ struct Workspace {
     key_steps = arena.take<Value>(packed * padded);
     queries = arena.take<Value>(kGroup * padded);
     grads = arena.take<Value>(kGroup * padded);
-    query_steps = apart(queries, kGroup * padded);
-    grad_steps = apart(grads, kGroup * padded);
+    query_steps = separate_buffer(queries, kGroup * padded);
+    grad_steps = separate_buffer(grads, kGroup * padded);
     scores = arena.take<float>(kGroup * kStride);
     grad_weights = arena.take<float>(kGroup * kStride);
-    weights_by_query = in_place(scores);
-    grad_scores_by_query = in_place(grad_weights);
-    grad_scores_by_key = apart(grad_scores_by_query, kGroup * kStride);
-    sums_q = arena.take<float>(sums_row * padded);
+    weights_by_query = operand_buffer(scores);
+    grad_scores_by_query = operand_buffer(grad_weights);
+    grad_scores_by_key = separate_buffer(grad_scores_by_query, kGroup * kStride);
+    sums_q = arena.take<float>(kept_rows * padded);
     sums_k = arena.take<float>(packed * padded);
     sums_v = arena.take<float>(packed * padded);
     bytes = arena.used();
@@ -103,7 +104,7 @@ class Backward {
     const std::int64_t start = panel_start(view_, segment_.first, keys_.begin), part = packed_keys(padded_);
     const std::int64_t group = view_.heads / view_.kv_heads;
     const Range queries = bounding_range(owned_queries_, queries_seeing_owned_keys());
-    const std::int64_t before = max(0, segment_.first - queries.begin + kGroup - 1) / kGroup * kGroup;
+    const std::int64_t rows_before = max(0, segment_.first - queries.begin + kGroup - 1) / kGroup * kGroup;
     const bool whole = keys_.end - start <= part;
     std::int64_t begin = start;
     do {
@@ -116,7 +117,7 @@ class Backward {
       zero(work_.sums_v, count * padded_);
       for (std::int64_t i = 0; i < group; ++i) {
         const std::int64_t head = kv_head_ * group + i;
-        for (std::int64_t first = segment_.first - before; first < queries.end; first += kGroup) {
+        for (std::int64_t first = segment_.first - rows_before; first < queries.end; first += kGroup) {
           plan_prefetch(head, first, first + kGroup < queries.end, has_next_head && begin == start && i + 1 == group);
           const std::int64_t rows = round_up(segment_.last - segment_.first, kGroup);
           const std::int64_t sums_row = whole ? 0 : i * rows + first - segment_.first;
@@ -186,10 +187,10 @@ class Backward {
         const Range block{begin, min(begin + kBlock, keys.end)};
         process_block(first, block);
         if (owned) add_to_queries(first, block, sums);
-        const Range owned = intersect(block, owned_keys_);
-        if (owned.empty()) continue;
-        add_to_keys(first, block, owned, work_.weights_by_query, work_.grad_steps, work_.sums_v);
-        add_to_keys(first, block, owned, work_.grad_scores_by_query, work_.query_steps, work_.sums_k);
+        const Range block_keys = intersect(block, owned_keys_);
+        if (block_keys.empty()) continue;
+        add_to_keys(first, block, block_keys, work_.weights_by_query, work_.grad_steps, work_.sums_v);
+        add_to_keys(first, block, block_keys, work_.grad_scores_by_query, work_.query_steps, work_.sums_k);
       }
     }
     if (owned && last_part) write_queries(head, first, sums);
@@ -300,13 +301,12 @@ class Backward {
     }
   }
 
-  // sums[key] += sum over the group's queries of factors[query, key] * steps[query], for the keys of `owned`.
-  void add_to_keys(std::int64_t first, Range block, Range owned, const Value* factors, const Value* steps,
-                   float* sums) {
-    const std::int64_t begin_key = (owned.begin - block.begin) / kRows * kRows;
+  // sums[key] += sum over the group's queries of factors[query, key] * steps[query], for `keys`, a part of `block`.
+  void add_to_keys(std::int64_t first, Range block, Range keys, const Value* factors, const Value* steps, float* sums) {
+    const std::int64_t begin_key = (keys.begin - block.begin) / kRows * kRows;
     for (std::int64_t vector = 0, count; vector < padded_ / kLanes; vector += count) {
       count = vectors_per_tile(padded_ / kLanes - vector);
-      for (std::int64_t key = begin_key; key < owned.end - block.begin; key += kRows) {
+      for (std::int64_t key = begin_key; key < keys.end - block.begin; key += kRows) {
         const Range queries = queries_seeing({block.begin + key, block.begin + key + kRows});
         const Range rows = intersect({queries.begin - first, queries.end - first}, rows_);
         if (rows.empty()) continue;

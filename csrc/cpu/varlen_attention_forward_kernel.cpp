@@ -9,7 +9,7 @@
 namespace slap_fast::SLAP_FAST_ISA {
 namespace {
 
-constexpr std::int64_t kGroup = 32;
+constexpr std::int64_t kGroup = 32;  // queries per group
 // Keys per score block: kGroup x kBlock floats take 16 KiB, half of a 32 KiB L1.
 constexpr std::int64_t kBlock = 128, kScoreStride = kBlock + 16;
 
@@ -29,15 +29,15 @@ struct Workspace {
     Arena arena(memory);
     const std::int64_t padded = padded_width(view), part = packed_keys(padded);
     const std::int64_t packed = min(part, round_up(keys, kLanes) + kLanes);
-    const std::int64_t sums_row = keys + kLanes > part ? round_up(rows, kGroup) : kGroup;
+    const std::int64_t kept_rows = keys + kLanes > part ? round_up(rows, kGroup) : kGroup;
     panels = arena.take<Value>(packed * padded);
     steps = arena.take<Value>(packed * padded);
     queries = arena.take<Value>(kGroup * padded);
     weights = arena.take<Value>(kGroup * kScoreStride);
     scores = arena.take<float>(kGroup * kScoreStride);
-    sums = arena.take<float>(sums_row * padded);
-    maxima = arena.take<float>(sums_row);
-    totals = arena.take<float>(sums_row);
+    sums = arena.take<float>(kept_rows * padded);
+    maxima = arena.take<float>(kept_rows);
+    totals = arena.take<float>(kept_rows);
     bytes = arena.used();
   }
 };
@@ -131,7 +131,7 @@ class Forward {
       std::int64_t begin = panel_start(view_, segment_.first, keys.begin);
       for (; begin < keys.end; begin += kBlock, first_block = false) {
         const Range block{begin, min(begin + kBlock, keys.end)};
-        score(first, last, block, (begin - packed.begin) / kLanes);
+        compute_scores(first, last, block, (begin - packed.begin) / kLanes);
         alignas(64) float factors[kGroup];
         softmax_weights(first, last, block, maxima, totals, factors);
         accumulate(first, last, block, begin - packed.begin, first_block ? nullptr : factors, sums);
@@ -141,7 +141,7 @@ class Forward {
   }
 
   // Panels in the outer loop: kMaxVectors panels stay in L1 for all rows of the group.
-  void score(std::int64_t first, std::int64_t last, Range block, std::int64_t begin_panel) {
+  void compute_scores(std::int64_t first, std::int64_t last, Range block, std::int64_t begin_panel) {
     const std::int64_t panel_size = padded_ * kLanes, panels = round_up(block.size(), kLanes) / kLanes;
     for (std::int64_t first_panel = 0; first_panel < panels; first_panel += kMaxVectors) {
       for (std::int64_t row = 0; row < last - first; row += kRows) {
@@ -178,9 +178,9 @@ class Forward {
         rows[i] = mask_and_max(begin + i, ranges[i]);
       }
       const Lanes highest = reduce_rows(rows, [](Lanes a, Lanes b) SLAP_FAST_LAMBDA { return max(a, b); });
-      const Lanes before = load(maxima + begin), now = max(highest * unit, before);
-      const Lanes base = select(now == -kInfinity, Lanes{}, now), factor = exponential2(before - base);
-      store(maxima + begin, now);
+      const Lanes old_max = load(maxima + begin), new_max = max(highest * unit, old_max);
+      const Lanes base = select(new_max == -kInfinity, Lanes{}, new_max), factor = exponential2(old_max - base);
+      store(maxima + begin, new_max);
       store(factors + begin, factor);
       alignas(64) float bases[kLanes];
       store(bases, base);

@@ -141,7 +141,7 @@ void check_call(Random& random, const Call& call) {
     require_near(row_loss[row], call.sigmoid ? sum : std::log(sum), 1.0, "row_loss");
     require_near(row_positive[row], call.sigmoid ? 0.0 : mean * call.scale, 1.0, "row_positive");
     require_near(stats[row], mean, 1.0, "similarity of positives");
-    require_near(stats[2 * rows + row], highest[1] > highest[0], 0.0, "whether the best is right");
+    require_near(stats[2 * rows + row], highest[1] > highest[0], 0.0, "best logit is positive");
     require_near(stats[3 * rows + row], largest, 1.0, "largest logit");
   }
   ExactArray<float> column_largest(columns, 0);

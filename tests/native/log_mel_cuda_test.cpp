@@ -227,11 +227,11 @@ void check_values(Random& random, const LogMelSpec& spec, const std::vector<std:
   for (float& g : grad) g = normal(random);
   emulate_forward(forward, input, mels.data(), 1);
   emulate_forward(forward, batch.input(true), repeated.data(), 2);
-  require(mels == repeated, what + ": 16-bit samples or another order of threads change the bits");
+  require(mels == repeated, what + ": bits depend on int16 samples or thread order");
   std::vector<float> gradient(input.samples, NAN), repeated_gradient(input.samples, NAN);
   emulate_backward(backward, input, grad.data(), gradient.data(), 3);
   emulate_backward(backward, input, grad.data(), repeated_gradient.data(), 4);
-  require(gradient == repeated_gradient, what + ": another order of threads changes the gradient's bits");
+  require(gradient == repeated_gradient, what + ": gradient bits depend on thread order");
 
   std::vector<double> expected_gradient;
   for (std::size_t c = 0; c < lengths.size(); ++c) {
@@ -257,7 +257,7 @@ void check_values(Random& random, const LogMelSpec& spec, const std::vector<std:
     emulate_backward(backward, alone.input(false), grad.data() + first, gradient_alone.data(), 6);
     require(std::equal(mels_alone.begin(), mels_alone.end(), mels.begin() + first) &&
                 std::equal(gradient_alone.begin(), gradient_alone.end(), gradient.begin() + batch.cu_seqlens[c]),
-            what + ": a clip alone has other bits than in a batch");
+            what + ": bits depend on other clips");
   }
   const double error = relative_error(gradient.data(), expected_gradient);
   require(error < 1e-5, what + ": gradient is off by " + std::to_string(error));
@@ -317,11 +317,11 @@ void check_malformed(Random& random, const LogMelSpec& spec) {
       (*offsets)[random() % offsets->size()] = choose(random, {-int64_max, -1, 0, 5, 899, 100000, int64_max});
     Guarded mels(input.frames * spec.n_mels), gradient(input.samples);
     emulate_forward(plan_log_mel(spec, false, kSharedBytes), input, mels.data(), 1);
-    mels.require_untouched_around(describe(spec) + ": frames of malformed offsets");
+    mels.require_untouched_around(describe(spec) + ": frames with malformed offsets");
     // Of exactly this size, so that a build with sanitizers finds reads outside.
     const std::vector<float> grad(mels.data(), mels.data() + input.frames * spec.n_mels);
     emulate_backward(plan_log_mel(spec, true, kSharedBytes), input, grad.data(), gradient.data(), 1);
-    gradient.require_untouched_around(describe(spec) + ": gradient of malformed offsets");
+    gradient.require_untouched_around(describe(spec) + ": gradient with malformed offsets");
   }
 }
 

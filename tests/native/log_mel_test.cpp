@@ -291,8 +291,8 @@ class Trial {
     samples[bad_index] = bad;
     const ExactArray<float> tainted = forward(packed(clips_, samples.data()), 3);
     const ExactArray<float> tainted_grad = backward(packed(clips_, samples.data()), grads_.data(), 3);
-    require_written(tainted, "mel values of bad samples");
-    require_written(tainted_grad, "gradient of bad samples");
+    require_written(tainted, "mel values with non-finite samples");
+    require_written(tainted_grad, "gradient with non-finite samples");
     for (std::int64_t clip = 0; clip < clips_.count(); ++clip) {
       const std::int64_t begin = clips_.cu_seqlens[clip];
       const LogMelReference reference(spec_, samples_.data() + begin, clips_.length(clip));
@@ -311,17 +311,18 @@ class Trial {
         const std::int64_t first = (clips_.cu_frames[clip] + i) * spec_.n_mels;
         if (holds_bad(i)) {
           for (std::int64_t m = 0; m < spec_.n_mels && std::isnan(bad); ++m)
-            require(std::isnan(tainted[first + m]), name() + "a frame with NaN has a number");
+            require(std::isnan(tainted[first + m]), name() + "NaN does not propagate to its frame");
           for (std::int64_t j = 0; j < spec_.win_length; ++j)
             if (const std::int64_t from = reference.source(reference.start(i) + j); from >= 0) is_reached[from] = true;
         } else {
-          require(same_bits(&tainted[first], &mels[first], spec_.n_mels), name() + "a bad sample reaches other frames");
+          require(same_bits(&tainted[first], &mels[first], spec_.n_mels),
+                  name() + "a non-finite sample affects other frames");
         }
       }
       for (std::int64_t i = 0; i < clips_.length(clip); ++i)
         if (!is_reached[i] && !(spec_.preemphasis_over_clip && is_reached[i + 1]))
           require(same_bits(&tainted_grad[begin + i], &grad[begin + i], 1),
-                  name() + "a bad sample reaches the gradient of other frames");
+                  name() + "a non-finite sample affects the gradient of other frames");
     }
   }
 
@@ -366,12 +367,12 @@ void check_invalid_specs() {
   for (std::size_t size : {0, 5, 7}) {
     LogMelSpec spec = small_spec();
     spec.window.resize(size);
-    require_rejected("a window of another size", [&] { LogMel{spec}; });
+    require_rejected("a window of the wrong size", [&] { LogMel{spec}; });
   }
   for (std::size_t size : {0, 9, 11}) {
     LogMelSpec spec = small_spec();
     spec.filters.resize(size);
-    require_rejected("filters of another size", [&] { LogMel{spec}; });
+    require_rejected("filters of the wrong size", [&] { LogMel{spec}; });
   }
   LogMelSpec spec = small_spec();
   spec.n_fft = 5;

@@ -123,7 +123,7 @@ void check_linear_cross_entropy(Random& random) {
   const double total = slap_fast::linear_cross_entropy({logits.data(), shape.rows, shape.columns, shape.stride},
                                                        target.data(), loss, reader.dtype, shape.threads);
   const bool any_invalid = invalid && shape.rows > 0;
-  require(any_invalid ? std::isnan(total) : near(total, expected, 2e-6L), "loss of tokens");
+  require(any_invalid ? std::isnan(total) : near(total, expected, 2e-6L), "linear_cross_entropy");
   for (std::int64_t i = 0; i < shape.rows; ++i) {
     if (any_invalid && i == shape.rows / 2)
       require(reader.is_nan(i), "gradient of a target outside the vocabulary");
@@ -170,7 +170,7 @@ void check_sinkhorn_masses(Random& random) {
   }
   for (std::int64_t j = 0; j < shape.columns; ++j) {
     if (masses[index(j)].empty()) {
-      require(std::isinf(largest[j]) && sum[j] == 0.0, "mass of no token");
+      require(std::isinf(largest[j]) && sum[j] == 0.0, "mass without tokens");
       continue;
     }
     const long double mass = static_cast<long double>(largest[j]) + std::log(static_cast<long double>(sum[j]));
@@ -204,7 +204,7 @@ void check_prototype_cross_entropy(Random& random) {
   const double total = slap_fast::prototype_cross_entropy(
       {student.data(), shape.rows, shape.columns, shape.stride}, teacher.data(), student_temperature,
       {temperature, data_or_null(potential)}, weight.data(), reader.dtype, shape.threads);
-  require(near(total, expected, 2e-6L), "loss under the teacher");
+  require(near(total, expected, 2e-6L), "prototype_cross_entropy");
   for (std::int64_t i = 0; i < shape.rows; ++i) reader.check(i, gradients[index(i)], "gradient of scores");
 }
 
@@ -225,14 +225,14 @@ void check_nan(Random& random, std::uint32_t bits) {
   poison(logits);
   const GradientReader tokens(random, shape, logits);
   const double total = slap_fast::linear_cross_entropy(rows, target.data(), {0.0, 0.0}, tokens.dtype, shape.threads);
-  require(std::isnan(total) && tokens.is_nan(row), "NaN is lost in the loss of tokens");
+  require(std::isnan(total) && tokens.is_nan(row), "NaN does not propagate to linear_cross_entropy");
   const ExactArray<float> student = shape.scores(random, 1.0f);
   poison(random.once_in(2) ? student : teacher);
   const ScoreRows students{student.data(), shape.rows, shape.columns, shape.stride};
   const GradientReader scores(random, shape, student);
   const double loss = slap_fast::prototype_cross_entropy(students, teacher.data(), 0.1f, {0.1f, nullptr}, weight.data(),
                                                          scores.dtype, shape.threads);
-  require(std::isnan(loss) && scores.is_nan(row), "NaN is lost in the loss under the teacher");
+  require(std::isnan(loss) && scores.is_nan(row), "NaN does not propagate to prototype_cross_entropy");
 }
 
 void check_malformed() {

@@ -28,8 +28,8 @@ void check_values(std::int64_t rows, std::int64_t width, int threads, Random& ra
         return std::fabs(x - exact) <= 1e-6L * (std::fabs(exact) + 1);
       };
       require(near(out[row * width + i], gate * s * up), "swiglu");
-      require(near(grad_gate_up[at], g * up * slope), "gradient of the gate");
-      require(near(grad_gate_up[at + width], g * gate * s), "gradient of what it lets through");
+      require(near(grad_gate_up[at], g * up * slope), "gradient of gate");
+      require(near(grad_gate_up[at + width], g * gate * s), "gradient of up");
     }
   }
 }
