@@ -13,8 +13,8 @@ namespace slap_fast {
 
 // Packed clips. cu_seqlens and cu_frames [clips + 1] are the sample and frame offsets of the clips.
 struct PackedWaveform {
-  const float* floats = nullptr;         // [samples]; exactly one of
-  const std::int16_t* int16s = nullptr;  // these two is set
+  const float* floats = nullptr;         // [samples]; null if they are int16
+  const std::int16_t* int16s = nullptr;  // [samples]; null if they are float32
   std::int64_t samples = 0;
   const std::int64_t* cu_seqlens = nullptr;
   const std::int64_t* cu_frames = nullptr;

@@ -25,8 +25,8 @@ struct ColumnState {
 };
 
 struct PairSums {
-  float student, teacher,
-      product;  // sums of exp(logit - max); product: of the teacher's exponential * (student logit - max)
+  float student, teacher;  // sum of exp(logit - max)
+  float product;           // sum of exp(teacher logit - max) * (student logit - max)
 };
 
 struct PrototypeKernels {

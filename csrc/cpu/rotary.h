@@ -25,6 +25,7 @@ struct RotaryTokens {
 };
 
 // Rotates every tensor of `parts` by each token's position in its sequence.
+//
 // Each axis has channels = head_dim / axes; channels i and i + channels / 2 rotate by position * theta^(-2i /
 // channels). Angles are float64, cosines and sines are rounded to float32, products are float32 and the result is
 // rounded once. A token's bits depend on its values and position only. Throws std::invalid_argument for invalid

@@ -6,6 +6,7 @@
 namespace slap_fast {
 
 // Per clip, over its finite samples: max |x| and mean x^2 (0 if there are none), and the number of non-finite samples.
+//
 // waveform [total], cu_seqlens [clips + 1], outputs [clips]. Sums are float64 in an order that depends on the clip
 // only: results are bitwise independent of thread count, instruction set and other clips. Throws std::invalid_argument
 // for invalid cu_seqlens, before any sample is read.

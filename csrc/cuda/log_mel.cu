@@ -1,11 +1,11 @@
 // Fused log-mel forward and backward kernels. log_mel_phases.h has the phases of a block, log_mel_transforms.h the DFT.
 //
-// Design. Memory bound, at one frame per 10 ms of 16 kHz audio: 640 B in, 256 B out, 0.22 ns at the 4 TB/s of an H200,
-// or 52 cycles of one of its 132 SMs. Arithmetic of a 512-point frame, if mma.sync reaches 60 % of the TF32 peak:
+// Memory traffic at one frame per 10 ms of 16 kHz audio: 640 B in, 256 B out, at least 0.22 ns at the 4 TB/s of an
+// H200, or 52 cycles of one of its 132 SMs. Arithmetic of a 512-point frame, if mma.sync reaches 60 % of the TF32 peak:
 //
-//   dense DFT on tensor cores, 3 x TF32    1.2 MFLOP at 300 TFLOP/s      4.1 ns     18 x memory bound
-//   four-step 16 x 16 DFT, 3 x TF32        0.2 MFLOP at 300 TFLOP/s      0.66 ns    3 x memory bound
-//   real FFT in registers, float32         9,000 operations, 128/cycle   70 cycles  1.4 x memory bound
+//   dense DFT on tensor cores, 3 x TF32    1.2 MFLOP at 300 TFLOP/s      4.1 ns     18 x memory time
+//   four-step 16 x 16 DFT, 3 x TF32        0.2 MFLOP at 300 TFLOP/s      0.66 ns    3 x memory time
+//   real FFT in registers, float32         9,000 operations, 128/cycle   70 cycles  1.4 x memory time
 //
 // Hence an FFT in registers, which needs CUDA: Triton does not expose registers. A complex FFT of half the size needs a
 // second exchange through shared memory, whose bandwidth (128 B/cycle) is as scarce as arithmetic. Instead, columns of

@@ -13,6 +13,7 @@ namespace slap_fast::cuda {
 std::string unavailable();
 
 // Device tables of one LogMelSpec on one GPU. Immutable and thread-safe; must outlive the work queued on any stream.
+//
 // Pointers are device pointers. Calls neither synchronize nor allocate, so a CUDA graph can capture them. A frame's
 // bits depend on its samples only, a gradient's on its clip only. Offsets are not validated, but clamped: invalid ones
 // give undefined results without out-of-bounds access. Throws std::invalid_argument for unsupported parameters,

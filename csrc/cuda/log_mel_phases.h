@@ -1,4 +1,5 @@
 // Phases of a forward or backward block, separated by barriers.
+//
 // The code runs on a GPU and, thread by thread, on a CPU (tests): run(phase) calls phase(t) for every thread t of the
 // block and returns when all are done. Within a phase, no thread reads what another thread writes.
 #pragma once
@@ -12,8 +13,8 @@
 namespace slap_fast::cuda {
 
 struct LogMelInput {
-  const float* floats;         // [samples]; exactly one of
-  const std::int16_t* int16s;  // these two is set
+  const float* floats;         // [samples]; null if they are int16
+  const std::int16_t* int16s;  // [samples]; null if they are float32
   std::int64_t samples;
   const std::int64_t* cu_seqlens;  // [clips + 1]
   const std::int64_t* cu_frames;   // [clips + 1]

@@ -1,4 +1,5 @@
 // Two-step DFT of a block's frames (real columns, then complex rows) and its adjoint.
+//
 // Each function is one thread's part of a phase and reads nothing that another thread writes in that phase. Thread t
 // processes frame t % frames and every (threads / frames)-th task from t / frames on. With 32 frames per block, a warp
 // executes one task, so table reads are broadcasts.
@@ -89,7 +90,7 @@ SLAP_FAST_DEVICE float grad_energy(const LogMelBlock& block, int frame, int bin)
   return sum;
 }
 
-// A sample of frame `frame`, conditioned and windowed.
+// Preemphasized, mean-free and windowed sample of a frame. `first`: the frame's own first sample.
 SLAP_FAST_DEVICE float windowed(const LogMelBlock& block, int frame, float mean, Tap tap, bool first) {
   const LogMelSizes& sizes = block.sizes;
   const float x =
