@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// Cross-entropy kernels; compiled once per instruction set.
 #include "linear_cross_entropy_kernel.h"
 
 #include "score_lanes.h"

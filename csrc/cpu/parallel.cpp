@@ -29,15 +29,15 @@ GompParallel find_gomp_parallel() { return nullptr; }
 #endif
 
 void run_on_std_threads(int threads, void (*work)(void*), void* context) {
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<std::size_t>(threads - 1));
+  std::vector<std::thread> workers;
+  workers.reserve(static_cast<std::size_t>(threads - 1));
   try {
-    while (static_cast<int>(helpers.size()) < threads - 1) helpers.emplace_back(work, context);
+    while (static_cast<int>(workers.size()) < threads - 1) workers.emplace_back(work, context);
   } catch (const std::system_error&) {
     // No more threads available: continue with those already started.
   }
   work(context);
-  for (std::thread& helper : helpers) helper.join();
+  for (std::thread& worker : workers) worker.join();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// Sinkhorn-Knopp and self-distillation kernels; compiled once per instruction set.
 #include "prototype_cross_entropy_kernel.h"
 
 #include "score_lanes.h"
@@ -36,21 +36,21 @@ RowLogSumExp normalizer(const float* row, std::int64_t padded, const RowLogits& 
 }
 
 template <bool kAll>
-SLAP_FAST_INLINE void add_rows(const float* rows, std::int64_t stride, std::int64_t given, std::int64_t begin,
+SLAP_FAST_INLINE void add_rows(const float* rows, std::int64_t stride, std::int64_t row_count, std::int64_t begin,
                                std::int64_t end, const RowLogits& params, const float* row_max, const float* log_sum,
                                const ColumnState& columns) {
   const Logits logits(params);
-  const std::int64_t count = kAll ? kRowsPerPass : given;
+  const std::int64_t count = kAll ? kRowsPerPass : row_count;
   for (std::int64_t i = begin; i < end; i += kLanes) {
-    const Lanes before = load_unaligned(columns.max + i);
-    Lanes values[kRowsPerPass], now = before;
+    const Lanes old_max = load_unaligned(columns.max + i);
+    Lanes values[kRowsPerPass], new_max = old_max;
     for (std::int64_t row = 0; row < count; ++row) {
       values[row] = logits.at(rows + row * stride, i) - splat(row_max[row]) - splat(log_sum[row]);
-      now = max(now, values[row]);
+      new_max = max(new_max, values[row]);
     }
-    Lanes sum = load_unaligned(columns.sum + i) * exponential(before - now);
-    for (std::int64_t row = 0; row < count; ++row) sum += exponential(values[row] - now);
-    store_unaligned(columns.max + i, now);
+    Lanes sum = load_unaligned(columns.sum + i) * exponential(old_max - new_max);
+    for (std::int64_t row = 0; row < count; ++row) sum += exponential(values[row] - new_max);
+    store_unaligned(columns.max + i, new_max);
     store_unaligned(columns.sum + i, sum);
   }
 }

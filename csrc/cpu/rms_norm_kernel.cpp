@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// RMSNorm kernels; compiled once per instruction set.
 #include "rms_norm_kernel.h"
 
 #include "stored_lanes.h"

@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// Rotary embedding kernels; compiled once per instruction set.
 #include "rotary_kernel.h"
 
 #include "stored_lanes.h"

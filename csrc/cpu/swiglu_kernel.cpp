@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// SwiGLU kernels; compiled once per instruction set.
 #include "swiglu_kernel.h"
 
 #include "stored_lanes.h"

@@ -196,6 +196,7 @@ class Backward {
     if (owned && last_part) write_queries(head, first, sums);
   }
 
+  // Packs queries and output gradients; computes delta and the log-sum-exp in base 2 of each row.
   void pack_group(std::int64_t head, std::int64_t first) {
     const Source<In> grad = query_source(gradients_.grad_out, head), out = query_source(gradients_.out, head);
     const std::int64_t query = first - shift_;
@@ -269,6 +270,7 @@ class Backward {
     }
   }
 
+  // weight = exp(score - lse), grad = weight * (grad_weight - delta), with delta = dot(grad_out, out) - grad_lse.
   SLAP_FAST_INLINE void differentiate(std::int64_t row, std::int64_t key, Range range, Lanes unit, Lanes& weight,
                                       Lanes& grad) const {
     if (key + kLanes <= range.begin || key >= range.end) {

@@ -1,4 +1,4 @@
-// Compiled once per instruction set.
+// Waveform statistics of a block; compiled once per instruction set.
 #include "waveform_stats_kernel.h"
 
 #include "simd.h"
