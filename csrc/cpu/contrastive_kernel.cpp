@@ -129,14 +129,14 @@ void sum_exponentials(const SimilarityTile& tile, const float* row_max, const fl
     };
     const auto visit = [&](auto tail, std::int64_t column) SLAP_FAST_LAMBDA {
       const Lanes column_base = load(column_max + column);
-      Lanes few{};
+      Lanes row_group_sum{};
       SLAP_FAST_UNROLL
       for (int r = 0; r < kCount; ++r) {
         const Lanes logit = columns.logit(columns.similarity(tail, row + r, column));
         sums[r].segment += columns.keep(tail, exponential(logit - base[r]), Lanes{});
-        few += exponential(logit - column_base);
+        row_group_sum += exponential(logit - column_base);
       }
-      store(column_sum + column, load(column_sum + column) + few);
+      store(column_sum + column, load(column_sum + column) + row_group_sum);
     };
     columns.for_each(visit, flush);
     for (int r = 0; r < kCount; ++r) row_sum[row + r] = reduce_sum(sums[r].total);

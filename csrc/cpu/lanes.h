@@ -107,9 +107,9 @@ SLAP_FAST_INLINE Lanes logarithm_of_parts(Lanes f, Lanes e) {
   p = fma(p, f, splat(-2.4999993993e-1f));
   p = fma(p, f, splat(3.3333331174e-1f));
   // ln(2) split in two: e times the high part is exact.
-  Lanes small = fma(p * f, square, e * -2.12194440e-4f);
-  small = fma(square, splat(-0.5f), small);
-  return fma(e, splat(0.693359375f), f + small);
+  Lanes tail = fma(p * f, square, e * -2.12194440e-4f);
+  tail = fma(square, splat(-0.5f), tail);
+  return fma(e, splat(0.693359375f), f + tail);
 }
 
 // Natural logarithm of positive normal numbers and infinity, error below 1.5 ulp. NaN propagates.

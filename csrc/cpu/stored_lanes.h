@@ -95,15 +95,15 @@ struct Float16 {
 // The first `count` lanes only: loads fill the others with zero, stores leave the memory behind them unchanged.
 template <class Format>
 SLAP_FAST_INLINE Lanes load_partial(const typename Format::Stored* in, std::int64_t count) {
-  typename Format::Stored some[kLanes] = {};
-  for (std::int64_t i = 0; i < count; ++i) some[i] = in[i];
-  return Format::load(some);
+  typename Format::Stored buffer[kLanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) buffer[i] = in[i];
+  return Format::load(buffer);
 }
 template <class Format>
 SLAP_FAST_INLINE void store_partial(typename Format::Stored* out, Lanes x, std::int64_t count) {
-  typename Format::Stored some[kLanes];
-  Format::store(some, x);
-  for (std::int64_t i = 0; i < count; ++i) out[i] = some[i];
+  typename Format::Stored buffer[kLanes];
+  Format::store(buffer, x);
+  for (std::int64_t i = 0; i < count; ++i) out[i] = buffer[i];
 }
 
 }  // namespace slap_fast::SLAP_FAST_ISA

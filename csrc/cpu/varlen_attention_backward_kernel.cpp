@@ -151,7 +151,7 @@ class Backward {
   Range queries_seeing_owned_keys() const { return owned_keys_.empty() ? Range{0, 0} : queries_seeing(owned_keys_); }
 
   // Prefetches the inputs of the next group and a part of the next key head's keys.
-  void plan_prefetch(std::int64_t head, std::int64_t first, bool more, bool has_next_head) {
+  void plan_prefetch(std::int64_t head, std::int64_t first, bool has_next_group, bool has_next_head) {
     prefetcher_.clear();
     const bool owned = first >= segment_.first && first < segment_.last;
     if (has_next_head && owned) {
@@ -160,7 +160,7 @@ class Backward {
       prefetcher_.add(next_head(k_, view_.k), keys);
       prefetcher_.add(next_head(v_, view_.v), keys);
     }
-    if (!more) return;
+    if (!has_next_group) return;
     const Range queries{first + kGroup - shift_, first + 2 * kGroup - shift_};
     prefetcher_.add(query_source(gradients_.out, head), queries);
     prefetcher_.add(query_source(gradients_.grad_out, head), queries);

@@ -93,9 +93,10 @@ class Forward {
     prefetcher_.clear();
     const Range queries{first + kGroup - shift_, first + 2 * kGroup - shift_};
     if (first + kGroup < segment_.last) {
-      const Range more{filled_, intersect(visible_keys(view_, segment_, first + kGroup, first + 2 * kGroup), keys).end};
-      prefetcher_.add(v_, more);
-      prefetcher_.add(k_, more);
+      const Range next_keys{filled_,
+                            intersect(visible_keys(view_, segment_, first + kGroup, first + 2 * kGroup), keys).end};
+      prefetcher_.add(v_, next_keys);
+      prefetcher_.add(k_, next_keys);
       prefetcher_.add(q_, queries);
     }
     const std::int64_t stride = view_.heads * view_.head_dim;

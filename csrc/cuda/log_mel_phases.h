@@ -286,11 +286,11 @@ SLAP_FAST_DEVICE void overlap_gradients(const LogMelBlock& block, const FrameTil
       for (int reach = sizes.overlap - 1; reach >= 0; --reach) {
         const int frame = row - reach, n = reach * sizes.row_length + i;
         if (frame < 0 || frame >= tile.count || n >= sizes.win_length) continue;
-        const float* own = gradients + n * frames + frame;
-        float grad = own[0];
+        const float* frame_gradients = gradients + n * frames + frame;
+        float grad = frame_gradients[0];
         if (p != 0.0f) {
-          if (n == 0) grad -= p * own[0];
-          if (n + 1 < sizes.win_length) grad -= p * own[frames];
+          if (n == 0) grad -= p * frame_gradients[0];
+          if (n + 1 < sizes.win_length) grad -= p * frame_gradients[frames];
         }
         sum += grad - frame_mean(block, frame);
       }

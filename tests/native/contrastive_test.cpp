@@ -144,7 +144,7 @@ void check_call(Random& random, const Call& call) {
     require_near(stats[2 * rows + row], highest[1] > highest[0], 0.0, "best logit is positive");
     require_near(stats[3 * rows + row], largest, 1.0, "largest logit");
   }
-  ExactArray<float> column_largest(columns, 0);
+  ExactArray<float> column_max(columns, 0);
   for (std::int64_t column = 0; column < columns; ++column) {
     double sum = 0.0, highest[2] = {-INFINITY, -INFINITY};
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -157,7 +157,7 @@ void check_call(Random& random, const Call& call) {
     require_near(column_loss[column], call.sigmoid ? 0.0 : std::log(sum), 1.0, "column_loss");
     require_near(best[column], highest[1], 1.0, "column's best positive");
     require_near(best[columns + column], highest[0], 1.0, "column's best negative");
-    column_largest[column] = static_cast<float>(largest);
+    column_max[column] = static_cast<float>(largest);
   }
 
   ExactArray<float> grad_row = vector(rows), grad_column = vector(columns), grad_positive = vector(rows);
@@ -177,7 +177,7 @@ void check_call(Random& random, const Call& call) {
   slap_fast::contrastive_sums_backward(
       inputs,
       {grad_row.data(), grad_column.data(), grad_positive.data(), row_loss.data(), column_loss.data(),
-       stats.data() + 3 * rows, column_largest.data(), grad_audio, grad_text, &grad_scale, &grad_bias},
+       stats.data() + 3 * rows, column_max.data(), grad_audio, grad_text, &grad_scale, &grad_bias},
       threads);
   for (std::int64_t row = 0; row < rows; ++row) {
     double positives = 0.0;

@@ -152,9 +152,9 @@ void check_sinkhorn_masses(Random& random) {
   Shape shape(random);
   const float temperature = random.of<float>({0.004f, 0.1f, 1.0f});
   const ExactArray<float> potential = random_potential(random, shape.columns);
-  ExactArray<float> largest(shape.columns, random.between(0, 15));
+  ExactArray<float> column_max(shape.columns, random.between(0, 15));
   ExactArray<double> sum(shape.columns, 0);
-  std::fill_n(largest.data(), shape.columns, -std::numeric_limits<float>::infinity());
+  std::fill_n(column_max.data(), shape.columns, -std::numeric_limits<float>::infinity());
   std::fill_n(sum.data(), shape.columns, 0.0);
   std::vector<Row> masses(index(shape.columns));
   for (int batch = 0; batch < 2; ++batch) {
@@ -166,14 +166,14 @@ void check_sinkhorn_masses(Random& random) {
       for (std::int64_t j = 0; j < shape.columns; ++j) masses[index(j)].push_back(logits[index(j)] - shift);
     }
     slap_fast::sinkhorn_masses({scores.data(), shape.rows, shape.columns, shape.stride},
-                               {temperature, data_or_null(potential)}, largest.data(), sum.data(), shape.threads);
+                               {temperature, data_or_null(potential)}, column_max.data(), sum.data(), shape.threads);
   }
   for (std::int64_t j = 0; j < shape.columns; ++j) {
     if (masses[index(j)].empty()) {
-      require(std::isinf(largest[j]) && sum[j] == 0.0, "mass without tokens");
+      require(std::isinf(column_max[j]) && sum[j] == 0.0, "mass without tokens");
       continue;
     }
-    const long double mass = static_cast<long double>(largest[j]) + std::log(static_cast<long double>(sum[j]));
+    const long double mass = static_cast<long double>(column_max[j]) + std::log(static_cast<long double>(sum[j]));
     // The rounding error of a float32 logit grows with 1 / temperature.
     const long double tolerance = 2e-6L + 5e-7L / temperature;
     require(std::fabs(mass - log_sum_exp(masses[index(j)])) <= tolerance, "mass of a prototype");
