@@ -51,8 +51,9 @@ dispatch.register(
 
 
 def _check(call: AttentionCall, backend: str) -> tuple[AttentionCall, str]:
-    call = validate(call)
+    # Before validation, which copies int64 offsets to two int32 tensors.
     cross = call.cu_seqlens_k.data_ptr() != call.cu_seqlens_q.data_ptr()
+    call = validate(call)
     # A backend that was selected for a call with gradients also serves without.
     return call, select(call, backend, cross=cross, return_lse=False, needs_grad=False)
 

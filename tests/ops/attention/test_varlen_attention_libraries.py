@@ -144,6 +144,23 @@ def test_the_memory_efficient_kernels_take_only_self_attention_without_windows(c
     assert MODULES["torch_efficient"].rejects(**TRAITS | {"dtype": torch.float32, "right": 0}) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_registered_op_tells_self_attention_by_the_memory_of_the_offsets(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    traits: list[bool] = []
+
+    def select(_call: AttentionCall, _requested: str, *, cross: bool, **_flags: bool) -> str:
+        traits.append(cross)
+        return "torch"
+
+    monkeypatch.setattr(sys.modules["slap_fast.ops.attention"], "select", select)
+    offsets, q = torch.tensor([0, 3, 5], dtype=dtype), torch.randn(5, 2, 8)
+    for keys in (offsets.view(-1), offsets.clone()):
+        torch.ops.slap_fast.varlen_attention(q, q, q, offsets, keys, 3, 3, -1, -1, 1.0, "auto")
+    assert traits == [False, True]
+
+
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu_no_library_is_imported(name: str) -> None:
