@@ -172,7 +172,8 @@ class CustomOp(Generic[P, R]):
             return output
 
         # Autograd takes the flat arguments, the implementation the grouped ones, which come last so that the positions
-        # in `ctx.needs_input_grad` are those of the schema.
+        # in `ctx.needs_input_grad` are those of the schema. That tuple is one longer than the schema, and so is the
+        # result of a backward that takes its length from it: hence `[:count]`.
         def forward_grouped(ctx: Any, *flat_and_grouped: Any) -> R:
             return forward(ctx, *flat_and_grouped[-1])
 
@@ -240,8 +241,7 @@ def _flattened(implementation: Callable[..., Any], mutates_args: tuple[str, ...]
             fields.append(parameter.replace(annotation=hints[parameter.name]))
             continue
         for name, hint in typing.get_type_hints(group).items():
-            default = group._field_defaults.get(name, inspect.Parameter.empty)
-            fields.append(inspect.Parameter(name, kind, default=default, annotation=hint))
+            fields.append(inspect.Parameter(name, kind, annotation=hint))
     signature = inspect.Signature(fields, return_annotation=returned)
 
     def prototype() -> None: ...
