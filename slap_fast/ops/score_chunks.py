@@ -43,7 +43,7 @@ def product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rejects(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
+    """Why native code cannot serve `dtype` matrices on `device`; None if it can."""
     if device.type != "cpu":
         return f"the tensors are on {device}; native code reads CPU memory"
     if dtype not in STORAGE:

@@ -22,7 +22,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
-    """Why native code cannot serve `dtype` matrices on `device`, None if it can."""
+    """Why native code cannot serve `dtype` matrices on `device`; None if it can."""
     return score_chunks.rejects(device, dtype)
 
 

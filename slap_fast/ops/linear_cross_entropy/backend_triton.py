@@ -11,12 +11,12 @@ from slap_fast.ops.tensor_checks import matrix
 
 
 def unavailable() -> str | None:
-    """Why the kernels cannot run on this machine, None if they can."""
+    """Why the kernels cannot run on this machine; None if they can."""
     return triton_support.unavailable()
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
-    """Why the kernels cannot serve such a call, None if they can."""
+    """Why the kernels cannot serve such a call; None if they can."""
     return triton_support.rejects_dtype("hidden, weight", dtype) or triton_support.rejects_device(device)
 
 

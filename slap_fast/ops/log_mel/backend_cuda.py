@@ -21,7 +21,7 @@ _MAX_N_FFT = 4096
 
 
 def unavailable() -> str | None:
-    """Why the kernels cannot run on this machine, None if they can."""
+    """Why the kernels cannot run on this machine; None if they can."""
     reason = native.unavailable()
     if reason is not None:
         return reason
@@ -36,7 +36,7 @@ def unavailable() -> str | None:
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:
-    """Why the kernels cannot serve samples of `dtype` on `device` with `config`, None if they can."""
+    """Why the kernels cannot serve samples of `dtype` on `device` with `config`; None if they can."""
     if device.type != "cuda":
         return f"the waveform is on {device}; CUDA kernels read GPU memory"
     if dtype not in (torch.float32, torch.int16):

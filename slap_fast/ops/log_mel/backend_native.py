@@ -19,7 +19,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:
-    """Why native code cannot serve samples of `dtype` on `device`, None if it can. It takes every convention."""
+    """Why native code cannot serve samples of `dtype` on `device`; None if it can. It takes every convention."""
     if device.type != "cpu":
         return f"the waveform is on {device}; native code reads CPU memory"
     if dtype not in (torch.float32, torch.int16):

@@ -16,12 +16,12 @@ _MAX_BYTES = 1 << 32
 
 
 def unavailable() -> str | None:
-    """Why the kernels cannot run on this machine, None if they can."""
+    """Why the kernels cannot run on this machine; None if they can."""
     return triton_support.unavailable()
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
-    """Why the kernels cannot serve such a call, None if they can."""
+    """Why the kernels cannot serve such a call; None if they can."""
     return triton_support.rejects_dtype("features, prototypes", dtype) or triton_support.rejects_device(device)
 
 

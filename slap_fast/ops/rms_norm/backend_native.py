@@ -13,7 +13,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
-    """Why native code cannot serve tensors of `dtype` on `device`, None if it can."""
+    """Why native code cannot serve tensors of `dtype` on `device`; None if it can."""
     if device.type != "cpu":
         return f"x is on {device}; native code reads CPU memory"
     return None if dtype in STORAGE else f"x is {dtype}; native code takes float32, bfloat16 and float16"

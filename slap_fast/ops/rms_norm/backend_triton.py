@@ -14,7 +14,7 @@ unavailable = triton_support.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
-    """Why the kernels cannot serve rows of `width` and `dtype` on `device`, None if they can."""
+    """Why the kernels cannot serve rows of `width` and `dtype` on `device`; None if they can."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"x is {dtype}; the Triton kernels take float32, float16 and bfloat16"
     if not 0 < width <= _MAX_WIDTH:

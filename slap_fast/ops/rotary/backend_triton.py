@@ -13,7 +13,7 @@ unavailable = triton_support.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, **_traits: object) -> str | None:
-    """Why the kernel cannot serve `q` and `k` of `dtype` on `device`, None if it can."""
+    """Why the kernel cannot serve `q` and `k` of `dtype` on `device`; None if it can."""
     return triton_support.rejects_dtype("q and k", dtype) or triton_support.rejects_device(device)
 
 

@@ -12,7 +12,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why native code cannot serve a `gate_up` of `dtype` on `device`, None if it can."""
+    """Why native code cannot serve a `gate_up` of `dtype` on `device`; None if it can."""
     if device.type != "cpu":
         return f"gate_up is on {device}; native code reads CPU memory"
     return None if dtype in STORAGE else f"gate_up is {dtype}; native code takes float32, bfloat16 and float16"

@@ -12,7 +12,7 @@ unavailable = triton_support.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot serve a `gate_up` of `dtype` on `device`, None if they can."""
+    """Why the kernels cannot serve a `gate_up` of `dtype` on `device`; None if they can."""
     return triton_support.rejects_dtype("gate and up", dtype) or triton_support.rejects_device(device)
 
 

@@ -13,7 +13,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device) -> str | None:
-    """Why native code cannot serve a waveform on `device`, None if it can."""
+    """Why native code cannot serve a waveform on `device`; None if it can."""
     return None if device.type == "cpu" else f"the waveform is on {device}; native code reads CPU memory"
 
 

@@ -15,7 +15,7 @@ backward = backend_torch.backward
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why native code cannot serve frames of `dtype` on `device`, None if it can."""
+    """Why native code cannot serve frames of `dtype` on `device`; None if it can."""
     if device.type != "cpu":
         return f"the frames are on {device}; native code reads CPU memory"
     return None if dtype == torch.float32 else f"the frames are {dtype}; native code takes float32"

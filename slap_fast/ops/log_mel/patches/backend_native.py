@@ -14,7 +14,7 @@ unavailable = native.unavailable
 
 
 def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> str | None:
-    """Why native code cannot serve samples of `dtype` on `device` with `config`, None if it can."""
+    """Why native code cannot serve samples of `dtype` on `device` with `config`; None if it can."""
     if not config.is_local:
         return "the convention normalizes over the clip, after all of its frames"
     return frames.rejects(device=device, dtype=dtype, config=config)
