@@ -25,7 +25,16 @@ from slap_fast.ops.attention import (
     backend_torch_varlen,
     backend_triton,
 )
-from slap_fast.ops.attention.call import AttentionCall, Backend, select, validate, validate_backward
+from slap_fast.ops.attention.call import (
+    AttentionCall,
+    Backend,
+    check,
+    check_backward,
+    default_scale,
+    key_sequences,
+    select,
+    validate,
+)
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.tensor_checks import accumulator
 
@@ -50,15 +59,7 @@ dispatch.register(
 )
 
 
-def _check(call: AttentionCall, backend: str) -> tuple[AttentionCall, str]:
-    # Before validation, which copies int64 offsets to two int32 tensors.
-    cross = call.cu_seqlens_k.data_ptr() != call.cu_seqlens_q.data_ptr()
-    call = validate(call)
-    # A backend that was selected for a call with gradients also serves without.
-    return call, select(call, backend, cross=cross, return_lse=False, needs_grad=False)
-
-
-@custom_op("slap_fast::varlen_attention", check=_check, rule=autocast.low)
+@custom_op("slap_fast::varlen_attention", check=check, rule=autocast.low)
 def _varlen_attention(call: AttentionCall, backend: str) -> tuple[Tensor, Tensor]:
     return BACKENDS[backend].forward(call)
 
@@ -69,15 +70,7 @@ def _(call: AttentionCall, backend: str) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=accumulator(q.dtype))
 
 
-def _check_backward(
-    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor, backend: str
-) -> tuple[AttentionCall, Tensor, Tensor, Tensor, Tensor, str]:
-    call, backend = _check(call, backend)
-    validate_backward(call, out, lse, grad_out, grad_lse)
-    return call, out, lse, grad_out, grad_lse, backend
-
-
-@custom_op("slap_fast::varlen_attention_backward", check=_check_backward)
+@custom_op("slap_fast::varlen_attention_backward", check=check_backward)
 def _varlen_attention_backward(
     call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,15 +180,12 @@ def varlen_attention(
     none of this.
     """
     q, k, v = autocast.cast(autocast.low, q, k, v)
-    if cu_seqlens_k is None:
-        cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
-    if max_seqlen_k is None:
-        raise ValueError("max_seqlen_k is None; pass the longest key sequence along with cu_seqlens_k")
+    offsets_k, longest_k = key_sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if scale is None:
-        scale = q.shape[2] ** -0.5 if q.dim() == 3 else 1.0  # validate raises for other shapes
+        scale = default_scale(q)
     left, right = window
-    call = validate(AttentionCall(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, scale))
-    cross = cu_seqlens_k is not cu_seqlens_q
+    call = validate(AttentionCall(q, k, v, cu_seqlens_q, offsets_k, max_seqlen_q, longest_k, left, right, scale))
+    cross = offsets_k is not cu_seqlens_q
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     chosen = select(call, backend, cross=cross, return_lse=return_lse, needs_grad=needs_grad)
     out, lse = _varlen_attention(call, chosen)

@@ -92,6 +92,26 @@ class Backend(Protocol):
         """
 
 
+def key_sequences(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None, max_seqlen_q: int, max_seqlen_k: int | None
+) -> tuple[Tensor, int]:
+    """Offsets and longest sequence of the keys; without offsets of their own, those of the queries.
+
+    Raises:
+        ValueError: offsets without the longest sequence.
+    """
+    if cu_seqlens_k is None:
+        return cu_seqlens_q, max_seqlen_q
+    if max_seqlen_k is None:
+        raise ValueError("max_seqlen_k is None; pass the longest key sequence along with cu_seqlens_k")
+    return cu_seqlens_k, max_seqlen_k
+
+
+def default_scale(q: Tensor) -> float:
+    """D ** -0.5 of `[Tq, H, D]`; 1 for shapes that `validate` rejects."""
+    return q.shape[2] ** -0.5 if q.dim() == 3 and q.shape[2] else 1.0
+
+
 def validate(call: AttentionCall) -> AttentionCall:
     """The call with int32 offsets; raises the ValueErrors of `varlen_attention`."""
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, left, right, _ = call
@@ -100,6 +120,8 @@ def validate(call: AttentionCall) -> AttentionCall:
             f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}; "
             "pass [Tq, H, D], [Tk, Hk, D], [Tk, Hk, D]"
         )
+    if q.shape[2] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}; the head dimension must be positive")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q has {q.shape[1]} heads, which is not a multiple of the {k.shape[1]} key heads")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
@@ -127,15 +149,6 @@ def validate(call: AttentionCall) -> AttentionCall:
     return AttentionCall(q, k, v, checked_q, checked_k, *call[5:])
 
 
-def validate_backward(call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor) -> None:
-    """Raise ValueError for a misfit among what the registered backward takes beside the forward's arguments."""
-    q = call.q
-    require_like("grad_out", grad_out, q)
-    require_like("out", out, q)
-    for name, x in (("grad_lse", grad_lse), ("lse", lse)):
-        require(name, x, (q.shape[1], q.shape[0]), accumulator(q.dtype), q.device)
-
-
 def select(call: AttentionCall, requested: str, *, cross: bool, return_lse: bool, needs_grad: bool) -> str:
     """The backend that serves a valid call; see `Backend.rejects` for the flags.
 
@@ -158,3 +171,25 @@ def select(call: AttentionCall, requested: str, *, cross: bool, return_lse: bool
         return_lse=return_lse,
         needs_grad=needs_grad,
     )
+
+
+def check(call: AttentionCall, backend: str) -> tuple[AttentionCall, str]:
+    """Arguments of the registered op, validated; raises ValueError."""
+    # Before validation, which copies int64 offsets to two int32 tensors.
+    cross = call.cu_seqlens_k.data_ptr() != call.cu_seqlens_q.data_ptr()
+    call = validate(call)
+    # A backend that was selected for a call with gradients also serves without.
+    return call, select(call, backend, cross=cross, return_lse=False, needs_grad=False)
+
+
+def check_backward(
+    call: AttentionCall, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor, backend: str
+) -> tuple[AttentionCall, Tensor, Tensor, Tensor, Tensor, str]:
+    """As `check`, for the backward op."""
+    call, chosen = check(call, backend)
+    q = call.q
+    require_like("grad_out", grad_out, q)
+    require_like("out", out, q)
+    for name, x in (("grad_lse", grad_lse), ("lse", lse)):
+        require(name, x, (q.shape[1], q.shape[0]), accumulator(q.dtype), q.device)
+    return call, out, lse, grad_out, grad_lse, chosen

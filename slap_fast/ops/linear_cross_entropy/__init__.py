@@ -14,7 +14,15 @@ from torch import Tensor
 from slap_fast.ops import autocast, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.linear_cross_entropy import backend_native, backend_torch, backend_triton
-from slap_fast.ops.linear_cross_entropy.call import Backend, LinearCrossEntropyCall, select, validate
+from slap_fast.ops.linear_cross_entropy.call import (
+    Backend,
+    LinearCrossEntropyCall,
+    check,
+    require_reduction,
+    select,
+    validate,
+    validate_targets,
+)
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
 from slap_fast.ops.tensor_checks import accumulator
 
@@ -28,13 +36,7 @@ dispatch.register(
 )
 
 
-def _check(call: LinearCrossEntropyCall, backend: str) -> tuple[LinearCrossEntropyCall, str]:
-    # A target outside the vocabulary makes the loss NaN here: only the public function reads targets.
-    validate(call, targets=False)
-    return call, select(call, backend)
-
-
-@custom_op("slap_fast::linear_cross_entropy", check=_check, rule=autocast.low)
+@custom_op("slap_fast::linear_cross_entropy", check=check, rule=autocast.low)
 def _linear_cross_entropy(call: LinearCrossEntropyCall, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return BACKENDS[backend].loss_and_gradients(call)
 
@@ -85,9 +87,8 @@ def linear_cross_entropy(
     """
     hidden, weight = autocast.cast(autocast.low, hidden, weight)
     needs = needs_grad(hidden), needs_grad(weight)
-    call = LinearCrossEntropyCall(hidden, weight, target, ignore_index, label_smoothing, z_loss, *needs)
-    validate(call, targets=True)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; choose 'mean' or 'sum'")
+    call = validate(LinearCrossEntropyCall(hidden, weight, target, ignore_index, label_smoothing, z_loss, *needs))
+    require_reduction(reduction)
+    validate_targets(call)
     total, _, _ = _linear_cross_entropy(call, select(call, backend))
     return total if reduction == "sum" else total / (target != ignore_index).sum().clamp_min(1)

@@ -55,13 +55,8 @@ class Backend(Protocol):
         """
 
 
-def validate(call: LinearCrossEntropyCall, *, targets: bool) -> None:
-    """Raise the ValueErrors of `linear_cross_entropy`.
-
-    Args:
-        call: the arguments.
-        targets: check the values of targets on the CPU too.
-    """
+def validate(call: LinearCrossEntropyCall) -> LinearCrossEntropyCall:
+    """The call; raises the ValueErrors of `linear_cross_entropy`, but for values of targets."""
     hidden, weight, target = call.hidden, call.weight, call.target
     shape, weight_shape = hidden.shape, weight.shape
     if len(shape) != 2 or len(weight_shape) != 2 or shape[1] != weight_shape[1] or weight_shape[0] == 0:
@@ -82,9 +77,20 @@ def validate(call: LinearCrossEntropyCall, *, targets: bool) -> None:
         raise ValueError(f"label_smoothing is {call.label_smoothing}; it must lie in [0, 1]")
     if not call.z_loss >= 0.0:
         raise ValueError(f"z_loss is {call.z_loss}; it must be at least 0")
-    if not targets or target.device.type != "cpu" or torch.compiler.is_compiling():
+    return call
+
+
+def require_reduction(reduction: str) -> None:
+    """Raise ValueError unless `reduction` is "mean" or "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; choose 'mean' or 'sum'")
+
+
+def validate_targets(call: LinearCrossEntropyCall) -> None:
+    """Raise ValueError for a target outside the vocabulary, on the CPU and outside of a compiler."""
+    target, vocabulary = call.target, call.weight.shape[0]
+    if target.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    vocabulary = weight_shape[0]
     inside = target.clamp(0, vocabulary - 1)
     if torch.equal(inside, target):  # fast: one pass, no mask
         return
@@ -112,3 +118,11 @@ def select(call: LinearCrossEntropyCall, requested: str) -> str:
         width=call.hidden.shape[1],
         vocabulary=call.weight.shape[0],
     )
+
+
+def check(call: LinearCrossEntropyCall, backend: str) -> tuple[LinearCrossEntropyCall, str]:
+    """Arguments of the registered op, validated; raises ValueError.
+
+    A target outside the vocabulary makes the loss NaN: only the public function reads targets.
+    """
+    return validate(call), select(call, backend)

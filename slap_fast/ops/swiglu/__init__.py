@@ -13,7 +13,7 @@ from torch import Tensor
 from slap_fast.ops import dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.swiglu import backend_native, backend_torch, backend_triton
-from slap_fast.ops.swiglu.call import Backend, check, check_backward, select
+from slap_fast.ops.swiglu.call import Backend, check, check_backward, select, validate
 
 # Backends of the registered op, in order of preference. PyTorch's is not a registered op: autograd differentiates its
 # operations, and the compiler fuses them.
@@ -77,6 +77,6 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
     Raises:
         ValueError: an odd last dimension, a dtype that is not floating point, or a backend that cannot serve.
     """
-    chosen = select(gate_up, backend)
+    chosen = select(validate(gate_up), backend)
     # An exported program may run anywhere: "auto" stays "auto" while it is traced.
     return backend_torch.swiglu(gate_up) if chosen in ("torch", "auto") else _swiglu(gate_up, chosen)

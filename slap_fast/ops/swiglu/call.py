@@ -27,24 +27,30 @@ class Backend(Protocol):
         """Write the gradient of `gate_up` to `grad_gate_up`, which is contiguous."""
 
 
-def select(gate_up: Tensor, requested: str) -> str:
-    """The backend that serves a call.
-
-    Raises:
-        ValueError: as `swiglu`.
-    """
+def validate(gate_up: Tensor) -> Tensor:
+    """`gate_up`; raises the ValueErrors of `swiglu`."""
     if not isinstance(gate_up, Tensor):
         raise ValueError(f"gate_up is a {type(gate_up).__name__}; pass a torch tensor")
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up has shape {tuple(gate_up.shape)}; pass [..., 2 * M]")
     if not gate_up.dtype.is_floating_point:
         raise ValueError(f"gate_up is {gate_up.dtype}; pass a floating-point dtype")
+    return gate_up
+
+
+def select(gate_up: Tensor, requested: str) -> str:
+    """The backend that serves a valid call.
+
+    Raises:
+        ValueError: no backend is named `requested`.
+        CannotServeError: it cannot serve this call.
+    """
     return dispatch.select("swiglu", requested, device=gate_up.device, dtype=gate_up.dtype)
 
 
 def check(gate_up: Tensor, backend: str) -> tuple[Tensor, str]:
     """Arguments of the registered op, validated; raises ValueError."""
-    chosen = select(gate_up, backend)
+    chosen = select(validate(gate_up), backend)
     if chosen == "torch":
         raise ValueError('backend "torch" is not part of the registered op; call slap_fast.ops.swiglu')
     return gate_up, chosen

@@ -1,4 +1,4 @@
-"""Result of `waveform_stats`, input validation, and the backend protocol."""
+"""Result of `waveform_stats`, input validation, backend selection, and the backend protocol."""
 
 from __future__ import annotations
 
@@ -45,12 +45,8 @@ def empty_stats(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, T
     )
 
 
-def check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
-    """Contiguous samples, contiguous int64 offsets, and the backend that serves.
-
-    Raises:
-        ValueError: as `waveform_stats`.
-    """
+def validate(waveform: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous samples and contiguous int64 offsets; raises the ValueErrors of `waveform_stats`."""
     if not isinstance(waveform, Tensor):
         raise ValueError(f"waveform is a {type(waveform).__name__}; pass a torch tensor")
     if waveform.dtype != torch.float32:
@@ -60,5 +56,19 @@ def check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, T
     cu_seqlens = checked_offsets(
         "cu_seqlens", cu_seqlens, waveform.shape[0], waveform.device, torch.int64, of="samples"
     )
-    chosen = dispatch.select("waveform_stats", backend, device=waveform.device)
-    return waveform.detach().contiguous(), cu_seqlens.contiguous(), chosen
+    return waveform.detach().contiguous(), cu_seqlens.contiguous()
+
+
+def select(waveform: Tensor, requested: str) -> str:
+    """The backend that serves a valid call.
+
+    Raises:
+        ValueError: no backend is named `requested`.
+        CannotServeError: it cannot serve this call.
+    """
+    return dispatch.select("waveform_stats", requested, device=waveform.device)
+
+
+def check(waveform: Tensor, cu_seqlens: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
+    """Arguments of the op, validated; raises ValueError."""
+    return *validate(waveform, cu_seqlens), select(waveform, backend)

@@ -258,6 +258,8 @@ def test_the_same_bits_from_run_to_run():
         ({"window": (-2, 0)}, "-1 for unlimited"),
         ({"k": torch.zeros(7, 3, 16)}, "shapes"),
         ({"q": torch.zeros(7, 4, 16, dtype=torch.int32)}, "floating-point dtype"),
+        (dict.fromkeys("qkv", torch.zeros(7, 4, 0)), "the head dimension must be positive"),
+        (dict.fromkeys("qkv", torch.zeros(7, 4, 0)) | {"scale": 1.0}, "the head dimension must be positive"),
         ({"backend": "flash"}, "flash"),
     ],
 )
