@@ -33,7 +33,7 @@ def _compile(
     with cross_compile(capability) as launched:
         call = ContrastiveCall(audio, text, scale, bias, ids[0], ids[1], 0, kind, 0)
         sums = backend.forward(call)
-        backend.backward(call, BackwardInputs(*weights, sums[0], sums[1], sums[3], sums[4]))
+        backend.backward(call, BackwardInputs(sums[0], sums[1], sums[3], sums[4], *weights))
     return launched
 
 

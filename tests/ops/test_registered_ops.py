@@ -65,8 +65,8 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "sinkhorn_sweep": lambda: (_randn(TOKENS, 8), _randn(17, 8), torch.tensor(1.0), _randn(17), "native"),
     "contrastive_sums": _contrastive,
     "contrastive_sums_backward": lambda: (
-        *_contrastive()[:-1], _randn(5), _randn(7), _randn(5),
-        _randn(5), _randn(7), _randn(4, 5), _randn(2, 7), "native",
+        *_contrastive()[:-1], _randn(5), _randn(7), _randn(4, 5), _randn(2, 7),
+        _randn(5), _randn(7), _randn(5), "native",
     ),
     "log_mel": lambda: (_waveform(), *_mel, sum(FRAMES), "native"),
     "log_mel_backward": lambda: (_randn(sum(FRAMES), 8), _waveform(), *_mel, "native"),

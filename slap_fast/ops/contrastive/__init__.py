@@ -25,10 +25,10 @@ from slap_fast.ops.contrastive.call import (
     BackwardInputs,
     ContrastiveCall,
     Sums,
+    check,
+    check_backward,
     select,
-    validate,
-    validate_backward,
-    validate_call,
+    validate_batch,
 )
 from slap_fast.ops.contrastive.ring import ring_sums
 from slap_fast.ops.custom_op import custom_op
@@ -59,12 +59,7 @@ class ContrastiveOutput(NamedTuple):
     negative_similarity: Tensor
 
 
-def _check(call: ContrastiveCall, backend: str) -> tuple[ContrastiveCall, str]:
-    validate_call(call)
-    return call, select(call.audio, call.kind, backend)
-
-
-@custom_op("slap_fast::contrastive_sums", check=_check, rule=autocast.low, cast=("audio", "text"))
+@custom_op("slap_fast::contrastive_sums", check=check, rule=autocast.low, cast=("audio", "text"))
 def _contrastive_sums(call: ContrastiveCall, backend: str) -> Sums:
     """`Backend.forward`. The first three results are differentiable."""
     return BACKENDS[backend].forward(call)
@@ -78,15 +73,7 @@ def _(call: ContrastiveCall, backend: str) -> Sums:
     return row_loss, column_loss, row_positive, row_stats, column_best
 
 
-def _check_backward(
-    call: ContrastiveCall, inputs: BackwardInputs, backend: str
-) -> tuple[ContrastiveCall, BackwardInputs, str]:
-    call, backend = _check(call, backend)
-    validate_backward(call, inputs)
-    return call, inputs, backend
-
-
-@custom_op("slap_fast::contrastive_sums_backward", check=_check_backward)
+@custom_op("slap_fast::contrastive_sums_backward", check=check_backward)
 def _contrastive_sums_backward(
     call: ContrastiveCall, inputs: BackwardInputs, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,7 +99,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     call = ContrastiveCall(*saved[:6], *ctx.settings)
-    inputs = BackwardInputs(grad_row, grad_column, grad_positive, *saved[6:])
+    inputs = BackwardInputs(*saved[6:], grad_row, grad_column, grad_positive)
     *grads, grad_bias = _contrastive_sums_backward(call, inputs, ctx.backend)
     return *grads, None if call.logit_bias is None else grad_bias, *[None] * 6
 
@@ -169,12 +156,12 @@ def contrastive_loss(
             cannot serve.
     """
     audio, text = autocast.cast(autocast.low, audio, text)
-    validate(audio, text, logit_scale, logit_bias, kind=kind, ids=ids, chunk_size=chunk_size, exchange=exchange)
-    chosen = select(audio, kind, backend)
-    clips, ranks = audio.shape[0], collectives.world_size(group)
-    sizes = [clips] if group is None else collectives.all_gather_sizes(clips, audio.device, group)
+    validate_batch(audio, text, logit_scale, logit_bias, kind=kind, ids=ids, chunk_size=chunk_size, exchange=exchange)
     bias = logit_bias if kind == "sigmoid" else None
     call = ContrastiveCall(audio, text, logit_scale, bias, ids, ids, 0, kind, chunk_size or 0)
+    chosen = select(call, backend)
+    clips, ranks = audio.shape[0], collectives.world_size(group)
+    sizes = [clips] if group is None else collectives.all_gather_sizes(clips, audio.device, group)
     if group is None or ranks == 1:
         sums = _contrastive_sums(call, chosen)
     elif exchange == "ring":

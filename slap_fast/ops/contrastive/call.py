@@ -44,18 +44,18 @@ class BackwardInputs(NamedTuple):
     """Arguments of the backward beside the `ContrastiveCall`.
 
     Attributes:
-        grad_row, grad_column, grad_positive: gradients by the first three results of `Backend.forward`.
         row_loss, column_loss, row_stats, column_best: results of `Backend.forward`, of this call or combined with those
             of other columns and rows.
+        grad_row, grad_column, grad_positive: gradients by the first three results of `Backend.forward`.
     """
 
-    grad_row: Tensor
-    grad_column: Tensor
-    grad_positive: Tensor
     row_loss: Tensor
     column_loss: Tensor
     row_stats: Tensor
     column_best: Tensor
+    grad_row: Tensor
+    grad_column: Tensor
+    grad_positive: Tensor
 
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -93,7 +93,7 @@ class Backend(Protocol):
         """
 
 
-def validate(
+def validate_batch(
     audio: Tensor,
     text: Tensor,
     logit_scale: Tensor,
@@ -104,7 +104,7 @@ def validate(
     chunk_size: int | None,
     exchange: str,
 ) -> None:
-    """Raise the ValueErrors of `contrastive_loss`."""
+    """Raise the ValueErrors of `contrastive_loss`, whose arguments are the clips of this rank alone."""
     _require_kind(kind)
     if exchange not in ("gather", "ring"):
         raise ValueError(f"exchange is {exchange!r}; choose 'gather' or 'ring'")
@@ -126,8 +126,8 @@ def validate(
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None")
 
 
-def validate_call(call: ContrastiveCall) -> None:
-    """Raise ValueError for arguments of the registered forward that a backend would misread."""
+def validate(call: ContrastiveCall) -> ContrastiveCall:
+    """The call; raises ValueError for what a backend would misread."""
     audio, text = call.audio, call.text
     _require_kind(call.kind)
     if audio.dim() != 2 or not audio.dtype.is_floating_point:
@@ -141,24 +141,35 @@ def validate_call(call: ContrastiveCall) -> None:
             require(name, ids, rows.shape[:1], torch.int64, audio.device)
     if call.chunk_size < 0:
         raise ValueError(f"chunk_size is {call.chunk_size}; it must be at least 1, or 0 to let the backend decide")
+    return call
 
 
-def validate_backward(call: ContrastiveCall, inputs: BackwardInputs) -> None:
-    """Raise ValueError for arguments of the registered backward, beside the call, that a backend would misread."""
-    row, column = call.audio.shape[:1], call.text.shape[:1]
-    shapes: list[tuple[int, ...]] = [row, column, row, row, column, (4, *row), (2, *column)]
-    for name, x, shape in zip(inputs._fields, inputs, shapes, strict=True):
-        require(name, x, shape, accumulator(call.audio.dtype), call.audio.device)
-
-
-def select(audio: Tensor, kind: str, requested: str) -> str:
+def select(call: ContrastiveCall, requested: str) -> str:
     """The backend that serves a valid call.
 
     Raises:
         ValueError: no backend is named `requested`.
         CannotServeError: it cannot serve this call.
     """
-    return dispatch.select("contrastive_loss", requested, device=audio.device, dtype=audio.dtype, kind=kind)
+    audio = call.audio
+    return dispatch.select("contrastive_loss", requested, device=audio.device, dtype=audio.dtype, kind=call.kind)
+
+
+def check(call: ContrastiveCall, backend: str) -> tuple[ContrastiveCall, str]:
+    """Arguments of the registered op, validated; raises ValueError."""
+    return validate(call), select(call, backend)
+
+
+def check_backward(
+    call: ContrastiveCall, inputs: BackwardInputs, backend: str
+) -> tuple[ContrastiveCall, BackwardInputs, str]:
+    """As `check`, for the backward op."""
+    call, chosen = check(call, backend)
+    row, column = call.audio.shape[:1], call.text.shape[:1]
+    shapes: list[tuple[int, ...]] = [row, column, (4, *row), (2, *column), row, column, row]
+    for name, x, shape in zip(inputs._fields, inputs, shapes, strict=True):
+        require(name, x, shape, accumulator(call.audio.dtype), call.audio.device)
+    return call, inputs, chosen
 
 
 def _require_kind(kind: str) -> None:

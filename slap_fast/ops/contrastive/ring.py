@@ -179,7 +179,7 @@ class _RingSums(torch.autograd.Function):
             # The backend divides by the number of positives in the block.
             share = grad_positive * (positives / all_positives)
             inputs = BackwardInputs(
-                grad_row, block.columns[3], share, row_loss, block.columns[0], row_stats, block.columns[1:3]
+                row_loss, block.columns[0], row_stats, block.columns[1:3], grad_row, block.columns[3], share
             )
             call = ring.call(step, audio, block, scale, bias, ids)
             part_audio, part_text, part_scale, part_bias = ring.backend.backward(call, inputs)

@@ -74,7 +74,7 @@ def test_sums_and_gradients_of_a_rectangle_match_float64(
         call = ContrastiveCall._make((*inputs, own_bias, *ids, offset, kind, 0))
         sums = backend.forward(call)
         grads_in = [x.double() if wide else x for x in weights]
-        grads = backend.backward(call, BackwardInputs(*grads_in, *(sums[i] for i in (0, 1, 3, 4))))
+        grads = backend.backward(call, BackwardInputs(*(sums[i] for i in (0, 1, 3, 4)), *grads_in))
         assert [grad.shape for grad in grads[:3]] == [x.shape for x in inputs]
         return [*sums, *(grads if bias is not None else grads[:3])]
 
@@ -149,7 +149,7 @@ def test_without_rows_or_columns(rows: int, columns: int, kind: str) -> None:
         call = ContrastiveCall(audio, text, scale, bias, None, None, 0, kind, 0)
         sums = backend.forward(call)
         weights = torch.ones(rows), torch.ones(columns), torch.ones(rows)
-        inputs = BackwardInputs(*weights, *(sums[i] for i in (0, 1, 3, 4)))
+        inputs = BackwardInputs(*(sums[i] for i in (0, 1, 3, 4)), *weights)
         results.append([*sums, *backend.backward(call, inputs)])
     for got, wanted in zip(*results, strict=True):
         assert torch.equal(got, wanted)

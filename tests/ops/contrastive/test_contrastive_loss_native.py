@@ -32,7 +32,7 @@ def _embeddings(rows: int, columns: int, offset: int, *, width: int = 37, alike:
 
 def _both_passes(module, call: ContrastiveCall, grads: list[Tensor]) -> list[Tensor]:
     row_loss, column_loss, row_positive, row_stats, column_best = module.forward(call)
-    inputs = BackwardInputs._make((*grads, row_loss, column_loss, row_stats, column_best))
+    inputs = BackwardInputs._make((row_loss, column_loss, row_stats, column_best, *grads))
     return [row_loss, column_loss, row_positive, row_stats, column_best, *module.backward(call, inputs)]
 
 
