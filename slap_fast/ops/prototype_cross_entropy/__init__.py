@@ -18,41 +18,32 @@ from torch import Tensor
 from slap_fast.ops import autocast, collectives, dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.loss_gradients import empty_gradient, needs_grad, register_autograd
-from slap_fast.ops.packed import checked_offsets, item_of_each
-from slap_fast.ops.prototype_cross_entropy import backend_native, backend_torch, backend_triton
+from slap_fast.ops.packed import item_of_each
+from slap_fast.ops.prototype_cross_entropy import sinkhorn
 from slap_fast.ops.prototype_cross_entropy.call import (
     Backend,
     PrototypeCall,
+    check,
     select,
     temperature_tensor,
-    validate,
     validate_features,
     validate_options,
 )
-from slap_fast.ops.prototype_cross_entropy.sinkhorn import balance, prototype_usage, sinkhorn_potential
+from slap_fast.ops.prototype_cross_entropy.sinkhorn import prototype_usage, sinkhorn_potential
 from slap_fast.ops.tensor_checks import accumulator
 
 __all__ = ["prototype_cross_entropy", "prototype_usage", "sinkhorn_potential"]
 
-# In order of preference.
-BACKENDS: dict[str, Backend] = {"native": backend_native, "triton": backend_triton, "torch": backend_torch}
+BACKENDS: dict[str, Backend] = sinkhorn.BACKENDS  # one table for the sweeps and the loss
 dispatch.register(
     "prototype_cross_entropy",
     [dispatch.Backend(name, module.unavailable, module.rejects) for name, module in BACKENDS.items()],
 )
 
 
-def _check(call: PrototypeCall, backend: str) -> tuple[PrototypeCall, str]:
-    validate(call)
-    chosen = select(call.student, call.student_prototypes, backend)
-    if call.scores is not None and chosen != "triton":
-        raise ValueError(f"scores are given, which backend {chosen!r} does not read; pass None")
-    return call, chosen
-
-
 @custom_op(
     "slap_fast::prototype_cross_entropy",
-    check=_check,
+    check=check,
     rule=autocast.low,
     cast=("student", "teacher", "student_prototypes", "teacher_prototypes"),
 )
@@ -129,10 +120,10 @@ def prototype_cross_entropy(
         autocast.low, student, teacher, student_prototypes, teacher_prototypes
     )
     validate_features(student, teacher, student_prototypes, teacher_prototypes)
-    if cu_seqlens is not None:
-        checked_offsets("cu_seqlens", cu_seqlens, student.shape[0], student.device, torch.int64)
     validate_options(
-        teacher_prototypes,
+        student,
+        student_prototypes,
+        cu_seqlens=cu_seqlens,
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
         centering=centering,
@@ -147,7 +138,9 @@ def prototype_cross_entropy(
     if potential is not None:
         potential = potential.detach().to(temperature.dtype)
     elif centering == "sinkhorn":
-        potential, scores = balance(teacher, teacher_prototypes, temperature, sinkhorn_iterations, group, chosen)
+        potential, scores = sinkhorn.balance(
+            teacher, teacher_prototypes, temperature, sinkhorn_iterations, group, chosen
+        )
     elif center is not None:
         potential = center.detach().to(temperature.dtype) / temperature
     call = PrototypeCall(

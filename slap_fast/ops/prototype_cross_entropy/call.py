@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
+from slap_fast.ops.packed import checked_offsets
 from slap_fast.ops.tensor_checks import accumulator, require
 
 
@@ -106,8 +107,10 @@ def validate_features(student: Tensor, teacher: Tensor, student_prototypes: Tens
 
 
 def validate_options(
+    features: Tensor,
     prototypes: Tensor,
     *,
+    cu_seqlens: Tensor | None,
     student_temperature: float,
     teacher_temperature: float,
     centering: str,
@@ -116,12 +119,16 @@ def validate_options(
     potential: Tensor | None,
 ) -> None:
     """Raise the ValueErrors of `prototype_cross_entropy` for its options."""
+    if cu_seqlens is not None:
+        # The result is dropped: its dtype is that of the argument, which makes no copy.
+        dtype = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else torch.int64
+        checked_offsets("cu_seqlens", cu_seqlens, features.shape[0], features.device, dtype)
     require_positive("student_temperature", student_temperature)
     require_positive("teacher_temperature", teacher_temperature)
     if centering not in ("sinkhorn", "center", "softmax"):
         raise ValueError(f"centering is {centering!r}; choose 'sinkhorn', 'center' or 'softmax'")
-    if centering == "sinkhorn" and sinkhorn_iterations < 1:
-        raise ValueError(f"sinkhorn_iterations is {sinkhorn_iterations}; it must be at least 1")
+    if centering == "sinkhorn":
+        require_iterations("sinkhorn_iterations", sinkhorn_iterations)
     if (center is not None) != (centering == "center"):
         raise ValueError(
             f"centering is {centering!r} with center {'absent' if center is None else 'given'}; pass center with "
@@ -137,8 +144,28 @@ def validate_options(
             )
 
 
-def validate(call: PrototypeCall) -> None:
-    """Raise ValueError for arguments of the registered loss that a backend would misread."""
+def validate_teacher(teacher: Tensor, prototypes: Tensor) -> None:
+    """Raise the ValueErrors of `sinkhorn_potential` for features and prototypes."""
+    if (
+        teacher.dim() != 2
+        or prototypes.dim() != 2
+        or not prototypes.shape[0]
+        or prototypes.shape[1] != teacher.shape[1]
+    ):
+        raise ValueError(
+            f"teacher, teacher_prototypes have shapes {tuple(teacher.shape)}, {tuple(prototypes.shape)}; pass [T, D] "
+            "and [K, D], K > 0"
+        )
+    if teacher.dtype != prototypes.dtype or not teacher.dtype.is_floating_point:
+        raise ValueError(
+            f"teacher, teacher_prototypes are {teacher.dtype}, {prototypes.dtype}; pass one floating-point dtype"
+        )
+    if teacher.device != prototypes.device:
+        raise ValueError(f"teacher is on {teacher.device}, teacher_prototypes on {prototypes.device}; use one device")
+
+
+def validate(call: PrototypeCall) -> PrototypeCall:
+    """The call; raises ValueError for what a backend would misread."""
     student, prototypes = call.student, call.student_prototypes
     validate_features(student, call.teacher, prototypes, call.teacher_prototypes)
     dtype, device = accumulator(student.dtype), student.device
@@ -148,10 +175,11 @@ def validate(call: PrototypeCall) -> None:
     for temperature in (call.student_temperature, call.teacher_temperature):
         require("the temperature", temperature, (), dtype, device)
     if call.scores is not None:
-        validate_scores(call.scores, student.shape[0], prototypes.shape[0], device)
+        _validate_scores(call.scores, student.shape[0], prototypes.shape[0], device)
+    return call
 
 
-def validate_scores(scores: Tensor, tokens: int, prototypes: int, device: torch.device) -> None:
+def _validate_scores(scores: Tensor, tokens: int, prototypes: int, device: torch.device) -> None:
     """Raise ValueError unless stored scores have room for so many tokens and prototypes."""
     if scores.dim() != 2 or scores.shape[0] < tokens or scores.shape[1] < prototypes or scores.device != device:
         raise ValueError(
@@ -163,6 +191,11 @@ def validate_scores(scores: Tensor, tokens: int, prototypes: int, device: torch.
 def require_positive(name: str, temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"{name} is {temperature}; it must be positive")
+
+
+def require_iterations(name: str, iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(f"{name} is {iterations}; it must be at least 1")
 
 
 def select(features: Tensor, prototypes: Tensor, requested: str) -> str:
@@ -180,3 +213,39 @@ def select(features: Tensor, prototypes: Tensor, requested: str) -> str:
         width=features.shape[1],
         prototypes=prototypes.shape[0],
     )
+
+
+def check(call: PrototypeCall, backend: str) -> tuple[PrototypeCall, str]:
+    """Arguments of the registered loss, validated; raises ValueError."""
+    call = validate(call)
+    chosen = select(call.student, call.student_prototypes, backend)
+    if call.scores is not None and chosen != "triton":
+        raise ValueError(f"scores are given, which backend {chosen!r} does not read; pass None")
+    return call, chosen
+
+
+def check_sweep(
+    teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, str]:
+    """As `check`, for a sweep of Sinkhorn-Knopp."""
+    validate_teacher(teacher, prototypes)
+    dtype = accumulator(teacher.dtype)
+    require("the temperature", temperature, (), dtype, teacher.device)
+    if potential is not None:
+        require("potential", potential, prototypes.shape[:1], dtype, teacher.device)
+    return teacher, prototypes, temperature, potential, select(teacher, prototypes, backend)
+
+
+def check_first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `check`, for the sweep that stores the scores."""
+    check_sweep(teacher, prototypes, temperature, None, "triton")
+    return teacher, prototypes, temperature
+
+
+def check_later_sweep(
+    scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor
+) -> tuple[Tensor, int, Tensor, Tensor]:
+    """As `check`, for the sweeps that read stored scores."""
+    _validate_scores(scores, tokens, potential.shape[0], potential.device)
+    require("potential", potential, potential.shape[:1], torch.float32, scores.device)
+    return scores, tokens, temperature, potential

@@ -24,40 +24,26 @@ from torch import Tensor
 from slap_fast.ops import autocast, collectives
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.prototype_cross_entropy import backend_native, backend_torch, backend_triton
-from slap_fast.ops.prototype_cross_entropy.call import require_positive, select, temperature_tensor, validate_scores
-from slap_fast.ops.tensor_checks import accumulator, require
+from slap_fast.ops.prototype_cross_entropy.call import (
+    Backend,
+    check_first_sweep,
+    check_later_sweep,
+    check_sweep,
+    require_iterations,
+    require_positive,
+    select,
+    temperature_tensor,
+    validate_teacher,
+)
+from slap_fast.ops.tensor_checks import accumulator
 
-_SWEEPS = {
-    "native": backend_native.sinkhorn_sweep,
-    "triton": backend_triton.sinkhorn_sweep,
-    "torch": backend_torch.sinkhorn_sweep,
-}
-
-
-def _check_sweep(
-    teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str
-) -> tuple:
-    _validate_teacher(teacher, prototypes)
-    dtype = accumulator(teacher.dtype)
-    require("the temperature", temperature, (), dtype, teacher.device)
-    if potential is not None:
-        require("potential", potential, prototypes.shape[:1], dtype, teacher.device)
-    return teacher, prototypes, temperature, potential, select(teacher, prototypes, backend)
+# In order of preference.
+BACKENDS: dict[str, Backend] = {"native": backend_native, "triton": backend_triton, "torch": backend_torch}
 
 
-def _check_first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple:
-    return _check_sweep(teacher, prototypes, temperature, None, "triton")[:3]
-
-
-def _check_later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> tuple:
-    validate_scores(scores, tokens, potential.shape[0], potential.device)
-    require("potential", potential, potential.shape[:1], torch.float32, scores.device)
-    return scores, tokens, temperature, potential
-
-
-@custom_op("slap_fast::sinkhorn_sweep", check=_check_sweep, rule=autocast.low, cast=("teacher", "prototypes"))
+@custom_op("slap_fast::sinkhorn_sweep", check=check_sweep, rule=autocast.low, cast=("teacher", "prototypes"))
 def _sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tensor | None, backend: str) -> Tensor:
-    return _SWEEPS[backend](teacher, prototypes, temperature, potential)
+    return BACKENDS[backend].sinkhorn_sweep(teacher, prototypes, temperature, potential)
 
 
 @_sweep.register_fake
@@ -66,7 +52,7 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor, potential: Tenso
 
 
 @custom_op(
-    "slap_fast::sinkhorn_first_sweep", check=_check_first_sweep, rule=autocast.low, cast=("teacher", "prototypes")
+    "slap_fast::sinkhorn_first_sweep", check=check_first_sweep, rule=autocast.low, cast=("teacher", "prototypes")
 )
 def _first_sweep(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """The sweep without a potential, and the scores."""
@@ -79,7 +65,7 @@ def _(teacher: Tensor, prototypes: Tensor, temperature: Tensor) -> tuple[Tensor,
     return potential, backend_triton.new_scores(teacher, prototypes)
 
 
-@custom_op("slap_fast::sinkhorn_later_sweep", check=_check_later_sweep)
+@custom_op("slap_fast::sinkhorn_later_sweep", check=check_later_sweep)
 def _later_sweep(scores: Tensor, tokens: int, temperature: Tensor, potential: Tensor) -> Tensor:
     """The sweep over stored scores."""
     return backend_triton.later_sweep(scores, tokens, temperature, potential)
@@ -148,8 +134,7 @@ def sinkhorn_potential(
         ValueError: shapes, dtypes, devices or options that do not fit, or a backend that cannot serve.
     """
     teacher, prototypes, temperature, chosen = _checked(teacher, teacher_prototypes, teacher_temperature, backend)
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}; it must be at least 1")
+    require_iterations("iterations", iterations)
     return balance(teacher, prototypes, temperature, iterations, group, chosen)[0]
 
 
@@ -186,26 +171,7 @@ def _checked(
 ) -> tuple[Tensor, Tensor, Tensor, str]:
     """Validated, detached tensors as sweeps take them, and the backend."""
     teacher, prototypes = autocast.cast(autocast.low, teacher, prototypes)
-    _validate_teacher(teacher, prototypes)
+    validate_teacher(teacher, prototypes)
     require_positive("teacher_temperature", temperature)
     chosen = select(teacher, prototypes, backend)
     return teacher.detach(), prototypes.detach(), temperature_tensor(teacher, temperature), chosen
-
-
-def _validate_teacher(teacher: Tensor, prototypes: Tensor) -> None:
-    if (
-        teacher.dim() != 2
-        or prototypes.dim() != 2
-        or not prototypes.shape[0]
-        or prototypes.shape[1] != teacher.shape[1]
-    ):
-        raise ValueError(
-            f"teacher, teacher_prototypes have shapes {tuple(teacher.shape)}, {tuple(prototypes.shape)}; pass [T, D] "
-            "and [K, D], K > 0"
-        )
-    if teacher.dtype != prototypes.dtype or not teacher.dtype.is_floating_point:
-        raise ValueError(
-            f"teacher, teacher_prototypes are {teacher.dtype}, {prototypes.dtype}; pass one floating-point dtype"
-        )
-    if teacher.device != prototypes.device:
-        raise ValueError(f"teacher is on {teacher.device}, teacher_prototypes on {prototypes.device}; use one device")
