@@ -1,6 +1,7 @@
 """Public ops: packed, differentiable, on CPU and GPU, usable in any model.
 
 Importing this package registers every op in `torch.ops.slap_fast`, which exported programs need. So it imports torch.
+A function hides the folder of the same name: import a backend by `from slap_fast.ops.rms_norm import backend_triton`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -90,7 +91,29 @@ def _registered_name(folder: Path) -> str:
 def test_call_has_the_backend_protocol_and_the_selection(folder: Path) -> None:
     call = _module(folder, "call")
     assert getattr(call.Backend, "_is_protocol", False)
-    assert "dispatch.select(" in (folder / "call.py").read_text()
+    assert "dispatch.select(" in inspect.getsource(call.select)
+
+
+@each_folder
+def test_call_validates_selects_and_checks(folder: Path) -> None:
+    call = _module(folder, "call")
+    for name in ("validate", "select", "check"):
+        assert inspect.isfunction(getattr(call, name)), name
+        assert getattr(call, name).__module__ == call.__name__, name
+    source = inspect.getsource(call.select)
+    assert "raise " not in source
+    assert "validate" not in source
+
+
+@each_folder
+def test_the_init_has_no_checks_of_its_own(folder: Path) -> None:
+    package = ast.parse((folder / "__init__.py").read_text())
+    assert not [node.lineno for node in ast.walk(package) if isinstance(node, ast.Raise)]
+    functions = [node for node in package.body if isinstance(node, ast.FunctionDef)]
+    decorators = [name for function in functions for name in _decorators(function) if name.startswith("custom_op(")]
+    checks = [name.partition("check=")[2].partition(",")[0].rstrip(")") for name in decorators if "check=" in name]
+    assert checks[0] == "check"
+    assert all(hasattr(_module(folder, "call"), name) for name in checks), checks
 
 
 @each_folder

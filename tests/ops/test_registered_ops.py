@@ -56,7 +56,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "rotary_pack": lambda: (_randn(TOKENS, 2, 8), _randn(TOKENS, 2, 8), _randn(TOKENS, 2, 8), *ROTATION),
     "rms_norm": lambda: (_randn(5, 9), _randn(9), 1e-6, "native"),
     "add_rms_norm": lambda: (_randn(5, 9), _randn(5, 9), _randn(9), 1e-6, "native"),
-    "rms_norm_backward": lambda: (_randn(5, 9), _randn(5, 9), _randn(5, 9), _randn(9), _randn(5), "native"),
+    "rms_norm_backward": lambda: (_randn(5, 9), _randn(9), _randn(5), _randn(5, 9), _randn(5, 9), "native"),
     "swiglu": lambda: (_randn(5, 34), "native"),
     "swiglu_backward": lambda: (_randn(5, 17), _randn(5, 34), "native"),
     "linear_cross_entropy": lambda: (_randn(5, 8), _randn(17, 8), TARGET, -100, 0.1, 0.0, True, True, "native"),
@@ -69,10 +69,10 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
         _randn(5), _randn(7), _randn(5), "native",
     ),
     "log_mel": lambda: (_waveform(), *_mel, sum(FRAMES), "native"),
-    "log_mel_backward": lambda: (_randn(sum(FRAMES), 8), _waveform(), *_mel, "native"),
+    "log_mel_backward": lambda: (_waveform(), *_mel, _randn(sum(FRAMES), 8), "native"),
     "log_mel_dense": lambda: (_randn(2, 300), CONFIG.serialized, "native"),
     "log_mel_dense_backward": lambda: (
-        _randn(2, CONFIG.num_frames(300), 8), _randn(2, 300), CONFIG.serialized, "native"
+        _randn(2, 300), CONFIG.serialized, _randn(2, CONFIG.num_frames(300), 8), "native"
     ),
     "log_mel_patches": lambda: (
         _waveform(), SAMPLE_OFFSETS, CU_FRAMES, torch.zeros(sum(FRAMES), dtype=torch.bool),
@@ -80,7 +80,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     ),
     "mel_normalization": lambda: (_randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, "native"),
     "mel_normalization_backward": lambda: (
-        _randn(TOKENS, 8), _randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, "native"
+        _randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, _randn(TOKENS, 8), "native"
     ),
     "waveform_stats": lambda: (_waveform(), SAMPLE_OFFSETS, "native"),
 }  # fmt: skip

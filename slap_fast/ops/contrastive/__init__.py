@@ -97,9 +97,9 @@ def _setup_context(ctx: Any, inputs: tuple[ContrastiveCall, str], output: Sums) 
 def _backward(
     ctx: Any, grad_row: Tensor, grad_column: Tensor, grad_positive: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    call = ContrastiveCall(*saved[:6], *ctx.settings)
-    inputs = BackwardInputs(*saved[6:], grad_row, grad_column, grad_positive)
+    *tensors, row_loss, column_loss, row_stats, column_best = ctx.saved_tensors
+    call = ContrastiveCall(*tensors, *ctx.settings)
+    inputs = BackwardInputs(row_loss, column_loss, row_stats, column_best, grad_row, grad_column, grad_positive)
     *grads, grad_bias = _contrastive_sums_backward(call, inputs, ctx.backend)
     return *grads, None if call.logit_bias is None else grad_bias, *[None] * 6
 

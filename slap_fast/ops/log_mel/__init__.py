@@ -27,8 +27,9 @@ from slap_fast.ops.log_mel.call import (
     frame_dtype,
     frame_offsets,
     pack,
-    require_dtype,
     select,
+    validate_dense,
+    validate_packed,
 )
 from slap_fast.ops.log_mel.config import MelConfig
 
@@ -51,13 +52,16 @@ def _(call: LogMelCall, total_frames: int, backend: str) -> Tensor:
 
 
 @custom_op("slap_fast::log_mel_backward", check=check_backward)
-def log_mel_backward(grad: Tensor, call: LogMelCall, backend: str) -> Tensor:
-    """`[S]` gradient of the waveform from the `[F, n_mels]` gradient of the frames, before the steps over a clip."""
-    return BACKENDS[backend].backward(grad, call)
+def log_mel_backward(call: LogMelCall, grad: Tensor, backend: str) -> Tensor:
+    """`[S]` gradient of the waveform from the `[F, n_mels]` gradient of the frames, before the steps over a clip.
+
+    No leading underscore: `patches` calls it too.
+    """
+    return BACKENDS[backend].backward(call, grad)
 
 
 @log_mel_backward.register_fake
-def _(grad: Tensor, call: LogMelCall, backend: str) -> Tensor:
+def _(call: LogMelCall, grad: Tensor, backend: str) -> Tensor:
     return torch.empty_like(call.waveform)
 
 
@@ -81,18 +85,18 @@ def _(waveform: Tensor, config: str, backend: str) -> Tensor:
 
 
 @custom_op("slap_fast::log_mel_dense_backward", check=check_dense_backward)
-def _log_mel_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
+def _log_mel_dense_backward(waveform: Tensor, config: str, grad: Tensor, backend: str) -> Tensor:
     mel = MelConfig.parse(config)
     call, chosen = pack(waveform, mel, grad.shape[-2]), select(waveform, mel, backend)
     grad = grad.reshape(-1, mel.n_mels).contiguous()
     if not mel.is_local:
         frames = _log_mel(call, grad.shape[0], chosen)
-        grad = normalization.backend_torch.backward(grad, normalization.NormalizationCall(frames, *call[2:]))
-    return log_mel_backward(grad, call, chosen).view(waveform.shape)
+        grad = normalization.backend_torch.backward(normalization.NormalizationCall(frames, *call[2:]), grad)
+    return log_mel_backward(call, grad, chosen).view(waveform.shape)
 
 
 @_log_mel_dense_backward.register_fake
-def _(grad: Tensor, waveform: Tensor, config: str, backend: str) -> Tensor:
+def _(waveform: Tensor, config: str, grad: Tensor, backend: str) -> Tensor:
     return torch.empty_like(waveform)
 
 
@@ -104,7 +108,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     waveform, cu_seqlens, cu_frames = ctx.saved_tensors  # type: ignore[attr-defined]
     call = LogMelCall(waveform, cu_seqlens, cu_frames, ctx.config)  # type: ignore[attr-defined]
-    return log_mel_backward(grad.contiguous(), call, ctx.backend), *[None] * 5  # type: ignore[attr-defined]
+    return log_mel_backward(call, grad.contiguous(), ctx.backend), *[None] * 5  # type: ignore[attr-defined]
 
 
 def _setup_dense(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -114,7 +118,7 @@ def _setup_dense(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output
 
 def _dense_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
     (waveform,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _log_mel_dense_backward(grad, waveform, ctx.config, ctx.backend), None, None  # type: ignore[attr-defined]
+    return _log_mel_dense_backward(waveform, ctx.config, grad, ctx.backend), None, None  # type: ignore[attr-defined]
 
 
 _log_mel.register_autograd(_backward, setup_context=_setup_context)
@@ -155,13 +159,9 @@ def log_mel(
     clip have undefined values.
     """
     (waveform,) = autocast.cast(autocast.full, waveform)
-    require_dtype(waveform)
     if cu_seqlens is None:
         return _dense(waveform, config, total_frames, backend)
-    if waveform.dim() != 1:
-        raise ValueError(
-            f"waveform has shape {tuple(waveform.shape)}; with cu_seqlens it must be [S], without, [..., S]"
-        )
+    validate_packed(waveform)
     cu_seqlens, cu_frames, total_frames = frame_offsets(waveform, cu_seqlens, config, total_frames)
     call = LogMelCall(waveform.contiguous(), cu_seqlens.contiguous(), cu_frames, config.serialized)
     return _packed(call, config, total_frames, backend)
@@ -173,15 +173,9 @@ def _packed(call: LogMelCall, config: MelConfig, total_frames: int, backend: str
 
 
 def _dense(waveform: Tensor, config: MelConfig, total_frames: int | None, backend: str) -> Tensor:
-    if waveform.dim() == 0:
-        raise ValueError("waveform has no dimension; pass [..., S] samples")
-    *batch, length = waveform.shape
-    clips = waveform.numel() // length if length else 0
-    per_clip = config.num_frames(length)
-    if total_frames is not None and total_frames != clips * per_clip:
-        raise ValueError(f"total_frames is {total_frames}, but the clips have {clips * per_clip} frames")
+    clips, per_clip = validate_dense(waveform, config, total_frames)
     if torch.compiler.is_exporting():
         # One op: a view of packed frames would limit the lengths that the exported program accepts.
         return _log_mel_dense(waveform, config.serialized, backend)
     frames = _packed(pack(waveform, config, per_clip), config, clips * per_clip, backend)
-    return frames.view(*batch, per_clip, config.n_mels)
+    return frames.view(*waveform.shape[:-1], per_clip, config.n_mels)

@@ -66,7 +66,7 @@ def forward(call: LogMelCall, total_frames: int) -> Tensor:
     return mels
 
 
-def backward(grad: Tensor, call: LogMelCall) -> Tensor:
+def backward(call: LogMelCall, grad: Tensor) -> Tensor:
     """See `Backend.backward`."""
     waveform = call.waveform
     grad_waveform = torch.empty_like(waveform)

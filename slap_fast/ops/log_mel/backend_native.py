@@ -86,7 +86,7 @@ def forward(call: LogMelCall, total_frames: int) -> Tensor:
     return mels
 
 
-def backward(grad: Tensor, call: LogMelCall) -> Tensor:
+def backward(call: LogMelCall, grad: Tensor) -> Tensor:
     """See `Backend.backward`."""
     call, grad = aligned_call(call), aligned(grad)
     grad_waveform = torch.empty_like(call.waveform)

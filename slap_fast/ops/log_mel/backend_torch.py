@@ -41,7 +41,7 @@ def forward(call: LogMelCall, total_frames: int) -> Tensor:
     return output
 
 
-def backward(grad: Tensor, call: LogMelCall) -> Tensor:
+def backward(call: LogMelCall, grad: Tensor) -> Tensor:
     """See `Backend.backward`. The same bits at every call."""
     waveform, config = call.waveform, call.mel
     grad_waveform = torch.zeros_like(waveform)

@@ -49,7 +49,7 @@ class Backend(Protocol):
         `mean` and `std`.
         """
 
-    def backward(self, grad: Tensor, call: LogMelCall) -> Tensor:
+    def backward(self, call: LogMelCall, grad: Tensor) -> Tensor:
         """`[S]` gradient of the waveform from the contiguous gradient of what `forward` returned.
 
         Mel values at or below `log_floor` pass no gradient, nor does a magnitude of 0.
@@ -61,15 +61,14 @@ def frame_dtype(waveform: Tensor) -> torch.dtype:
     return torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
 
 
-def require_dtype(waveform: Tensor) -> None:
-    """Raise ValueError unless samples are float32, float64 or int16."""
+def _require_dtype(waveform: Tensor) -> None:
     if waveform.dtype not in (torch.float32, torch.float64, torch.int16):
         raise ValueError(f"waveform is {waveform.dtype}; pass float32, float64 or int16 samples")
 
 
 def require_samples(waveform: Tensor) -> None:
     """Raise ValueError unless `waveform` is `[S]` samples."""
-    require_dtype(waveform)
+    _require_dtype(waveform)
     if waveform.dim() != 1:
         raise ValueError(f"waveform has shape {tuple(waveform.shape)}; pass [S] samples of packed clips")
 
@@ -118,6 +117,28 @@ def _frame_counts(lengths: Tensor, config: MelConfig) -> Tensor:
     return torch.where(lengths > 0, counts, 0)
 
 
+def validate_packed(waveform: Tensor) -> None:
+    """Raise the ValueErrors of `log_mel` for the samples of packed clips; `frame_offsets` validates their offsets."""
+    _require_dtype(waveform)
+    if waveform.dim() != 1:
+        raise ValueError(
+            f"waveform has shape {tuple(waveform.shape)}; with cu_seqlens it must be [S], without, [..., S]"
+        )
+
+
+def validate_dense(waveform: Tensor, config: MelConfig, total_frames: int | None) -> tuple[int, int]:
+    """Number of clips of equal length, and frames of each; raises the ValueErrors of `log_mel`."""
+    _require_dtype(waveform)
+    if waveform.dim() == 0:
+        raise ValueError("waveform has no dimension; pass [..., S] samples")
+    length = waveform.shape[-1]
+    clips = waveform.numel() // length if length else 0
+    per_clip = config.num_frames(length)
+    if total_frames is not None and total_frames != clips * per_clip:
+        raise ValueError(f"total_frames is {total_frames}, but the clips have {clips * per_clip} frames")
+    return clips, per_clip
+
+
 def pack(waveform: Tensor, config: MelConfig, per_clip: int) -> LogMelCall:
     """The call for `[..., S]` clips of equal length, `per_clip` frames each."""
     length = waveform.shape[-1]
@@ -137,8 +158,8 @@ def select(waveform: Tensor, config: MelConfig, requested: str) -> str:
     return dispatch.select("log_mel", requested, device=waveform.device, dtype=waveform.dtype, config=config)
 
 
-def check_packed(call: LogMelCall, total_frames: int) -> LogMelCall:
-    """`call` with contiguous tensors and int64 offsets; raises ValueError for what native code would misread."""
+def validate(call: LogMelCall, total_frames: int) -> LogMelCall:
+    """The call with contiguous tensors and int64 offsets; raises ValueError for what a backend would misread."""
     waveform, cu_seqlens, cu_frames, _ = call
     require_samples(waveform)
     device = waveform.device
@@ -153,20 +174,20 @@ def check_packed(call: LogMelCall, total_frames: int) -> LogMelCall:
 
 def check(call: LogMelCall, total_frames: int, backend: str) -> tuple[LogMelCall, int, str]:
     """Arguments of the registered op, validated; raises ValueError."""
-    return check_packed(call, total_frames), total_frames, select(call.waveform, call.mel, backend)
+    return validate(call, total_frames), total_frames, select(call.waveform, call.mel, backend)
 
 
-def check_backward(grad: Tensor, call: LogMelCall, backend: str) -> tuple[Tensor, LogMelCall, str]:
+def check_backward(call: LogMelCall, grad: Tensor, backend: str) -> tuple[LogMelCall, Tensor, str]:
     """As `check`, for the backward op."""
     total_frames = grad.shape[0] if grad.dim() else 0
     call, _, chosen = check(call, total_frames, backend)
     if call.waveform.dtype == torch.int16:
         raise ValueError("waveform is torch.int16; integers have no gradient")
     require("grad", grad, (total_frames, call.mel.n_mels), call.waveform.dtype, call.waveform.device)
-    return grad.contiguous(), call, chosen
+    return call, grad.contiguous(), chosen
 
 
-def check_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: str) -> tuple[Tensor, Tensor, str, str]:
+def check_dense_backward(waveform: Tensor, config: str, grad: Tensor, backend: str) -> tuple[Tensor, str, Tensor, str]:
     """As `check`, for the backward op of clips of equal length."""
     mel = MelConfig.parse(config)
     if waveform.dim() == 0 or waveform.dtype not in (torch.float32, torch.float64):
@@ -175,4 +196,4 @@ def check_dense_backward(grad: Tensor, waveform: Tensor, config: str, backend: s
         )
     *batch, length = waveform.shape
     require("grad", grad, (*batch, mel.num_frames(length), mel.n_mels), waveform.dtype, waveform.device)
-    return grad, waveform, config, backend
+    return waveform, config, grad, backend

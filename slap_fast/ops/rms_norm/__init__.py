@@ -23,8 +23,8 @@ from slap_fast.ops.rms_norm.call import (
     check,
     check_add,
     check_backward,
-    require_alike,
     select,
+    validate,
 )
 
 # Backends of the registered ops, in order of preference. PyTorch's is not a registered op: autograd differentiates its
@@ -92,7 +92,8 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad_normed: Tensor, _: object) -> tuple[Tensor | None, ...]:
-    call = BackwardCall(grad_normed, None, *ctx.saved_tensors)  # type: ignore[attr-defined]
+    summed, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
+    call = BackwardCall(summed, weight, rstd, grad_normed, None)
     grad, grad_weight = _rms_norm_backward(call, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad_weight, None, None
 
@@ -112,7 +113,8 @@ def _add_backward(
 ) -> tuple[Tensor | None, ...]:
     grad, grad_weight = grad_summed, None
     if grad_normed is not None:
-        call = BackwardCall(grad_normed, grad_summed, *ctx.saved_tensors)  # type: ignore[attr-defined]
+        summed, weight, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
+        call = BackwardCall(summed, weight, rstd, grad_normed, grad_summed)
         grad, grad_weight = _rms_norm_backward(call, ctx.backend)  # type: ignore[attr-defined]
     return grad, grad, grad_weight, None, None
 
@@ -137,7 +139,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, backend: str = "auto") ->
         ValueError: shapes, dtypes or devices that do not fit, a negative `eps`, or a backend that cannot serve.
     """
     x, weight = autocast.cast(autocast.full, x, weight)
-    chosen = select(x, weight, eps, backend)
+    validate(x, None, weight, eps)
+    chosen = select(x, backend)
     # An exported program may run anywhere: "auto" stays "auto" while it is traced.
     if chosen in ("torch", "auto"):
         return backend_torch.rms_norm(x, weight, eps)
@@ -164,8 +167,8 @@ def add_rms_norm(
         ValueError: as for `rms_norm`.
     """
     x, residual, weight = autocast.cast(autocast.full, x, residual, weight)
-    require_alike(x, residual)
-    chosen = select(x, weight, eps, backend)
+    validate(x, residual, weight, eps)
+    chosen = select(x, backend)
     if chosen in ("torch", "auto"):
         return backend_torch.add_rms_norm(x, residual, weight, eps)
     return _add_rms_norm(x, residual, weight, eps, chosen)[:2]

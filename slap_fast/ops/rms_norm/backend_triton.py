@@ -34,4 +34,5 @@ def backward(call: BackwardCall, grad: Tensor, grad_weight: Tensor) -> None:
     """See `Backend.backward`."""
     from slap_fast.kernels import rms_norm as kernels
 
-    kernels.backward(*(x if x is None else x.contiguous() for x in call), grad, grad_weight)
+    summed, weight, rstd, grad_normed, grad_summed = (x if x is None else x.contiguous() for x in call)
+    kernels.backward(grad_normed, grad_summed, summed, weight, rstd, grad, grad_weight)

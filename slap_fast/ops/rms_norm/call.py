@@ -24,18 +24,18 @@ class BackwardCall(NamedTuple):
     """Arguments of the registered backward op and of `Backend.backward`.
 
     Attributes:
-        grad_normed: `[..., W]` gradient of the normalized sum, any strides.
-        grad_summed: the same of the sum; None: it has none.
         summed: `[..., W]`, what was normalized.
         weight: `[W]`.
         rstd: `[...]` float32, contiguous: the reciprocal root mean square of each row.
+        grad_normed: `[..., W]` gradient of the normalized sum, any strides.
+        grad_summed: the same of the sum; None: it has none.
     """
 
-    grad_normed: Tensor
-    grad_summed: Tensor | None
     summed: Tensor
     weight: Tensor
     rstd: Tensor
+    grad_normed: Tensor
+    grad_summed: Tensor | None
 
 
 class Backend(Protocol):
@@ -57,12 +57,12 @@ class Backend(Protocol):
         """Write the gradient of the sum to `grad` and that of the weight to `grad_weight`, both contiguous."""
 
 
-def select(x: Tensor, weight: Tensor, eps: float, requested: str) -> str:
-    """The backend that serves a call.
-
-    Raises:
-        ValueError: as `rms_norm`.
-    """
+def validate(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:
+    """Raise the ValueErrors of `rms_norm` and, with a residual, of `add_rms_norm`."""
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device):
+        raise ValueError(
+            f"x is {_described(x)} and residual is {_described(residual)}; pass one shape, dtype and device"
+        )
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(f"x and weight have shapes {tuple(x.shape)}, {tuple(weight.shape)}; pass [..., W] and [W]")
     if not x.dtype.is_floating_point or weight.dtype != x.dtype or weight.device != x.device:
@@ -71,15 +71,16 @@ def select(x: Tensor, weight: Tensor, eps: float, requested: str) -> str:
         )
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it cannot be negative")
+
+
+def select(x: Tensor, requested: str) -> str:
+    """The backend that serves a valid call.
+
+    Raises:
+        ValueError: no backend is named `requested`.
+        CannotServeError: it cannot serve this call.
+    """
     return dispatch.select("rms_norm", requested, device=x.device, dtype=x.dtype, width=x.shape[-1])
-
-
-def require_alike(x: Tensor, residual: Tensor) -> None:
-    """Raise ValueError unless both have one shape, dtype and device."""
-    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
-        raise ValueError(
-            f"x is {_described(x)} and residual is {_described(residual)}; pass one shape, dtype and device"
-        )
 
 
 def _described(x: Tensor) -> str:
@@ -88,26 +89,31 @@ def _described(x: Tensor) -> str:
 
 def check(x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor, float, str]:
     """Arguments of the registered op, validated; raises ValueError."""
-    chosen = select(x, weight, eps, backend)
-    if chosen == "torch":
-        raise ValueError('backend "torch" is not part of the registered op; call slap_fast.ops.rms_norm')
-    return x, weight, eps, chosen
+    return x, weight, eps, _checked(x, None, weight, eps, backend)
 
 
 def check_add(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, float, str]:
     """As `check`, for the op with a residual."""
-    require_like("residual", residual, x)
-    x, weight, eps, chosen = check(x, weight, eps, backend)
-    return x, residual, weight, eps, chosen
+    return x, residual, weight, eps, _checked(x, residual, weight, eps, backend)
 
 
 def check_backward(call: BackwardCall, backend: str) -> tuple[BackwardCall, str]:
     """As `check`, for the backward op."""
-    summed, _, _, chosen = check(call.summed, call.weight, 0.0, backend)
+    summed = call.summed
+    chosen = _checked(summed, None, call.weight, 0.0, backend)
     require_like("grad_normed", call.grad_normed, summed)
     if call.grad_summed is not None:
         require_like("grad_summed", call.grad_summed, summed)
     require("rstd", call.rstd, summed.shape[:-1], torch.float32, summed.device)
     return call._replace(rstd=call.rstd.contiguous()), chosen
+
+
+def _checked(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, backend: str) -> str:
+    """The backend that serves a call of a registered op."""
+    validate(x, residual, weight, eps)
+    chosen = select(x, backend)
+    if chosen == "torch":
+        raise ValueError('backend "torch" is not part of the registered op; call slap_fast.ops.rms_norm')
+    return chosen

@@ -69,11 +69,7 @@ def split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def validate(q: Tensor, k: Tensor, angles: Angles) -> Angles:
-    """`angles` with int32 offsets.
-
-    Raises:
-        ValueError: as `apply_rotary`.
-    """
+    """`angles` with int32 offsets; raises the ValueErrors of `apply_rotary`."""
     cu_seqlens, tokens_per_frame, thetas = angles
     axes = len(thetas)
     if q.dim() != 3 or k.dim() != 3 or q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:

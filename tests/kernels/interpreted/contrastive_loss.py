@@ -149,7 +149,7 @@ def test_without_rows_or_columns(rows: int, columns: int, kind: str) -> None:
         call = ContrastiveCall(audio, text, scale, bias, None, None, 0, kind, 0)
         sums = backend.forward(call)
         weights = torch.ones(rows), torch.ones(columns), torch.ones(rows)
-        inputs = BackwardInputs(*(sums[i] for i in (0, 1, 3, 4)), *weights)
+        inputs = BackwardInputs(sums[0], sums[1], sums[3], sums[4], *weights)
         results.append([*sums, *backend.backward(call, inputs)])
     for got, wanted in zip(*results, strict=True):
         assert torch.equal(got, wanted)

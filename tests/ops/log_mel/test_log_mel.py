@@ -124,7 +124,7 @@ def test_opcheck(dtype: torch.dtype, config: MelConfig, backend: str) -> None:
     offsets = (cu_seqlens, cu_frames, config.serialized)
     torch.library.opcheck(torch.ops.slap_fast.log_mel.default, (waveform, *offsets, sum(counts), backend))
     if dtype.is_floating_point:
-        arguments = (torch.randn(sum(counts), 4), waveform.detach(), *offsets, backend)
+        arguments = (waveform.detach(), *offsets, torch.randn(sum(counts), 4), backend)
         torch.library.opcheck(torch.ops.slap_fast.log_mel_backward.default, arguments)
 
 

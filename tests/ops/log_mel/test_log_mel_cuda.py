@@ -139,12 +139,12 @@ def test_values_and_gradients_equal_float64(config: MelConfig) -> None:
     batch = _Batch(config, LENGTHS)
     exact = batch.on_cpu(batch.float64)
     expected = backend_torch.forward(exact, batch.total_frames)
-    expected_grad = backend_torch.backward(batch.grad, exact)
+    expected_grad = backend_torch.backward(exact, batch.grad)
     call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
     backend_cuda.forward(call, batch.total_frames)  # uploads the tables
     with _no_host_sync():
         actual = backend_cuda.forward(call, batch.total_frames)
-        gradient = backend_cuda.backward(grad, call)
+        gradient = backend_cuda.backward(call, grad)
     assert _rms_ratio(actual, expected) < 1e-5
     if config.log != "none":
         reference = backend_torch.forward(batch.on_cpu(batch.float64.float()), batch.total_frames)
@@ -155,7 +155,7 @@ def test_values_and_gradients_equal_float64(config: MelConfig) -> None:
     from_int16 = backend_cuda.forward(batch.on_gpu(batch.int16), batch.total_frames)
     assert torch.equal(from_int16, actual)
     for _ in range(3):
-        assert torch.equal(backend_cuda.backward(grad, call), gradient)
+        assert torch.equal(backend_cuda.backward(call, grad), gradient)
 
 
 @pytest.mark.gpu
@@ -177,7 +177,7 @@ def test_a_clip_has_the_same_bits_alone_and_in_a_batch(config: MelConfig) -> Non
     batch = _Batch(config, LENGTHS)
     call, grad = batch.on_gpu(batch.float64.float()), batch.grad.float().cuda()
     together = backend_cuda.forward(call, batch.total_frames)
-    gradients = backend_cuda.backward(grad, call)
+    gradients = backend_cuda.backward(call, grad)
     samples, frames = batch.cu_seqlens.tolist(), batch.cu_frames.tolist()
     for clip in range(len(LENGTHS)):
         own = slice(samples[clip], samples[clip + 1])
@@ -186,7 +186,7 @@ def test_a_clip_has_the_same_bits_alone_and_in_a_batch(config: MelConfig) -> Non
         own_offsets = _offsets([LENGTHS[clip]]).cuda(), _offsets([count]).cuda()
         own_call = LogMelCall(call.waveform[own].clone(), *own_offsets, batch.config)
         assert torch.equal(backend_cuda.forward(own_call, count), together[own_frames])
-        assert torch.equal(backend_cuda.backward(grad[own_frames].clone(), own_call), gradients[own])
+        assert torch.equal(backend_cuda.backward(own_call, grad[own_frames].clone()), gradients[own])
 
 
 @pytest.mark.gpu
@@ -199,14 +199,14 @@ def test_a_cuda_graph_replays_on_new_samples_and_lengths() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         frames = backend_cuda.forward(call, first.total_frames)
-        gradient = backend_cuda.backward(grad, call)
+        gradient = backend_cuda.backward(call, grad)
     for held, new in zip(call[:3], second.on_gpu(second.float64.float())[:3], strict=True):
         held.copy_(new)
     grad.copy_(second.grad.float())
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(frames, backend_cuda.forward(call, first.total_frames))
-    assert torch.equal(gradient, backend_cuda.backward(grad, call))
+    assert torch.equal(gradient, backend_cuda.backward(call, grad))
 
 
 @pytest.mark.gpu
@@ -220,7 +220,7 @@ def test_nan_reaches_the_frames_that_hold_it_and_no_others() -> None:
     starts = torch.arange(batch.total_frames) * config.hop_length
     sees = (starts <= 8_000) & (starts + config.win_length > 8_000)
     assert torch.equal(frames.isnan(), sees[:, None].expand_as(frames))
-    gradient = backend_cuda.backward(batch.grad.float().cuda(), call).cpu()
+    gradient = backend_cuda.backward(call, batch.grad.float().cuda()).cpu()
     touched = torch.zeros(16_000, dtype=torch.bool)
     for start in starts[sees].tolist():
         touched[start : start + config.win_length] = True

@@ -98,7 +98,7 @@ def test_opcheck_also_for_strided_views(native):
     torch.library.opcheck(ops.rms_norm, (x.requires_grad_(), weight.requires_grad_(), EPS, native))
     torch.library.opcheck(ops.add_rms_norm, (x, residual.requires_grad_(), weight, EPS, native))
     x, residual, weight = (tensor.detach() for tensor in (x, residual, weight))
-    torch.library.opcheck(ops.rms_norm_backward, (x, residual, x, weight, torch.ones(len(x)), native))
+    torch.library.opcheck(ops.rms_norm_backward, (x, weight, torch.ones(len(x)), x, residual, native))
 
 
 @each_backend

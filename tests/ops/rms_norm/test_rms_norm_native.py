@@ -30,7 +30,7 @@ def _native(x: Tensor, residual: Tensor, grad_normed: Tensor, grad_summed: Tenso
     normed, summed, grad = (torch.full_like(x, torch.nan) for _ in range(3))
     grad_weight, rstd = torch.full_like(weight, torch.nan), torch.full((len(x),), torch.nan)
     backend_native.forward(ForwardCall(x, residual, weight, EPS), summed, normed, rstd)
-    backend_native.backward(BackwardCall(grad_normed, grad_summed, summed, weight, rstd), grad, grad_weight)
+    backend_native.backward(BackwardCall(summed, weight, rstd, grad_normed, grad_summed), grad, grad_weight)
     return [normed, summed, grad, grad_weight]
 
 

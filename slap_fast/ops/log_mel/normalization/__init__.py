@@ -42,12 +42,12 @@ def _(call: NormalizationCall, backend: str) -> Tensor:
 
 
 @custom_op("slap_fast::mel_normalization_backward", check=check_backward)
-def _mel_normalization_backward(grad: Tensor, call: NormalizationCall, backend: str) -> Tensor:
-    return BACKENDS[backend].backward(grad, call)
+def _mel_normalization_backward(call: NormalizationCall, grad: Tensor, backend: str) -> Tensor:
+    return BACKENDS[backend].backward(call, grad)
 
 
 @_mel_normalization_backward.register_fake
-def _(grad: Tensor, call: NormalizationCall, backend: str) -> Tensor:
+def _(call: NormalizationCall, grad: Tensor, backend: str) -> Tensor:
     return torch.empty_like(call.frames)
 
 
@@ -59,7 +59,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     frames, cu_frames = ctx.saved_tensors  # type: ignore[attr-defined]
     call = NormalizationCall(frames, cu_frames, ctx.config)  # type: ignore[attr-defined]
-    return _mel_normalization_backward(grad.contiguous(), call, ctx.backend), None, None, None  # type: ignore[attr-defined]
+    return _mel_normalization_backward(call, grad.contiguous(), ctx.backend), None, None, None  # type: ignore[attr-defined]
 
 
 _mel_normalization.register_autograd(_backward, setup_context=_setup_context)
@@ -86,5 +86,5 @@ def normalize_clips(frames: Tensor, cu_frames: Tensor, config: MelConfig, *, bac
             rise from 0 to F. Offsets on a GPU are not read back.
     """
     (frames,) = autocast.cast(autocast.full, frames)
-    call = validate(frames, cu_frames, config)
+    call = validate(NormalizationCall(frames, cu_frames, config.serialized), config)
     return _mel_normalization(call, select(call, backend))

@@ -33,7 +33,7 @@ def forward(call: NormalizationCall) -> Tensor:
     return (frames - config.mean) / config.std
 
 
-def backward(grad: Tensor, call: NormalizationCall) -> Tensor:
+def backward(call: NormalizationCall, grad: Tensor) -> Tensor:
     """See `Backend.backward`."""
     frames, cu_frames, config = call.frames, call.cu_frames, call.mel
     clip = item_of_each(cu_frames, frames.shape[0])

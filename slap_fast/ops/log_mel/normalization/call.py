@@ -43,22 +43,24 @@ class Backend(Protocol):
     def forward(self, call: NormalizationCall) -> Tensor:
         """The normalized frames, `[F, n_mels]` of their dtype."""
 
-    def backward(self, grad: Tensor, call: NormalizationCall) -> Tensor:
+    def backward(self, call: NormalizationCall, grad: Tensor) -> Tensor:
         """The gradient of the frames from the contiguous gradient of what `forward` returned."""
 
 
-def validate(frames: Tensor, cu_frames: Tensor, config: MelConfig) -> NormalizationCall:
-    """The call with contiguous tensors and int64 offsets.
+def validate(call: NormalizationCall, config: MelConfig) -> NormalizationCall:
+    """The call with contiguous tensors and int64 offsets; raises the ValueErrors of `normalize_clips`.
 
-    Raises:
-        ValueError: as `normalize_clips`.
+    `config` is `call.mel`, which a compiler does not trace.
     """
+    frames, cu_frames, _ = call
     if frames.dim() != 2 or frames.shape[1] != config.n_mels or frames.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"frames is {frames.dtype} of shape {tuple(frames.shape)}; pass [F, {config.n_mels}] float32 or float64"
         )
-    cu_frames = checked_offsets("cu_frames", cu_frames, frames.shape[0], frames.device, torch.int64, of="frames")
-    return NormalizationCall(frames.contiguous(), cu_frames.contiguous(), config.serialized)
+    offsets = checked_offsets("cu_frames", cu_frames, frames.shape[0], frames.device, torch.int64, of="frames")
+    if offsets is cu_frames and cu_frames.is_contiguous() and frames.is_contiguous():
+        return call
+    return NormalizationCall(frames.contiguous(), offsets.contiguous(), call.config)
 
 
 def select(call: NormalizationCall, requested: str) -> str:
@@ -73,11 +75,12 @@ def select(call: NormalizationCall, requested: str) -> str:
 
 def check(call: NormalizationCall, backend: str) -> tuple[NormalizationCall, str]:
     """Arguments of the registered op, validated; raises ValueError."""
-    call = validate(call.frames, call.cu_frames, call.mel)
+    call = validate(call, call.mel)
     return call, select(call, backend)
 
 
-def check_backward(grad: Tensor, call: NormalizationCall, backend: str) -> tuple[Tensor, NormalizationCall, str]:
+def check_backward(call: NormalizationCall, grad: Tensor, backend: str) -> tuple[NormalizationCall, Tensor, str]:
     """As `check`, for the backward op."""
     require_like("grad", grad, call.frames)
-    return grad.contiguous(), *check(call, backend)
+    call, chosen = check(call, backend)
+    return call, grad.contiguous(), chosen

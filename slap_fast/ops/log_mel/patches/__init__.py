@@ -58,7 +58,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Patch
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     call = PatchesCall(*ctx.saved_tensors, *ctx.settings)  # type: ignore[attr-defined]
     grad_frames = backend_torch.patchify_backward(grad.contiguous(), call)
-    return log_mel_backward(grad_frames, call.clips, "native"), *(None,) * 10
+    return log_mel_backward(call.clips, grad_frames, "native"), *(None,) * 10
 
 
 _log_mel_patches.register_autograd(_backward, setup_context=_setup_context)

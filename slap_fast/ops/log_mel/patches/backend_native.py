@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
-from slap_fast.ops.log_mel import backend_native as frames
+from slap_fast.ops.log_mel import backend_native
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.log_mel.patches.call import PatchesCall
 
@@ -17,16 +17,16 @@ def rejects(*, device: torch.device, dtype: torch.dtype, config: MelConfig) -> s
     """Why native code cannot serve samples of `dtype` on `device` with `config`; None if it can."""
     if not config.is_local:
         return "the convention normalizes over the clip, after all of its frames"
-    return frames.rejects(device=device, dtype=dtype, config=config)
+    return backend_native.rejects(device=device, dtype=dtype, config=config)
 
 
 def patches(call: PatchesCall) -> Tensor:
     """See `Backend.patches`."""
-    clips, config = frames.aligned_call(call.clips), call.mel
+    clips, config = backend_native.aligned_call(call.clips), call.mel
     tokens = call.columns * (config.n_mels // call.patch_mels)
-    patches = torch.empty(tokens, call.patch_frames * call.patch_mels, dtype=torch.float32, device="cpu")
-    frames.plan(call.config).patches(
-        **frames.clip_arguments(clips, call.total_frames),
+    out = torch.empty(tokens, call.patch_frames * call.patch_mels, dtype=torch.float32, device="cpu")
+    backend_native.plan(call.config).patches(
+        **backend_native.clip_arguments(clips, call.total_frames),
         threads=torch.get_num_threads(),
         patch_frames=call.patch_frames,
         patch_mels=call.patch_mels,
@@ -34,7 +34,7 @@ def patches(call: PatchesCall) -> Tensor:
         mask_value=call.mask_value,
         time_masked=0 if call.time_masked is None else call.time_masked.data_ptr(),
         mel_masked=0 if call.mel_masked is None else call.mel_masked.data_ptr(),
-        patches=patches.data_ptr(),
+        patches=out.data_ptr(),
         tokens=tokens,
     )
-    return patches
+    return out

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.ops import dispatch
-from slap_fast.ops.log_mel.call import LogMelCall, check_packed
+from slap_fast.ops.log_mel.call import LogMelCall
+from slap_fast.ops.log_mel.call import validate as validate_clips
 from slap_fast.ops.log_mel.config import MelConfig
 from slap_fast.ops.tensor_checks import require
 
@@ -115,16 +116,21 @@ def total_columns(cu_frames: Tensor, rows: int, patch_frames: int, total_tokens:
     return total_tokens // rows
 
 
-def check(call: PatchesCall) -> tuple[PatchesCall]:
-    """Arguments of the registered op, validated; raises ValueError."""
+def validate(call: PatchesCall) -> PatchesCall:
+    """The call with contiguous tensors and int64 offsets; raises ValueError for what native code would misread."""
     config = call.mel
-    waveform, cu_seqlens, cu_frames, _ = check_packed(call.clips, call.total_frames)
-    select(waveform, config, "native")
+    waveform, cu_seqlens, cu_frames, _ = validate_clips(call.clips, call.total_frames)
     require_patch(call.patch_frames, call.patch_mels, config)
     time_masked, mel_masked = checked_masks(call.time_masked, call.mel_masked, call.total_frames, cu_seqlens, config)
     rows = config.n_mels // call.patch_mels
     total_columns(cu_frames, rows, call.patch_frames, call.columns * rows)
-    checked = call._replace(
+    return call._replace(
         waveform=waveform, cu_seqlens=cu_seqlens, cu_frames=cu_frames, time_masked=time_masked, mel_masked=mel_masked
     )
-    return (checked,)
+
+
+def check(call: PatchesCall) -> tuple[PatchesCall]:
+    """Arguments of the registered op, validated; raises ValueError."""
+    call = validate(call)
+    select(call.waveform, call.mel, "native")
+    return (call,)
