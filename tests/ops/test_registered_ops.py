@@ -58,7 +58,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "add_rms_norm": lambda: (_randn(5, 9), _randn(5, 9), _randn(9), 1e-6, "native"),
     "rms_norm_backward": lambda: (_randn(5, 9), _randn(9), _randn(5), _randn(5, 9), _randn(5, 9), "native"),
     "swiglu": lambda: (_randn(5, 34), "native"),
-    "swiglu_backward": lambda: (_randn(5, 17), _randn(5, 34), "native"),
+    "swiglu_backward": lambda: (_randn(5, 34), _randn(5, 17), "native"),
     "linear_cross_entropy": lambda: (_randn(5, 8), _randn(17, 8), TARGET, -100, 0.1, 0.0, True, True, "native"),
     "scale_gradient": lambda: (_randn(5, 8), torch.tensor(2.0), torch.bfloat16),
     "prototype_cross_entropy": _prototypes,

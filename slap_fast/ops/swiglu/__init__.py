@@ -40,14 +40,14 @@ def _(gate_up: Tensor, backend: str) -> Tensor:
 
 
 @custom_op("slap_fast::swiglu_backward", check=check_backward)
-def _swiglu_backward(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
+def _swiglu_backward(gate_up: Tensor, grad: Tensor, backend: str) -> Tensor:
     grad_gate_up = gate_up.new_empty(gate_up.shape)
-    BACKENDS[backend].backward(grad, gate_up, grad_gate_up)
+    BACKENDS[backend].backward(gate_up, grad, grad_gate_up)
     return grad_gate_up
 
 
 @_swiglu_backward.register_fake
-def _(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
+def _(gate_up: Tensor, grad: Tensor, backend: str) -> Tensor:
     return gate_up.new_empty(gate_up.shape)
 
 
@@ -58,7 +58,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
     (gate_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _swiglu_backward(grad, gate_up, ctx.backend), None  # type: ignore[attr-defined]
+    return _swiglu_backward(gate_up, grad, ctx.backend), None  # type: ignore[attr-defined]
 
 
 _swiglu.register_autograd(_backward, setup_context=_setup_context)

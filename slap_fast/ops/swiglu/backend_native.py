@@ -26,7 +26,7 @@ def forward(gate_up: Tensor, out: Tensor) -> None:
     )
 
 
-def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
+def backward(gate_up: Tensor, grad: Tensor, grad_gate_up: Tensor) -> None:
     """See `Backend.backward`."""
     grad, gate_up = contiguous(grad), contiguous(gate_up)
     native.require().swiglu_backward(

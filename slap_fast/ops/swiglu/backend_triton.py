@@ -23,7 +23,7 @@ def forward(gate_up: Tensor, out: Tensor) -> None:
     kernels.forward(_rows(gate_up), _rows(out))
 
 
-def backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
+def backward(gate_up: Tensor, grad: Tensor, grad_gate_up: Tensor) -> None:
     """See `Backend.backward`."""
     from slap_fast.kernels import swiglu as kernels
 

@@ -23,7 +23,7 @@ class Backend(Protocol):
     def forward(self, gate_up: Tensor, out: Tensor) -> None:
         """Write `silu(gate) * up` of `gate_up` `[..., 2 * M]` to `out`, `[..., M]` and contiguous."""
 
-    def backward(self, grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
+    def backward(self, gate_up: Tensor, grad: Tensor, grad_gate_up: Tensor) -> None:
         """Write the gradient of `gate_up` to `grad_gate_up`, which is contiguous."""
 
 
@@ -56,8 +56,8 @@ def check(gate_up: Tensor, backend: str) -> tuple[Tensor, str]:
     return gate_up, chosen
 
 
-def check_backward(grad: Tensor, gate_up: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
+def check_backward(gate_up: Tensor, grad: Tensor, backend: str) -> tuple[Tensor, Tensor, str]:
     """As `check`, for the backward op."""
     gate_up, chosen = check(gate_up, backend)
     require("grad", grad, (*gate_up.shape[:-1], gate_up.shape[-1] // 2), gate_up.dtype, gate_up.device)
-    return grad, gate_up, chosen
+    return gate_up, grad, chosen

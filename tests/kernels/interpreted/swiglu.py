@@ -30,7 +30,7 @@ def _assert_as_exact_as_pytorch(gate_up: Tensor, grad: Tensor) -> None:
     """The outputs hold NaN before the kernels write to them."""
     ours = [gate_up.new_full(grad.shape, math.nan), gate_up.new_full(gate_up.shape, math.nan)]
     backend_triton.forward(gate_up, ours[0])
-    backend_triton.backward(grad, gate_up, ours[1])
+    backend_triton.backward(gate_up, grad, ours[1])
     theirs = _both_ways(lambda x: swiglu(x, backend="torch"), gate_up, grad)
     exact = _both_ways(oracle, gate_up.double(), grad.double())
     for one, other, wanted in zip(ours, theirs, exact, strict=True):
