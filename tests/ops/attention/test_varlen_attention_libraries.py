@@ -154,7 +154,7 @@ def test_the_registered_op_tells_self_attention_by_the_memory_of_the_offsets(
         traits.append(cross)
         return "torch"
 
-    monkeypatch.setattr(sys.modules["slap_fast.ops.attention"], "select", select)
+    monkeypatch.setattr(sys.modules["slap_fast.ops.attention.call"], "select", select)
     offsets, q = torch.tensor([0, 3, 5], dtype=dtype), torch.randn(5, 2, 8)
     for keys in (offsets.view(-1), offsets.clone()):
         torch.ops.slap_fast.varlen_attention(q, q, q, offsets, keys, 3, 3, -1, -1, 1.0, "auto")
