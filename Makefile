@@ -35,8 +35,8 @@ $(BIN)/python:
 
 .venv/.installed-test: $(BIN)/python $(BUILD_INPUTS)
 	@echo "Installing slap-fast with the packages for its tests into .venv (minutes the first time)"
-	$(PIP_INSTALL) -e ".[train,test,dali]"
-	@touch .venv/.installed-train $@
+	$(PIP_INSTALL) -e ".[train,test,dali,docs]"
+	@touch .venv/.installed-train .venv/.installed-docs $@
 
 .venv/.installed-docs: $(BIN)/python $(BUILD_INPUTS)
 	@echo "Installing slap-fast with the packages for its documentation into .venv (minutes the first time)"
@@ -76,4 +76,4 @@ docs: .venv/.installed-docs
 
 clean:
 	rm -rf demo site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	rm -f .venv/.installed-train .venv/.installed-test .venv/.installed-docs
+	rm -f .venv/.installed-*

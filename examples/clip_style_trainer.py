@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -77,3 +78,6 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         print(f"{dist.get_world_size()} ranks: loss {loss:.6f}, accuracy {accuracy:.4f}")
     dist.destroy_process_group()
+    # A thread of gloo frees the tensors of the last collective and needs the interpreter for that: if it is already
+    # shutting down, the process aborts.
+    time.sleep(0.1)

@@ -261,7 +261,6 @@ def test_every_python_name_exists(page: str) -> None:
     assert [name for name in names if not _resolves(name)] == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs")
 def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]

@@ -88,8 +88,10 @@ class PackedLayout:
         return item_of_each(self.cu_seqlens, self.total)
 
 
+# Exported programs store these names: the public ones, which stay when this file is moved.
+PackedLayout.__module__ = "slap_fast.ops"
 # Lengths are pytree leaves: in an exported program they may change from call to call.
-_pytree.register_dataclass(PackedLayout, serialized_type_name="slap_fast.ops.packed.PackedLayout")
+_pytree.register_dataclass(PackedLayout, serialized_type_name="slap_fast.ops.PackedLayout")
 
 
 def checked_offsets(

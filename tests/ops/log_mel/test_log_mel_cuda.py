@@ -243,3 +243,8 @@ def test_malformed_offsets_write_nothing_outside_the_outputs() -> None:
             plan.backward(**arguments, grad_mels=grad.data_ptr(), grad_waveform=gradient.tensor.data_ptr())
             mels.assert_untouched_around()
             gradient.assert_untouched_around()
+            # The public path too, of both kinds of samples.
+            for samples in (malformed, malformed._replace(waveform=batch.int16.cuda())):
+                assert backend_cuda.forward(samples, batch.total_frames).shape == grad.shape
+            assert backend_cuda.backward(malformed, grad).shape == call.waveform.shape
+    torch.cuda.synchronize()
