@@ -92,6 +92,7 @@ class PackedLayout:
 PackedLayout.__module__ = "slap_fast.ops"
 # Lengths are pytree leaves: in an exported program they may change from call to call.
 _pytree.register_dataclass(PackedLayout, serialized_type_name="slap_fast.ops.PackedLayout")
+torch.serialization.add_safe_globals([PackedLayout])  # `torch.export.load` reads its example inputs by `weights_only`
 
 
 def checked_offsets(
