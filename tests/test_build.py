@@ -88,7 +88,9 @@ def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4, 3.10.12
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)
     return folder / sdist.name.removesuffix(".tar.gz")
 
 

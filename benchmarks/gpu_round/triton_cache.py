@@ -29,7 +29,9 @@ def pack(folder: Path, file: Path) -> int:
 def unpack(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.4, 3.10.12
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)
 
 
 if __name__ == "__main__":
