@@ -86,7 +86,8 @@ def select(op: str, requested: str, **traits: object) -> str:
     """
     if op not in _backends:
         raise ValueError(f"unknown op {op!r}; registered: {', '.join(sorted(_backends)) or 'none'}")
-    if requested == "auto" and torch.compiler.is_exporting():
+    # Not `torch.compiler.is_exporting()`: under torch.compile, the compiler of torch 2.11 answers True for it.
+    if requested == "auto" and torch.compiler._is_exporting_flag:
         return "auto"
     backends = _backends[op]
     candidates: Iterable[tuple[Backend, str | None]] = zip(backends, _unavailable(op), strict=True)
