@@ -21,6 +21,7 @@ from slap_fast.kernels import variants
 from slap_fast.kernels.packing import find_clip, tile_count
 from slap_fast.kernels.variants import VARIANTS
 from slap_fast.ops import PackedLayout, varlen_attention
+from tests.canaries import Guarded
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
 # The interpreter's bfloat16 products are wrong.
@@ -231,16 +232,15 @@ class GuardedMemory:
     ELEMENTS = 1 << 16  # of each guard: as far as a misplaced clip of the tests reaches
 
     def __init__(self) -> None:
-        self._guards: list[tuple[Tensor, float]] = []
+        self._guarded: list[Guarded] = []
 
     def holding(self, x: Tensor, guard: float) -> Tensor:
-        memory = torch.full([x.numel() + 2 * self.ELEMENTS], guard, dtype=x.dtype)
-        self._guards += [(memory[: self.ELEMENTS], guard), (memory[-self.ELEMENTS :], guard)]
-        return memory[self.ELEMENTS : -self.ELEMENTS].view(x.shape).copy_(x)
+        self._guarded.append(Guarded(x, sentinel=guard, margin=self.ELEMENTS))
+        return self._guarded[-1].tensor
 
     def assert_untouched(self) -> None:
-        for guard, value in self._guards:
-            torch.testing.assert_close(guard, torch.full_like(guard, value), rtol=0, atol=0, equal_nan=True)
+        for guarded in self._guarded:
+            guarded.assert_untouched_around()
 
 
 @pytest.fixture
