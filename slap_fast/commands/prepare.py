@@ -33,7 +33,7 @@ SMALLEST_VOCABULARY = 261  # 256 bytes and 5 special tokens
 # Arguments, with their defaults, that are used only when reading a SOURCE, when converting audio, or with --synthetic.
 _READING: dict[str, Any] = {"layout": "auto", "audio_dir": None, "audio_column": None, "caption_columns": None}
 _CONVERTING: dict[str, Any] = {"min_duration": 0.0, "max_duration": None, "shard_megabytes": 1000, "workers": None}
-_SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0}
+_SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0, "events": "default"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-clips", type=positive, help="of --synthetic (default 2000)")
     parser.add_argument("--validation-clips", type=positive, help="of --synthetic (default 240)")
     parser.add_argument("--seed", type=int, help="of --synthetic (default 0)")
+    parser.add_argument(
+        "--events",
+        choices=("default", "new"),
+        help="of --synthetic: new makes clips of sounds that the default set does not have, to fine-tune on",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per dataset")
     add_quiet(parser)
     parser.set_defaults(**_READING, **_CONVERTING, **_SYNTHETIC)
@@ -166,9 +171,10 @@ def _synthetic(arguments: argparse.Namespace) -> list[tuple[GeneratedSource, Pat
     return [
         (
             GeneratedSource(
-                partial(iter_synthetic, split, clips, arguments.seed),
-                f"synthetic-{split}",
-                {"split": split, "clips": clips, "seed": arguments.seed},
+                partial(iter_synthetic, split, clips, arguments.seed, arguments.events),
+                f"synthetic-{split}" if arguments.events == "default" else f"synthetic-{arguments.events}-{split}",
+                {"split": split, "clips": clips, "seed": arguments.seed}
+                | ({} if arguments.events == "default" else {"events": arguments.events}),
                 clips,
             ),
             arguments.out / split,

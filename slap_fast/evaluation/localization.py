@@ -51,7 +51,7 @@ def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
     of synthetic events become the words of their captions; in other names underscores become spaces. Entries of any
     other form are ignored, since a dataset may use `events` for something else.
     """
-    from slap_fast.synthetic import EVENTS
+    from slap_fast.synthetic import ALL_EVENTS
 
     spans = []
     source = metadata.get("metadata")
@@ -60,7 +60,7 @@ def events_of(metadata: Mapping[str, Any]) -> list[EventSpan]:
         if not isinstance(entry, dict) or not entry.keys() >= {"event", "onset", "duration"}:
             continue
         name = str(entry["event"])
-        wording = EVENTS[name].wordings[0] if name in EVENTS else None
+        wording = ALL_EVENTS[name].wordings[0] if name in ALL_EVENTS else None
         text = f"{wording.subject} {wording.gerund}" if wording else name.replace("_", " ")
         spans.append(EventSpan(text, float(entry["onset"]), float(entry["onset"]) + float(entry["duration"])))
     return spans

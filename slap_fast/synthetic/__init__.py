@@ -10,6 +10,15 @@ from __future__ import annotations
 from slap_fast.synthetic.clips import SyntheticClip, iter_synthetic, synthetic_clip
 from slap_fast.synthetic.dsp import SAMPLE_RATE
 from slap_fast.synthetic.event import Event
-from slap_fast.synthetic.events import EVENTS
+from slap_fast.synthetic.events import ALL_EVENTS, EVENTS, NEW_EVENTS
 
-__all__ = ["EVENTS", "SAMPLE_RATE", "Event", "SyntheticClip", "iter_synthetic", "synthetic_clip"]
+__all__ = [
+    "ALL_EVENTS",
+    "EVENTS",
+    "NEW_EVENTS",
+    "SAMPLE_RATE",
+    "Event",
+    "SyntheticClip",
+    "iter_synthetic",
+    "synthetic_clip",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slap_fast.synthetic.event import Event, Wording
-from slap_fast.synthetic.events import EVENTS
+from slap_fast.synthetic.events import ALL_EVENTS
 from slap_fast.synthetic.scenes import Scene, Track
 
 TIMES = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
@@ -102,7 +102,7 @@ class _Phrase:
 
     def __init__(self, track: Track, rng: np.random.Generator) -> None:
         self.track = track
-        self.event: Event = EVENTS[track.event]
+        self.event: Event = ALL_EVENTS[track.event]
         self.rng = rng
 
     def __format__(self, form: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slap_fast.synthetic.dsp import SAMPLE_RATE, Audio, band_noise, fade, samples
-from slap_fast.synthetic.events import EVENTS
+from slap_fast.synthetic.events import ALL_EVENTS
 from slap_fast.synthetic.scenes import Scene, Track
 from slap_fast.synthetic.seeding import generator
 
@@ -38,7 +38,7 @@ def render(scene: Scene, seed: int, clip: int, stream: int) -> Audio:
 
 
 def _render_track(track: Track, rng: np.random.Generator) -> Audio:
-    event = EVENTS[track.event]
+    event = ALL_EVENTS[track.event]
     n = samples(track.duration)
     if event.texture is not None:
         sound = event.texture(track.voice, rng, n)

@@ -10,7 +10,7 @@ import numpy as np
 
 from slap_fast.synthetic.combinations import Combination, Structure
 from slap_fast.synthetic.event import Event, Voice
-from slap_fast.synthetic.events import EVENTS
+from slap_fast.synthetic.events import ALL_EVENTS
 
 Loudness = Literal["normal", "faint", "loud", "rising", "falling"]
 
@@ -76,7 +76,7 @@ class Scene:
 
 def draw_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     """Draws the order, counts, loudness, timing, voices and noise for a combination."""
-    events = [EVENTS[combination.events[i]] for i in rng.permutation(len(combination.events))]
+    events = [ALL_EVENTS[combination.events[i]] for i in rng.permutation(len(combination.events))]
     structure = combination.structure
     if len(events) == 1:
         tracks = [_draw_solo(events[0], structure, rng)]
@@ -145,7 +145,7 @@ def _at_loudness(track: Track, loudness: Loudness) -> Track:
 
 def _lasting(track: Track, duration: float, rng: np.random.Generator) -> Track:
     """The track extended to `duration` seconds, with as many complete strikes as fit."""
-    event = EVENTS[track.event]
+    event = ALL_EVENTS[track.event]
     strikes = [0.0] if event.strike else []
     while strikes and (following := strikes[-1] + _draw_interval(event, track.voice, rng)) + event.length <= duration:
         strikes.append(following)

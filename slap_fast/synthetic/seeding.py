@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 ORDER_STREAM = 0  # the order of the validation combinations
-SPLIT_STREAMS = {"train": 1, "validation": 2}
+SPLIT_STREAMS = {"default": {"train": 1, "validation": 2}, "new": {"train": 3, "validation": 4}}
 
 
 def generator(seed: int, clip: int, stream: int, part: int = 0) -> np.random.Generator:

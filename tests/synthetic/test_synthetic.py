@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slap_fast.synthetic import EVENTS, SAMPLE_RATE, SyntheticClip, iter_synthetic, synthetic_clip
+from slap_fast.synthetic import (
+    ALL_EVENTS,
+    EVENTS,
+    NEW_EVENTS,
+    SAMPLE_RATE,
+    SyntheticClip,
+    iter_synthetic,
+    synthetic_clip,
+)
 from slap_fast.synthetic.captions import NOISE, NUMBERS, TIMES
 from slap_fast.synthetic.combinations import Combination, validation_order
 from slap_fast.synthetic.event import Event
@@ -21,7 +29,9 @@ from slap_fast.synthetic.scenes import draw_scene
 
 TRAIN = list(iter_synthetic("train", 1_500, seed=11))
 VALIDATION = list(iter_synthetic("validation", 300, seed=12))
-CLIPS = TRAIN[:400] + VALIDATION
+NEW_TRAIN = list(iter_synthetic("train", 400, seed=11, events="new"))
+NEW_VALIDATION = list(iter_synthetic("validation", 100, seed=12, events="new"))
+CLIPS = TRAIN[:400] + VALIDATION + NEW_TRAIN + NEW_VALIDATION
 
 
 def digest(clips: list[SyntheticClip]) -> str:
@@ -60,7 +70,7 @@ def mentions(event: Event) -> re.Pattern[str]:
     return re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
 
 
-MENTIONS = {name: mentions(event) for name, event in EVENTS.items()}
+MENTIONS = {name: mentions(event) for name, event in ALL_EVENTS.items()}
 
 
 def without_noise_remark(caption: str) -> str:
@@ -120,7 +130,7 @@ def test_bad_arguments_raise_at_the_call(split: str, count: int, seed: int, mess
 # Sound
 
 
-@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("name", ALL_EVENTS)
 def test_each_event_renders_sound_that_differs_between_draws(name: str) -> None:
     renders = [render_alone(name, draw) for draw in range(4)]
     assert len({waveform.tobytes() for waveform in renders}) == 4
@@ -134,7 +144,7 @@ def test_each_event_renders_sound_that_differs_between_draws(name: str) -> None:
 
 def test_no_strike_is_longer_than_its_event_length() -> None:
     rng = np.random.default_rng(4)
-    for event in EVENTS.values():
+    for event in ALL_EVENTS.values():
         if event.strike is not None:
             voice = draw_scene(Combination((event.name,), "single"), rng).tracks[0].voice
             assert max(len(event.strike(voice, rng)) for _ in range(5)) <= event.length * SAMPLE_RATE + 1
@@ -155,14 +165,14 @@ def test_a_linear_classifier_on_spectral_statistics_recognizes_the_events() -> N
         return np.concatenate([spectra.mean(0), spectra.std(0), spectra.max(0), change, [1.0]])
 
     def table(draws: range) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [(features(name, 1_000 * draw + i), i) for i, name in enumerate(EVENTS) for draw in draws]
+        pairs = [(features(name, 1_000 * draw + i), i) for i, name in enumerate(ALL_EVENTS) for draw in draws]
         x, y = zip(*pairs, strict=True)
         return np.array(x), np.array(y)
 
     assert len(EVENTS) >= 24
     (x, y), (fresh_x, fresh_y) = table(range(12)), table(range(12, 16))
     regularized = x.T @ x + 10.0 * np.eye(x.shape[1])
-    weights = np.linalg.solve(regularized, x.T @ np.eye(len(EVENTS))[y])
+    weights = np.linalg.solve(regularized, x.T @ np.eye(len(ALL_EVENTS))[y])
     predicted = (fresh_x @ weights).argmax(1)
     assert np.mean(predicted == fresh_y) >= 0.9
 
@@ -250,9 +260,22 @@ def test_validation_clips_have_unique_sets_of_events() -> None:
     assert len(set(whole)) == len(whole) >= 500
 
 
+def test_every_clip_of_the_new_set_has_a_new_event_and_none_of_its_validation_combinations_is_trained_on() -> None:
+    def sets(clips: list[SyntheticClip]) -> list[frozenset[str]]:
+        return [frozenset(event["event"] for event in clip.metadata["events"]) for clip in clips]
+
+    trained = sets(TRAIN) + sets(NEW_TRAIN)
+    assert all(names & NEW_EVENTS.keys() for names in sets(NEW_TRAIN) + sets(NEW_VALIDATION))
+    assert set().union(*sets(NEW_TRAIN)) == ALL_EVENTS.keys()
+    assert set().union(*sets(NEW_VALIDATION)) >= NEW_EVENTS.keys()
+    assert len(set(sets(NEW_VALIDATION))) == len(NEW_VALIDATION)
+    assert all(len(names) == 1 or not any(names <= seen for seen in trained) for names in sets(NEW_VALIDATION))
+
+
 def test_keys_are_unique_and_name_the_split() -> None:
     assert TRAIN[123].key == "synth-train-000123"
-    assert len({clip.key for clip in TRAIN + VALIDATION}) == len(TRAIN) + len(VALIDATION)
+    assert NEW_TRAIN[123].key == "synth-new-train-000123"
+    assert len({clip.key for clip in TRAIN + CLIPS}) == len(TRAIN) + len(CLIPS) - 400
 
 
 # Captions
@@ -312,10 +335,10 @@ def test_captions_mention_noise_only_if_it_is_audible() -> None:
 
 
 def test_captions_are_grammatical_and_their_vocabulary_is_small() -> None:
-    plural_subjects = [w.subject for event in EVENTS.values() for w in event.wordings if w.plural]
+    plural_subjects = [w.subject for event in ALL_EVENTS.values() for w in event.wordings if w.plural]
     wrong_number = re.compile(rf"\b({'|'.join(plural_subjects)}) (is|grows|fades|\w+s)\b")
     vocabulary = set()
-    for clip in TRAIN + VALIDATION:
+    for clip in TRAIN + CLIPS:
         for caption in clip.captions:
             assert re.fullmatch(r"[a-z]+(,? [a-z]+)*", caption), caption
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption), caption
