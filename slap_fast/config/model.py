@@ -14,6 +14,9 @@ from typing import Any
 
 from slap_fast.ops.log_mel.config import MelConfig
 
+OBJECTIVES = ("contrastive", "self_distillation", "caption")
+"""The objectives of SLAP. Each one that is trained adds its own parts to the model."""
+
 # Upper bounds, against a damaged or hostile file: far above any useful model, and low enough that building one neither
 # hangs nor exhausts memory before its weights are checked.
 _MAXIMUM = {"layers": 1024, "global_every": 1024, "max_length": 1 << 16, "pooling_mlp_ratio": 64}

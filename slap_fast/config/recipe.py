@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slap_fast.config.model import ModelConfig
+from slap_fast.config.model import OBJECTIVES, ModelConfig
 
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """Weights and temperatures of the three losses."""
+    """Weights and temperatures of the three losses. The parts of a loss of weight 0 are neither built nor run."""
 
     contrastive_weight: float = 1.0
     self_distillation_weight: float = 1.0
@@ -34,6 +34,23 @@ class ObjectivesConfig:
             _require(self, **{name: getattr(self, name) > 0})
         _require(self, teacher_temperature_steps=self.teacher_temperature_steps >= 0)
         _require(self, sinkhorn_iterations=self.sinkhorn_iterations >= 1)
+        if not self.active:
+            raise ValueError(f"{', '.join(f'{name}_weight' for name in OBJECTIVES)} are all 0; set one of them above 0")
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The objectives of a weight above 0, in the order of `OBJECTIVES`."""
+        return tuple(name for name in OBJECTIVES if getattr(self, f"{name}_weight") > 0)
+
+    @property
+    def masks_tokens(self) -> bool:
+        """Whether a pass of the student's audio encoder has masked tokens."""
+        return self.shared_pass or "self_distillation" in self.active
+
+    @property
+    def student_passes(self) -> int:
+        """Passes of the student's audio encoder in a step."""
+        return 2 if self.masks_tokens and not self.shared_pass and len(self.active) > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -234,6 +251,16 @@ class RunConfig:
 
     recipe: Recipe = field(default_factory=Recipe)
     efficiency: Efficiency = field(default_factory=Efficiency)
+
+    def __post_init__(self) -> None:
+        if "contrastive" in self.recipe.objectives.active:
+            return
+        for name in ("dataset", "zero_shot"):
+            if (value := getattr(self.efficiency.evaluation, name)) is not None:
+                raise ValueError(
+                    f"evaluation.{name} is {value!r}, but objectives.contrastive_weight is 0, so audio and text are not "
+                    f"embedded in one space; set evaluation.{name}=null, or objectives.contrastive_weight above 0"
+                )
 
 
 def _require(section: object, **in_range: bool) -> None:
