@@ -216,10 +216,15 @@ def _pooled_texts(model: SLAP, ids: list[list[int]]) -> Tensor:
 
 
 def _pool_columns(model: SLAP, features: Tensor) -> Tensor:
-    """One clip's `[T, width]` features to `[columns, width]`: each column of patches pooled with its neighbors."""
+    """One clip's `[T, width]` features to `[columns, width]`: each column of patches pooled with its neighbors.
+
+    Averaged with its neighbors by a model without pooling.
+    """
     rows = model.config.tokens_per_column
     columns = features.shape[0] // rows
     spans = [(max(0, center - _DENSE_CONTEXT), min(columns, center + _DENSE_CONTEXT + 1)) for center in range(columns)]
+    if model.audio_pooling is None:
+        return torch.stack([features[begin * rows : end * rows].float().mean(dim=0) for begin, end in spans])
     layout = PackedLayout.from_lengths([(end - begin) * rows for begin, end in spans], device=features.device)
     return model.audio_pooling(torch.cat([features[begin * rows : end * rows] for begin, end in spans]), layout)
 

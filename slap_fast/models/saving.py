@@ -9,12 +9,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from slap_fast.config.model import model_config_from_dict
+from slap_fast.config.model import OBJECTIVES, model_config_from_dict
 from slap_fast.config.saved_files import (
     largest_token_id,
     read_json_object,
@@ -44,10 +44,11 @@ def save_model(model: SLAP, folder: str | os.PathLike) -> None:
 def save_config_and_tokenizer(model: SLAP, folder: str | os.PathLike) -> None:
     """See `SLAP.save_config_and_tokenizer`."""
     folder = Path(folder)
-    model.text_encoder.model.config.save_pretrained(folder / "text_config")
+    if model.text_encoder is not None:
+        model.text_encoder.model.config.save_pretrained(folder / "text_config")
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder / "tokenizer")
-    config = json.dumps(dataclasses.asdict(model.config), indent=2) + "\n"
+    config = json.dumps(dataclasses.asdict(model.config) | {"objectives": model.objectives}, indent=2) + "\n"
     replace_file(folder / "config.json", [config.encode("utf-8")])
 
 
@@ -56,21 +57,25 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
     from transformers.initialization import no_init_weights
 
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "text_config/config.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; {folder} is not a folder of SLAP.save_pretrained")
+    _require_files(folder, "config.json", "model.safetensors")
     path = folder / "config.json"
     values = read_json_object(path)
     try:
+        objectives = _objectives(values.pop("objectives", OBJECTIVES))
         config = model_config_from_dict(values)
     except ValueError as error:
         raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
-    text_config = read_text_config(folder / "text_config" / "config.json")
+    text_config = None
+    if "contrastive" in objectives:
+        _require_files(folder, "text_config/config.json")
+        text_config = read_text_config(folder / "text_config" / "config.json")
     tokenizer = read_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     try:
         # On the meta device: the sizes in the configuration are checked against the weights before memory is allocated.
         with torch.device("meta"):
-            expected = model_class(config, load_pretrained_text=False, text_hf_config=copy.deepcopy(text_config))
+            expected = model_class(
+                config, objectives=objectives, load_pretrained_text=False, text_hf_config=copy.deepcopy(text_config)
+            )
     except ModelError:
         raise
     except Exception as error:  # Transformers models raise errors of many types for invalid sizes.
@@ -81,11 +86,28 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
     _check_vocabulary(tokenizer, expected, folder)
     # Random initialization would take most of the time. Weights are float32 for any default dtype of torch.
     with no_init_weights():
-        model = model_class(config, load_pretrained_text=False, text_hf_config=text_config).float()
+        model = model_class(
+            config, objectives=objectives, load_pretrained_text=False, text_hf_config=text_config
+        ).float()
     model.load_state_dict(weights)
     model.tokenizer = tokenizer
-    _check_text_tower(model.eval(), folder)
+    model.eval()
+    if model.text_encoder is not None:
+        _check_text_tower(model, folder)
     return model
+
+
+def _require_files(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; {folder} is not a folder of SLAP.save_pretrained")
+
+
+def _objectives(value: Any) -> tuple[str, ...]:
+    """The `objectives` of config.json, which older folders lack: they have every part."""
+    if not isinstance(value, list | tuple) or not value or not all(name in OBJECTIVES for name in value):
+        raise ValueError(f"objectives is {value!r}; it must be a list of one or more of {', '.join(OBJECTIVES)}")
+    return tuple(value)
 
 
 def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,11 +154,14 @@ def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Ma
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, model: SLAP, folder: Path) -> None:
     """Rejects token ids and positions beyond the embedding tables of the text tower."""
-    if tokenizer is not None and (largest := largest_token_id(tokenizer)) >= model.text_encoder.vocab_size:
+    size = model.vocab_size
+    if tokenizer is not None and size is not None and (largest := largest_token_id(tokenizer)) >= size:
         raise ModelError(
-            f"{folder / 'tokenizer'}: it has a token of id {largest}, but the model has a vocabulary of "
-            f"{model.text_encoder.vocab_size}; the tokenizer is of another model"
+            f"{folder / 'tokenizer'}: it has a token of id {largest}, but the model has a vocabulary of {size}; the "
+            "tokenizer is of another model"
         )
+    if model.text_encoder is None:
+        return
     positions = getattr(model.text_encoder.model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions < model.config.text.max_length:
         raise ModelError(

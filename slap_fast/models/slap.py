@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from slap_fast.config.model import ModelConfig
+from slap_fast.config.model import OBJECTIVES, ModelConfig
 from slap_fast.errors import ModelError
 from slap_fast.models import captioning, encoding, saving
 from slap_fast.models.arguments import Audio, single_clip
@@ -18,12 +19,21 @@ from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.encoding import Embeddings, PackedBatch
 from slap_fast.models.logit_scale import LogitScale
 from slap_fast.models.pooling import AttentionPooling
-from slap_fast.models.text_encoder import TextEncoder, build_text_model
+from slap_fast.models.text_encoder import TextEncoder, build_text_model, vocabulary_size
 from slap_fast.ops.log_mel.patches import log_mel_patches
 from slap_fast.ops.packed import PackedLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PARTS = {
+    "text_encoder": ("text tower", "contrastive"),
+    "audio_pooling": ("audio pooling", "contrastive"),
+    "text_pooling": ("text pooling", "contrastive"),
+    "logit_scale": ("logit scale", "contrastive"),
+    "caption_decoder": ("caption decoder", "caption"),
+}
+"""Name in messages of each part that a model can lack, and the objective that adds it."""
 
 
 class SLAP(nn.Module):
@@ -31,33 +41,81 @@ class SLAP(nn.Module):
 
     Args:
         config: every dimension.
+        objectives: of `OBJECTIVES`, those that the model is trained for. Without `contrastive`, `text_encoder`,
+            `audio_pooling`, `text_pooling` and `logit_scale` are None; without `caption`, `caption_decoder` is None.
         load_pretrained_text: load the weights of `config.text.pretrained`; False builds the architecture alone.
         text_hf_config: transformers configuration of the text tower, as stored in a model folder; None: from `config`.
 
     Raises:
         ModelError: the towers' widths differ (no projection follows the pooling), or the pretrained text encoder
             cannot be loaded.
+        ValueError: `objectives` is empty or has an unknown name.
     """
 
-    def __init__(self, config: ModelConfig, *, load_pretrained_text: bool = True, text_hf_config: Any = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        objectives: Sequence[str] = OBJECTIVES,
+        load_pretrained_text: bool = True,
+        text_hf_config: Any = None,
+    ) -> None:
         super().__init__()
-        text_model = build_text_model(config.text, load_pretrained=load_pretrained_text, hf_config=text_hf_config)
-        self.text_encoder = TextEncoder(text_model)
-        if self.text_encoder.width != config.audio.width:
-            raise ModelError(
-                f"the text tower is {self.text_encoder.width} wide, the audio tower {config.audio.width}; embeddings "
-                "are compared without a projection, so model.text.width and model.audio.width must be equal"
-            )
+        if not objectives or not set(objectives) <= set(OBJECTIVES):
+            raise ValueError(f"objectives is {list(objectives)!r}; list one or more of {', '.join(OBJECTIVES)}")
+        self.objectives = tuple(name for name in OBJECTIVES if name in objectives)
+        contrastive, caption = "contrastive" in objectives, "caption" in objectives
+        # Parts that stay None are reported by `require`, not by the type checker.
+        self.text_encoder: TextEncoder = None  # type: ignore[assignment]
+        self.audio_pooling: AttentionPooling = None  # type: ignore[assignment]
+        self.text_pooling: AttentionPooling = None  # type: ignore[assignment]
+        self.caption_decoder: CaptionDecoder = None  # type: ignore[assignment]
+        self.logit_scale: LogitScale = None  # type: ignore[assignment]
+        if contrastive:
+            text_model = build_text_model(config.text, load_pretrained=load_pretrained_text, hf_config=text_hf_config)
+            self.text_encoder = TextEncoder(text_model)
+            if self.text_encoder.width != config.audio.width:
+                raise ModelError(
+                    f"the text tower is {self.text_encoder.width} wide, the audio tower {config.audio.width}; "
+                    "embeddings are compared without a projection, so model.text.width and model.audio.width must be "
+                    "equal"
+                )
+        elif caption:
+            # The vocabulary alone: recorded here, because no text tower does it.
+            vocabulary = vocabulary_size(config.text, from_pretrained=load_pretrained_text)
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=vocabulary))
         self.config = config
         self.audio_encoder = AudioEncoder(config)
         audio, text = config.audio, config.text
-        self.audio_pooling = AttentionPooling(audio.width, audio.pooling_heads, audio.pooling_mlp_ratio)
-        self.text_pooling = AttentionPooling(audio.width, text.pooling_heads, text.pooling_mlp_ratio)
-        self.caption_decoder = CaptionDecoder(
-            config.caption, vocab_size=self.text_encoder.vocab_size, feature_width=audio.width
-        )
-        self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
+        if contrastive:
+            self.audio_pooling = AttentionPooling(audio.width, audio.pooling_heads, audio.pooling_mlp_ratio)
+            self.text_pooling = AttentionPooling(audio.width, text.pooling_heads, text.pooling_mlp_ratio)
+        if caption:
+            vocabulary = self.text_encoder.vocab_size if contrastive else config.text.vocab_size
+            self.caption_decoder = CaptionDecoder(config.caption, vocab_size=vocabulary, feature_width=audio.width)
+        if contrastive:
+            self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
         self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of token ids that the text tower or the caption decoder takes; None for a model without both."""
+        if self.text_encoder is not None:
+            return self.text_encoder.vocab_size
+        return None if self.caption_decoder is None else self.caption_decoder.token_embedding.num_embeddings
+
+    def require(self, part: str) -> None:
+        """
+        Raises:
+            ModelError: the model lacks the part of this name, because it was trained without its objective.
+        """
+        if getattr(self, part) is None:
+            name, objective = _PARTS[part]
+            key = f"objectives.{objective}_weight"
+            raise ModelError(
+                f"this model has no {name}, because it was trained with {key}=0; use a model that was trained with "
+                f"{key} above 0"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +172,9 @@ class SLAP(nn.Module):
         Raises:
             ValueError: as in `encode_audio` and `encode_text`.
             AudioError: a file cannot be read; the message has its index and path.
+            ModelError: the model was trained without the contrastive objective.
         """
+        self.require("logit_scale")
         if isinstance(audio, PackedBatch):
             if texts is not None or sampling_rate is not None:
                 raise ValueError("a Batch has its own captions and sample rate; pass it alone")
@@ -169,7 +229,8 @@ class SLAP(nn.Module):
                 Channels are averaged, other rates are resampled (soxr, HQ).
             sampling_rate: Hz, of samples without their own rate. If omitted, they are assumed to be at
                 `config.mel.sample_rate`, with a warning.
-            dense: one embedding per column of patches (160 ms for the paper's model) instead of one per clip.
+            dense: one embedding per column of patches (160 ms for the paper's model) instead of one per clip. A model
+                without the contrastive objective has these alone: it averages the features where others pool them.
             batch_seconds: seconds of audio per packed batch on a GPU.
             progress: show a progress bar.
 
@@ -182,7 +243,10 @@ class SLAP(nn.Module):
             ValueError: a clip of an unknown or ambiguous form, or samples that are not finite or not in [-1, 1]; the
                 message has its index.
             AudioError: a file cannot be read; the message has its index and path.
+            ModelError: the model was trained without the contrastive objective, and `dense` is not set.
         """
+        if not dense:
+            self.require("audio_pooling")
         return encoding.encode_audio(
             self, audio, sampling_rate=sampling_rate, dense=dense, batch_seconds=batch_seconds, progress=progress
         )
@@ -194,7 +258,9 @@ class SLAP(nn.Module):
 
         Raises:
             ValueError: the model has no tokenizer, or an entry is not a string.
+            ModelError: the model was trained without the contrastive objective.
         """
+        self.require("text_encoder")
         return encoding.encode_text(self, texts, batch_size=batch_size, progress=progress)
 
     def caption(
@@ -208,7 +274,11 @@ class SLAP(nn.Module):
         """Caption clips by greedy decoding of at most `max_length` tokens; a list even for a single clip.
 
         Args and errors as in `encode_audio`.
+
+        Raises:
+            ModelError: the model was trained without the caption objective.
         """
+        self.require("caption_decoder")
         return captioning.caption(self, audio, sampling_rate=sampling_rate, max_length=max_length, progress=progress)
 
     def similarity_over_time(
@@ -219,6 +289,7 @@ class SLAP(nn.Module):
         Returns:
             `[columns]` column centers in seconds and `[columns]` cosine similarities, both float32 on the CPU.
         """
+        self.require("text_encoder")
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}; pass one string")
         (columns,) = self.encode_audio([single_clip(audio)], sampling_rate=sampling_rate, dense=True)
@@ -230,7 +301,8 @@ class SLAP(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json`, `model.safetensors`, `text_config/` and `tokenizer/` into `folder`.
 
-        Each file is replaced atomically: an interrupted save leaves the earlier ones intact.
+        `text_config/` is written only if the model has a text tower. Each file is replaced atomically: an interrupted
+        save leaves the earlier ones intact.
 
         Raises:
             OSError: a file cannot be written.

@@ -81,6 +81,29 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
     )
 
 
+def vocabulary_size(config: TextEncoderConfig, *, from_pretrained: bool) -> int:
+    """Rows of the text tower's embedding, without building the tower.
+
+    Args:
+        from_pretrained: read it from the configuration of `config.pretrained`, if there is one.
+
+    Raises:
+        ModelError: the configuration cannot be read, or has no vocabulary.
+    """
+    if not from_pretrained or config.pretrained is None:
+        return config.vocab_size
+    try:
+        size = getattr(read_pretrained_config(config.pretrained), "vocab_size", None)
+    except OSError as error:
+        raise ModelError(_not_found(config.pretrained, error)) from error
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(
+            f"model.text.pretrained is {config.pretrained!r}, whose config.json has the vocab_size {size!r}; choose "
+            "another model"
+        )
+    return size
+
+
 def _load_pretrained(name_or_folder: str, implementation: str) -> PreTrainedModel:
     from transformers import AutoModel
 
@@ -96,11 +119,7 @@ def _load_pretrained(name_or_folder: str, implementation: str) -> PreTrainedMode
     except ModelError:
         raise
     except OSError as error:
-        raise ModelError(
-            f"model.text.pretrained is {name_or_folder!r}, which is neither a local folder nor a model that the "
-            f"hub provides ({error}); download it first and give its folder, or set model.text.pretrained=null to "
-            "train the text encoder from scratch"
-        ) from error
+        raise ModelError(_not_found(name_or_folder, error)) from error
     except Exception as error:  # Transformers models and weight formats raise errors of many types.
         raise ModelError(
             f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
@@ -134,6 +153,14 @@ def read_pretrained_config(name_or_folder: str) -> PreTrainedConfig:
             f"model.text.pretrained is {name_or_folder!r}, which this version of transformers cannot load "
             f"({one_line(error)})"
         ) from error
+
+
+def _not_found(name_or_folder: str, error: OSError) -> str:
+    return (
+        f"model.text.pretrained is {name_or_folder!r}, which is neither a local folder nor a model that the hub "
+        f"provides ({error}); download it first and give its folder, or set model.text.pretrained=null to train the "
+        "text encoder from scratch"
+    )
 
 
 def _no_dropout(hf_config: Any) -> dict[str, float]:
