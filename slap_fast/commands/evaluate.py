@@ -20,6 +20,7 @@ from slap_fast.commands.shared import (
 
 if TYPE_CHECKING:
     from slap_fast.data.format.index import ClipIndex
+    from slap_fast.data.labeled import LabeledFile
     from slap_fast.inference.audio_inputs import AudioInput, Skipped
     from slap_fast.inference.embed import EmbeddedDataset
     from slap_fast.models.slap import SLAP
@@ -70,14 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         index = ClipIndex.open(arguments.dataset)
     if arguments.zero_shot is not None:
-        from slap_fast.evaluation.zero_shot import labeled_files
+        from slap_fast.data.labeled import open_labeled
 
-        labeled = labeled_files(arguments.zero_shot)
+        labeled = open_labeled(arguments.zero_shot)
     evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
     if index is not None:
         evaluation.retrieval(index)
     if labeled is not None:
-        evaluation.zero_shot(*labeled)
+        evaluation.zero_shot([(file, file.labels[0]) for file in labeled.files], labeled.classes)
     if log is not None and not arguments.no_plots:
         evaluation.plot_training_log(log)
     return evaluation.finish()
@@ -115,17 +116,17 @@ class _Evaluation:
         if arguments.captions:
             self._write_captions(dataset.clips)
 
-    def zero_shot(self, files: list[tuple[Path, int]], names: list[str]) -> None:
+    def zero_shot(self, files: list[tuple[LabeledFile, int]], names: list[str]) -> None:
         import torch
 
         from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
-        from slap_fast.inference.audio_inputs import file_input
+        from slap_fast.inference.audio_inputs import labeled_input
         from slap_fast.inference.embed import embed_audio
 
         arguments = self._arguments
         classes = class_embeddings(self._model, names, arguments.templates or TEMPLATES)
-        label_of = {str(file): label for file, label in files}
-        audio = embed_audio(self._model, [file_input(file) for file, _ in files], progress=show_progress(arguments))
+        label_of = {str(file.path): label for file, label in files}
+        audio = embed_audio(self._model, [labeled_input(file) for file, _ in files], progress=show_progress(arguments))
         labels = torch.tensor([label_of[clip.name] for clip in audio.inputs])
         self._report["zero_shot"] = {
             "source": str(arguments.zero_shot),

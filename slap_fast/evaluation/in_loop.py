@@ -15,17 +15,18 @@ from torch import Tensor
 
 from slap_fast.config.recipe import EvaluationConfig
 from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.labeled import open_labeled
 from slap_fast.errors import SlapFastError
 from slap_fast.evaluation.best_model import BestModel
 from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
-from slap_fast.evaluation.zero_shot import class_embeddings, labeled_files, zero_shot_metrics
+from slap_fast.evaluation.zero_shot import class_embeddings, zero_shot_metrics
 from slap_fast.inference.audio_inputs import (
     AudioInput,
     Skipped,
     dataset_inputs,
     describe_nothing_read,
     evenly_spaced,
-    file_input,
+    labeled_input,
 )
 from slap_fast.inference.embed import embed_audio, embed_dataset
 from slap_fast.models.slap import SLAP
@@ -77,9 +78,10 @@ class InLoopEvaluation:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
         if config.zero_shot is not None:
-            files, self._classes = labeled_files(config.zero_shot)
+            labeled = open_labeled(config.zero_shot)
+            files, self._classes = labeled.files, labeled.classes
             chosen = evenly_spaced(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
-            self._labeled = [(file_input(files[at][0]), files[at][1]) for at in chosen]
+            self._labeled = [(labeled_input(files[at]), files[at].labels[0]) for at in chosen]
         chosen_by = dataclasses.asdict(config)
         del chosen_by["every"]
         self._best = BestModel(best, chosen_by) if ranks.is_first else None

@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.labeled_layouts import labeled_rows, published_table
-from slap_fast.data.prepare.source import Rejection
-from slap_fast.data.prepare.table_folders import SPLIT_WORDS
-from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
-from slap_fast.errors import SlapFastError
+from slap_fast.data.labeled import LabelError
 from slap_fast.models.arguments import split_texts
 
 TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 
-_FOLD = re.compile(r"folds?[ _-]?\d+", re.IGNORECASE)
-
 
 class TextEncoder(Protocol):
     def encode_text(self, texts: list[str]) -> Tensor: ...
-
-
-class LabelError(SlapFastError, ValueError):
-    """A labeled set of clips, or a prompt template, that cannot be used."""
-
-
-def labeled_files(source: str | Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """List audio files and their classes.
-
-    Args:
-        source: a folder with one subfolder per class, searched recursively; the folder of ESC-50 or UrbanSound8K, or
-            its audio folder; or a table with a column of files (`file`, `filename` or `path`, relative to the table)
-            and one of classes (`class`, `label` or `category`).
-
-    Returns:
-        `(file, class index)` in a fixed order, and the sorted class names, with underscores replaced by spaces.
-
-    Raises:
-        FileNotFoundError: `source` does not exist.
-        LabelError: fewer than two classes, no file, a table without those columns, a row without a file or class, a
-            file of two classes, or folds, splits or numbers instead of class names.
-    """
-    source = Path(source)
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such folder or CSV")
-    table = source if source.is_file() else published_table(source)
-    named = _from_folders(source) if table is None else _from_table(table)
-    if not named:
-        raise LabelError(
-            f"{source}: no labeled audio; give a folder with one subfolder per class, or a CSV of files and classes"
-        )
-    names = sorted({name for _, name in named})
-    if len(names) < 2:
-        raise LabelError(f"{source}: only the class {names[0]!r}; classification needs at least two")
-    if all(name.isdecimal() for name in names):
-        raise LabelError(f"{source}: the classes are numbers ({', '.join(names[:5])}); use class names")
-    _check_one_class_per_file(source, named)
-    number = {name: index for index, name in enumerate(names)}
-    return [(path, number[name]) for path, name in named], names
 
 
 def class_embeddings(
@@ -141,46 +92,3 @@ def _rank_of_label(audio: Tensor, classes: Tensor, labels: Tensor) -> tuple[Tens
     similarity = _similarity(audio, classes)
     own = similarity.gather(1, labels.unsqueeze(1))
     return (similarity > own).sum(1), (similarity == own).sum(1)
-
-
-def _from_folders(source: Path) -> list[tuple[Path, str]]:
-    named = [
-        (path, folder.name)
-        for folder in sorted(source.iterdir())
-        if folder.is_dir()
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
-    ]
-    names = {name for _, name in named}
-    for kind, hint, fits in (
-        ("folds", "give the table of files and classes", _FOLD.fullmatch),
-        ("splits", "give one of these folders", lambda name: name.lower() in SPLIT_WORDS),
-    ):
-        if names and all(map(fits, names)):
-            listed = ", ".join(sorted(names))
-            raise LabelError(f"{source}: its folders are {kind}, not classes ({listed}); {hint}")
-    return [(path, name.replace("_", " ")) for path, name in named]
-
-
-def _from_table(source: Path) -> list[tuple[Path, str]]:
-    if source.suffix.lower() not in TABLE_EXTENSIONS:
-        raise LabelError(f"{source}: neither a folder nor one of {', '.join(sorted(TABLE_EXTENSIONS))}")
-    named = []
-    try:
-        for origin, found in labeled_rows([source]):
-            if isinstance(found, Rejection):
-                raise LabelError(f"{source.parent / origin}: {found.detail}")
-            path, name, row = found
-            if isinstance(row.get("audio"), (dict, bytes)):
-                raise LabelError(f"{source.parent / origin}: its audio is inside the table; write it to files")
-            named.append((path, name))
-    except DatasetError as error:
-        raise LabelError(str(error)) from error
-    return named
-
-
-def _check_one_class_per_file(source: Path, named: Sequence[tuple[Path, str]]) -> None:
-    seen: dict[Path, str] = {}
-    for path, name in named:
-        if seen.setdefault(path, name) != name:
-            raise LabelError(f"{source}: {path} has the classes {seen[path]!r} and {name!r}; keep one of its rows")

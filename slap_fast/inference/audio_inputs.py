@@ -18,6 +18,7 @@ from slap_fast.audio.reader import open_audio
 from slap_fast.audio.waveform import load_audio, log_notes, mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.labeled import LabeledFile
 from slap_fast.errors import SlapFastError
 from slap_fast.inference import MAX_SECONDS
 
@@ -56,6 +57,22 @@ def dataset_inputs(index: ClipIndex, limit: int | None = None) -> list[AudioInpu
 def file_input(path: Path, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
     """An audio file; reading it fails if it is longer than `max_seconds`."""
     return AudioInput(str(path), partial(_read_file, path, max_seconds))
+
+
+def labeled_input(file: LabeledFile, *, max_seconds: float = MAX_SECONDS) -> AudioInput:
+    """The audio of a clip of `open_labeled`; `name` is its path."""
+
+    def read(sample_rate: int) -> np.ndarray:
+        try:
+            if file.read is None:
+                return _read_file(file.path, max_seconds, sample_rate)
+            return load_audio(file.read(), sample_rate)
+        except (AudioError, DatasetError, OSError) as error:
+            if file.note is None:
+                raise
+            raise DatasetError(f"{error} ({file.note})") from error
+
+    return AudioInput(str(file.path), read)
 
 
 def unusable_input(name: str, reason: str, detail: str) -> AudioInput:

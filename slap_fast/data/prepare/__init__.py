@@ -12,9 +12,30 @@ Begin with `pipeline.prepare`. In the order of the data:
 - reindex.py indexes existing WebDataset tars without converting them.
 """
 
-from slap_fast.data.prepare.dataset_writer import PrepareReport
-from slap_fast.data.prepare.pipeline import prepare
-from slap_fast.data.prepare.source import GeneratedSource, Source
-from slap_fast.data.prepare.source_detection import open_source
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slap_fast.data.prepare.dataset_writer import PrepareReport
+    from slap_fast.data.prepare.pipeline import prepare
+    from slap_fast.data.prepare.source import GeneratedSource, Source
+    from slap_fast.data.prepare.source_detection import open_source
 
 __all__ = ["GeneratedSource", "PrepareReport", "Source", "open_source", "prepare"]
+
+_MODULES = {
+    "GeneratedSource": "source",
+    "PrepareReport": "dataset_writer",
+    "Source": "source",
+    "open_source": "source_detection",
+    "prepare": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: slap_fast.data.labeled uses modules of this package, and layouts here use that one.
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

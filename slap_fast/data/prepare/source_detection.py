@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple, get_args
 from slap_fast.audio.formats import AUDIO_EXTENSIONS
 from slap_fast.data.format.captions import find_caption_columns
 from slap_fast.data.format.dataset_files import DatasetError
+from slap_fast.data.labeled.tables import LABELED_LAYOUTS, labeled_layout, published_table
 from slap_fast.data.prepare import table_folders
 from slap_fast.data.prepare.file_search import walk_folder
 from slap_fast.data.prepare.folder_source import FolderSource
-from slap_fast.data.prepare.labeled_layouts import LABELED_LAYOUTS, LabeledSource, labeled_layout, published_table
+from slap_fast.data.prepare.labeled_layouts import LabeledSource
 from slap_fast.data.prepare.layouts import (
     AudioCaps,
     Clotho,
