@@ -41,6 +41,8 @@ def read_csv(
         if not header:
             return
         delimiter = dialect.delimiter
+        if file.newlines != "\r" and len(header) > 1:
+            lines.delimiter, lines.join_below = delimiter, len(header)
         unquoted = path.suffix.lower() == ".tsv"
         while (line := lines.next_record()) is not None:
             origin = f"{path.name}:{lines.number}"
@@ -74,11 +76,15 @@ class _Lines:
     Attributes:
         number: line number of the first line of the record, from 1.
         record: the lines of the record read so far.
+        join_below: a line with fewer cells continues the line before it, if that ends with a single carriage return
+            (captions of AudioCaps 2 contain some); 0 to join none.
     """
 
     def __init__(self, file: TextIO) -> None:
         self.number = 1
         self.record: list[str] = []
+        self.join_below = 0
+        self.delimiter = ","
         self._file = file
         self._pushed_back: deque[str] = deque()
 
@@ -86,9 +92,19 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._pushed_back.popleft() if self._pushed_back else next(self._file)
+        line = self._read()
+        while self.join_below and line.endswith("\r"):
+            if (more := self._read(None)) is None:
+                break
+            if more.count(self.delimiter) + 1 >= self.join_below:
+                self._pushed_back.appendleft(more)
+                break
+            line = f"{line[:-1]} {more}"
         self.record.append(line)
         return line
+
+    def _read(self, *default: None) -> Any:
+        return self._pushed_back.popleft() if self._pushed_back else next(self._file, *default)
 
     def next_record(self) -> str | None:
         """Peeks at the first line of the next record; None at the end."""

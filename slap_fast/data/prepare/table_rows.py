@@ -1,4 +1,4 @@
-"""Table reader: yields the rows of CSV, TSV, JSON, JSON lines and Parquet files one at a time."""
+"""Table reader: yields the rows of CSV, TSV, JSON, JSON lines, Parquet and Arrow files one at a time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.csv_rows import check_names, read_csv
 from slap_fast.data.prepare.source import Rejection
+from slap_fast.errors import MissingExtraError
 
-TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"})
+TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow"})
 
 _PARQUET_ROWS = 16  # a row may hold a whole audio file
+_ARROW_FILE, _ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 _PARQUET_BUFFER = 1 << 20  # bytes of a column to read at once; a row group may have gigabytes
 
 
@@ -38,7 +40,7 @@ def read_rows(
         if extension in (".csv", ".tsv"):
             yield from read_csv(path, is_file_name)
         else:
-            readers = {".json": _read_json, ".parquet": _read_parquet}
+            readers = {".json": _read_json, ".parquet": _read_parquet, ".arrow": _read_arrow}
             yield from readers.get(extension, _read_json_lines)(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
@@ -69,6 +71,9 @@ def column_names(path: Path) -> list[str]:
         # From the schema: the first row may contain audio.
         with _parquet_file(path) as file:
             return list(file.schema_arrow.names) if file.metadata.num_rows else []
+    if path.suffix.lower() == ".arrow":
+        with _arrow_batches(path) as (schema, batches):
+            return list(schema.names) if any(batch.num_rows for batch in batches) else []
     return list(first_row(path))
 
 
@@ -132,6 +137,46 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]
             for position in range(batch.num_rows):
                 yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
                 number += 1
+
+
+def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
+    number = 0
+    with _arrow_batches(path) as (_, batches):
+        for batch in batches:
+            for position in range(batch.num_rows):
+                yield f"{path.name}[{number}]", batch.slice(position, 1).to_pylist()[0]
+                number += 1
+
+
+@contextmanager
+def _arrow_batches(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """The schema and record batches of an Arrow file: a stream (as `datasets` writes) or the IPC file format.
+
+    The file is mapped into memory, so that a batch with audio is not copied.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path}: reading Arrow needs pyarrow; run `pip install pyarrow` (or slap-fast[datasets])"
+        ) from error
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            if bytes(file.read(len(_ARROW_FILE))) == _ARROW_FILE:
+                reader = pyarrow.ipc.open_file(file)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                # A stream that was cut off between two batches reads as a shorter one.
+                file.seek(max(0, file.size() - len(_ARROW_END)))
+                if bytes(file.read(len(_ARROW_END))) != _ARROW_END:
+                    raise pyarrow.ArrowInvalid("it has no end marker, so it is truncated; copy or download it again")
+                file.seek(0)
+                reader = pyarrow.ipc.open_stream(file)
+                batches = iter(reader)
+            check_names(path, reader.schema.names)
+            yield reader.schema, batches
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: not a readable Arrow file ({_one_line(error)})") from error
 
 
 @contextmanager
