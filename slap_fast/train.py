@@ -1,9 +1,9 @@
 """Train a model: `deepspeed slap_fast/train.py recipe=quickstart data.train=FOLDER training.output=FOLDER`.
 
 Plain `python slap_fast/train.py ...` trains on one process. Any key of the recipe can be set as `section.key=value`.
-The output folder gets config.yaml, log.jsonl, tensorboard/, checkpoints/, best/ (if the model is evaluated during
-training), and model/ when the run is complete. The same command continues a run that was stopped, and with more
-schedule.steps also one that is complete.
+The output folder gets config.yaml, log.jsonl, tensorboard/ (see logging.tracker), checkpoints/, best/ (if the model is
+evaluated during training), and model/ when the run is complete. The same command continues a run that was stopped, and
+with more schedule.steps also one that is complete.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from slap_fast.training.metrics.peak_flops import total_peak_flops
 from slap_fast.training.metrics.run_log import RunLog
 from slap_fast.training.metrics.step_counts import StepCounts, batch_metrics, memory_in_use
 from slap_fast.training.metrics.throughput import ThroughputMeter
+from slap_fast.training.metrics.trackers import require_trackers
 from slap_fast.training.step import take_step
 
 
@@ -77,6 +78,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
     # Everything that can fail on one rank alone comes before the engine, whose construction is a collective call.
     with raise_on_any_rank(ranks.device):
+        if ranks.is_first:
+            require_trackers(config.efficiency.logging)
         datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
         sampler = build.build_sampler(recipe, datasets)
         tokenizer = build.build_tokenizer(recipe.data, recipe.model)

@@ -92,7 +92,8 @@ def _parse_override(argument: str) -> tuple[_Path, Any]:
         _raise_unknown(key, where)
     path, hint = leaves[key]
     # If the key takes text or a list, brackets mark a list.
-    if hint is str or (_list_type(hint) is not None and not text.lstrip().startswith("[")):
+    takes_text = hint is str or str in typing.get_args(hint)
+    if hint is str or (takes_text and _list_type(hint) is not None and not text.lstrip().startswith("[")):
         return path, text
     try:
         value = yaml.safe_load(text)
@@ -202,7 +203,8 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
         hint_text = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"{where}: {key} is {value!r}; choose one of {choices}{hint_text}")
     if origin is tuple and arguments[1:] == (...,):
-        return tuple(_item(item, arguments[0], f"{key}[{number}]", where) for number, item in enumerate(value))
+        check = _item if dataclasses.is_dataclass(arguments[0]) else coerce
+        return tuple(check(item, arguments[0], f"{key}[{number}]", where) for number, item in enumerate(value))
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{where}: {key} is {value!r}; it must be a list of {len(arguments)} values")

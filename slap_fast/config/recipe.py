@@ -224,6 +224,35 @@ class EvaluationConfig:
         return self.dataset is not None or self.zero_shot is not None
 
 
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Experiment trackers, beside log.jsonl."""
+
+    tracker: Tracker | tuple[Tracker, ...] = "tensorboard"
+    """One or a list: `[tensorboard, wandb]`."""
+    project: str = "slap-fast"
+    """Project of trackio and wandb."""
+    run_name: str | None = None
+    """Name of the run in trackio and wandb; None: that of the output folder."""
+
+    def __post_init__(self) -> None:
+        listed = (self.tracker,) if isinstance(self.tracker, str) else self.tracker
+        if not listed or len(set(listed)) < len(listed) or ("none" in listed and len(listed) > 1):
+            raise ValueError(f"tracker lists {', '.join(listed) or 'nothing'}; list each once, or 'none' alone")
+        _require(
+            self, project=bool(self.project.strip()), run_name=self.run_name is None or bool(self.run_name.strip())
+        )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers in use; empty for `none`."""
+        listed = (self.tracker,) if isinstance(self.tracker, str) else self.tracker
+        return tuple(name for name in listed if name != "none")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings that change results."""
@@ -243,6 +272,7 @@ class Efficiency:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 @dataclass(frozen=True)

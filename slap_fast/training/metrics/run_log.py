@@ -1,4 +1,4 @@
-"""Run log: JSON lines, TensorBoard and progress bar, written by rank 0."""
+"""Run log: JSON lines, experiment trackers and progress bar, written by rank 0."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from slap_fast.config.recipe import RunConfig
 from slap_fast.runtime.durable_files import replace_text
 from slap_fast.runtime.progress import progress_bar
 from slap_fast.training.metrics.step_metrics import LOSSES, StepMetrics
+from slap_fast.training.metrics.trackers import Kind, Trackers
 from slap_fast.training.schedule import StepSettings
 
 _SCORES = "evaluation/"
@@ -31,7 +32,7 @@ class EvaluationResult:
 
 
 class RunLog:
-    """Writes `config.yaml`, `log.jsonl`, `tensorboard/` and a progress bar; does nothing if not `enabled`.
+    """Writes `config.yaml`, `log.jsonl`, trackers and a progress bar; does nothing if not `enabled`.
 
     Records after `start_step`, and the scores of `start_step`, are removed from an existing log: the run repeats them.
     A different `config.yaml` is kept as `config-until-step-NNNNNNNN.yaml`.
@@ -45,20 +46,26 @@ class RunLog:
         _keep_earlier(output / "config.yaml", to_yaml(config), start_step)
         replace_text(output / "config.yaml", to_yaml(config))
         path = output / "log.jsonl"
-        _drop_after(path, start_step)
+        logged = _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._tensorboard = _tensorboard_writer(output / "tensorboard", start_step)
         self._bar = progress_bar(total=config.recipe.schedule.steps, initial=start_step, desc="train", unit="step")
+        self._trackers = Trackers(
+            output,
+            config.efficiency.logging,
+            dataclasses.asdict(config),
+            start_step=start_step,
+            logged=logged,
+            say=self.say,
+        )
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._enabled:
-            self._bar.close()
             self._file.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            self._trackers.close()
+            self._bar.close()
 
     def advance(self) -> None:
         if self._enabled:
@@ -88,7 +95,8 @@ class RunLog:
             **measured,
             "skipped_steps": skipped_steps,
         }
-        self._scalars(step, values)
+        self._write(values)
+        self._trackers.log("steps", values)
         losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
         clips, seconds = measured["clips_per_second"], measured["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
@@ -98,7 +106,8 @@ class RunLog:
         if self._enabled:
             if evaluated.scores:
                 scores = {f"{_SCORES}{name}": score for name, score in evaluated.scores.items()}
-                self._scalars(step, {"step": step, **scores})
+                self._write({"step": step, **scores})
+                self._trackers.log("scores", {"step": step, **scores})
             self.say(*evaluated.notes)
 
     def skipped(self, record: dict[str, Any]) -> None:
@@ -114,13 +123,6 @@ class RunLog:
             for message in messages:
                 self._bar.write(message, file=sys.stderr)
 
-    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        self._write(dict(values))
-        if self._tensorboard is not None:
-            for key, value in values.items():
-                if key != "step" and value is not None:
-                    self._tensorboard.add_scalar(key, value, step)
-
     def _write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
 
@@ -135,9 +137,11 @@ def _keep_earlier(path: Path, text: str, step: int) -> None:
     os.replace(path, kept)
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> dict[Kind, int]:
+    """Remove the records after `step`; returns the last step of each kind of record that there was."""
+    last: dict[Kind, int] = {}
     if not path.exists():
-        return
+        return last
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -145,16 +149,10 @@ def _drop_after(path: Path, step: int) -> None:
             scores = any(key.startswith(_SCORES) for key in record)
             if record["step"] + scores <= step:
                 kept.append(line + "\n")
+            kind: Kind = "scores" if scores else "steps"
+            last[kind] = max(record["step"], last.get(kind, 0))
         # A line cut short by a crash.
         except (ValueError, KeyError, TypeError):
             continue
     replace_text(path, "".join(kept))
-
-
-def _tensorboard_writer(folder: Path, start_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print(f"tensorboard is not installed; {folder} is not written", file=sys.stderr)
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step + 1, flush_secs=30)
+    return last
