@@ -13,42 +13,59 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
+from slap_fast.config.initial_model import ConfigError, InitialModel, inherit_model
 from slap_fast.config.recipe import RunConfig
-from slap_fast.errors import SlapFastError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 _Path = tuple[str, ...]  # such as ("efficiency", "training", "zero_stage"); users write training.zero_stage
 
 
-class ConfigError(SlapFastError, ValueError):
-    """An invalid recipe or argument; the message names the file or argument, the key, and what is valid."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The values that a recipe and its overrides give, by key.
+
+    Attributes:
+        values: checked values by path, such as `("recipe", "model", "audio", "width")`.
+    """
+
+    values: Mapping[_Path, Any]
+
+    def get(self, key: str) -> Any:
+        """The value of a key such as `model.init_from`; its default if it is not given."""
+        path, default = next((path, default) for path, default in _defaults(RunConfig()) if ".".join(path[1:]) == key)
+        return self.values.get(path, default)
+
+    def config(self, initial: InitialModel | None = None) -> RunConfig:
+        """The complete configuration.
+
+        Args:
+            initial: the model that `model.init_from` names. Keys of `model` that are not given take its values.
+
+        Raises:
+            ConfigError: a value is out of range; or a key of `model` is given that does not fit the weights of the
+                initial model.
+        """
+        values = self.values if initial is None else inherit_model(self.values, initial, self.get)
+        return _build(RunConfig, values, ())
 
 
 def load_run_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and apply overrides.
+    """Read a recipe and apply overrides, without a look at the model that `model.init_from` names.
 
     Args:
         recipe: the name of a recipe of this package, or the path of a YAML file with the two top-level parts `recipe`
-            and `efficiency`. Keys that it leaves out keep their defaults.
+            and `efficiency`, and optionally `base`: the recipe whose values it changes. Keys that neither has keep
+            their defaults.
         overrides: `section.key=value`, such as `training.zero_stage=2`; the section may be of either part.
 
     Raises:
         ConfigError: no such recipe, an unknown key, or a value of the wrong type or out of range.
     """
-    path = _find_recipe(recipe)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
-    values = _flatten(RunConfig, {} if content is None else content, (), str(path))
-    for argument in overrides:
-        key, value = _parse_override(argument)
-        values[key] = value
-    return _build(RunConfig, values, ())
+    return _read_settings(recipe, overrides).config()
 
 
-def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
+def read_arguments(arguments: Sequence[str]) -> Settings:
     """Parse `recipe=NAME|PATH section.key=value ...`; ignores the `--local_rank` that launchers add.
 
     Raises:
@@ -59,7 +76,12 @@ def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
     if len(recipes) != 1 or not recipes[0]:
         given = f"{len(recipes)} recipe= arguments" if len(recipes) > 1 else "no recipe"
         raise ConfigError(f"{given}; pass exactly one recipe=NAME or recipe=PATH ({_known_recipes()})")
-    return load_run_config(recipes[0], [argument for argument in arguments if not argument.startswith("recipe=")])
+    return _read_settings(recipes[0], [argument for argument in arguments if not argument.startswith("recipe=")])
+
+
+def config_from_arguments(arguments: Sequence[str]) -> RunConfig:
+    """`load_run_config` of the arguments that `read_arguments` takes."""
+    return read_arguments(arguments).config()
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -71,7 +93,41 @@ def _known_recipes() -> str:
     return "known recipes: " + ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
 
 
-def _find_recipe(recipe: str) -> Path:
+def _read_settings(recipe: str, overrides: Sequence[str]) -> Settings:
+    values = _read_recipe(_find_recipe(recipe), ())
+    for argument in overrides:
+        key, value = _parse_override(argument)
+        values[key] = value
+    return Settings(values)
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...]) -> dict[_Path, Any]:
+    """The values that a recipe gives, with those of its `base`.
+
+    Args:
+        above: the recipes that led to this one by their `base`.
+    """
+    if path.resolve() in above:
+        chain = " -> ".join(str(each) for each in (*above, path.resolve()))
+        raise ConfigError(f"recipes that are the base of each other: {chain}; change the base of one")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    content = {} if content is None else content
+    values: dict[_Path, Any] = {}
+    if isinstance(content, Mapping) and "base" in content:
+        if not isinstance(base := content["base"], str):
+            raise ConfigError(f"{path}: base is {base!r}; it must be the name or path of a recipe")
+        # A path is relative to the file that has it.
+        beside = path.parent / base
+        found = beside if beside.is_file() else _find_recipe(base, f"{path}: base")
+        values = _read_recipe(found, (*above, path.resolve()))
+        content = {key: value for key, value in content.items() if key != "base"}
+    return values | _flatten(RunConfig, content, (), str(path))
+
+
+def _find_recipe(recipe: str, key: str = "recipe") -> Path:
     named = RECIPES / f"{recipe}.yaml"
     if "/" not in recipe and named.is_file():
         return named
@@ -79,7 +135,7 @@ def _find_recipe(recipe: str) -> Path:
         return Path(recipe)
     nearest = difflib.get_close_matches(recipe, [path.stem for path in RECIPES.glob("*.yaml")], n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ConfigError(f"recipe={recipe}: neither a recipe nor a file; {hint}({_known_recipes()})")
+    raise ConfigError(f"{key}={recipe}: neither a recipe nor a file; {hint}({_known_recipes()})")
 
 
 def _parse_override(argument: str) -> tuple[_Path, Any]:
@@ -116,7 +172,8 @@ def _flatten(cls: type, content: Any, prefix: _Path, where: str) -> dict[_Path, 
         if key not in hints:
             if not prefix:
                 raise ConfigError(
-                    f"{where}: unknown top-level section {key!r}; a recipe has exactly 'recipe' and 'efficiency'"
+                    f"{where}: unknown top-level section {key!r}; a recipe has 'recipe' and 'efficiency', and may have "
+                    "'base'"
                 )
             _raise_unknown(".".join(path[1:]), where)
         if dataclasses.is_dataclass(hints[key]):
@@ -153,6 +210,16 @@ def _leaves(cls: Any = RunConfig, prefix: _Path = ()) -> Iterator[tuple[_Path, A
             yield path, hint
 
 
+def _defaults(value: Any, prefix: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Path and value of each key of a configuration."""
+    for name in typing.get_type_hints(type(value)):
+        path, part = (*prefix, name), getattr(value, name)
+        if dataclasses.is_dataclass(part):
+            yield from _defaults(part, path)
+        else:
+            yield path, part
+
+
 def _raise_unknown(key: str, where: str) -> NoReturn:
     known = [".".join(path[1:]) for path, _ in _leaves()]
     below = [candidate for candidate in known if candidate.startswith(f"{key}.")]
@@ -166,10 +233,10 @@ def _raise_unknown(key: str, where: str) -> NoReturn:
         known = [candidate for candidate in known if candidate.startswith(f"{section}.")] or known
 
     def similarity(candidate: str) -> float:
-        ratios = [
-            difflib.SequenceMatcher(None, *names).ratio()
-            for names in ((key, candidate), (leaf, candidate.rpartition(".")[2]))
-        ]
+        name = candidate.rpartition(".")[2]
+        if leaf == "".join(word[:1] for word in name.split("_")):
+            return 1.0  # its initials, such as lr
+        ratios = [difflib.SequenceMatcher(None, *names).ratio() for names in ((key, candidate), (leaf, name))]
         return 0.4 * ratios[0] + 0.6 * ratios[1]
 
     raise ConfigError(f"{where}: unknown key {key!r}; did you mean {max(known, key=similarity)!r}?")
@@ -203,6 +270,8 @@ def coerce(value: Any, hint: Any, key: str, where: str) -> Any:
         hint_text = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"{where}: {key} is {value!r}; choose one of {choices}{hint_text}")
     if origin is tuple and arguments[1:] == (...,):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {key} is {value!r}; it must be a list, such as [{value}]")
         check = _item if dataclasses.is_dataclass(arguments[0]) else coerce
         return tuple(check(item, arguments[0], f"{key}[{number}]", where) for number, item in enumerate(value))
     if origin is tuple:

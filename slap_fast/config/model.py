@@ -146,6 +146,13 @@ class ModelConfig:
             )
 
     @property
+    def architecture(self) -> ModelConfig:
+        """These dimensions alone, also of a subclass with settings that a saved model does not have."""
+        if type(self) is ModelConfig:
+            return self
+        return ModelConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(ModelConfig)})
+
+    @property
     def tokens_per_column(self) -> int:
         """Tokens of one patch column, which share one position in time."""
         return self.mel.n_mels // self.audio.patch_mels

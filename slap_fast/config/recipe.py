@@ -5,10 +5,36 @@ The defaults of `Recipe` are the paper's; `recipes/paper.yaml` names the source 
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
 from slap_fast.config.model import OBJECTIVES, ModelConfig
+
+Part = Literal[
+    "audio_encoder",
+    "text_encoder",
+    "audio_pooling",
+    "text_pooling",
+    "caption_decoder",
+    "logit_scale",
+    "prototype_head",
+]
+"""A part of the model that can be frozen, and that can have a learning rate of its own."""
+
+
+@dataclass(frozen=True)
+class RecipeModelConfig(ModelConfig):
+    """The architecture, the weights to start from, and the parts that are not trained."""
+
+    init_from: str | None = None
+    """Folder or hub id of a model or checkpoint to start from; keys of `model` that are not given take its values."""
+    freeze: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.freeze)) < len(self.freeze):
+            raise ValueError(f"freeze lists {', '.join(self.freeze)}; list each part once")
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,24 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True)
+class RateMultipliersConfig:
+    """Factors of the learning rate, one for each part of the model."""
+
+    audio_encoder: float = 1.0
+    text_encoder: float = 1.0
+    audio_pooling: float = 1.0
+    text_pooling: float = 1.0
+    caption_decoder: float = 1.0
+    logit_scale: float = 1.0
+    prototype_head: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in typing.get_args(Part):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; set it above 0, or use model.freeze=[{name}]")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW."""
 
@@ -74,9 +118,13 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     gradient_clipping: float = 1.0
+    rate_multipliers: RateMultipliersConfig = field(default_factory=RateMultipliersConfig)
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of a tower to the one below it; the embeddings are lowest (BEiT)."""
 
     def __post_init__(self) -> None:
         _require(self, learning_rate=self.learning_rate > 0, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
+        _require(self, layer_decay=0 < self.layer_decay <= 1)
         _require(self, betas=all(0 <= beta < 1 for beta in self.betas), gradient_clipping=self.gradient_clipping >= 0)
 
 
@@ -257,7 +305,7 @@ class LoggingConfig:
 class Recipe:
     """Settings that change results."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: RecipeModelConfig = field(default_factory=RecipeModelConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -288,8 +336,8 @@ class RunConfig:
         for name in ("dataset", "zero_shot"):
             if (value := getattr(self.efficiency.evaluation, name)) is not None:
                 raise ValueError(
-                    f"evaluation.{name} is {value!r}, but objectives.contrastive_weight is 0, so audio and text are not "
-                    f"embedded in one space; set evaluation.{name}=null, or objectives.contrastive_weight above 0"
+                    f"evaluation.{name} is {value!r}, but objectives.contrastive_weight is 0, so audio and text are "
+                    f"not embedded in one space; set evaluation.{name}=null, or objectives.contrastive_weight above 0"
                 )
 
 

@@ -84,7 +84,7 @@ class SLAP(nn.Module):
             # The vocabulary alone: recorded here, because no text tower does it.
             vocabulary = vocabulary_size(config.text, from_pretrained=load_pretrained_text)
             config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=vocabulary))
-        self.config = config
+        self.config = config.architecture
         self.audio_encoder = AudioEncoder(config)
         audio, text = config.audio, config.text
         if contrastive:

@@ -20,6 +20,7 @@ from slap_fast.config.recipe import (
     LoadingConfig,
     OptimizerConfig,
     Recipe,
+    RecipeModelConfig,
     RunConfig,
     ScheduleConfig,
     TrainingConfig,
@@ -65,7 +66,7 @@ def run_config(
 ) -> RunConfig:
     return RunConfig(
         recipe=Recipe(
-            model=model_config(width),
+            model=RecipeModelConfig(**vars(model_config(width))),
             optimizer=OptimizerConfig(learning_rate=3e-3, gradient_clipping=clipping),
             schedule=ScheduleConfig(steps=20, warmup_steps=2, batch_size=batch_size, ema_momentum=0.9),
         ),
