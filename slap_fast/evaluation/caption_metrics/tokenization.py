@@ -31,6 +31,24 @@ _ABBREVIATIONS = (
     "mr|mrs|ms|dr|prof|st|mt|vs|etc|jr|sr|col|gen|lt|sgt|rev|hon|capt|inc|corp|co|ltd|ave|blvd|rd|ft|ph\\.d"
     "|jan|feb|mar|apr|aug|sept?|oct|nov|dec|mon|tue|wed|thu|fri"
 )
+_LETTER = "[^\\W\\d_]"
+_WORD = "[^\\W_]"
+_TOKEN = re.compile(
+    rf"""
+      \S+@\S+\.\w+ | https?://\S+ | www\.\S+                       # addresses
+    | '(?:tis|twas|cause|em)\b | '\d\ds\b | 'n'                   # 'tis, '90s, rock 'n' roll
+    | (?:[a-z]\.)+(?:[a-z]\b)?(?!{_WORD})                         # u.s., a.m., the initial of a name
+    | (?:{_ABBREVIATIONS})\.(?!{_WORD}) | no\.(?=\s*\d)
+    | (?:ma'am|c'mon)\b
+    | [a-z]+(?=n't\b)                                              # do, of "don't"
+    | n't\b | '(?:s|m|d|re|ve|ll|n)\b
+    | (?:o'{_LETTER}{{2,}}|d'ye)\b | y'(?={_LETTER})               # o'clock, y'all
+    | (?<![\w-])[-+]?\.?\d(?:[\d.,:/-]*\d)?{_WORD}*             # 1,000  3:30  10-15  60mph
+    | (?:\#(?!\d)|@)?{_WORD}+(?:(?:[-_/]{_WORD}+)+|(?:\.{_WORD}+)*)  # high-pitched  water/sink
+    | \.+ | [!?]+ | --+ | `` | '' | \S
+    """,
+    re.VERBOSE,
+)
 
 
 def tokenize(caption: str) -> list[str]:
