@@ -10,7 +10,7 @@ class AudioError(SlapFastError, ValueError):
 
     Attributes:
         reason: the category in reports: one of `missing_file`, `empty_file`, `unsupported_format`, `unreadable`,
-            `truncated`, `no_samples`, `not_finite`, `out_of_range`, `too_short`, `too_long`.
+            `truncated`, `no_audio`, `protected`, `no_samples`, `not_finite`, `out_of_range`, `too_short`, `too_long`.
         detail: what was found, for a person.
     """
 

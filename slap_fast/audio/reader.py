@@ -1,4 +1,4 @@
-"""Audio reader: decodes files and streams by soundfile in mono blocks, and checks lengths against the headers."""
+"""Audio reader: decodes files and streams in mono blocks, and checks lengths against the headers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
+from slap_fast.audio.audio_source import MAX_SHORTFALL, Loudness, check_length
 from slap_fast.audio.containers import ByteView, StreamLayout, StreamPart, find_layout, mpeg_layout
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.formats import CONVERT_HINT, OTHER_MEDIA_EXTENSIONS
+from slap_fast.audio.media_file import MediaFile, NotMediaError, unavailable
 
 _BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile reports 2^63 - 1 for streams of unknown length
-_MAX_SHORTFALL = 0.05  # a file that lacks more than this share of its declared audio is truncated
-_NOTED_SECONDS = 0.05  # a smaller shortfall is an effect of the codec
 _MPEG_SHARE = 0.9  # share of a file without any header that MPEG frames must fill
 _FRAMES_PAST_END = 4096
 
@@ -27,43 +27,57 @@ AudioFileLike = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
 """A path, a file's bytes, or a seekable binary stream."""
 
 
-class AudioSource(Protocol):
-    """An open audio file, or a segment of one; see `AudioFile`."""
+def open_audio(file: AudioFileLike, *, name: str = "") -> AudioFile | MediaFile:
+    """Open a path, a file's bytes or a seekable stream, to be read once.
 
-    samplerate: int
-    channels: int
-    notes: list[tuple[str, str]]
+    libsndfile reads what it can; other files go to FFmpeg, if PyAV is installed (extra `media`). Content decides, not
+    the name.
 
-    @property
-    def declared_seconds(self) -> float | None: ...
+    Args:
+        file: the audio.
+        name: name of bytes or of a stream, for the error.
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]: ...
-
-
-def open_audio(file: AudioFileLike) -> AudioFile:
-    """Open a path, a file's bytes or a seekable stream, to be read once. Raises AudioError as `load_audio`."""
-    name = extension = ""
+    Raises:
+        AudioError: as `load_audio`.
+    """
     close = isinstance(file, (str, bytes, os.PathLike))
     if isinstance(file, (str, os.PathLike)):
         _check_file(Path(file))
         name = os.path.basename(file)
-        extension = os.path.splitext(name)[1].lower()
         file = open(file, "rb", buffering=0)  # noqa: SIM115 (closed by AudioFile)
     elif isinstance(file, bytes):
         if not file:
             raise AudioError("empty_file", "0 bytes")
         file = io.BytesIO(file)
     try:
-        return AudioFile(file, close=close)
-    except (AudioError, soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        try:
+            return AudioFile(file, close=close)
+        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+            if isinstance(error, AudioError):
+                raise
+            return _open_media(file, close, name, _short_message(error))
+    except BaseException:
         if close:
             file.close()
-        if isinstance(error, AudioError):
-            raise
+        raise
+
+
+def _open_media(file: BinaryIO | io.RawIOBase, close: bool, name: str, reason: str) -> MediaFile:
+    """Open a file that libsndfile does not read, for `reason`."""
+    extension = os.path.splitext(name)[1].lower()
+    if missing := unavailable():
         if extension in OTHER_MEDIA_EXTENSIONS:
-            detail = f"{name}: libsndfile does not read {extension} files; {CONVERT_HINT}"
+            detail = f"{name}: libsndfile does not read {extension} files; {missing}, or {CONVERT_HINT}"
+            raise AudioError("unsupported_format", detail)
+        detail = f"not audio that libsndfile reads ({reason}); if it is audio, {missing}, or {CONVERT_HINT}"
+        raise AudioError("unreadable", detail)
+    try:
+        return MediaFile(file, close=close)
+    except NotMediaError as error:
+        if extension in OTHER_MEDIA_EXTENSIONS:
+            detail = f"{name}: neither libsndfile nor FFmpeg reads this {extension} file ({error}); {CONVERT_HINT}"
             raise AudioError("unsupported_format", detail) from error
-        detail = f"not audio that libsndfile reads ({_short_message(error)}); if it is audio, {CONVERT_HINT}"
+        detail = f"not audio that libsndfile reads ({reason}), nor FFmpeg ({error}); if it is audio, {CONVERT_HINT}"
         raise AudioError("unreadable", detail) from error
 
 
@@ -160,7 +174,7 @@ class AudioFile:
 
 
 def _checked(layout: StreamLayout) -> StreamLayout:
-    if layout.missing > _MAX_SHORTFALL:
+    if layout.missing > MAX_SHORTFALL:
         raise AudioError("truncated", layout.detail)
     return layout
 
@@ -169,7 +183,7 @@ def _decode(
     sound: soundfile.SoundFile, part: StreamPart, declared: float | None, notes: list[tuple[str, str]]
 ) -> Iterator[np.ndarray]:
     max_frames = max(1024, _BLOCK_VALUES // sound.channels)
-    read, energy = -part.skip, 0.0
+    read, loudness = -part.skip, Loudness()
     # libFLAC takes bytes after the last frame, such as a tag, for damage, and drops the block it was filling. So one
     # block ends at the declared end, and blocks after that are short.
     count = part.samples or sound.frames
@@ -195,27 +209,11 @@ def _decode(
         if not np.isfinite(mono).all():
             raise AudioError("not_finite", f"NaN or infinite samples before {read / sound.samplerate:.1f} s")
         if is_float:
-            energy += float(np.square(mono, dtype=np.float64).sum())
+            loudness.add(mono)
         if len(mono):
             yield mono
-    if energy > read:
-        # A waveform within [-1, 1] has a mean square of at most 1.
-        raise AudioError(
-            "out_of_range",
-            f"float samples with a root mean square of {(energy / read) ** 0.5:.4g}, where full scale is 1: stored at "
-            "the scale of integers; divide them (by 32768 for 16 bits)",
-        )
-    _check_length(read / sound.samplerate, declared, notes)
-
-
-def _check_length(seconds: float, declared: float | None, notes: list[tuple[str, str]]) -> None:
-    if not declared or seconds >= declared - _NOTED_SECONDS:
-        return
-    detail = f"the header declares {declared:.2f} s, {seconds:.2f} s can be decoded"
-    if seconds < declared * (1 - _MAX_SHORTFALL):
-        raise AudioError("truncated", detail)
-    if "cut_short" not in dict(notes):
-        notes.append(("cut_short", detail))
+    loudness.check()
+    check_length(read / sound.samplerate, declared, notes)
 
 
 def _check_file(path: Path) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import soxr
 
+from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.reader import AudioFileLike, AudioSource, open_audio
+from slap_fast.audio.reader import AudioFileLike, open_audio
 
 logger = logging.getLogger(__name__)
 

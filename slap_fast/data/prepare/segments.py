@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.reader import AudioSource
 from slap_fast.data.format.captions import is_missing
 from slap_fast.errors import SlapFastError
 

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.containers import ByteView, StreamPart
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.reader import AudioFile, open_audio
+from slap_fast.audio.reader import open_audio
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.prepare.segments import Segment, SegmentSound
 
@@ -34,13 +35,21 @@ class GeneratedClip(Protocol):
         ...
 
 
+class StoredAudio(Protocol):
+    """Audio that a worker process opens and decodes. It must be picklable."""
+
+    def open(self) -> contextlib.AbstractContextManager[AudioSource]:
+        """Raises AudioError if it cannot be used."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileAudio:
     """An audio file."""
 
     path: Path
 
-    def open(self) -> contextlib.AbstractContextManager[AudioFile]:
+    def open(self) -> contextlib.AbstractContextManager[AudioSource]:
         return open_audio(self.path)
 
 
@@ -50,7 +59,7 @@ class BytesAudio:
 
     data: bytes = field(repr=False)
 
-    def open(self) -> contextlib.AbstractContextManager[AudioFile]:
+    def open(self) -> contextlib.AbstractContextManager[AudioSource]:
         return open_audio(self.data)
 
 
@@ -63,7 +72,7 @@ class TarAudio:
     size: int
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[AudioFile]:
+    def open(self) -> Iterator[AudioSource]:
         if self.size == 0:
             raise AudioError("empty_file", "0 bytes")
         try:
@@ -109,7 +118,7 @@ class ClipItem:
 
     name: str
     captions: Sequence[str]
-    audio: FileAudio | BytesAudio | TarAudio | SegmentAudio | RenderedAudio
+    audio: StoredAudio | RenderedAudio
     origin: str
     metadata: dict[str, Any] = field(default_factory=dict)
     seen: int = 1
