@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: what is a hub id, and the download of a model's weights, JSON and tokenizer."""
+"""Models of the Hugging Face hub: what is a hub id, the download of weights, JSON and tokenizer, and the upload."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 _ALLOWED = ("*.safetensors", "*.json")
 _CODE = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle|py|npy|npz|h5|msgpack)$", re.IGNORECASE)
 _PREFIX = "hf://"
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubId(NamedTuple):
@@ -53,7 +56,7 @@ def hub_id(name_or_folder: str | os.PathLike[str]) -> HubId | None:
                 f"{text}: no such folder, but {owner}/ exists here, so this looks like a path; write {_PREFIX}{text} "
                 "for the model of the Hugging Face hub"
             )
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) or ("@" in text and not revision):
+    if not _REPO_ID.fullmatch(name) or ("@" in text and not revision):
         raise ModelError(
             f"{text}: no such folder, and no id of the Hugging Face hub either, which is owner/name or "
             "owner/name@revision"
@@ -93,7 +96,7 @@ def model_folder(
     except ModelError:
         raise
     except Exception as error:  # The client raises unrelated types, of itself and of its HTTP library.
-        raise hub_error(error, found) from error
+        raise _download_error(error, found) from error
 
 
 def _download(model: HubId, token: str | None) -> Path:
@@ -124,7 +127,7 @@ def _download(model: HubId, token: str | None) -> Path:
             local_files_only=is_cached_only,
         )
     except FileNotFoundError as error:  # no complete download in the cache
-        raise hub_error(failure if is_cached_only else error, model) from error
+        raise _download_error(failure if is_cached_only else error, model) from error
     if is_cached_only and not is_offline(failure):
         logger.warning(
             "the hub cannot be reached (%s); using the download of %s at commit %s",
@@ -135,6 +138,68 @@ def _download(model: HubId, token: str | None) -> Path:
     return Path(folder)
 
 
+def upload_files(
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    private: bool | None = None,
+    commit_message: str = "Upload the model",
+    token: str | None = None,
+    keep: str | None = None,
+) -> tuple[str, bool]:
+    """Create the repository if it does not exist, and upload files in one commit.
+
+    Args:
+        repo_id: `owner/name`.
+        files: content or local path by path in the repository.
+        private: of a new repository; None: the default of the account.
+        keep: a path of `files` that is left as it is if the repository has it.
+
+    Returns:
+        The URL of the commit, and whether `keep` was left as it is.
+
+    Raises:
+        ModelError: the hub cannot be reached or refuses the upload, `repo_id` is no id, or `private` is set and the
+            repository exists as a public one. Nothing is committed then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    target = HubId(checked_repo_id(repo_id), None)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.model_info(repo_id)
+        if private and not info.private:
+            raise ModelError(
+                f"{repo_id}: the repository exists and is public; make it private in its settings first, or publish "
+                "under another name"
+            )
+        is_kept = keep in {file.rfilename for file in info.siblings or []}
+        operations = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else os.fspath(content))
+            for name, content in files.items()
+            if not (is_kept and name == keep)
+        ]
+        commit = api.create_commit(repo_id, operations, commit_message=commit_message)
+    except ModelError:
+        raise
+    except Exception as error:  # The client raises unrelated types, of itself and of its HTTP and Xet libraries.
+        raise _upload_error(error, target) from error
+    return commit.commit_url, is_kept
+
+
+def checked_repo_id(repo_id: str) -> str:
+    """
+    Raises:
+        ModelError: it is not `owner/name`.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise ModelError(
+            f"{repo_id}: no id of the Hugging Face hub; give owner/name, of letters, digits, '-', '_', '.'"
+        )
+    return repo_id
+
+
 def is_offline(error: Exception) -> bool:
     """Whether the client refused to use the network because of `HF_HUB_OFFLINE=1`."""
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -142,44 +207,76 @@ def is_offline(error: Exception) -> bool:
     return isinstance(error, OfflineModeIsEnabled)
 
 
-def hub_error(error: Exception, model: HubId) -> ModelError:
+def _download_error(error: Exception, model: HubId) -> ModelError:
     """What an error of `huggingface_hub` means for the user, in one line."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    page = f"{constants.ENDPOINT}/{model.repo_id}"
-    login = "log in with `hf auth login`, or set HF_TOKEN"
+    cache = constants.HF_HUB_CACHE
     if is_offline(error):
         return ModelError(
-            f"{model}: no such folder, not in the cache {constants.HF_HUB_CACHE}, and the hub is switched off by "
-            "HF_HUB_OFFLINE=1; unset it, or give a folder"
+            f"{model}: no such folder, not in the cache {cache}, and the hub is switched off by HF_HUB_OFFLINE=1; "
+            "unset it, or give a folder"
         )
     if isinstance(error, GatedRepoError):
-        return ModelError(f"{model}: access is restricted; accept its terms at {page}, then {login}")
+        page = f"{constants.ENDPOINT}/{model.repo_id}"
+        return ModelError(f"{model}: access is restricted; accept its terms at {page}, then {_LOGIN}")
     if isinstance(error, RevisionNotFoundError):
         return ModelError(f"{model}: the model has no revision {model.revision!r}; give a branch, a tag or a commit")
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401 and "Invalid credentials" in str(error):
-        return ModelError(f"{model}: the hub rejects the token ({constants.ENDPOINT}); {login}")
-    if isinstance(error, RepositoryNotFoundError) or status == 401:
+    if (refused := _token_error(error, model)) is not None:
+        return refused
+    if isinstance(error, RepositoryNotFoundError) or _status(error) == 401:
         return ModelError(
             f"{model}: no such folder, and no such model at {constants.ENDPOINT}, or it is private; check the name, or "
-            f"{login}"
+            f"{_LOGIN}"
         )
-    if status == 403:
-        return ModelError(f"{model}: the hub refuses access with this token ({one_line(error)}); use one that has it")
-    if status is not None:
-        return ModelError(f"{model}: the hub answers with status {status} ({one_line(error)}); try again later")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ModelError(
-            f"{model}: the disk of {constants.HF_HUB_CACHE} is full; free space, or set HF_HOME to another disk"
-        )
+        return ModelError(f"{model}: the disk of {cache} is full; free space, or set HF_HOME to another disk")
     if isinstance(error, OSError) and error.filename:
         return ModelError(f"{model}: {error.filename}: {error.strerror}")
+    return _other_error(error, f"{model}: no such folder, and")
+
+
+def _upload_error(error: Exception, model: HubId) -> ModelError:
+    if is_offline(error):
+        return ModelError(f"{model}: nothing was uploaded: the hub is switched off by HF_HUB_OFFLINE=1; unset it")
+    if (refused := _token_error(error, model)) is not None:
+        return refused
+    if _status(error) in (401, 404):
+        return ModelError(f"{model}: nothing was uploaded: the hub asks for a token with write access; {_LOGIN}")
+    return _other_error(error, f"{model}: nothing was uploaded:")
+
+
+def _token_error(error: Exception, model: HubId) -> ModelError | None:
+    status = _status(error)
+    if status == 401 and "Invalid credentials" in str(error):
+        return ModelError(f"{model}: the hub rejects the token as invalid; {_LOGIN}")
+    if status == 403:
+        return ModelError(f"{model}: the hub refuses access with this token ({_reason(error)}); use one that has it")
+    return None
+
+
+def _other_error(error: Exception, start: str) -> ModelError:
+    from huggingface_hub import constants
+
+    if (status := _status(error)) is not None:
+        return ModelError(
+            f"{start} the hub at {constants.ENDPOINT} answers with status {status} ({_reason(error)}); try again later"
+        )
     return ModelError(
-        f"{model}: no such folder, and the hub at {constants.ENDPOINT} cannot be reached "
-        f"({type(error).__name__}: {one_line(error)})"
+        f"{start} the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {one_line(error)})"
     )
+
+
+def _status(error: Exception) -> int | None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _reason(error: Exception) -> str:
+    """The hub's own words, without the request that the client puts before them."""
+    return one_line(getattr(error, "server_message", None) or error)
 
 
 def _names(files: list[str], limit: int = 5) -> str:

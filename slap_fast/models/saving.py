@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from slap_fast.config.model import OBJECTIVES, model_config_from_dict
+from slap_fast.config.model import OBJECTIVES, ModelConfig, model_config_from_dict
 from slap_fast.config.saved_files import (
     largest_token_id,
     read_json_object,
@@ -24,12 +24,16 @@ from slap_fast.config.saved_files import (
 )
 from slap_fast.errors import ModelError, one_line
 from slap_fast.ops.packed import PackedLayout
-from slap_fast.runtime.durable_files import replace_file, replace_file_with, save_safetensors
+from slap_fast.runtime.durable_files import replace_file_with, replace_text, save_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from slap_fast.models.slap import SLAP
+
+MODEL_TYPE = "slap"
+"""`model_type` in config.json, by which transformers finds `SlapConfig`."""
+_TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def save_model(model: SLAP, folder: str | os.PathLike) -> None:
@@ -48,8 +52,12 @@ def save_config_and_tokenizer(model: SLAP, folder: str | os.PathLike) -> None:
         model.text_encoder.model.config.save_pretrained(folder / "text_config")
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder / "tokenizer")
-    config = json.dumps(dataclasses.asdict(model.config) | {"objectives": model.objectives}, indent=2) + "\n"
-    replace_file(folder / "config.json", [config.encode("utf-8")])
+    # For AutoConfig and AutoFeatureExtractor of transformers, which look for these files and keys.
+    keys = {"model_type": MODEL_TYPE, "architectures": ["SlapModel"]}
+    values = keys | dataclasses.asdict(model.config) | {"objectives": model.objectives}
+    replace_text(folder / "config.json", json.dumps(values, indent=2) + "\n")
+    sampling = {"sampling_rate": model.config.mel.sample_rate}
+    replace_text(folder / "preprocessor_config.json", json.dumps(sampling, indent=2) + "\n")
 
 
 def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
@@ -61,8 +69,7 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
     path = folder / "config.json"
     values = read_json_object(path)
     try:
-        objectives = _objectives(values.pop("objectives", OBJECTIVES))
-        config = model_config_from_dict(values)
+        objectives, config = read_config(values)
     except ValueError as error:
         raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
     text_config = None
@@ -95,6 +102,18 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
     if model.text_encoder is not None:
         _check_text_tower(model, folder)
     return model
+
+
+def read_config(values: Mapping[str, Any]) -> tuple[tuple[str, ...], ModelConfig]:
+    """The objectives and the configuration of a config.json, with or without the keys that transformers adds.
+
+    Raises:
+        ValueError: it is of another kind of model, or a key is unknown, of the wrong type or out of range.
+    """
+    if (kind := values.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
+        raise ValueError(f"model_type is {kind!r}, which is another kind of model than {MODEL_TYPE!r}")
+    own = {name: value for name, value in values.items() if name not in _TRANSFORMERS_KEYS}
+    return _objectives(own.pop("objectives", OBJECTIVES)), model_config_from_dict(own)
 
 
 def _require_files(folder: Path, *names: str) -> None:

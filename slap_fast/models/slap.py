@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from slap_fast.config.model import OBJECTIVES, ModelConfig
 from slap_fast.errors import ModelError
-from slap_fast.models import captioning, encoding, saving
+from slap_fast.models import captioning, encoding, publishing, saving
 from slap_fast.models.arguments import Audio, single_clip
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.encoding import Embeddings, PackedBatch
+from slap_fast.models.hub import model_folder
 from slap_fast.models.logit_scale import LogitScale
 from slap_fast.models.pooling import AttentionPooling
 from slap_fast.models.text_encoder import TextEncoder, build_text_model, vocabulary_size
@@ -317,15 +318,55 @@ class SLAP(nn.Module):
         """
         saving.save_config_and_tokenizer(self, folder)
 
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, *, device: torch.device | str = "cpu") -> SLAP:
-        """Load a model that `save_pretrained` wrote, in eval mode.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        commit_message: str = "Upload the model",
+        token: str | None = None,
+    ) -> str:
+        """Upload the model with a model card to the Hugging Face hub, in one commit; returns its URL.
 
-        No code that the folder contains or names is executed.
+        A README.md that the repository has already is kept. `slap-fast publish` writes a card with training and scores.
+
+        Args:
+            repo_id: `owner/name`; created if it does not exist.
+            private: of a new repository; None: the default of the account.
+            license: of the weights, such as `apache-2.0` or `cc-by-nc-4.0`; None: the card says that none is given.
+            token: with write access; None: `HF_TOKEN`, or what `hf auth login` stored.
 
         Raises:
-            FileNotFoundError: a file is missing from `folder`.
-            ModelError: a file is damaged or names code, or weights are not finite or do not have the shapes of the
-                configuration.
+            ModelError: the hub cannot be reached or refuses; the message says what to do.
+            OSError: the temporary files cannot be written.
         """
-        return saving.load_model(cls, folder).to(device)
+        return publishing.push_model(
+            self, repo_id, private=private, license=license, commit_message=commit_message, token=token
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        token: str | None = None,
+    ) -> SLAP:
+        """Load a model that `save_pretrained` wrote, in eval mode.
+
+        No code that the files contain or name is executed.
+
+        Args:
+            name_or_folder: a folder, or `owner/name` or `owner/name@revision` on the Hugging Face hub. An existing
+                folder comes first.
+            revision: branch, tag or commit on the hub; None: the main branch.
+            token: of the hub; None: `HF_TOKEN`, or what `hf auth login` stored.
+
+        Raises:
+            FileNotFoundError: a file is missing from the folder.
+            ModelError: there is no such folder or model on the hub, or it cannot be accessed; a file is damaged or
+                names code; or weights are not finite or do not have the shapes of the configuration.
+        """
+        return saving.load_model(cls, model_folder(name_or_folder, revision=revision, token=token)).to(device)
