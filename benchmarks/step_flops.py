@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.models import flops
 
 # Attention kernels recompute the scores in the backward: five products, where the forward has two.
@@ -26,4 +27,4 @@ def step_flops(tokens: Sequence[int], captions: Sequence[int], config: ModelConf
         tokens = [max(tokens)] * len(tokens)
         captions = [max(captions)] * len(captions)
         config = replace(config, audio=replace(config.audio, global_every=1))
-    return flops.step_flops(config, tokens, captions, masked, attention_backward=ATTENTION_BACKWARD)
+    return flops.step_flops(config, tokens, captions, masked, ObjectivesConfig(), attention_backward=ATTENTION_BACKWARD)

@@ -104,7 +104,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     stop = StopSignal()
     guard = NonFiniteGuard(resumed.skipped_steps)
     throughput = ThroughputMeter(total_peak_flops(ranks.device, precision_of(engine)))
-    step_counts = StepCounts(model_config, shared_pass=recipe.objectives.shared_pass)
+    step_counts = StepCounts(model_config, recipe.objectives)
 
     def evaluate() -> None:
         ranks.heartbeat.set_activity(f"scoring the model of step {completed}")
@@ -118,6 +118,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
     with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
         log.say(*resumed.notes, *([aside] if aside else []), *evaluation.resume(completed), *mel_notes)
+        log.say(*build.objective_notes(recipe.objectives))
         log.say(*(f"{skip.count} clips left out: {skip.reason}" for skip in sampler.skipped))
         # The run may have been stopped between the checkpoint and its scores.
         if 0 < completed < steps and evaluation.due(completed):

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slap_fast.config.model import ModelConfig
+from slap_fast.config.model import OBJECTIVES, ModelConfig
+from slap_fast.config.recipe import ObjectivesConfig
 
 # Relative to the forward pass: the gradients of the inputs and of the weights cost one product each.
 BACKWARD = 2.0
@@ -26,7 +27,21 @@ class Flops(NamedTuple):
     attention: float
 
 
-def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[int], masked: int) -> dict[str, Flops]:
+_OBJECTIVE_OF_PART = {
+    "text_encoder": "contrastive",
+    "pooling": "contrastive",
+    "caption_decoder": "caption",
+    "prototype_head": "self_distillation",
+}
+
+
+def forward_flops(
+    config: ModelConfig,
+    audio: Sequence[int],
+    captions: Sequence[int],
+    masked: int,
+    objectives: Sequence[str] = OBJECTIVES,
+) -> dict[str, Flops]:
     """FLOPs of one forward pass of each part of the model.
 
     Args:
@@ -34,6 +49,7 @@ def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[
         audio: audio tokens of each clip (`ModelConfig.num_tokens`).
         captions: tokens of each clip's caption, with its start and end tokens.
         masked: masked audio tokens of all clips, the input of the prototype head.
+        objectives: those that are trained; the parts of others are left out.
 
     Returns:
         `audio_encoder`, `text_encoder`, `pooling`, `caption_decoder` with its vocabulary, and `prototype_head` with its
@@ -57,7 +73,7 @@ def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[
     cross_pairs = int((predicted * tokens).sum())
     causal_pairs = int((predicted * (predicted + 1) // 2).sum())
     head_weights = tower.width * head.hidden + head.hidden**2 + head.hidden * head.bottleneck
-    return {
+    parts = {
         "audio_encoder": Flops(
             2.0 * (tower.layers * _layer_weights(tower.width, tower.mlp_width) + patch) * audio_tokens,
             4.0 * tower.width * pairs,
@@ -80,6 +96,8 @@ def forward_flops(config: ModelConfig, audio: Sequence[int], captions: Sequence[
         ),
         "prototype_head": Flops(2.0 * (head_weights + head.prototypes * head.bottleneck) * masked, 0.0),
     }
+    absent = [name for name, objective in _OBJECTIVE_OF_PART.items() if objective not in objectives]
+    return {name: part for name, part in parts.items() if name not in absent}
 
 
 def step_flops(
@@ -87,22 +105,23 @@ def step_flops(
     audio: Sequence[int],
     captions: Sequence[int],
     masked: int,
+    objectives: ObjectivesConfig,
     *,
-    shared_pass: bool = False,
     attention_backward: float = BACKWARD,
 ) -> float:
-    """FLOPs of a training step: forward and backward of the student, forward of the teacher.
+    """FLOPs of a training step: forward and backward of the student, forward of the teacher if there is one.
 
     Args:
         config: as for `forward_flops`, as are `audio`, `captions` and `masked`.
-        shared_pass: all objectives share one pass of the student's audio encoder; else it runs twice.
+        objectives: which are active, and the passes of the student's audio encoder.
         attention_backward: relative to the forward. Kernels that recompute the scores need 2.5; utilization does not
             count recomputation and uses 2.
     """
     total = 0.0
-    for part, (projections, attention) in forward_flops(config, audio, captions, masked).items():
-        passes = 2 if part == "audio_encoder" and not shared_pass else 1
-        teacher = 1 if part in ("audio_encoder", "prototype_head") else 0
+    has_teacher = "self_distillation" in objectives.active
+    for part, (projections, attention) in forward_flops(config, audio, captions, masked, objectives.active).items():
+        passes = objectives.student_passes if part == "audio_encoder" else 1
+        teacher = 1 if has_teacher and part in ("audio_encoder", "prototype_head") else 0
         total += (passes * (1 + BACKWARD) + teacher) * projections
         total += (passes * (1 + attention_backward) + teacher) * attention
     return total

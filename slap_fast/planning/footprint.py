@@ -23,7 +23,7 @@ from slap_fast.config.model import ModelConfig
 from slap_fast.data.loading.batch import Batch
 from slap_fast.ops import dispatch
 from slap_fast.ops.packed import PackedLayout
-from slap_fast.training.model import GlobalBatchContext, PretrainingModel
+from slap_fast.training.model import ContrastiveTensors, GlobalBatchContext, PretrainingModel, TeacherTargets
 
 _TEACHER_TEMPERATURE = 0.07  # no size depends on it
 # Matrix products, with the position of their left factor among the tensor arguments.
@@ -227,20 +227,22 @@ def _batch(config: ModelConfig, lengths: Lengths) -> Batch:
 
 
 def _global_batch_context(model: PretrainingModel, batch: Batch) -> GlobalBatchContext:
-    config = model.student.config
+    config, objectives = model.student.config, model.student.objectives
     dtype = model.student.audio_encoder.mask_token.dtype
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    head, clips = config.prototype, len(batch)
-    return GlobalBatchContext(
-        audio_gradient=empty(clips, config.audio.width),
-        text_gradient=empty(clips, config.audio.width),
-        logit_scale_gradient=empty(1, dtype=torch.float32),
-        teacher_bottleneck=empty(batch.masked.total, head.bottleneck),
-        teacher_prototypes=empty(head.prototypes, head.bottleneck),
+    head, clips, width = config.prototype, len(batch), config.audio.width
+    contrastive = ContrastiveTensors(empty(clips, width), empty(clips, width), empty(1, dtype=torch.float32))
+    teacher = TeacherTargets(
+        bottleneck=empty(batch.masked.total, head.bottleneck),
+        prototypes=empty(head.prototypes, head.bottleneck),
         potential=empty(head.prototypes, dtype=torch.float32),
+    )
+    return GlobalBatchContext(
+        contrastive if "contrastive" in objectives else None,
+        teacher if "self_distillation" in objectives else None,
+        empty(dtype=torch.float32) if "caption" in objectives else None,
         clip_share=1.0,
-        token_share=empty(dtype=torch.float32),
     )

@@ -1,9 +1,10 @@
 """Memory of a rank in training: DeepSpeed's states at each ZeRO stage, and the peak of a step.
 
-The states follow the source of DeepSpeed 0.19. With P trained parameters of b bytes, F of the teacher, and W ranks:
+The states follow the source of DeepSpeed 0.19. With P trained parameters of b bytes, F of the teacher, W ranks, and
+R = P + F plus the frozen parameters:
 
     stage                    0             1             2             3
-    parameters               b(P + F)      b(P + F)      b(P + F)      b(P + F)/W, gathered for use
+    parameters               bR            bR            bR            bR/W, gathered for use
     float32 copy of them     4P in bf16    4P/W          4P/W          4P/W
     Adam's moments           8P            8P/W          8P/W          8P/W
     gradients of a step      bP            bP            one bucket    one bucket
@@ -17,10 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from slap_fast.planning.footprint import PassCost
 from slap_fast.training.engine import REDUCE_BUCKET_SIZE
+from slap_fast.training.model import PretrainingModel
 
 # DeepSpeed's defaults, in elements. At stage 3, smaller parameters stay gathered (param_persistence_threshold), and
 # parameters that are reused within this distance are not released (max_reuse_distance).
@@ -36,21 +36,26 @@ class Parameters:
     Attributes:
         trained: of the student with its head.
         averaged: of the teacher.
-        small: of both, in parameters that stage 3 keeps gathered.
+        frozen: of the student, without gradients and average.
+        small: of all, in parameters that stage 3 keeps gathered.
     """
 
     trained: int
     averaged: int
+    frozen: int
     small: int
 
+    @property
+    def total(self) -> int:
+        return self.trained + self.averaged + self.frozen
+
     @classmethod
-    def of(cls, model: nn.Module) -> Parameters:
-        counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-        return cls(
-            sum(count for count, trained in counts if trained),
-            sum(count for count, trained in counts if not trained),
-            sum(count for count, _ in counts if count < _PERSISTENT),
-        )
+    def of(cls, model: PretrainingModel) -> Parameters:
+        counts = [parameter.numel() for parameter in model.parameters()]
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        averaged = sum(teacher.numel() for _, teacher, _ in model.teacher_pairs())
+        small = sum(count for count in counts if count < _PERSISTENT)
+        return cls(trained, averaged, sum(counts) - trained - averaged, small)
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,14 @@ def memory(parameters: Parameters, layout: ZeroLayout, cost: PassCost, loss_byte
     trained, averaged = parameters.trained, parameters.averaged
     stage, accumulated = layout.stage, layout.accumulated
     part = trained / layout.ranks if stage else trained
-    every = width * (trained + averaged)
+    every = width * parameters.total
     keeps_all = stage == 0 or (stage == 1 and not layout.offload_optimizer)
 
     held: float = every
     host = 0.0
     if stage == 3:
         shards = every / layout.ranks
-        gathered = width * min(trained + averaged, _REUSE) if layout.ranks > 1 or layout.offload_parameters else 0.0
+        gathered = width * min(parameters.total, _REUSE) if layout.ranks > 1 or layout.offload_parameters else 0.0
         held = gathered + (width * parameters.small if layout.offload_parameters else shards)
         host += shards if layout.offload_parameters else 0.0
     copies = 4 * part if stage or layout.bf16 else 0.0

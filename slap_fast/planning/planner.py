@@ -119,7 +119,7 @@ def make_plan(request: PlanRequest) -> Plan:
             tokens,
             lengths.captions,
             round(lengths.masked_fraction * sum(tokens)),
-            shared_pass=config.recipe.objectives.shared_pass,
+            config.recipe.objectives,
         ),
         tuple(options),
         asked,
@@ -149,19 +149,22 @@ class _PassCosts:
         self._min, self._max = -(-self.rank_batch_size // 2**_HALVINGS), self.rank_batch_size
         self._whole = self._at_both(lambda lengths: training_cost(model, lengths, device, accumulated=False))
         self._accumulated = self._at_both(lambda lengths: training_cost(model, lengths, device, accumulated=True))
-        self._embedding = self._at_both(lambda lengths: embedding_cost(model, lengths, device))
+        self._embedding: tuple[PassCost, PassCost] | None = None
+        if model.needs_embeddings:
+            self._embedding = self._at_both(lambda lengths: embedding_cost(model, lengths, device))
 
     def lengths(self, clips: int) -> Lengths:
         rate = self.model_config.mel.sample_rate
         samples = [max(1, round(float(seconds) * rate)) for seconds in self.workload.clips(clips)]
         tokens = min(self.workload.caption_tokens, self.model_config.text.max_length)
-        return Lengths(samples, [max(2, tokens)] * clips, self.config.recipe.augmentation.masked_fraction)
+        return Lengths(samples, [max(2, tokens)] * clips, _masked_fraction(self.config))
 
     def training(self, clips: float, *, accumulated: bool) -> PassCost:
         return self._interpolate(self._accumulated if accumulated else self._whole, clips)
 
-    def embedding(self, clips: float) -> PassCost:
-        return self._interpolate(self._embedding, clips)
+    def embedding(self, clips: float) -> PassCost | None:
+        """None if no objective needs this pass."""
+        return None if self._embedding is None else self._interpolate(self._embedding, clips)
 
     def _at_both(self, count: Callable[[Lengths], PassCost]) -> tuple[PassCost, PassCost]:
         smallest = count(self.lengths(self._min))
@@ -210,9 +213,8 @@ def _option(request: PlanRequest, costs: _PassCosts, stage: int, size: int) -> O
         layout,
         request.device,
         batch_size=batch_size,
-        shared_pass=config.recipe.objectives.shared_pass,
+        objectives=config.recipe.objectives,
         checkpointed=costs.checkpointed,
-        sinkhorn_iterations=config.recipe.objectives.sinkhorn_iterations,
     )
     peak = rank_memory.peak + request.device.overhead.value
     limit = request.options.usable_memory * request.device.memory.value
@@ -222,16 +224,23 @@ def _option(request: PlanRequest, costs: _PassCosts, stage: int, size: int) -> O
 def _loss_bytes(request: PlanRequest, costs: _PassCosts, size: int, accumulated: bool) -> float:
     """Bytes besides the activations: the batch, and the embeddings, exchanged tensors and buffers of the losses."""
     config, model_config, clips = request.config, costs.model_config, costs.rank_batch_size
+    active = config.recipe.objectives.active
     element, width, head = 2 if costs.bf16 else 4, model_config.audio.width, model_config.prototype
     samples = clips * costs.workload.mean * model_config.mel.sample_rate
-    masked = config.recipe.augmentation.masked_fraction * model_config.num_tokens(round(samples / clips))
+    masked = _masked_fraction(config) * model_config.num_tokens(round(samples / clips))
     batch = 4 * samples + 8 * clips * (masked + costs.workload.caption_tokens)
     gathers = request.devices > 1 and config.efficiency.training.contrastive_exchange == "gather"
     # Float32 text embeddings and their gradients.
     contrastive = 2 * 4 * width * (config.recipe.schedule.batch_size if gathers else 2 * clips)
-    kept = clips * (2 * width * (element + 4) + masked * head.bottleneck * element) if accumulated else 0.0
+    kept_embeddings = clips * 2 * width * (element + 4) if accumulated else 0.0
+    kept_bottleneck = clips * masked * head.bottleneck * element if accumulated else 0.0
     scores = min(_SCORE_BYTES, 2 * 4 * size * masked * (head.prototypes + head.bottleneck))
-    return batch + contrastive + kept + scores
+    own = {"contrastive": contrastive + kept_embeddings, "self_distillation": kept_bottleneck + scores, "caption": 0.0}
+    return batch + sum(own[objective] for objective in active)
+
+
+def _masked_fraction(config: RunConfig) -> float:
+    return config.recipe.augmentation.masked_fraction if config.recipe.objectives.masks_tokens else 0.0
 
 
 def _meta_model(config: RunConfig, model_config: ModelConfig, bf16: bool) -> PretrainingModel:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.models.flops import BACKWARD, forward_flops
 from slap_fast.planning.devices import Device
 from slap_fast.planning.footprint import PassCost
@@ -67,15 +68,12 @@ def step_time(
     device: Device,
     *,
     batch_size: int,
-    shared_pass: bool,
+    objectives: ObjectivesConfig,
     checkpointed: bool,
-    sinkhorn_iterations: int,
 ) -> StepTime:
     """Time of a step of one rank; all ranks have the same work."""
     rate, bandwidth = device.rate(bf16=layout.bf16), device.bandwidth.value
-    attention, losses = _flops(
-        step, config, shared_pass=shared_pass, checkpointed=checkpointed, sinkhorn_iterations=sinkhorn_iterations
-    )
+    attention, losses = _flops(step, config, objectives, checkpointed=checkpointed)
     costs = [step.training] if step.embedding is None else [step.training, step.embedding]
     products = sum(max(flops / rate, moved / bandwidth) for cost in costs for flops, moved in cost.products)
     traffic = sum(cost.traffic for cost in costs) / bandwidth
@@ -85,22 +83,25 @@ def step_time(
     busy = products + traffic + (attention + losses) / rate
     launches = calls if device.is_cpu else max(0.0, calls - busy)
     count = step.micro_batches
+    compared = config.audio.width if "contrastive" in objectives.active else 0
     return StepTime(
         products=count * products,
         attention=count * attention / rate,
         losses=count * losses / rate,
         memory=count * traffic,
         calls=count * launches,
-        collectives=communicated_bytes(parameters, layout, config, batch_size, count)
+        collectives=communicated_bytes(parameters, layout, batch_size * compared, count)
         / device.collective_bandwidth(layout.ranks),
         update=_update_bytes(parameters, layout) / bandwidth,
     )
 
 
-def communicated_bytes(
-    parameters: Parameters, layout: ZeroLayout, config: ModelConfig, batch_size: int, micro_batches: float
-) -> float:
-    """Bytes that a rank sends in a step: float32 gradients, parameters, and the embeddings for the contrastive loss."""
+def communicated_bytes(parameters: Parameters, layout: ZeroLayout, embeddings: int, micro_batches: float) -> float:
+    """Bytes that a rank sends in a step: float32 gradients, parameters, and the embeddings for the contrastive loss.
+
+    Args:
+        embeddings: elements of the text embeddings of all ranks; 0 without the contrastive loss.
+    """
     ranks = layout.ranks
     if ranks == 1:
         return 0.0
@@ -114,32 +115,31 @@ def communicated_bytes(
         gathered = ring * width * parameters.trained
     elif layout.stage == 3:
         passes = micro_batches * (2 if micro_batches > 1 else 1)
-        gathered = passes * ring * width * (parameters.trained + parameters.averaged)
+        gathered = passes * ring * width * parameters.total
     # Text embeddings and their gradients.
-    embeddings = 3 * ring * 4 * batch_size * config.audio.width
-    return gradients + gathered + embeddings
+    return gradients + gathered + 3 * ring * 4 * embeddings
 
 
-def _flops(
-    step: Step, config: ModelConfig, *, shared_pass: bool, checkpointed: bool, sinkhorn_iterations: int
-) -> tuple[float, float]:
+def _flops(step: Step, config: ModelConfig, objectives: ObjectivesConfig, *, checkpointed: bool) -> tuple[float, float]:
     """FLOPs of attention and of the losses over one micro-batch, including recomputation."""
-    forward = forward_flops(config, step.audio, step.captions, step.masked)
+    active = objectives.active
     attention = 0.0
-    for part, part_flops in forward.items():
+    for part, part_flops in forward_flops(config, step.audio, step.captions, step.masked, active).items():
         is_audio = part == "audio_encoder"
-        student_passes = 2 if is_audio and not shared_pass else 1
-        teacher_passes = 1 if is_audio else 0
+        student_passes = objectives.student_passes if is_audio else 1
+        teacher_passes = 1 if is_audio and "self_distillation" in active else 0
         passes = student_passes * (1 + _ATTENTION_BACKWARD + checkpointed) + teacher_passes
         if step.embedding is not None and part != "caption_decoder":
-            passes += 1 + teacher_passes
+            passes += ("contrastive" in active) + teacher_passes
         attention += passes * part_flops.attention
-    decoded = sum(step.captions) - len(step.captions)
-    vocabulary = 2.0 * config.text.vocab_size * config.caption.width * decoded
-    head = config.prototype
-    scores = 2.0 * head.prototypes * head.bottleneck * step.masked
+    vocabulary = scores = 0.0
+    if "caption" in active:
+        decoded = sum(step.captions) - len(step.captions)
+        vocabulary = 2.0 * config.text.vocab_size * config.caption.width * decoded
+    if "self_distillation" in active:
+        scores = 2.0 * config.prototype.prototypes * config.prototype.bottleneck * step.masked
     # The student's scores with their two gradients; the teacher's in each Sinkhorn-Knopp iteration and as targets.
-    return attention, (1 + BACKWARD) * (vocabulary + scores) + (sinkhorn_iterations + 1) * scores
+    return attention, (1 + BACKWARD) * (vocabulary + scores) + (objectives.sinkhorn_iterations + 1) * scores
 
 
 def _update_bytes(parameters: Parameters, layout: ZeroLayout) -> float:

@@ -4,7 +4,8 @@ The contrastive loss compares every clip with every other, and Sinkhorn-Knopp ba
 tokens, so the loss of the batch is not a sum over micro-batches. The first pass, without gradients, collects the
 embeddings and the teacher's features of all micro-batches. From these come the contrastive loss over all ranks with the
 gradient of each embedding, and the Sinkhorn potential. The second pass runs each micro-batch again and backpropagates
-its part of the gradient. Only embeddings and the teacher's features at masked tokens are kept between the passes.
+its part of the gradient. Only embeddings and the teacher's features at masked tokens are kept between the passes. The
+caption loss alone is a sum over micro-batches, and needs no first pass.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slap_fast.config.model import OBJECTIVES
 from slap_fast.data.loading.batch import Batch
 from slap_fast.ops import collectives
-from slap_fast.ops.contrastive import ContrastiveOutput
 from slap_fast.ops.prototype_cross_entropy import sinkhorn_potential
-from slap_fast.training.losses import usage_entropy
-from slap_fast.training.model import GlobalBatchContext
+from slap_fast.training.losses import contrastive_metrics, usage_entropy
+from slap_fast.training.model import ContrastiveTensors, GlobalBatchContext, PretrainingModel, TeacherTargets
 
 
 def accumulate_gradients(
@@ -44,88 +45,76 @@ def accumulate_gradients(
     Returns:
         As `PretrainingModel.losses` for `batch`, without gradients.
     """
-    micro_batches = batch.split(micro_batch_size)
+    model, micro_batches = engine.module, batch.split(micro_batch_size)
     random_states, embeddings = [], []
-    for micro_batch in micro_batches:
+    for micro_batch in micro_batches if model.needs_embeddings else ():
         random_states.append(_RandomState(batch.waveform.device))
         with torch.no_grad():
             outputs = engine(micro_batch, call="embeddings")
         # Large, and the same in every micro-batch: keep one.
-        prototypes = outputs.pop("teacher_prototypes")
+        prototypes = outputs.pop("teacher_prototypes", None)
         embeddings.append(outputs)
-    contrast, contexts = _global_losses(
-        engine, batch, micro_batches, embeddings, prototypes, teacher_temperature, group
-    )
-    sums = {name: torch.zeros_like(contrast.loss) for name in ("self_distillation", "caption", "teacher_agreement")}
-    for index, (micro_batch, context) in enumerate(zip(micro_batches, contexts, strict=True)):
+    losses: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    contrastive = teacher = [None] * len(micro_batches)
+    if "contrastive" in model.student.objectives:
+        losses["contrastive"], metrics, contrastive = _contrastive_gradients(model, batch, embeddings, group)
+    if "self_distillation" in model.student.objectives:
+        bottleneck = [outputs["teacher_bottleneck"] for outputs in embeddings]
+        potential = sinkhorn_potential(
+            torch.cat(bottleneck),
+            prototypes,
+            teacher_temperature=teacher_temperature,
+            iterations=model.objectives.sinkhorn_iterations,
+            group=group,
+        )
+        teacher = [TeacherTargets(part, prototypes, potential) for part in bottleneck]
+    contexts = zip(contrastive, teacher, _token_shares(model, batch, micro_batches, group), strict=True)
+    for index, (micro_batch, parts) in enumerate(zip(micro_batches, contexts, strict=True)):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         # Dropout, if a module has any, must drop the same activations as in the first pass.
-        random_states[index].restore()
+        if random_states:
+            random_states[index].restore()
+        context = GlobalBatchContext(*parts, clip_share=len(micro_batch) / len(batch))
         outputs = engine(micro_batch, teacher_temperature, context, call="micro_batch_losses")
-        engine.backward(outputs["loss"])
-        for name, total in sums.items():
-            total += outputs[name]
-    details = {}
-    if detailed:
-        teacher = torch.cat([outputs["teacher_bottleneck"] for outputs in embeddings])
-        details["prototype_entropy"] = usage_entropy(
-            teacher, prototypes, teacher_temperature=teacher_temperature, group=group
+        engine.backward(outputs.pop("loss"))
+        for name, value in outputs.items():
+            sums = losses if name in OBJECTIVES else metrics
+            sums[name] = sums[name] + value if name in sums else value
+    if detailed and "self_distillation" in model.student.objectives:
+        metrics["prototype_entropy"] = usage_entropy(
+            torch.cat(bottleneck), prototypes, teacher_temperature=teacher_temperature, group=group
         )
-    return {
-        "loss": engine.module.weighted_sum(contrast.loss, sums["self_distillation"], sums["caption"]),
-        "contrastive": contrast.loss,
-        **sums,
-        "accuracy": contrast.accuracy,
-        "positive_similarity": contrast.positive_similarity,
-        "negative_similarity": contrast.negative_similarity,
-        "logit_scale": embeddings[0]["logit_scale"].squeeze(),
-        **details,
-    }
+    return {"loss": model.weighted_sum(losses), **losses, **metrics}
 
 
-def _global_losses(
-    engine: Any,
-    batch: Batch,
-    micro_batches: Sequence[Batch],
-    embeddings: Sequence[dict[str, Tensor]],
-    prototypes: Tensor,
-    teacher_temperature: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[ContrastiveOutput, list[GlobalBatchContext]]:
-    """The contrastive loss of the whole batch, detached, and the context of each micro-batch."""
+def _contrastive_gradients(
+    model: PretrainingModel, batch: Batch, embeddings: Sequence[dict[str, Tensor]], group: dist.ProcessGroup | None
+) -> tuple[Tensor, dict[str, Tensor], list[ContrastiveTensors | None]]:
+    """Loss and metrics of the whole batch, detached, and the gradients that each micro-batch backpropagates."""
     audio, text = (torch.cat([outputs[name] for outputs in embeddings]).requires_grad_() for name in ("audio", "text"))
     logit_scale = embeddings[0]["logit_scale"].clone().requires_grad_()
-    contrast = engine.module.contrastive(audio, text, logit_scale, batch.clip_ids, group)
+    contrast = model.contrastive(audio, text, logit_scale, batch.clip_ids, group)
     audio_gradient, text_gradient, logit_scale_gradient = torch.autograd.grad(contrast.loss, (audio, text, logit_scale))
+    clips = [len(outputs["audio"]) for outputs in embeddings]
+    # Every micro-batch uses the logit scale, but its gradient must be added once.
+    scales = [logit_scale_gradient] + [torch.zeros_like(logit_scale_gradient)] * (len(clips) - 1)
+    gradients = zip(audio_gradient.split(clips), text_gradient.split(clips), scales, strict=True)
+    metrics = contrastive_metrics(contrast, logit_scale)
+    return contrast.loss.detach(), metrics, [ContrastiveTensors(*parts) for parts in gradients]
 
-    potential = sinkhorn_potential(
-        torch.cat([outputs["teacher_bottleneck"] for outputs in embeddings]),
-        prototypes,
-        teacher_temperature=teacher_temperature,
-        iterations=engine.module.objectives.sinkhorn_iterations,
-        group=group,
-    )
+
+def _token_shares(
+    model: PretrainingModel, batch: Batch, micro_batches: Sequence[Batch], group: dist.ProcessGroup | None
+) -> list[Tensor | None]:
+    """`GlobalBatchContext.token_share` of each micro-batch."""
+    if "caption" not in model.student.objectives:
+        return [None] * len(micro_batches)
     tokens = [_caption_tokens(micro_batch) for micro_batch in micro_batches]
     all_tokens = collectives.detached_all_reduce_sum(batch.input_ids.new_full((), sum(tokens)), group).clamp_min(1)
-    token_unit = collectives.world_size(group) / all_tokens.to(contrast.loss.dtype)
-
-    clips = [len(micro_batch) for micro_batch in micro_batches]
-    audio_gradients, text_gradients = audio_gradient.split(clips), text_gradient.split(clips)
-    contexts = [
-        GlobalBatchContext(
-            audio_gradient=audio_gradients[index],
-            text_gradient=text_gradients[index],
-            # Every micro-batch uses the logit scale, but its gradient must be added once.
-            logit_scale_gradient=logit_scale_gradient if index == 0 else torch.zeros_like(logit_scale_gradient),
-            teacher_bottleneck=embeddings[index]["teacher_bottleneck"],
-            teacher_prototypes=prototypes,
-            potential=potential,
-            clip_share=clips[index] / len(batch),
-            token_share=token_unit * tokens[index],
-        )
-        for index in range(len(micro_batches))
-    ]
-    return ContrastiveOutput(*(value.detach() for value in contrast)), contexts
+    dtype = torch.promote_types(model.student.audio_encoder.mask_token.dtype, torch.float32)
+    unit = collectives.world_size(group) / all_tokens.to(dtype)
+    return [unit * count for count in tokens]
 
 
 def _caption_tokens(batch: Batch) -> int:

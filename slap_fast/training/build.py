@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from slap_fast.config.model import ModelConfig
-from slap_fast.config.recipe import DataConfig, Recipe, RunConfig
+from slap_fast.config.model import OBJECTIVES, ModelConfig
+from slap_fast.config.recipe import DataConfig, ObjectivesConfig, Recipe, RunConfig
 from slap_fast.config.saved_files import largest_token_id
 from slap_fast.data.decoding import make_decoder
 from slap_fast.data.format.remote import local_folder
@@ -102,8 +102,8 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
         config.recipe.objectives,
         contrastive_exchange=config.efficiency.training.contrastive_exchange,
     )
-    vocabulary = model.student.text_encoder.vocab_size
-    if tokenizer is not None and (largest := largest_token_id(tokenizer)) >= vocabulary:
+    vocabulary = model.student.vocab_size
+    if tokenizer is not None and vocabulary is not None and (largest := largest_token_id(tokenizer)) >= vocabulary:
         raise ModelError(
             f"the tokenizer has a token of id {largest}, but the vocabulary of the text encoder "
             f"{model_config.text.pretrained or 'from scratch'} has {vocabulary}; they belong to different models: set "
@@ -116,6 +116,16 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
     if config.efficiency.training.compile and config.efficiency.training.zero_stage < 3:
         compile_blocks(model)
     return model.train()
+
+
+def objective_notes(objectives: ObjectivesConfig) -> list[str]:
+    """A message for each objective of weight 0, with the parts that the model lacks."""
+    parts = {
+        "contrastive": "no text tower, poolings and logit scale",
+        "self_distillation": f"no teacher and prototypes{'' if objectives.masks_tokens else ', no token is masked'}",
+        "caption": "no caption decoder",
+    }
+    return [f"objectives.{name}_weight=0: {parts[name]}" for name in OBJECTIVES if name not in objectives.active]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -154,6 +164,9 @@ def build_loader(
     """The loader of this rank's batches in `steps`; unusable clips are listed in `dropped.jsonl` of the output."""
     recipe, loading = config.recipe, config.efficiency.loading
     pin_memory = ranks.device.type == "cuda"
+    augmentation = recipe.augmentation
+    if not recipe.objectives.masks_tokens:
+        augmentation = dataclasses.replace(augmentation, masked_fraction=0.0)
     decoder = make_decoder(
         loading.decoder,
         loading.threads,
@@ -166,7 +179,7 @@ def build_loader(
         datasets,
         sampler,
         model_config,
-        recipe.augmentation,
+        augmentation,
         tokenizer,
         decoder,
         seed=recipe.schedule.seed,

@@ -19,20 +19,23 @@ class TeacherAverage:
     in bfloat16 an update by `1 - momentum` would be rounded away.
 
     Args:
-        pairs: `(name, teacher parameter, student parameter)`, after `deepspeed.initialize`.
+        pairs: `(name, teacher parameter, student parameter)`, after `deepspeed.initialize`; none without a teacher.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, nn.Parameter, nn.Parameter]]) -> None:
-        names, teachers, students = zip(*pairs, strict=True)
-        self.names: list[str] = list(names)
-        self._teachers: list[nn.Parameter] = list(teachers)
-        self._students: list[nn.Parameter] = list(students)
+        pairs = list(pairs)
+        self.names: list[str] = [name for name, _, _ in pairs]
+        self._teachers: list[nn.Parameter] = [teacher for _, teacher, _ in pairs]
+        self._students: list[nn.Parameter] = [student for _, _, student in pairs]
         running = self._running()
-        self._copies = None if running[0].dtype == torch.float32 else [tensor.float() for tensor in running]
+        in_float32 = all(tensor.dtype == torch.float32 for tensor in running)
+        self._copies = None if in_float32 else [tensor.float() for tensor in running]
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
         """`teacher = momentum * teacher + (1 - momentum) * student`; call it only after a step that was applied."""
+        if not self.names:
+            return
         averages = self._averages()
         students = [local_master(p, average.device) for p, average in zip(self._students, averages, strict=True)]
         torch._foreach_lerp_(averages, students, 1.0 - momentum)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slap_fast.ops import collectives
+from slap_fast.ops.contrastive import ContrastiveOutput
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.prototype_cross_entropy import prototype_usage
 
@@ -15,6 +16,16 @@ from slap_fast.ops.prototype_cross_entropy import prototype_usage
 def unit_rows(embedding: Tensor) -> Tensor:
     """L2-normalize the rows of `[N, D]` in float32 (float64 for float64); a row of zeros has a finite gradient."""
     return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
+
+
+def contrastive_metrics(contrast: ContrastiveOutput, logit_scale: Tensor) -> dict[str, Tensor]:
+    """0-dim `accuracy`, `positive_similarity`, `negative_similarity` and `logit_scale`, without gradients."""
+    return {
+        "accuracy": contrast.accuracy.detach(),
+        "positive_similarity": contrast.positive_similarity.detach(),
+        "negative_similarity": contrast.negative_similarity.detach(),
+        "logit_scale": logit_scale.detach().squeeze(),
+    }
 
 
 def mean_over_tokens(

@@ -34,7 +34,7 @@ def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
             text=dataclasses.replace(config.text, vocab_size=size),
             prototype=dataclasses.replace(config.prototype, prototypes=size),
         )
-        counted = step_flops(sized, *lengths, shared_pass=shared_pass)
+        counted = step_flops(sized, *lengths, ObjectivesConfig(shared_pass=shared_pass))
         for part, (_, attention) in forward_flops(sized, *lengths).items():
             counted -= ((student * 3 + teacher) if part == "audio_encoder" else 3) * attention
         return counted

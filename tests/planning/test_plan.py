@@ -102,7 +102,7 @@ def test_less_memory_leads_to_smaller_micro_batches(on_gpus: Plan) -> None:
 
 def test_offloaded_states_are_in_host_memory() -> None:
     nothing = PassCost(0.0, 0.0, (), 0.0, 0.0, 0.0)
-    counts = Parameters(trained=1_000_000, averaged=400_000, small=1000)
+    counts = Parameters(trained=1_000_000, averaged=400_000, frozen=0, small=1000)
     layout = ZeroLayout(3, 4, bf16=True, accumulated=False)
     on_device = memory(counts, layout, nothing, 0.0)
     offloaded = memory(counts, dataclasses.replace(layout, offload_optimizer=True), nothing, 0.0)
@@ -198,9 +198,8 @@ def test_the_planned_step_time_is_that_of_the_recorded_benchmark(mix: str, preci
         ZeroLayout(0, 1, bf16=precision == "bf16", accumulated=False),
         cpu_with_cores(result["settings"]["threads"]),
         batch_size=8,
-        shared_pass=False,
+        objectives=ObjectivesConfig(),
         checkpointed=False,
-        sinkhorn_iterations=3,
     )
     assert planned.total == pytest.approx(packed["time"]["median"], rel=0.15), (
         f"{figure['result']} is new, of {result['machine']['cpu']}: fit the cpu figures of devices.yaml to it"

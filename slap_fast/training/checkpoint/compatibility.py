@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 # Model settings that the trained weights do not depend on: the source of the initial ones, and the caption length.
-_IGNORED_SETTINGS = ("text.pretrained", "text.max_length")
+# `objective_difference` compares the objectives.
+_IGNORED_SETTINGS = ("text.pretrained", "text.max_length", "objectives")
 # Entries that transformers adds to the text tower's architecture.
 _IGNORED_TEXT_SETTINGS = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _SPECIAL_TOKENS = ("cls_token", "sep_token", "pad_token", "bos_token", "eos_token", "unk_token", "mask_token")
 # Options of the tokenizer's last call, which are saved with it.
 _CALL_OPTIONS = ("truncation", "padding")
+# Parts that only a model trained for an objective has, with the objective.
+_OBJECTIVE_OF_PART = {
+    "student.text_encoder.": "contrastive",
+    "student_head.": "self_distillation",
+    "student.caption_decoder.": "caption",
+}
 # Settings that determine the clips of each step.
 _CLIP_ORDER_SETTINGS = (
     *("schedule.seed", "schedule.batch_size", "data.train [", "data.max_duration"),
     *("data.crop_above_max_duration", "data.shuffle_shards", "the training data"),
 )
+
+
+def objective_difference(saved: Collection[str], own: Collection[str]) -> str | None:
+    """The first objective that only one of two models was built for; None if there is none.
+
+    Args:
+        saved: names of the parameters of the checkpoint.
+        own: of the run that resumes.
+    """
+    for part, objective in _OBJECTIVE_OF_PART.items():
+        there, here = (any(name.startswith(part) for name in names) for names in (saved, own))
+        if there != here:
+            saved_parts, weight = ("has", "=0") if there else ("lacks", " above 0")
+            return f"it {saved_parts} the parts of {objective}, and this run has objectives.{objective}_weight{weight}"
+    return None
 
 
 def model_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -> str | None:
@@ -62,6 +84,15 @@ def tokenizer_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -
         if first != second:
             return f"the tokenizer differs: its {role} is {first!r} in the checkpoint and {second!r} in this run"
     return None
+
+
+def freeze_difference(saved: str, own: str) -> str | None:
+    """Describes that two YAML configurations freeze different parts; None if they freeze the same."""
+    there, here = (sorted((yaml.safe_load(text) or {})["recipe"]["model"].get("freeze", [])) for text in (saved, own))
+    if there == here:
+        return None
+    lists = ["[" + ", ".join(names) + "]" for names in (there, here)]
+    return f"model.freeze is {lists[0]} in the checkpoint and {lists[1]} in this run"
 
 
 def recipe_changes(saved: str, own: str) -> list[str]:

@@ -18,6 +18,7 @@ from slap_fast.models.slap import SLAP
 from slap_fast.training.checkpoint.folder import Manifest, find_damage, rank_file, read_manifest, read_model_files
 from slap_fast.training.checkpoint.slice_files import SliceReader, write_slices
 from slap_fast.training.checkpoint.state_slices import WEIGHT
+from slap_fast.training.frozen import whole_float32
 from slap_fast.training.zero import full_parameter
 
 
@@ -44,8 +45,11 @@ def standalone_student(student: SLAP, weights: dict[str, Tensor]) -> SLAP:
     """A copy of a student with `weights`, independent of the engine that holds the student's parameters."""
     from transformers.initialization import no_init_weights
 
+    text_config = None if student.text_encoder is None else student.text_encoder.model.config
     with no_init_weights():
-        model = SLAP(student.config, load_pretrained_text=False, text_hf_config=student.text_encoder.model.config)
+        model = SLAP(
+            student.config, objectives=student.objectives, load_pretrained_text=False, text_hf_config=text_config
+        )
     model.load_state_dict(weights)
     model.tokenizer = student.tokenizer
     return model
@@ -106,7 +110,10 @@ def full_weights(engine: Any, module: nn.Module, *, on_all_ranks: bool = False) 
     """
     weights = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        full = full_parameter(engine, value) if isinstance(value, nn.Parameter) else value
+        full = value
+        if isinstance(value, nn.Parameter):
+            frozen = whole_float32(value, engine.device)
+            full = full_parameter(engine, value) if frozen is None else frozen
         if on_all_ranks or dist.get_rank() == 0:
             weights[name] = full.detach().to("cpu", copy=True)
     return weights

@@ -24,7 +24,12 @@ from slap_fast.config.recipe import RunConfig
 from slap_fast.errors import SlapFastError
 from slap_fast.models.slap import SLAP
 from slap_fast.runtime.durable_files import replace_file
-from slap_fast.training.checkpoint.compatibility import model_difference, resume_changes
+from slap_fast.training.checkpoint.compatibility import (
+    freeze_difference,
+    model_difference,
+    objective_difference,
+    resume_changes,
+)
 from slap_fast.training.checkpoint.folder import (
     UNFINISHED,
     Manifest,
@@ -41,10 +46,11 @@ from slap_fast.training.checkpoint.folder import (
     write_manifest,
 )
 from slap_fast.training.checkpoint.slice_files import SliceReader, StateSnapshot, rank_share, write_slices
-from slap_fast.training.checkpoint.state_slices import adam_steps, create_moments, trained_slices
+from slap_fast.training.checkpoint.state_slices import Slice, adam_steps, create_moments, trained_slices
 from slap_fast.training.distributed.process_group import any_rank, raise_on_any_rank
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import precision_of
+from slap_fast.training.frozen import frozen_slices, publish_frozen
 from slap_fast.training.zero import parameter_shapes, publish_masters
 
 
@@ -122,8 +128,7 @@ class CheckpointManager:
         if failure := _on_first_rank(lambda: _make_empty(folder)):
             raise CheckpointError(self._save_error(step, failure))
         with raise_on_any_rank(self._engine.device):
-            slices = [*trained_slices(self._engine), *self._average.slices()]
-            share = rank_share(slices, dist.get_rank(), dist.get_world_size())
+            share = rank_share(self._slices(), dist.get_rank(), dist.get_world_size())
             if self._copy is not None:
                 share = self._copy.take(share)
         manifest = self._manifest(step, skipped_steps)
@@ -180,6 +185,11 @@ class CheckpointManager:
                 "choose another training.output, or delete the folder"
             )
         own = self._manifest(manifest.step, manifest.skipped_steps)
+        if difference := freeze_difference(manifest.config, own.config):
+            raise CheckpointError(
+                f"{folder}: {difference}. A run keeps its frozen parts: restore model.freeze, or start a new run from "
+                f"these weights by another training.output and model.init_from={folder}"
+            )
         _require_same_model(folder, manifest, own)
         difference = _on_first_rank(lambda: model_difference(read_model_files(folder, manifest), self._model_files))
         if difference is not None:
@@ -190,15 +200,20 @@ class CheckpointManager:
         with raise_on_any_rank(self._engine.device):
             create_moments(self._engine, manifest.adam_steps)
             with SliceReader([rank_file(folder, rank) for rank in range(manifest.world_size)]) as reader:
-                for part in (*trained_slices(self._engine), *self._average.slices()):
+                for part in self._slices():
                     reader.read_into(part)
         publish_masters(self._engine)
+        publish_frozen(self._engine)
         self._average.publish()
         notes.append(f"continuing after step {manifest.step} from {folder}")
         if (layout := _layout(manifest)) != _layout(own):
             notes.append(f"saved by {layout}; resumed on {_layout(own)} with the same weights, moments and teacher")
         notes += resume_changes(manifest.config, own.config, manifest.data, own.data)
         return ResumePoint(manifest.step, manifest.skipped_steps, tuple(notes))
+
+    def _slices(self) -> list[Slice]:
+        """This rank's part of the state."""
+        return [*trained_slices(self._engine), *frozen_slices(self._engine.module), *self._average.slices()]
 
     def _write(self, folder: Path, share: dict[str, Tensor]) -> _WriteResult:
         """Write this rank's part durably."""
@@ -295,6 +310,11 @@ def _model_files(student: SLAP) -> dict[str, bytes]:
 
 
 def _require_same_model(folder: Path, saved: Manifest, own: Manifest) -> None:
+    if difference := objective_difference(saved.parameters, own.parameters):
+        raise CheckpointError(
+            f"{folder} is of another model: {difference}. Restore the weight, or choose another training.output to "
+            "start a new run"
+        )
     for name in own.parameters | saved.parameters:
         there, here = saved.parameters.get(name), own.parameters.get(name)
         if there != here:

@@ -16,7 +16,7 @@ TOWERS = ("audio_encoder", "text_encoder", "caption_decoder", "heads")
 
 
 class GradientNorms:
-    """The L2 norm of each tower's gradient.
+    """The L2 norm of the gradient of each trained tower (`PretrainingModel.tower_of`).
 
     Create it between the backward pass and the step, which frees the gradients. Only `values` waits for the device.
 
@@ -26,11 +26,13 @@ class GradientNorms:
 
     def __init__(self, engine: Any) -> None:
         pairs, self._sharded = local_gradient_norms(engine)
-        norms: dict[str, list[Tensor]] = {tower: [torch.zeros((), device=engine.device)] for tower in TOWERS}
+        self._towers = tuple(tower for tower in TOWERS if tower in engine.module.trained_towers)
+        # A rank may hold no shard of a tower.
+        norms: dict[str, list[Tensor]] = {tower: [torch.zeros((), device=engine.device)] for tower in self._towers}
         for parameter, norm in pairs:
             norms[engine.module.tower_of(parameter)].append(norm.to(engine.device, torch.float32))
         # In float64: the square of a float32 may overflow.
-        self._squares = torch.stack([torch.stack(norms[tower]).double().square().sum() for tower in TOWERS])
+        self._squares = torch.stack([torch.stack(norms[tower]).double().square().sum() for tower in self._towers])
         self._copy: HostCopy | None = None
 
     def reduce(self) -> None:
@@ -44,4 +46,4 @@ class GradientNorms:
         """`{tower: norm}` over all ranks. A collective call unless `reduce` was called."""
         self.reduce()
         assert self._copy is not None
-        return dict(zip(TOWERS, self._copy.result(), strict=True))
+        return dict(zip(self._towers, self._copy.result(), strict=True))

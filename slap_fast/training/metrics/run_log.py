@@ -86,10 +86,14 @@ class RunLog:
         """
         if not self._enabled:
             return
+        schedule = dataclasses.asdict(settings)
+        if "self_distillation" not in metrics.values:
+            # There is no teacher.
+            del schedule["teacher_temperature"], schedule["ema_momentum"]
         values = {
             "step": step,
             **metrics.values,
-            **dataclasses.asdict(settings),
+            **schedule,
             "grad_norm": metrics.grad_norm,
             **{f"grad_norm/{tower}": norm for tower, norm in metrics.grad_norms.items()},
             **measured,
@@ -97,7 +101,7 @@ class RunLog:
         }
         self._write(values)
         self._trackers.log("steps", values)
-        losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES)
+        losses = " ".join(f"{name} {values[name]:.3f}" for name in LOSSES if name in values)
         clips, seconds = measured["clips_per_second"], measured["audio_seconds_per_second"]
         self._bar.set_postfix_str(f"{losses}, {clips:.1f} clips/s, {seconds:.0f} audio s/s", refresh=False)
 

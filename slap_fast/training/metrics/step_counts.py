@@ -8,25 +8,22 @@ from collections.abc import Mapping
 import torch
 
 from slap_fast.config.model import ModelConfig
+from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.data.loading.batch import Batch
 from slap_fast.models.flops import step_flops
 
 
 class StepCounts:
-    """Counts the FLOPs and tokens of a batch for the log.
+    """Counts the FLOPs and tokens of a batch for the log."""
 
-    Args:
-        shared_pass: all objectives share one pass of the audio encoder.
-    """
-
-    def __init__(self, config: ModelConfig, *, shared_pass: bool) -> None:
+    def __init__(self, config: ModelConfig, objectives: ObjectivesConfig) -> None:
         self._config = config
-        self._shared_pass = shared_pass
+        self._objectives = objectives
 
     def count(self, batch: Batch, *, detailed: bool) -> dict[str, float]:
         """`flops` without padding; if `detailed`, `tokens` of clips and captions, and `buffer_tokens` with padding."""
         lengths = batch.tokens.lengths, batch.text.lengths, batch.masked.total
-        counts = {"flops": step_flops(self._config, *lengths, shared_pass=self._shared_pass)}
+        counts = {"flops": step_flops(self._config, *lengths, self._objectives)}
         if detailed:
             clips = sum(self._config.num_tokens(samples) for samples in batch.samples.lengths)
             counts["tokens"] = float(clips + batch.text.total)

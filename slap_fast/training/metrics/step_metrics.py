@@ -26,7 +26,8 @@ class StepMetrics:
         nonfinite: empty if the step was applied; else the losses that were not finite on some rank, or if all were
             finite the towers whose gradient was not, as `gradient of audio_encoder`, or just `gradient`.
         stop: some rank asks to stop.
-        values: `LOSSES`, averaged over the ranks, and `METRICS`, averaged over the clips of all ranks.
+        values: those of `LOSSES` and `METRICS` that the active objectives have: losses averaged over the ranks, metrics
+            over the clips of all ranks.
         audio_seconds: of the global batch.
         grad_norm: global, before clipping.
         grad_norms: of each tower, before clipping; detailed steps only.
@@ -88,6 +89,7 @@ class MetricReducer:
     ) -> None:
         device, self._world_size = outputs["loss"].device, dist.get_world_size()
         self._counts, self._maxima = tuple(counts), tuple(maxima)
+        self._losses = tuple(name for name in LOSSES if name in outputs)
         self._metrics = tuple(name for name in (*METRICS, *DETAILS) if name in outputs)
         per_rank = torch.zeros(len(maxima), self._world_size)
         per_rank[:, dist.get_rank()] = torch.tensor(list(maxima.values()))
@@ -95,8 +97,9 @@ class MetricReducer:
         if device.type == "cuda":
             host = host.pin_memory()
         losses, metrics = (
-            torch.stack([outputs[name].detach().float().reshape(()) for name in names])
-            for names in (LOSSES, self._metrics)
+            # `cat` takes an empty list too: captions alone have no metric.
+            torch.cat([outputs["loss"].new_empty(0), *(outputs[name].detach().reshape(1) for name in names)]).float()
+            for names in (self._losses, self._metrics)
         )
         numbers = torch.cat(
             [losses, (~losses.isfinite()).float(), metrics * counts["clips"], host.to(device, non_blocking=True)]
@@ -107,8 +110,8 @@ class MetricReducer:
     def result(self) -> ReducedMetrics:
         """Wait for the copy and unpack it."""
         numbers = iter(self._copy.result())
-        losses = {name: value / self._world_size for name, value in zip(LOSSES, numbers, strict=False)}
-        nonfinite = tuple(name for name, count in zip(LOSSES, numbers, strict=False) if count > 0)
+        losses = {name: value / self._world_size for name, value in zip(self._losses, numbers, strict=False)}
+        nonfinite = tuple(name for name, count in zip(self._losses, numbers, strict=False) if count > 0)
         metrics = dict(zip(self._metrics, numbers, strict=False))
         sums = dict(zip(self._counts, numbers, strict=False))
         maxima = {name: max(islice(numbers, self._world_size)) for name in self._maxima}

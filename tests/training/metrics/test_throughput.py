@@ -65,7 +65,7 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
 
 def test_padding_waste_is_counted_from_the_buffers() -> None:
     config = tiny.run_config()
-    counts = StepCounts(config.recipe.model, shared_pass=False)
+    counts = StepCounts(config.recipe.model, config.recipe.objectives)
     packed = tiny.batch(config, step=3)
     maxima = {"memory": memory_in_use(torch.device("cpu"))}
     found = batch_metrics(counts.count(packed, detailed=True) | {"dropped_clips": 2.0}, maxima)
