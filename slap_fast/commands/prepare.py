@@ -17,21 +17,29 @@ if TYPE_CHECKING:
 
 HELP = "turn captioned audio into a dataset, or make a synthetic one"
 EPILOG = """\
-SOURCE is a .csv, .tsv, .json, .jsonl or .parquet with audio (paths, or bytes in .parquet) and captions, or several with
-the same columns; a folder of .parquet shards of one split; a folder of audio with .txt or .json files beside it, or
-with a metadata.csv; or WebDataset tars. AudioCaps, Clotho, WavCaps, ESC-50 and UrbanSound8K are read as published.
+SOURCE is a .csv, .tsv, .json, .jsonl, .parquet or .arrow with audio (paths, or bytes) and captions, or several with the
+same columns; a folder of .parquet shards, or that datasets saved; a folder of audio with .txt or .json files beside it,
+or with a metadata.csv; WebDataset tars; or hf://owner/name, a dataset of the Hugging Face hub. AudioCaps, Clotho,
+WavCaps, MACS, ESC-50, UrbanSound8K, FSD50K and AudioSet are read as published.
 The same command resumes an interrupted run. Clips that cannot be used are left out and listed in DIR/report.jsonl.
 
   slap-fast prepare captions.csv --audio-dir audio --out data/mine
   slap-fast prepare 'hub/data/train-*.parquet' --out data/train
+  slap-fast prepare hf://owner/name --split train --out data/hub
   slap-fast prepare AudioCaps/train.csv --layout audiocaps --audio-dir AudioCaps/train --out data/audiocaps
   slap-fast prepare --synthetic --out data/synthetic      (writes data/synthetic/train and data/synthetic/validation)
 """
-LAYOUTS = ("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "esc50", "urbansound8k")
+LAYOUTS = (
+    *("auto", "manifest", "folder", "webdataset", "audiocaps", "clotho", "wavcaps", "macs", "esc50", "urbansound8k"),
+    *("fsd50k", "audioset", "labeled"),
+)
 SMALLEST_VOCABULARY = 261  # 256 bytes and 5 special tokens
 
 # Arguments, with their defaults, that are used only when reading a SOURCE, when converting audio, or with --synthetic.
-_READING: dict[str, Any] = {"layout": "auto", "audio_dir": None, "audio_column": None, "caption_columns": None}
+_READING: dict[str, Any] = {
+    **{"layout": "auto", "audio_dir": None, "audio_column": None, "caption_columns": None},
+    **{"split": None, "caption_template": None, "exclude": None},
+}
 _CONVERTING: dict[str, Any] = {"min_duration": 0.0, "max_duration": None, "shard_megabytes": 1000, "workers": None}
 _SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0, "events": "default"}
 
@@ -46,6 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio-column", help="audio column of a manifest (default: detected by name)")
     parser.add_argument(
         "--caption-columns", nargs="+", help="caption columns of a manifest (default: detected by name)"
+    )
+    parser.add_argument("--split", help="split of a SOURCE that has several, such as train")
+    parser.add_argument(
+        "--caption-template",
+        metavar="TEXT",
+        help='make captions of class names, which replace {} (labeled layouts: "the sound of {}" by default)',
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="leave out the clips whose ids are listed there: a blacklist of WavCaps, a .csv, or one id per line",
     )
     parser.add_argument("--name", help="name of the dataset (default: that of the source)")
     parser.add_argument("--min-duration", type=float, metavar="SECONDS", help="leave out shorter clips")
@@ -154,6 +175,9 @@ def _given(arguments: argparse.Namespace) -> list[tuple[Source, Path, int | None
         audio_root=arguments.audio_dir,
         audio_column=arguments.audio_column,
         caption_columns=arguments.caption_columns,
+        split=arguments.split,
+        caption_template=arguments.caption_template,
+        exclude=arguments.exclude or (),
     )
     return [(source, arguments.out, arguments.vocab_size or None)]
 

@@ -70,6 +70,7 @@ class TarAudio:
     path: Path
     offset: int
     size: int
+    name: str = ""
 
     @contextlib.contextmanager
     def open(self) -> Iterator[AudioSource]:
@@ -79,7 +80,7 @@ class TarAudio:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
-        with file, open_audio(ByteView(file, StreamPart(self.offset, self.offset + self.size))) as sound:
+        with file, open_audio(ByteView(file, StreamPart(self.offset, self.offset + self.size)), name=self.name) as sound:
             yield sound
 
 

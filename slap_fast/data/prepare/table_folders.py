@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,14 @@ from slap_fast.data.prepare.folder_source import FolderSource
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection, Source
 from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
+from slap_fast.errors import one_line
 
 SPLIT_WORDS = frozenset(
     {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "development"}
     | {"eval", "evaluation"}
 )
 METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl", ".parquet", ".tsv", ".json"))
+_SAVED_SPLITS, _SAVED_STATE = "dataset_dict.json", "state.json"
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.parquet")
 
 
@@ -103,6 +106,70 @@ class UnlistedAudio:
             yield item
 
 
+def saved_tables(folder: Path, split: str | None = None) -> list[Path]:
+    """The Arrow files of a folder that `save_to_disk` of `datasets` wrote (a dataset, or one per split); else none.
+
+    Raises:
+        DatasetError: a split has to be chosen or does not exist, or a file is damaged or missing.
+    """
+    if (folder / _SAVED_SPLITS).is_file():
+        splits = _json_list(folder / _SAVED_SPLITS, "splits")
+        chosen = split or (splits[0] if len(splits) == 1 else None)
+        if chosen not in splits:
+            asked = f"has no split {chosen!r}" if chosen else "has several splits"
+            raise DatasetError(f"{folder}: {asked}; choose one with --split: {', '.join(map(str, splits))}")
+        folder, split = folder / str(chosen), None
+    state = folder / _SAVED_STATE
+    if not state.is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    own = _json_of(state).get("_split")
+    if split is not None and split != own:
+        raise DatasetError(f"{folder}: has no split {split!r}; it is the split {own!r}: leave out --split")
+    files = _json_list(state, "_data_files")
+    tables = [folder / str(file.get("filename") if isinstance(file, dict) else file) for file in files]
+    if missing := [table.name for table in tables if not table.is_file()]:
+        raise DatasetError(f"{folder}: {_SAVED_STATE} lists {missing[0]}, which is missing; copy the folder again")
+    return tables
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not readable JSON ({one_line(error)}); copy the folder again") from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: not a JSON object; copy the folder again")
+    return value
+
+
+def _json_list(path: Path, key: str) -> list[Any]:
+    value = _json_of(path).get(key)
+    if not isinstance(value, list) or not value:
+        raise DatasetError(f"{path}: no list {key!r}; save the dataset again with save_to_disk")
+    return value
+
+
+def of_split(folder: Path, tables: Sequence[str], split: str) -> list[str]:
+    """The Parquet files of a split, by their names or folders.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    splits = {table: _split_of_table(table) for table in tables}
+    found = [table for table, own in splits.items() if own == split]
+    if not found:
+        known = ", ".join(sorted(set(splits.values()) - {""})) or "none"
+        raise DatasetError(f"{folder}: has no Parquet file of the split {split!r}; its splits: {known}")
+    return found
+
+
+def _split_of_table(table: str) -> str:
+    parent, name = os.path.split(table)
+    shard = _SHARD.fullmatch(name)
+    split = shard["split"] if shard else Path(name).stem if Path(name).stem.lower() in SPLIT_WORDS else ""
+    return "/".join([part for part in (_split_of_folder(Path(parent).parts), split) if part])
+
+
 def parquet_tables(files: Sequence[str]) -> list[str]:
     """The Parquet files among `files`."""
     return [file for file in files if file.lower().endswith(".parquet")]
@@ -132,10 +199,8 @@ def unread_files(folder: Path, tables: Sequence[str], files: Sequence[str]) -> l
     groups: dict[tuple[str, str, str], set[int]] = {}
     for table in tables:
         parent, name = os.path.split(table)
-        shard = _SHARD.fullmatch(name)
-        split = shard["split"] if shard else Path(name).stem if Path(name).stem.lower() in SPLIT_WORDS else ""
-        splits["/".join([part for part in (_split_of_folder(Path(parent).parts), split) if part])] = folder / table
-        if shard:
+        splits[_split_of_table(table)] = folder / table
+        if shard := _SHARD.fullmatch(name):
             groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
     _check_one_split(folder, splits)
     beside = "not read, because the folder has .parquet files"
@@ -174,7 +239,7 @@ def _check_one_split(folder: Path, splits: dict[str, Path]) -> None:
     choice = example.parent / f"{shard['split']}-*.parquet" if shard else example
     raise DatasetError(
         f"{folder}: contains the splits {', '.join(map(repr, sorted(splits)))}; prepare each as a separate dataset, "
-        f"for example {str(choice)!r}"
+        f"with --split, or for example {str(choice)!r}"
     )
 
 

@@ -11,11 +11,12 @@ import pyarrow.parquet
 import pytest
 
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.prepare.labeled_layouts import LabeledSource
-from slap_fast.data.prepare.layouts import AudioCaps, Clotho, WavCaps
+from slap_fast.data.prepare.labeled_layouts import LabeledTable
+from slap_fast.data.prepare.layouts import AudioCaps, Clotho
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.source_detection import open_source
+from slap_fast.data.prepare.wavcaps import WavCaps
 
 
 def _files(folder: Path, *names: str) -> None:
@@ -202,7 +203,7 @@ def test_classification_datasets_are_captioned_with_their_classes(
         open_source(tmp_path / table),
         open_source(tmp_path / table, audio_root=tmp_path / "audio"),
     ):
-        assert isinstance(source, LabeledSource)
+        assert isinstance(source, LabeledTable)
         assert _clips(source, tmp_path.resolve()) == clips
     with pytest.raises(DatasetError, match="AudioCaps needs the columns"):
         open_source(tmp_path / table, layout="audiocaps")
@@ -220,4 +221,4 @@ def test_esc50_from_the_hub_with_audio_in_the_table(tmp_path: Path) -> None:
     (item,) = open_source(tmp_path)
     assert isinstance(item, ClipItem)
     assert (item.audio, list(item.captions)) == (BytesAudio(b"RIFF"), ["the sound of sea waves"])
-    assert item.metadata == {"filename": "1.wav", "fold": 1, "target": 0, "category": "sea_waves"}
+    assert item.metadata == {"filename": "1.wav", "fold": 1, "target": 0, "category": "sea_waves", "caption_source": "template"}
