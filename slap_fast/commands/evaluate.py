@@ -88,9 +88,11 @@ class _Evaluation:
     """Runs the evaluations that the arguments ask for, and collects metrics, skipped clips and written files."""
 
     def __init__(self, model: SLAP, arguments: argparse.Namespace) -> None:
+        if arguments.captions:
+            model.require("caption_decoder")
         self._model = model
         self._arguments = arguments
-        self._out: Path = arguments.out or arguments.model.resolve().parent / "evaluation"
+        self._out: Path = arguments.out or beside_model(arguments.model, "evaluation")
         self._report: dict[str, Any] = {"model": str(arguments.model)}
         self._clips = 0
         self._skipped: list[Skipped] = []

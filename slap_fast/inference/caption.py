@@ -24,6 +24,8 @@ class Captioner(Protocol):
 
     def caption(self, audio: Sequence[Any], *, sampling_rate: float) -> list[str]: ...
 
+    def require(self, part: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class GeneratedCaption:
@@ -39,6 +41,7 @@ def generate_captions(
     model: Captioner, inputs: Sequence[AudioInput], skipped: list[Skipped], *, progress: bool = False
 ) -> Iterator[GeneratedCaption]:
     """Caption clips in order; unreadable clips are appended to `skipped`."""
+    model.require("caption_decoder")  # before audio is read
     sample_rate = model.config.mel.sample_rate
     with progress_bar(total=len(inputs), desc="caption", unit="clip", disable=not progress) as bar:
         for batch in batch_by_duration(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):

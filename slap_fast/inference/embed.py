@@ -32,6 +32,8 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
+    def require(self, part: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class EmbeddedAudio:
@@ -96,7 +98,9 @@ def embed_audio(
     Raises:
         NoReadableClipError: no clip could be read.
         EmbeddingInterrupted: Ctrl-C; it has the clips embedded so far.
+        ModelError: the model was trained without the contrastive objective.
     """
+    model.require("audio_pooling")  # before audio is read
     config, sample_rate = model.config, model.config.mel.sample_rate
     kept: list[AudioInput] = []
     skipped: list[Skipped] = []

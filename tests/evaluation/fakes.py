@@ -27,6 +27,9 @@ class LoudnessModel:
     def encode_text(self, texts: list[str]) -> Tensor:
         return self._on_circle([float(re.findall(r"\d\.\d+", text)[0]) for text in texts])
 
+    def require(self, part: str) -> None:
+        """It has every part."""
+
     def caption(self, audio: Sequence[np.ndarray], *, sampling_rate: float) -> list[str]:
         assert sampling_rate == self.config.mel.sample_rate
         return [f"loudness {np.abs(clip).mean():.2f}" for clip in audio]
