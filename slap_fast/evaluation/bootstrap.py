@@ -73,6 +73,13 @@ def draw_groups(n_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray
         yield generator.integers(n_groups, size=(min(chunk, resamples - start), n_groups))
 
 
+def draw_counts(n_items: int, resamples: int, seed: int, *, chunk: int) -> Iterator[np.ndarray]:
+    """Chunks of `[chunk, n_items]` int64: how often each item is in each of the samples of `draw_groups`."""
+    for drawn in draw_groups(n_items, resamples, seed):
+        for start in range(0, len(drawn), chunk):
+            yield np.stack([np.bincount(one, minlength=n_items) for one in drawn[start : start + chunk]])
+
+
 def percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     """The bounds between which the share `level` of the values lies."""
     if not 0 < level < 1:

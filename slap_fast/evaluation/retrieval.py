@@ -6,6 +6,7 @@
   rank use the best-ranked caption; the average precision uses all within the top 10, divided by min(relevant, 10), so
   that a perfect ranking scores 1.
 - If the texts are given, a text that is a caption of several clips is relevant to each of them, in both directions.
+  Texts are the same if they differ only in case, punctuation and spacing.
 
 Ties are in random order, and the metrics are the expectation over that order (McSherry and Najork, "Computing
 information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008). A constant embedding
@@ -14,15 +15,62 @@ therefore scores chance, and identical items share the score of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from slap_fast.evaluation.bootstrap import RESAMPLES, confidence_interval
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = 10
 METRIC_NAMES = (*(f"r{k}" for k in RECALL_AT), f"map{PRECISION_AT}", "median_rank")
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Scores of every query.
+
+    Attributes:
+        per_query: `{t2a,a2t}_{r1,r5,r10,map10,median_rank}` to `[Q]` float64; the last is the rank of the best-ranked
+            relevant item.
+        clips: `t2a` and `a2t` to `[Q]` int64, the clip of each query: one of its captions, or itself.
+        counts: `clips`, `captions`, `shared_captions` and the expected scores of a random ranking; see
+            `retrieval_metrics`.
+    """
+
+    per_query: dict[str, np.ndarray]
+    clips: dict[str, np.ndarray]
+    counts: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """See `retrieval_metrics`."""
+        means = {name: float(_statistic(name)(values)) for name, values in self.per_query.items()}
+        return {**means, **self.counts}
+
+    def intervals(
+        self, resamples: int = RESAMPLES, *, level: float = 0.95, seed: int = 0
+    ) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals over clips of all scores; the captions of a clip are resampled together."""
+        return {
+            name: confidence_interval(
+                values,
+                statistic=_statistic(name),
+                resamples=resamples,
+                level=level,
+                seed=seed,
+                groups=self.clips[name[:3]],
+            )
+            for name, values in self.per_query.items()
+        }
+
+
+def _statistic(name: str) -> Callable[[np.ndarray], np.floating]:
+    return np.median if name.endswith("median_rank") else np.mean
 
 
 def retrieval_metrics(
@@ -49,12 +97,46 @@ def retrieval_metrics(
         raise ValueError(f"similarity has shape {tuple(similarity.shape)}; it must be [n_audio, n_text]")
     _check_finite("similarity", similarity)
     n_audio, n_text = similarity.shape
-    return _metrics(
+    return _scores(
         lambda audio: similarity[audio],
         lambda text: similarity[:, text].T,
         _check_targets(text_to_audio.to(similarity.device), n_audio, n_text),
         captions,
         n_audio,
+        chunk_size,
+    ).metrics()
+
+
+def embedding_retrieval_scores(
+    audio: Tensor,
+    text: Tensor,
+    text_to_audio: Tensor,
+    captions: Sequence[str] | None = None,
+    *,
+    chunk_size: int = 1024,
+) -> RetrievalScores:
+    """Scores of every query from embeddings, with at most `chunk_size` rows of the similarity matrix in memory.
+
+    Args:
+        audio: `[n_audio, D]`, L2-normalized: the similarity is the inner product.
+        text: `[n_text, D]`, L2-normalized.
+        text_to_audio: as in `retrieval_metrics`, as are `captions`, `chunk_size` and the errors.
+    """
+    if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1]:
+        raise ValueError(
+            f"audio has shape {tuple(audio.shape)} and text {tuple(text.shape)}; "
+            "they must be [n_audio, D] and [n_text, D]"
+        )
+    _check_finite("audio", audio)
+    _check_finite("text", text)
+    # float64 products rounded to float32, so that equal embeddings tie exactly in any summation order of BLAS.
+    audio, text = audio.double(), text.to(audio.device).double()
+    return _scores(
+        lambda clips: (audio[clips] @ text.T).float(),
+        lambda captions: (text[captions] @ audio.T).float(),
+        _check_targets(text_to_audio.to(audio.device), len(audio), len(text)),
+        captions,
+        len(audio),
         chunk_size,
     )
 
@@ -67,43 +149,36 @@ def embedding_retrieval_metrics(
     *,
     chunk_size: int = 1024,
 ) -> dict[str, float]:
-    """Metrics from embeddings, with at most `chunk_size` rows of the similarity matrix in memory.
-
-    Args:
-        audio: `[n_audio, D]`, L2-normalized: the similarity is the inner product.
-        text: `[n_text, D]`, L2-normalized.
-        text_to_audio: as in `retrieval_metrics`, as are `captions`, `chunk_size`, the result and the errors.
-    """
-    if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1]:
-        raise ValueError(
-            f"audio has shape {tuple(audio.shape)} and text {tuple(text.shape)}; "
-            "they must be [n_audio, D] and [n_text, D]"
-        )
-    _check_finite("audio", audio)
-    _check_finite("text", text)
-    # float64 products rounded to float32, so that equal embeddings tie exactly in any summation order of BLAS.
-    audio, text = audio.double(), text.to(audio.device).double()
-    return _metrics(
-        lambda clips: (audio[clips] @ text.T).float(),
-        lambda captions: (text[captions] @ audio.T).float(),
-        _check_targets(text_to_audio.to(audio.device), len(audio), len(text)),
-        captions,
-        len(audio),
-        chunk_size,
-    )
+    """The metrics of `embedding_retrieval_scores`; the result is that of `retrieval_metrics`."""
+    return embedding_retrieval_scores(audio, text, text_to_audio, captions, chunk_size=chunk_size).metrics()
 
 
-def format_retrieval(metrics: dict[str, float]) -> str:
-    """An aligned table of both directions in percent (median rank excepted), each with the chance level below it."""
-    rows = [("", "R@1", "R@5", "R@10", "mAP@10", "median rank")]
+def format_retrieval(
+    metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None, *, level: float = 0.95
+) -> str:
+    """An aligned table of both directions in percent (median rank excepted), with intervals and chance below each."""
+    rows: list[tuple[str, ...]] = [("", "R@1", "R@5", "R@10", "mAP@10", "median rank")]
     for direction, title in (("t2a", "text to audio"), ("a2t", "audio to text")):
-        for prefix, label in ((direction, title), (f"chance_{direction}", "  chance")):
-            values = [metrics.get(f"{prefix}_{name}") for name in METRIC_NAMES]
-            shares = [f"{100 * value:.1f}" for value in values[:-1] if value is not None]
-            rows.append((label, *shares, "" if values[-1] is None else f"{values[-1]:g}"))  # type: ignore[arg-type]
+        rows.append((title, *_cells(metrics, direction)))
+        if intervals:
+            own = [intervals[f"{direction}_{name}"] for name in METRIC_NAMES]
+            shares = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in own[:-1]]
+            rows.append((f"  {100 * level:g} % interval", *shares, f"[{own[-1][0]:g}, {own[-1][1]:g}]"))
+        rows.append(("  chance", *_cells(metrics, f"chance_{direction}")))
+    return aligned(rows)
+
+
+def _cells(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    values = [metrics.get(f"{prefix}_{name}") for name in METRIC_NAMES]
+    rank = values[-1]
+    return [*(f"{100 * value:.1f}" for value in values[:-1] if value is not None), "" if rank is None else f"{rank:g}"]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, the first column left-aligned and the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -129,14 +204,14 @@ def _check_targets(text_to_audio: Tensor, n_audio: int, n_text: int) -> Tensor:
     return text_to_audio.long()
 
 
-def _metrics(
+def _scores(
     similarity_of_audio: Callable[[Tensor], Tensor],
     similarity_of_text: Callable[[Tensor], Tensor],
     text_to_audio: Tensor,
     captions: Sequence[str] | None,
     n_audio: int,
     chunk_size: int,
-) -> dict[str, float]:
+) -> RetrievalScores:
     n_text, device = len(text_to_audio), text_to_audio.device
     texts = _text_ids(captions, n_text).to(device)  # [n_text]
     queries = torch.bincount(text_to_audio, minlength=n_audio).nonzero().squeeze(1)
@@ -144,17 +219,27 @@ def _metrics(
     from_text, from_audio = [], []
     for text in torch.arange(n_text, device=device).split(chunk_size):
         relevant = _relevant_clips(texts[text], texts, text_to_audio, n_audio)  # [Q, n_audio]
-        from_text.append(_score_queries(similarity_of_text(text), relevant))
+        from_text.append(score_queries(similarity_of_text(text), relevant))
     for audio in queries.split(chunk_size):
         relevant = _relevant_texts(audio, texts, text_to_audio)  # [Q, n_text]
-        from_audio.append(_score_queries(similarity_of_audio(audio), relevant))
-    return {
-        **_summarize("t2a", from_text, n_audio),
-        **_summarize("a2t", from_audio, n_text),
-        "clips": float(n_audio),
-        "captions": float(n_text),
-        "shared_captions": float(sum(int((scores.relevant > 1).sum()) for scores in from_text)),
-    }
+        from_audio.append(score_queries(similarity_of_audio(audio), relevant))
+    return RetrievalScores(
+        per_query=_per_query("t2a", from_text) | _per_query("a2t", from_audio),
+        clips={"t2a": text_to_audio.cpu().numpy(), "a2t": queries.cpu().numpy()},
+        counts={
+            **_chance_level("t2a", torch.cat([scores.relevant for scores in from_text]), n_audio),
+            **_chance_level("a2t", torch.cat([scores.relevant for scores in from_audio]), n_text),
+            "clips": float(n_audio),
+            "captions": float(n_text),
+            "shared_captions": float(sum(int((scores.relevant > 1).sum()) for scores in from_text)),
+        },
+    )
+
+
+def normalized_text(text: str) -> str:
+    """Lower case, letters and digits with single spaces between words; the text itself if it has none of them."""
+    kept = "".join(one if one.isalnum() or unicodedata.category(one)[0] == "M" else " " for one in text.casefold())
+    return " ".join(unicodedata.normalize("NFC", kept).split()) or text
 
 
 def _text_ids(captions: Sequence[str] | None, n_text: int) -> Tensor:
@@ -164,7 +249,9 @@ def _text_ids(captions: Sequence[str] | None, n_text: int) -> Tensor:
     if len(captions) != n_text:
         raise ValueError(f"{len(captions)} captions; there are {n_text} embeddings of captions")
     numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=torch.int64)
+    return torch.tensor(
+        [numbers.setdefault(text, len(numbers)) for text in map(normalized_text, captions)], dtype=torch.int64
+    )
 
 
 def _relevant_clips(wanted: Tensor, texts: Tensor, text_to_audio: Tensor, n_audio: int) -> Tensor:
@@ -183,7 +270,7 @@ def _relevant_texts(audio: Tensor, texts: Tensor, text_to_audio: Tensor) -> Tens
     return has[:, texts]
 
 
-class _QueryScores(NamedTuple):
+class QueryScores(NamedTuple):
     """Scores of Q queries, as expectations over the order of ties."""
 
     recall: Tensor  # [len(RECALL_AT), Q] float64
@@ -192,17 +279,21 @@ class _QueryScores(NamedTuple):
     relevant: Tensor  # [Q] int64, the number of relevant items
 
 
-def _score_queries(scores: Tensor, relevant: Tensor) -> _QueryScores:
-    """Score `[Q, n]` similarities; `relevant` `[Q, n]` bool has at least one True in each row."""
+def score_queries(scores: Tensor, relevant: Tensor) -> QueryScores:
+    """Score `[Q, n]` similarities; `relevant` `[Q, n]` bool has at least one True in each row.
+
+    An item of similarity -inf is ranked last, and does not count as found.
+    """
     best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
     before = _count(scores > best)
     tied = scores == best
     ties, own = _count(tied), _count(tied & relevant)
-    recall = torch.stack([1 - _probability_of_none(k - before, ties, own) for k in RECALL_AT])
+    recall = torch.stack([1 - _probability_of_none(k - before, ties, own) for k in RECALL_AT]) * best.isfinite()[:, 0]
     # Expected position of the first of `own` items among `ties` in random order.
     rank = before + (ties + 1).double() / (own + 1)
     counts = _count(relevant)
-    return _QueryScores(recall, _average_precision(scores, relevant) / counts.clamp(max=PRECISION_AT), rank, counts)
+    precision = precision_sum(scores, relevant, PRECISION_AT) / counts.clamp(max=PRECISION_AT)
+    return QueryScores(recall, precision, rank, counts)
 
 
 def _count(mask: Tensor) -> Tensor:
@@ -220,9 +311,14 @@ def _probability_of_none(drawn: Tensor, items: Tensor, relevant: Tensor) -> Tens
     return missed
 
 
-def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
-    """`[Q]` float64: sum of the precisions at those of the first PRECISION_AT ranks that hold a relevant item."""
-    top = scores.topk(min(PRECISION_AT, scores.shape[1]), dim=1)
+def precision_sum(scores: Tensor, relevant: Tensor, ranks: int) -> Tensor:
+    """`[Q]` float64: sum of the precisions at those of the first `ranks` ranks that hold a relevant item.
+
+    Args:
+        scores: `[Q, n]` similarities.
+        relevant: `[Q, n]` bool.
+    """
+    top = scores.topk(min(ranks, scores.shape[1]), dim=1)
     found = relevant.gather(1, top.indices)
     last = top.values[:, -1:]
     # Ties may extend beyond the last of these ranks; all of them count.
@@ -240,14 +336,15 @@ def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     return total
 
 
-def _summarize(prefix: str, chunks: Sequence[_QueryScores], n_items: int) -> dict[str, float]:
-    recall, precision, rank, relevant = (torch.cat(values, dim=-1) for values in zip(*chunks, strict=True))
-    ranks = rank.sort().values[[(len(rank) - 1) // 2, len(rank) // 2]]
+def _per_query(prefix: str, chunks: Sequence[QueryScores]) -> dict[str, np.ndarray]:
+    recall, precision, rank = (
+        torch.cat(values, dim=-1).cpu().numpy()
+        for values in zip(*((scores.recall, scores.precision, scores.rank) for scores in chunks), strict=True)
+    )
     return {
-        **{f"{prefix}_r{k}": float(values.mean()) for k, values in zip(RECALL_AT, recall, strict=True)},
-        f"{prefix}_map{PRECISION_AT}": float(precision.mean()),
-        f"{prefix}_median_rank": float(ranks.mean()),
-        **_chance_level(prefix, relevant, n_items),
+        **{f"{prefix}_r{k}": values for k, values in zip(RECALL_AT, recall, strict=True)},
+        f"{prefix}_map{PRECISION_AT}": precision,
+        f"{prefix}_median_rank": rank,
     }
 
 

@@ -22,7 +22,7 @@ _CREMA_D = re.compile(
     r"(?P<actor>\d{4})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)", re.IGNORECASE
 )
 _CREMA_D_EMOTIONS = {
-    "ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness",
+    "ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
 }  # fmt: skip
 # {modality}-{vocal channel}-{emotion}-{intensity}-{statement}-{repetition}-{actor}.wav
 _RAVDESS = re.compile(r"(?P<modality>0[1-3])-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>\d\d)")

@@ -33,7 +33,7 @@ def prepared_dataset(folder: Path) -> LabeledSet:
         DatasetError: the dataset cannot be read.
     """
     index = ClipIndex.open(folder)
-    rows = [(f"{folder}: {index.key(clip)}", index.read_metadata(clip)) for clip in range(len(index))]
+    rows = [(f"{folder}: {index.key(clip)}", _own_metadata(index.read_metadata(clip))) for clip in range(len(index))]
     reads = [partial(index.read_audio, clip) for clip in range(len(index))]
     hint = "prepare it from a labeled source such as ESC-50, or from a table with a column of classes"
     return _labeled(folder, _layout_name(rows, folder.resolve().name), rows, reads, hint)
@@ -59,6 +59,12 @@ def parquet_tables(source: Path, tables: Sequence[Path]) -> LabeledSet:
             rows.append((f"{table}[{number}]", {"split": split} | row))
             reads.append(partial(reader.read, number))
     return _labeled(source, _layout_name(rows, source.stem), rows, reads, "give a table with a column of classes")
+
+
+def _own_metadata(stored: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a clip that its source had, which `prepare` stores under `metadata`."""
+    own = stored.get("metadata")
+    return own if isinstance(own, dict) else stored
 
 
 def _layout_name(rows: Sequence[tuple[str, dict[str, Any]]], otherwise: str) -> str:
