@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import io
-import os
+import lzma
+import math
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from slap_fast.errors import SlapFastError
 
@@ -16,6 +21,9 @@ BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME_BLOCKS = 16
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or other attributes
 _SEARCH_BYTES = 1 << 20
+_STREAM_BYTES = 1 << 14  # read at once from compressed data: so much before damage is lost
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_OPENERS: dict[str, Callable[[Path], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 _LINKS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
 
 
@@ -52,17 +60,55 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def iterate_members(path: Path) -> Iterator[Member]:
-    """Yields the files of an uncompressed tar, in order, reading only headers, with constant memory. Skips folders.
+def compression(path: Path) -> str:
+    """`gzip`, `bzip2`, `xz` or `zstd` by the first bytes of a file; empty if it is none of them or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(6)
+    except OSError:
+        return ""
+    return next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), "")
+
+
+@contextlib.contextmanager
+def decompressed(path: Path) -> Iterator[BinaryIO]:
+    """A compressed file as a stream. Reading it from start to end takes constant memory.
+
+    Raises:
+        TarError: it is compressed by a program whose files are not read, damaged or cut off; also while it is read.
+    """
+    kind = compression(path)
+    opener = _OPENERS.get(kind)
+    if opener is None:
+        raise TarError(f"compressed by {kind}, which is not read; decompress it, or compress it by gzip")
+    try:
+        with opener(path) as raw, io.BufferedReader(raw, _STREAM_BYTES) as file:
+            yield cast(BinaryIO, file)
+    except EOFError as error:
+        raise TarError("truncated: the compressed data ends too early") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise TarError(f"damaged: {error}") from error
+    except OSError as error:
+        raise TarError(f"cannot be read ({error.strerror or error})") from error
+
+
+def iterate_members(path: Path, file: BinaryIO | None = None) -> Iterator[Member]:
+    """Yields the files of a tar, in order, reading only headers, with constant memory. Skips folders.
 
     Concatenated tars are read to the end of the last one.
+
+    Args:
+        path: the tar; it is not compressed unless `file` is given.
+        file: the tar as a stream (`decompressed`). The caller may read from it, forward.
 
     Raises:
         TarError: after the intact members, if the tar is truncated, compressed, or has a damaged header.
     """
     try:
-        length = path.stat().st_size
-        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        with contextlib.ExitStack() as stack:
+            length = math.inf if file else path.stat().st_size
+            file = file or stack.enter_context(open(path, "rb"))
+            tar = stack.enter_context(tarfile.open(fileobj=_Headers(file), mode="r:"))
             while True:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]
@@ -74,7 +120,8 @@ def iterate_members(path: Path) -> Iterator[Member]:
                         yield Member(info.name, info.offset_data, info.size, _problem(info))
                 # tarfile stops without an error at a damaged header. A valid end is zeros or the end of the file.
                 end = tar.offset
-                if os.pread(file.fileno(), BLOCK, end).strip(b"\0"):
+                file.seek(end)
+                if file.read(BLOCK).strip(b"\0"):
                     raise TarError(f"malformed: no member header at byte {end}")
                 following = _after_zeros(file, end)
                 if following is None:
@@ -83,7 +130,7 @@ def iterate_members(path: Path) -> Iterator[Member]:
     except FileNotFoundError as error:
         raise TarError("missing") from error
     except OSError as error:
-        raise TarError(f"cannot be read ({error.strerror})") from error
+        raise TarError(f"cannot be read ({error.strerror or error})") from error
     except RecursionError as error:
         raise TarError("malformed: hundreds of headers for one member") from error
     except (tarfile.TarError, ValueError, OverflowError, LookupError) as error:

@@ -25,7 +25,8 @@ from slap_fast.data.format.dataset_files import (
 from slap_fast.data.format.index import parse_metadata
 from slap_fast.data.format.tar_members import TarError
 from slap_fast.data.prepare.dataset_writer import PrepareReport, dataset_report, write_dataset
-from slap_fast.data.prepare.tar_source import Sample, iterate_samples, read_member, unused_members
+from slap_fast.data.prepare.tar_contents import PlainTar
+from slap_fast.data.prepare.tar_source import Sample, iterate_samples, unused_members
 from slap_fast.errors import SlapFastError
 from slap_fast.runtime.progress import progress_bar
 
@@ -89,7 +90,7 @@ def reindex(
 def _records(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[int, ...]]:
     """Yields the index fields (after `shard`) of the usable clips; appends a report row for everything else."""
     try:
-        for sample in iterate_samples(tar):
+        for sample in iterate_samples(PlainTar(tar).members()):
             try:
                 yield _record(tar, sample)
             except _Unusable as error:
@@ -107,7 +108,9 @@ def _record(tar: Path, sample: Sample) -> tuple[int, ...]:
         raise _Unusable("no_audio", f"only members {', '.join(sample.members)}")
     metadata = sample.members.get("json") or sample.members.get("txt")
     try:
-        captions = 0 if metadata is None else len(parse_metadata(read_member(tar, metadata), metadata.name)["captions"])
+        captions = (
+            0 if metadata is None else len(parse_metadata(PlainTar(tar).text(metadata), metadata.name)["captions"])
+        )
     except DatasetError as error:
         raise _Unusable("bad_metadata", str(error)) from error
     if metadata is None or not captions:
@@ -117,7 +120,7 @@ def _record(tar: Path, sample: Sample) -> tuple[int, ...]:
     try:
         sound = soundfile.info(io.BytesIO(head))
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise _Unusable("unreadable", f"{audio.name} is not audio that libsndfile reads") from error
+        raise _Unusable("unreadable", f"{audio.name} is not FLAC; `slap-fast prepare` may convert it") from error
     if (sound.format, sound.samplerate, sound.channels) != ("FLAC", SAMPLE_RATE, 1):
         detail = f"{sound.format}, {sound.samplerate} Hz, {sound.channels} channels; `slap-fast prepare` converts it"
         raise _Unusable("wrong_format", detail)

@@ -80,7 +80,8 @@ class TarAudio:
             file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise AudioError("unreadable", f"{self.path} ({error.strerror})") from error
-        with file, open_audio(ByteView(file, StreamPart(self.offset, self.offset + self.size)), name=self.name) as sound:
+        member = ByteView(file, StreamPart(self.offset, self.offset + self.size))
+        with file, open_audio(member, name=self.name) as sound:
             yield sound
 
 

@@ -1,23 +1,20 @@
-"""Tar source: WebDataset tars, read in place by their headers, without extraction."""
+"""Tar source: WebDataset tars. Plain ones are read in place by their headers, compressed ones as a stream."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slap_fast.audio.formats import AUDIO_EXTENSIONS, CONVERT_HINT, OTHER_MEDIA_EXTENSIONS
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.format.tar_members import Member, TarError, iterate_members, split_key
+from slap_fast.data.format.tar_members import Member, TarError, split_key
 from slap_fast.data.prepare.file_search import walk_folder
 from slap_fast.data.prepare.sidecars import parse_sidecar
-from slap_fast.data.prepare.source import ClipItem, Rejection, TarAudio
-
-_MAX_METADATA_BYTES = 64 << 20
-_TEXTS = ("json", "txt")
+from slap_fast.data.prepare.source import ClipItem, Rejection
+from slap_fast.data.prepare.tar_contents import TEXTS, TarContents, open_contents, tar_name
 
 
 @dataclass
@@ -35,21 +32,22 @@ class Sample:
 
     @property
     def audio(self) -> Member | None:
-        for extension, member in self.members.items():
-            if f".{extension.rpartition('.')[2]}" in AUDIO_EXTENSIONS:
-                return member
+        """The first audio file, else the first file of other media."""
+        for extensions in (AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS):
+            for extension, member in self.members.items():
+                if f".{extension.rpartition('.')[2]}" in extensions:
+                    return member
         return None
 
 
-def iterate_samples(path: Path) -> Iterator[Sample]:
-    """Groups a tar's members by key, as WebDataset does.
+def iterate_samples(members: Iterator[Member]) -> Iterator[Sample]:
+    """Groups the members of a tar by key, as WebDataset does.
 
     Raises:
         TarError: after the intact samples, if the tar is malformed.
     """
     sample: Sample | None = None
     damage: TarError | None = None
-    members = iterate_members(path)
     while True:
         try:
             member = next(members, None)
@@ -82,7 +80,7 @@ class TarSource:
             tars: in order.
             folder: where they were found; its other files are reported.
         """
-        self.name = tars[0].stem if len(tars) == 1 else tars[0].resolve().parent.name
+        self.name = tar_name(tars[0]) if len(tars) == 1 else tars[0].resolve().parent.name
         self.seen = 0
         self._tars = list(tars)
         self._beside: list[Rejection] = []
@@ -102,10 +100,12 @@ class TarSource:
     def __iter__(self) -> Iterator[ClipItem | Rejection]:
         self.seen = 0
         for tar in self._tars:
+            contents = open_contents(tar)
             try:
-                for sample in iterate_samples(tar):
+                for sample in iterate_samples(contents.members()):
                     self.seen += len(sample.members) + len(sample.unreadable)
-                    yield from _items(tar, sample)
+                    yield from _items(tar, contents, sample)
+                    contents.forget(list(sample.members.values()))
             except TarError as error:
                 self.seen += 1
                 yield Rejection(str(tar), "malformed_tar", f"{error}; the rest of this tar is lost")
@@ -113,12 +113,12 @@ class TarSource:
         yield from self._beside
 
 
-def _items(tar: Path, sample: Sample) -> Iterator[ClipItem | Rejection]:
+def _items(tar: Path, contents: TarContents, sample: Sample) -> Iterator[ClipItem | Rejection]:
     """The clip of a sample, or its Rejection, then a Rejection for every unused member."""
     audio = sample.audio
-    texts = {name: member for name, member in sample.members.items() if name in _TEXTS}
+    texts = {name: member for name, member in sample.members.items() if name in TEXTS}
     if audio is not None:
-        yield _clip(tar, sample, audio, texts)
+        yield _clip(tar, contents, sample, audio, texts)
     elif texts:
         yield Rejection(f"{tar.name}/{sample.key}", "no_audio", f"only members {', '.join(sample.members)}", len(texts))
     yield from unused_members(tar, sample)
@@ -128,7 +128,7 @@ def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
     """Rejections for the members of a sample that are neither its audio nor its captions."""
     audio = sample.audio
     for name, member in sample.members.items():
-        if name not in _TEXTS and member is not audio:
+        if name not in TEXTS and member is not audio:
             yield _unused(tar, sample, f".{name.rpartition('.')[2]}", member, audio)
     for member in sample.unreadable:
         yield Rejection(f"{tar.name}/{member.name}", "no_content", member.problem)
@@ -136,8 +136,6 @@ def unused_members(tar: Path, sample: Sample) -> Iterator[Rejection]:
 
 def _unused(tar: Path, sample: Sample, extension: str, member: Member, audio: Member | None) -> Rejection:
     origin = f"{tar.name}/{member.name}"
-    if extension in OTHER_MEDIA_EXTENSIONS and audio is None:
-        return Rejection(origin, "unsupported_format", f"libsndfile does not read {extension} files; {CONVERT_HINT}")
     if extension in AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS:
         assert audio is not None
         detail = (
@@ -148,32 +146,19 @@ def _unused(tar: Path, sample: Sample, extension: str, member: Member, audio: Me
     return Rejection(origin, "unused_member", f"only audio, .json and .txt are used; this is a {extension} file")
 
 
-def _clip(tar: Path, sample: Sample, audio: Member, texts: dict[str, Member]) -> ClipItem | Rejection:
+def _clip(
+    tar: Path, contents: TarContents, sample: Sample, audio: Member, texts: dict[str, Member]
+) -> ClipItem | Rejection:
     captions: list[str] = []
     metadata: dict[str, Any] = {}
     seen = 1 + len(texts)
     try:
-        for extension in _TEXTS:
+        for extension in TEXTS:
             if (member := texts.get(extension)) is not None:
-                found, metadata_found = parse_sidecar(member.name, read_member(tar, member))
+                found, metadata_found = parse_sidecar(member.name, contents.text(member))
                 captions += found
                 metadata |= metadata_found
     except DatasetError as error:
         return Rejection(f"{tar.name}/{sample.key}", "bad_metadata", str(error), seen)
-    source = TarAudio(tar, audio.offset, audio.size)
-    return ClipItem(sample.key, captions_of(captions), source, f"{tar.name}/{audio.name}", metadata, seen)
-
-
-def read_member(tar: Path, member: Member) -> bytes:
-    """The bytes of a metadata member.
-
-    Raises:
-        DatasetError: it is larger than 64 MiB or cannot be read.
-    """
-    if member.size > _MAX_METADATA_BYTES:
-        raise DatasetError(f"{member.name} has {member.size} bytes, too many for a caption file")
-    try:
-        with open(tar, "rb") as file:
-            return os.pread(file.fileno(), member.size, member.offset)
-    except OSError as error:
-        raise DatasetError(f"{member.name} cannot be read ({error.strerror})") from error
+    origin = f"{tar.name}/{audio.name}"
+    return ClipItem(sample.key, captions_of(captions), contents.audio(audio), origin, metadata, seen)
