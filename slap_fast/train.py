@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import torch
 
-from slap_fast.config.loading import config_from_arguments
+from slap_fast.config.loading import read_arguments
 from slap_fast.config.recipe import RunConfig
 from slap_fast.data.sampling.mixture import Mixture
 from slap_fast.evaluation.in_loop import InLoopEvaluation
@@ -46,19 +46,21 @@ from slap_fast.training.distributed.process_group import (
 from slap_fast.training.distributed.rank_environment import configure_rank_environment
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine, precision_of
+from slap_fast.training.initial_weights import complete_config, source_of, starting_notes
 from slap_fast.training.metrics.nonfinite import NonFiniteGuard, suspect_clips
 from slap_fast.training.metrics.peak_flops import total_peak_flops
 from slap_fast.training.metrics.run_log import RunLog
 from slap_fast.training.metrics.step_counts import StepCounts, batch_metrics, memory_in_use
 from slap_fast.training.metrics.throughput import ThroughputMeter
 from slap_fast.training.metrics.trackers import require_trackers
+from slap_fast.training.parameter_groups import part_multipliers
 from slap_fast.training.step import take_step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or report that there is nothing left to train."""
     configure_rank_environment()
-    config = config_from_arguments(sys.argv[1:] if arguments is None else arguments)
+    config = complete_config(read_arguments(sys.argv[1:] if arguments is None else arguments))
     output = Path(config.efficiency.training.output)
     if (steps := finished_steps(config)) is not None:
         if os.environ["RANK"] == "0":
@@ -82,11 +84,14 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             require_trackers(config.efficiency.logging)
         datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
         sampler = build.build_sampler(recipe, datasets)
-        tokenizer = build.build_tokenizer(recipe.data, recipe.model)
+        source = source_of(config)
+        tokenizer = build.build_tokenizer(recipe.data, recipe.model, source)
         mel_statistics = build.saved_mel_statistics(output / "checkpoints")
-        model_config = build.complete_model_config(recipe.model, datasets, tokenizer, mel_statistics)
+        model_config = build.complete_model_config(recipe.model, datasets, tokenizer, mel_statistics, source)
         mel_notes = build.mel_statistics_notes(recipe.model, model_config, datasets)
-        model = build.build_model(config, model_config, tokenizer)
+        model = build.build_model(config, model_config, tokenizer, source)
+        start_notes = starting_notes(model, source, recipe)
+        multipliers = part_multipliers(model, recipe.optimizer)
         evaluation = InLoopEvaluation(config.efficiency.evaluation, output / "best", ranks)
     engine = build_engine(model, config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
@@ -117,7 +122,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         return completed
 
     with RunLog(output, config, start_step=completed, enabled=ranks.is_first) as log, loader:
-        log.say(*resumed.notes, *([aside] if aside else []), *evaluation.resume(completed), *mel_notes)
+        log.say(*start_notes, *resumed.notes, *([aside] if aside else []), *evaluation.resume(completed), *mel_notes)
         log.say(*build.objective_notes(recipe.objectives))
         log.say(*(f"{skip.count} clips left out: {skip.reason}" for skip in sampler.skipped))
         # The run may have been stopped between the checkpoint and its scores.
@@ -151,6 +156,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 if logged:
                     wait = {"data_wait_seconds": loader.waited_seconds, "data_wait_share": loader.waited_share()}
                     measured = throughput.read() | wait | batch_metrics(metrics.counts, metrics.maxima)
+                    measured |= {f"learning_rate/{part}": settings.learning_rate * x for part, x in multipliers.items()}
                     log.step(completed, metrics, settings, measured, guard.skipped_steps)
             log.advance()
             if metrics.stop:

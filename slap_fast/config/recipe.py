@@ -22,6 +22,16 @@ Part = Literal[
 ]
 """A part of the model that can be frozen, and that can have a learning rate of its own."""
 
+OBJECTIVE_OF_PART = {
+    "text_encoder": "contrastive",
+    "audio_pooling": "contrastive",
+    "text_pooling": "contrastive",
+    "logit_scale": "contrastive",
+    "caption_decoder": "caption",
+    "prototype_head": "self_distillation",
+}
+"""The objective without which a run does not have the part; the audio encoder is in every run."""
+
 
 @dataclass(frozen=True)
 class RecipeModelConfig(ModelConfig):
@@ -311,6 +321,28 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        frozen = self.model.freeze
+        for name in frozen:
+            if name not in self.parts:
+                raise ValueError(
+                    f"model.freeze lists {name}, which this run does not have, because "
+                    f"objectives.{OBJECTIVE_OF_PART[name]}_weight is 0; take it out of the list"
+                )
+        if set(frozen) == set(self.parts):
+            raise ValueError(
+                f"model.freeze lists every part of the model ({', '.join(frozen)}), so nothing is trained; leave one "
+                "out"
+            )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the model that the active objectives have."""
+        active = self.objectives.active
+        return tuple(
+            name for name in typing.get_args(Part) if name not in OBJECTIVE_OF_PART or OBJECTIVE_OF_PART[name] in active
+        )
 
 
 @dataclass(frozen=True)

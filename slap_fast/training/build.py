@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from slap_fast.config.model import OBJECTIVES, ModelConfig
-from slap_fast.config.recipe import DataConfig, ObjectivesConfig, Recipe, RunConfig
+from slap_fast.config.recipe import DataConfig, ObjectivesConfig, Recipe, RecipeModelConfig, RunConfig
 from slap_fast.config.saved_files import largest_token_id
 from slap_fast.data.decoding import make_decoder
 from slap_fast.data.format.remote import local_folder
@@ -24,18 +24,30 @@ from slap_fast.errors import ModelError
 from slap_fast.training.checkpoint.folder import newest_checkpoint, read_model_files
 from slap_fast.training.compilation import compile_blocks
 from slap_fast.training.distributed.process_group import Ranks
+from slap_fast.training.frozen import freeze_parts
+from slap_fast.training.initial_weights import WeightSource, same_tokens
 from slap_fast.training.model import PretrainingModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load `data.tokenizer`; else that of the pretrained text encoder; else the one next to the first dataset's shards.
+def build_tokenizer(
+    data: DataConfig, model: ModelConfig, source: WeightSource | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `data`, else of the initial model, the pretrained text encoder, or the first dataset.
 
     Raises:
         FileNotFoundError: the text encoder starts from scratch and the dataset has no tokenizer.
+        ModelError: the initial model has no tokenizer.
     """
+    if data.tokenizer is None and source is not None and source.vocab_size is not None:
+        if source.tokenizer is None:
+            raise ModelError(
+                f"{source.files / 'tokenizer'} is missing: set data.tokenizer to the tokenizer that the model of "
+                f"model.init_from={source.model.name} was trained with"
+            )
+        return source.tokenizer
     beside = local_folder(data.folders[0].folder) / "tokenizer"
     if data.tokenizer is None and model.text.pretrained is None and not beside.is_dir():
         raise FileNotFoundError(
@@ -46,14 +58,22 @@ def build_tokenizer(data: DataConfig, model: ModelConfig) -> PreTrainedTokenizer
 
 
 def complete_model_config(
-    model: ModelConfig, datasets: Mixture, tokenizer: Any, mel_statistics: tuple[float, float] | None = None
+    model: ModelConfig,
+    datasets: Mixture,
+    tokenizer: Any,
+    mel_statistics: tuple[float, float] | None = None,
+    source: WeightSource | None = None,
 ) -> ModelConfig:
     """Fill in values that the datasets decide: the vocabulary size from scratch, and mel statistics left at 0 and 1.
 
     Args:
         mel_statistics: mean and standard deviation that the weights were trained with; None: those of the datasets.
     """
-    if model.text.pretrained is None:
+    model = model.architecture
+    if source is not None and source.vocab_size is not None:
+        vocabulary = source.vocab_size if same_tokens(source.tokenizer, tokenizer) else largest_token_id(tokenizer) + 1
+        model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=vocabulary))
+    elif model.text.pretrained is None:
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=len(tokenizer)))
     if (model.mel.mean, model.mel.std) == (0.0, 1.0):
         mean, std = mel_statistics or datasets.mel_statistics()
@@ -81,25 +101,38 @@ def mel_statistics_notes(model: ModelConfig, complete: ModelConfig, datasets: Mi
         complete: `complete_model_config` of it.
     """
     mel = complete.mel
-    if (model.mel.mean, model.mel.std) != (0.0, 1.0) or (mel.mean, mel.std) == (own := datasets.mel_statistics()):
+    initial = isinstance(model, RecipeModelConfig) and model.init_from is not None
+    given = (model.mel.mean, model.mel.std) != (0.0, 1.0) and not initial
+    if given or (mel.mean, mel.std) == (own := datasets.mel_statistics()):
         return []
+    before = "as for the weights of model.init_from" if initial else "as before"
     return [
-        f"log-mel values are normalized as before, by mean {mel.mean:g} and deviation {mel.std:g}; those of the data "
+        f"log-mel values are normalized {before}, by mean {mel.mean:g} and deviation {mel.std:g}; those of the data "
         f"are {own[0]:g} and {own[1]:g} now"
     ]
 
 
-def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) -> PretrainingModel:
+def build_model(
+    config: RunConfig, model_config: ModelConfig, tokenizer: Any, source: WeightSource | None = None
+) -> PretrainingModel:
     """Build the model, with the same initial weights on every rank and at every ZeRO stage.
+
+    With a `source`, the text tower has its architecture; `initial_weights.initialize` copies its weights.
 
     Raises:
         ConfigError: `training.compile` is set and there is no compiler.
         ModelError: the tokenizer has token ids beyond the text encoder's vocabulary.
     """
+    text_hf_config = None if source is None else source.text_hf_config
+    if text_hf_config is not None and text_hf_config.vocab_size != model_config.text.vocab_size:
+        text_hf_config.vocab_size = model_config.text.vocab_size
+        text_hf_config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
     torch.manual_seed(config.recipe.schedule.seed)
     model = PretrainingModel(
         model_config,
         config.recipe.objectives,
+        load_pretrained_text=source is None or source.vocab_size is None,
+        text_hf_config=text_hf_config,
         contrastive_exchange=config.efficiency.training.contrastive_exchange,
     )
     vocabulary = model.student.vocab_size
@@ -110,6 +143,7 @@ def build_model(config: RunConfig, model_config: ModelConfig, tokenizer: Any) ->
             "data.tokenizer, or leave it out to use the encoder's own"
         )
     model.student.tokenizer = tokenizer
+    freeze_parts(model, config.recipe.model.freeze)
     if config.efficiency.training.activation_checkpointing:
         checkpoint_activations(model)
     # Stage 3 puts hooks around every module inside a block, and each hook would be a graph break.

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: its configuration, and the AdamW optimizer with its parameter groups."""
+"""The DeepSpeed engine: its configuration, and the AdamW optimizer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sys
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from slap_fast.config.loading import ConfigError
 from slap_fast.config.recipe import OptimizerConfig, RunConfig, TrainingConfig
 from slap_fast.training.distributed.process_group import Ranks, import_deepspeed
+from slap_fast.training.frozen import keep_float32_weights
+from slap_fast.training.model import PretrainingModel
+from slap_fast.training.parameter_groups import MULTIPLIER, parameter_groups
 from slap_fast.training.zero import inner_optimizer
 
 Precision = Literal["bf16", "fp32"]
@@ -25,7 +27,7 @@ of a model of this size.
 
 
 def build_engine(
-    model: nn.Module, config: RunConfig, ranks: Ranks, optimizer: torch.optim.Optimizer | None = None
+    model: PretrainingModel, config: RunConfig, ranks: Ranks, optimizer: torch.optim.Optimizer | None = None
 ) -> Any:
     """Wrap the model; `engine(batch, ...)` runs it, `engine.backward` and `engine.step` train it.
 
@@ -33,7 +35,10 @@ def build_engine(
         ConfigError: the batch size is not a multiple of the number of ranks.
     """
     deepspeed = import_deepspeed()
-    settings = deepspeed_config(config, ranks.world_size, resolve_precision(config, ranks.device))
+    precision = resolve_precision(config, ranks.device)
+    settings = deepspeed_config(config, ranks.world_size, precision)
+    if precision == "bf16":
+        keep_float32_weights(model, ranks.rank, ranks.world_size)
     # DeepSpeed allocates the whole bucket, also where there are fewer gradients.
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings["zero_optimization"]["reduce_bucket_size"] = min(REDUCE_BUCKET_SIZE, trained)
@@ -117,9 +122,9 @@ def deepspeed_config(config: RunConfig, world_size: int, precision: Precision) -
     }
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: PretrainingModel, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
+        parameter_groups(model, config),
         # `set_learning_rate` sets it before each step. Until then neither gradients nor decay change the weights.
         lr=0.0,
         betas=config.betas,
@@ -128,23 +133,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: `decay`, and `no_decay` for norms, biases, probes, the mask token and the logit scale."""
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # Everything that should not decay is a vector or a scalar, and nothing else is.
-            groups["decay" if parameter.ndim > 1 else "no_decay"].append(parameter)
-    return [
-        {"name": "decay", "params": groups["decay"], "weight_decay": weight_decay},
-        {"name": "no_decay", "params": groups["no_decay"], "weight_decay": 0.0},
-    ]
-
-
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, each with its multiplier."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get(MULTIPLIER, 1.0)
 
 
 def precision_of(engine: Any) -> Precision:

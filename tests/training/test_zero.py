@@ -12,8 +12,10 @@ import soundfile
 import torch
 
 from slap_fast.config.loading import ConfigError
-from slap_fast.training.engine import deepspeed_config, parameter_groups
+from slap_fast.config.recipe import OptimizerConfig
+from slap_fast.training.engine import deepspeed_config
 from slap_fast.training.metrics.gradient_norms import TOWERS
+from slap_fast.training.parameter_groups import parameter_groups
 from slap_fast.training.schedule import settings
 from tests.training import tiny
 from tests.training.ranks import run_worker
@@ -224,7 +226,7 @@ def test_after_20_skipped_steps_in_a_row_the_run_stops_and_names_the_clips(resul
 def test_norms_biases_probes_mask_token_and_logit_scale_do_not_decay() -> None:
     model = tiny.build(tiny.run_config())
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decay, no_decay = ({names[p] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    decay, no_decay = ({names[p] for p in group["params"]} for group in parameter_groups(model, OptimizerConfig()))
     expected = {
         name
         for name, parameter in model.named_parameters()
@@ -234,7 +236,7 @@ def test_norms_biases_probes_mask_token_and_logit_scale_do_not_decay() -> None:
     assert no_decay == expected
     assert {"student.audio_pooling.probe", "student.audio_encoder.mask_token", "student.logit_scale.delta"} < no_decay
     assert decay | no_decay == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in parameter_groups(model, OptimizerConfig())] == [0.1, 0.0]
 
 
 def test_a_batch_size_that_is_not_a_multiple_of_the_number_of_ranks_is_an_error() -> None:

@@ -21,6 +21,8 @@ from slap_fast.training.checkpoint.state_slices import WEIGHT
 from slap_fast.training.frozen import whole_float32
 from slap_fast.training.zero import full_parameter
 
+_STUDENT = "student."
+
 
 class ExportError(SlapFastError, ValueError):
     """No model can be exported from the checkpoint."""
@@ -69,25 +71,40 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
         ExportError: the checkpoint is incomplete or damaged.
         OSError: files cannot be read or written.
     """
-    manifest = read_manifest(checkpoint)
-    reason = find_damage(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
-    if not isinstance(manifest, Manifest) or reason is not None:
-        raise ExportError(f"{checkpoint} is incomplete or damaged: {reason}")
-    prefix = "student."
-    with SliceReader([rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
-        weights = {
-            name.removeprefix(prefix): reader.whole(WEIGHT, name, shape)
-            for name, shape in manifest.parameters.items()
-            if name.startswith(prefix)
-        }
+    manifest, weights = _read(checkpoint, (_STUDENT,))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _complete_or_absent(folder) as partial:
         # Only the files that the manifest lists.
         for name, content in read_model_files(checkpoint, manifest).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
-        write_slices(partial / "model.safetensors", weights)
+        model = {name.removeprefix(_STUDENT): value for name, value in weights.items()}
+        write_slices(partial / "model.safetensors", model)
     return manifest
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Float32 weights of the student and its prototype head by parameter name, such as `student.logit_scale.delta`.
+
+    Raises:
+        ExportError: the checkpoint is incomplete or damaged.
+        OSError: files cannot be read.
+    """
+    return _read(checkpoint, (_STUDENT, "student_head."))[1]
+
+
+def _read(checkpoint: Path, prefixes: tuple[str, ...]) -> tuple[Manifest, dict[str, Tensor]]:
+    """The manifest, and the weights whose names start with one of the prefixes."""
+    manifest = read_manifest(checkpoint)
+    reason = find_damage(checkpoint, manifest) if isinstance(manifest, Manifest) else manifest
+    if not isinstance(manifest, Manifest) or reason is not None:
+        raise ExportError(f"{checkpoint} is incomplete or damaged: {reason}")
+    with SliceReader([rank_file(checkpoint, rank) for rank in range(manifest.world_size)]) as reader:
+        return manifest, {
+            name: reader.whole(WEIGHT, name, shape)
+            for name, shape in manifest.parameters.items()
+            if name.startswith(prefixes)
+        }
 
 
 @contextmanager

@@ -89,6 +89,14 @@ def finished_steps(config: RunConfig) -> int | None:
     return config.recipe.schedule.steps
 
 
+def saved_config(output: Path) -> str | None:
+    """The configuration, as YAML, of the run that would be continued or is complete in `output`; None for a new run."""
+    found = newest_checkpoint(output / "checkpoints")
+    if found is not None:
+        return found[1].config
+    return _read_config(output / "config.yaml") if (output / "model").exists() else None
+
+
 def set_model_aside(output: Path, step: int) -> str | None:
     """Rename the model of a completed run that trains more steps; returns a note for the log."""
     model = output / "model"
