@@ -65,18 +65,18 @@ def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
         ValueError: no logged step, or none of the known values.
     """
     log = read_log(log_jsonl)
-    panels = [panel for panel in _PANELS if any(_is_number(entry.get(panel[0])) for entry in log)]
+    panels = [panel for panel in _PANELS if any(is_number(entry.get(panel[0])) for entry in log)]
     if not panels:
         raise ValueError(f"{log_jsonl}: it has none of {', '.join(panel[0] for panel in _PANELS)}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(4.2 * columns, 2.9 * rows)
+    figure = new_figure(4.2 * columns, 2.9 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axis, (key, title, unit) in zip(axes, panels, strict=False):
         steps, values = _series(log, key)
         if key in _SMOOTHED and len(values) > 10:
             axis.plot(steps, values, color="C0", alpha=0.3, linewidth=0.8, label="logged")
-            axis.plot(steps, _smoothed(values), color="C0", linewidth=1.8, label="smoothed")
+            axis.plot(steps, smoothed(values), color="C0", linewidth=1.8, label="smoothed")
             axis.legend(frameon=False, fontsize=8)
         else:
             axis.plot(steps, values, color="C0", linewidth=1.8)
@@ -90,7 +90,7 @@ def plot_losses(log_jsonl: str | Path, png: str | Path) -> None:
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle("Training")
-    _save(figure, png)
+    save_png(figure, png)
 
 
 def plot_similarity(
@@ -111,7 +111,7 @@ def plot_similarity(
             f"similarity has shape {similarity.shape} and there are {n} captions; it must be [N, N], N > 0"
         )
     labeled = n <= 40
-    figure = _figure(9.5 if labeled else 7.5, 6.5)
+    figure = new_figure(9.5 if labeled else 7.5, 6.5)
     axis = figure.subplots()
     image = axis.imshow(similarity, cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.9)
@@ -132,12 +132,12 @@ def plot_similarity(
     )
     axis.set_xlabel("caption, in the order of the clips")
     if labeled:
-        axis.set_yticks(range(n), [_shortened(caption, 48) for caption in captions], fontsize=7)
+        axis.set_yticks(range(n), [shortened(caption, 48) for caption in captions], fontsize=7)
         axis.set_ylabel("clip, named by its first caption")
     else:
         axis.set_ylabel("clip")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
-    _save(figure, png)
+    save_png(figure, png)
 
 
 def plot_localization(
@@ -164,7 +164,7 @@ def plot_localization(
         raise ValueError(f"mel has shape {mel.shape}; it must be [F, {mel_config.n_mels}] with F > 0")
     if not curves:
         raise ValueError("no curve; localize at least one query")
-    figure = _figure(10, 6)
+    figure = new_figure(10, 6)
     axes = figure.subplots(2, 2, width_ratios=(60, 1), height_ratios=(1.4, 1), sharex="col")
     spectrogram, below = axes[0, 0], axes[1, 0]
     axes[1, 1].remove()
@@ -186,33 +186,33 @@ def plot_localization(
     spectrogram.set_ylim(-0.5, mel_config.n_mels - 0.5)
     spectrogram.set_ylabel("frequency (Hz, mel scale)")
     if title:
-        spectrogram.set_title("\n".join(textwrap.wrap(_literal(title), 100)), fontsize=11)
+        spectrogram.set_title("\n".join(textwrap.wrap(literal(title), 100)), fontsize=11)
 
     _shade_events(below, events)
     for curve in curves:
-        label = _shortened(curve.query, 60)
+        label = shortened(curve.query, 60)
         below.plot(curve.times, curve.similarity, marker="." if len(curve.times) < 60 else None, label=f"“{label}”")
     below.set_xlim(0, seconds)
     below.set_xlabel("time (s)")
     below.set_ylabel("cosine similarity")
     below.grid(alpha=0.3)
     below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=9, ncols=2)
-    _save(figure, png)
+    save_png(figure, png)
 
 
 def _shade_events(axis: Axes, events: Sequence[EventSpan]) -> None:
     names = list(dict.fromkeys(name for name, _, _ in events))
     for position, name in enumerate(names):
         for index, (_, start, end) in enumerate(event for event in events if event[0] == name):
-            label = f"{_literal(name)} (ground truth)" if not index else None
+            label = f"{literal(name)} (ground truth)" if not index else None
             axis.axvspan(start, end, color=f"C{position}", alpha=0.15, linewidth=0, label=label)
 
 
-def _shortened(text: str, width: int) -> str:
-    return _literal(textwrap.shorten(text, width, placeholder="…"))
+def shortened(text: str, width: int) -> str:
+    return literal(textwrap.shorten(text, width, placeholder="…"))
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     # matplotlib typesets text between dollar signs as math.
     return text.replace("$", r"\$")
 
@@ -228,16 +228,16 @@ def _mel_ticks(config: MelConfig) -> list[tuple[float, float]]:
 
 
 def _series(log: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(entry["step"], entry[key]) for entry in log if _is_number(entry.get(key))]
+    points = [(entry["step"], entry[key]) for entry in log if is_number(entry.get(key))]
     steps, values = zip(*points, strict=True)
     return np.array(steps), np.array(values, dtype=np.float64)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Centered moving average over a tenth of the points, which does not lag; the window is truncated at both ends."""
     half = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], values.cumsum()])
@@ -246,7 +246,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     # A bare Figure uses Agg and leaves the backend and global state of pyplot unchanged.
     try:
         from matplotlib.figure import Figure
@@ -255,6 +255,6 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _save(figure: Figure, png: str | Path) -> None:
+def save_png(figure: Figure, png: str | Path) -> None:
     Path(png).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, format="png")
