@@ -11,6 +11,7 @@ from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
     add_quiet,
+    beside_model,
     errors_about,
     load_model,
     positive,
@@ -201,7 +202,7 @@ def _find_log(arguments: argparse.Namespace) -> Path | None:
         if not arguments.log.is_file():
             raise CommandError(f"{arguments.log}: no such log; training writes it as <output>/log.jsonl")
         return arguments.log
-    default = arguments.model.resolve().parent / "log.jsonl"
+    default = beside_model(arguments.model, "log.jsonl")
     return default if default.is_file() else None
 
 

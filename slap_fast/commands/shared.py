@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slap_fast.errors import SlapFastError, one_line
+from slap_fast.errors import ModelError, SlapFastError, one_line
+from slap_fast.models.hub import HubId, hub_id, model_folder
 
 if TYPE_CHECKING:
     from slap_fast.inference.audio_inputs import Skipped
@@ -25,28 +28,60 @@ class CommandError(SlapFastError, ValueError):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a trained model, such as runs/slap/model")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="folder of a trained model, such as runs/slap/model, or owner/name[@revision] on the Hugging Face hub",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
 
 
-def has_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+def has_model(model: Path) -> bool:
+    """Whether a MODEL argument names a folder with a model, or a model of the hub, which is not looked up."""
+    return (model / "config.json").is_file() if model.exists() else _is_hub_name(model)
 
 
-def check_model(folder: Path, device: str) -> None:
+def _is_hub_name(model: Path) -> bool:
+    try:
+        return hub_model(model) is not None
+    except CommandError:
+        return False
+
+
+def hub_model(model: Path) -> HubId | None:
+    """The hub id that a MODEL argument names, or None for a folder.
+
+    Raises:
+        CommandError: it is neither.
+    """
+    if model.exists():
+        return None
+    name = re.sub("^hf:/(?!/)", "hf://", str(model))  # as a path, hf:// has lost a slash
+    if not name.startswith("hf://") and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise CommandError(
+            f"{model}: no such folder; MODEL is the folder that training wrote as <output>/model, or owner/name on the "
+            "Hugging Face hub"
+        )
+    try:
+        return hub_id(name)
+    except ModelError as error:
+        raise CommandError(one_line(error, 400)) from error
+
+
+def beside_model(model: Path, name: str) -> Path:
+    """Where results of a model go by default: beside its folder; in the current folder for a model of the hub."""
+    return Path(name) if _is_hub_name(model) else model.resolve().parent / name
+
+
+def check_model(model: Path, device: str) -> None:
     """Report a model or device that cannot be used before torch is loaded, which takes seconds.
 
     Raises:
-        CommandError: a file of the model is missing, or the device does not exist.
+        CommandError: a file of the model is missing, or the device does not exist. A model of the hub is not looked up.
     """
-    if not has_model(folder):
-        inside = "it has no config.json" if folder.is_dir() else "no such folder"
-        raise CommandError(f"{folder}: {inside}; MODEL is the folder that training wrote as <output>/model")
-    for name in ("model.safetensors", "text_config/config.json"):
-        if not (folder / name).is_file():
-            raise CommandError(f"{folder}: cannot load the model: {name} is missing; copy the folder again")
-    if not (folder / "tokenizer").is_dir():
-        raise CommandError(f"{folder}: it has no tokenizer/; copy it from the training dataset's folder")
+    if hub_model(model) is None:
+        _check_model_folder(model)
     kind, _, number = device.partition(":")
     if device != "auto" and (kind not in _DEVICES or not (number.isdecimal() or device == kind)):
         raise CommandError(f"--device {device}: no such device; give auto, cpu, cuda, or cuda:1 for the second GPU")
@@ -54,13 +89,32 @@ def check_model(folder: Path, device: str) -> None:
         raise CommandError(f"--device {device}: this machine has no GPU, or no driver for it; leave --device out")
 
 
-def load_model(folder: Path, device: str) -> SLAP:
-    """Load a model to `device`, in eval mode.
+def _check_model_folder(folder: Path) -> None:
+    if not has_model(folder):
+        raise CommandError(
+            f"{folder}: it has no config.json; MODEL is the folder that training wrote as <output>/model"
+        )
+    objectives: Any = None
+    with suppress(OSError, ValueError, AttributeError):  # the loader reports a damaged file
+        objectives = json.loads((folder / "config.json").read_bytes()).get("objectives")
+    if not isinstance(objectives, list):
+        objectives = ["contrastive", "caption"]  # of models that do not record them
+    needed = ["model.safetensors", *(["text_config/config.json"] if "contrastive" in objectives else [])]
+    for name in needed:
+        if not (folder / name).is_file():
+            raise CommandError(f"{folder}: cannot load the model: {name} is missing; copy the folder again")
+    if not (folder / "tokenizer").is_dir() and ("contrastive" in objectives or "caption" in objectives):
+        raise CommandError(f"{folder}: it has no tokenizer/; copy it from the training dataset's folder")
+
+
+def load_model(model: Path, device: str) -> SLAP:
+    """Load a model of a folder or of the hub to `device`, in eval mode.
 
     Raises:
         CommandError: it cannot be loaded; the message has the reason in one line.
+        ModelError: it cannot be downloaded.
     """
-    check_model(folder, device)
+    check_model(model, device)
     import torch
 
     if device == "auto":
@@ -69,12 +123,13 @@ def load_model(folder: Path, device: str) -> SLAP:
         raise CommandError(f"--device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here")
     from slap_fast.models.slap import SLAP
 
+    folder = model_folder(name) if (name := hub_model(model)) is not None else model
     try:
-        model = SLAP.from_pretrained(folder)
+        loaded = SLAP.from_pretrained(folder)
     except (ValueError, OSError) as error:
-        raise CommandError(f"{folder}: cannot load the model: {one_line(error, 400)}") from error
+        raise CommandError(f"{model}: cannot load the model: {one_line(error, 400)}") from error
     try:
-        return model.to(device).eval()
+        return loaded.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {device}: {one_line(error, 400)}") from error
 

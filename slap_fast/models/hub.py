@@ -65,7 +65,7 @@ def hub_id(name_or_folder: str | os.PathLike[str]) -> HubId | None:
 
 
 def model_folder(
-    name_or_folder: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    name_or_folder: str | os.PathLike[str] | HubId, *, revision: str | None = None, token: str | None = None
 ) -> Path:
     """A local folder as it is; for a hub id, the folder of the download.
 
@@ -82,7 +82,9 @@ def model_folder(
         ModelError: there is no such folder or model, it cannot be accessed, or the download fails; the message says
             what to do.
     """
-    found = hub_id(name_or_folder)
+    found = name_or_folder if isinstance(name_or_folder, HubId) else hub_id(name_or_folder)
+    if isinstance(name_or_folder, HubId):
+        name_or_folder = str(name_or_folder)
     if found is None:
         if revision is not None:
             raise ModelError(f"{os.fspath(name_or_folder)} is a local folder, which has no revision {revision!r}")

@@ -39,7 +39,7 @@ class TrainingRecord:
 
 
 def read_training_record(folder: Path) -> TrainingRecord:
-    """What is beside a model that training wrote: config.yaml, best.json, log.jsonl and evaluation/*.json.
+    """What is beside a model that training wrote: config.yaml, log.jsonl, best.json, and evaluation/ of `evaluate`.
 
     A file that is missing is no error; one that cannot be read, or is of another model, is listed in `left_out`.
     """
@@ -63,6 +63,9 @@ def read_training_record(folder: Path) -> TrainingRecord:
         return values
 
     recipe = read(run / "config.yaml").get("recipe") or {}
+    if recipe and not isinstance(recipe.get("schedule", {}).get("steps"), int):
+        left_out.append(f"{run / 'config.yaml'} (it is no configuration of a run)")
+        recipe, found = {}, {}
     best = read(folder / "best.json")
     scores: dict[str, dict[str, float]] = {}
     if best:
@@ -79,11 +82,22 @@ def read_training_record(folder: Path) -> TrainingRecord:
             continue
         for title, group in values.items():
             if isinstance(group, dict) and (numbers := _numbers(group)):
-                scores[f"{title} on {values.get('dataset')}" if title == "retrieval" else title] = numbers
+                where = f" on {_short(values['dataset'])}" if title == "retrieval" and "dataset" in values else ""
+                scores[f"{title}{where}"] = numbers
     step = best.get("step")
-    if step is None and folder.name == "model":
-        step = recipe.get("schedule", {}).get("steps")  # model/ is written after the last step
+    if step is None and folder.name == "model" and _last_step(run / "log.jsonl") == recipe["schedule"]["steps"]:
+        step = recipe["schedule"]["steps"]  # training writes model/ after the last step
     return TrainingRecord(recipe, step, scores, tuple(found), tuple(left_out))
+
+
+def _last_step(log: Path) -> int | None:
+    """The step of the last line of a run's log; None if there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - (1 << 16)))
+            return int(json.loads(file.read().splitlines()[-1])["step"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
 
 
 def _numbers(values: Any, prefix: str = "") -> dict[str, float]:
@@ -192,8 +206,8 @@ def _training(model: SLAP, record: TrainingRecord) -> str:
     rows["data"] = _data(data.get("train"))
     rows["maximum duration"] = f"{data.get('max_duration')} s"
     if init := recipe.get("model", {}).get("init_from"):
-        rows["initialized from"] = f"`{init}`"
-    details = yaml.safe_dump(dict(recipe), sort_keys=False)
+        rows["initialized from"] = f"`{_short(init)}`"
+    details = yaml.safe_dump(_public(recipe), sort_keys=False)
     return (
         f"{_table(('', ''), rows)}\n<details><summary>Recipe</summary>\n\n```yaml\n{details}```\n\n"
         f"Trained with slap-fast; this card was written by version {__version__}.\n\n</details>\n"
@@ -201,13 +215,25 @@ def _training(model: SLAP, record: TrainingRecord) -> str:
 
 
 def _data(train: Any) -> str:
-    """Names of the training datasets: the last part of each path, because paths of a machine say nothing to others."""
     names = [source.get("path", source) if isinstance(source, dict) else source for source in _listed(train)]
-    return ", ".join(f"`{'/'.join(Path(str(name)).parts[-2:])}`" for name in names) or "not recorded"
+    return ", ".join(f"`{_short(name)}`" for name in names) or "not recorded"
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _public(value: Any) -> Any:
+    """The value without folders of the machine: of a path, only the last two parts are published."""
+    if isinstance(value, dict):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_public(part) for part in value]
+    return _short(value) if isinstance(value, str) and value.startswith(("/", "~", "./", "../")) else value
+
+
+def _short(path: Any) -> str:
+    return "/".join(Path(str(path)).parts[-2:])
 
 
 def _scores(record: TrainingRecord) -> str:
