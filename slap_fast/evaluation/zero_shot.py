@@ -1,40 +1,204 @@
-"""Zero-shot classification: the class whose prompt embedding is most similar to the clip (CLIP, section 3.1)."""
+"""Zero-shot classification: the class whose prompt embedding is most similar to the clip (CLIP, section 3.1).
+
+A class is the normalized mean of the normalized embeddings of its prompts. Clips with several labels are ranked for
+each class: see multi_label.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.labeled import LabelError
+from slap_fast.data.labeled import LabeledSet
+from slap_fast.evaluation.bootstrap import RESAMPLES, draw_counts, percentiles
+from slap_fast.evaluation.multi_label import multi_label_scores
+from slap_fast.evaluation.prompts import PROMPT_SETS, TEMPLATES, PromptSet
+from slap_fast.inference.audio_inputs import Skipped, evenly_spaced, labeled_input
+from slap_fast.inference.embed import EmbeddedAudio, Encoder, embed_audio
 from slap_fast.models.arguments import split_texts
 
-TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
+LEVEL = 0.95
+_BATCH = 256  # prompts encoded at a time
+_WEIGHTS = 16_000_000  # resampling weights in memory at a time
 
 
 class TextEncoder(Protocol):
     def encode_text(self, texts: list[str]) -> Tensor: ...
 
 
-def class_embeddings(
-    model: TextEncoder, names: str | Sequence[str], templates: str | Sequence[str] = TEMPLATES
-) -> Tensor:
-    """`[C, D]` L2-normalized mean, for each class, of the L2-normalized embeddings of its name in each template.
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Scores as JSON values, and what they come from.
+
+    Attributes:
+        report: `accuracy_at_1`, ... of `zero_shot_metrics`, or `map`, ... of `MultiLabelScores.metrics`; with `layout`,
+            `split`, `prompts`, `per_class`, `intervals` and `bootstrap` (its settings); for one label per clip also
+            `confusion`.
+        audio: the clips that were read.
+        clips: the number of clips that should have been read.
+    """
+
+    report: dict[str, Any]
+    audio: EmbeddedAudio
+    clips: int
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return self.audio.skipped
+
+
+def evaluate_zero_shot(
+    model: Encoder,
+    labeled: LabeledSet,
+    prompts: PromptSet | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    resamples: int = RESAMPLES,
+    progress: bool = False,
+) -> ZeroShotResult:
+    """Classify the clips of `open_labeled("data/esc50")` by name, with one label per clip or several.
+
+    Args:
+        prompts: None: `default` of PROMPT_SETS.
+        split: of the clips; None: the test split if the publisher gives one, else all clips.
+        limit: use only this many clips, evenly spaced.
+        resamples: bootstrap samples for 95 % intervals; 0: none.
 
     Raises:
-        LabelError: no template, or one without `{}` for the class name.
+        LabelError: no clip is of that split, or `prompts` renames a class that is not there.
+        NoReadableClipError: no clip could be read.
     """
-    names, templates = split_texts(names), split_texts(templates)
-    if not templates:
-        raise LabelError("no template; give at least one, such as 'the sound of {}'")
-    for template in templates:
-        if "{}" not in template:
-            raise LabelError(f"template {template!r} has no {{}} for the class name")
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    embeddings = torch.nn.functional.normalize(model.encode_text(texts).float(), dim=1)
-    return torch.nn.functional.normalize(embeddings.unflatten(0, (len(names), len(templates))).mean(1), dim=1)
+    chosen = scored_clips(labeled, split=split, limit=limit)
+    prompts = prompts or PROMPT_SETS["default"]
+    classes = class_embeddings(model, labeled.classes, prompts)
+    audio = embed_audio(model, [labeled_input(file) for file in chosen.files], progress=progress)
+    labels_of = {str(file.path): file.labels for file in chosen.files}
+    labels = [labels_of[clip.name] for clip in audio.inputs]
+    splits = chosen.splits()
+    report = {
+        "layout": labeled.name,
+        "split": splits[0] if len(splits) == 1 else None,
+        "clips_of_other_splits": len(labeled.files) - len(scored_clips(labeled, split=split).files),
+        **zero_shot_report(audio.embeddings, classes, labels, labeled, resamples=resamples),
+        "prompts": prompts.describe(),
+        "left_out": [{"name": item.origin, "reason": item.detail} for item in labeled.left_out],
+    }
+    return ZeroShotResult(report, audio, len(chosen.files))
+
+
+def scored_clips(labeled: LabeledSet, *, split: str | None = None, limit: int | None = None) -> LabeledSet:
+    """The clips that are scored; see `evaluate_zero_shot`."""
+    split = labeled.test_split() if split is None else split
+    chosen = labeled if split is None else labeled.of_split(split)
+    if limit is None:
+        return chosen
+    return replace(chosen, files=[chosen.files[at] for at in evenly_spaced(len(chosen.files), limit)])
+
+
+def class_embeddings(
+    model: TextEncoder, names: str | Sequence[str], prompts: PromptSet | str | Sequence[str] = TEMPLATES
+) -> Tensor:
+    """`[C, D]` L2-normalized mean, for each class, of the L2-normalized embeddings of its prompts.
+
+    Args:
+        prompts: a prompt set, or templates with `{}` for the class name.
+
+    Raises:
+        LabelError: no template, one without `{}`, or a prompt set that renames a class that is not there.
+    """
+    names = split_texts(names)
+    if not isinstance(prompts, PromptSet):
+        prompts = PromptSet("templates", tuple(split_texts(prompts)))
+    prompts.check_classes(names)
+    prompts_of = [prompts.prompts(name) for name in names]
+    texts = [text for own in prompts_of for text in own]
+    encoded = [model.encode_text(texts[at : at + _BATCH]).float().cpu() for at in range(0, len(texts), _BATCH)]
+    embeddings = torch.nn.functional.normalize(torch.cat(encoded), dim=1)
+    means = torch.stack([own.mean(0) for own in embeddings.split([len(own) for own in prompts_of])])
+    return torch.nn.functional.normalize(means, dim=1)
+
+
+def zero_shot_report(
+    audio: Tensor, classes: Tensor, labels: Sequence[Sequence[int]], labeled: LabeledSet, *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Scores of N embedded clips, in total and per class, with intervals; see `ZeroShotResult`.
+
+    Args:
+        audio: `[N, D]`, L2-normalized.
+        classes: `[C, D]`, L2-normalized.
+        labels: the class numbers of each of the N clips.
+        labeled: gives the class names, and whether a clip may have several.
+    """
+    if labeled.multi_label:
+        return _multi_label_report(audio, classes, labels, labeled.classes, resamples)
+    numbers = torch.tensor([own[0] for own in labels])
+    before, ties = _rank_of_label(audio, classes, numbers)
+    right = ((1 - before) / ties.double()).clamp(0, 1)
+    counts = torch.bincount(numbers, minlength=len(classes))
+    sums = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, numbers, right)
+    per_class = {
+        name: {"clips": int(count), "accuracy": float(total / count) if count else None}
+        for name, count, total in zip(labeled.classes, counts, sums, strict=True)
+    }
+    return {
+        **zero_shot_metrics(audio, classes, numbers),
+        **_accuracy_intervals(audio, classes, numbers, resamples),
+        "per_class": per_class,
+        "confusion": {"classes": labeled.classes, "counts": confusion_matrix(audio, classes, numbers).tolist()},
+    }
+
+
+def _multi_label_report(
+    audio: Tensor, classes: Tensor, labels: Sequence[Sequence[int]], names: Sequence[str], resamples: int
+) -> dict[str, Any]:
+    targets = torch.zeros(len(audio), len(classes), dtype=torch.bool)
+    for clip, own in enumerate(labels):
+        targets[clip, list(own)] = True
+    scores = multi_label_scores(_similarity(audio, classes), targets)
+    per_class = {
+        name: {
+            "clips": int(scores.positives[at]),
+            "average_precision": _finite(scores.average_precision[at]),
+            "auroc": _finite(scores.auroc[at]),
+        }
+        for at, name in enumerate(names)
+    }
+    report: dict[str, Any] = {**scores.metrics()}
+    if resamples:
+        report["intervals"] = {name: list(bounds) for name, bounds in scores.intervals(resamples, level=LEVEL).items()}
+        report["bootstrap"] = {"resamples": resamples, "level": LEVEL, "seed": 0}
+    return {**report, "per_class": per_class}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _accuracy_intervals(audio: Tensor, classes: Tensor, labels: Tensor, resamples: int) -> dict[str, Any]:
+    """Intervals over clips; the mean over classes takes those that a resample has clips of."""
+    if not resamples:
+        return {}
+    before, ties = _rank_of_label(audio, classes, labels)
+    correct = torch.stack([((k - before) / ties.double()).clamp(0, 1) for k in (1, 5)], dim=1)  # [N, 2]
+    members = torch.nn.functional.one_hot(labels, len(classes)).double()  # [N, C]
+    values: list[Tensor] = []
+    for counts in draw_counts(len(labels), resamples, 0, chunk=max(1, _WEIGHTS // len(labels))):
+        weights = torch.from_numpy(counts).double()  # [R, N]
+        # 0 / 0 for a class without a clip in the resample.
+        per_class = (weights * correct[:, 0]) @ members / (weights @ members)
+        values.append(torch.cat([weights @ correct / len(labels), per_class.nanmean(1, keepdim=True)], dim=1))
+    names = ("accuracy_at_1", "accuracy_at_5", "mean_class_accuracy")
+    samples = torch.cat(values).numpy()
+    return {
+        "intervals": {name: list(percentiles(samples[:, at], LEVEL)) for at, name in enumerate(names)},
+        "bootstrap": {"resamples": resamples, "level": LEVEL, "seed": 0},
+    }
 
 
 def zero_shot_metrics(audio: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
