@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast.config.model import CaptionDecoderConfig
+from slap_fast.models.decoder_state import DecoderState
 from slap_fast.models.layers import (
     CrossAttention,
     DecoderBlock,
@@ -26,6 +28,7 @@ class CaptionDecoder(nn.Module):
     def __init__(self, config: CaptionDecoderConfig, *, vocab_size: int, feature_width: int) -> None:
         super().__init__()
         self.gradient_checkpointing = False
+        self._theta = config.rope_theta
         self.token_embedding = nn.Embedding(vocab_size, config.width)
         self.feature_norm = RMSNorm(feature_width, config.norm_eps)
         self.blocks = nn.ModuleList(
@@ -74,3 +77,36 @@ class CaptionDecoder(nn.Module):
             x, branch = run_block(block, x, branch, segments, features, feature_segments, checkpointed=checkpointed)
         normed, _ = self.norm(x, branch)
         return readout(normed, self.token_embedding.weight)
+
+    def start(self, features: Tensor, feature_layout: PackedLayout) -> DecoderState:
+        """The state for decoding one caption of each clip, or several, token by token.
+
+        Args:
+            features: `[T, feature_width]` packed audio features.
+            feature_layout: of the clips in them.
+        """
+        features, _ = self.feature_norm(features)
+        cross = [block.cross_attention.keys_values(features) for block in self._decoder_blocks()]
+        return DecoderState(cross, Segments.of(feature_layout), self._theta)
+
+    def step(self, input_ids: Tensor, state: DecoderState) -> Tensor:
+        """Logits of the next token of each row, from its latest one alone.
+
+        Equal to `forward` of the whole captions, up to rounding.
+
+        Args:
+            input_ids: `[R]` int64, one token of each row of `state`, which this adds to its cache.
+            state: from `start`; at first it has one row per clip.
+
+        Returns:
+            `[R, V]`.
+        """
+        x, branch = self.token_embedding(input_ids), None
+        rotation = state.rotation()
+        for block, cached, cross in zip(self._decoder_blocks(), state.cached, state.cross, strict=True):
+            x, branch = block.step(x, branch, cached, rotation, state.rows, cross, state.features)
+        normed, _ = self.norm(x, branch)
+        return F.linear(normed, self.token_embedding.weight)
+
+    def _decoder_blocks(self) -> list[DecoderBlock]:
+        return cast(list[DecoderBlock], list(self.blocks))

@@ -1,15 +1,18 @@
-"""Greedy caption decoding: `SLAP.caption`."""
+"""Caption generation: `SLAP.caption`, by greedy decoding or beam search over batches of clips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from slap_fast.errors import ModelError
-from slap_fast.models.arguments import Audio, split_clips
-from slap_fast.models.encoding import encode_features, inference_context, packed_clips, tokenizer_of
+from slap_fast.models.arguments import Audio, NamedClip, split_clips, waveform
+from slap_fast.models.decoding import beam_search, greedy_search
+from slap_fast.models.encoding import encode_features, inference_context, tokenizer_of
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.progress import progress_bar
 
@@ -18,40 +21,88 @@ if TYPE_CHECKING:
 
     from slap_fast.models.slap import SLAP
 
+logger = logging.getLogger(__name__)
+
+BATCH_SECONDS = 640.0
+"""Seconds of audio captioned at a time: 500 MB of keys and values in the paper's model in float32."""
+
+
+_MAX_LENGTH_PENALTY = 10.0  # above, powers of long captions overflow
+
 
 def caption(
     model: SLAP,
     audio: Audio | Iterable[Audio],
     *,
     sampling_rate: float | None,
+    beam_size: int,
+    length_penalty: float,
     max_length: int,
+    batch_size: int,
     progress: bool,
 ) -> list[str]:
     """See `SLAP.caption`."""
     if max_length < 1:
         raise ValueError(f"max_length is {max_length}; a caption has at least 1 token")
+    if beam_size < 1:
+        raise ValueError(f"beam_size is {beam_size}; pass 1 for greedy decoding, or the number of beams")
+    if not abs(length_penalty) <= _MAX_LENGTH_PENALTY:  # false for NaN
+        raise ValueError(f"length_penalty is {length_penalty}; pass a number from -10 to 10")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; a batch holds at least 1 clip")
     tokenizer = tokenizer_of(model)
     start, end = _boundary_tokens(tokenizer)
     count, clips = split_clips(audio)
-    captions = []
+    captions: list[str] = []
+    cut: list[int] = []
     with (
         inference_context(model),
         progress_bar(total=count, desc="captioning", unit="clip", disable=not progress) as bar,
     ):
-        # With a budget of 0 seconds each pack is one clip.
-        for pack in packed_clips(model, clips, sampling_rate, batch_seconds=0.0):
-            features, tokens = encode_features(model, pack)
-            ids = [start]
-            while len(ids) <= max_length:
-                layout = PackedLayout.from_lengths([len(ids)], device=model.device)
-                logits = model.caption_decoder(torch.tensor(ids, device=model.device), layout, features, tokens)
-                token = int(logits[-1].argmax())
-                if token == end:
-                    break
-                ids.append(token)
-            captions.append(str(tokenizer.decode(ids[1:], skip_special_tokens=True)).strip())
-            bar.update(1)
+        for batch in _batches(model, clips, sampling_rate, batch_size):
+            features, layout = _features(model, batch)
+            decoder = model.caption_decoder
+            if beam_size == 1:
+                generated = greedy_search(decoder, features, layout, start, end, max_length)
+            else:
+                generated = beam_search(
+                    decoder, features, layout, start, end, max_length, beams=beam_size, length_penalty=length_penalty
+                )
+            cut += [len(captions) + at for at, ids in enumerate(generated) if len(ids) == max_length]
+            captions += [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+            bar.update(len(batch))
+    _warn(f"reached max_length={max_length} tokens and were cut", cut, len(captions))
+    _warn(
+        "are empty: the model ended them at once", [at for at, text in enumerate(captions) if not text], len(captions)
+    )
     return captions
+
+
+def _batches(
+    model: SLAP, clips: Iterable[NamedClip], sampling_rate: float | None, batch_size: int
+) -> Iterator[list[Tensor]]:
+    """Waveforms, at most `batch_size` and at most `BATCH_SECONDS` at a time; a longer clip by itself."""
+    sample_rate = model.config.mel.sample_rate
+    batch: list[Tensor] = []
+    samples = 0
+    for clip in clips:
+        values = waveform(clip, sample_rate, sampling_rate, model.device)
+        if batch and (len(batch) == batch_size or samples + len(values) > BATCH_SECONDS * sample_rate):
+            yield batch
+            batch, samples = [], 0
+        batch.append(values)
+        samples += len(values)
+    if batch:
+        yield batch
+
+
+def _features(model: SLAP, batch: list[Tensor]) -> tuple[Tensor, PackedLayout]:
+    """`[T, width]` audio features, encoded as `SLAP.encode_audio` does: clip by clip on a CPU, packed on a GPU."""
+    if model.device.type != "cpu":
+        return encode_features(model, batch)
+    encoded = [encode_features(model, [values]) for values in batch]
+    lengths = [tokens.total for _, tokens in encoded]
+    return torch.cat([features for features, _ in encoded]), PackedLayout.from_lengths(lengths)
 
 
 def _boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -61,3 +112,8 @@ def _boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     if start is None or end is None:
         raise ModelError("captioning needs a tokenizer with a start token (cls or bos) and an end token (sep or eos)")
     return int(start), int(end)
+
+
+def _warn(what: str, clips: list[int], total: int) -> None:
+    if clips:
+        logger.warning("%d of %d captions %s, the first being that of audio[%d]", len(clips), total, what, clips[0])

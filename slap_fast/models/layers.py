@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slap_fast.models.token_cache import TokenCache
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
@@ -96,6 +98,22 @@ class SelfAttention(nn.Module):
         attended = varlen_attention(q, k, v, layout.cu_seqlens, max_seqlen_q=layout.max_seqlen, window=self.window)
         return self.out(attended.flatten(1))
 
+    def step(self, x: Tensor, cached: TokenCache, cos: Tensor, sin: Tensor) -> Tensor:
+        """Causal attention of the next token of each row to itself and the cached ones, which it joins.
+
+        Args:
+            x: `[R, width]`, one token of each row.
+            cached: the earlier tokens of the rows.
+            cos: `[D / 2]` float32 (float64 for float64), of the rotary angles of its position.
+            sin: the same.
+        """
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [R, 3, H, D]
+        first, second = qkv[:, :2].to(cos.dtype).chunk(2, dim=-1)
+        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(qkv.dtype)
+        keys, values = cached.append(rotated[:, 1], qkv[:, 2])
+        attended = F.scaled_dot_product_attention(rotated[:, 0, :, None], keys, values)  # [R, H, 1, D]
+        return self.out(attended.flatten(1))
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of packed queries to packed features of another width."""
@@ -108,8 +126,18 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, layout: Segments, features: Tensor, feature_layout: Segments) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1))
+        return self.attend(x, layout, self.keys_values(features), feature_layout)
+
+    def keys_values(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`[T, heads, D]` each, of the features; they do not depend on the queries."""
         k, v = self.kv(features).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        return k, v
+
+    def attend(
+        self, x: Tensor, layout: Segments, keys_values: tuple[Tensor, Tensor], feature_layout: Segments
+    ) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = keys_values
         attended = varlen_attention(
             q,
             k,
@@ -168,6 +196,22 @@ class DecoderBlock(nn.Module):
         normed, x = self.attention_norm(x, branch)
         normed, x = self.cross_attention_norm(x, self.attention(normed, layout))
         normed, x = self.mlp_norm(x, self.cross_attention(normed, layout, features, feature_layout))
+        return x, self.mlp(normed)
+
+    def step(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        cached: TokenCache,
+        rotation: tuple[Tensor, Tensor],
+        rows: Segments,
+        keys_values: tuple[Tensor, Tensor],
+        feature_layout: Segments,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` of the next token of each row alone; see `DecoderState` for the arguments."""
+        normed, x = self.attention_norm(x, branch)
+        normed, x = self.cross_attention_norm(x, self.attention.step(normed, cached, *rotation))
+        normed, x = self.mlp_norm(x, self.cross_attention.attend(normed, rows, keys_values, feature_layout))
         return x, self.mlp(normed)
 
 

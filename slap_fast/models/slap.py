@@ -269,18 +269,48 @@ class SLAP(nn.Module):
         audio: Audio | Iterable[Audio],
         *,
         sampling_rate: float | None = None,
+        beam_size: int = 1,
+        length_penalty: float = 1.0,
         max_length: int = 64,
+        batch_size: int = 64,
         progress: bool = False,
     ) -> list[str]:
-        """Caption clips by greedy decoding of at most `max_length` tokens; a list even for a single clip.
+        """Caption clips, by greedy decoding or beam search; a list even for a single clip.
 
-        Args and errors as in `encode_audio`.
+        Features depend on the batch as in `encode_audio`: on a CPU not at all. Captions are decoded in batches, which
+        changes the logits by rounding errors only: a caption can depend on the batch only where two tokens are equally
+        probable to within these errors.
+
+        Args:
+            audio: as in `encode_audio`.
+            sampling_rate: as in `encode_audio`.
+            beam_size: 1 for greedy decoding, which takes the most probable token at each step; else the number of
+                beams, as `num_beams` of transformers.
+            length_penalty: of beam search, as in transformers: the log-probability of a caption is divided by the
+                number of its tokens to this power. Above 0 long captions are preferred, below 0 short ones.
+            max_length: tokens after which a caption is cut, without the start and the end. A warning with the number of
+                cut captions is logged.
+            batch_size: clips that are decoded together; fewer if they have more than 640 s of audio. Beam search
+                decodes `beam_size` captions of each.
+            progress: show a progress bar.
 
         Raises:
-            ModelError: the model was trained without the caption objective.
+            ValueError: as in `encode_audio`, or another argument is out of range.
+            AudioError: a file cannot be read; the message has its index and path.
+            ModelError: the model was trained without the caption objective, has no tokenizer, or gives logits that are
+                not finite.
         """
         self.require("caption_decoder")
-        return captioning.caption(self, audio, sampling_rate=sampling_rate, max_length=max_length, progress=progress)
+        return captioning.caption(
+            self,
+            audio,
+            sampling_rate=sampling_rate,
+            beam_size=beam_size,
+            length_penalty=length_penalty,
+            max_length=max_length,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def similarity_over_time(
         self, audio: Audio, text: str, *, sampling_rate: float | None = None
