@@ -78,13 +78,13 @@ def test_curves_and_spectrogram_share_the_time_axis(tmp_path: Path, monkeypatch:
     from slap_fast.evaluation import plots
 
     figures: list[Figure] = []
-    make = plots._figure
+    make = plots.new_figure
 
     def remember(width: float, height: float) -> Figure:
         figures.append(make(width, height))
         return figures[-1]
 
-    monkeypatch.setattr(plots, "_figure", remember)
+    monkeypatch.setattr(plots, "new_figure", remember)
     config = MelConfig()
     times = np.arange(0.08, 5, 0.16)
     curves = [
