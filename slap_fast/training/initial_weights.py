@@ -336,7 +336,7 @@ def same_tokens(first: Any, second: Any) -> bool:
 def _keep_temperature(own: LogitScale, saved: LogitScale) -> None:
     """Make the logit scale that of the weights, also if `model.logit_scale_init`, to which it is relative, differs."""
     with torch.no_grad():
-        own.delta += saved.initial - own.initial
+        own.delta.add_(saved.initial - own.initial)
 
 
 def _size(tensors: Iterable[Tensor]) -> str:
