@@ -89,7 +89,7 @@ class TarAudio:
 class SegmentAudio:
     """A segment of a recording."""
 
-    audio: FileAudio | BytesAudio
+    audio: StoredAudio
     segment: Segment
 
     @contextlib.contextmanager
