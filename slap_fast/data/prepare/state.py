@@ -48,6 +48,10 @@ _FLAGS = {
     "source.audio_root": "--audio-dir",
     "source.audio_column": "--audio-column",
     "source.caption_columns": "--caption-columns",
+    "source.caption": "--caption-template",
+    "source.split": "--split",
+    "source.exclude": "--exclude (SHA-256 of the files)",
+    "source.revision": "the commit of SOURCE (pin it as hf://owner/name@COMMIT)",
 }
 """The command-line names of the stored arguments."""
 
