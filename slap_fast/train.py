@@ -109,7 +109,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     stop = StopSignal()
     guard = NonFiniteGuard(resumed.skipped_steps)
     throughput = ThroughputMeter(total_peak_flops(ranks.device, precision_of(engine)))
-    step_counts = StepCounts(model_config, recipe.objectives)
+    step_counts = StepCounts(model_config, recipe.objectives, recipe.model.freeze)
 
     def evaluate() -> None:
         ranks.heartbeat.set_activity(f"scoring the model of step {completed}")

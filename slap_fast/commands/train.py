@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from slap_fast.config.loading import config_from_arguments
+    from slap_fast.config.loading import read_arguments
 
-    config_from_arguments(arguments.overrides)  # reports errors before torch is loaded, which takes seconds
+    settings = read_arguments(arguments.overrides)  # reports errors before torch is loaded, which takes seconds
+    if not settings.get("model.init_from"):
+        settings.config()
     from slap_fast.train import main
 
     main(arguments.overrides)

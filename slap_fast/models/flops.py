@@ -8,7 +8,7 @@ Text attention counts all pairs of tokens: ModernBERT's local windows mask none 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,11 @@ _OBJECTIVE_OF_PART = {
     "pooling": "contrastive",
     "caption_decoder": "caption",
     "prototype_head": "self_distillation",
+}
+_TOWERS_BELOW = {
+    "pooling": ("audio_encoder", "text_encoder"),
+    "caption_decoder": ("audio_encoder",),
+    "prototype_head": ("audio_encoder",),
 }
 
 
@@ -107,6 +112,7 @@ def step_flops(
     masked: int,
     objectives: ObjectivesConfig,
     *,
+    frozen: Collection[str] = (),
     attention_backward: float = BACKWARD,
 ) -> float:
     """FLOPs of a training step: forward and backward of the student, forward of the teacher if there is one.
@@ -114,6 +120,7 @@ def step_flops(
     Args:
         config: as for `forward_flops`, as are `audio`, `captions` and `masked`.
         objectives: which are active, and the passes of the student's audio encoder.
+        frozen: parts that are not trained (`model.freeze`).
         attention_backward: relative to the forward. Kernels that recompute the scores need 2.5; utilization does not
             count recomputation and uses 2.
     """
@@ -122,9 +129,20 @@ def step_flops(
     for part, (projections, attention) in forward_flops(config, audio, captions, masked, objectives.active).items():
         passes = objectives.student_passes if part == "audio_encoder" else 1
         teacher = 1 if has_teacher and part in ("audio_encoder", "prototype_head") else 0
-        total += (passes * (1 + BACKWARD) + teacher) * projections
-        total += (passes * (1 + attention_backward) + teacher) * attention
+        backward = backward_products(part, frozen)
+        total += (passes * (1 + backward) + teacher) * projections
+        total += (passes * (1 + attention_backward * (backward > 0)) + teacher) * attention
     return total
+
+
+def backward_products(part: str, frozen: Collection[str]) -> float:
+    """Products of the backward pass of a part of `forward_flops`, relative to its forward pass.
+
+    A frozen part passes gradients on to a trained tower below it, and computes none if all below is frozen.
+    """
+    if not {"audio_pooling", "text_pooling"}.issubset(frozen) if part == "pooling" else part not in frozen:
+        return BACKWARD
+    return 1.0 if any(tower not in frozen for tower in _TOWERS_BELOW.get(part, ())) else 0.0
 
 
 def _layer_weights(width: int, mlp_width: int) -> int:

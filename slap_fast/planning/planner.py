@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from slap_fast.planning.step_time import Step, StepTime, step_time
 from slap_fast.planning.workload import Workload, dataset_workload, web_mix
 from slap_fast.training.build import build_tokenizer, checkpoint_activations, complete_model_config
 from slap_fast.training.engine import resolve_precision
+from slap_fast.training.frozen import freeze_parts
+from slap_fast.training.initial_weights import find_source
 from slap_fast.training.model import PretrainingModel
 
 # FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it; used without a dataset.
@@ -120,6 +123,7 @@ def make_plan(request: PlanRequest) -> Plan:
             lengths.captions,
             round(lengths.masked_fraction * sum(tokens)),
             config.recipe.objectives,
+            frozen=config.recipe.model.freeze,
         ),
         tuple(options),
         asked,
@@ -214,6 +218,7 @@ def _option(request: PlanRequest, costs: _PassCosts, stage: int, size: int) -> O
         request.device,
         batch_size=batch_size,
         objectives=config.recipe.objectives,
+        frozen=config.recipe.model.freeze,
         checkpointed=costs.checkpointed,
     )
     peak = rank_memory.peak + request.device.overhead.value
@@ -251,6 +256,7 @@ def _meta_model(config: RunConfig, model_config: ModelConfig, bf16: bool) -> Pre
             load_pretrained_text=False,
             contrastive_exchange=config.efficiency.training.contrastive_exchange,
         )
+    freeze_parts(model, config.recipe.model.freeze)
     return model.train().to(torch.bfloat16 if bf16 else torch.float32)
 
 
@@ -269,12 +275,14 @@ def _in_bf16(request: PlanRequest) -> bool:
 def _workload(request: PlanRequest) -> tuple[Workload, ModelConfig]:
     """The lengths to train on, and the model with the dimensions that follow from the data."""
     recipe, options = request.config.recipe, request.options
-    model_config = _as_pretrained(recipe.model)
+    source = find_source(recipe.model.init_from) if recipe.model.init_from else None
+    model_config = _as_pretrained(recipe.model.architecture, None if source is None else source.text_hf_config)
     if recipe.data.train:
         datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
         workload = dataset_workload(datasets, recipe.data, options.caption_tokens)
-        if recipe.model.text.pretrained is None:
-            model_config = complete_model_config(model_config, datasets, build_tokenizer(recipe.data, recipe.model))
+        if source is not None or recipe.model.text.pretrained is None:
+            tokenizer = build_tokenizer(recipe.data, recipe.model, source)
+            model_config = complete_model_config(model_config, datasets, tokenizer, source=source)
         datasets.release()
     else:
         workload = web_mix(recipe.data.max_duration, FLAC_BYTES_PER_SECOND, round(options.caption_tokens or 20))
@@ -288,13 +296,19 @@ def _workload(request: PlanRequest) -> tuple[Workload, ModelConfig]:
     return workload, model_config
 
 
-def _as_pretrained(model: ModelConfig) -> ModelConfig:
-    """`model` with the dimensions of its pretrained text encoder if that is a local folder."""
-    if model.text.pretrained is None or not Path(model.text.pretrained).is_dir():
-        return model
-    from slap_fast.models.text_encoder import read_pretrained_config
+def _as_pretrained(model: ModelConfig, found: Any = None) -> ModelConfig:
+    """`model` with the dimensions of its pretrained text encoder, if they are known.
 
-    found = read_pretrained_config(model.text.pretrained)
+    Args:
+        found: transformers configuration of the text tower to start from; None: that of the pretrained text encoder, if
+            it is a local folder.
+    """
+    if found is None:
+        if model.text.pretrained is None or not Path(model.text.pretrained).is_dir():
+            return model
+        from slap_fast.models.text_encoder import read_pretrained_config
+
+        found = read_pretrained_config(model.text.pretrained)
     text = dataclasses.replace(
         model.text,
         vocab_size=found.vocab_size,

@@ -81,7 +81,8 @@ def as_text(plan: Plan) -> str:
         f"batch {schedule.batch_size:,}, {plan.rank_batch_size:,} clips per device",
         f"clips: {workload.origin}; {workload.mean:.1f} s on average, {workload.longest:.1f} s at most, "
         f"captions of {workload.caption_tokens} tokens",
-        f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher",
+        f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher"
+        + (f", {plan.parameters.frozen:,} frozen" if plan.parameters.frozen else ""),
         "",
         f"peak memory per device in GB; * fits in {request.options.usable_memory:.0%} of "
         f"{device.memory.value / 1e9:.1f} GB",

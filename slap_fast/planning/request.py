@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from slap_fast.config.loading import ConfigError, coerce, config_from_arguments
+from slap_fast.config.loading import ConfigError, Settings, coerce, read_arguments
 from slap_fast.config.recipe import RunConfig
 from slap_fast.planning.devices import Device, Figure, find_device
 
@@ -76,7 +76,7 @@ def parse_request(arguments: Sequence[str]) -> PlanRequest:
             raise ConfigError(f"argument {argument!r}: unknown key {key!r}{hint}")
         else:
             rest.append(argument)
-    config = config_from_arguments(rest)
+    config = _run_config(read_arguments(rest))
     devices = coerce(own["devices"], int, "devices", f"argument 'devices={own['devices']}'")
     batch_size = config.recipe.schedule.batch_size
     if devices < 1 or batch_size % devices:
@@ -89,6 +89,15 @@ def parse_request(arguments: Sequence[str]) -> PlanRequest:
         )
     settings = PlanOptions(**options)  # type: ignore[arg-type]
     return PlanRequest(config, tuple(rest), devices, _override(find_device(own["device"], devices), settings), settings)
+
+
+def _run_config(settings: Settings) -> RunConfig:
+    """The configuration, at the size of the model that `model.init_from` names; unset, at that of the recipe."""
+    if not (name := settings.get("model.init_from")):
+        return settings.config()
+    from slap_fast.training.initial_weights import find_source  # loads torch
+
+    return settings.config(find_source(name).model)
 
 
 def _option(key: str, text: str, argument: str) -> object:

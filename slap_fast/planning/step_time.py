@@ -8,12 +8,12 @@ are assumed not to overlap with compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from slap_fast.config.model import ModelConfig
 from slap_fast.config.recipe import ObjectivesConfig
-from slap_fast.models.flops import BACKWARD, forward_flops
+from slap_fast.models.flops import BACKWARD, backward_products, forward_flops
 from slap_fast.planning.devices import Device
 from slap_fast.planning.footprint import PassCost
 from slap_fast.planning.memory import Parameters, ZeroLayout
@@ -69,11 +69,16 @@ def step_time(
     *,
     batch_size: int,
     objectives: ObjectivesConfig,
+    frozen: Collection[str] = (),
     checkpointed: bool,
 ) -> StepTime:
-    """Time of a step of one rank; all ranks have the same work."""
+    """Time of a step of one rank; all ranks have the same work.
+
+    Args:
+        frozen: parts that are not trained (`model.freeze`).
+    """
     rate, bandwidth = device.rate(bf16=layout.bf16), device.bandwidth.value
-    attention, losses = _flops(step, config, objectives, checkpointed=checkpointed)
+    attention, losses = _flops(step, config, objectives, frozen, checkpointed=checkpointed)
     costs = [step.training] if step.embedding is None else [step.training, step.embedding]
     products = sum(max(flops / rate, moved / bandwidth) for cost in costs for flops, moved in cost.products)
     traffic = sum(cost.traffic for cost in costs) / bandwidth
@@ -120,7 +125,9 @@ def communicated_bytes(parameters: Parameters, layout: ZeroLayout, embeddings: i
     return gradients + gathered + 3 * ring * 4 * embeddings
 
 
-def _flops(step: Step, config: ModelConfig, objectives: ObjectivesConfig, *, checkpointed: bool) -> tuple[float, float]:
+def _flops(
+    step: Step, config: ModelConfig, objectives: ObjectivesConfig, frozen: Collection[str], *, checkpointed: bool
+) -> tuple[float, float]:
     """FLOPs of attention and of the losses over one micro-batch, including recomputation."""
     active = objectives.active
     attention = 0.0
@@ -128,7 +135,8 @@ def _flops(step: Step, config: ModelConfig, objectives: ObjectivesConfig, *, che
         is_audio = part == "audio_encoder"
         student_passes = objectives.student_passes if is_audio else 1
         teacher_passes = 1 if is_audio and "self_distillation" in active else 0
-        passes = student_passes * (1 + _ATTENTION_BACKWARD + checkpointed) + teacher_passes
+        backward = _ATTENTION_BACKWARD + checkpointed if backward_products(part, frozen) else 0.0
+        passes = student_passes * (1 + backward) + teacher_passes
         if step.embedding is not None and part != "caption_decoder":
             passes += ("contrastive" in active) + teacher_passes
         attention += passes * part_flops.attention

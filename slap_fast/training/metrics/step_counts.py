@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -14,16 +14,21 @@ from slap_fast.models.flops import step_flops
 
 
 class StepCounts:
-    """Counts the FLOPs and tokens of a batch for the log."""
+    """Counts the FLOPs and tokens of a batch for the log.
 
-    def __init__(self, config: ModelConfig, objectives: ObjectivesConfig) -> None:
+    Args:
+        frozen: parts that are not trained.
+    """
+
+    def __init__(self, config: ModelConfig, objectives: ObjectivesConfig, frozen: Collection[str] = ()) -> None:
         self._config = config
+        self._frozen = frozen
         self._objectives = objectives
 
     def count(self, batch: Batch, *, detailed: bool) -> dict[str, float]:
         """`flops` without padding; if `detailed`, `tokens` of clips and captions, and `buffer_tokens` with padding."""
         lengths = batch.tokens.lengths, batch.text.lengths, batch.masked.total
-        counts = {"flops": step_flops(self._config, *lengths, self._objectives)}
+        counts = {"flops": step_flops(self._config, *lengths, self._objectives, frozen=self._frozen)}
         if detailed:
             clips = sum(self._config.num_tokens(samples) for samples in batch.samples.lengths)
             counts["tokens"] = float(clips + batch.text.total)
