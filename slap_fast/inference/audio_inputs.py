@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,6 +20,7 @@ from slap_fast.audio.waveform import load_audio, log_notes, mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.labeled import LabeledFile
+from slap_fast.data.prepare.source import ClipItem, Rejection, RenderedAudio
 from slap_fast.errors import SlapFastError
 from slap_fast.inference import MAX_SECONDS
 
@@ -73,6 +75,18 @@ def labeled_input(file: LabeledFile, *, max_seconds: float = MAX_SECONDS) -> Aud
             raise DatasetError(f"{error} ({file.note})") from error
 
     return AudioInput(str(file.path), read)
+
+
+def source_inputs(source: Iterable[ClipItem | Rejection], *, max_seconds: float = MAX_SECONDS) -> list[AudioInput]:
+    """The clips of a source of `open_source`, not prepared; what the source rejects cannot be read, for that reason."""
+    inputs = []
+    for item in source:
+        if isinstance(item, Rejection):
+            inputs.append(unusable_input(item.origin, item.reason, item.detail))
+        else:
+            metadata = {"captions": list(item.captions), "source": item.origin, "metadata": item.metadata}
+            inputs.append(AudioInput(item.name, partial(_read_item, item, max_seconds), partial(dict, metadata)))
+    return inputs
 
 
 def unusable_input(name: str, reason: str, detail: str) -> AudioInput:
@@ -135,26 +149,43 @@ def describe_nothing_read(skipped: Sequence[Skipped]) -> str:
     return f"none of {len(skipped)} clips could be read; the first is {skipped[0].name}: {skipped[0].reason}"
 
 
+def _read_item(item: ClipItem, max_seconds: float, sample_rate: int) -> np.ndarray:
+    if isinstance(item.audio, RenderedAudio):
+        raise DatasetError(f"{item.name}: generated clips have to be prepared first")
+    with _with_hint(), item.audio.open() as sound:
+        return _read_sound(sound, item.name, max_seconds, sample_rate)
+
+
 def _read_file(path: Path, max_seconds: float, sample_rate: int) -> np.ndarray:
+    with _with_hint(), open_audio(path) as sound:
+        return _read_sound(sound, str(path), max_seconds, sample_rate)
+
+
+def _read_sound(sound: Any, name: str, max_seconds: float, sample_rate: int) -> np.ndarray:
     blocks: list[np.ndarray] = []
     samples = 0
+    for block in mono_blocks(sound, sample_rate):
+        blocks.append(block)
+        samples += len(block)
+        # Checked while reading, because the headers of some formats do not have the length.
+        if samples > max_seconds * sample_rate:
+            detail = f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds"
+            raise AudioError("too_long", detail)
+    log_notes(sound, name)
+    if not samples:
+        raise AudioError("no_samples", "0 samples")
+    return np.concatenate(blocks)
+
+
+@contextmanager
+def _with_hint() -> Iterator[None]:
+    """Adds to the error of an unreadable file how to convert it."""
     try:
-        with open_audio(path) as sound:
-            for block in mono_blocks(sound, sample_rate):
-                blocks.append(block)
-                samples += len(block)
-                # Checked while reading, because the headers of some formats do not have the length.
-                if samples > max_seconds * sample_rate:
-                    detail = f"more than {max_seconds:g} s; cut it into parts, or raise --max-seconds"
-                    raise AudioError("too_long", detail)
-            log_notes(sound, str(path))
+        yield
     except AudioError as error:
         if error.reason == "unreadable":
             raise AudioError(error.reason, f"{error.detail}; if it plays elsewhere, {CONVERT_HINT}") from error
         raise
-    if not samples:
-        raise AudioError("no_samples", "0 samples")
-    return np.concatenate(blocks)
 
 
 def _read_clip(index: ClipIndex, clip: int, sample_rate: int) -> np.ndarray:

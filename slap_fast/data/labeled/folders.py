@@ -18,14 +18,12 @@ _GTZAN_DAMAGED = "jazz.00054"
 _FOLD = re.compile(r"folds?[ _-]?\d+", re.IGNORECASE)
 
 # {actor}_{sentence}_{emotion}_{level}.wav
-_CREMA_D = re.compile(
-    r"(?P<actor>\d{4})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)", re.IGNORECASE
-)
+CREMA_D = re.compile(r"(?P<actor>\d{4})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)", re.IGNORECASE)
 _CREMA_D_EMOTIONS = {
     "ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
 }  # fmt: skip
 # {modality}-{vocal channel}-{emotion}-{intensity}-{statement}-{repetition}-{actor}.wav
-_RAVDESS = re.compile(r"(?P<modality>0[1-3])-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>\d\d)")
+RAVDESS = re.compile(r"(?P<modality>0[1-3])-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>\d\d)")
 _RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 
 
@@ -69,7 +67,13 @@ def is_gtzan(folder: Path) -> bool:
 
 def crema_d(source: Path) -> LabeledSet | None:
     """CREMA-D (Cao et al., 2014): six emotions; the group of a clip is its actor. None if most names differ."""
-    return _by_name(source, "crema_d", _CREMA_D, lambda match: _CREMA_D_EMOTIONS[match["emotion"].upper()])
+    return _by_name(
+        source,
+        "crema_d",
+        CREMA_D,
+        _CREMA_D_EMOTIONS.values(),
+        lambda match: _CREMA_D_EMOTIONS[match["emotion"].upper()],
+    )
 
 
 def ravdess(source: Path) -> LabeledSet | None:
@@ -80,7 +84,8 @@ def ravdess(source: Path) -> LabeledSet | None:
     return _by_name(
         source,
         "ravdess",
-        _RAVDESS,
+        RAVDESS,
+        _RAVDESS_EMOTIONS,
         lambda match: _RAVDESS_EMOTIONS[int(match["emotion"]) - 1],
         lambda match: None if match["modality"] == "03" and match["channel"] == "01" else "a song or a video",
     )
@@ -90,6 +95,7 @@ def _by_name(
     source: Path,
     name: str,
     pattern: re.Pattern[str],
+    classes: Iterable[str],
     label: Callable[[re.Match[str]], str],
     excluded: Callable[[re.Match[str]], str | None] = lambda match: None,
 ) -> LabeledSet | None:
@@ -109,7 +115,7 @@ def _by_name(
         else:
             seen.add(match.group(0))
             files.append(NamedFile(source / file, (label(match),), group=match["actor"]))
-    return numbered(source, name, files, left_out=left_out)
+    return numbered(source, name, files, classes=sorted(classes), left_out=left_out)
 
 
 def _audio_below(source: Path) -> tuple[list[str], list[Rejection]]:
