@@ -53,6 +53,17 @@ def unavailable() -> str:
     return ""
 
 
+def ffmpeg_version() -> str:
+    """Versions of FFmpeg's libraries; "not installed" without PyAV."""
+    if unavailable():
+        return "not installed"
+    import av
+
+    return ", ".join(
+        f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libavformat")
+    )
+
+
 class MediaFile:
     """An open media file: the decoded frames of its default audio stream, or of the first one.
 

@@ -11,12 +11,13 @@ from typing import BinaryIO
 
 import numpy as np
 import soundfile
+import soxr
 
 from slap_fast.audio.audio_source import MAX_SHORTFALL, Loudness, check_length
 from slap_fast.audio.containers import ByteView, StreamLayout, StreamPart, find_layout, mpeg_layout
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.formats import CONVERT_HINT, OTHER_MEDIA_EXTENSIONS
-from slap_fast.audio.media_file import MediaFile, NotMediaError, unavailable
+from slap_fast.audio.media_file import MediaFile, NotMediaError, ffmpeg_version, unavailable
 
 _BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile reports 2^63 - 1 for streams of unknown length
@@ -79,6 +80,12 @@ def _open_media(file: BinaryIO | io.RawIOBase, close: bool, name: str, reason: s
             raise AudioError("unsupported_format", detail) from error
         detail = f"not audio that libsndfile reads ({reason}), nor FFmpeg ({error}); if it is audio, {CONVERT_HINT}"
         raise AudioError("unreadable", detail) from error
+
+
+def reader_versions() -> dict[str, str]:
+    """Versions of the libraries whose results depend on their version: decoders and resampler."""
+    versions = {"libsndfile": soundfile.__libsndfile_version__, "libsoxr": soxr.__libsoxr_version__}
+    return versions | {"ffmpeg": ffmpeg_version()}
 
 
 class AudioFile:

@@ -27,6 +27,8 @@ The same command resumes an interrupted run. Clips that cannot be used are left 
   slap-fast prepare 'hub/data/train-*.parquet' --out data/train
   slap-fast prepare hf://owner/name --split train --out data/hub
   slap-fast prepare AudioCaps/train.csv --layout audiocaps --audio-dir AudioCaps/train --out data/audiocaps
+  slap-fast prepare captions.csv --out parts/3 --part 3/16         (one of 16 machines; then, with all parts:)
+  slap-fast prepare --merge parts/* --out data/mine
   slap-fast prepare --synthetic --out data/synthetic      (writes data/synthetic/train and data/synthetic/validation)
 """
 LAYOUTS = (
@@ -41,6 +43,8 @@ _READING: dict[str, Any] = {
     **{"split": None, "caption_template": None, "exclude": None},
 }
 _CONVERTING: dict[str, Any] = {"min_duration": 0.0, "max_duration": None, "shard_megabytes": 1000, "workers": None}
+_NAMING: dict[str, Any] = {"name": None, "vocab_size": 8192}
+_PART: dict[str, Any] = {"part": None}
 _SYNTHETIC = {"train_clips": 2000, "validation_clips": 240, "seed": 0, "events": "default"}
 
 
@@ -78,8 +82,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab-size",
         type=int,
-        default=8192,
         help="train a tokenizer of at most this many tokens on the captions; 0: none (default 8192)",
+    )
+    parser.add_argument(
+        "--part",
+        metavar="N/M",
+        help="prepare part N of M, numbered from 1, of SOURCE: the share of one machine. Each part needs its own DIR",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="join all parts, given as SOURCE, to the dataset DIR without copying audio"
     )
     parser.add_argument(
         "--reindex",
@@ -97,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per dataset")
     add_quiet(parser)
-    parser.set_defaults(**_READING, **_CONVERTING, **_SYNTHETIC)
+    parser.set_defaults(**_READING, **_CONVERTING, **_NAMING, **_PART, **_SYNTHETIC)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -111,6 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _reports(arguments: argparse.Namespace) -> Iterator[PrepareReport]:
+    if arguments.merge:
+        from slap_fast.data.prepare.merge import merge
+
+        yield merge(arguments.source, arguments.out, progress=show_progress(arguments))
+        return
     if arguments.reindex:
         from slap_fast.data.prepare.reindex import reindex
 
@@ -128,16 +144,20 @@ def _reports(arguments: argparse.Namespace) -> Iterator[PrepareReport]:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.reindex and (len(arguments.source) != 1 or arguments.out or arguments.synthetic):
         raise CommandError("--reindex takes one SOURCE, the folder with the tars, and no --out or --synthetic")
+    if arguments.merge and (arguments.reindex or arguments.synthetic or not arguments.source):
+        raise CommandError("--merge takes the folders of all parts, and no --reindex or --synthetic")
     if not arguments.reindex and arguments.out is None:
         raise CommandError("give --out DIR, the dataset folder to write")
     if arguments.synthetic and arguments.source:
         raise CommandError("--synthetic generates its own clips; leave out SOURCE")
     if not arguments.synthetic and not arguments.source:
         raise CommandError("give a SOURCE, or --synthetic")
-    if arguments.reindex:
-        _reject_unused(arguments, _READING | _CONVERTING | _SYNTHETIC, "--reindex")
+    if arguments.merge:
+        _reject_unused(arguments, _READING | _CONVERTING | _NAMING | _PART | _SYNTHETIC, "--merge")
+    elif arguments.reindex:
+        _reject_unused(arguments, _READING | _CONVERTING | _PART | _SYNTHETIC, "--reindex")
     elif arguments.synthetic:
-        _reject_unused(arguments, _READING, "--synthetic")
+        _reject_unused(arguments, _READING | _PART, "--synthetic")
     else:
         _reject_unused(arguments, _SYNTHETIC, "a SOURCE")
     longest = arguments.max_duration
@@ -146,6 +166,13 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--min-duration {arguments.min_duration:g} and --max-duration {longest} leave no clip; "
             "choose 0 <= min < max"
         )
+    if arguments.part is not None:
+        from slap_fast.data.prepare.parts import parse_part
+
+        try:
+            parse_part(arguments.part)
+        except ValueError as error:
+            raise CommandError(f"--part {error}") from error
     for name in ("workers", "vocab_size", "seed"):
         value = getattr(arguments, name)
         if value is not None and value < 0:
@@ -210,6 +237,7 @@ def _synthetic(arguments: argparse.Namespace) -> list[tuple[GeneratedSource, Pat
 
 def _prepare(source: Source, out: Path, vocab_size: int | None, arguments: argparse.Namespace) -> PrepareReport:
     from slap_fast.data.prepare import prepare
+    from slap_fast.data.prepare.parts import parse_part
 
     return prepare(
         source,
@@ -220,5 +248,6 @@ def _prepare(source: Source, out: Path, vocab_size: int | None, arguments: argpa
         min_duration=arguments.min_duration,
         max_duration=arguments.max_duration,
         vocab_size=vocab_size,
+        part=parse_part(arguments.part) if arguments.part else None,
         progress=show_progress(arguments),
     )

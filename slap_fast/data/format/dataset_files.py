@@ -23,6 +23,7 @@ INDEX_NAME = "index.npy"
 DURATIONS_NAME = "durations.bin"
 INFO_NAME = "dataset.json"
 REPORT_NAME = "report.jsonl"
+PART_NAME = "part.json"
 TOKENIZER_NAME = "tokenizer"
 STATE_FOLDER = ".prepare"
 

@@ -20,7 +20,14 @@ import numpy as np
 
 from slap_fast.data.format.captions import captions_of
 from slap_fast.data.format.clip_durations import index_digest, read_durations, write_durations
-from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME, DatasetError
+from slap_fast.data.format.dataset_files import (
+    FORMAT_VERSION,
+    INDEX_DTYPE,
+    INDEX_NAME,
+    INFO_NAME,
+    PART_NAME,
+    DatasetError,
+)
 from slap_fast.data.format.remote import RemoteFolder, is_url
 from slap_fast.data.format.shard_files import REINDEX, LocalShards, ShardFiles, Span
 from slap_fast.data.format.tar_members import TarError, member_name, split_key
@@ -302,6 +309,10 @@ def _read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_bytes())
     except FileNotFoundError as error:
+        if (folder / PART_NAME).exists():
+            raise DatasetError(
+                f"{folder}: a part of a dataset; join all parts by `slap-fast prepare --merge`"
+            ) from error
         raise DatasetError(
             f"{path}: missing: the folder is not a dataset, or `slap-fast prepare` has not finished; run it (again)"
         ) from error

@@ -9,6 +9,7 @@ Begin with `pipeline.prepare`. In the order of the data:
   sidecars.py and file_search.py find audio and captions.
 - clip_encoder.py converts one clip to FLAC in a worker process (parallel_map.py).
 - state.py makes a run resumable; dataset_writer.py writes the index and `dataset.json` last.
+- parts.py cuts a source into parts for several machines; merge.py joins what they wrote.
 - reindex.py indexes existing WebDataset tars without converting them.
 """
 
@@ -19,16 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slap_fast.data.prepare.dataset_writer import PrepareReport
+    from slap_fast.data.prepare.merge import merge
+    from slap_fast.data.prepare.parts import Part
     from slap_fast.data.prepare.pipeline import prepare
     from slap_fast.data.prepare.source import GeneratedSource, Source
     from slap_fast.data.prepare.source_detection import open_source
 
-__all__ = ["GeneratedSource", "PrepareReport", "Source", "open_source", "prepare"]
+__all__ = ["GeneratedSource", "Part", "PrepareReport", "Source", "merge", "open_source", "prepare"]
 
 _MODULES = {
     "GeneratedSource": "source",
+    "Part": "parts",
     "PrepareReport": "dataset_writer",
     "Source": "source",
+    "merge": "merge",
     "open_source": "source_detection",
     "prepare": "pipeline",
 }

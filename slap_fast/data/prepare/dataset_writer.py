@@ -39,6 +39,7 @@ class PrepareReport:
         already_complete: the dataset was finished before.
         seen: files, rows or members of the source: `clips + merged + sum(rejected.values())`; 0 if unknown.
         merged: those merged into another item, such as sidecars or rows of the same audio.
+        part: the part of the source, such as `3/16`; None for all of it.
     """
 
     folder: Path
@@ -51,12 +52,14 @@ class PrepareReport:
     already_complete: bool = False
     seen: int = 0
     merged: int = 0
+    part: str | None = None
 
     def __str__(self) -> str:
         state = "already complete, nothing done" if self.already_complete else "complete"
+        of_part = "" if self.part is None else f"part {self.part}: "
         lines = [
-            f"{self.folder}: {state}: {self.clips} clips, {self.seconds / 3600:.2f} hours, {self.captions} captions, "
-            f"{self.shards} shards"
+            f"{self.folder}: {of_part}{state}: {self.clips} clips, {self.seconds / 3600:.2f} hours, "
+            f"{self.captions} captions, {self.shards} shards"
         ]
         if self.seen:
             left_out = sum(self.rejected.values())

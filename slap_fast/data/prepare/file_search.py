@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
-from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, STATE_FOLDER
+from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, PART_NAME, STATE_FOLDER
 from slap_fast.data.prepare.source import Rejection
 
 _YOUTUBE_ID = 11  # characters
@@ -112,9 +112,8 @@ def find_file(path: Path) -> Path:
 
 
 def _is_dataset(path: str) -> bool:
-    return os.path.exists(os.path.join(path, STATE_FOLDER)) or all(
-        os.path.exists(os.path.join(path, name)) for name in (INFO_NAME, INDEX_NAME)
-    )
+    names = ((STATE_FOLDER,), (INFO_NAME, INDEX_NAME), (PART_NAME, INDEX_NAME))
+    return any(all(os.path.exists(os.path.join(path, name)) for name in together) for together in names)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | str:

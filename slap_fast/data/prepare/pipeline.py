@@ -8,27 +8,30 @@ has what a later run needs to resume after it. A resumed run gives the same byte
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from slap_fast.audio.reader import reader_versions
 from slap_fast.data.format.dataset_files import (
+    INDEX_NAME,
     INFO_NAME,
+    PART_NAME,
     REPORT_NAME,
     SAMPLE_RATE,
     STATE_FOLDER,
     DatasetError,
     locked_for_writing,
+    write_index,
 )
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.format.shard_writer import KeyRegistry, ShardWriter, encode_metadata
+from slap_fast.data.format.shard_writer import ShardWriter, encode_metadata
 from slap_fast.data.prepare.clip_encoder import ClipEncoder, EncodedClip
 from slap_fast.data.prepare.dataset_writer import PrepareReport, dataset_report, write_dataset
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
+from slap_fast.data.prepare.parts import Part, PartInfo, SourceItems, read_part
 from slap_fast.data.prepare.source import ClipItem, Rejection, Source
 from slap_fast.data.prepare.source_detection import open_source
 from slap_fast.data.prepare.state import PrepareState, check_arguments
@@ -45,6 +48,7 @@ def prepare(
     min_duration: float = 0.0,
     max_duration: float | None = None,
     vocab_size: int | None = None,
+    part: Part | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Converts captioned audio to a dataset folder: WebDataset tars, `index.npy`, `dataset.json`, `report.jsonl`.
@@ -67,6 +71,8 @@ def prepare(
         min_duration: seconds; shorter clips are left out.
         max_duration: seconds; longer clips are left out; None for no limit.
         vocab_size: if given, trains a byte-level BPE tokenizer with at most this many tokens on the captions.
+        part: prepares this share of the source alone, into a folder for `merge`; the tokenizer is trained then. All
+            machines read the whole list of the source, and decode their share.
         progress: show a progress bar.
 
     Raises:
@@ -92,45 +98,47 @@ def prepare(
             }
         )
     )
+    if part is not None:
+        arguments["part"] = str(part)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     folder = Path(out)
     with locked_for_writing(folder):
         if (folder / INFO_NAME).exists():
             return _already_complete(folder, arguments)
+        if (folder / PART_NAME).exists():
+            return _already_complete_part(folder, arguments)
         state = PrepareState(folder, arguments)
         try:
             encoder = ClipEncoder(state.spill, min_duration, max_duration)
-            merged = _convert(source, state, encoder, max_shard_bytes, workers, progress)
-            _check_counts(source, state, merged)
-            return _finish(state, arguments, source.seen, merged, progress)
+            items = SourceItems(source, part, state.totals.consumed)
+            _convert(items, state, encoder, max_shard_bytes, workers, progress)
+            _check_counts(source, state, items)
+            state.write_report()
+            if part is not None:
+                return _finish_part(state, arguments, part, items)
+            return _finish(state, arguments, items, progress)
         finally:
             state.close()
 
 
 def _convert(
-    source: Source, state: PrepareState, encoder: ClipEncoder, max_shard_bytes: int, workers: int, progress: bool
-) -> int:
-    """Converts the remaining items to shards.
-
-    Returns:
-        The number of files, rows or members that were merged into a clip: sidecars, rows of the same audio.
-    """
-    keys = KeyRegistry()
-    items = _CountMerged(source)
+    items: SourceItems, state: PrepareState, encoder: ClipEncoder, max_shard_bytes: int, workers: int, progress: bool
+) -> None:
+    """Converts the remaining items to shards."""
     bar = progress_bar(
-        total=source.count() if progress else None,
+        total=items.count() if progress else None,
         initial=state.totals.consumed,
         desc="prepare",
         unit="clip",
         disable=not progress,
     )
-    results = ordered_map(encoder, _remaining(items, state.totals.consumed, keys), workers=workers)
+    results = ordered_map(encoder, items, workers=workers)
     shard: ShardWriter | None = None
     seconds = sum(shard["seconds"] for shard in state.shards)
     with bar, contextlib.closing(results):
         try:
             for item, outcome in results:
-                key, renamed = keys.claim(item.name) if isinstance(item, ClipItem) else ("", False)
+                key, renamed = items.claims.popleft()
                 if isinstance(outcome, WorkerDied):
                     outcome = Rejection(item.origin, "crashed", "decoding it killed the process, or out of memory")
                 if isinstance(outcome, Rejection):
@@ -159,42 +167,18 @@ def _convert(
         finally:
             if shard is not None:
                 shard.discard()
-    return items.merged
 
 
-class _CountMerged:
-    """Iterates a source and counts the files, rows or members merged into its items."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.merged = 0
-
-    def __iter__(self) -> Iterator[ClipItem | Rejection]:
-        for item in self._source:
-            self.merged += item.seen - 1
-            yield item
-
-
-def _check_counts(source: Source, state: PrepareState, merged: int) -> None:
-    """Raises unless everything in the source was kept, merged into another item, or left out."""
+def _check_counts(source: Source, state: PrepareState, items: SourceItems) -> None:
+    """Raises unless everything in the source, or its part, was kept, merged into another item, or left out."""
     kept, left_out = sum(shard["clips"] for shard in state.shards), state.totals.rejected.total()
-    if source.seen != kept + merged + left_out:
+    seen = source.seen - items.whole.seen + items.seen
+    if seen != kept + items.merged + left_out:
         raise DatasetError(
-            f"{state.folder}: {source.seen} files, rows or members were seen, but {kept} kept + {merged} merged + "
+            f"{state.folder}: {seen} files, rows or members were seen, but {kept} kept + {items.merged} merged + "
             f"{left_out} left out do not add up to that; if the source did not change during the run, this is a bug of "
             "slap-fast: please report it"
         )
-
-
-def _remaining(
-    source: Iterable[ClipItem | Rejection], consumed: int, keys: KeyRegistry
-) -> Iterator[ClipItem | Rejection]:
-    items = iter(source)
-    # Items of committed shards are not decoded again, but their keys are taken.
-    for item in itertools.islice(items, consumed):
-        if isinstance(item, ClipItem):
-            keys.claim(item.name)
-    yield from items
 
 
 def _metadata(item: ClipItem, encoded: EncodedClip) -> bytes:
@@ -210,8 +194,7 @@ def _metadata(item: ClipItem, encoded: EncodedClip) -> bytes:
     return encode_metadata(value)
 
 
-def _finish(state: PrepareState, arguments: dict[str, Any], seen: int, merged: int, progress: bool) -> PrepareReport:
-    state.write_report()
+def _finish(state: PrepareState, arguments: dict[str, Any], items: SourceItems, progress: bool) -> PrepareReport:
     totals = state.totals
     if not state.shards:
         state.delete()
@@ -228,8 +211,8 @@ def _finish(state: PrepareState, arguments: dict[str, Any], seen: int, merged: i
         parts=state.index_parts(),
         vocab_size=arguments["vocab_size"],
         extra={
-            "seen": seen,
-            "merged": merged,
+            "seen": items.seen,
+            "merged": items.merged,
             "rejected": dict(totals.rejected),
             "noted": dict(totals.noted),
             "prepared_with": arguments,
@@ -238,6 +221,49 @@ def _finish(state: PrepareState, arguments: dict[str, Any], seen: int, merged: i
     )
     state.delete()
     return dataset_report(state.folder, info)
+
+
+def _finish_part(state: PrepareState, arguments: dict[str, Any], part: Part, items: SourceItems) -> PrepareReport:
+    totals = state.totals
+    info = PartInfo(
+        part=part,
+        arguments={name: value for name, value in arguments.items() if name != "part"},
+        source=items.whole,
+        readers=reader_versions(),
+        shards=state.shards,
+        captions=totals.captions,
+        seen=items.seen,
+        merged=items.merged,
+        rejected=dict(totals.rejected),
+        noted=dict(totals.noted),
+    )
+    write_index(state.folder / INDEX_NAME, state.index_parts(), info.clips)
+    info.write(state.folder)
+    state.delete()
+    return _part_report(state.folder, info)
+
+
+def _part_report(folder: Path, info: PartInfo, already_complete: bool = False) -> PrepareReport:
+    return PrepareReport(
+        folder=folder,
+        clips=info.clips,
+        seconds=sum(shard["seconds"] for shard in info.shards),
+        captions=info.captions,
+        shards=len(info.shards),
+        rejected=info.rejected,
+        noted=info.noted,
+        already_complete=already_complete,
+        seen=info.seen,
+        merged=info.merged,
+        part=str(info.part),
+    )
+
+
+def _already_complete_part(folder: Path, arguments: dict[str, Any]) -> PrepareReport:
+    info = read_part(folder)
+    check_arguments(folder, info.with_part, arguments)
+    shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+    return _part_report(folder, info, already_complete=True)
 
 
 def _already_complete(folder: Path, arguments: dict[str, Any]) -> PrepareReport:

@@ -41,6 +41,8 @@ _FLAGS = {
     "min_duration": "--min-duration",
     "max_duration": "--max-duration",
     "vocab_size": "--vocab-size",
+    "part": "--part",
+    "parts": "--merge, number of parts",
     "source.kind": "what SOURCE is (--layout)",
     "source.path": "SOURCE",
     "source.sha256": "the content of SOURCE (SHA-256)",
@@ -96,7 +98,7 @@ class PrepareState:
         self._pending = _ReportPart(self._state_folder / "pending.jsonl")
 
     def new_shard(self) -> ShardWriter:
-        return ShardWriter(self.folder / _shard_name(len(self.shards)), len(self.shards))
+        return ShardWriter(self.folder / shard_name(len(self.shards)), len(self.shards))
 
     def reject(self, source: str, reason: str, detail: str) -> None:
         """Counts and reports an item that is left out."""
@@ -143,7 +145,7 @@ class PrepareState:
         self._pending.close()
 
     def _part(self, number: int, suffix: str) -> Path:
-        return (self._state_folder / _shard_name(number)).with_suffix(suffix)
+        return (self._state_folder / shard_name(number)).with_suffix(suffix)
 
     def _check_or_store(self, arguments: dict[str, Any]) -> None:
         path = self._state_folder / "arguments.json"
@@ -162,7 +164,7 @@ class PrepareState:
     def _find_committed(self) -> None:
         while True:
             number = len(self.shards)
-            tar = self.folder / _shard_name(number)
+            tar = self.folder / shard_name(number)
             try:
                 totals = Totals(**json.loads(self._part(number, ".json").read_bytes()))
                 whole = tar.stat().st_size == totals.shard["bytes"]
@@ -177,7 +179,7 @@ class PrepareState:
 
     def _remove_uncommitted(self) -> None:
         for path in [*self.folder.glob("shard-*.tar"), *self.folder.glob(".*.tmp")]:
-            if path.name.startswith(".") or path.name >= _shard_name(len(self.shards)):
+            if path.name.startswith(".") or path.name >= shard_name(len(self.shards)):
                 path.unlink()
         shutil.rmtree(self.spill, ignore_errors=True)
         with writing(self.spill):
@@ -188,16 +190,20 @@ def check_arguments(folder: Path, stored: Any, arguments: dict[str, Any]) -> Non
     """Raises DatasetError if `folder` was prepared with other arguments."""
     if stored == arguments:
         return
-    stored = _flat(stored) if isinstance(stored, dict) else {}
-    given = _flat(arguments)
-    differing = [
-        f"{_FLAGS.get(name, name)}: {_shown(stored.get(name))} then, {_shown(given.get(name))} now"
-        for name in sorted(stored.keys() | given.keys())
-        if stored.get(name) != given.get(name)
-    ]
+    differing = shown_differences(stored if isinstance(stored, dict) else {}, arguments, "then", "now")
     raise DatasetError(
-        f"{folder}: was prepared with other arguments ({'; '.join(differing)}); repeat those, choose another "
-        "folder, or delete this one"
+        f"{folder}: was prepared with other arguments ({differing}); repeat those, choose another folder, or delete "
+        "this one"
+    )
+
+
+def shown_differences(first: dict[str, Any], second: dict[str, Any], where: str, there: str) -> str:
+    """The arguments in which two runs differ, by their names on the command line."""
+    first, second = _flat(first), _flat(second)
+    return "; ".join(
+        f"{_FLAGS.get(name, name)}: {_shown(first.get(name))} {where}, {_shown(second.get(name))} {there}"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
     )
 
 
@@ -230,7 +236,8 @@ class _ReportPart:
         self._file.close()
 
 
-def _shard_name(number: int) -> str:
+def shard_name(number: int) -> str:
+    """File name of a shard."""
     return f"shard-{number:06d}.tar"
 
 
