@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slap_fast.data.format.captions import table_captions
+from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.file_search import AudioFinder, audio_stem, find_file
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
@@ -104,7 +108,13 @@ class AudioCaps(TableSource):
 
 
 class Clotho(Manifest):
-    """Clotho: `file_name,caption_1,...,caption_5`; audio in the folder of the split near the CSV, or below the root."""
+    """Clotho: `file_name,caption_1,...,caption_5`; audio in the folder of the split near the CSV, or below the root.
+
+    What `clotho_metadata_{split}.csv` beside the table has of a clip (`sound_id`, `keywords`, ...) is stored with it.
+
+    Raises:
+        DatasetError: the audio is still in its 7z archive.
+    """
 
     kind = "clotho"
 
@@ -114,9 +124,23 @@ class Clotho(Manifest):
         root = self._root(path)
         # The CSVs and the audio are published in separate archives.
         above = [root.parent, *sorted(root.parent.glob("*audio*"))] if audio_root is None else []
-        self._given_root = next((folder / split for folder in (root, *above) if (folder / split).is_dir()), root)
+        folder = next((folder / split for folder in (root, *above) if (folder / split).is_dir()), None)
+        self._given_root = folder or root
+        archives = [place / f"clotho_audio_{split}.7z" for place in (root, root.parent)]
+        if folder is None and (packed := next((file for file in archives if file.is_file()), None)):
+            raise DatasetError(
+                f"{packed}: unpack it first: `7z x '{packed}' -o'{packed.parent}'`; its folder {split}/ is searched "
+                f"in {root} and beside it"
+            )
+        self._metadata = _clotho_metadata(path)
         self.name = f"clotho-{split}"
         self._finder = AudioFinder(self._given_root)
+
+    def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
+        for identity, item in super().rows():
+            if isinstance(item, ClipItem) and (known := self._metadata.get(os.path.basename(item.origin).strip())):
+                item = replace(item, metadata=known | item.metadata)
+            yield identity, item
 
     def locate(self, file: str, root: Path) -> Path:
         direct = find_file(root / file)
@@ -125,6 +149,28 @@ class Clotho(Manifest):
         # A name with a folder is exact: a file of that name in another folder would be another clip.
         found = [] if os.path.dirname(file) else self._finder.by_stem.get(audio_stem(file), [])
         return root / found[0] if len(found) == 1 else direct
+
+
+def _clotho_metadata(captions: Path) -> dict[str, dict[str, str]]:
+    """The rows of the metadata table beside a table of captions, by file name. Some versions are not UTF-8."""
+    path = captions.with_name(captions.name.replace("captions", "metadata"))
+    if path == captions or not path.is_file():
+        return {}
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if rows and "file_name" not in rows[0]:
+        raise DatasetError(
+            f"{path}: no column file_name ({', '.join(map(str, rows[0]))}); download it again, or remove it"
+        )
+    given = {row["file_name"].strip(): row for row in rows if row["file_name"]}
+    return {
+        file: {name: value for name, value in row.items() if isinstance(value, str) and value and name}
+        for file, row in given.items()
+    }
 
 
 def _number(text: str) -> float | None:
