@@ -1,9 +1,10 @@
-"""`slap-fast evaluate`: retrieval on a prepared dataset, zero-shot classification, and plots."""
+"""`slap-fast evaluate`: retrieval on a prepared dataset, zero-shot classification, suites, and plots."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,22 @@ from slap_fast.commands.shared import (
     report_skipped,
     show_progress,
 )
+from slap_fast.errors import SlapFastError, one_line
 
 if TYPE_CHECKING:
     from slap_fast.data.format.index import ClipIndex
-    from slap_fast.data.labeled import LabeledFile
+    from slap_fast.data.labeled import LabeledSet
+    from slap_fast.evaluation.prompts import PromptSet
+    from slap_fast.evaluation.relevance import RelevanceSets
     from slap_fast.inference.audio_inputs import AudioInput, Skipped
     from slap_fast.inference.embed import EmbeddedDataset
     from slap_fast.models.slap import SLAP
 
-HELP = "measure retrieval or zero-shot classification, and draw plots"
+HELP = "measure retrieval or zero-shot classification, run a suite of benchmarks, and draw plots"
 MATRIX_CLIPS = 60
 LOCALIZATION_CANDIDATES = 200
+SUITES = ("paper",)
+RESAMPLES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,22 +57,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--captions", action="store_true", help="also write captions.jsonl: generated and reference captions"
     )
     parser.add_argument(
-        "--zero-shot", type=Path, metavar="FOLDER|CSV", help="classify: one subfolder per class, or file and class"
+        "--zero-shot",
+        type=Path,
+        metavar="FOLDER|TABLE",
+        help="classify: a folder per class, a table of files and classes, or a public dataset (ESC-50, FSD50K, ...)",
     )
+    parser.add_argument("--split", help="of the --zero-shot clips (default: the test split, if there is one)")
     parser.add_argument("--templates", nargs="+", metavar="TEMPLATE", help="prompts with {} for the class name")
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        metavar="NAME|FILE",
+        help="prompt sets, whose mean is used: default, labels, clap, msclap, emotion, music, or a file of templates",
+    )
+    parser.add_argument(
+        "--relevance",
+        type=Path,
+        metavar="FILE",
+        help="table of query and audio_filenames (DCASE 2025): also score mAP@16 with several relevant clips a query",
+    )
+    parser.add_argument(
+        "--suite", choices=SUITES, help="score all public benchmarks of the paper that are below --data"
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="folder of the datasets of --suite")
+    parser.add_argument(
+        "--bootstrap",
+        type=_not_negative,
+        default=RESAMPLES,
+        metavar="N",
+        help=f"resamples for 95 %% intervals, 0 for none (default {RESAMPLES})",
+    )
     parser.add_argument("--no-plots", action="store_true", help="numbers only")
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
     add_quiet(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.dataset is None and arguments.zero_shot is None:
-        raise CommandError("give a DATASET, --zero-shot FOLDER, or both")
+    _check(arguments)
     log = _find_log(arguments)
     if not arguments.no_plots:
         _require_matplotlib()
     # Errors in the data are reported before the model is loaded.
-    index = labeled = None
+    index = labeled = relevance = prompts = None
     if arguments.dataset is not None:
         from slap_fast.data.format.index import ClipIndex
 
@@ -75,14 +107,57 @@ def run(arguments: argparse.Namespace) -> int:
         from slap_fast.data.labeled import open_labeled
 
         labeled = open_labeled(arguments.zero_shot)
+    if arguments.relevance is not None:
+        from slap_fast.evaluation.relevance import read_relevance
+
+        relevance = read_relevance(arguments.relevance)
+    if arguments.prompts or arguments.templates:
+        prompts = _prompts(arguments)
+    if labeled is not None:
+        labeled.scored(arguments.split)
+        if prompts is not None:
+            prompts.check_classes(labeled.classes)
     evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
     if index is not None:
-        evaluation.retrieval(index)
+        evaluation.retrieval(index, relevance)
     if labeled is not None:
-        evaluation.zero_shot([(file, file.labels[0]) for file in labeled.files], labeled.classes)
+        evaluation.zero_shot(labeled, prompts)
+    if arguments.suite is not None:
+        evaluation.suite(prompts)
     if log is not None and not arguments.no_plots:
         evaluation.plot_training_log(log)
     return evaluation.finish()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.dataset is None and arguments.zero_shot is None and arguments.suite is None:
+        raise CommandError("give a DATASET, --zero-shot FOLDER, --suite paper --data ROOT, or several of them")
+    if (arguments.suite is None) != (arguments.data is None):
+        raise CommandError("--suite paper and --data ROOT, the folder of its datasets, go together")
+    if arguments.data is not None and not arguments.data.is_dir():
+        raise CommandError(f"--data {arguments.data}: no such folder; give the folder that holds the datasets")
+    if arguments.split is not None and arguments.zero_shot is None:
+        raise CommandError("--split is of the clips of --zero-shot; give both, or leave it out")
+    if arguments.prompts and arguments.templates:
+        raise CommandError("--prompts and --templates exclude each other; put the templates into a file")
+    if (arguments.prompts or arguments.templates) and arguments.zero_shot is None and arguments.suite is None:
+        raise CommandError("--prompts and --templates are for --zero-shot and --suite; give one of these, too")
+    if arguments.relevance is not None and arguments.dataset is None:
+        raise CommandError("--relevance judges the clips of a DATASET; give one")
+    if arguments.relevance is not None and arguments.limit is not None:
+        raise CommandError("--relevance needs all clips of the DATASET; leave --limit out")
+
+
+def _prompts(arguments: argparse.Namespace) -> PromptSet:
+    from slap_fast.evaluation.prompts import PromptSet, open_prompts
+
+    if arguments.templates:
+        return PromptSet("templates", tuple(arguments.templates), "--templates")
+    return open_prompts(arguments.prompts)
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text.strip() == "0" else positive(text)
 
 
 class _Evaluation:
@@ -98,19 +173,32 @@ class _Evaluation:
         self._clips = 0
         self._skipped: list[Skipped] = []
         self._written: list[Path] = []
+        self._suite: str | None = None
+        self._failed = False
         self._out.mkdir(parents=True, exist_ok=True)
 
-    def retrieval(self, index: ClipIndex) -> None:
-        from slap_fast.evaluation.retrieval import embedding_retrieval_metrics
+    def retrieval(self, index: ClipIndex, relevance: RelevanceSets | None) -> None:
+        from slap_fast.evaluation.retrieval_evaluation import evaluate_retrieval
         from slap_fast.inference.audio_inputs import dataset_inputs
-        from slap_fast.inference.embed import embed_dataset
 
         arguments = self._arguments
         clips = dataset_inputs(index, arguments.limit)
-        dataset = embed_dataset(self._model, clips, progress=show_progress(arguments))
-        with errors_about(arguments.model):
-            metrics = embedding_retrieval_metrics(dataset.audio, dataset.text, dataset.text_to_audio, dataset.captions)
-        self._report |= {"dataset": str(arguments.dataset), "retrieval": metrics}
+        try:
+            result = evaluate_retrieval(
+                self._model,
+                clips,
+                relevance=relevance,
+                resamples=arguments.bootstrap,
+                progress=show_progress(arguments),
+            )
+        except SlapFastError:
+            raise
+        except ValueError as error:
+            raise CommandError(f"{arguments.model}: {one_line(error, 400)}") from error
+        dataset = result.embedded
+        self._report |= {"dataset": str(arguments.dataset), "retrieval": result.metrics}
+        if result.relevance is not None:
+            self._report["relevance"] = {"source": str(arguments.relevance), **result.relevance}
         self._clips += len(clips)
         self._skipped += dataset.skipped
         if not arguments.no_plots:
@@ -119,25 +207,56 @@ class _Evaluation:
         if arguments.captions:
             self._write_captions(dataset.clips)
 
-    def zero_shot(self, files: list[tuple[LabeledFile, int]], names: list[str]) -> None:
-        import torch
-
-        from slap_fast.evaluation.zero_shot import TEMPLATES, class_embeddings, confusion_matrix, zero_shot_metrics
-        from slap_fast.inference.audio_inputs import labeled_input
-        from slap_fast.inference.embed import embed_audio
+    def zero_shot(self, labeled: LabeledSet, prompts: PromptSet | None) -> None:
+        from slap_fast.evaluation.zero_shot import evaluate_zero_shot
 
         arguments = self._arguments
-        classes = class_embeddings(self._model, names, arguments.templates or TEMPLATES)
-        label_of = {str(file.path): label for file, label in files}
-        audio = embed_audio(self._model, [labeled_input(file) for file, _ in files], progress=show_progress(arguments))
-        labels = torch.tensor([label_of[clip.name] for clip in audio.inputs])
-        self._report["zero_shot"] = {
-            "source": str(arguments.zero_shot),
-            **zero_shot_metrics(audio.embeddings, classes, labels),
-            "confusion": {"classes": names, "counts": confusion_matrix(audio.embeddings, classes, labels).tolist()},
-        }
-        self._clips += len(files)
-        self._skipped += audio.skipped
+        result = evaluate_zero_shot(
+            self._model,
+            labeled,
+            prompts,
+            split=arguments.split,
+            limit=arguments.limit,
+            resamples=arguments.bootstrap,
+            progress=show_progress(arguments),
+        )
+        self._report["zero_shot"] = {"source": str(arguments.zero_shot), **result.report}
+        self._clips += result.clips
+        self._skipped += result.skipped
+
+    def suite(self, prompts: PromptSet | None) -> None:
+        from slap_fast.evaluation.plots import ScoreBar, plot_scores
+        from slap_fast.evaluation.suite import run_suite
+        from slap_fast.evaluation.suite.report import format_suite, markdown_suite, suite_rows
+        from slap_fast.runtime.durable_files import replace_file
+
+        arguments = self._arguments
+        result = run_suite(
+            self._model,
+            arguments.suite,
+            arguments.data,
+            prompts=prompts,
+            limit=arguments.limit,
+            resamples=arguments.bootstrap,
+            progress=show_progress(arguments),
+            announce=lambda title: None if arguments.quiet else print(title, file=sys.stderr),
+        )
+        report = {"model": str(arguments.model), "limit": arguments.limit, **result.to_json()}
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        replace_file(self._new_file("suite.json"), [(text + "\n").encode("utf-8")])
+        replace_file(self._new_file("suite.md"), [markdown_suite(result, str(arguments.model)).encode("utf-8")])
+        rows = suite_rows(result)
+        if rows and not arguments.no_plots:
+            bars = [
+                ScoreBar(f"{row.dataset}: {row.score}", row.value, row.interval, row.published.value) for row in rows
+            ]
+            title = f"Suite {arguments.suite}: {arguments.model}"
+            plot_scores(bars, self._new_file("suite.png"), title=title, unit="score (%)", reference="paper")
+        self._suite = format_suite(result)
+        self._report["suite"] = {"name": arguments.suite, "data": str(arguments.data), **result.to_json()}
+        self._clips += result.clips
+        self._skipped += result.skipped
+        self._failed = bool(result.failed) or not result.results
 
     def plot_training_log(self, log: Path) -> None:
         from slap_fast.evaluation.plots import plot_losses
@@ -151,8 +270,8 @@ class _Evaluation:
         text = json.dumps(self._report, indent=2, ensure_ascii=False)
         path = self._out / "metrics.json"
         path.write_text(text + "\n", encoding="utf-8")
-        print(text if self._arguments.json else _tables(self._report, [path, *self._written]))
-        return report_skipped(self._skipped, self._clips)
+        print(text if self._arguments.json else _tables(self._report, self._suite, [path, *self._written]))
+        return report_skipped(self._skipped, self._clips) or int(self._failed)
 
     def _new_file(self, name: str) -> Path:
         self._written.append(self._out / name)
@@ -224,19 +343,22 @@ def _clips_to_localize(clips: list[AudioInput], limit: int) -> list[AudioInput]:
     return [candidates[at] for at in evenly_spaced(len(candidates), limit)]
 
 
-def _tables(report: dict[str, Any], written: list[Path]) -> str:
+def _tables(report: dict[str, Any], suite: str | None, written: list[Path]) -> str:
+    from slap_fast.evaluation.relevance import format_relevance
     from slap_fast.evaluation.retrieval import format_retrieval
+    from slap_fast.evaluation.zero_shot import format_zero_shot
 
     lines = []
     if (retrieval := report.get("retrieval")) is not None:
         shared = int(retrieval["shared_captions"])
         note = f" ({shared} of a text that other clips have too; it counts for each of them)" if shared else ""
         counts = f"{retrieval['clips']:.0f} clips, {retrieval['captions']:.0f} captions{note}"
-        lines += [counts, format_retrieval(retrieval)]
+        lines += [counts, format_retrieval(retrieval, retrieval.get("intervals"))]
+    if (relevance := report.get("relevance")) is not None:
+        lines.append(f"{relevance['queries']:.0f} queries, {relevance['relevant_pairs']:.0f} relevant pairs")
+        lines.append(format_relevance(relevance, relevance.get("intervals")))
     if (zero_shot := report.get("zero_shot")) is not None:
-        lines.append(
-            f"zero-shot: {100 * zero_shot['accuracy_at_1']:.1f} % of {zero_shot['clips']:.0f} clips right "
-            f"(top 5: {100 * zero_shot['accuracy_at_5']:.1f} %; mean of {zero_shot['classes']:.0f} classes: "
-            f"{100 * zero_shot['mean_class_accuracy']:.1f} %; chance: {100 * zero_shot['chance']:.1f} %)"
-        )
+        lines.append(format_zero_shot(zero_shot))
+    if suite is not None:
+        lines.append(suite)
     return "\n".join([*lines, *(f"wrote {path}" for path in written)])

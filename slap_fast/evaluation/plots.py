@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -197,6 +197,51 @@ def plot_localization(
     below.set_ylabel("cosine similarity")
     below.grid(alpha=0.3)
     below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=9, ncols=2)
+    save_png(figure, png)
+
+
+class ScoreBar(NamedTuple):
+    """One score of `plot_scores`: value, interval and reference in the same unit, or None."""
+
+    label: str
+    value: float | None
+    interval: tuple[float, float] | None
+    reference: float
+
+
+def plot_scores(bars: Sequence[ScoreBar], png: str | Path, *, title: str, unit: str, reference: str) -> None:
+    """Plot scores as bars with their intervals, each beside a reference; a score of None has only the reference.
+
+    Raises:
+        ValueError: no bar.
+    """
+    if not bars:
+        raise ValueError("no score to plot")
+    figure = new_figure(8.5, 1.4 + 0.5 * len(bars))
+    axis = figure.subplots()
+    places = np.arange(len(bars))
+    axis.barh(places - 0.2, [bar.value or 0.0 for bar in bars], 0.38, color="C0", label="this model")
+    axis.barh(places + 0.2, [bar.reference for bar in bars], 0.38, color="0.75", label=reference)
+    for place, bar in zip(places, bars, strict=True):
+        if bar.value is None:
+            axis.annotate("not computed", (0, place - 0.2), xytext=(4, 0), textcoords="offset points", va="center")
+            continue
+        right = bar.value
+        if bar.interval is not None:
+            low, high = bar.interval
+            # An interval of a median may not contain it.
+            spread = [[max(0.0, bar.value - low)], [max(0.0, high - bar.value)]]
+            axis.errorbar(bar.value, place - 0.2, xerr=spread, color="black", capsize=3, linewidth=1)
+            right = max(right, high)
+        axis.annotate(f"{bar.value:.1f}", (right, place - 0.2), xytext=(4, 0), textcoords="offset points", va="center")
+    axis.set_yticks(places, [literal(bar.label) for bar in bars])
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(unit)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(literal(title))
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.04), frameon=False, ncols=2)
     save_png(figure, png)
 
 

@@ -6,7 +6,7 @@ each class: see multi_label.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -74,7 +74,10 @@ def evaluate_zero_shot(
         LabelError: no clip is of that split, or `prompts` renames a class that is not there.
         NoReadableClipError: no clip could be read.
     """
-    chosen = scored_clips(labeled, split=split, limit=limit)
+    chosen = labeled.scored(split)
+    unused = len(labeled.files) - len(chosen.files)
+    if limit is not None:
+        chosen = replace(chosen, files=[chosen.files[at] for at in evenly_spaced(len(chosen.files), limit)])
     prompts = prompts or PROMPT_SETS["default"]
     classes = class_embeddings(model, labeled.classes, prompts)
     audio = embed_audio(model, [labeled_input(file) for file in chosen.files], progress=progress)
@@ -84,7 +87,7 @@ def evaluate_zero_shot(
     report = {
         "layout": labeled.name,
         "split": splits[0] if len(splits) == 1 else None,
-        "clips_of_other_splits": len(labeled.files) - len(scored_clips(labeled, split=split).files),
+        "clips_of_other_splits": unused,
         **zero_shot_report(audio.embeddings, classes, labels, labeled, resamples=resamples),
         "prompts": prompts.describe(),
         "left_out": [{"name": item.origin, "reason": item.detail} for item in labeled.left_out],
@@ -92,13 +95,47 @@ def evaluate_zero_shot(
     return ZeroShotResult(report, audio, len(chosen.files))
 
 
-def scored_clips(labeled: LabeledSet, *, split: str | None = None, limit: int | None = None) -> LabeledSet:
-    """The clips that are scored; see `evaluate_zero_shot`."""
-    split = labeled.test_split() if split is None else split
-    chosen = labeled if split is None else labeled.of_split(split)
-    if limit is None:
-        return chosen
-    return replace(chosen, files=[chosen.files[at] for at in evenly_spaced(len(chosen.files), limit)])
+def format_zero_shot(report: Mapping[str, Any], shown: int = 3) -> str:
+    """The scores of a report in percent, its prompts, and the `shown` best and worst classes."""
+    clips, classes = f"{report['clips']:.0f} clips", f"{report['classes']:.0f} classes"
+
+    def percent(name: str) -> str:
+        return "-" if report[name] is None else f"{100 * report[name]:.1f} %"
+
+    if "map" in report:
+        d_prime = "-" if report["d_prime"] is None else f"{report['d_prime']:.2f}"
+        line = f"mAP {percent('map')} over {classes} and {clips} (AUROC: {percent('auroc')}; d': {d_prime}; "
+        chance, score, names = "chance_map", "average_precision", {"map": "mAP", "auroc": "AUROC"}
+    else:
+        line = f"{percent('accuracy_at_1')} of {clips} right (top 5: {percent('accuracy_at_5')}; "
+        line += f"mean of {classes}: {percent('mean_class_accuracy')}; "
+        chance, score = "chance", "accuracy"
+        names = {"accuracy_at_1": "right", "accuracy_at_5": "top 5", "mean_class_accuracy": "mean of classes"}
+    lines = [f"zero-shot: {line}chance: {percent(chance)})"]
+    if bounds := report.get("intervals"):
+        shown_bounds = [
+            f"{title} [{100 * bounds[name][0]:.1f}, {100 * bounds[name][1]:.1f}]"
+            for name, title in names.items()
+            if name in bounds
+        ]
+        lines.append(f"  95 % intervals: {', '.join(shown_bounds)}")
+    prompts = report["prompts"]
+    lines.append(f"  prompts {prompts['name']!r}: {', '.join(map(repr, prompts['templates']))}")
+    if report["split"] is not None:
+        lines.append(
+            f"  split {report['split']!r}; {report['clips_of_other_splits']} clips of other splits are not used"
+        )
+    ranked = [(name, own[score]) for name, own in report["per_class"].items() if own[score] is not None]
+    ranked.sort(key=lambda pair: -pair[1])
+    for title, part in (("best", ranked[:shown]), ("worst", ranked[: -shown - 1 : -1])):
+        if len(ranked) > 2 * shown:
+            lines.append(f"  {title} classes: {', '.join(f'{name} {100 * value:.1f} %' for name, value in part)}")
+    if empty := [name for name, own in report["per_class"].items() if not own["clips"]]:
+        lines.append(f"  not in the means, without a clip: {', '.join(empty)}")
+    if left_out := report["left_out"]:
+        first = left_out[0]
+        lines.append(f"  not used: {len(left_out)}; the first: {first['name']} ({first['reason']})")
+    return "\n".join(lines)
 
 
 def class_embeddings(
@@ -169,7 +206,7 @@ def _multi_label_report(
         }
         for at, name in enumerate(names)
     }
-    report: dict[str, Any] = {**scores.metrics()}
+    report: dict[str, Any] = {name: _finite(value) for name, value in scores.metrics().items()}
     if resamples:
         report["intervals"] = {name: list(bounds) for name, bounds in scores.intervals(resamples, level=LEVEL).items()}
         report["bootstrap"] = {"resamples": resamples, "level": LEVEL, "seed": 0}

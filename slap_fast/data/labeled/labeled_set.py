@@ -71,6 +71,11 @@ class LabeledSet:
             raise LabelError(f"{self.name}: no clip is of the split {split!r}; its splits: {known}")
         return replace(self, files=files)
 
+    def scored(self, split: str | None = None) -> LabeledSet:
+        """The clips that scores are about: those of `split`, else of the test split, else all."""
+        split = self.test_split() if split is None else split
+        return self if split is None else self.of_split(split)
+
     def test_split(self) -> str | None:
         """The split that scores are published on (one of TEST_SPLITS), or None if there is none."""
         return next((split for split in self.splits() if split.lower() in TEST_SPLITS), None)

@@ -84,7 +84,9 @@ def _notes(result: SuiteResult, rows: Sequence[Row]) -> list[str]:
             notes.append(f"{titles[name]}: prompts {prompts['name']!r}: {', '.join(map(repr, prompts['templates']))}")
             if left_out := zero_shot["left_out"]:
                 first = left_out[0]
-                notes.append(f"{titles[name]}: not used: {len(left_out)}; the first: {first['name']} ({first['reason']})")
+                notes.append(
+                    f"{titles[name]}: not used: {len(left_out)}; the first: {first['name']} ({first['reason']})"
+                )
         if others := scores["other_copies"]:
             notes.append(f"{titles[name]}: {scores['paths'][0]} is scored; other copies are not: {', '.join(others)}")
     notes += [f"{row.dataset}: no {row.score}: {row.note}" for row in rows if row.value is None]
