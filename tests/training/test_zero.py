@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from slap_fast.config.loading import ConfigError
+from slap_fast.config.model import OBJECTIVES
 from slap_fast.config.recipe import OptimizerConfig
 from slap_fast.training.engine import deepspeed_config
 from slap_fast.training.metrics.gradient_norms import TOWERS
@@ -34,6 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names = (
         "gradients",
         "accumulation",
+        "single_objectives",
         "large_batch",
         "step_metrics",
         "lifecycle",
@@ -254,3 +256,30 @@ def test_gradients_are_accumulated_in_float32_where_deepspeed_supports_it(
 ) -> None:
     config = tiny.run_config(zero_stage=stage, micro_batch_size=micro_batch_size)
     assert deepspeed_config(config, 2, precision)["data_types"].get("grad_accum_dtype") == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_ranks_with_half_of_the_batch_give_the_gradients_of_the_whole(
+    results: dict[str, Any], objective: str, stage: int
+) -> None:
+    for case, errors in results["single_objectives"][f"stage {stage}, {objective}"]["gradients"].items():
+        assert errors, case
+        assert max(errors.values()) < 1e-4, (case, errors)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_contrastive_only_has_fewer_parameters_and_states_and_communicates_nothing_for_the_missing_parts(
+    results: dict[str, Any], stage: int
+) -> None:
+    alone, every = (results["single_objectives"][f"stage {stage}, {name}"] for name in ("contrastive", "all"))
+    for count in ("trained", "states", "averaged"):
+        assert alone[count] < every[count], count
+    assert alone["averaged"] == 0
+    sent, trained = alone["communicated"], alone["trained"]
+    # Per gradient element 4 bytes; a scattered reduction also has this rank's half. All else is metrics, embeddings and
+    # what stages 1 to 3 gather: parameters, with this rank's half of them.
+    reduced = sent.get("allreduce_", 0) + sent.get("_reduce_scatter_base_", 0)
+    assert reduced == pytest.approx(4 * trained * (1.5 if stage == 3 else 1), abs=2000)
+    assert sent["_allgather_base_"] == pytest.approx(1.5 * 4 * trained if stage else 0, abs=2000)
+    assert reduced < every["communicated"].get("allreduce_", 0) + every["communicated"].get("_reduce_scatter_base_", 0)

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slap_fast.config.recipe import EvaluationConfig, RunConfig
+from benchmarks.communication import Communication
+from slap_fast.config.model import OBJECTIVES
+from slap_fast.config.recipe import EvaluationConfig, ObjectivesConfig, RunConfig
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.models.slap import SLAP
 from slap_fast.training import engine as engine_module
@@ -25,13 +27,13 @@ from slap_fast.training.checkpoint.export import full_weights
 from slap_fast.training.checkpoint.manager import CheckpointError, CheckpointManager
 from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from slap_fast.training.ema import TeacherAverage
-from slap_fast.training.engine import build_engine
+from slap_fast.training.engine import build_engine, set_learning_rate
 from slap_fast.training.metrics.nonfinite import MAX_SKIPPED_IN_A_ROW, DivergedError, NonFiniteGuard
 from slap_fast.training.metrics.step_metrics import LOSSES, METRICS, MetricReducer, StepMetrics
 from slap_fast.training.model import PretrainingModel
 from slap_fast.training.schedule import settings
 from slap_fast.training.step import take_step
-from slap_fast.training.zero import discard_stale_gradients
+from slap_fast.training.zero import discard_stale_gradients, inner_optimizer
 from tests.training import tiny
 
 TEMPERATURE = 0.05
@@ -63,6 +65,46 @@ def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
                     if parameter.grad is not None:
                         parameter.sub_(1e-2 * parameter.grad)
     return errors
+
+
+def single_objectives(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Per ZeRO stage, for each objective alone and for all: errors of gradients, without and with micro-batches, of a
+    model with all parts and the same weights; numbers of elements; and bytes that a step communicates."""
+    seen: dict[str, Any] = {}
+    for stage, objective in product(range(4), (*OBJECTIVES, "all")):
+        config = tiny.run_config(zero_stage=stage, clipping=0.0)
+        alone = tiny.build(config)
+        chosen = OBJECTIVES if objective == "all" else (objective,)
+        alone.objectives = ObjectivesConfig(**{f"{name}_weight": float(name in chosen) for name in OBJECTIVES})
+        model = PretrainingModel(config.recipe.model, alone.objectives)
+        model.load_state_dict({name: alone.state_dict()[name] for name in model.state_dict()})
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        engine = build_engine(model, config, ranks)
+        average = TeacherAverage(engine.module.teacher_pairs())
+        errors = {}
+        for micro_batch_size in (None, 2):
+            alone.zero_grad()
+            alone(tiny.batch(config, 0), TEMPERATURE)["loss"].backward()
+            discard_stale_gradients(engine)
+            own = tiny.batch(config, 0, ranks.rank, ranks.world_size)
+            if micro_batch_size is None:
+                engine.backward(engine(own, TEMPERATURE, dist.group.WORLD)["loss"])
+            else:
+                accumulate_gradients(engine, own, TEMPERATURE, micro_batch_size, dist.group.WORLD)
+            errors[f"micro-batches of {micro_batch_size}"] = gradient_errors(engine, alone)
+            set_learning_rate(engine, 0.0)
+            engine.step()
+        with Communication() as communication:
+            step_on(engine, average, config, ranks, 1)
+        states = inner_optimizer(engine).state.values()
+        seen[f"stage {stage}, {objective}"] = {
+            "gradients": errors,
+            "trained": trained,
+            "states": sum(state["exp_avg"].numel() for state in states),
+            "averaged": sum(part.value.numel() for part in average.slices()),
+            "communicated": dict(communication.bytes),
+        }
+    return seen
 
 
 def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -160,8 +202,10 @@ def gradient_errors(engine: Any, alone: PretrainingModel) -> dict[str, float]:
     from deepspeed.utils import safe_get_full_grad
 
     errors = {}
-    for (name, parameter), expected in zip(engine.module.named_parameters(), alone.parameters(), strict=True):
+    wanted = dict(alone.named_parameters())
+    for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
+            expected = wanted[name]
             assert expected.grad is not None, name
             errors[name] = relative_error(safe_get_full_grad(parameter), expected.grad)
     return errors

@@ -30,18 +30,19 @@ _CLIP_ORDER_SETTINGS = (
 
 
 def objective_difference(saved: Collection[str], own: Collection[str]) -> str | None:
-    """The first objective that only one of two models was built for; None if there is none.
+    """The objectives that only one of two models was built for; None if there are none.
 
     Args:
         saved: names of the parameters of the checkpoint.
         own: of the run that resumes.
     """
+    found = []
     for part, objective in _OBJECTIVE_OF_PART.items():
         there, here = (any(name.startswith(part) for name in names) for names in (saved, own))
         if there != here:
-            saved_parts, weight = ("has", "=0") if there else ("lacks", " above 0")
-            return f"it {saved_parts} the parts of {objective}, and this run has objectives.{objective}_weight{weight}"
-    return None
+            has, weight = ("has", "=0") if there else ("lacks", " above 0")
+            found.append(f"it {has} the parts of {objective}, and this run has objectives.{objective}_weight{weight}")
+    return "; ".join(found) or None
 
 
 def model_difference(saved: Mapping[str, bytes], own: Mapping[str, bytes]) -> str | None:
