@@ -124,6 +124,12 @@ def open_split(path: HubPath, split: str | None) -> HubSplit:
         raise DatasetError(f"{path}: {asked}; choose one with --split: {', '.join(map(str, splits))}")
     stream = splits[chosen]
     features = stream.features or {}
+    columns = list(features)
+    if not columns:  # CSV and JSON
+        try:
+            columns = list(next(iter(stream), {}))
+        except Exception as error:
+            raise _loading_error(error, path) from error
     audio = [name for name, feature in features.items() if isinstance(feature, Audio)]
     as_bytes = {"bytes": Value("binary"), "path": Value("string")}
     for name in audio:
@@ -133,7 +139,7 @@ def open_split(path: HubPath, split: str | None) -> HubSplit:
     class_names = {name: list(label.names) for name, label in labels.items() if isinstance(label, ClassLabel)}
     files = [str(file) for file in (builder.config.data_files or {}).get(chosen, [])]
     return HubSplit(
-        path, str(info.sha), str(chosen), str(stream.builder_name), list(features), audio, class_names, files, stream
+        path, str(info.sha), str(chosen), str(stream.builder_name), columns, audio, class_names, files, stream
     )
 
 
