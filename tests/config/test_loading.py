@@ -119,6 +119,12 @@ def test_keys_and_sections_missing_from_a_file_keep_their_defaults(tmp_path: Pat
         ("data.shuffle_shards=0", ["in data: shuffle_shards is 0"]),
         ("evaluation.zero_shot=esc50", ["in evaluation: metric is 'r1', which needs evaluation.dataset"]),
         ("optimizer.betas=[0.9", ["cannot read the value"]),
+        ("model.freeze=text_encoder", ["model.freeze is 'text_encoder'; it must be a list, such as [text_encoder]"]),
+        ("model.freeze=[text_encodr]", ["model.freeze[0] is 'text_encodr'", "did you mean 'text_encoder'?"]),
+        ("model.freeze=[logit_scale, logit_scale]", ["freeze lists logit_scale, logit_scale; list each part once"]),
+        ("optimizer.rate_multipliers.text=2", ["did you mean 'optimizer.rate_multipliers.text_encoder'?"]),
+        ("optimizer.rate_multipliers.text_encoder=0", ["text_encoder is 0.0", "use model.freeze=[text_encoder]"]),
+        ("optimizer.layer_decay=1.5", ["in optimizer: layer_decay is 1.5"]),
         ("--zero_stage", ["section.key=value"]),
     ],
 )
@@ -162,3 +168,11 @@ def test_the_message_for_a_bad_file_names_the_file_and_the_key(text: str, part: 
 def test_exactly_one_existing_recipe_is_required(arguments: list[str], part: str) -> None:
     with pytest.raises(ConfigError, match=part.replace("?", r"\?")):
         config_from_arguments(arguments)
+
+
+def test_freezing_what_is_not_built_or_everything_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"lists caption_decoder, .* because objectives.caption_weight is 0; take it"):
+        load_run_config("contrastive", ["model.freeze=[caption_decoder]"])
+    parts = "audio_encoder, text_encoder, audio_pooling, text_pooling, logit_scale"
+    with pytest.raises(ConfigError, match=f"lists every part of the model .{parts}., so nothing is trained"):
+        load_run_config("contrastive", [f"model.freeze=[{parts}]"])
