@@ -128,9 +128,9 @@ class HubServer:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None, **more: str) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
 
 def _file_entry(path: str, content: bytes) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 act()
             except _Refused as refused:
                 headers = {"X-Error-Message": str(refused)} | ({"X-Error-Code": refused.code} if refused.code else {})
-                self._send(json.dumps({"error": str(refused)}).encode(), refused.status, headers)
+                self._send(json.dumps({"error": str(refused), **refused.more}).encode(), refused.status, headers)
 
         def _send(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
@@ -305,7 +305,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 raise _Refused(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
             key = (wanted.get("type") or "model", f"{owner}/{wanted['name']}")
             if key in hub.repos:
-                raise _Refused(409, "You already created this model repo")
+                raise _Refused(409, "You already created this model repo", url=f"{hub.url}/{key[1]}")
             hub.repos[key] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
             hub.repos[key].commit({".gitattributes": b""})
             self._json({"url": f"{hub.url}/{key[1]}", "name": key[1], "id": secrets.token_hex(8)})

@@ -34,8 +34,17 @@ FLOORS = (
     "cli",
     "__main__",
 )
-# `slap_fast.SLAP` imports the model when it is first asked for.
-LAZY = {("slap_fast", "slap_fast.models.slap")}
+# `slap_fast.SLAP` and the classes for transformers are imported when they are first asked for.
+LAZY = {
+    ("slap_fast", "slap_fast.models.slap"),
+    ("slap_fast", "slap_fast.models.hugging_face.registration"),
+    ("slap_fast", "slap_fast.models.hugging_face.configuration"),
+    ("slap_fast", "slap_fast.models.hugging_face.modeling"),
+    ("slap_fast", "slap_fast.models.hugging_face.processing"),
+    # A configuration registers the other classes, which are built on it.
+    ("slap_fast.models.hugging_face.registration", "slap_fast.models.hugging_face.configuration"),
+    ("slap_fast.models.hugging_face.configuration", "slap_fast.models.hugging_face.registration"),
+}
 
 
 def _modules() -> dict[str, Path]:

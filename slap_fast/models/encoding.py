@@ -82,6 +82,21 @@ def embed(
     return Embeddings(audio_embeddings, text_embeddings, model.logit_scale())
 
 
+def embed_waveforms(model: SLAP, clips: list[Tensor]) -> Tensor:
+    """`[N, D]` unit-length embeddings of waveforms on the device of the model, with gradients unless disabled.
+
+    Without gradients on a CPU, each clip is encoded by itself, as in `SLAP.encode_audio`.
+    """
+    alone = model.device.type == "cpu" and not torch.is_grad_enabled() and clips
+    packs = [[clip] for clip in clips] if alone else [clips]
+    return _normalize(torch.cat([model.audio_pooling(*encode_features(model, pack)) for pack in packs]))
+
+
+def embed_token_ids(model: SLAP, ids: list[list[int]]) -> Tensor:
+    """`[N, D]` unit-length embeddings of tokenized texts on the device of the model, with gradients unless disabled."""
+    return _normalize(_pooled_texts(model, ids))
+
+
 def embed_batch(model: SLAP, batch: PackedBatch) -> Embeddings:
     """`SLAP.forward` of a packed batch."""
     patches = model.frontend(

@@ -36,11 +36,20 @@ MODEL_TYPE = "slap"
 _TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def save_model(model: SLAP, folder: str | os.PathLike) -> None:
-    """See `SLAP.save_pretrained`."""
+def save_model(model: SLAP, folder: str | os.PathLike, weights: Mapping[str, Tensor] | None = None) -> None:
+    """See `SLAP.save_pretrained`; `weights` replaces the state dict of the model.
+
+    Raises:
+        ModelError: a name or shape of `weights` is not that of the model.
+        OSError: a file cannot be written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    own = model.state_dict()
+    if weights is not None:
+        shapes = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (weights, own))
+        _check_shapes(folder / "model.safetensors", *shapes)
+    weights = {name: value.detach().cpu().contiguous() for name, value in (own if weights is None else weights).items()}
     replace_file_with(folder / "model.safetensors", lambda path: save_safetensors(path, weights))
     save_config_and_tokenizer(model, folder)
 
