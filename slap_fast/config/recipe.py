@@ -264,16 +264,22 @@ class EvaluationConfig:
     """Steps; the last step is always evaluated."""
     dataset: str | None = None
     """Folder written by `slap-fast prepare`, for retrieval."""
+    relevance: str | None = None
+    """Table of `query` and `audio_filenames` (DCASE 2025) about the clips of `dataset`, for the metric `map16`."""
     zero_shot: str | None = None
-    """Folder with one subfolder of audio files per class, or a CSV of file and class."""
+    """Folder with one subfolder of audio files per class, a table of file and class, or a dataset as published."""
     limit: int | None = None
     """Use only this many clips of each, evenly spaced."""
-    metric: Literal["r1", "r5", "r10", "map10", "zero_shot"] = "r1"
-    """Chooses the best model: retrieval averaged over both directions, or zero-shot accuracy."""
+    metric: Literal["r1", "r5", "r10", "map10", "map16", "zero_shot"] = "r1"
+    """Chooses the best model: retrieval averaged over both directions; text to audio with `relevance` (`map16`); or
+    zero-shot accuracy, which is the mAP if clips have several labels."""
 
     def __post_init__(self) -> None:
         _require(self, every=self.every >= 1, limit=self.limit is None or self.limit >= 1)
-        needed = "zero_shot" if self.metric == "zero_shot" else "dataset"
+        if self.relevance is not None and (self.dataset is None or self.limit is not None):
+            wrong = "without evaluation.dataset" if self.dataset is None else f"with limit {self.limit}"
+            raise ValueError(f"relevance is given {wrong}; it needs all clips of a dataset")
+        needed = {"zero_shot": "zero_shot", "map16": "relevance"}.get(self.metric, "dataset")
         if self.enabled and getattr(self, needed) is None:
             raise ValueError(f"metric is {self.metric!r}, which needs evaluation.{needed}; give it, or another metric")
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from slap_fast.config.recipe import EvaluationConfig
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.labeled import open_labeled
+from slap_fast.data.labeled import LabeledSet, open_labeled
 from slap_fast.errors import SlapFastError
 from slap_fast.evaluation.best_model import BestModel
+from slap_fast.evaluation.relevance import RelevanceSets, read_relevance, relevance_scores, relevant_clips
 from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
-from slap_fast.evaluation.zero_shot import class_embeddings, zero_shot_metrics
+from slap_fast.evaluation.retrieval_evaluation import names_of
+from slap_fast.evaluation.zero_shot import class_embeddings, zero_shot_report
 from slap_fast.inference.audio_inputs import (
     AudioInput,
     Skipped,
@@ -28,13 +30,13 @@ from slap_fast.inference.audio_inputs import (
     evenly_spaced,
     labeled_input,
 )
-from slap_fast.inference.embed import embed_audio, embed_dataset
+from slap_fast.inference.embed import embed_audio, embed_dataset, embed_texts
 from slap_fast.models.slap import SLAP
 from slap_fast.training.checkpoint.export import full_weights, standalone_student
 from slap_fast.training.distributed.process_group import Ranks
 from slap_fast.training.metrics.run_log import EvaluationResult
 
-_ZERO_SHOT_NAMES = ("accuracy_at_1", "accuracy_at_5", "mean_class_accuracy")
+_ZERO_SHOT_NAMES = ("accuracy_at_1", "accuracy_at_5", "mean_class_accuracy", "map", "auroc")
 _FAILURES = (SlapFastError, ValueError, OSError, RuntimeError)
 
 
@@ -46,12 +48,13 @@ class EvaluationError(SlapFastError, ValueError):
 class _Embeddings:
     """Embeddings of one rank, or of all: N clips with M captions, and L clips with class labels."""
 
+    names: list[str]  # N
     audio: Tensor  # [N, D]
     text: Tensor  # [M, D]
     text_to_audio: Tensor  # [M]
     captions: list[str]  # M
     labeled: Tensor  # [L, D]
-    labels: Tensor  # [L]
+    labels: list[tuple[int, ...]]  # L
     skipped: list[Skipped]
 
 
@@ -65,23 +68,26 @@ class InLoopEvaluation:
         best: folder of the best model.
 
     Raises:
-        DatasetError, LabelError, OSError: `config.dataset` or `config.zero_shot` cannot be used.
+        DatasetError, LabelError, RelevanceError, OSError: `dataset`, `zero_shot` or `relevance` cannot be used.
     """
 
     def __init__(self, config: EvaluationConfig, best: Path, ranks: Ranks) -> None:
         self._config = config
         self._device = ranks.device
         self._clips: Sequence[AudioInput] = ()
-        self._labeled: Sequence[tuple[AudioInput, int]] = ()
-        self._classes: Sequence[str] = ()
+        self._labeled: Sequence[tuple[AudioInput, tuple[int, ...]]] = ()
+        self._set: LabeledSet | None = None
+        self._relevance: _Relevance | None = None
         if config.dataset is not None:
             clips = dataset_inputs(ClipIndex.open(config.dataset), config.limit)
             self._clips = clips[ranks.rank :: ranks.world_size]
+            if config.relevance is not None and ranks.is_first:
+                self._relevance = _Relevance.read(Path(config.relevance), clips)
         if config.zero_shot is not None:
-            labeled = open_labeled(config.zero_shot)
-            files, self._classes = labeled.files, labeled.classes
+            self._set = open_labeled(config.zero_shot).scored()
+            files = self._set.files
             chosen = evenly_spaced(len(files), config.limit or len(files))[ranks.rank :: ranks.world_size]
-            self._labeled = [(labeled_input(files[at]), files[at].labels[0]) for at in chosen]
+            self._labeled = [(labeled_input(files[at]), files[at].labels) for at in chosen]
         chosen_by = dataclasses.asdict(config)
         del chosen_by["every"]
         self._best = BestModel(best, chosen_by) if ranks.is_first else None
@@ -125,14 +131,15 @@ class InLoopEvaluation:
     def _embed(self, model: SLAP) -> _Embeddings:
         retrieval = embed_dataset(model, self._clips, allow_empty=True)
         labeled = embed_audio(model, [clip for clip, _ in self._labeled], allow_empty=True)
-        label_of = {clip.name: label for clip, label in self._labeled}
+        labels_of = {clip.name: labels for clip, labels in self._labeled}
         return _Embeddings(
+            [clip.name for clip in retrieval.clips],
             retrieval.audio,
             retrieval.text,
             retrieval.text_to_audio,
             retrieval.captions,
             labeled.embeddings,
-            torch.tensor([label_of[clip.name] for clip in labeled.inputs], dtype=torch.int64),
+            [labels_of[clip.name] for clip in labeled.inputs],
             retrieval.skipped + labeled.skipped,
         )
 
@@ -168,13 +175,40 @@ class InLoopEvaluation:
                 raise EvaluationError(f"{self._config.dataset}: {describe_nothing_read(whole.skipped)}")
             retrieval = embedding_retrieval_metrics(whole.audio, whole.text, whole.text_to_audio, whole.captions)
             scores |= {f"{way}_{name}": retrieval[f"{way}_{name}"] for way in ("t2a", "a2t") for name in METRIC_NAMES}
-        if self._config.zero_shot is not None:
+        if self._relevance is not None:
+            scores["t2a_map16"] = self._relevance.score(model, whole)
+        if self._set is not None:
             if not len(whole.labeled):
                 raise EvaluationError(f"{self._config.zero_shot}: {describe_nothing_read(whole.skipped)}")
-            zero_shot = zero_shot_metrics(whole.labeled, class_embeddings(model, self._classes), whole.labels)
-            scores |= {f"zero_shot_{name}": zero_shot[name] for name in _ZERO_SHOT_NAMES}
-        ways = ("zero_shot_accuracy_at_1",) if metric == "zero_shot" else (f"t2a_{metric}", f"a2t_{metric}")
+            classes = class_embeddings(model, self._set.classes)
+            zero_shot = zero_shot_report(whole.labeled, classes, whole.labels, self._set, resamples=0)
+            scores |= {f"zero_shot_{name}": zero_shot[name] for name in _ZERO_SHOT_NAMES if name in zero_shot}
+        ways: tuple[str, ...]
+        if metric == "zero_shot":
+            ways = tuple(name for name in ("zero_shot_accuracy_at_1", "zero_shot_map") if name in scores)
+        else:
+            ways = ("t2a_map16",) if metric == "map16" else (f"t2a_{metric}", f"a2t_{metric}")
         return scores | {"score": sum(scores[way] for way in ways) / len(ways)}
+
+
+@dataclass(frozen=True)
+class _Relevance:
+    """Relevance sets about all clips of the dataset."""
+
+    sets: RelevanceSets
+    relevant: Tensor  # [Q, N] bool
+    position: dict[str, int]  # of a clip among the N, by name
+
+    @classmethod
+    def read(cls, path: Path, clips: Sequence[AudioInput]) -> _Relevance:
+        sets = read_relevance(path)
+        relevant = relevant_clips(sets, [names_of(clip) for clip in clips])
+        return cls(sets, relevant, {clip.name: at for at, clip in enumerate(clips)})
+
+    def score(self, model: SLAP, whole: _Embeddings) -> float:
+        queries = embed_texts(model, self.sets.queries)
+        read = [self.position[name] for name in whole.names]
+        return relevance_scores(whole.audio, queries, self.relevant, read).metrics()["t2a_map16"]
 
 
 def _copy_of_student(engine: Any) -> SLAP:
@@ -189,11 +223,12 @@ def _concatenate(parts: Sequence[_Embeddings]) -> _Embeddings:
     first_clips = torch.tensor([0, *(len(part.audio) for part in parts)]).cumsum(0)
     targets = [part.text_to_audio + first for part, first in zip(parts, first_clips, strict=False)]
     return _Embeddings(
+        names=[name for part in parts for name in part.names],
         audio=torch.cat([part.audio for part in parts]),
         text=torch.cat([part.text for part in parts]),
         text_to_audio=torch.cat(targets),
         captions=[caption for part in parts for caption in part.captions],
         labeled=torch.cat([part.labeled for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
+        labels=[labels for part in parts for labels in part.labels],
         skipped=[clip for part in parts for clip in part.skipped],
     )

@@ -64,7 +64,7 @@ class MultiLabelScores:
             weights = np.ascontiguousarray(counts.T, dtype=np.float32)  # [N, R]
             per_class = [_of_class(*columns, weights) for columns in self._columns()]
             for name, values in zip(means, zip(*per_class, strict=True), strict=True):
-                means[name].append(np.nanmean(np.stack(values), axis=0))
+                means[name].append(_mean_of_finite(np.stack(values)))
         estimates = self.metrics()
         bounds = {}
         for name, parts in means.items():
@@ -107,6 +107,13 @@ def multi_label_scores(similarity: Tensor, targets: Tensor) -> MultiLabelScores:
     for name in np.flatnonzero(positives):
         scores[:, name] = [value[0] for value in _of_class(similarity[:, name].numpy(), targets[:, name].numpy(), once)]
     return MultiLabelScores(similarity, targets, scores[0], scores[1], positives)
+
+
+def _mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis without NaN; NaN where there is nothing else."""
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(finite, values, 0.0).sum(0) / finite.sum(0)
 
 
 def d_prime(auroc: float) -> float:

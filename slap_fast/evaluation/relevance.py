@@ -41,8 +41,9 @@ class RelevanceError(SlapFastError, ValueError):
 
 @dataclass(frozen=True)
 class RelevanceSets:
-    """Q queries, and the names of the audio files that are relevant to each."""
+    """Q queries, and the names of the audio files that are relevant to each; `source` is for messages."""
 
+    source: str
     queries: list[str]
     files: list[list[str]]
 
@@ -73,7 +74,7 @@ def read_relevance(path: Path) -> RelevanceSets:
         merged.setdefault(query, {}).update(dict.fromkeys(names))
     if not merged:
         raise RelevanceError(f"{path}: it has no query")
-    return RelevanceSets(list(merged), [list(names) for names in merged.values()])
+    return RelevanceSets(str(path), list(merged), [list(names) for names in merged.values()])
 
 
 def relevant_clips(relevance: RelevanceSets, names: Sequence[Sequence[str]]) -> Tensor:
@@ -98,7 +99,7 @@ def relevant_clips(relevance: RelevanceSets, names: Sequence[Sequence[str]]) -> 
             if len(found) != 1:
                 what = f"the name of {len(found)} clips" if found else "not a clip of this dataset"
                 raise RelevanceError(
-                    f"query {relevance.queries[query][:80]!r}: {file!r} is {what}; "
+                    f"{relevance.source}: query {relevance.queries[query][:80]!r}: {file!r} is {what}; "
                     "give the dataset that these judgments are about"
                 )
             relevant[query, found[0]] = True

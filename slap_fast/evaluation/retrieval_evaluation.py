@@ -49,7 +49,7 @@ def evaluate_retrieval(
         ValueError: the clips have no caption.
     """
     # Matched before embedding, which takes long.
-    relevant = None if relevance is None else relevant_clips(relevance, [_names(clip) for clip in clips])
+    relevant = None if relevance is None else relevant_clips(relevance, [names_of(clip) for clip in clips])
     embedded = embed_dataset(model, clips, progress=progress)
     scores = embedding_retrieval_scores(embedded.audio, embedded.text, embedded.text_to_audio, embedded.captions)
     metrics: dict[str, Any] = scores.metrics() | bootstrap_entries(scores, resamples)
@@ -73,6 +73,7 @@ def bootstrap_entries(scores: Any, resamples: int) -> dict[str, Any]:
     }
 
 
-def _names(clip: AudioInput) -> list[str]:
+def names_of(clip: AudioInput) -> list[str]:
+    """The names of a clip for `relevant_clips`: its key, and its file at the source."""
     source = clip.metadata().get("source")
     return [clip.name, source] if isinstance(source, str) else [clip.name]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from slap_fast.data.format.index import ClipIndex
@@ -15,7 +14,7 @@ from slap_fast.evaluation.bootstrap import RESAMPLES
 from slap_fast.evaluation.captioning import evaluate_captions
 from slap_fast.evaluation.prompts import PROMPT_SETS, PromptSet
 from slap_fast.evaluation.retrieval_evaluation import evaluate_retrieval
-from slap_fast.evaluation.suite.discovery import FoundDataset, find_datasets
+from slap_fast.evaluation.suite.discovery import FoundDataset
 from slap_fast.evaluation.suite.paper import SUITES, Task
 from slap_fast.evaluation.zero_shot import evaluate_zero_shot
 from slap_fast.inference.audio_inputs import AudioInput, Skipped, dataset_inputs, evenly_spaced, source_inputs
@@ -57,7 +56,7 @@ class SuiteResult:
 def run_suite(
     model: SLAP,
     suite: str,
-    root: Path,
+    datasets: Mapping[str, FoundDataset],
     *,
     prompts: PromptSet | None = None,
     limit: int | None = None,
@@ -65,22 +64,19 @@ def run_suite(
     progress: bool = False,
     announce: Callable[[str], None] = lambda title: None,
 ) -> SuiteResult:
-    """Score a model on all datasets of a suite that are below `root`.
+    """Score a model on the datasets of a suite.
 
     Args:
         suite: a key of SUITES.
+        datasets: what `find_datasets` finds below a folder.
         prompts: for all classification tasks; None: those of each task.
         limit: use only this many clips of each dataset, evenly spaced.
         resamples: bootstrap samples for 95 % intervals; 0: none.
         announce: called with the title of each task before it runs.
-
-    Raises:
-        NotADirectoryError: `root` is no folder.
     """
-    found = find_datasets(root)
     result = SuiteResult(suite)
     for task in SUITES[suite]:
-        dataset = found.get(task.name)
+        dataset = datasets.get(task.name)
         if dataset is None:
             result.missing[task.name] = task.source
             continue
