@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -19,7 +20,7 @@ def sine(seconds: float, rate: int, hz: float = 440.0) -> np.ndarray:
 
 def write_media(
     container: str,
-    codec: str,
+    codec: str | None,
     waveform: np.ndarray | None = None,
     rate: int = 48_000,
     *,
@@ -29,29 +30,35 @@ def write_media(
 ) -> bytes:
     """The bytes of a file. `waveform` is `[n]` or `[channels, n]`, of half a second if None; `options` are FFmpeg's."""
     channels = np.atleast_2d(sine(0.5, rate) if waveform is None else waveform)
-    file = io.BytesIO()
-    with av.open(file, "w", format=container, container_options=options) as output:
-        picture: Any = output.add_stream("mpeg4", rate=10) if video else None
-        if video:
-            picture.width, picture.height = 64, 48
-        layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
-        stream: Any = output.add_stream(
-            codec, rate=rate, layout=layout, options={"strict": "-2"} if codec == "vorbis" else {}
-        )
-        context = stream.codec_context
-        context.format = sample_format or context.codec.audio_formats[0].name
-        if codec == "wmav2":
-            context.bit_rate = 64_000
+    with tempfile.NamedTemporaryFile() as file:  # a name, because `faststart` opens the file again
+        with av.open(file.name, "w", format=container, container_options=options) as output:
+            picture: Any = output.add_stream("mpeg4", rate=10) if video else None
+            if video:
+                picture.width, picture.height = 64, 48
+            if codec is not None:
+                _write_audio(output, codec, channels, rate, sample_format)
+            if video:
+                for number in range(10):
+                    image = av.VideoFrame(64, 48, "yuv420p")
+                    image.pts, image.time_base = number, Fraction(1, 10)
+                    output.mux(picture.encode(image))
+                output.mux(picture.encode(None))
+        return Path(file.name).read_bytes()
+
+
+def _write_audio(output: Any, codec: str, channels: np.ndarray, rate: int, sample_format: str | None) -> None:
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
+    stream: Any = output.add_stream(
+        codec, rate=rate, layout=layout, options={"strict": "-2"} if codec == "vorbis" else {}
+    )
+    context = stream.codec_context
+    context.format = sample_format or context.codec.audio_formats[0].name
+    if codec == "wmav2":
+        context.bit_rate = 64_000
+    if channels.size:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         resampler = av.AudioResampler(context.format.name, layout, rate, frame_size=context.frame_size or 1024)
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             output.mux(stream.encode(piece))
-        output.mux(stream.encode(None))
-        if video:
-            for number in range(10):
-                image = av.VideoFrame(64, 48, "yuv420p")
-                image.pts, image.time_base = number, Fraction(1, 10)
-                output.mux(picture.encode(image))
-            output.mux(picture.encode(None))
-    return file.getvalue()
+    output.mux(stream.encode(None))
