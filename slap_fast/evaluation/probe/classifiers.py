@@ -21,12 +21,14 @@ class LinearProbe:
     """Logistic regression: multinomial, or one sigmoid per class.
 
     Features are standardized by the clips that each fit is trained on. The strength of regularization is the one with
-    the best mean score (accuracy or mAP) on the inner folds; the probe is then fitted to all rows.
+    the best mean score on the inner folds: accuracy or mAP, or with `calibrated` cross-entropy, for probabilities that
+    are compared with a threshold. The probe is then fitted to all rows.
 
     Args:
         features: `[N, D]` float32.
         targets: `[N, C]` bool; one class per row unless `multi_label`.
-        inner: `(fit, validation)` rows, to choose the strength.
+        inner: `(fit, validation)` rows, to choose the strength. Without one that has two classes to fit, the rows
+            themselves choose it.
 
     Attributes:
         strength: the chosen inverse L2 strength (scikit-learn's `C`).
@@ -40,6 +42,7 @@ class LinearProbe:
         inner: Sequence[tuple[np.ndarray, np.ndarray]],
         *,
         multi_label: bool,
+        calibrated: bool = False,
     ) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -60,11 +63,12 @@ class LinearProbe:
             model = LogisticRegression(max_iter=_ITERATIONS)
             grid = {"logisticregression__C": list(STRENGTHS)}
             labels = targets.argmax(1)
+        scoring: Any = _mean_average_precision if multi_label else "accuracy"
         search = GridSearchCV(
             make_pipeline(StandardScaler(), model),
             grid,
-            scoring=_mean_average_precision if multi_label else "accuracy",
-            cv=list(inner),
+            scoring=_negative_cross_entropy if calibrated else scoring,
+            cv=_usable(targets, inner) or [(np.arange(len(targets)),) * 2],
             error_score="raise",
         )
         with warnings.catch_warnings():
@@ -95,6 +99,18 @@ def neighbor_scores(features: np.ndarray, targets: np.ndarray, queries: np.ndarr
     return np.concatenate(votes)
 
 
+def _usable(targets: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The folds that can be fitted and scored: at least two classes to fit, and one to score."""
+    return [rows for rows in inner if targets[rows[0]].any(0).sum() > 1 and targets[rows[1]].any()]
+
+
 def _mean_average_precision(model: Any, features: np.ndarray, labels: np.ndarray) -> float:
     scores, targets = torch.from_numpy(model.predict_proba(features)), torch.from_numpy(labels > 0)
     return multi_label_scores(scores, targets).metrics()["map"]
+
+
+def _negative_cross_entropy(model: Any, features: np.ndarray, labels: np.ndarray) -> float:
+    """Of the sigmoid of each class."""
+    found = model.predict_proba(features)
+    likelihood = np.where(labels > 0, found, 1 - found)
+    return float(np.log(np.maximum(likelihood, 1e-12)).mean())

@@ -127,7 +127,7 @@ def frame_probe(
     """Fit a logistic regression to the frames of one prepared dataset, and score events in the clips of another.
 
     The metadata of the clips have `events` as `events_of` reads them. The strength of regularization is chosen by the
-    mAP of frames on folds of training clips.
+    cross-entropy of frames on folds of training clips.
 
     Args:
         threshold: probability from which on a class is active in a frame.
@@ -152,7 +152,7 @@ def frame_probe(
     skipped: list[Skipped] = []
     warnings: list[str] = []
 
-    share = min(1.0, max_frames / max(1.0, float(np.ceil(train.durations / frame_seconds).sum())))
+    share = min(1.0, max_frames / max(1.0, float(np.ceil(np.round(train.durations / frame_seconds, 3)).sum())))
     rng = np.random.default_rng(seed)
     features, targets = [], []
     for clip in _clips(model, train, skipped, "train", progress):
@@ -168,7 +168,7 @@ def frame_probe(
     order = rng.permutation(len(features)) % min(_INNER_FOLDS, len(features))
     fold = np.repeat(order, [len(rows) for rows in features])
     inner = [(np.flatnonzero(fold != at), np.flatnonzero(fold == at)) for at in np.unique(fold).tolist()]
-    fitted = LinearProbe(np.concatenate(features), np.concatenate(targets), inner, multi_label=True)
+    fitted = LinearProbe(np.concatenate(features), np.concatenate(targets), inner, multi_label=True, calibrated=True)
     if not fitted.converged:
         warnings.append("the linear probe stopped before it converged")
 

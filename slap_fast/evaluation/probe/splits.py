@@ -104,7 +104,9 @@ def _published_splits(labeled: LabeledSet, test_split: str | None, seed: int) ->
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     if not len(test) or not len(train):
         missing = "test" if not len(test) else "train"
-        raise LabelError(f"no clip to {missing} on: the test split is {chosen[0]!r} of {', '.join(labeled.splits())}")
+        raise LabelError(
+            f"no clip to {missing} on: the test split is {chosen[0]!r} of {', '.join(labeled.splits()) or 'none'}"
+        )
     validation = np.isin(names[train], sorted(_VALIDATION_SPLITS))
     if validation.any() and not validation.all():
         inner = [(np.flatnonzero(~validation), np.flatnonzero(validation))]
