@@ -3,8 +3,10 @@
 Begin with `pipeline.prepare`. In the order of the data:
 
 - source.py: the `Source` protocol and what it yields, `ClipItem` or `Rejection`; source_detection.py opens a path as
-  one of folder_source.py, tar_source.py, manifest.py, layouts.py (AudioCaps, Clotho, WavCaps), labeled_layouts.py
-  (ESC-50, UrbanSound8K), or a folder of tables (table_folders.py).
+  one of folder_source.py, tar_source.py, manifest.py, layouts.py (AudioCaps, Clotho), wavcaps.py, macs.py,
+  labeled_layouts.py (datasets with classes, captioned by label_captions.py), a folder of tables (table_folders.py), or
+  hub_source.py, which streams from the Hugging Face hub (hub_repository.py).
+- exclusions.py leaves out listed clips; zip_files.py finds and reads audio inside zips.
 - table_rows.py and csv_rows.py read tables; table_source.py merges rows of the same audio; table_audio.py, segments.py,
   sidecars.py and file_search.py find audio and captions.
 - clip_encoder.py converts one clip to FLAC in a worker process (parallel_map.py).
