@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _reports(arguments: argparse.Namespace) -> Iterator[PrepareReport]:
     if arguments.merge:
-        from slap_fast.data.prepare.merge import merge
+        from slap_fast.data.prepare.merge_parts import merge
 
         yield merge(arguments.source, arguments.out, progress=show_progress(arguments))
         return

@@ -11,7 +11,7 @@ Begin with `pipeline.prepare`. In the order of the data:
   sidecars.py and file_search.py find audio and captions.
 - clip_encoder.py converts one clip to FLAC in a worker process (parallel_map.py).
 - state.py makes a run resumable; dataset_writer.py writes the index and `dataset.json` last.
-- parts.py cuts a source into parts for several machines; merge.py joins what they wrote.
+- parts.py cuts a source into parts for several machines; merge_parts.py joins what they wrote.
 - reindex.py indexes existing WebDataset tars without converting them.
 """
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slap_fast.data.prepare.dataset_writer import PrepareReport
-    from slap_fast.data.prepare.merge import merge
+    from slap_fast.data.prepare.merge_parts import merge
     from slap_fast.data.prepare.parts import Part
     from slap_fast.data.prepare.pipeline import prepare
     from slap_fast.data.prepare.source import GeneratedSource, Source
@@ -35,7 +35,7 @@ _MODULES = {
     "Part": "parts",
     "PrepareReport": "dataset_writer",
     "Source": "source",
-    "merge": "merge",
+    "merge": "merge_parts",
     "open_source": "source_detection",
     "prepare": "pipeline",
 }

@@ -8,6 +8,7 @@ import lzma
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_an_interrupted_run_on_a_compressed_tar_continues_to_the_same_bytes(
 ) -> None:
     write_tar(tmp_path / "a.tar", _members(9))
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
-    arguments = {"workers": 0, "max_shard_bytes": 20_000, "progress": False}
+    arguments: dict[str, Any] = {"workers": 0, "max_shard_bytes": 20_000, "progress": False}
     prepare(tmp_path / "a.tar.gz", tmp_path / "whole", **arguments)
     source = TarSource([tmp_path / "a.tar.gz"])
     iterate = TarSource.__iter__
