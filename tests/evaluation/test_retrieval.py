@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slap_fast.evaluation.retrieval import embedding_retrieval_metrics, format_retrieval, retrieval_metrics
+from slap_fast.evaluation.retrieval import (
+    embedding_retrieval_metrics,
+    embedding_retrieval_scores,
+    format_retrieval,
+    normalized_text,
+    retrieval_metrics,
+)
 from tests.oracles import retrieval as oracle
 
 
@@ -150,3 +156,28 @@ def test_the_table_is_aligned_and_in_percent() -> None:
     assert text_to_audio.split() == ["text", "to", "audio", "100.0", "100.0", "100.0", "100.0", "1"]
     assert chance.split()[:2] == ["chance", "25.0"]
     assert header.index("R@1") + 3 == text_to_audio.index("100.0") + 5
+
+
+def test_captions_that_differ_in_case_punctuation_and_spacing_are_the_same() -> None:
+    captions = ["A dog barks.", "a dog  barks", "Rain!", "a cat"]
+    # Every text points away from its own clip, to the other one of the same caption.
+    metrics = embedding_retrieval_metrics(torch.eye(4), torch.eye(4)[[1, 0, 2, 3]], torch.arange(4), captions)
+    assert metrics["t2a_r1"] == metrics["a2t_r1"] == 1.0
+    assert metrics["shared_captions"] == 2
+    assert normalized_text("Ein Hund, 2 Vögel…") == "ein hund 2 vögel"
+    assert normalized_text("...") == "..."
+
+
+def test_intervals_resample_the_captions_of_a_clip_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    audio = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)
+    noise = 0.3 * torch.randn(40, 8, generator=generator)
+    text = torch.nn.functional.normalize(audio + noise, dim=1)
+    once = embedding_retrieval_scores(audio, text, torch.arange(40))
+    five = embedding_retrieval_scores(audio, text.repeat_interleave(5, 0), torch.arange(40).repeat_interleave(5))
+    metrics, intervals = once.metrics(), once.intervals(300)
+    for name in ("t2a_r1", "t2a_map10", "t2a_median_rank"):
+        assert five.intervals(300)[name] == pytest.approx(intervals[name])
+        assert intervals[name][0] <= metrics[name] <= intervals[name][1]
+    table = format_retrieval(metrics, intervals).splitlines()
+    assert table[2].split()[:3] == ["95", "%", "interval"]
