@@ -26,12 +26,12 @@ def write_media(
     *,
     sample_format: str | None = None,
     video: bool = False,
-    **options: str,
+    options: dict[str, str] | None = None,
 ) -> bytes:
     """The bytes of a file. `waveform` is `[n]` or `[channels, n]`, of half a second if None; `options` are FFmpeg's."""
     channels = np.atleast_2d(sine(0.5, rate) if waveform is None else waveform)
     with tempfile.NamedTemporaryFile() as file:  # a name, because `faststart` opens the file again
-        with av.open(file.name, "w", format=container, container_options=options) as output:
+        with av.open(file.name, "w", format=container, container_options=options or {}) as output:
             picture: Any = output.add_stream("mpeg4", rate=10) if video else None
             if video:
                 picture.width, picture.height = 64, 48

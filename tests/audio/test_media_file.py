@@ -152,7 +152,7 @@ def test_files_without_usable_audio_are_named() -> None:
         "no_audio",
         "a media file without an audio stream (it has video)",
     )
-    assert _failure(write_media("mp4", "aac", **_KEYS))[0] == "protected"
+    assert _failure(write_media("mp4", "aac", options=_KEYS))[0] == "protected"
     for data in (b"\0" * 5000, b"words " * 900, np.random.default_rng(0).bytes(5000)):
         assert _failure(data)[0] == "unreadable"
     with pytest.raises(AudioError, match="0.00 s can be decoded"):
@@ -170,7 +170,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("container", "options"), [("webm", {}), ("mp4", {"movflags": "faststart"}), ("mp4", {})])
 def test_a_cut_off_file_follows_the_rule_for_truncated_ones(container: str, options: dict[str, str]) -> None:
-    data = write_media(container, "libopus", sine(10.0, 48_000), **options)
+    data = write_media(container, "libopus", sine(10.0, 48_000), options=options)
     assert _failure(data[: len(data) // 2])[0] == "truncated"
     if container == "mp4" and not options:
         # The index is at the end.
@@ -208,7 +208,7 @@ def _with_second_stream(first: bytes, second: np.ndarray) -> bytes:
     from av.stream import Disposition
 
     file = io.BytesIO()
-    sources = [av.open(io.BytesIO(data)) for data in (first, write_media("matroska", "flac", second))]
+    sources: list[Any] = [av.open(io.BytesIO(data)) for data in (first, write_media("matroska", "flac", second))]
     with av.open(file, "w", format="matroska") as output:
         streams: list[Any] = [output.add_stream_from_template(source.streams.audio[0]) for source in sources]
         streams[0].disposition, streams[1].disposition = Disposition(0), Disposition.default

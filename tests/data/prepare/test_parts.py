@@ -186,7 +186,8 @@ def test_an_interrupted_merge_continues_and_another_folder_is_left_alone(
     tmp_path: Path, parts: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "merged"
-    link, done = os.link, []
+    link = os.link
+    done: list[None] = []
 
     def fail(source: Any, target: Any) -> None:
         if len(done) == 2:
