@@ -174,20 +174,21 @@ def _open_folder(folder: Path, options: _Options) -> _Opened:
         return _Opened(table_folders.ChainedSource(manifest, unlisted), "an AudioFolder", True, True)
     extensions = {os.path.splitext(file)[1].lower() for file in files}
     audio = not extensions.isdisjoint(AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
-    if not audio and (parquet := table_folders.parquet_tables(files)):
+    if not audio and (tables := table_folders.shard_tables(files)):
         if options.split is not None:
-            parquet = table_folders.of_split(folder, parquet, options.split)
-            files = parquet
-        left_out = [*table_folders.unread_files(folder, parquet, files), *passed_over]
-        opened = _open_tables([folder / file for file in parquet], options)._replace(takes_split=True)
+            chosen = table_folders.of_split(folder, tables, options.split)
+            files = [file for file in files if file in chosen or file not in tables]
+            tables = chosen
+        left_out = [*table_folders.unread_files(folder, tables, files), *passed_over]
+        opened = _open_tables([folder / file for file in tables], options)._replace(takes_split=True)
         chain = table_folders.ChainedSource(opened.source, table_folders.RejectedFiles(folder, left_out))
         return opened._replace(source=chain) if left_out else opened
     if layout != "auto":
         raise DatasetError(f"{folder}: is a folder; --layout {layout} needs the file that lists its clips")
-    tables = ", ".join(str(folder / file) for file in table_folders.other_tables(files)[:5])
-    if tables and not (audio and extensions & {".txt", ".json"}):
+    others = ", ".join(str(folder / file) for file in table_folders.other_tables(files)[:5])
+    if others and not (audio and extensions & {".txt", ".json"}):
         without = "its audio has no .txt or .json beside it" if audio else "holds no audio and no .tar"
-        raise DatasetError(f"{folder}: {without}; to read a table, give it as SOURCE: {tables}")
+        raise DatasetError(f"{folder}: {without}; to read a table, give it as SOURCE: {others}")
     return _Opened(FolderSource(folder), "a folder of audio")
 
 

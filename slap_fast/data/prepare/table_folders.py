@@ -22,7 +22,10 @@ SPLIT_WORDS = frozenset(
 )
 METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl", ".parquet", ".tsv", ".json"))
 _SAVED_SPLITS, _SAVED_STATE = "dataset_dict.json", "state.json"
-_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(
+    r"(?P<split>.+?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<digest>-[0-9a-f]+)?\.(?P<kind>parquet|arrow)"
+)
+_CACHED = re.compile(r"cache-[0-9a-f]+\.arrow")  # of `map` and the like, beside the dataset itself
 
 
 class ChainedSource:
@@ -150,7 +153,7 @@ def _json_list(path: Path, key: str) -> list[Any]:
 
 
 def of_split(folder: Path, tables: Sequence[str], split: str) -> list[str]:
-    """The Parquet files of a split, by their names or folders.
+    """The Parquet or Arrow files of a split, by their names or folders.
 
     Raises:
         DatasetError: there are none.
@@ -159,20 +162,23 @@ def of_split(folder: Path, tables: Sequence[str], split: str) -> list[str]:
     found = [table for table, own in splits.items() if own == split]
     if not found:
         known = ", ".join(sorted(set(splits.values()) - {""})) or "none"
-        raise DatasetError(f"{folder}: has no Parquet file of the split {split!r}; its splits: {known}")
+        raise DatasetError(f"{folder}: has no table of the split {split!r}; its splits: {known}")
     return found
 
 
 def _split_of_table(table: str) -> str:
     parent, name = os.path.split(table)
     shard = _SHARD.fullmatch(name)
-    split = shard["split"] if shard else Path(name).stem if Path(name).stem.lower() in SPLIT_WORDS else ""
+    last = Path(name).stem.rpartition("-")[2]  # datasets caches NAME-train.arrow
+    split = shard["split"] if shard else last if last.lower() in SPLIT_WORDS else ""
     return "/".join([part for part in (_split_of_folder(Path(parent).parts), split) if part])
 
 
-def parquet_tables(files: Sequence[str]) -> list[str]:
-    """The Parquet files among `files`."""
-    return [file for file in files if file.lower().endswith(".parquet")]
+def shard_tables(files: Sequence[str]) -> list[str]:
+    """The Parquet files among `files`; if there are none, the Arrow files, without what `datasets` caches of others."""
+    parquet = [file for file in files if file.lower().endswith(".parquet")]
+    arrow = [file for file in files if file.lower().endswith(".arrow")]
+    return parquet or [file for file in arrow if not _CACHED.fullmatch(os.path.basename(file))]
 
 
 def metadata_tables(folder: Path, files: Sequence[str]) -> list[Path]:
@@ -190,10 +196,10 @@ def metadata_tables(folder: Path, files: Sequence[str]) -> list[Path]:
 
 
 def unread_files(folder: Path, tables: Sequence[str], files: Sequence[str]) -> list[Rejection]:
-    """Rejections for the other files of a folder of Parquet files, and for shards missing from `NNNNN-of-NNNNN` names.
+    """Rejections for the other files of a folder of Parquet or Arrow files, and for missing `NNNNN-of-NNNNN` shards.
 
     Raises:
-        DatasetError: the Parquet files are of several splits; the user has to choose one.
+        DatasetError: they are of several splits; the user has to choose one.
     """
     splits: dict[str, Path] = {}
     groups: dict[tuple[str, str, str], set[int]] = {}
@@ -203,11 +209,11 @@ def unread_files(folder: Path, tables: Sequence[str], files: Sequence[str]) -> l
         if shard := _SHARD.fullmatch(name):
             groups.setdefault((parent, shard["split"], shard["count"]), set()).add(int(shard["number"]))
     _check_one_split(folder, splits)
-    beside = "not read, because the folder has .parquet files"
+    beside = f"not read, because the folder has {Path(tables[0]).suffix} files"
     rejected = [Rejection(file, "beside_tables", beside) for file in files if file not in set(tables)]
     for (parent, split, count), numbers in groups.items():
         if missing := _gaps(sorted(numbers), int(count), len(count)):
-            name = os.path.join(parent, f"{split}-*-of-{count}.parquet")
+            name = os.path.join(parent, f"{split}-*-of-{count}{Path(tables[0]).suffix}")
             detail = (
                 f"{int(count) - len(numbers)} of {int(count)} shards are missing: {missing}; download them if needed"
             )
@@ -236,7 +242,7 @@ def _check_one_split(folder: Path, splits: dict[str, Path]) -> None:
         return
     example = next(iter(splits.values()))
     shard = _SHARD.fullmatch(example.name)
-    choice = example.parent / f"{shard['split']}-*.parquet" if shard else example
+    choice = example.parent / f"{shard['split']}-*.{shard['kind']}" if shard else example
     raise DatasetError(
         f"{folder}: contains the splits {', '.join(map(repr, sorted(splits)))}; prepare each as a separate dataset, "
         f"with --split, or for example {str(choice)!r}"

@@ -19,7 +19,7 @@ import pytest
 
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.data.prepare.source import BytesAudio, ClipItem
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, Rejection
 from slap_fast.data.prepare.source_detection import open_source
 from tests.data.builders import encode
 from tests.hub_server import HubServer
@@ -231,6 +231,18 @@ def test_saved_datasets_are_read_as_they_are(tmp_path: Path) -> None:
     for path, split in ((tmp_path / "saved", "train"), (tmp_path / "saved/test", None), (arrow, None)):
         items = [item for item in open_source(path, split=split) if isinstance(item, ClipItem)]
         assert {item.name: (list(item.captions), item.audio) for item in items} == expected
+    # As in the cache of datasets.
+    cached = tmp_path / "cache"
+    cached.mkdir()
+    for name in ("name-train.arrow", "name-test.arrow", "cache-0123456789abcdef.arrow", "dataset_info.json"):
+        (cached / name).write_bytes(arrow.read_bytes())
+    with pytest.raises(DatasetError, match="contains the splits 'test', 'train'"):
+        open_source(cached)
+    source = open_source(cached, split="test")
+    assert [item.origin for item in source if isinstance(item, Rejection)] == [
+        "cache-0123456789abcdef.arrow", "dataset_info.json",
+    ]  # fmt: skip
+    assert source.seen == 5
     # A stream that was cut off reads as a shorter one.
     arrow.write_bytes(arrow.read_bytes()[:-8])
     with pytest.raises(DatasetError, match=f"{arrow.name}: .*it has no end marker, so it is truncated"):
