@@ -1,4 +1,4 @@
-"""`slap-fast`: prepare, plan, train, export, evaluate, probe, embed, search, caption, publish, info.
+"""`slap-fast`: prepare, plan, train, export, evaluate, probe, compare, embed, search, caption, publish, info.
 
 Results go to stdout; progress, skipped clips and errors to stderr. Exit codes: 0 success; 1 success, but clips were
 skipped and are listed; 2 an error in the arguments or the input, in one line; 70 a bug, with its traceback; 130
@@ -15,7 +15,20 @@ import traceback
 from collections.abc import Sequence
 
 from slap_fast import __version__
-from slap_fast.commands import caption, embed, evaluate, export, info, plan, prepare, probe, publish, search, train
+from slap_fast.commands import (
+    caption,
+    compare,
+    embed,
+    evaluate,
+    export,
+    info,
+    plan,
+    prepare,
+    probe,
+    publish,
+    search,
+    train,
+)
 from slap_fast.errors import SlapFastError, one_line
 from slap_fast.runtime.cpu import configure_cpu_environment
 
@@ -28,6 +41,7 @@ COMMANDS = {
     "export": export,
     "evaluate": evaluate,
     "probe": probe,
+    "compare": compare,
     "embed": embed,
     "search": search,
     "caption": caption,
