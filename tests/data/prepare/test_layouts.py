@@ -221,4 +221,10 @@ def test_esc50_from_the_hub_with_audio_in_the_table(tmp_path: Path) -> None:
     (item,) = open_source(tmp_path)
     assert isinstance(item, ClipItem)
     assert (item.audio, list(item.captions)) == (BytesAudio(b"RIFF"), ["the sound of sea waves"])
-    assert item.metadata == {"filename": "1.wav", "fold": 1, "target": 0, "category": "sea_waves", "caption_source": "template"}
+    assert item.metadata == {
+        "filename": "1.wav",
+        "fold": 1,
+        "target": 0,
+        "category": "sea_waves",
+        "caption_source": "template",
+    }
