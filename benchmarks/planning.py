@@ -91,10 +91,7 @@ def _planned(ranks: int, arguments: Sequence[str]) -> dict[str, float]:
 
 def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         common |= {"LOCAL_WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "benchmarks.planning", str(dataset), "--rank", *arguments]
         command += [f"training.output={folder}/run", f"training.stop_after={STEPS}", "training.log_every=1"]
@@ -122,6 +119,12 @@ def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, 
             "memory": max(rank["peak"] for rank in ranks_seen),
             "step": max(statistics.median(rank["seconds"][WARMUP_STEPS:]) for rank in ranks_seen),
         }
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def _train(arguments: Sequence[str]) -> None:

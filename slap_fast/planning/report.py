@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from slap_fast.planning.memory import Parameters
 from slap_fast.planning.planner import Option, Plan
 
 _PLANNED_KEYS = ("training.zero_stage", "training.micro_batch_size", "training.activation_checkpointing")
@@ -30,7 +31,7 @@ def command(plan: Plan) -> str:
 def as_json(plan: Plan) -> dict[str, Any]:
     """The whole plan, in bytes, seconds and counts."""
     request, device = plan.request, plan.request.device
-    schedule = request.config.recipe.schedule
+    schedule, objectives = request.config.recipe.schedule, request.config.recipe.objectives
     total = plan.best.time.total
     clips = schedule.batch_size / total
     return {
@@ -40,6 +41,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "name": device.name,
             "figures": {name: dataclasses.asdict(figure) for name, figure in device.figures().items()},
         },
+        "objectives": list(objectives.active),
         "precision": "bf16" if plan.bf16 else "fp32",
         "workload": {
             "origin": plan.workload.origin,
@@ -81,8 +83,8 @@ def as_text(plan: Plan) -> str:
         f"batch {schedule.batch_size:,}, {plan.rank_batch_size:,} clips per device",
         f"clips: {workload.origin}; {workload.mean:.1f} s on average, {workload.longest:.1f} s at most, "
         f"captions of {workload.caption_tokens} tokens",
-        f"parameters: {plan.parameters.trained:,} trained, {plan.parameters.averaged:,} of the teacher"
-        + (f", {plan.parameters.frozen:,} frozen" if plan.parameters.frozen else ""),
+        f"objectives: {', '.join(request.config.recipe.objectives.active)}",
+        f"parameters: {_counted(plan.parameters)}",
         "",
         f"peak memory per device in GB; * fits in {request.options.usable_memory:.0%} of "
         f"{device.memory.value / 1e9:.1f} GB",
@@ -97,6 +99,11 @@ def as_text(plan: Plan) -> str:
     else:
         lines += ["recommended, the fastest that fits:", f"  {command(plan)}"]
     return "\n".join([*lines, *_details(plan), "", *_figures(plan)])
+
+
+def _counted(parameters: Parameters) -> str:
+    named = {"trained": parameters.trained, "of the teacher": parameters.averaged, "frozen": parameters.frozen}
+    return ", ".join(f"{count:,} {name}" for name, count in named.items() if count)
 
 
 def _table(plan: Plan) -> list[str]:
