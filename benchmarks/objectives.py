@@ -3,7 +3,8 @@
 Two ranks on this machine's CPU train the quickstart recipe on DATASET (of `slap-fast prepare --synthetic`) at each ZeRO
 stage. Both models are in one process and take turns, so other load disturbs both alike; a step is the fastest of the
 rounds, and its ratio the median over the rounds. Peak memory is that of a process with one of the models, beyond what
-it holds before the model is built. Gradients are what the collectives of a step reduce. The plan is that of `slap-fast plan`.
+it holds before the model is built. Gradients are what the collectives of a step reduce. Planned figures are those of
+`slap-fast plan`.
 """
 
 from __future__ import annotations
