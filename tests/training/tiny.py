@@ -28,6 +28,7 @@ from slap_fast.config.recipe import (
 from slap_fast.data.loading.augmentation import MaskSampler
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.loading.collate import LoadedClip, collate
+from slap_fast.training.frozen import freeze_parts
 from slap_fast.training.model import PretrainingModel
 
 VOCABULARY = 37
@@ -87,11 +88,19 @@ def run_config(
 
 def build(config: RunConfig, seed: int = 0) -> PretrainingModel:
     torch.manual_seed(seed)
-    return PretrainingModel(
+    model = PretrainingModel(
         config.recipe.model,
         config.recipe.objectives,
         contrastive_exchange=config.efficiency.training.contrastive_exchange,
     )
+    freeze_parts(model, config.recipe.model.freeze)
+    return model
+
+
+def changed(config: RunConfig, **sections: Any) -> RunConfig:
+    """The configuration with other values in sections of its recipe: `changed(config, model={"freeze": (...)})`."""
+    replaced = {name: dataclasses.replace(getattr(config.recipe, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **replaced))
 
 
 def batch(config: RunConfig, step: int, rank: int = 0, world_size: int = 1) -> Batch:

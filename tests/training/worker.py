@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import resource
 import shutil
 import sys
@@ -13,17 +14,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.communication import Communication
 from slap_fast.config.model import OBJECTIVES
-from slap_fast.config.recipe import EvaluationConfig, ObjectivesConfig, RunConfig
+from slap_fast.config.recipe import EvaluationConfig, ObjectivesConfig, RateMultipliersConfig, RunConfig
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.models.slap import SLAP
 from slap_fast.training import engine as engine_module
 from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.build import checkpoint_activations
-from slap_fast.training.checkpoint.export import full_weights
+from slap_fast.training.checkpoint.export import export_checkpoint, full_weights
 from slap_fast.training.checkpoint.manager import CheckpointError, CheckpointManager
 from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from slap_fast.training.ema import TeacherAverage
@@ -33,7 +35,7 @@ from slap_fast.training.metrics.step_metrics import LOSSES, METRICS, MetricReduc
 from slap_fast.training.model import PretrainingModel
 from slap_fast.training.schedule import settings
 from slap_fast.training.step import take_step
-from slap_fast.training.zero import discard_stale_gradients, inner_optimizer
+from slap_fast.training.zero import discard_stale_gradients, inner_optimizer, parameter_shapes
 from tests.training import tiny
 
 TEMPERATURE = 0.05
@@ -75,7 +77,8 @@ def single_objectives(ranks: Ranks, folder: Path) -> dict[str, Any]:
         config = tiny.run_config(zero_stage=stage, clipping=0.0)
         alone = tiny.build(config)
         chosen = OBJECTIVES if objective == "all" else (objective,)
-        alone.objectives = ObjectivesConfig(**{f"{name}_weight": float(name in chosen) for name in OBJECTIVES})
+        weights: dict[str, Any] = {f"{name}_weight": float(name in chosen) for name in OBJECTIVES}
+        alone.objectives = ObjectivesConfig(**weights)
         model = PretrainingModel(config.recipe.model, alone.objectives)
         model.load_state_dict({name: alone.state_dict()[name] for name in model.state_dict()})
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -348,6 +351,86 @@ def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
                 torch.equal(saved[name], weights[name]) for name in weights
             )
     return seen
+
+
+FROZEN = ("audio_encoder", "text_encoder", "logit_scale")
+FROZEN_RUNS = [("fp32", 0, None), ("fp32", 2, None), ("fp32", 3, None)]
+FROZEN_RUNS += [("bf16", 0, None), ("bf16", 1, 2), ("bf16", 3, None)]
+
+
+def frozen(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Per precision, stage and micro-batch size: a run with frozen parts, resumed after its first step."""
+    seen = {}
+    for precision, stage, micro_batch_size in FROZEN_RUNS:
+        config = tiny.run_config(zero_stage=stage, precision=precision, micro_batch_size=micro_batch_size)
+        config = tiny.changed(config, model={"freeze": FROZEN})
+        name = f"{precision}, stage {stage}"
+        seen[name] = _train_frozen(config, ranks, folder / f"frozen-{precision}-{stage}")
+    return seen
+
+
+def _train_frozen(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
+    start = tiny.build(config).student.state_dict()
+    engine, average, checkpoints = start_run(config, ranks, folder)
+    losses = [step_on(engine, average, config, ranks, 0).values]
+    checkpoints.save(1, 0)
+    checkpoints.finish()
+    report = step_on(engine, average, config, ranks, 1)
+    state = [state["exp_avg"].numel() for state in inner_optimizer(engine).state.values()]
+    moments = torch.tensor([float(sum(state))])
+    dist.all_reduce(moments)
+    trained = [shape for name, shape in parameter_shapes(engine.module).items() if _is_trained(engine, name)]
+
+    again, average_again, resuming = start_run(config, ranks, folder, seed=1)
+    resuming.resume()
+    exported: dict[str, torch.Tensor] = {}
+    if ranks.is_first:
+        export_checkpoint(folder / "step-00000001", folder / "exported")
+        exported = load_file(folder / "exported" / "model.safetensors")
+    weights, resumed = full_weights(engine, engine.module.student), full_weights(again, again.module.student)
+    held = [name for name in start if name.startswith(FROZEN)]
+    _, _, other = start_run(tiny.changed(config, model={"freeze": FROZEN[:1]}), ranks, folder)
+    return {
+        "losses": [*losses, report.values],
+        "resumed_losses": step_on(again, average_again, config, ranks, 1).values,
+        "kept": all(
+            torch.equal(start[name], found[name])
+            for name in held
+            for found in (weights, resumed, exported)
+            if ranks.is_first
+        ),
+        "moved": [name for name in weights if not torch.equal(start[name], weights[name])],
+        "teacher": average.names,
+        "norms": sorted(report.grad_norms),
+        "moments": float(moments),
+        "trained": sum(math.prod(shape) for shape in trained),
+        "gradients": [
+            name for name, p in engine.module.named_parameters() if not p.requires_grad and p.grad is not None
+        ],
+        "refused": _message(other.resume),
+    }
+
+
+def _is_trained(engine: Any, name: str) -> bool:
+    return engine.module.get_parameter(name).requires_grad
+
+
+def part_rates(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Per stage, the size of each parameter's first update relative to that with one learning rate."""
+    rates = RateMultipliersConfig(text_encoder=0.1, caption_decoder=4.0)
+    updates: dict[str, dict[str, float]] = {}
+    for stage in (0, 2, 3):
+        config = tiny.run_config(zero_stage=stage)
+        sizes = []
+        for optimizer in ({}, {"rate_multipliers": rates, "layer_decay": 0.5}):
+            changed = tiny.changed(config, optimizer=optimizer)
+            engine, average, _ = start_run(changed, ranks, folder)
+            before = full_weights(engine, engine.module.student)
+            step_on(engine, average, changed, ranks, 0)
+            after = full_weights(engine, engine.module.student)
+            sizes.append({name: float((after[name] - before[name]).norm()) for name in before})
+        updates[f"stage {stage}"] = {name: sizes[1][name] / size for name, size in sizes[0].items() if size}
+    return updates
 
 
 def diverging(ranks: Ranks, folder: Path) -> dict[str, Any]:
