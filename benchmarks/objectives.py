@@ -147,7 +147,7 @@ def _run_rank(options: argparse.Namespace) -> None:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
         before = status_bytes("VmRSS")
-        steps = {name: _trainer(*part, ranks) for name, part in parts.items()}
+        steps = {name: _trainer(ranks, *part) for name, part in parts.items()}
         results: dict[str, Any] = {}
         for name, step in steps.items():
             step()
@@ -189,7 +189,7 @@ def _load(arguments: list[str], ranks: Any) -> tuple[Any, ...]:
     return config, model_config, tokenizer, batch
 
 
-def _trainer(config: Any, model_config: Any, tokenizer: Any, batch: Any, ranks: Any) -> Callable[[], object]:
+def _trainer(ranks: Any, config: Any, model_config: Any, tokenizer: Any, batch: Any) -> Callable[[], object]:
     """A function that trains on the same batch at each call."""
     from slap_fast.training import build, schedule
     from slap_fast.training.ema import TeacherAverage

@@ -56,7 +56,8 @@ def accumulate_gradients(
         embeddings.append(outputs)
     losses: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
-    contrastive = teacher = [None] * len(micro_batches)
+    contrastive: Sequence[ContrastiveTensors | None] = [None] * len(micro_batches)
+    teacher: Sequence[TeacherTargets | None] = [None] * len(micro_batches)
     if "contrastive" in model.student.objectives:
         losses["contrastive"], metrics, contrastive = _contrastive_gradients(model, batch, embeddings, group)
     if "self_distillation" in model.student.objectives:

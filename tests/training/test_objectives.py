@@ -29,7 +29,8 @@ COMBINATIONS = [chosen for chosen in product((0.0, 1.0), repeat=3) if 0 < sum(ch
 
 
 def objectives(weights: tuple[float, ...], **settings: Any) -> ObjectivesConfig:
-    return ObjectivesConfig(**{f"{name}_weight": w for name, w in zip(OBJECTIVES, weights, strict=True)}, **settings)
+    settings |= {f"{name}_weight": weight for name, weight in zip(OBJECTIVES, weights, strict=True)}
+    return ObjectivesConfig(**settings)
 
 
 def gradients(model: PretrainingModel) -> dict[str, torch.Tensor]:
