@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from slap_fast import cli
 from slap_fast.commands.embedding_files import read_embeddings
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.evaluation.localization import events_of
+from tests.data.labeled import builders
 
 
 def test_synthetic_clips_have_events(folder: Path) -> None:
@@ -45,3 +47,15 @@ def test_a_model_serves_every_command(folder: Path, capsys: pytest.CaptureFixtur
     captions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["name"] for entry in captions] == names
     assert all(isinstance(entry["caption"], str) and len(entry["references"]) >= 3 for entry in captions)
+
+
+def test_the_python_example_of_the_docs_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    builders.esc50(tmp_path / "data" / "esc50")
+    (tmp_path / "demo").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert "{'clips': 2, 'accuracy': " in capsys.readouterr().out
