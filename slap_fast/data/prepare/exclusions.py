@@ -65,9 +65,11 @@ class Exclusions:
                 self._add("", _column(file), file)
             else:
                 self._add("", file.read_text(encoding="utf-8-sig").splitlines(), file)
-        except (OSError, ValueError) as error:
-            if isinstance(error, DatasetError):
-                raise
+        except DatasetError:
+            raise
+        except OSError as error:
+            raise DatasetError(f"{file}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
             raise DatasetError(f"{file}: cannot be read as a list of ids ({error})") from error
 
     def _add_json(self, file: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.labeled import LabeledFile, LabeledSet, LabelError, open_labeled
 from slap_fast.data.labeled.tables import LABELED_LAYOUTS, labeled_rows
-from slap_fast.data.labeled.tagging import FSD50K_LABELS, is_audioset
+from slap_fast.data.labeled.tagging import AUDIOSET_CLASSES, FSD50K_LABELS, is_audioset
 from slap_fast.data.prepare.label_captions import CAPTION_TEMPLATE, TEMPLATE_SOURCE, caption_of
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, FileAudio, Rejection
 from slap_fast.data.prepare.table_audio import CellAudio, audio_of_cell
@@ -91,12 +91,14 @@ class LabeledSource:
         self._template = template
         self._left_out = list(labeled.left_out)
         splits = labeled.splits()
-        is_dev = labeled.name == "fsd50k" and split == "dev"
+        is_dev = labeled.name == "fsd50k" and split == "dev" and "train" in splits
         if split is None and len(splits) > 1:
             shown = ", ".join([*splits, *(["dev (train and val)"] if labeled.name == "fsd50k" else [])])
             raise DatasetError(f"{path}: it has the splits {shown}; choose one with --split")
         if split is not None and not is_dev and split not in splits:
-            raise DatasetError(f"{path}: it has no split {split!r}; its splits: {', '.join(splits) or 'none'}")
+            absent = [f"{item.origin}: {item.detail}" for item in labeled.left_out if item.reason in _OTHER_PARTS]
+            known = "; ".join([f"its splits: {', '.join(splits) or 'none'}", *absent])
+            raise DatasetError(f"{path}: it has no split {split!r}; {known}")
         wanted = _FSD50K_DEV if is_dev else (split,)
         self._files = [file for file in labeled.files if split is None or file.split in wanted]
         if split is not None:
@@ -142,13 +144,23 @@ def folder_of_table(table: Path) -> tuple[Path, str | None]:
     """The folder and the split of a table of FSD50K (`dev.csv`, `eval.csv`) or AudioSet (`eval_segments.csv`, ...).
 
     The split is None if it is another table.
+
+    Raises:
+        DatasetError: a table of AudioSet without the table of its classes.
     """
     folder = table.absolute().parent
-    if table.name.endswith(SEGMENTS) and is_audioset(folder):
+    if table.name.endswith(SEGMENTS) and _is_segments(table):
+        if not is_audioset(folder):
+            raise DatasetError(f"{table}: {AUDIOSET_CLASSES}, with the names of the classes, has to be beside it")
         return folder, table.name.removesuffix(SEGMENTS)
     if folder.name == FSD50K_LABELS and table.name in ("dev.csv", "eval.csv"):
         return folder.parent, table.stem
     return folder, None
+
+
+def _is_segments(table: Path) -> bool:
+    with open(table, "rb") as file:
+        return file.read(1) == b"#"
 
 
 def _metadata(labeled: LabeledSet, file: LabeledFile, names: list[str]) -> dict[str, Any]:

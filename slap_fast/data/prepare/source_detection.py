@@ -12,7 +12,7 @@ from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.captions import find_caption_columns
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.labeled.tables import LABELED_LAYOUTS, labeled_layout, published_table
-from slap_fast.data.labeled.tagging import is_audioset, is_fsd50k
+from slap_fast.data.labeled.tagging import AUDIOSET_CLASSES, FSD50K_LABELS, is_audioset, is_fsd50k
 from slap_fast.data.prepare import table_folders
 from slap_fast.data.prepare.exclusions import ExcludingSource, Exclusions
 from slap_fast.data.prepare.file_search import walk_folder
@@ -34,6 +34,7 @@ Layout = Captioned | Labeled
 LABELED: tuple[str, ...] = get_args(Labeled)
 LAYOUTS: tuple[str, ...] = (*get_args(Captioned), *LABELED)
 Paths = str | os.PathLike[str]
+_LABEL_TABLES = {"fsd50k": f"{FSD50K_LABELS}/dev.csv", "audioset": f"{AUDIOSET_CLASSES}, or eval{SEGMENTS},"}
 
 
 def open_source(
@@ -156,8 +157,11 @@ def _open_folder(folder: Path, options: _Options) -> _Opened:
         layout == "auto" and (options.caption_template is not None or any(fits(folder) for fits in tagged.values()))
     ):
         if layout in tagged and not tagged[layout](folder):
-            raise DatasetError(f"{folder}: is not the folder of {layout}: its tables of labels are not there")
+            raise DatasetError(f"{folder}: is not the folder of {layout}: {_LABEL_TABLES[layout]} is not there")
         return _open_labeled(folder, options)
+    if layout == "auto":
+        for segments in folder.glob(f"*{SEGMENTS}"):
+            folder_of_table(segments)  # raises for AudioSet without its classes
     if layout != "folder" and (saved := table_folders.saved_tables(folder, options.split)):
         return _open_tables(saved, options)._replace(takes_split=True)
     if layout in ("auto", "audiocaps", "clotho") and (of_splits := split_tables(folder, layout)):
