@@ -166,6 +166,11 @@ def test_parts_that_do_not_make_one_dataset_are_refused_by_name(tmp_path: Path, 
     source.write_text(json.dumps([*rows[:-1], rows[-1] | {"caption": "another"}]))
     prepare(source, tmp_path / "changed", part=Part(3, 3), **_ARGUMENTS)
     refused([first, second, tmp_path / "changed"], "changed: not of the same run as .*SHA-256")
+    sounds = _folder(tmp_path / "sounds")
+    for number in (1, 2):
+        prepare(sounds, tmp_path / f"sounds{number}", part=Part(number, 2), **_ARGUMENTS)
+        (sounds / "a" / "x.txt").write_text("another caption")
+    refused([tmp_path / "sounds1", tmp_path / "sounds2"], "sounds2: not of the same run as .*content of the source")
     info = json.loads((third / "part.json").read_text())
     (third / "part.json").write_text(json.dumps(info | {"readers": info["readers"] | {"ffmpeg": "not installed"}}))
     refused(parts, "part3: not of the same run as .*part1: other versions of the decoders .*ffmpeg.*'not installed' in")
@@ -197,15 +202,16 @@ def test_an_interrupted_merge_continues_and_another_folder_is_left_alone(
     monkeypatch.setattr(os, "link", fail)
     with pytest.raises(KeyboardInterrupt):
         merge(parts, out, progress=False)
-    (out / "shard-000001.tar").unlink()
-    (out / "shard-000001.tar").write_bytes(b"half of a copy")
+    for name, size in (("shard-000000.tar", next(parts[0].glob("*0.tar")).stat().st_size), ("shard-000001.tar", 9)):
+        (out / name).unlink()
+        (out / name).write_bytes(bytes(size))
 
     def elsewhere(source: Any, target: Any) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(os, "link", elsewhere)
     report = merge(parts, out, progress=False)
-    assert f"{report.shards - 1} of {report.shards} shards were copied, not linked" in caplog.text
+    assert f"{report.shards} of {report.shards} shards were copied, not linked" in caplog.text
     monkeypatch.undo()
     merge(parts, tmp_path / "linked", progress=False)
     assert _content(out) == _content(tmp_path / "linked")
