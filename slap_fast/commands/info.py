@@ -25,6 +25,7 @@ PACKAGES = {
     "tensorboard": "train",
     "matplotlib": "train",
     "pyarrow": "train",
+    "av": "media",
     "nvidia-dali-cuda130": "dali",
     "triton": "gpu",
     "flash-attn": "gpu",
