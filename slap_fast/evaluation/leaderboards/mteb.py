@@ -5,8 +5,8 @@
 
     mteb.evaluate(SlapEncoder.from_folder("runs/slap/model"), mteb.get_tasks(["ESC50_Zeroshot"]))
 
-Clips keep their duration, and are decoded by slap_fast: mteb's own collator needs torchaudio, and the `Audio` feature of
-`datasets` needs torchcodec.
+Clips keep their duration, and are decoded by slap_fast: mteb's own collator needs torchaudio, and the `Audio` feature
+of `datasets` needs torchcodec.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ LOCAL = "local"
 
 
 def slap_meta(name: str, *, revision: str | None = None, **fields: Any) -> ModelMeta:
-    """Entry for MTEB's list of models: `mteb.get_model` of it downloads and loads the model.
+    """Entry for MTEB's list of models, as a submission needs it.
+
+    `load_model` of an entry with audio demands the extra `mteb[audio]`; a `SlapEncoder` does not.
 
     Args:
         name: `owner/name` on the Hugging Face hub.

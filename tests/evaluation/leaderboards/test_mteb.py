@@ -82,3 +82,54 @@ def test_a_zero_shot_task_gives_the_accuracy_of_the_model(model: SLAP) -> None:
     audio, text = model.encode_audio(clips()), model.encode_text(list(LABELS))
     right = (audio @ text.T).argmax(1) == torch.arange(8) // 4
     assert result.scores["test"][0]["accuracy"] == pytest.approx(float(right.float().mean()))
+
+
+class Retrieval(AbsTaskRetrieval):
+    metadata = metadata("LocalRetrieval", "Any2AnyRetrieval", "t2a")
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        corpus = {"id": [f"d{at}" for at in range(8)], "audio": [{"bytes": one, "path": None} for one in clips()]}
+        queries = {"id": ["q0", "q1"], "text": list(LABELS)}
+        self.dataset = {
+            "default": {
+                "test": {
+                    "corpus": datasets.Dataset.from_dict(corpus).cast_column("audio", datasets.Audio()),
+                    "queries": datasets.Dataset.from_dict(queries),
+                    "relevant_docs": {f"q{at}": {f"d{4 * at + other}": 1 for other in range(4)} for at in range(2)},
+                    "top_ranked": None,
+                }
+            }
+        }
+        self.data_loaded = True
+
+
+def test_a_retrieval_task_of_texts_and_clips_gives_the_recall_of_the_model(model: SLAP) -> None:
+    (result,) = mteb.evaluate(SlapEncoder(model), Retrieval(), cache=None).task_results
+    ranked = (model.encode_text(list(LABELS)) @ model.encode_audio(clips()).T).argsort(1, descending=True)
+    hits = [(ranked[query, :5] // 4 == query).float().mean() * 5 / 4 for query in range(2)]
+    assert result.scores["test"][0]["recall_at_5"] == pytest.approx(float(sum(hits) / 2), abs=1e-4)
+
+
+def test_a_model_of_the_hub_is_loaded_by_its_entry(
+    model: SLAP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path)
+    wanted: list[Any] = []
+    monkeypatch.setattr(
+        "slap_fast.evaluation.leaderboards.mteb.model_folder",
+        lambda name, revision: wanted.append((name, revision)) or tmp_path,
+    )
+    entry = slap_meta("owner/slap", revision="abc", license="mit")
+    assert entry.loader is not None
+    loaded = entry.loader(entry.name, revision=entry.revision, device="cpu")
+    assert wanted == [("owner/slap", "abc")]
+    meta = loaded.mteb_model_meta
+    assert (meta.name, meta.revision, meta.embed_dim) == ("owner/slap", "abc", TINY.audio.width)
+    assert meta.modalities == ["audio", "text"]
+    assert SlapEncoder.from_folder(tmp_path).mteb_model_meta.name == f"local/{tmp_path.parent.name}-{tmp_path.name}"
+
+
+def test_a_model_without_a_text_tower_is_an_error(model: SLAP) -> None:
+    model.text_encoder = None
+    with pytest.raises(ModelError, match=r"no text tower.*objectives.contrastive_weight=0"):
+        SlapEncoder(model)
