@@ -321,11 +321,10 @@ class _TokenRows:
 
     def describe(self, own_rows: int, saved_rows: int) -> str:
         loaded, unused = len(self.own), saved_rows - len(self.saved.unique())
-        new = (
-            f"; {own_rows - loaded} rows initialized at random: the weights have no such token" if self.missing else ""
-        )
-        example = f", such as {self.missing!r}" if self.missing else ""
-        return f"another tokenizer: {loaded} of {own_rows} rows loaded by token, {unused} left out{new}{example}"
+        text = f"another tokenizer: {loaded} of {own_rows} rows loaded by token, {unused} of the weights left out"
+        if self.missing is None:
+            return text
+        return f"{text}, {own_rows - loaded} initialized at random: the weights have no token such as {self.missing!r}"
 
 
 def same_tokens(first: Any, second: Any) -> bool:
