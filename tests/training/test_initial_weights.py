@@ -22,6 +22,7 @@ from slap_fast.errors import ModelError
 from slap_fast.training import build
 from slap_fast.training.initial_weights import WeightSource, complete_config, find_source, initialize, source_of
 from slap_fast.training.model import PretrainingModel
+from tests.hub_server import HubServer
 from tests.training import tiny
 from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
