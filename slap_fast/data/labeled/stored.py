@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from slap_fast.data.labeled.tables import (
 )
 from slap_fast.data.prepare.table_audio import find_audio_column
 from slap_fast.data.prepare.table_folders import SPLIT_WORDS
+from slap_fast.data.prepare.table_rows import class_names_of
 
 
 def prepared_dataset(folder: Path) -> LabeledSet:
@@ -120,7 +120,7 @@ class _ParquetAudio:
                 f"{path}: no column holds audio ({', '.join(schema.names)}); give a table with audio inside"
             )
         self._audio = str(audio)
-        self._names = _class_names(schema.metadata)
+        self._names = class_names_of(schema.metadata)
         self._lock = threading.Lock()
         self._group: tuple[int, list[Any]] = (-1, [])
         counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
@@ -160,20 +160,3 @@ class _ParquetAudio:
         if not isinstance(data, bytes):
             raise DatasetError(f"{self._path}[{number}]: {self._audio} has no bytes")
         return data
-
-
-def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """The names of ClassLabel columns, which `datasets` stores in the schema's metadata."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        columns = {
-            name: feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
-            for name, feature in features.items()
-        }
-        return {
-            name: list(feature["names"])
-            for name, feature in columns.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
-        return {}

@@ -17,10 +17,9 @@ from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.audio.reader import open_audio
 from slap_fast.data.format.captions import clean_captions, find_caption_columns, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
-from slap_fast.data.labeled.labeled_set import in_words
-from slap_fast.data.labeled.tables import class_column, labeled_layout
+from slap_fast.data.labeled.tables import labeled_layout
 from slap_fast.data.prepare.hub_repository import HubPath, open_split
-from slap_fast.data.prepare.label_captions import CAPTION_TEMPLATE, TEMPLATE_SOURCE, caption_of
+from slap_fast.data.prepare.label_captions import CAPTION_TEMPLATE, captions_of_labels, find_label_column
 from slap_fast.data.prepare.segments import SegmentError, segment_of
 from slap_fast.data.prepare.source import BytesAudio, ClipItem, Rejection, SegmentAudio
 from slap_fast.data.prepare.table_audio import find_audio_column
@@ -28,7 +27,6 @@ from slap_fast.errors import one_line
 
 _CLIP_COLUMNS = ("youtube_id", "start_time")
 """Columns that identify a clip of AudioCaps, whose five captions are in five rows anywhere in the table."""
-_NAMES_COLUMN = "human_labels"  # of AudioSet, beside `labels` with ids
 _MEMBERS = ("json", "txt")  # columns of WebDataset tars that may hold captions
 
 
@@ -188,9 +186,17 @@ class HubSource:
             for key, value in row.items()
             if key not in (*self._audio_columns, *self._caption_columns, "__url__") and not _is_binary(value)
         }
-        captions = self._captions(row, metadata)
-        if isinstance(captions, str):
-            return b"", Rejection(origin, "malformed_row", captions)
+        if self._label_column is None or self._template is None:
+            captions = table_captions(row.get(column) for column in self._caption_columns)
+        else:
+            label = self._label_column
+            try:
+                captions, labels = captions_of_labels(
+                    self._template, label, row.get(label), self._split.class_names.get(label)
+                )
+            except DatasetError as error:
+                return b"", Rejection(origin, "malformed_row", str(error))
+            metadata |= labels
         item = ClipItem(os.path.splitext(name)[0], captions, audio, origin, metadata)
         try:
             segment = segment_of(metadata)
@@ -202,20 +208,6 @@ class HubSource:
             item, name=f"{item.name}_{segment}", audio=SegmentAudio(audio, segment), origin=f"{origin} {segment}"
         )
         return _digest(str(segment), identity), cut
-
-    def _captions(self, row: dict[str, Any], metadata: dict[str, Any]) -> list[str] | str:
-        """The captions of a row, or what is wrong with its labels."""
-        if self._label_column is None or self._template is None:
-            return table_captions(row.get(column) for column in self._caption_columns)
-        cell = row.get(self._label_column)
-        labels = [one for one in (cell if isinstance(cell, list) else [cell]) if one is not None]
-        if names := self._split.class_names.get(self._label_column):
-            if not all(isinstance(one, int) and 0 <= one < len(names) for one in labels):
-                return f"{self._label_column} is {cell!r:.100}, which is no class"
-            labels = [names[one] for one in labels]
-        words = [word for one in labels if (word := in_words(str(one)))]
-        metadata |= {self._label_column: words if isinstance(cell, list) else "".join(words[:1])} | TEMPLATE_SOURCE
-        return [caption_of(self._template, words)] if words else []
 
     def _clips_of_rows(self) -> dict[tuple[str, ...], _Clip]:
         """The clips that have several rows, with all their captions, read without the audio."""
@@ -267,7 +259,7 @@ class HubSource:
                 raise DatasetError(f"{self._path}: no column {', '.join(map(repr, missing))}; {shown}")
             return list(given)
         layout = labeled_layout(dict.fromkeys(columns))
-        label = _NAMES_COLUMN if _NAMES_COLUMN in columns else layout.class_column if layout else class_column(columns)
+        label = layout.class_column if layout else find_label_column(columns)
         found = find_caption_columns(columns) or [name for name in _MEMBERS if name in columns]
         if self._template is None and not found and layout:
             self._template = CAPTION_TEMPLATE

@@ -131,8 +131,12 @@ class LabeledSource:
             if not names:
                 yield Rejection(origin, "no_captions", "the clip has no class, so there is no caption")
                 continue
-            audio = FileAudio(file.path) if file.read is None else BytesAudio(file.read())
-            name = os.path.splitext(origin)[0]
+            try:
+                audio = FileAudio(file.path) if file.read is None else BytesAudio(file.read())
+            except DatasetError as error:
+                yield Rejection(origin, "malformed_row", str(error))
+                continue
+            name = os.path.splitext(origin)[0] if file.read is None else os.path.relpath(origin, root)
             caption = caption_of(self._template, [one.lower() for one in names])
             yield ClipItem(name, [caption], audio, origin, _metadata(self._set, file, names))
 

@@ -11,10 +11,11 @@ from typing import Any
 from slap_fast.data.format.captions import find_caption_columns, table_captions
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.file_search import find_file
+from slap_fast.data.prepare.label_captions import CAPTION_TEMPLATE, captions_of_labels, find_label_column
 from slap_fast.data.prepare.segments import SegmentError, segment_of, start_of
 from slap_fast.data.prepare.source import ClipItem, Rejection, SegmentAudio
 from slap_fast.data.prepare.table_audio import audio_of_cell, default_audio_root, find_audio_column
-from slap_fast.data.prepare.table_rows import column_names, read_tables
+from slap_fast.data.prepare.table_rows import class_names, column_names, read_tables
 from slap_fast.data.prepare.table_source import Identity, TableSource, describe_tables, name_of_tables
 
 
@@ -29,6 +30,7 @@ class Manifest(TableSource):
         audio_root: folder that audio paths are relative to; that of each table if None.
         audio_column: found by name if None.
         captions: the caption columns; found by name if None.
+        template: makes captions of the class names, with one `{}`, instead of reading caption columns.
     """
 
     kind = "manifest"
@@ -39,12 +41,15 @@ class Manifest(TableSource):
         audio_root: str | os.PathLike[str] | None = None,
         audio_column: str | None = None,
         captions: Sequence[str] | None = None,
+        template: str | None = None,
     ) -> None:
         self.tables = [path] if isinstance(path, Path) else list(path)
         self.name = name_of_tables(self.tables)
         self._given_root = None if audio_root is None else Path(audio_root)
         self._audio_column = audio_column
         self._caption_columns = captions
+        self._template = template
+        self._classes: dict[str, list[str]] = {}
         for table in self.tables:
             self._check_columns(table)
 
@@ -56,6 +61,7 @@ class Manifest(TableSource):
             "audio_root": roots[0] if len(set(roots)) == 1 else roots,
             "audio_column": self._audio_column,
             "caption_columns": None if self._caption_columns is None else list(self._caption_columns),
+            **({} if self._template is None else {"caption": self._template}),
         }
 
     def rows(self) -> Iterator[tuple[Identity, ClipItem | Rejection]]:
@@ -95,7 +101,15 @@ class Manifest(TableSource):
             segment = segment_of(metadata)
         except SegmentError as error:
             return (), Rejection(origin, "malformed_row", str(error))
-        item = ClipItem(found.name, self.captions_of_row(row, columns), found.audio, found.origin, metadata)
+        captions = self.captions_of_row(row, columns)
+        if self._template is not None:
+            label = find_label_column(row) or ""
+            try:
+                captions, labels = captions_of_labels(self._template, label, row.get(label), self._classes.get(label))
+            except DatasetError as error:
+                return (), Rejection(origin, "malformed_row", str(error))
+            metadata |= labels
+        item = ClipItem(found.name, captions, found.audio, found.origin, metadata)
         if segment is None:
             return found.identity, item
         cut = replace(
@@ -121,11 +135,18 @@ class Manifest(TableSource):
             raise DatasetError(
                 f"{table}: no column has a known name for audio paths; {columns}: give it with --audio-column"
             )
+        if self._template is not None:
+            if find_label_column(names) is None:
+                raise DatasetError(f"{table}: no column of class names for --caption-template; {columns}")
+            self._classes = class_names(table)
+            return
         if missing := [name for name in self._caption_columns or () if name not in names]:
             raise DatasetError(f"{table}: no column {', '.join(map(repr, missing))}; {columns}")
         if not (self._caption_columns or find_caption_columns(name for name in names if name != audio)):
+            label = find_label_column(names)
+            how = f", or --caption-template {CAPTION_TEMPLATE!r} for the classes in {label!r}" if label else ""
             raise DatasetError(
-                f"{table}: no column has a known name for captions; {columns}: give it with --caption-columns"
+                f"{table}: no column has a known name for captions; {columns}: give it with --caption-columns{how}"
             )
 
 

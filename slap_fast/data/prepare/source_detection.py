@@ -107,7 +107,9 @@ class _Options(NamedTuple):
         return self.audio_column is not None or self.caption_columns is not None
 
     def manifest(self, tables: Sequence[Path]) -> Manifest:
-        return Manifest(tables, self.audio_root, self.audio_column, self.caption_columns)
+        if self.caption_template is not None and self.caption_columns is not None:
+            raise DatasetError("--caption-template makes captions of class names; leave out --caption-columns")
+        return Manifest(tables, self.audio_root, self.audio_column, self.caption_columns, self.caption_template)
 
 
 class _Opened(NamedTuple):
@@ -153,9 +155,7 @@ def _open_folder(folder: Path, options: _Options) -> _Opened:
     if table is not None and layout in ("auto", *(known.name for known in LABELED_LAYOUTS)):
         return _open_tables([table], options)
     tagged = {"fsd50k": is_fsd50k, "audioset": is_audioset}
-    if layout in ("labeled", *tagged) or (
-        layout == "auto" and (options.caption_template is not None or any(fits(folder) for fits in tagged.values()))
-    ):
+    if layout in ("labeled", *tagged) or (layout == "auto" and any(fits(folder) for fits in tagged.values())):
         if layout in tagged and not tagged[layout](folder):
             raise DatasetError(f"{folder}: is not the folder of {layout}: {_LABEL_TABLES[layout]} is not there")
         return _open_labeled(folder, options)
@@ -175,7 +175,8 @@ def _open_folder(folder: Path, options: _Options) -> _Opened:
         manifest = options.manifest(metadata)
         manifest.name = folder.resolve().name
         unlisted = table_folders.UnlistedAudio(folder, manifest)
-        return _Opened(table_folders.ChainedSource(manifest, unlisted), "an AudioFolder", True, True)
+        chained = table_folders.ChainedSource(manifest, unlisted)
+        return _Opened(chained, "an AudioFolder", takes_columns=True, takes_root=True, takes_template=True)
     extensions = {os.path.splitext(file)[1].lower() for file in files}
     audio = not extensions.isdisjoint(AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS)
     if not audio and (tables := table_folders.shard_tables(files)):
@@ -187,6 +188,8 @@ def _open_folder(folder: Path, options: _Options) -> _Opened:
         opened = _open_tables([folder / file for file in tables], options)._replace(takes_split=True)
         chain = table_folders.ChainedSource(opened.source, table_folders.RejectedFiles(folder, left_out))
         return opened._replace(source=chain) if left_out else opened
+    if layout == "auto" and options.caption_template is not None:
+        return _open_labeled(folder, options)
     if layout != "auto":
         raise DatasetError(f"{folder}: is a folder; --layout {layout} needs the file that lists its clips")
     others = ", ".join(str(folder / file) for file in table_folders.other_tables(files)[:5])
@@ -250,7 +253,7 @@ def _open_tables(paths: Sequence[Path], options: _Options) -> _Opened:
         if len(paths) > 1 or options.split not in (None, split):
             raise DatasetError(f"{paths[0]}: give the folder {folder} as SOURCE, with --split")
         return _open_labeled(folder, options._replace(split=split))
-    if layout == "labeled" or (layout == "manifest" and options.caption_template is not None):
+    if layout == "labeled":
         if len(paths) > 1:
             raise DatasetError(f"{', '.join(map(str, paths))}: --layout labeled takes one table, or a folder")
         return _open_labeled(paths[0], options)
@@ -267,7 +270,7 @@ def _open_tables(paths: Sequence[Path], options: _Options) -> _Opened:
         return _Opened(
             LabeledTable(paths, layout, root, options.template), layout, takes_root=True, takes_template=True
         )
-    return _Opened(options.manifest(paths), "a manifest", True, True)
+    return _Opened(options.manifest(paths), "a manifest", takes_columns=True, takes_root=True, takes_template=True)
 
 
 def _layout_of(paths: Sequence[Path]) -> str:

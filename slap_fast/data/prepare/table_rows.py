@@ -77,6 +77,34 @@ def column_names(path: Path) -> list[str]:
     return list(first_row(path))
 
 
+def class_names(path: Path) -> dict[str, list[str]]:
+    """The names of ClassLabel columns, whose cells are numbers; `datasets` stores them in the schema."""
+    if path.suffix.lower() == ".parquet":
+        with _parquet_file(path) as file:
+            return class_names_of(file.schema_arrow.metadata)
+    if path.suffix.lower() == ".arrow":
+        with _arrow_batches(path) as (schema, _):
+            return class_names_of(schema.metadata)
+    return {}
+
+
+def class_names_of(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """As `class_names`, of the metadata of an Arrow schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        columns = {
+            name: feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
+            for name, feature in features.items()
+        }
+        return {
+            name: list(feature["names"])
+            for name, feature in columns.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+        return {}
+
+
 def require_columns(tables: Sequence[Path], columns: frozenset[str], layout: str) -> None:
     """Raises DatasetError if a table with rows lacks one of the columns of its layout."""
     for table in tables:

@@ -250,3 +250,25 @@ def test_saved_datasets_are_read_as_they_are(tmp_path: Path) -> None:
     arrow.unlink()
     with pytest.raises(DatasetError, match=f"lists {arrow.name}, which is missing"):
         open_source(tmp_path / "saved/test")
+
+
+def test_class_numbers_of_saved_datasets_become_captions(tmp_path: Path) -> None:
+    features = datasets.Features({"audio": datasets.Audio(), "label": datasets.ClassLabel(names=["cat", "big_dog"])})
+    rows = [{"audio": _cell(number), "label": number} for number in range(3)]
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(tmp_path / "saved")
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    for path in (tmp_path / "saved", tmp_path / "rows.parquet"):
+        with pytest.raises(DatasetError, match="or --caption-template .* for the classes in 'label'"):
+            open_source(path)
+        *clips, rejected = open_source(path, caption_template="hear {}")
+        assert [(item.captions, item.metadata["label"]) for item in clips if isinstance(item, ClipItem)] == [
+            (["hear cat"], "cat"),
+            (["hear big dog"], "big dog"),
+        ]
+        assert isinstance(rejected, Rejection)
+        assert rejected.detail == "label is 2; there are 2 classes"
+    (tmp_path / "numbers.csv").write_text("file,label\na.wav,3\n")
+    (item,) = open_source(tmp_path / "numbers.csv", caption_template="hear {}")
+    assert isinstance(item, Rejection)
+    assert item.detail.startswith("label is 3, a number without a name")
