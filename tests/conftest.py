@@ -23,6 +23,13 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 hypothesis.settings.register_profile("slap-fast", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("slap-fast")
 
+
+@pytest.fixture(autouse=True)
+def _no_java_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR's Java program takes 10 s to start."""
+    monkeypatch.setattr("slap_fast.evaluation.caption_metrics.java_metrics.java_command", lambda: None)
+
+
 _BYTES_PER_WORKER = 4 << 30  # GPU memory: a CUDA context and the largest test
 
 

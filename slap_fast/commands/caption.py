@@ -13,6 +13,7 @@ from slap_fast.commands.shared import (
     add_quiet,
     has_model,
     load_model,
+    positive,
     report_skipped,
     show_progress,
 )
@@ -29,7 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per clip, with its reference captions if known"
     )
+    add_decoding_arguments(parser)
     add_quiet(parser)
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beams", type=positive, default=1, metavar="N", help="beam search with N beams (default 1: greedy decoding)"
+    )
+    parser.add_argument(
+        "--max-length", type=positive, default=64, metavar="N", help="tokens after which a caption is cut (default 64)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     inputs = collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
     skipped: list[Skipped] = []
-    for generated in generate_captions(model, inputs, skipped, progress=show_progress(arguments)):
+    captions = generate_captions(
+        model,
+        inputs,
+        skipped,
+        beam_size=arguments.beams,
+        max_length=arguments.max_length,
+        progress=show_progress(arguments),
+    )
+    for generated in captions:
         line = generated.to_json() if arguments.json else f"{generated.name}\t{generated.caption}"
         # tqdm.write clears and redraws a progress bar on the same terminal.
         tqdm.write(line, file=sys.stdout)

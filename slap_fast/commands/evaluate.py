@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slap_fast.commands.caption import add_decoding_arguments
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
@@ -19,13 +20,14 @@ from slap_fast.commands.shared import (
     report_skipped,
     show_progress,
 )
-from slap_fast.errors import SlapFastError, one_line
+from slap_fast.errors import ModelError, SlapFastError, one_line
 
 if TYPE_CHECKING:
     from slap_fast.data.format.index import ClipIndex
     from slap_fast.data.labeled import LabeledSet
     from slap_fast.evaluation.prompts import PromptSet
     from slap_fast.evaluation.relevance import RelevanceSets
+    from slap_fast.evaluation.suite import FoundDataset
     from slap_fast.inference.audio_inputs import AudioInput, Skipped
     from slap_fast.inference.embed import EmbeddedDataset
     from slap_fast.models.slap import SLAP
@@ -54,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query", action="append", help="text to compare with them (default: their own events or captions)"
     )
     parser.add_argument(
-        "--captions", action="store_true", help="also write captions.jsonl: generated and reference captions"
+        "--captions", action="store_true", help="also score captions of the DATASET, and write them to captions.jsonl"
     )
+    add_decoding_arguments(parser)
     parser.add_argument(
         "--zero-shot",
         type=Path,
@@ -98,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_plots:
         _require_matplotlib()
     # Errors in the data are reported before the model is loaded.
-    index = labeled = relevance = prompts = None
+    index = labeled = relevance = prompts = datasets = None
     if arguments.dataset is not None:
         from slap_fast.data.format.index import ClipIndex
 
@@ -117,13 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
         labeled.scored(arguments.split)
         if prompts is not None:
             prompts.check_classes(labeled.classes)
+    if arguments.suite is not None:
+        datasets = _find_datasets(arguments.suite, arguments.data)
     evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
     if index is not None:
         evaluation.retrieval(index, relevance)
     if labeled is not None:
         evaluation.zero_shot(labeled, prompts)
-    if arguments.suite is not None:
-        evaluation.suite(prompts)
+    if datasets is not None:
+        evaluation.suite(datasets, prompts)
     if log is not None and not arguments.no_plots:
         evaluation.plot_training_log(log)
     return evaluation.finish()
@@ -142,10 +147,25 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError("--prompts and --templates exclude each other; put the templates into a file")
     if (arguments.prompts or arguments.templates) and arguments.zero_shot is None and arguments.suite is None:
         raise CommandError("--prompts and --templates are for --zero-shot and --suite; give one of these, too")
+    if arguments.captions and arguments.dataset is None:
+        raise CommandError("--captions captions the clips of a DATASET; give one")
+    if (arguments.beams, arguments.max_length) != (1, 64) and not arguments.captions:
+        raise CommandError("--beams and --max-length are for --captions; give it, too")
     if arguments.relevance is not None and arguments.dataset is None:
         raise CommandError("--relevance judges the clips of a DATASET; give one")
     if arguments.relevance is not None and arguments.limit is not None:
         raise CommandError("--relevance needs all clips of the DATASET; leave --limit out")
+
+
+def _find_datasets(suite: str, root: Path) -> dict[str, FoundDataset]:
+    from slap_fast.evaluation.suite.discovery import find_datasets
+    from slap_fast.evaluation.suite.paper import SUITES as TASKS
+
+    datasets = find_datasets(root)
+    if not any(task.name in datasets for task in TASKS[suite]):
+        wanted = "; ".join(f"{task.title} ({task.source})" for task in TASKS[suite])
+        raise CommandError(f"{root}: none of the datasets of the suite is there, up to 4 folders deep: {wanted}")
+    return datasets
 
 
 def _prompts(arguments: argparse.Namespace) -> PromptSet:
@@ -157,7 +177,12 @@ def _prompts(arguments: argparse.Namespace) -> PromptSet:
 
 
 def _not_negative(text: str) -> int:
-    return 0 if text.strip() == "0" else positive(text)
+    if text.strip() == "0":
+        return 0
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a positive whole number") from error
 
 
 class _Evaluation:
@@ -183,6 +208,14 @@ class _Evaluation:
 
         arguments = self._arguments
         clips = dataset_inputs(index, arguments.limit)
+        self._clips += len(clips)
+        if arguments.captions:
+            try:
+                self._model.require("text_encoder")
+            except ModelError as error:
+                print(f"slap-fast: retrieval is left out: {error}", file=sys.stderr)
+                self._report |= {"dataset": str(arguments.dataset), "retrieval_unavailable": str(error)}
+                return self.captions(clips)
         try:
             result = evaluate_retrieval(
                 self._model,
@@ -199,13 +232,31 @@ class _Evaluation:
         self._report |= {"dataset": str(arguments.dataset), "retrieval": result.metrics}
         if result.relevance is not None:
             self._report["relevance"] = {"source": str(arguments.relevance), **result.relevance}
-        self._clips += len(clips)
         self._skipped += dataset.skipped
         if not arguments.no_plots:
             self._plot_similarity(dataset)
             self._plot_localization(dataset.clips)
         if arguments.captions:
-            self._write_captions(dataset.clips)
+            self.captions(dataset.clips)
+
+    def captions(self, clips: list[AudioInput]) -> None:
+        from slap_fast.evaluation.captioning import evaluate_captions
+        from slap_fast.runtime.durable_files import replace_file
+
+        arguments = self._arguments
+        result = evaluate_captions(
+            self._model,
+            clips,
+            beam_size=arguments.beams,
+            max_length=arguments.max_length,
+            resamples=arguments.bootstrap,
+            progress=show_progress(arguments),
+        )
+        lines = "".join(caption.to_json() + "\n" for caption in result.captions)
+        replace_file(self._new_file("captions.jsonl"), [lines.encode("utf-8")])
+        decoding = {"beams": arguments.beams, "max_length": arguments.max_length}
+        self._report["captioning"] = {**result.report, "decoding": decoding}
+        self._skipped += result.skipped
 
     def zero_shot(self, labeled: LabeledSet, prompts: PromptSet | None) -> None:
         from slap_fast.evaluation.zero_shot import evaluate_zero_shot
@@ -224,7 +275,7 @@ class _Evaluation:
         self._clips += result.clips
         self._skipped += result.skipped
 
-    def suite(self, prompts: PromptSet | None) -> None:
+    def suite(self, datasets: dict[str, FoundDataset], prompts: PromptSet | None) -> None:
         from slap_fast.evaluation.plots import ScoreBar, plot_scores
         from slap_fast.evaluation.suite import run_suite
         from slap_fast.evaluation.suite.report import format_suite, markdown_suite, suite_rows
@@ -234,7 +285,7 @@ class _Evaluation:
         result = run_suite(
             self._model,
             arguments.suite,
-            arguments.data,
+            datasets,
             prompts=prompts,
             limit=arguments.limit,
             resamples=arguments.bootstrap,
@@ -307,14 +358,6 @@ class _Evaluation:
                 events=events,
             )
 
-    def _write_captions(self, clips: list[AudioInput]) -> None:
-        from slap_fast.inference.caption import generate_captions
-
-        progress = show_progress(self._arguments)
-        with self._new_file("captions.jsonl").open("w", encoding="utf-8") as file:
-            for generated in generate_captions(self._model, clips, [], progress=progress):
-                file.write(generated.to_json() + "\n")
-
 
 def _find_log(arguments: argparse.Namespace) -> Path | None:
     if arguments.log is not None:
@@ -344,6 +387,7 @@ def _clips_to_localize(clips: list[AudioInput], limit: int) -> list[AudioInput]:
 
 
 def _tables(report: dict[str, Any], suite: str | None, written: list[Path]) -> str:
+    from slap_fast.evaluation.captioning import format_captioning
     from slap_fast.evaluation.relevance import format_relevance
     from slap_fast.evaluation.retrieval import format_retrieval
     from slap_fast.evaluation.zero_shot import format_zero_shot
@@ -357,6 +401,8 @@ def _tables(report: dict[str, Any], suite: str | None, written: list[Path]) -> s
     if (relevance := report.get("relevance")) is not None:
         lines.append(f"{relevance['queries']:.0f} queries, {relevance['relevant_pairs']:.0f} relevant pairs")
         lines.append(format_relevance(relevance, relevance.get("intervals")))
+    if (captioning := report.get("captioning")) is not None:
+        lines.append(format_captioning(captioning))
     if (zero_shot := report.get("zero_shot")) is not None:
         lines.append(format_zero_shot(zero_shot))
     if suite is not None:

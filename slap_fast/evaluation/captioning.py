@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slap_fast.evaluation.bootstrap import RESAMPLES, confidence_interval
-from slap_fast.evaluation.caption_metrics import caption_metrics
+from slap_fast.evaluation.caption_metrics import METRIC_TITLES, caption_metrics
 from slap_fast.inference.audio_inputs import AudioInput, Skipped
 from slap_fast.inference.caption import Captioner, GeneratedCaption, generate_captions
 
@@ -35,18 +35,31 @@ class CaptioningResult:
 
 
 def evaluate_captions(
-    model: Captioner, clips: Sequence[AudioInput], *, resamples: int = RESAMPLES, progress: bool = False
+    model: Captioner,
+    clips: Sequence[AudioInput],
+    *,
+    beam_size: int = 1,
+    max_length: int = 64,
+    resamples: int = RESAMPLES,
+    progress: bool = False,
 ) -> CaptioningResult:
     """Caption clips that have reference captions, and score the captions.
 
     Args:
+        model: as `SLAP`.
+        clips: with `captions` in their metadata.
+        beam_size: as in `SLAP.caption`.
+        max_length: as in `SLAP.caption`.
         resamples: bootstrap samples for 95 % intervals; 0: none.
+        progress: show a progress bar.
 
     Raises:
         CaptionMetricsError: no clip could be read, or one has no reference caption.
     """
     skipped: list[Skipped] = []
-    captions = list(generate_captions(model, clips, skipped, progress=progress))
+    captions = list(
+        generate_captions(model, clips, skipped, beam_size=beam_size, max_length=max_length, progress=progress)
+    )
     return CaptioningResult(score_captions(captions, resamples=resamples), captions, skipped)
 
 
@@ -62,3 +75,14 @@ def score_captions(captions: Sequence[GeneratedCaption], *, resamples: int = RES
         }
         report["bootstrap"] = {"resamples": resamples, "level": LEVEL, "seed": 0}
     return report
+
+
+def format_captioning(report: dict[str, Any]) -> str:
+    """The scores of a report with their intervals, and what could not be computed."""
+    lines = [f"captions of {report['clips']:.0f} clips:"]
+    intervals = report.get("intervals", {})
+    for name in (name for name in METRIC_TITLES if name in report):
+        bounds = f"  [{intervals[name][0]:.4f}, {intervals[name][1]:.4f}]" if name in intervals else ""
+        lines.append(f"  {METRIC_TITLES[name]:<8} {report[name]:.4f}{bounds}")
+    lines += [f"  {METRIC_TITLES[name]:<8} not computed: {reason}" for name, reason in report["unavailable"].items()]
+    return "\n".join(lines)

@@ -54,7 +54,7 @@ def caption(
     start, end = _boundary_tokens(tokenizer)
     count, clips = split_clips(audio)
     captions: list[str] = []
-    cut: list[int] = []
+    cut: list[str] = []
     with (
         inference_context(model),
         progress_bar(total=count, desc="captioning", unit="clip", disable=not progress) as bar,
@@ -68,13 +68,20 @@ def caption(
                 generated = beam_search(
                     decoder, features, layout, start, end, max_length, beams=beam_size, length_penalty=length_penalty
                 )
-            cut += [len(captions) + at for at, ids in enumerate(generated) if len(ids) == max_length]
-            captions += [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+            texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+            captions += texts
+            cut += [text for text, ids in zip(texts, generated, strict=True) if len(ids) == max_length]
             bar.update(len(batch))
-    _warn(f"reached max_length={max_length} tokens and were cut", cut, len(captions))
-    _warn(
-        "are empty: the model ended them at once", [at for at, text in enumerate(captions) if not text], len(captions)
-    )
+    if cut:
+        logger.warning(
+            "%d of %d captions reached max_length=%d tokens and were cut, the first being %r",
+            len(cut),
+            len(captions),
+            max_length,
+            cut[0] if len(cut[0]) <= 60 else f"{cut[0][:60]}...",
+        )
+    if empty := captions.count(""):
+        logger.warning("%d of %d captions are empty: the model ended them at once", empty, len(captions))
     return captions
 
 
@@ -112,8 +119,3 @@ def _boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     if start is None or end is None:
         raise ModelError("captioning needs a tokenizer with a start token (cls or bos) and an end token (sep or eos)")
     return int(start), int(end)
-
-
-def _warn(what: str, clips: list[int], total: int) -> None:
-    if clips:
-        logger.warning("%d of %d captions %s, the first being that of audio[%d]", len(clips), total, what, clips[0])

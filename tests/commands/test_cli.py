@@ -16,6 +16,7 @@ from slap_fast import cli
 from slap_fast.commands import caption, embed, evaluate, prepare, search
 from slap_fast.commands.embedding_files import read_embeddings
 from slap_fast.data import tokenizer
+from slap_fast.evaluation.caption_metrics import METRIC_TITLES
 from tests.evaluation.fakes import LoudnessModel
 
 LOUDNESS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
@@ -176,6 +177,10 @@ def test_evaluation_prints_metrics_and_writes_metrics_and_plots(
     assert metrics["skipped"] == []
     captions = [json.loads(line) for line in (written / "captions.jsonl").read_text().splitlines()]
     assert [entry["caption"] for entry in captions] == [f"loudness {loudness:.2f}" for loudness in LOUDNESS]
+    scores = metrics["captioning"]
+    assert 0 < scores["cider_d"] < 10 and scores["intervals"]["cider_d"][0] <= scores["cider_d"]
+    assert set(METRIC_TITLES) == set(METRIC_TITLES) & (set(scores) | set(scores["unavailable"]))
+    assert f"CIDEr-D  {scores['cider_d']:.4f}" in out
     plots = {"similarity.png", "localization.png", "localization-2.png", "localization-3.png", "losses.png"}
     assert {path.name for path in written.glob("*.png")} == plots
     assert f"wrote {written / 'similarity.png'}" in out

@@ -30,7 +30,7 @@ class LoudnessModel:
     def require(self, part: str) -> None:
         """It has every part."""
 
-    def caption(self, audio: Sequence[np.ndarray], *, sampling_rate: float) -> list[str]:
+    def caption(self, audio: Sequence[np.ndarray], *, sampling_rate: float, **options: float) -> list[str]:
         assert sampling_rate == self.config.mel.sample_rate
         return [f"loudness {np.abs(clip).mean():.2f}" for clip in audio]
 

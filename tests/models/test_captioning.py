@@ -229,7 +229,7 @@ def test_cut_and_empty_captions_are_counted_in_the_log(model: SLAP, caplog: pyte
         assert f"{len(cut)} of 3 captions reached max_length=2 tokens and were cut" in caplog.text
         monkeypatch.setattr(captioning, "greedy_search", lambda *_: [[5], [], [6]])
         assert model.caption(clips, sampling_rate=16_000) == ["w5", "", "w6"]
-    assert "1 of 3 captions are empty: the model ended them at once, the first being that of audio[1]" in caplog.text
+    assert "1 of 3 captions are empty: the model ended them at once" in caplog.text
 
 
 @pytest.mark.parametrize(
