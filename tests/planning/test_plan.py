@@ -82,6 +82,21 @@ def test_higher_stages_and_smaller_micro_batches_need_less_memory(on_gpus: Plan)
     assert peaks[False, 64, 2] > peaks[True, 64, 2]
 
 
+@pytest.mark.parametrize("absent", [("self_distillation", "caption"), ("contrastive",), ("contrastive", "caption")])
+def test_objectives_of_weight_0_are_not_planned(on_gpus: Plan, absent: tuple[str, ...]) -> None:
+    fewer = plan("devices=4", "device=h100", *(f"objectives.{name}_weight=0" for name in absent))
+    recipe = fewer.request.config.recipe
+    model = PretrainingModel(recipe.model, recipe.objectives)
+    assert fewer.parameters == Parameters.of(model)
+    assert fewer.parameters.averaged == sum(teacher.numel() for _, teacher, _ in model.teacher_pairs())
+    assert fewer.model_flops < on_gpus.model_flops
+    for option, full in zip(fewer.options, on_gpus.options, strict=True):
+        assert option.memory.optimizer < full.memory.optimizer
+        assert option.peak < full.peak
+        assert option.time.total < full.time.total
+    assert f"objectives: {', '.join(recipe.objectives.active)}\n" in as_text(fewer)
+
+
 def test_the_recommended_option_fits_and_no_other_that_fits_is_much_faster(on_gpus: Plan) -> None:
     best = on_gpus.recommended
     assert best is not None

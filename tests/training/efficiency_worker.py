@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slap_fast.config.recipe import RunConfig
+from slap_fast.config.recipe import ObjectivesConfig, RunConfig
 from slap_fast.planning.footprint import PassCost
 from slap_fast.planning.memory import Parameters, ZeroLayout, memory
 from slap_fast.training.build import checkpoint_activations
@@ -63,14 +63,17 @@ def held(ranks: Ranks) -> dict[str, list[float]]:
     """Bytes of tensors between two steps, planned and measured."""
     seen = {}
     for stage in range(4):
-        for precision in ("fp32", "bf16"):
-            config = tiny.run_config(zero_stage=stage, precision=precision, width=128)
+        for precision in ("fp32", "bf16", "bf16, contrastive only"):
+            config = tiny.run_config(zero_stage=stage, precision=precision[:4], width=128)
+            if precision.endswith("only"):
+                objectives = ObjectivesConfig(self_distillation_weight=0.0, caption_weight=0.0)
+                config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, objectives=objectives))
             model = tiny.build(config)
             parameters = Parameters.of(model)
             engine = build_engine(model, config, ranks)
             average = TeacherAverage(engine.module.teacher_pairs())
             step_on(engine, average, config, ranks, 0)
-            layout = ZeroLayout(stage, ranks.world_size, bf16=precision == "bf16", accumulated=False)
+            layout = ZeroLayout(stage, ranks.world_size, bf16=precision[:4] == "bf16", accumulated=False)
             plan = memory(parameters, layout, PassCost(0.0, 0.0, (), 0.0, 0.0, 0.0), 0.0)
             planned = plan.parameters + plan.optimizer + plan.gradients + plan.teacher
             seen[f"stage {stage}, {precision}"] = [planned, _bytes_within(engine, average)]

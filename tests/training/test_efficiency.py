@@ -93,7 +93,7 @@ def test_offloading_gives_the_same_losses(results: dict[str, Any], case: str) ->
     assert offloaded == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16, contrastive only"])
 @pytest.mark.parametrize("stage", range(4))
 def test_the_planned_memory_is_what_deepspeed_allocates(results: dict[str, Any], stage: int, precision: str) -> None:
     planned, held = results["held"][f"stage {stage}, {precision}"]
