@@ -259,7 +259,7 @@ def test_class_numbers_of_saved_datasets_become_captions(tmp_path: Path) -> None
     datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(tmp_path / "saved")
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     for path in (tmp_path / "saved", tmp_path / "rows.parquet"):
-        with pytest.raises(DatasetError, match="or --caption-template .* for the classes in 'label'"):
+        with pytest.raises(DatasetError, match=r"or --caption-template .* for the classes in 'label'"):
             open_source(path)
         *clips, rejected = open_source(path, caption_template="hear {}")
         assert [(item.captions, item.metadata["label"]) for item in clips if isinstance(item, ClipItem)] == [
