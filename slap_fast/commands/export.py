@@ -1,42 +1,70 @@
-"""`slap-fast export`: converts a training checkpoint to a model folder."""
+"""`slap-fast export`: converts a checkpoint to a model folder, or a model to ONNX or `torch.export` programs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from slap_fast.commands.shared import CommandError
+from slap_fast.commands.shared import CommandError, has_model, load_model
 
 if TYPE_CHECKING:
     from slap_fast.training.checkpoint.folder import Manifest
 
-HELP = "write the model of a checkpoint, of a run in progress or stopped"
+HELP = "write the model of a checkpoint; or the towers of a model as ONNX or torch.export programs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
+        "source",
+        metavar="CHECKPOINT|MODEL",
         type=Path,
-        help="folder such as runs/mine/checkpoints/step-00001000, or of a run, for its newest complete checkpoint",
+        help="with --out: folder such as runs/mine/checkpoints/step-00001000, or of a run, in progress or stopped, for "
+        "its newest complete checkpoint; else: folder of a model, or owner/name on the Hugging Face hub",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to create, as training creates model/")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="folder to create, as training creates model/")
+    target.add_argument("--onnx", type=Path, metavar="OUT", help="folder to create, with audio.onnx and text.onnx")
+    target.add_argument("--torch-export", type=Path, metavar="OUT", help="the same, with audio.pt2 and text.pt2")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out or arguments.onnx or arguments.torch_export
+    if out.exists():
+        raise CommandError(f"{out} exists; choose another folder, or delete it")
+    if arguments.out is None:
+        return _export_towers(arguments.source, out, "torch" if arguments.onnx is None else "onnx")
     from slap_fast.training.checkpoint.export import export_checkpoint
     from slap_fast.training.checkpoint.folder import MANIFEST
 
-    given: Path = arguments.checkpoint
-    if arguments.out.exists():
-        raise CommandError(f"{arguments.out} exists; choose another --out, or delete it")
+    given: Path = arguments.source
     if not given.is_dir():
         raise CommandError(f"{given}: no such folder")
     is_checkpoint = (given / MANIFEST).exists() or given.name.startswith("step-")
-    manifest = export_checkpoint(given, arguments.out) if is_checkpoint else _export_newest(given, arguments.out)
-    print(f"{arguments.out}: the model after step {manifest.step}")
+    manifest = export_checkpoint(given, out) if is_checkpoint else _export_newest(given, out)
+    print(f"{out}: the model after step {manifest.step}")
+    return 0
+
+
+def _export_towers(source: Path, out: Path, kind: Literal["onnx", "torch"]) -> int:
+    if (
+        source.is_dir()
+        and not has_model(source)
+        and (source.name.startswith("step-") or (source / "checkpoints").exists())
+    ):
+        raise CommandError(f"{source}: this is no model; write the model of a checkpoint first: slap-fast export --out")
+    model = load_model(source, "cpu")
+    from slap_fast.models.portable.files import export_towers
+
+    towers = export_towers(model, out, kind)
+    for tower in towers:
+        files = ", ".join(f"{out / name} ({size / 1e6:.1f} MB)" for name, size in tower.files.items())
+        print(f"{files}: deviates by at most {tower.deviation:.1e} from the model")
+    if model.text_encoder is None:
+        print("no text tower, and audio features without pooling: trained with objectives.contrastive_weight=0")
+    if model.caption_decoder is not None:
+        print("the caption decoder is not exported")
     return 0
 
 
