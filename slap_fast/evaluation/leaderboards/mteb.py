@@ -82,6 +82,8 @@ class SlapEncoder(AbsEncoder):
         ModelError: the model has no text tower, because it was trained with `objectives.contrastive_weight=0`.
     """
 
+    mteb_model_meta: ModelMeta
+
     def __init__(self, model: SLAP, *, name: str = f"{LOCAL}/slap", revision: str | None = None) -> None:
         if model.text_encoder is None:
             raise ModelError(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[3]
 WRITE = """
 import sys
 from pathlib import Path
+from typing import Any
 from slap_fast.config.loading import load_run_config
 from slap_fast.training.metrics.run_log import EvaluationResult, RunLog
 from tests.training.metrics.test_run_log import SETTINGS, SPEED, report
@@ -57,9 +59,9 @@ def records(output: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
-def wandb_records(path: Path) -> Iterator[object]:
+def wandb_records(path: Path) -> Iterator[Any]:
     """Records of an offline run: protocol buffers in LevelDB's log format."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     data, at, payload = path.read_bytes(), 7, b""  # after the header of the file
     while at + 7 <= len(data):
@@ -69,7 +71,7 @@ def wandb_records(path: Path) -> Iterator[object]:
         payload += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            yield Record.FromString(payload)
+            yield wandb_internal_pb2.Record.FromString(payload)  # type: ignore[attr-defined]
             payload = b""
 
 
