@@ -37,7 +37,7 @@ def _output(*command: str) -> str:
 def test_every_example_is_tested_and_names_its_command() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     scripts = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     for script in scripts:
         assert f'"{script}"' in text, script
         docstring = (EXAMPLES / script).read_text(encoding="utf-8").split('"""')[1]
@@ -87,3 +87,23 @@ def test_files_of_any_duration_are_ranked_by_a_text(tmp_path: Path) -> None:
     assert similarities == sorted(similarities, reverse=True)
     expected = model.encode_audio(paths) @ model.encode_text("a dog barks")[0]
     assert sorted(similarities) == pytest.approx(sorted(expected.tolist()), abs=1e-5)
+
+
+def test_a_classifier_learns_on_a_frozen_tower_and_then_with_it(tmp_path: Path) -> None:
+    example = _names("classify_with_pytorch.py")
+    torch.manual_seed(0)
+    model = SLAP(TINY)
+    model.save_pretrained(tmp_path / "model")
+    generator = np.random.default_rng(0)
+    for name, scale in (("loud", 0.5), ("quiet", 0.005)):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for clip in range(6):
+            samples = scale * generator.uniform(-1, 1, 3000 + 900 * clip)
+            soundfile.write(tmp_path / "clips" / name / f"{clip}.wav", samples, 16_000)
+    accuracies = example["train"](str(tmp_path / "model"), tmp_path / "clips", head_epochs=6, tower_epochs=2)
+    assert len(accuracies) == 8
+    assert accuracies[-1] > 0.9
+    trained = SLAP.from_pretrained(tmp_path / "clips-model").state_dict()
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, trained[name])}
+    assert {name for name in trained if name.startswith(("text_", "caption_decoder.", "logit_scale."))} <= same
+    assert "audio_encoder.blocks.0.attention.qkv.weight" not in same

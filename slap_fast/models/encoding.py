@@ -74,12 +74,19 @@ def embed(
     """`SLAP.forward` of clips and texts."""
     audio_embeddings = text_embeddings = None
     if audio is not None:
-        sample_rate = model.config.mel.sample_rate
-        clips = [waveform(clip, sample_rate, sampling_rate, model.device) for clip in split_clips(audio)[1]]
-        audio_embeddings = _normalize(model.audio_pooling(*encode_features(model, clips)))
+        audio_embeddings = _normalize(model.audio_pooling(*audio_features(model, audio, sampling_rate=sampling_rate)))
     if texts is not None:
         text_embeddings = _normalize(_pooled_texts(model, _tokenize(model, split_texts(texts))))
     return Embeddings(audio_embeddings, text_embeddings, model.logit_scale())
+
+
+def audio_features(
+    model: SLAP, audio: Audio | Iterable[Audio], *, sampling_rate: float | None
+) -> tuple[Tensor, PackedLayout]:
+    """See `SLAP.audio_features`."""
+    sample_rate = model.config.mel.sample_rate
+    clips = [waveform(clip, sample_rate, sampling_rate, model.device) for clip in split_clips(audio)[1]]
+    return encode_features(model, clips)
 
 
 def embed_waveforms(model: SLAP, clips: list[Tensor]) -> Tensor:

@@ -312,6 +312,29 @@ class SLAP(nn.Module):
             progress=progress,
         )
 
+    def audio_features(
+        self, audio: Audio | Iterable[Audio], *, sampling_rate: float | None = None
+    ) -> tuple[Tensor, PackedLayout]:
+        """Features of the audio encoder with gradients, to train modules of your own on.
+
+        `audio_pooling(features, tokens)` pools them to one vector per clip, as a linear head takes it. All clips are
+        packed into one batch, without padding.
+
+        Args:
+            audio: clips as in `encode_audio`; gradients flow to samples that require them.
+            sampling_rate: as in `encode_audio`.
+
+        Returns:
+            `[T, D]` features of the patches of all clips, in the dtype of the weights and not normalized: for each
+            column of patches (160 ms for the paper's model) `config.tokens_per_column` rows, from low to high
+            frequencies. And their layout: `lengths` has the number of rows of each clip, `cu_seqlens` their offsets.
+
+        Raises:
+            ValueError: as in `encode_audio`.
+            AudioError: a file cannot be read; the message has its index and path.
+        """
+        return encoding.audio_features(self, audio, sampling_rate=sampling_rate)
+
     def similarity_over_time(
         self, audio: Audio, text: str, *, sampling_rate: float | None = None
     ) -> tuple[Tensor, Tensor]:
