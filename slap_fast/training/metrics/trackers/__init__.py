@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from slap_fast.config.recipe import LoggingConfig
 from slap_fast.errors import MissingExtraError, one_line
 from slap_fast.runtime.durable_files import replace_text
+from slap_fast.training.metrics.trackers.tracker import TrackedRun, Tracker
 
 Kind = Literal["steps", "scores"]
 """Kinds of records: values of a step, and scores of the model after it."""
@@ -25,26 +26,6 @@ Kind = Literal["steps", "scores"]
 STATE = "trackers.json"
 # The other ranks wait for rank 0 at the end of a run, at most `training.timeout`; an upload must not take that long.
 _CLOSE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """Where a tracker keeps the run, as stored in `trackers.json`."""
-
-    project: str
-    name: str
-    id: str
-
-
-class Tracker(Protocol):
-    """One run of one tracker. Any exception of a method means that the tracker has failed."""
-
-    run: TrackedRun | None
-    """What a later call needs to continue the run; None if it continues by the output folder alone."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class OpenTracker(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 from slap_fast.config.recipe import LoggingConfig
 from slap_fast.errors import MissingExtraError
-from slap_fast.training.metrics.trackers import TrackedRun
+from slap_fast.training.metrics.trackers.tracker import TrackedRun
 
 
 class TensorboardEvents:

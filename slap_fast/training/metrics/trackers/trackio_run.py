@@ -10,7 +10,7 @@ from typing import Any
 import trackio
 
 from slap_fast.config.recipe import LoggingConfig
-from slap_fast.training.metrics.trackers import TrackedRun
+from slap_fast.training.metrics.trackers.tracker import TrackedRun
 
 
 class TrackioRun:

@@ -13,7 +13,7 @@ from typing import Any
 import wandb
 
 from slap_fast.config.recipe import LoggingConfig
-from slap_fast.training.metrics.trackers import TrackedRun
+from slap_fast.training.metrics.trackers.tracker import TrackedRun
 
 
 class WandbRun:
