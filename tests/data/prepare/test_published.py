@@ -120,18 +120,22 @@ def test_a_zip_in_parts_or_damaged_is_an_error_that_says_what_to_do(tmp_path: Pa
     with pytest.raises(DatasetError, match=r"FreeSound\.zip is split into parts .*`zip -s 0 .*FreeSound_joined\.zip'`"):
         list(open_source(tmp_path))
     # The parts may stay beside the joined zip.
-    archive.with_name("FreeSound_joined.zip").write_bytes(archive.read_bytes())
-    assert _clips(open_source(tmp_path))["FreeSound/17"] == (["a door"], 2)
-    member = archive.with_name("FreeSound_joined.zip")
-    member.write_bytes(member.read_bytes()[:-40])
+    joined = archive.with_name("FreeSound_joined.zip")
+    joined.write_bytes(archive.read_bytes())
+    clips = _clips(open_source(tmp_path))
+    assert (clips["FreeSound/17"], clips["FreeSound/18"]) == ((["a door"], 2), (["a cat"], "missing_file"))
+    joined.write_bytes(joined.read_bytes()[:-40])
     with pytest.raises(DatasetError, match=r"FreeSound_joined\.zip: not a readable zip .*download it again"):
         list(open_source(tmp_path))
-    # A damaged member is one clip less.
-    whole = tmp_path / "Zip_files/AudioSet_SL/AudioSet_SL.zip"
-    member.unlink()
+    joined.unlink()
     archive.unlink()
+    # A damaged member is one clip less, also if its audio can be decoded.
+    whole = tmp_path / "Zip_files/AudioSet_SL/AudioSet_SL.zip"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as members:
+        for number, letter in enumerate("AB"):
+            members.writestr(f"AudioSet_SL_flac/Y{letter * 11}.wav", encode(SECOND[: 8_000 + number], format="WAV"))
     damaged = bytearray(whole.read_bytes())
-    damaged[200] ^= 0xFF
+    damaged[5_000] ^= 0xFF
     whole.write_bytes(damaged)
     clips = _clips(open_source(tmp_path))
     assert clips["AudioSet_SL/YAAAAAAAAAAA"][1] == "unreadable"
