@@ -270,9 +270,11 @@ class EvaluationConfig:
     """Folder with one subfolder of audio files per class, a table of file and class, or a dataset as published."""
     limit: int | None = None
     """Use only this many clips of each, evenly spaced."""
-    metric: Literal["r1", "r5", "r10", "map10", "map16", "zero_shot"] = "r1"
-    """Chooses the best model: retrieval averaged over both directions; text to audio with `relevance` (`map16`); or
-    zero-shot accuracy, which is the mAP if clips have several labels."""
+    captions: bool = False
+    """Also caption the clips of `dataset`, greedily, and score the captions: CIDEr-D, ROUGE-L and BLEU."""
+    metric: Literal["r1", "r5", "r10", "map10", "map16", "zero_shot", "cider_d"] = "r1"
+    """Chooses the best model: retrieval averaged over both directions; text to audio with `relevance` (`map16`);
+    zero-shot accuracy, which is the mAP if clips have several labels; or CIDEr-D of `captions`."""
 
     def __post_init__(self) -> None:
         _require(self, every=self.every >= 1, limit=self.limit is None or self.limit >= 1)
@@ -282,6 +284,12 @@ class EvaluationConfig:
         needed = {"zero_shot": "zero_shot", "map16": "relevance"}.get(self.metric, "dataset")
         if self.enabled and getattr(self, needed) is None:
             raise ValueError(f"metric is {self.metric!r}, which needs evaluation.{needed}; give it, or another metric")
+        if self.captions and self.dataset is None:
+            raise ValueError(
+                "captions is true, which needs evaluation.dataset; give it, or set evaluation.captions=false"
+            )
+        if self.enabled and self.metric == "cider_d" and not self.captions:
+            raise ValueError("metric is 'cider_d', which needs evaluation.captions=true; set it, or another metric")
 
     @property
     def enabled(self) -> bool:
@@ -369,10 +377,17 @@ class RunConfig:
     efficiency: Efficiency = field(default_factory=Efficiency)
 
     def __post_init__(self) -> None:
-        if "contrastive" in self.recipe.objectives.active:
+        evaluation, objectives = self.efficiency.evaluation, self.recipe.objectives.active
+        if evaluation.captions and "caption" not in objectives:
+            raise ValueError(
+                "evaluation.captions is true, but objectives.caption_weight is 0, so there is no caption decoder; set "
+                "evaluation.captions=false, or objectives.caption_weight above 0"
+            )
+        if "contrastive" in objectives:
             return
-        for name in ("dataset", "zero_shot"):
-            if (value := getattr(self.efficiency.evaluation, name)) is not None:
+        captions_alone = evaluation.captions and evaluation.metric == "cider_d"
+        for name in ("relevance", "zero_shot") if captions_alone else ("dataset", "zero_shot"):
+            if (value := getattr(evaluation, name)) is not None:
                 raise ValueError(
                     f"evaluation.{name} is {value!r}, but objectives.contrastive_weight is 0, so audio and text are "
                     f"not embedded in one space; set evaluation.{name}=null, or objectives.contrastive_weight above 0"

@@ -18,6 +18,7 @@ from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.labeled import LabeledSet, open_labeled
 from slap_fast.errors import SlapFastError
 from slap_fast.evaluation.best_model import BestModel
+from slap_fast.evaluation.caption_metrics import caption_metrics
 from slap_fast.evaluation.relevance import RelevanceSets, read_relevance, relevance_scores, relevant_clips
 from slap_fast.evaluation.retrieval import METRIC_NAMES, embedding_retrieval_metrics
 from slap_fast.evaluation.retrieval_evaluation import names_of
@@ -30,6 +31,7 @@ from slap_fast.inference.audio_inputs import (
     evenly_spaced,
     labeled_input,
 )
+from slap_fast.inference.caption import GeneratedCaption, generate_captions
 from slap_fast.inference.embed import embed_audio, embed_dataset, embed_texts
 from slap_fast.models.slap import SLAP
 from slap_fast.training.checkpoint.export import full_weights, standalone_student
@@ -55,6 +57,7 @@ class _Embeddings:
     captions: list[str]  # M
     labeled: Tensor  # [L, D]
     labels: list[tuple[int, ...]]  # L
+    generated: list[GeneratedCaption]  # of the N clips, if they are captioned
     skipped: list[Skipped]
 
 
@@ -129,6 +132,11 @@ class InLoopEvaluation:
                 return EvaluationResult(notes=(f"the evaluation after step {step} failed: {error}; training goes on",))
 
     def _embed(self, model: SLAP) -> _Embeddings:
+        skipped: list[Skipped] = []
+        generated = list(generate_captions(model, self._clips, skipped)) if self._config.captions else []
+        if model.text_encoder is None:  # trained to caption, without the contrastive objective
+            none, no_index = torch.empty(0, model.embedding_dim), torch.empty(0, dtype=torch.int64)
+            return _Embeddings([], none, none, no_index, [], none, [], generated, skipped)
         retrieval = embed_dataset(model, self._clips, allow_empty=True)
         labeled = embed_audio(model, [clip for clip, _ in self._labeled], allow_empty=True)
         labels_of = {clip.name: labels for clip, labels in self._labeled}
@@ -140,6 +148,7 @@ class InLoopEvaluation:
             retrieval.captions,
             labeled.embeddings,
             [labels_of[clip.name] for clip in labeled.inputs],
+            generated,
             retrieval.skipped + labeled.skipped,
         )
 
@@ -170,7 +179,15 @@ class InLoopEvaluation:
     def _scores(self, model: SLAP, whole: _Embeddings) -> dict[str, float]:
         scores: dict[str, float] = {}
         metric = self._config.metric
-        if self._config.dataset is not None:
+        if self._config.captions:
+            if not whole.generated:
+                raise EvaluationError(f"{self._config.dataset}: {describe_nothing_read(whole.skipped)}")
+            texts, references = zip(*((one.caption, one.references) for one in whole.generated), strict=True)
+            captions = caption_metrics(texts, references, external=False)
+            if metric in captions.unavailable:
+                raise EvaluationError(f"{metric}: {captions.unavailable[metric]}")
+            scores |= captions.scores
+        if self._config.dataset is not None and model.text_encoder is not None:
             if not len(whole.text):
                 raise EvaluationError(f"{self._config.dataset}: {describe_nothing_read(whole.skipped)}")
             retrieval = embedding_retrieval_metrics(whole.audio, whole.text, whole.text_to_audio, whole.captions)
@@ -187,7 +204,8 @@ class InLoopEvaluation:
         if metric == "zero_shot":
             ways = tuple(name for name in ("zero_shot_accuracy_at_1", "zero_shot_map") if name in scores)
         else:
-            ways = ("t2a_map16",) if metric == "map16" else (f"t2a_{metric}", f"a2t_{metric}")
+            single = {"map16": "t2a_map16", "cider_d": "cider_d"}
+            ways = (single[metric],) if metric in single else (f"t2a_{metric}", f"a2t_{metric}")
         return scores | {"score": sum(scores[way] for way in ways) / len(ways)}
 
 
@@ -230,5 +248,6 @@ def _concatenate(parts: Sequence[_Embeddings]) -> _Embeddings:
         captions=[caption for part in parts for caption in part.captions],
         labeled=torch.cat([part.labeled for part in parts]),
         labels=[labels for part in parts for labels in part.labels],
+        generated=[caption for part in parts for caption in part.generated],
         skipped=[clip for part in parts for clip in part.skipped],
     )

@@ -94,15 +94,20 @@ def test_the_in_loop_scores_are_those_of_the_command(
         relevance, ("query", "audio_filenames"), ("a motor", NAMES[:2]), ("water falls", [NAMES[2]]), ("a blade", NAMES)
     )
     tags = builders.fsd50k(tmp_path / "fsd50k")
+    builders.write_clip(tags / "FSD50K.dev_audio" / "9.wav")  # not of the split that is scored
     model = str(folder / "run" / "model")
     options = ["--relevance", str(relevance), "--zero-shot", str(tags), "--no-plots", "--quiet", "--out", str(tmp_path)]
+    options.append("--captions")
     assert cli.main(["evaluate", model, str(clotho), *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["relevance"]["relevant_pairs"] == 6
     assert set(metrics["zero_shot"]["per_class"]) == {"Bark", "Dog", "Gong", "Rain"}
+    assert (metrics["zero_shot"]["clips"], metrics["zero_shot"]["clips_of_other_splits"]) == (2, 1)
     assert metrics["zero_shot"]["classes_without_clips"] == 1
 
-    config = EvaluationConfig(dataset=str(clotho), relevance=str(relevance), zero_shot=str(tags), metric="map16")
+    config = EvaluationConfig(
+        dataset=str(clotho), relevance=str(relevance), zero_shot=str(tags), captions=True, metric="map16"
+    )
     monkeypatch.setattr(in_loop, "_copy_of_student", lambda engine: SLAP.from_pretrained(model))
     student = SimpleNamespace(tokenizer=SLAP.from_pretrained(model).tokenizer)
     engine = SimpleNamespace(module=SimpleNamespace(student=student))
@@ -115,3 +120,4 @@ def test_the_in_loop_scores_are_those_of_the_command(
     assert scores["score"] == scores["t2a_map16"] == metrics["relevance"]["t2a_map16"]
     assert scores["t2a_map10"] == metrics["retrieval"]["t2a_map10"]
     assert scores["zero_shot_map"] == metrics["zero_shot"]["map"]
+    assert scores["cider_d"] == metrics["captioning"]["cider_d"]

@@ -142,3 +142,25 @@ def test_masks_of_the_spectrogram_do_not_depend_on_the_objectives() -> None:
     assert one.masked.total > 0 == two.masked.total
     assert torch.equal(one.time_masked, two.time_masked)
     assert torch.equal(one.mel_masked, two.mel_masked)
+
+
+def test_captions_in_the_loop_need_a_dataset_and_the_caption_objective() -> None:
+    wrong = {
+        r"captions is true, which needs evaluation\.dataset": ["evaluation.captions=true"],
+        r"metric is 'cider_d', which needs evaluation\.captions=true": [
+            "evaluation.dataset=a",
+            "evaluation.metric=cider_d",
+        ],
+        r"objectives\.caption_weight is 0, so there is no caption decoder": [
+            "objectives.caption_weight=0",
+            "evaluation.dataset=a",
+            "evaluation.captions=true",
+        ],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(ConfigError, match=message):
+            load_run_config("quickstart", arguments)
+    alone = ["objectives.contrastive_weight=0", "evaluation.dataset=a", "evaluation.captions=true"]
+    load_run_config("quickstart", [*alone, "evaluation.metric=cider_d"])
+    with pytest.raises(ConfigError, match=r"evaluation\.dataset is 'a', but objectives\.contrastive_weight is 0"):
+        load_run_config("quickstart", alone)
