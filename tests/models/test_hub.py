@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from huggingface_hub import constants
 
@@ -173,3 +177,18 @@ def test_publish_uploads_what_the_dry_run_shows_and_the_commands_take_the_id(
     assert cli.main(["embed", "me/tiny@main", "a dog", "bell", "--text", "--out", "texts.npz", "--quiet"]) == 0
     assert cli.main(["embed", "me/tini", "a dog", "--text", "--out", "texts.npz", "--quiet"]) == 2
     assert "me/tini: no such folder, and no such model at" in capsys.readouterr().err
+
+
+def test_the_documented_use_of_the_hub_runs(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    tiny_slap().save_pretrained("local")
+    hub.users["token"] = "owner"
+    monkeypatch.setenv("HF_TOKEN", "token")
+    hub.add("owner/name", tmp_path / "local", private=True)
+    samples = np.sin(np.arange(48_000) / 20).astype(np.float32)
+    soundfile.write("dog.wav", samples, 16_000)
+    names: dict[str, Any] = {"samples": samples}
+    for example in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(example, names)
+    assert names["output"].logits_per_audio.shape == (1, 2)
+    assert "license: cc-by-4.0" in hub.repos["model", "owner/name"].files()["README.md"].decode()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ class ExportedTower:
 def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower]:
     """Write the towers of a model, its tokenizer and `export.json` into a new folder, after a check of their outputs.
 
-    The inputs are `waveform` `[1, S]` float32 at the model's rate, for any S of at least 1, and `input_ids` and
+    The inputs are `waveform` `[1, S]` float32 at the model's rate, for any S with a frame, and `input_ids` and
     `attention_mask` `[N, L]` int64. The outputs are embeddings of unit length. A model without the contrastive
     objective has no text tower, and its audio output is `[T, width]` features.
 
@@ -74,7 +75,7 @@ def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower
     tokenizer = tokenizer_of(model) if has_text else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _complete_or_absent(folder) as partial, _frozen(model), _quiet(), torch.no_grad():
-        samples = Dim("samples", min=1)
+        samples = Dim("samples", min=_shortest(model))
         towers = [_export(PortableAudioTower(model), _audio_inputs(model), ({1: samples},), partial, "audio", kind)]
         if has_text:
             dims = {0: Dim("texts", min=1), 1: Dim("tokens", min=1, max=model.config.text.max_length)}
@@ -144,11 +145,24 @@ def _write_torch(program: ExportedProgram, path: Path) -> Run:
     return torch.export.load(path).module()
 
 
+def _shortest(model: SLAP) -> int:
+    """Samples of the shortest clip that has a frame: 1, or more with `MelConfig.drop_last_frame`."""
+    return next(length for length in count(1) if model.config.num_tokens(length))
+
+
 def _audio_inputs(model: SLAP) -> list[Case]:
     """Noise of many lengths, and silence."""
     mel = model.config.mel
     generator = torch.Generator().manual_seed(0)
-    lengths = [3 * mel.sample_rate, 1, 2, mel.win_length + 1, mel.sample_rate - 1, 10 * mel.sample_rate + 1]
+    shortest = _shortest(model)
+    lengths = [
+        3 * mel.sample_rate,
+        shortest,
+        shortest + 1,
+        mel.win_length + 1,
+        mel.sample_rate - 1,
+        10 * mel.sample_rate + 1,
+    ]
     clips = [torch.rand(length, generator=generator) - 0.5 for length in lengths]
     clips.append(torch.zeros(mel.sample_rate))
     if model.audio_pooling is None:

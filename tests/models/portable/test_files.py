@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,16 @@ def test_onnx_towers_agree_with_the_model_at_every_length(
             ids = model.tokenizer(texts, padding=True, padding_side=side, return_tensors="np")
             inputs = {name: ids[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
             np.testing.assert_allclose(text.run(None, inputs)[0], model.encode_text(texts).numpy(), rtol=0, atol=1e-4)
+
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    out.rename("exported")
+    clip = np.linspace(-0.5, 0.5, 12_345, dtype=np.float32)
+    names: dict[str, Any] = {"samples": clip}
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(example, names)
+    expected = model.encode_audio(clip, sampling_rate=16_000) @ model.encode_text("a dog barks").T
+    np.testing.assert_allclose(names["sound"] @ names["words"].T, expected.numpy(), rtol=0, atol=1e-4)
 
 
 def test_a_model_without_text_is_exported_as_audio_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
