@@ -13,11 +13,22 @@ from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 
 
-@pytest.mark.parametrize("shared_pass", [False, True])
-def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
+@pytest.mark.parametrize(
+    ("objectives", "student", "teacher"),
+    [
+        (ObjectivesConfig(), 2, 1),
+        (ObjectivesConfig(shared_pass=True), 1, 1),
+        (ObjectivesConfig(self_distillation_weight=0.0, caption_weight=0.0), 1, 0),
+        (ObjectivesConfig(self_distillation_weight=0.0, contrastive_weight=0.0), 1, 0),
+        (ObjectivesConfig(contrastive_weight=0.0, caption_weight=0.0), 1, 1),
+        (ObjectivesConfig(contrastive_weight=0.0), 2, 1),
+    ],
+)
+def test_projection_flops_are_those_of_a_step(objectives: ObjectivesConfig, student: int, teacher: int) -> None:
+    """`student` and `teacher`: passes of the audio encoder."""
     run = tiny.run_config()
     config, batch = run.recipe.model, tiny.batch(run, 0)
-    model = PretrainingModel(config, ObjectivesConfig(shared_pass=shared_pass))
+    model = PretrainingModel(config, objectives)
     with FlopCounterMode(display=False) as counter:
         model(batch, 0.05)["loss"].backward()
     ran = sum(
@@ -25,7 +36,6 @@ def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
     )
 
     lengths = batch.tokens.lengths, batch.text.lengths, batch.masked.total
-    student, teacher = 2 - shared_pass, 1
 
     def count(size: int) -> float:
         """FLOPs without attention, for `size` words and `size` prototypes."""
@@ -34,8 +44,8 @@ def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
             text=dataclasses.replace(config.text, vocab_size=size),
             prototype=dataclasses.replace(config.prototype, prototypes=size),
         )
-        counted = step_flops(sized, *lengths, ObjectivesConfig(shared_pass=shared_pass))
-        for part, (_, attention) in forward_flops(sized, *lengths).items():
+        counted = step_flops(sized, *lengths, objectives)
+        for part, (_, attention) in forward_flops(sized, *lengths, objectives.active).items():
             counted -= ((student * 3 + teacher) if part == "audio_encoder" else 3) * attention
         return counted
 
@@ -44,7 +54,7 @@ def test_projection_flops_are_those_of_a_step(shared_pass: bool) -> None:
     # Patches need no gradient.
     counted -= student * 2 * 256 * config.audio.width * batch.tokens.total
     # The two pooling probes are projected once per step, independent of the batch.
-    counted += 3 * 2 * 2 * config.audio.width**2
+    counted += 3 * 2 * 2 * config.audio.width**2 * (model.student.audio_pooling is not None)
     assert ran == counted
 
 
