@@ -19,7 +19,7 @@ def tiny_slap(objectives: Sequence[str] = OBJECTIVES) -> SLAP:
     """With weights that are larger than initial ones, so that embeddings of clips differ."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS, 300)
-    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=len(tokenizer)))
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=len(tokenizer), max_length=40))
     model = SLAP(config, objectives=objectives).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -102,8 +102,8 @@ def test_what_cannot_be_honored_is_an_error(folder: Path, tmp_path: Path) -> Non
         AutoModel.from_pretrained(folder, config=other)
     with pytest.raises(ModelError, match="which SlapConfig does not describe"):
         AutoModel.from_config(slap_fast.SlapConfig())
-    with pytest.raises(ValueError, match="text 0 has 25 tokens; this model takes 1 to 24"):
-        model.get_text_features(torch.ones(1, 25, dtype=torch.int64))
+    with pytest.raises(ValueError, match="text 0 has 41 tokens; this model takes 1 to 40"):
+        model.get_text_features(torch.ones(1, 41, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"input_lengths is \[9\]; it must have 1 lengths from 1 to 8"):
         model.get_audio_features(torch.zeros(1, 8), torch.tensor([9]))
     with pytest.raises(ValueError, match="does not take input_features"):
