@@ -79,7 +79,12 @@ def test_the_update_of_a_parameter_is_its_multiplier_times_that_of_one_learning_
 def test_layers_of_a_bert_are_found_too() -> None:
     from transformers import BertConfig, BertModel
 
-    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     model = tiny.build(tiny.run_config())
     model.student.text_encoder.model = BertModel(BertConfig(vocab_size=37, **sizes), add_pooling_layer=False)
     rates = rate_multipliers(model, OptimizerConfig(layer_decay=0.5))

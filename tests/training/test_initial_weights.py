@@ -28,7 +28,7 @@ from tests.training.ranks import ROOT, environment
 from tests.training.tiny_run import write_dataset, write_recipe
 
 WORDS = ["a dog barks at a bell", "rain falls on the roof"]
-MEL = {"mean": -3.25, "std": 2.5}
+MEL: dict[str, Any] = {"mean": -3.25, "std": 2.5}
 FINE_TUNING = "recipe: {schedule: {steps: 4, warmup_steps: 1, batch_size: 6}}\nefficiency: {training: {log_every: 1}}\n"
 
 
@@ -101,8 +101,8 @@ def test_with_another_tokenizer_the_rows_of_equal_tokens_are_loaded_and_the_othe
     assert there != here
     recipe = complete_config(settings(tmp_path / "model")).recipe
     model, notes = started(find_source(str(tmp_path / "model")), recipe, other)
-    tables = {
-        "text_encoder": (saved.text_encoder.model.embeddings.tok_embeddings, "model.embeddings.tok_embeddings.weight"),
+    tables: dict[str, tuple[Any, str]] = {
+        "text_encoder": (saved.text_encoder.model.get_input_embeddings(), "model.embeddings.tok_embeddings.weight"),
         "caption_decoder": (saved.caption_decoder.token_embedding, "token_embedding.weight"),
     }
     for part, (table, name) in tables.items():

@@ -354,7 +354,7 @@ def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 FROZEN = ("audio_encoder", "text_encoder", "logit_scale")
-FROZEN_RUNS = [("fp32", 0, None), ("fp32", 2, None), ("fp32", 3, None)]
+FROZEN_RUNS: list[tuple[str, int, int | None]] = [("fp32", 0, None), ("fp32", 2, None), ("fp32", 3, None)]
 FROZEN_RUNS += [("bf16", 0, None), ("bf16", 1, 2), ("bf16", 3, None)]
 
 
