@@ -178,7 +178,8 @@ def test_evaluation_prints_metrics_and_writes_metrics_and_plots(
     captions = [json.loads(line) for line in (written / "captions.jsonl").read_text().splitlines()]
     assert [entry["caption"] for entry in captions] == [f"loudness {loudness:.2f}" for loudness in LOUDNESS]
     scores = metrics["captioning"]
-    assert 0 < scores["cider_d"] < 10 and scores["intervals"]["cider_d"][0] <= scores["cider_d"]
+    assert 0 < scores["cider_d"] < 10
+    assert scores["intervals"]["cider_d"][0] <= scores["cider_d"]
     assert set(METRIC_TITLES) == set(METRIC_TITLES) & (set(scores) | set(scores["unavailable"]))
     assert f"CIDEr-D  {scores['cider_d']:.4f}" in out
     plots = {"similarity.png", "localization.png", "localization-2.png", "localization-3.png", "losses.png"}
@@ -287,7 +288,7 @@ USAGE_ERRORS: list[tuple[list[str], str]] = [
     (["prepare", "--synthetic", "--audio-dir", "a", "--out", "x"], "--audio-dir: not used with --synthetic"),
     (["prepare", "a", "--reindex", "--workers", "2", "--layout", "folder"], "--layout, --workers: not used with"),
     (["prepare", "none.csv", "--out", "x"], "none.csv: does not exist"),
-    (["prepare", "a", "--layout", "audioset", "--out", "x"], "invalid choice: 'audioset'"),
+    (["prepare", "a", "--layout", "gigaspeech", "--out", "x"], "invalid choice: 'gigaspeech'"),
     (["prepare", "a", "--min-duration", "5", "--max-duration", "4", "--out", "x"], "leave no clip"),
     (["prepare", "a", "--workers", "-1", "--out", "x"], "--workers is -1"),
 ]
