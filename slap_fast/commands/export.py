@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or arguments.onnx or arguments.torch_export
     if out.exists():
-        raise CommandError(f"{out} exists; choose another folder, or delete it")
+        option = "--out" if arguments.out else "--onnx" if arguments.onnx else "--torch-export"
+        raise CommandError(f"{out} exists; choose another {option}, or delete it")
     if arguments.out is None:
         return _export_towers(arguments.source, out, "torch" if arguments.onnx is None else "onnx")
     from slap_fast.training.checkpoint.export import export_checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,8 +73,10 @@ def test_embeddings_equal_those_of_slap_to_the_bit_after_a_round_trip(folder: Pa
 
 def test_the_zero_shot_pipeline_ranks_as_slap_does(folder: Path) -> None:
     slap = SLAP.from_pretrained(folder)
-    classify = pipeline("zero-shot-audio-classification", model=str(folder))
-    found = classify([clip.numpy() for clip in CLIPS], candidate_labels=TEXTS, hypothesis_template="{}", batch_size=2)
+    classify: Any = pipeline("zero-shot-audio-classification", model=str(folder))
+    found: Any = classify(
+        [clip.numpy() for clip in CLIPS], candidate_labels=TEXTS, hypothesis_template="{}", batch_size=2
+    )
     similarity = slap.encode_audio(CLIPS, sampling_rate=16_000) @ slap.encode_text(TEXTS).T
     expected = (similarity * slap.logit_scale()).softmax(-1)
     for clip, scores in enumerate(found):

@@ -38,13 +38,14 @@ def test_onnx_towers_agree_with_the_model_at_every_length(
     assert described["opset"] == files.OPSET
     assert {"audio.onnx", "audio.onnx.data", "text.onnx", "text.onnx.data"} == set(described["files"])
     model = SLAP.from_pretrained(tmp_path / "model")
+    assert model.tokenizer is not None
     audio, text = (onnxruntime.InferenceSession(out / f"{name}.onnx") for name in ("audio", "text"))
     generator = torch.Generator().manual_seed(1)
-    for samples in (1, 2, 399, 2960, 2961, 16_000, 77_777, 480_001):
-        clip = torch.rand(samples, generator=generator) - 0.5
+    for count in (1, 2, 399, 2960, 2961, 16_000, 77_777, 480_001):
+        clip = torch.rand(count, generator=generator) - 0.5
         (found,) = audio.run(None, {"waveform": clip[None].numpy()})
-        expected = model.encode_audio([clip], sampling_rate=16_000).numpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=f"{samples} samples")
+        embedding = model.encode_audio([clip], sampling_rate=16_000).numpy()
+        np.testing.assert_allclose(found, embedding, rtol=0, atol=1e-4, err_msg=f"{count} samples")
     for texts in (TEXTS, ["bell"], [""], TEXTS * 5):
         for side in ("left", "right"):
             ids = model.tokenizer(texts, padding=True, padding_side=side, return_tensors="np")
@@ -54,11 +55,11 @@ def test_onnx_towers_agree_with_the_model_at_every_length(
     page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     out.rename("exported")
-    clip = np.linspace(-0.5, 0.5, 12_345, dtype=np.float32)
-    names: dict[str, Any] = {"samples": clip}
+    samples = np.linspace(-0.5, 0.5, 12_345, dtype=np.float32)
+    names: dict[str, Any] = {"samples": samples}
     (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(example, names)
-    expected = model.encode_audio(clip, sampling_rate=16_000) @ model.encode_text("a dog barks").T
+    expected = model.encode_audio(samples, sampling_rate=16_000) @ model.encode_text("a dog barks").T
     np.testing.assert_allclose(names["sound"] @ names["words"].T, expected.numpy(), rtol=0, atol=1e-4)
 
 
