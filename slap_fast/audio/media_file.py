@@ -30,12 +30,12 @@ _MAX_BOXES = 1000
 # formats take any bytes for media.
 _FORMATS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "avi", "flv", "mpeg", "mpegts", "nut", "rm", "mxf", "wtv"),
-    *("aac", "ac3", "eac3", "dts", "dtshd", "loas", "truehd", "mlp", "amr", "ape", "wv", "tta", "tak", "mpc", "mpc8"),
+    *("aac", "ac3", "eac3", "dts", "dtshd", "loas", "truehd", "mlp", "amr", "ape", "wv", "tta", "mpc", "mpc8"),
     *("dsf", "iff", "shn", "caf", "ogg", "wav", "w64", "aiff", "au", "flac", "oma", "xwma", "qcp", "gxf", "live_flv"),
 )
 # Formats whose headers declare the length. That of others is an estimate from the bit rate, or the last timestamp.
 _WITH_LENGTH = frozenset(
-    {"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf", "iff", "caf", "wav", "w64", "aiff"}
+    {"mov", "matroska", "asf", "ape", "wv", "tta", "mpc", "mpc8", "dsf", "iff", "caf", "wav", "w64", "aiff"}
 )
 _PROTECTED_TAGS = {"enca", "drms", "aavd", "p608"}
 
