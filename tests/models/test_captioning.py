@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -256,3 +259,13 @@ def test_damaged_weights_are_an_error_and_not_a_caption(model: SLAP, beams: int,
 def test_a_model_without_a_caption_decoder_says_which_objective_it_lacks() -> None:
     with pytest.raises(ModelError, match=r"no caption decoder, .* objectives\.caption_weight=0"):
         SLAP(TINY, objectives=["contrastive"]).caption(random_clips([0.3]))
+
+
+def test_the_examples_of_the_documentation_run(model: SLAP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, wave in zip(("dog.wav", "rain.mp3"), random_clips([0.3, 0.5]), strict=True):
+        soundfile.write(tmp_path / name, wave.numpy(), 16_000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SLAP, "from_pretrained", lambda folder: model)
+    page = (Path(__file__).parents[2] / "docs/captioning.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(example, {})
