@@ -64,10 +64,9 @@ class Run:
         return median(value for _, value in points) if points else None
 
     def best(self, key: str) -> tuple[int, float] | None:
-        """Step and value of the best score: the highest, of a rank the lowest; the earliest of equal ones."""
+        """Step and value of the highest score; the earliest of equal ones."""
         points = self.series.get(f"{_SCORES}{key}", [])
-        sign = 1 if key.endswith("rank") else -1
-        return min(points, key=lambda point: sign * point[1]) if points else None
+        return max(points, key=lambda point: point[1]) if points else None
 
     def scores(self) -> list[str]:
         """Names of the scores during training."""

@@ -11,6 +11,7 @@ from typing import Any
 from slap_fast.evaluation.comparison.run import Run
 
 LOSSES = ("loss", "contrastive", "self_distillation", "caption")
+_SCORE = "score"
 # Settings that say nothing about a run.
 _NAMES = ("training.output", "logging.run_name")
 Value = float | int | str | None
@@ -38,24 +39,18 @@ def comparison_rows(runs: Sequence[Run]) -> list[Row]:
         value = run.settings.get(key)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
-    def best(key: str, at: int) -> Callable[[Run], Value]:
-        def value(run: Run) -> Value:
-            found = run.best(key)
-            return None if found is None else found[at]
-
-        return value
-
     rows = [
         row("last step", lambda run: run.last_step),
         row("steps of the schedule", lambda run: setting(run, "schedule.steps")),
     ]
     rows += [row(f"{name}, final", lambda run, name=name: run.final(name)) for name in LOSSES]  # type: ignore[misc]
-    for key in dict.fromkeys(key for run in runs for key in run.scores()):
-        rows += [
-            row(f"{key}, last", lambda run, key=key: _last(run, key)),  # type: ignore[misc]
-            row(f"{key}, best", best(key, 1)),
-            row(f"{key}, best at step", best(key, 0)),
-        ]
+    rows += [
+        row("score, last", lambda run: _last(run, _SCORE)),
+        row("score, best", lambda run: _at_best(run, _SCORE)),
+        row("step of the best score", lambda run: found[0] if (found := run.best(_SCORE)) else None),
+    ]
+    for key in dict.fromkeys(key for run in runs for key in run.scores() if key != _SCORE):
+        rows.append(row(f"{key} at the best score", lambda run, key=key: _at_best(run, key)))  # type: ignore[misc]
     for key in dict.fromkeys(key for run in runs for key in run.results):
         rows.append(row(key, lambda run, key=key: run.results.get(key)))  # type: ignore[misc]
     rows += [
@@ -115,6 +110,12 @@ def to_json(runs: Sequence[Run], rows: Sequence[Row], settings: Sequence[Row]) -
         "values": by_run(rows),
         "settings": by_run(settings),
     }
+
+
+def _at_best(run: Run, key: str) -> float | None:
+    """The value at the step of the best score, as `best/` has it."""
+    found = run.best(_SCORE)
+    return None if found is None else dict(run.series.get(f"evaluation/{key}", [])).get(found[0])
 
 
 def _last(run: Run, key: str) -> float | None:
