@@ -135,7 +135,14 @@ def test_every_op_has_an_example_in_the_docs() -> None:
 
 def test_every_python_example_is_run() -> None:
     # Run by tests/models and tests/evaluation.
-    model_pages = ["README.md", "docs/captioning.md", "docs/evaluation.md", "docs/export.md", "docs/hub.md", "docs/model.md"]
+    model_pages = [
+        "README.md",
+        "docs/captioning.md",
+        "docs/evaluation.md",
+        "docs/export.md",
+        "docs/hub.md",
+        "docs/model.md",
+    ]
     of_a_model = [
         page for page, block in EXAMPLES if page in model_pages and (page != "README.md" or block.startswith(MODEL))
     ]
