@@ -36,7 +36,6 @@ class Run:
         settings: values of config.yaml by key (`schedule.steps`); empty without that file.
         results: scores that commands measured, by name.
         skipped_steps: steps that were not applied, because a loss or gradient was not finite.
-        interruptions: how often it continued with another configuration.
         notes: what was not read, in words.
     """
 
@@ -46,7 +45,6 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     results: dict[str, float] = field(default_factory=dict)
     skipped_steps: int = 0
-    interruptions: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -132,8 +130,7 @@ def _read(folder: Path, name: str) -> Run:
         notes.append(f"{log}: damaged lines left out: {len(damaged)} (line {listed})")
     settings = _settings(folder / "config.yaml", notes)
     results = {key: value for file in _RESULTS for key, value in _results(folder / file, notes)}
-    interruptions = len(list(folder.glob("config-until-step-*.yaml")))
-    return Run(name, folder, series, settings, results, len(skipped), interruptions, notes)
+    return Run(name, folder, series, settings, results, len(skipped), notes)
 
 
 def _record(line: str) -> dict[str, Any] | None:
