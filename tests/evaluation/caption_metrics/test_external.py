@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from slap_fast.evaluation.caption_metrics import caption_metrics, fense_metric, java_metrics
 
@@ -112,7 +112,7 @@ def test_fense_is_the_similarity_with_a_penalty_for_errors(monkeypatch: pytest.M
         BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     )
     bert.save_pretrained(tmp_path / "bert")
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    BertTokenizer(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
     embedder = Transformer(str(tmp_path / "bert"))
     sentences = SentenceTransformer(modules=[embedder, Pooling(embedder.get_word_embedding_dimension())], device="cpu")
     sentences.save(str(tmp_path / "sentences"))
