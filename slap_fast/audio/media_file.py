@@ -254,6 +254,7 @@ class MediaFile:
         # A length that is that of the file, and not of the audio, is compared with all its streams.
         own_length = self._stream.duration is not None
         origin = self._stream.start_time or 0
+        priming = 0.0  # seconds before time 0, which Matroska counts in the length of the file
         packets = self._container.demux()
         count = size = 0
         while True:
@@ -273,7 +274,8 @@ class MediaFile:
                 if own:
                     self._audio_end = max(self._audio_end, float((end - origin) * packet.time_base))
                 if not own_length:
-                    self._reached = max(self._reached, float(end * packet.time_base))
+                    priming = max(priming, -float(packet.pts * packet.time_base)) if own else priming
+                    self._reached = max(self._reached, float(end * packet.time_base) + priming)
             if own:
                 if _is_encrypted(packet):
                     raise AudioError("protected", "encrypted audio (Common Encryption), which cannot be decoded")
@@ -281,7 +283,9 @@ class MediaFile:
                 try:
                     frames = self._stream.decode(packet)
                 except errors as error:
-                    damage.add(damage.seconds, _reason(error))
+                    # An empty packet announces another header.
+                    if packet.size or not isinstance(error, av.error.ArgumentError):
+                        damage.add(damage.seconds, _reason(error))
                 else:
                     yield from frames
         if own_length:
@@ -298,7 +302,9 @@ class MediaFile:
             raise AudioError("unreadable", f"the file cannot be read to its end ({self._view.error})") from error
         if detail := _cut_off_mp4(self._file, self._size):
             raise AudioError("truncated", detail) from error
-        raise NotMediaError(_reason(error)) from error
+        # FFmpeg has no error of its own for a format that is not in the list.
+        is_unknown = getattr(error, "errno", None) == errno.EINVAL
+        raise NotMediaError("not a media format" if is_unknown else _reason(error)) from error
 
 
 class _Damage:
@@ -352,7 +358,10 @@ def _is_default(stream: AudioStream) -> bool:
 
 
 def _tag(stream: AudioStream) -> str:
-    return str(stream.codec_context.codec_tag).strip("\0 ")
+    try:
+        return str(stream.codec_context.codec_tag).strip("\0 ")
+    except UnicodeDecodeError:  # a number, as in WAV and AVI
+        return ""
 
 
 def _is_encrypted(packet: av.Packet[Any]) -> bool:
@@ -362,9 +371,6 @@ def _is_encrypted(packet: av.Packet[Any]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    # FFmpeg has no error of its own for a format that is not in the list.
-    if getattr(error, "errno", None) == errno.EINVAL:
-        return "not a media format"
     return getattr(error, "strerror", None) or one_line(error)
 
 
