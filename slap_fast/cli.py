@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if getattr(arguments, "quiet", False):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of downloads of models; read at import
     try:
         code = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from slap_fast.commands.shared import CommandError, has_model, load_model
+from slap_fast.commands.shared import CommandError, has_model, load_model, model_argument
 
 if TYPE_CHECKING:
     from slap_fast.training.checkpoint.folder import Manifest
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="CHECKPOINT|MODEL",
-        type=Path,
+        type=model_argument,
         help="with --out: folder such as runs/mine/checkpoints/step-00001000, or of a run, in progress or stopped, for "
         "its newest complete checkpoint; else: folder of a model, or owner/name on the Hugging Face hub",
     )

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.shared import CommandError, check_model, hub_model, load_model, print_rows
+from slap_fast.commands.shared import CommandError, check_model, hub_model, load_model, model_argument, print_rows
 
 if TYPE_CHECKING:
     from slap_fast.models.model_card import TrainingRecord
@@ -16,7 +16,9 @@ HELP = "upload a model with a model card to the Hugging Face hub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a trained model, such as runs/slap/model")
+    parser.add_argument(
+        "model", metavar="MODEL", type=model_argument, help="folder of a trained model, such as runs/slap/model"
+    )
     parser.add_argument("repository", metavar="OWNER/NAME", help="on the hub; created if it does not exist")
     parser.add_argument("--license", help="of the weights, such as apache-2.0 or cc-by-nc-4.0")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")

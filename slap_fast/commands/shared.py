@@ -31,10 +31,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=Path,
+        type=model_argument,
         help="folder of a trained model, such as runs/slap/model, or owner/name[@revision] on the Hugging Face hub",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+
+def model_argument(text: str) -> Path:
+    """Argument type of a MODEL. `Path` alone would turn ./a/b and a/b/, which are folders, into the hub id a/b."""
+    is_folder = text.startswith(("./", "../")) or (text.endswith("/") and not text.startswith("hf:"))
+    return Path(text).absolute() if is_folder and not Path(text).exists() else Path(text)
 
 
 def has_model(model: Path) -> bool:
@@ -58,7 +64,7 @@ def hub_model(model: Path) -> HubId | None:
     if model.exists():
         return None
     name = re.sub("^hf:/(?!/)", "hf://", str(model))  # as a path, hf:// has lost a slash
-    if not name.startswith("hf://") and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if not name.startswith("hf://") and (name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1):
         raise CommandError(
             f"{model}: no such folder; MODEL is the folder that training wrote as <output>/model, or owner/name on the "
             "Hugging Face hub"

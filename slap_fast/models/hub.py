@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _ALLOWED = ("*.safetensors", "*.json")
 _CODE = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle|py|npy|npz|h5|msgpack)$", re.IGNORECASE)
 _PREFIX = "hf://"
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPO_ID = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9][\w.-]*", re.ASCII | re.IGNORECASE)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -71,7 +71,7 @@ def model_folder(
 
     Only safetensors and JSON files are downloaded, into the cache of `huggingface_hub` (`HF_HOME`): nothing that is
     fetched can run code. An interrupted download continues where it stopped. If the hub cannot be reached, or with
-    `HF_HUB_OFFLINE=1`, the last complete download is used.
+    `HF_HUB_OFFLINE=1`, the last download is used, if it is complete.
 
     Args:
         name_or_folder: a folder, or a hub id as in `hub_id`. A `Path` is always a folder.
@@ -217,8 +217,8 @@ def _download_error(error: Exception, model: HubId) -> ModelError:
     cache = constants.HF_HUB_CACHE
     if is_offline(error):
         return ModelError(
-            f"{model}: no such folder, not in the cache {cache}, and the hub is switched off by HF_HUB_OFFLINE=1; "
-            "unset it, or give a folder"
+            f"{model}: no such folder, no complete download in the cache {cache}, and the hub is switched off by "
+            "HF_HUB_OFFLINE=1; unset it, or give a folder"
         )
     if isinstance(error, GatedRepoError):
         page = f"{constants.ENDPOINT}/{model.repo_id}"
@@ -260,14 +260,16 @@ def _token_error(error: Exception, model: HubId) -> ModelError | None:
 
 def _other_error(error: Exception, start: str) -> ModelError:
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
 
+    if isinstance(error, HFValidationError):
+        return ModelError(f"{start} it is no id of the Hugging Face hub: {one_line(error)}")
     if (status := _status(error)) is not None:
         return ModelError(
             f"{start} the hub at {constants.ENDPOINT} answers with status {status} ({_reason(error)}); try again later"
         )
-    return ModelError(
-        f"{start} the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {one_line(error)})"
-    )
+    problem = "gave something that cannot be used" if isinstance(error, ValueError) else "cannot be reached"
+    return ModelError(f"{start} the hub at {constants.ENDPOINT} {problem} ({type(error).__name__}: {one_line(error)})")
 
 
 def _status(error: Exception) -> int | None:

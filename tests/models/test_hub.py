@@ -112,6 +112,8 @@ def test_every_refusal_of_the_hub_is_one_line_with_what_to_do(
         "./me/public": "no such folder",
         "me/public/model": "no such folder",
         "public": "a model of the Hugging Face hub is named as owner/name",
+        "me/pub--lic": "it is no id of the Hugging Face hub",
+        "me/públic": "no id of the Hugging Face hub either",
         "me/public@": "no id of the Hugging Face hub either",
     }
     for name, words in cases.items():
@@ -177,6 +179,11 @@ def test_publish_uploads_what_the_dry_run_shows_and_the_commands_take_the_id(
     assert cli.main(["embed", "me/tiny@main", "a dog", "bell", "--text", "--out", "texts.npz", "--quiet"]) == 0
     assert cli.main(["embed", "me/tini", "a dog", "--text", "--out", "texts.npz", "--quiet"]) == 2
     assert "me/tini: no such folder, and no such model at" in capsys.readouterr().err
+    assert cli.main(["embed", "me/tiny@refs/pr/1", "a dog", "--text", "--out", "texts.npz", "--quiet"]) == 2
+    assert "the model has no revision 'refs/pr/1'" in capsys.readouterr().err
+    for path in ("./me/tiny", "me/tiny/"):
+        assert cli.main(["embed", path, "a dog", "--text", "--out", "texts.npz", "--quiet"]) == 2
+        assert f"{tmp_path}/me/tiny: no such folder" in capsys.readouterr().err
 
 
 def test_the_documented_use_of_the_hub_runs(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
