@@ -88,7 +88,7 @@ def probe(
         clips: `[N]` positions of the embedded clips in `labeled.files`; the others could not be read.
 
     Raises:
-        LabelError: the splits cannot be used, or a training fold has fewer than two classes.
+        LabelError: the splits cannot be used, a training fold has fewer than two classes, or a test fold none.
         MissingExtraError: scikit-learn is not installed.
     """
     labeled = replace(labeled, files=[labeled.files[at] for at in clips.tolist()])
@@ -99,6 +99,8 @@ def probe(
     for split in chosen.splits:
         if targets[split.train].any(0).sum() < 2:
             raise LabelError(f"{labeled.name}: {split.name}: the clips to train on are of fewer than two classes")
+        if not targets[split.test].any():
+            raise LabelError(f"{labeled.name}: {split.name}: no clip to test on has a class")
     warnings = [
         *chosen.warnings,
         *_untrained_classes(labeled, targets, chosen.splits),
@@ -186,7 +188,7 @@ def _tagging(
         name: float(value) if np.isfinite(value) else None
         for name, value in zip(classes, pooled.average_precision, strict=True)
     }
-    interval = (float(center - half[0]), float(center + half[1]))
+    interval = (max(0.0, float(center - half[0])), min(1.0, float(center + half[1])))
     return _scores(splits, scores, interval, per_class)
 
 

@@ -89,7 +89,7 @@ def _published_folds(labeled: LabeledSet, seed: int) -> Splits:
         else:
             inner = _folds_of(strata[train], groups[train], INNER_FOLDS, seed)
         splits.append(Split(f"fold {number}", train, test, inner))
-    return Splits(f"{len(numbers)} published folds", splits)
+    return Splits(f"{len(numbers)} published folds", splits, _separated_groups(labeled, splits))
 
 
 def _published_splits(labeled: LabeledSet, test_split: str | None, seed: int) -> Splits:
@@ -113,7 +113,8 @@ def _published_splits(labeled: LabeledSet, test_split: str | None, seed: int) ->
     else:
         inner = _folds_of(_strata(labeled)[train], _groups(labeled.files)[train], INNER_FOLDS, seed)
     others = ", ".join(sorted(set(names[train].tolist())))
-    return Splits(f"published splits: trained on {others}", [Split(chosen[0], train, test, inner)])
+    splits = [Split(chosen[0], train, test, inner)]
+    return Splits(f"published splits: trained on {others}", splits, _separated_groups(labeled, splits))
 
 
 def _grouped_folds(labeled: LabeledSet, seed: int) -> Splits:
@@ -137,6 +138,18 @@ def _grouped_folds(labeled: LabeledSet, seed: int) -> Splits:
     return Splits(f"{folds} random folds", splits, [leak, *warned])
 
 
+def _separated_groups(labeled: LabeledSet, splits: Sequence[Split]) -> list[str]:
+    groups = _groups(labeled.files)
+    separated = {int(group) for split in splits for group in np.intersect1d(groups[split.train], groups[split.test])}
+    if not separated:
+        return []
+    first = next(file.group for file, group in zip(labeled.files, groups, strict=True) if int(group) in separated)
+    return [
+        f"{len(separated)} recordings or speakers are in both training and test clips, so scores may be too high; the "
+        f"first: {first}"
+    ]
+
+
 def _small_classes(labeled: LabeledSet, folds: int) -> list[str]:
     counts = np.bincount([label for file in labeled.files for label in file.labels], minlength=len(labeled.classes))
     small = [f"{name} ({count})" for name, count in zip(labeled.classes, counts, strict=True) if count < folds]
@@ -153,6 +166,8 @@ def _folds_of(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> 
     if n_groups < 2:  # nothing can be held out but single clips
         groups, n_groups = np.arange(len(strata)), len(strata)
     folds = min(folds, n_groups)
+    if folds < 2:
+        return []
     counts = np.unique(strata, return_counts=True)[1]
     if len(counts) == 1 or counts.max() < folds:
         shuffled = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]

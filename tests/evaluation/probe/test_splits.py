@@ -62,6 +62,16 @@ def test_without_folds_groups_stay_together_in_outer_and_inner_folds(multi_label
     assert choose_splits(found, seed=1).splits[0].test.tolist() != chosen.splits[0].test.tolist()
 
 
+def test_published_folds_that_separate_a_group_come_with_a_warning() -> None:
+    crossing = labeled(60, fold=lambda at: at % 5 + 1, group=lambda at: f"recording {max(at, 54)}")
+    assert choose_splits(crossing).warnings == [
+        "1 recordings or speakers are in both training and test clips, so scores may be too high; the first: "
+        "recording 54"
+    ]
+    alone = labeled(60, fold=lambda at: 1 if at else 2)  # one clip is all that fold 1 is trained on
+    assert choose_splits(alone).splits[0].inner == []
+
+
 def test_random_folds_come_with_a_warning() -> None:
     chosen = choose_splits(labeled(30))
     assert chosen.kind == "5 random folds"
