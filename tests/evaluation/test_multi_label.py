@@ -48,7 +48,7 @@ def test_intervals_are_those_of_scoring_each_resample(scored: tuple[torch.Tensor
 def test_intervals_of_a_nearly_perfect_ranking_end_at_1() -> None:
     targets = (torch.arange(60) < 6).unsqueeze(1)
     similarity = targets.double()
-    similarity[5], similarity[6:15] = 0.5, 0.7
+    similarity[0], similarity[6:15] = 0.5, 0.7
     bounds = multi_label_scores(similarity, targets).intervals(200)
     assert (bounds["map"][1], bounds["auroc"][1]) == (1, 1)
 
