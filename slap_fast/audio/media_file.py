@@ -35,7 +35,7 @@ _FORMATS = (
 )
 # Formats whose headers declare the length. That of others is an estimate from the bit rate, or the last timestamp.
 _WITH_LENGTH = frozenset(
-    {"mov", "matroska", "asf", "ape", "wv", "tta", "mpc", "mpc8", "dsf", "iff", "caf", "wav", "w64", "aiff"}
+    {"mov", "matroska", "asf", "flv", "ape", "wv", "tta", "mpc", "mpc8", "dsf", "iff", "caf", "wav", "w64", "aiff"}
 )
 _PROTECTED_TAGS = {"enca", "drms", "aavd", "p608"}
 
@@ -106,6 +106,8 @@ class MediaFile:
         except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
             self._raise_unrecognized(error)
         try:
+            if self._container.format.name == "avi":
+                self._check_avi_size()
             self._stream = self._select_stream()
             self._stream.codec_context.thread_count = 1  # clips are decoded in parallel, not packets
             self.samplerate, self.channels = 0, 0
@@ -182,6 +184,21 @@ class MediaFile:
         elif protection := self._container.metadata.get("ASF_Protection_Type"):
             found = f"Windows Media {protection}"
         return f"encrypted, copy-protected audio ({found}), which cannot be decoded" if found else ""
+
+    def _check_avi_size(self) -> None:
+        """Compare the size of the file with that in its headers: FFmpeg takes a cut off file for a shorter one."""
+        end = 0
+        while len(head := read_at(self._file, end, 8)) == 8 and head[:4] == b"RIFF":
+            length = int.from_bytes(head[4:], "little")
+            if length in (0, 0xFFFFFFFF):
+                return  # not filled in, as in a recording
+            end += 8 + length + length % 2
+        # The byte that pads the last chunk may be missing.
+        if self._size < end - 1:
+            detail = f"the AVI file is cut off: {self._size} of {end} bytes"
+            if self._size < end * (1 - MAX_SHORTFALL):
+                raise AudioError("truncated", detail)
+            self.notes.append(("cut_short", detail))
 
     def _decoded(self) -> Generator[tuple[int, np.ndarray], None, None]:
         """Blocks of at least _BLOCK_SAMPLES samples; shorter ones at the end and where the sample rate changes."""
@@ -260,6 +277,8 @@ class MediaFile:
         while True:
             try:
                 packet = next(packets, None)
+            except IndexError:  # PyAV, after the last packet, of a stream that began in the middle of the file
+                packet = None
             except errors as error:
                 damage.add(damage.seconds, _reason(error), fatal=True)
                 packet = None

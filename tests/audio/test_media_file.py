@@ -170,9 +170,14 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.Monk
             open_audio("list.m3u8")
 
 
-@pytest.mark.parametrize(("container", "options"), [("webm", {}), ("mp4", {"movflags": "faststart"}), ("mp4", {})])
+@pytest.mark.parametrize(
+    ("container", "options"),
+    [("webm", {}), ("mp4", {"movflags": "faststart"}), ("mp4", {}), ("avi", {}), ("flv", {})],
+)
 def test_a_cut_off_file_follows_the_rule_for_truncated_ones(container: str, options: dict[str, str]) -> None:
-    data = write_media(container, "libopus", sine(10.0, 48_000), options=options)
+    codec = {"avi": "pcm_s16le", "flv": "pcm_s16le"}.get(container, "libopus")
+    rate = 44_100 if container == "flv" else 48_000
+    data = write_media(container, codec, sine(10.0, rate), rate, options=options)
     assert _failure(data[: len(data) // 2])[0] == "truncated"
     if container == "mp4" and not options:
         # The index is at the end.
@@ -180,7 +185,7 @@ def test_a_cut_off_file_follows_the_rule_for_truncated_ones(container: str, opti
         assert "cut off" in _failure(data[:-400], "x.mp4")[1]
         return
     decoded, _, notes = _decoded(data[: len(data) * 98 // 100])
-    assert 9.5 < len(decoded) / 48_000 < 9.95
+    assert 9.5 < len(decoded) / rate < 9.95
     assert "cut_short" in dict(notes)
 
 
