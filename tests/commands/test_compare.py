@@ -51,6 +51,7 @@ def runs(tmp_path: Path) -> list[Path]:
             {
                 "dataset": "data/clotho",
                 "retrieval": {"t2a_r1": 0.25, "clips": 9.0},
+                "relevance": {"t2a_map16": 0.375, "queries": 5.0},
                 "zero_shot": {"source": "esc", "accuracy_at_1": 0.5},
             }
         )
@@ -84,6 +85,7 @@ def test_runs_are_compared_by_losses_scores_speed_and_differing_settings(
         "step of the best score": {"all/run": 8, "plain/run": None},
         "a2t_median_rank at the best score": {"all/run": 9.25, "plain/run": None},
         "clotho retrieval t2a_r1": {"all/run": 0.25, "plain/run": None},
+        "clotho relevance t2a_map16": {"all/run": 0.375, "plain/run": None},
         "esc zero-shot accuracy_at_1": {"all/run": 0.5, "plain/run": None},
         "gtzan zero-shot accuracy_at_1": {"all/run": 0.125, "plain/run": None},
         "esc50 probe linear accuracy": {"all/run": 0.9, "plain/run": None},

@@ -18,7 +18,7 @@ _SCORES = "evaluation/"
 # Files below the output folder where the commands write by default.
 _RESULTS = ("evaluation/metrics.json", "evaluation/suite.json", "probe/probe.json", "probe/probe-frames.json")
 # The scores of a section that are quoted; its other numbers are details.
-_QUOTED = ("t2a_r1", "a2t_r1", "map16", "accuracy_at_1", "map", "cider_d", "cider", "spice", "spider", "fense")
+_QUOTED = ("t2a_r1", "a2t_r1", "t2a_map16", "accuracy_at_1", "map", "cider_d", "spice", "spider", "fense")
 _FRAME_SCORES = ("segment_f1", "auroc")
 
 
