@@ -46,7 +46,13 @@ from slap_fast.training.distributed.process_group import (
 from slap_fast.training.distributed.rank_environment import configure_rank_environment
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine, precision_of
-from slap_fast.training.initial_weights import complete_config, source_of, starting_notes
+from slap_fast.training.initial_weights import (
+    complete_config,
+    files_digest,
+    require_same_files,
+    source_of,
+    starting_notes,
+)
 from slap_fast.training.metrics.nonfinite import NonFiniteGuard, suspect_clips
 from slap_fast.training.metrics.peak_flops import total_peak_flops
 from slap_fast.training.metrics.run_log import RunLog
@@ -85,6 +91,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         datasets = Mixture.open([(part.folder, part.weight) for part in recipe.data.folders])
         sampler = build.build_sampler(recipe, datasets)
         source = source_of(config)
+        source_digest = files_digest(source) if ranks.world_size > 1 else 0
         tokenizer = build.build_tokenizer(recipe.data, recipe.model, source)
         mel_statistics = build.saved_mel_statistics(output / "checkpoints")
         model_config = build.complete_model_config(recipe.model, datasets, tokenizer, mel_statistics, source)
@@ -93,6 +100,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         start_notes = starting_notes(model, source, recipe)
         multipliers = part_multipliers(model, recipe.optimizer)
         evaluation = InLoopEvaluation(config.efficiency.evaluation, output / "best", ranks)
+    require_same_files(source, source_digest, ranks.device)
     engine = build_engine(model, config, ranks)
     average = TeacherAverage(engine.module.teacher_pairs())
     checkpoints = CheckpointManager(

@@ -6,6 +6,8 @@ tokenizer and the values of `model` that its command does not give from that che
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,16 @@ from slap_fast.models.logit_scale import LogitScale
 from slap_fast.models.slap import SLAP
 from slap_fast.models.text_encoder import TextEncoder
 from slap_fast.training.checkpoint.export import read_weights
-from slap_fast.training.checkpoint.folder import MANIFEST, Manifest, model_folder, newest_checkpoint, read_manifest
+from slap_fast.training.checkpoint.folder import (
+    MANIFEST,
+    Manifest,
+    file_digest,
+    model_folder,
+    newest_checkpoint,
+    read_manifest,
+)
 from slap_fast.training.checkpoint.output_folder import saved_config
+from slap_fast.training.distributed.process_group import ranks_that_differ
 from slap_fast.training.frozen import frozen_notes, model_parts
 from slap_fast.training.model import PretrainingModel
 
@@ -56,6 +66,11 @@ class WeightSource:
     def files(self) -> Path:
         """The folder of config.json, text_config/ and tokenizer/."""
         return self.folder if self.checkpoint is None else model_folder(self.folder)
+
+    @property
+    def commit(self) -> str | None:
+        """Of a download of the Hugging Face hub."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
 
     @property
     def text_hf_config(self) -> Any:
@@ -118,7 +133,8 @@ def find_source(name: str) -> WeightSource:
         ModelError: there is none.
     """
     try:
-        folder = hub.model_folder(name)
+        model = hub.hub_id(name)
+        folder = Path(name) if model is None else _download(model)
     except ModelError as error:
         raise ModelError(f"model.init_from={name}: {error}") from error
     if (folder / MANIFEST).exists() or folder.name.startswith("step-"):
@@ -133,6 +149,49 @@ def find_source(name: str) -> WeightSource:
         hint = f"it is the output of a run: use {' or '.join(inside)}" if inside else "SLAP.save_pretrained writes one"
         raise ModelError(f"model.init_from={name}: {folder} is not the folder of a model (no config.json); {hint}")
     return WeightSource(InitialModel.read(name, folder), folder)
+
+
+@functools.cache
+def _download(model: hub.HubId) -> Path:
+    """Once per process: a branch may move between two calls, which would mix the files of two models."""
+    return hub.model_folder(model)
+
+
+def files_digest(source: WeightSource | None) -> int:
+    """A hash, of 63 bits, of the files that the initial weights are read from; 0 if the run reads none."""
+    if source is None or source.continued:
+        return 0
+    folder = source.folder
+    # The manifest of a checkpoint has the hashes of its other files.
+    used = [MANIFEST] if source.checkpoint else [str(p.relative_to(folder)) for p in _model_files(folder)]
+    content = repr([(name, file_digest(folder / name)["sha256"]) for name in sorted(used)])
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") >> 1
+
+
+def require_same_files(source: WeightSource | None, digest: int, device: torch.device) -> None:
+    """Check that all ranks start from the same weights. A collective call.
+
+    ZeRO takes the weights of rank 0, but frozen weights and settings, such as the mel statistics, are those of a rank.
+
+    Args:
+        digest: `files_digest` of this rank.
+
+    Raises:
+        ModelError: the files differ, because a branch of the hub moved or a folder is not shared; on all ranks.
+    """
+    if source is None or not (others := ranks_that_differ(digest, device)):
+        return
+    commit = f" (here commit {source.commit})" if source.commit else ""
+    raise ModelError(
+        f"model.init_from={source.model.name}: the files of rank {', '.join(map(str, others))} are not those of rank 0"
+        f"{commit}: start again, with a commit as OWNER/NAME@COMMIT, or a folder that all machines share"
+    )
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of a model that `SLAP.from_pretrained` may read."""
+    names = ("*.safetensors", "*.json", "text_config/*.json", "tokenizer/*.json")
+    return [path for name in names for path in folder.glob(name)]
 
 
 def starting_notes(model: PretrainingModel, source: WeightSource | None, recipe: Recipe) -> list[str]:
@@ -159,7 +218,8 @@ def initialize(model: PretrainingModel, source: WeightSource, recipe: Recipe) ->
     """
     saved, head = _read(source)
     what = f"the checkpoint of step {source.checkpoint.step}" if source.checkpoint else "the model"
-    notes = [f"initial weights of {what} {source.model.name}:"]
+    commit = f" at commit {source.commit}" if source.commit else ""
+    notes = [f"initial weights of {what} {source.model.name}{commit}:"]
     rows = _TokenRows.of(saved.tokenizer, model.student.tokenizer)
     own = model_parts(model)
     theirs = _parts_of(saved, head)

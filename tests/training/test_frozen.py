@@ -13,14 +13,14 @@ from slap_fast.training.parameter_groups import part_multipliers, rate_multiplie
 from tests.training import tiny
 from tests.training.ranks import run_worker
 from tests.training.saved_memory import saved_memory
-from tests.training.worker import FROZEN, FROZEN_RUNS
+from tests.training.worker import FROZEN, FROZEN_RUNS, frozen_run
 
-RUNS = [f"{precision}, stage {stage}" for precision, stage, _ in FROZEN_RUNS]
+RUNS = [frozen_run(precision, stage, offload) for precision, stage, _, offload in FROZEN_RUNS]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_worker(tmp_path_factory.mktemp("ranks"), "frozen", "part_rates")
+    return run_worker(tmp_path_factory.mktemp("ranks"), "frozen", "part_rates", "initial_files")
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -55,6 +55,13 @@ def test_a_run_with_frozen_parts_resumes_exactly_and_only_with_the_same_parts(
         in (seen["refused"])
     )
     assert "model.init_from=" in seen["refused"]
+
+
+def test_ranks_that_would_start_from_other_files_are_an_error(results: dict[str, Any]) -> None:
+    same, *others = results["initial_files"]
+    assert same == "no error"
+    assert len(others) == 3
+    assert all("the files of rank 1 are not those of rank 0: start again, with a commit" in other for other in others)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

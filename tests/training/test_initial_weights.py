@@ -180,8 +180,12 @@ def test_a_run_fine_tunes_a_checkpoint_and_continues_without_it(tmp_path: Path) 
     second += ["model.prototype.prototypes=24", "optimizer.rate_multipliers.audio_encoder=0.5"]
     # One process per run, without importing everything again.
     program = f"""
-import os, shutil
+import gc, os, shutil
+import deepspeed, torch._dynamo, torch.utils.tensorboard
 from slap_fast.train import main
+from tests.training import tiny
+tiny.build(tiny.run_config())
+gc.freeze()
 def run(arguments):
     if (child := os.fork()) == 0:
         main(arguments)
@@ -223,3 +227,12 @@ def test_a_hub_id_with_a_revision_is_a_source(tmp_path: Path, monkeypatch: pytes
         assert find_source("owner/clap@v1").model.config == saved.config
         with pytest.raises(ModelError, match=r"model.init_from=owner/clap@v2: .*no revision 'v2'"):
             find_source("owner/clap@v2")
+        # The branch moves between the calls for the architecture and for the weights.
+        config = complete_config(settings("owner/clap"))
+        commit, files = repo.refs["main"], repo.files()
+        repo.commit({**files, "config.json": files["config.json"].replace(b"-3.25", b"-9.75")})
+        source = source_of(config)
+        assert source is not None
+        assert source.commit == commit
+        _, notes = started(source, config.recipe)
+        assert notes[0] == f"initial weights of the model owner/clap at commit {commit}:"

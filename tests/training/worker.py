@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import resource
@@ -20,6 +21,8 @@ from torch import Tensor
 from benchmarks.communication import Communication
 from slap_fast.config.model import OBJECTIVES
 from slap_fast.config.recipe import EvaluationConfig, ObjectivesConfig, RateMultipliersConfig, RunConfig
+from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.errors import ModelError
 from slap_fast.evaluation.in_loop import InLoopEvaluation
 from slap_fast.models.slap import SLAP
 from slap_fast.training import engine as engine_module
@@ -30,6 +33,7 @@ from slap_fast.training.checkpoint.manager import CheckpointError, CheckpointMan
 from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from slap_fast.training.ema import TeacherAverage
 from slap_fast.training.engine import build_engine, set_learning_rate
+from slap_fast.training.initial_weights import files_digest, find_source, require_same_files
 from slap_fast.training.metrics.nonfinite import MAX_SKIPPED_IN_A_ROW, DivergedError, NonFiniteGuard
 from slap_fast.training.metrics.step_metrics import LOSSES, METRICS, MetricReducer, StepMetrics
 from slap_fast.training.model import PretrainingModel
@@ -354,20 +358,53 @@ def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 FROZEN = ("audio_encoder", "text_encoder", "logit_scale")
-# At stage 2 in float32, frozen parameters are held as at stage 0, and the optimizer is that of stage 1.
-FROZEN_RUNS: list[tuple[str, int, int | None]]
-FROZEN_RUNS = [("fp32", 0, None), ("fp32", 3, None), ("bf16", 1, 2), ("bf16", 3, None)]
+# (precision, stage, micro-batch size, offloading). At stage 2 in float32, frozen parameters are held as at stage 0, and
+# the optimizer is that of stage 1.
+FROZEN_RUNS: list[tuple[str, int, int | None, bool]]
+FROZEN_RUNS = [("fp32", 0, None, False), ("fp32", 3, None, False), ("bf16", 1, 2, False), ("bf16", 3, None, False)]
+FROZEN_RUNS += [("bf16", 3, 2, True)]
+
+
+def frozen_run(precision: str, stage: int, offload: bool) -> str:
+    return f"{precision}, stage {stage}{', offloaded' if offload else ''}"
 
 
 def frozen(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per precision, stage and micro-batch size: a run with frozen parts, resumed after its first step."""
+    """Each of `FROZEN_RUNS`: a run with frozen parts, resumed after its first step."""
     seen = {}
-    for precision, stage, micro_batch_size in FROZEN_RUNS:
+    for precision, stage, micro_batch_size, offload in FROZEN_RUNS:
         config = tiny.run_config(zero_stage=stage, precision=precision, micro_batch_size=micro_batch_size)
         config = tiny.changed(config, model={"freeze": FROZEN})
-        name = f"{precision}, stage {stage}"
-        seen[name] = _train_frozen(config, ranks, folder / f"frozen-{precision}-{stage}")
+        training = dataclasses.replace(
+            config.efficiency.training, offload_optimizer=offload, offload_parameters=offload
+        )
+        config = dataclasses.replace(config, efficiency=dataclasses.replace(config.efficiency, training=training))
+        name = frozen_run(precision, stage, offload)
+        seen[name] = _train_frozen(config, ranks, folder / f"frozen {name}")
     return seen
+
+
+def initial_files(ranks: Ranks, folder: Path) -> list[str]:
+    """Messages of the check that ranks start from the same files: if they do, and with each file changed on rank 1."""
+    own = folder / f"rank-{ranks.rank}"
+    torch.manual_seed(0)
+    model = SLAP(tiny.model_config())
+    model.tokenizer = train_tokenizer(["a dog barks"], 300)
+    model.save_pretrained(own)
+    messages = []
+    for changed in (None, "config.json", "model.safetensors", "tokenizer/tokenizer.json"):
+        if changed is not None and ranks.rank == 1:
+            file = own / changed
+            file.write_bytes(file.read_bytes() + b" ")
+        source = find_source(str(own))
+        try:
+            require_same_files(source, files_digest(source), ranks.device)
+            messages.append("no error")
+        except ModelError as error:
+            messages.append(str(error))
+        if changed is not None and ranks.rank == 1:
+            file.write_bytes(file.read_bytes()[:-1])
+    return messages
 
 
 def _train_frozen(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -517,6 +554,9 @@ _ORIGINAL_CONFIG = engine_module.deepspeed_config
 def main() -> None:
     folder, *names = sys.argv[1:]
     setattr(engine_module, "deepspeed_config", partly_persistent)  # noqa: B010 - its type is wider
+    # DeepSpeed collects garbage many times: half the time of the tests if that includes the modules that a run loads.
+    tiny.build(tiny.run_config())
+    gc.freeze()
     with init_distributed(60.0) as ranks:
         for name in names:
             result = globals()[name](ranks, Path(folder))

@@ -174,6 +174,14 @@ def all_reduce_count(count: int, device: torch.device | str = "cpu") -> int:
     return int(total.item())
 
 
+def ranks_that_differ(value: int, device: torch.device | str = "cpu") -> list[int]:
+    """The ranks whose `value`, of 63 bits, is not that of rank 0. A collective call."""
+    own = torch.tensor([value], device=device)
+    values = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(values, own)
+    return [rank for rank, each in enumerate(values) if each.item() != values[0].item()]
+
+
 class StopSignal:
     """Records SIGTERM and SIGINT until the ranks agree to stop at the end of a step.
 
