@@ -15,6 +15,7 @@ therefore scores chance, and identical items share the score of one.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,12 @@ class RetrievalScores:
 
     def metrics(self) -> dict[str, float]:
         """See `retrieval_metrics`."""
-        means = {name: float(_statistic(name)(values)) for name, values in self.per_query.items()}
-        return {**means, **self.counts}
+        # Exact sums, so that the order of the clips, which depends on the number of ranks, does not matter.
+        summaries = {
+            name: float(np.median(values)) if name.endswith("median_rank") else math.fsum(values) / len(values)
+            for name, values in self.per_query.items()
+        }
+        return {**summaries, **self.counts}
 
     def intervals(
         self, resamples: int = RESAMPLES, *, level: float = 0.95, seed: int = 0

@@ -168,6 +168,15 @@ def test_captions_that_differ_in_case_punctuation_and_spacing_are_the_same() -> 
     assert normalized_text("...") == "..."
 
 
+def test_scores_have_the_same_bits_in_any_order_of_the_clips() -> None:
+    generator = torch.Generator().manual_seed(0)
+    audio, text = torch.nn.functional.normalize(torch.randn(2, 300, 4, generator=generator), dim=2)
+    metrics = embedding_retrieval_metrics(audio, text, torch.arange(300))
+    for _ in range(3):
+        order = torch.randperm(300, generator=generator)
+        assert embedding_retrieval_metrics(audio[order], text[order], torch.arange(300)) == metrics
+
+
 def test_intervals_resample_the_captions_of_a_clip_together() -> None:
     generator = torch.Generator().manual_seed(0)
     audio = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)

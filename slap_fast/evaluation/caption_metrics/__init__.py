@@ -9,6 +9,7 @@ SPICE are Java programs of that package. A metric that cannot be computed is in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,4 +124,5 @@ def _unavailable(metrics: CaptionMetrics, name: str) -> Iterator[None]:
 
 
 def _add(metrics: CaptionMetrics, name: str, values: np.ndarray) -> None:
-    metrics.scores[name], metrics.per_clip[name] = float(values.mean()), values.tolist()
+    # An exact sum, whatever the order of the clips.
+    metrics.scores[name], metrics.per_clip[name] = math.fsum(values) / len(values), values.tolist()
