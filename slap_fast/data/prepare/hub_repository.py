@@ -75,9 +75,12 @@ class HubSplit:
                 yield row
                 number += 1
         except Exception as error:  # unrelated types, of the library, of Arrow and of HTTP
+            advice = "run the same command again to continue"
+            if type(error).__name__.startswith("Arrow"):
+                advice += "; if it fails at the same row, a file of the dataset is damaged"
             raise DatasetError(
                 f"{self.path}: reading the split {self.split!r} failed after row {number} ({type(error).__name__}: "
-                f"{one_line(error)}); run the same command again to continue"
+                f"{one_line(error)}); {advice}"
             ) from error
 
     def url(self, file: str) -> str:

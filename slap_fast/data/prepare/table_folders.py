@@ -127,7 +127,8 @@ def saved_tables(folder: Path, split: str | None = None) -> list[Path]:
         return []
     own = _json_of(state).get("_split")
     if split is not None and split != own:
-        raise DatasetError(f"{folder}: has no split {split!r}; it is the split {own!r}: leave out --split")
+        only = f"it is the split {own!r}" if own else "its only dataset is of no split"
+        raise DatasetError(f"{folder}: has no split {split!r}; {only}: leave out --split")
     files = _json_list(state, "_data_files")
     tables = [folder / str(file.get("filename") if isinstance(file, dict) else file) for file in files]
     if missing := [table.name for table in tables if not table.is_file()]:
