@@ -75,8 +75,8 @@ def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower
     tokenizer = tokenizer_of(model) if has_text else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _complete_or_absent(folder) as partial, _frozen(model), _quiet(), torch.no_grad():
-        samples = Dim("samples", min=_shortest(model))
-        towers = [_export(PortableAudioTower(model), _audio_inputs(model), ({1: samples},), partial, "audio", kind)]
+        dim = _samples(model)
+        towers = [_export(PortableAudioTower(model), _audio_inputs(model), ({1: dim},), partial, "audio", kind)]
         if has_text:
             dims = {0: Dim("texts", min=1), 1: Dim("tokens", min=1, max=model.config.text.max_length)}
             towers.append(_export(PortableTextTower(model), _text_inputs(model), (dims, dims), partial, "text", kind))
@@ -150,11 +150,19 @@ def _shortest(model: SLAP) -> int:
     return next(length for length in count(1) if model.config.num_tokens(length))
 
 
+def _samples(model: SLAP) -> Dim:
+    """Number of samples of a clip: as a sum with the shortest, so that torch.export can prove that there are tokens."""
+    shortest = _shortest(model)
+    return Dim("samples", min=1) if shortest == 1 else Dim("more", min=0) + shortest
+
+
 def _audio_inputs(model: SLAP) -> list[Case]:
     """Noise of many lengths, and silence."""
     mel = model.config.mel
     generator = torch.Generator().manual_seed(0)
-    shortest = _shortest(model)
+    # Reflected, one or two samples are constant or periodic: most bands hold rounding errors alone, which no two
+    # implementations share.
+    shortest = _shortest(model) if mel.padding in ("none", "zeros") else max(_shortest(model), mel.hop_length // 2)
     lengths = [
         3 * mel.sample_rate,
         shortest,

@@ -37,7 +37,7 @@ class PortableFrontend(nn.Module):
         count = mel.num_frames(waveform.shape[0])
         # All sizes are multiples of the number of columns, as others would restrict the lengths that torch.export
         # accepts. So the last column has frames beyond the end, which are replaced.
-        columns = (count + audio.patch_frames - 1) // audio.patch_frames
+        columns = 1 + (count - 1) // audio.patch_frames
         index = torch.arange(columns * audio.patch_frames, device=waveform.device)
         inside = (index < count)[:, None]
         frames = self._logarithm(self._energies(self._frames(waveform, index)))  # [F, n_mels]
@@ -62,7 +62,8 @@ class PortableFrontend(nn.Module):
             inside = (position >= 0) & (position < length)
             return torch.where(inside, samples[position.clamp(0, length - 1)], 0.0)
         repeats_edge = mel.padding == "kaldi"
-        period = 2 * length if repeats_edge else torch.sym_max(2 * length - 2, 1)
+        # As a tensor: ONNX has no remainder of a symbolic maximum.
+        period = torch.full((), 2 * length if repeats_edge else 2 * length - 2, device=waveform.device).clamp_min(1)
         phase = torch.remainder(position, period)
         return samples[torch.where(phase < length, phase, period - int(repeats_edge) - phase)]
 
@@ -87,6 +88,7 @@ class PortableFrontend(nn.Module):
             value = torch.maximum(value, torch.where(inside, value, -torch.inf).max() - mel.dynamic_range)
         if mel.normalize_per_clip:
             count = inside.sum()
+            value = value - value[:1]  # silence has a mean of exactly 0 then, whose rounding error would be amplified
             centered = torch.where(inside, value - torch.where(inside, value, 0.0).sum(dim=0) / count, 0.0)
             deviation = (centered.square().sum(dim=0) / (count - 1).clamp_min(1)).sqrt()  # 0 for a single frame
             value = centered / (deviation + _STD_GUARD)

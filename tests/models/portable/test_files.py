@@ -19,6 +19,7 @@ from slap_fast.models.encoding import encode_features
 from slap_fast.models.portable import files
 from slap_fast.models.portable.audio_tower import PortableAudioTower
 from slap_fast.models.slap import SLAP
+from slap_fast.ops import MelConfig
 from tests.models.builders import TINY
 from tests.models.saved import TEXTS, tiny_slap
 
@@ -28,7 +29,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 def test_onnx_towers_agree_with_the_model_at_every_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_slap().save_pretrained(tmp_path / "model")
+    # One local and one global layer. Of all conventions, torch.export and ONNX have most trouble with Whisper's.
+    tiny_slap(mel=MelConfig.preset("whisper"), layers=2).save_pretrained(tmp_path / "model")
     monkeypatch.setattr(files, "_LARGEST_FILE", 0)  # as of a model of more than 2 GB
     out = tmp_path / "out"
     assert cli.main(["export", str(tmp_path / "model"), "--onnx", str(out)]) == 0
@@ -41,7 +43,7 @@ def test_onnx_towers_agree_with_the_model_at_every_length(
     assert model.tokenizer is not None
     audio, text = (onnxruntime.InferenceSession(out / f"{name}.onnx") for name in ("audio", "text"))
     generator = torch.Generator().manual_seed(1)
-    for count in (1, 2, 399, 2960, 2961, 16_000, 77_777, 480_001):
+    for count in (160, 161, 399, 2960, 2961, 16_000, 77_777, 480_001):
         clip = torch.rand(count, generator=generator) - 0.5
         (found,) = audio.run(None, {"waveform": clip[None].numpy()})
         embedding = model.encode_audio([clip], sampling_rate=16_000).numpy()
@@ -64,7 +66,7 @@ def test_onnx_towers_agree_with_the_model_at_every_length(
 
 
 def test_a_model_without_text_is_exported_as_audio_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tiny_slap(("self_distillation",))
+    model = tiny_slap(("self_distillation",), layers=1)
     model.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
     assert cli.main(["export", str(tmp_path / "model"), "--torch-export", str(out)]) == 0
