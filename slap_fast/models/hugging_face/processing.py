@@ -121,13 +121,20 @@ class SlapProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` `[M, L]` of texts, `input_values` and `input_lengths` of audio.
+
+        Raises:
+            ValueError: no text or clip is given, or as `SlapFeatureExtractor`.
+            AudioError: a file cannot be read.
         """
         if text is None and audio is None:
             raise ValueError("neither text nor audio is given; pass one or both")
         values: dict[str, Any] = {}
         if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if not texts:
+                raise ValueError("text is an empty list; pass one or more texts")
             ids = self.tokenizer(
-                [text] if isinstance(text, str) else list(text),
+                texts,
                 return_tensors=return_tensors,
                 padding=padding,
                 truncation=truncation,

@@ -33,11 +33,16 @@ def _register_config(module: ModuleType) -> None:
 class _AfterImport:
     """Import hook that finds the module as usual, and registers after its code has run."""
 
+    is_searching = False
+
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _TABLE:
+        if name != _TABLE or self.is_searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.is_searching = True  # else the search would end here again
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.is_searching = False
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
@@ -45,6 +50,8 @@ class _AfterImport:
         def run_and_register(module: ModuleType) -> None:
             run(module)
             _register_config(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
 
         spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
         return spec

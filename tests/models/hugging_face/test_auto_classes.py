@@ -29,18 +29,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import slap_fast, sys; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()",
-        "from transformers import AutoModel, pipeline; import slap_fast",
-    ],
-)
-def test_the_auto_classes_find_the_model_for_each_order_of_imports(code: str, folder: Path) -> None:
-    code += f"""
-from transformers import AutoFeatureExtractor, AutoModel
-assert type(AutoFeatureExtractor.from_pretrained({str(folder)!r})).__name__ == "SlapFeatureExtractor"
-assert type(AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=False)).__name__ == "SlapModel"
+def test_the_auto_classes_find_the_model_for_each_order_of_imports(folder: Path) -> None:
+    code = f"""
+import importlib.util, sys
+import slap_fast
+assert not {{"torch", "transformers", "numpy"}} & sys.modules.keys()
+importlib.util.find_spec("transformers.models.auto.configuration_auto")
+from transformers import CONFIG_MAPPING, AutoFeatureExtractor, AutoModel
+for _ in range(2):
+    assert type(AutoFeatureExtractor.from_pretrained({str(folder)!r})).__name__ == "SlapFeatureExtractor"
+    assert type(AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=False)).__name__ == "SlapModel"
+    del sys.modules["slap_fast"]
+    CONFIG_MAPPING._extra_content.clear()
+    import slap_fast
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -99,6 +100,8 @@ def test_what_cannot_be_honored_is_an_error(folder: Path, tmp_path: Path) -> Non
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     with pytest.raises(ModelError, match="does not take quantization_config; leave them out"):
         AutoModel.from_pretrained(folder, quantization_config={"bits": 4})
+    with pytest.raises(ValueError, match="text is an empty list"):
+        processor(text=[])
     other = AutoConfig.from_pretrained(folder)
     other.audio = other.audio | {"window_columns": 8}
     with pytest.raises(ModelError, match=r"config differs from the config\.json"):
