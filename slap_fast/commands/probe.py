@@ -15,6 +15,7 @@ from slap_fast.commands.shared import (
     add_quiet,
     beside_model,
     check_model,
+    errors_about,
     load_model,
     positive,
     print_rows,
@@ -122,8 +123,9 @@ def _clips(arguments: argparse.Namespace, out: Path) -> _Report:
 
     # Errors in the data are reported before the model is loaded.
     opened = [(source, open_labeled(source)) for source in arguments.data]
-    for _, labeled in opened:
-        choose_splits(labeled, test_split=arguments.test_split)
+    for source, labeled in opened:
+        with errors_about(source):
+            choose_splits(labeled, test_split=arguments.test_split)
     model = load_model(arguments.model, arguments.device)
     from slap_fast.evaluation.probe.embeddings import labeled_embeddings
     from slap_fast.evaluation.probe.scoring import probe
@@ -172,11 +174,11 @@ def _rows(result: ProbeResult) -> list[list[str]]:
     def row(kind: str, scores: ProbeScores) -> list[str]:
         low, high = scores.interval
         each = " ".join(f"{100 * score:.1f}" for score in scores.per_split.values())
-        name = {"accuracy": "%", "map": "mAP %"}[result.metric]
+        unit = {"accuracy": "%", "map": "% mAP"}[result.metric]
         return [
             f"{result.name} ({result.split_kind})",
             kind,
-            f"{100 * scores.mean:.1f} {name}",
+            f"{100 * scores.mean:.1f} {unit}",
             f"{100 * low:.1f} to {100 * high:.1f}",
             each,
             f"{100 * result.chance:.1f}",

@@ -113,11 +113,19 @@ def test_scores_warnings_and_skipped_clips_are_printed(
         (["data", "--frames", "--train", "a", "--test", "b"], "takes --train and --test, and no DATA; leave data out"),
         (["data", "--train", "a"], "--train and --test are for --frames"),
         (["none"], "none: no such folder"),
+        (["sounds.csv"], "sounds.csv: none of its splits is a test split (a, b); give --test-split"),
         (["data", "--threshold", "2"], "--threshold is 2; it must be between 0 and 1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(
-    model: SLAP, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    model: SLAP,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sounds.csv").write_text("file,label,split\n1.wav,dog,a\n2.wav,rain,b\n")
     assert cli.main(["probe", "model", *arguments]) == 2
     assert message in capsys.readouterr().err

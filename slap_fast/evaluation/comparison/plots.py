@@ -43,7 +43,7 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], png: str | Path, *, smooth: 
             if smooth and len(values) > 10:
                 axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
                 values = smoothed(values)
-            marker = "." if len(values) <= _MARKED and not smooth else None
+            marker = "." if len(values) == 1 or (len(values) <= _MARKED and not smooth) else None
             axis.plot(steps, values, color=color, linewidth=1.6, marker=marker, label=_label(run))
         axis.set_title(literal(key.removeprefix("evaluation/")), fontsize=11)
         axis.set_xlabel("step")

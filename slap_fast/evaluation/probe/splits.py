@@ -129,7 +129,7 @@ def _grouped_folds(labeled: LabeledSet, seed: int) -> Splits:
     ]
     warned = _small_classes(labeled, folds)
     if grouped and all(file.group is not None for file in files):
-        kind = f"{folds} folds with each recording or speaker in one fold (not published folds)"
+        kind = f"{folds} folds of whole recordings or speakers"
         return Splits(kind, splits, warned)
     leak = (
         "the data has no folds: these are random, so clips of one recording may be in training and test folds, and "

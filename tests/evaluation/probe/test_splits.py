@@ -53,7 +53,7 @@ def test_published_splits_are_used_and_their_validation_split_chooses_the_regula
 def test_without_folds_groups_stay_together_in_outer_and_inner_folds(multi_label: bool) -> None:
     found = labeled(90, group=lambda at: f"speaker {at // 6}", multi_label=multi_label)
     chosen = choose_splits(found)
-    assert "each recording or speaker in one fold" in chosen.kind
+    assert "folds of whole recordings or speakers" in chosen.kind
     assert sorted(np.concatenate([split.test for split in chosen.splits]).tolist()) == list(range(90))
     for split in chosen.splits:
         assert not values(found, split.train, "group") & values(found, split.test, "group")
