@@ -149,6 +149,9 @@ def _parse_override(argument: str) -> tuple[_Path, Any]:
     path, hint = leaves[key]
     # If the key takes text or a list, brackets mark a list.
     takes_text = hint is str or str in typing.get_args(hint)
+    if not text and type(None) in typing.get_args(hint):
+        # Such as an unset variable of a shell. YAML would read null, which trains another model without an error.
+        raise ConfigError(f"{where}: no value; write {key}=null for none")
     if hint is str or (takes_text and _list_type(hint) is not None and not text.lstrip().startswith("[")):
         return path, text
     try:

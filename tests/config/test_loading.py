@@ -125,6 +125,7 @@ def test_keys_and_sections_missing_from_a_file_keep_their_defaults(tmp_path: Pat
         ("optimizer.rate_multipliers.text=2", ["did you mean 'optimizer.rate_multipliers.text_encoder'?"]),
         ("optimizer.rate_multipliers.text_encoder=0", ["text_encoder is 0.0", "use model.freeze=[text_encoder]"]),
         ("optimizer.layer_decay=1.5", ["in optimizer: layer_decay is 1.5"]),
+        ("model.init_from=", ["'model.init_from=': no value; write model.init_from=null for none"]),
         ("--zero_stage", ["section.key=value"]),
     ],
 )
