@@ -50,7 +50,7 @@ class WavCaps(TableSource):
         folder = (path if path.is_dir() else default_audio_root(path)).absolute()
         above = next((parent.parent for parent in (folder, *folder.parents) if parent.name == "json_files"), folder)
         self._finder = ZipAudioFinder(above if audio_root is None else Path(audio_root))
-        self._audible: set[str] = set()
+        self._unpacked: dict[str, bool] = {}
         self._root_name = self._finder.root.resolve().name
         self._files = [path] if path.is_file() else wavcaps_files(path)
         if not self._files:
@@ -72,16 +72,13 @@ class WavCaps(TableSource):
             stem = _stem(row)
             found = self._find(stem, subset)
             name = f"{subset}/{stem}" if self._path.is_dir() else stem
-            if found:
-                self._audible.add(subset)
-            elif part := self._part_of(subset):
+            if not found and (part := self._part_of(subset)):
                 hint = join_hint(self._finder.root, part)
-                if subset not in self._audible:
+                if not self._is_unpacked(subset):
                     raise DatasetError(hint)
                 yield (), Rejection(f"{origin} {name}", "missing_file", f"{stem}.flac is nowhere, but {hint}")
                 continue
-            else:
-                found = [f"{subset}/{stem}.flac"]
+            found = found or [f"{subset}/{stem}.flac"]
             owners = self._contested.get(stem, set()) if self._owner(found[0]) != subset else set()
             if len(found) > 1 or owners:
                 choice = f"could be of {' or '.join(sorted(owners))}" if owners else f"could each be {name}"
@@ -112,6 +109,13 @@ class WavCaps(TableSource):
         if len(own) > 1:
             own = [file for file in own if file.lower().endswith(".flac")] or own
         return [file for file in own if not self._finder.is_zipped(file)] or own
+
+    def _is_unpacked(self, subset: str) -> bool:
+        """Whether any clip of the subset has audio."""
+        if subset not in self._unpacked:
+            rows = (row for _, one, row in self._rows() if one == subset and isinstance(row, dict))
+            self._unpacked[subset] = any(self._find(_stem(row), subset) for row in rows)
+        return self._unpacked[subset]
 
     def _part_of(self, subset: str) -> str | None:
         """A zip in parts that may hold the audio of a subset."""

@@ -119,7 +119,13 @@ def test_a_zip_in_parts_or_damaged_is_an_error_that_says_what_to_do(tmp_path: Pa
     archive.with_suffix(".z01").touch()
     with pytest.raises(DatasetError, match=r"FreeSound\.zip is split into parts .*`zip -s 0 .*FreeSound_joined\.zip'`"):
         list(open_source(tmp_path))
-    # The parts may stay beside the joined zip.
+    # The parts may stay beside unpacked audio, even if that of the first row is missing, and beside the joined zip.
+    unpacked = archive.with_name("FreeSound_flac") / "18.flac"
+    unpacked.parent.mkdir()
+    unpacked.write_bytes(encode(SECOND[:8_001]))
+    clips = _clips(open_source(tmp_path))
+    assert (clips["FreeSound/18"], "FreeSound/17" in clips) == ((["a cat"], 1), False)
+    unpacked.unlink()
     joined = archive.with_name("FreeSound_joined.zip")
     joined.write_bytes(archive.read_bytes())
     clips = _clips(open_source(tmp_path))
