@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from slap_fast.evaluation.caption_metrics import METRIC_TITLES
 from slap_fast.evaluation.retrieval import aligned
 from slap_fast.evaluation.suite.paper import SCORE_TITLES, SUITES, Published, Task
 from slap_fast.evaluation.suite.running import SuiteResult
@@ -40,8 +41,9 @@ def _rows(result: SuiteResult, task: Task) -> Iterator[Row]:
     for name, published in task.published.items():
         part = next((part for part in parts if part.get(name) is not None), None)
         if part is None:
-            captioning = scores.get("captioning", {})
-            note = captioning.get("unavailable", {}).get(name) or scores.get("captioning_unavailable", "not computed")
+            of_captions = scores.get("captioning", {}).get("unavailable", {})
+            section = "captioning" if name in METRIC_TITLES else "retrieval"
+            note = of_captions.get(name) or scores.get(f"{section}_unavailable", "not computed")
             yield Row(task.title, SCORE_TITLES[name], None, published, None, None, note)
         else:
             bounds = part.get("intervals", {}).get(name)

@@ -133,15 +133,23 @@ def _retrieve(
     clips = _captioned(dataset)
     if limit is not None:
         clips = [clips[at] for at in evenly_spaced(len(clips), limit)]
-    retrieval = evaluate_retrieval(model, clips, resamples=resamples, progress=progress)
-    result.skipped += retrieval.embedded.skipped
-    result.clips += len(clips)
-    scores: dict[str, Any] = {"retrieval": retrieval.metrics}
+    count = len(clips)
+    skipped: list[Skipped] = []
+    scores: dict[str, Any] = {}
+    if model.text_encoder is None and model.caption_decoder is not None:
+        scores["retrieval_unavailable"] = "the model has no text tower: it was trained to caption only"
+    else:
+        retrieval = evaluate_retrieval(model, clips, resamples=resamples, progress=progress)
+        scores["retrieval"] = retrieval.metrics
+        clips, skipped = retrieval.embedded.clips, retrieval.embedded.skipped
     if model.caption_decoder is None:
         scores["captioning_unavailable"] = "the model has no caption decoder: it was trained without captions"
     else:
-        captions = evaluate_captions(model, retrieval.embedded.clips, resamples=resamples, progress=progress)
+        captions = evaluate_captions(model, clips, resamples=resamples, progress=progress)
         scores["captioning"] = captions.report
+        skipped = skipped + captions.skipped
+    result.skipped += skipped
+    result.clips += count
     return scores
 
 
