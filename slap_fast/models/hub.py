@@ -195,10 +195,17 @@ def checked_repo_id(repo_id: str) -> str:
     Raises:
         ModelError: it is not `owner/name`.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if not _REPO_ID.fullmatch(repo_id):
         raise ModelError(
             f"{repo_id}: no id of the Hugging Face hub; give owner/name, of letters, digits, '-', '_', '.'"
         )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ModelError(f"{repo_id}: no id of the Hugging Face hub: {one_line(error)}") from error
     return repo_id
 
 

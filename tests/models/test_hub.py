@@ -129,6 +129,7 @@ def test_every_refusal_of_the_hub_is_one_line_with_what_to_do(
         ("other", "me/new", None, r"the hub refuses access with this token \(.*rights.*\); use one that has it"),
         ("other", "me/public", None, "the hub refuses access with this token"),
         ("mine", "new", None, "no id of the Hugging Face hub; give owner/name"),
+        ("mine", "me/new--er", None, "no id of the Hugging Face hub: "),
         ("mine", "me/public", True, "the repository exists and is public"),
     ):
         with pytest.raises(ModelError, match=words):
