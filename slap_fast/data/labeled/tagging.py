@@ -81,7 +81,10 @@ def audioset(folder: Path) -> LabeledSet:
             youtube_id, start, mids = row[0], row[1], [mid.strip() for mid in row[3].split(",")]
             if unknown := [mid for mid in mids if mid not in names]:
                 raise LabelError(f"{table}: segment {number} ({youtube_id}): {AUDIOSET_CLASSES} lacks {unknown[0]!r}")
-            file = _file_of_segment(audio.get(youtube_id, []), start)
+            try:
+                file = _file_of_segment(audio.get(youtube_id, []), float(start))
+            except ValueError as error:
+                raise LabelError(f"{table}: segment {number} ({youtube_id}): its start is {start[:40]!r}") from error
             found += file is not None
             path = folder / (file or f"{youtube_id}.wav")
             of_split.append(NamedFile(path, tuple(names[mid] for mid in mids), split=split, group=youtube_id))
@@ -100,10 +103,9 @@ def _segment_tables(folder: Path) -> dict[str, Path]:
     return {split: table for split, table in tables.items() if table.is_file()}
 
 
-def _file_of_segment(found: list[tuple[str, str]], start: str) -> str | None:
+def _file_of_segment(found: list[tuple[str, str]], seconds: float) -> str | None:
     """The file of a segment among those of its YouTube id: the one with its start in the name, else the only one."""
     if len(found) > 1:
-        seconds = float(start)
         starts = {f"{seconds:g}", f"{seconds:.3f}", f"{seconds * 1000:.0f}"}
         named = [file for rest, file in found if starts & set(rest.strip("_-. ").split("_")[:1])]
         found = [("", file) for file in named]
