@@ -65,7 +65,9 @@ class Macs(TableSource):
             if not isinstance(name, str) or not isinstance(annotations, list):
                 yield (), Rejection(origin, "malformed_row", "no filename or no annotations")
                 continue
-            annotations = [one for one in annotations if isinstance(one, dict)]
+            if bad := [one for one in annotations if not isinstance(one, dict)]:
+                yield (), Rejection(f"{origin} {name}", "malformed_row", f"the annotation {bad[0]!r:.80} is no object")
+                continue
             origin, name = f"{origin} {name}", os.path.basename(name)
             found = self._finder.by_stem.get(audio_stem(name), [name])
             found = [file for file in found if not self._finder.is_zipped(file)] or found
