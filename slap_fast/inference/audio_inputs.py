@@ -183,7 +183,7 @@ def _with_hint() -> Iterator[None]:
     try:
         yield
     except AudioError as error:
-        if error.reason == "unreadable":
+        if error.reason == "unreadable" and CONVERT_HINT not in error.detail:
             raise AudioError(error.reason, f"{error.detail}; if it plays elsewhere, {CONVERT_HINT}") from error
         raise
 

@@ -106,6 +106,8 @@ def probe(
         *_untrained_classes(labeled, targets, chosen.splits),
         *_copies(features, chosen.splits),
     ]
+    if few := [f"{split.name} ({len(split.train)})" for split in chosen.splits if len(split.train) < neighbors]:
+        warnings.append(f"fewer clips to train on than {neighbors} neighbors, so all of them vote: {', '.join(few)}")
     linear: list[np.ndarray] = []
     knn: list[np.ndarray] = []
     strengths: dict[str, float] = {}

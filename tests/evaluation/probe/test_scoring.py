@@ -85,7 +85,11 @@ def test_leaks_and_classes_that_cannot_be_learned_are_named() -> None:
     features = RNG.standard_normal((30, 4)).astype(np.float32)
     features[1] = features[0]  # in folds 1 and 2
     found = make_set([(at // 3 % 2,) if at != 2 else (2,) for at in range(30)], 3)
-    warnings = probe(features, found, np.arange(30), resamples=10).warnings
+    warnings = probe(features, found, np.arange(30), neighbors=21, resamples=10).warnings
+    assert (
+        "fewer clips to train on than 21 neighbors, so all of them vote: fold 1 (20), fold 2 (20), fold 3 (20)"
+        in warnings
+    )
     assert "2 test clips have an exact copy among the clips to train on, which makes scores too high" in warnings
     assert "fold 3: no clip to train on, so that all test clips are wrong: class 2" in warnings
     one_class = make_set([(int(at % 3 != 0),) for at in range(30)], 2)
