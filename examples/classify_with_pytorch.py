@@ -1,9 +1,8 @@
 """Fine-tunes a classifier on a saved model in plain PyTorch: first its head alone, then the audio tower too (LP-FT).
 
-The folder has one subfolder of audio files for each class. Clips have any duration: they are packed, not padded. The
-trained model is saved beside the folder, as FOLDER-model.
+The folder has one subfolder of audio files for each class. Clips have any duration: they are packed, not padded.
 
-    python examples/classify_with_pytorch.py demo/run/model recordings/
+    python examples/classify_with_pytorch.py demo/run/model recordings/ classifier/
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Classifier(nn.Module):
 
 
 def train(
-    model: str, folder: Path, *, head_epochs: int = 10, tower_epochs: int = 10, batch_size: int = 16
+    model: str, folder: Path, out: Path, *, head_epochs: int = 10, tower_epochs: int = 10, batch_size: int = 16
 ) -> list[float]:
-    """The accuracy on the training clips in each epoch."""
+    """The accuracy on the training clips in each epoch; the model and `head.safetensors` are written to `out`."""
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     clips = [(str(path), label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,8 +61,7 @@ def train(
                 optimizer.step()
                 correct += int((logits.argmax(-1) == target).sum())
             accuracies.append(correct / len(clips))
-            print(f"epoch {len(accuracies)}: accuracy {accuracies[-1]:.3f}")
-    out = folder.with_name(f"{folder.name}-model")
+            print(f"epoch {len(accuracies)}: training accuracy {accuracies[-1]:.3f}")
     classifier.slap.save_pretrained(out)
     save_model(classifier.head, str(out / "head.safetensors"))
     return accuracies
@@ -73,5 +71,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a model, such as demo/run/model")
     parser.add_argument("folder", type=Path, help="one subfolder of audio files for each class")
+    parser.add_argument("out", type=Path, help="folder of the trained model")
     options = parser.parse_args()
-    train(options.model, options.folder)
+    train(options.model, options.folder, options.out)

@@ -100,10 +100,11 @@ def test_a_classifier_learns_on_a_frozen_tower_and_then_with_it(tmp_path: Path) 
         for clip in range(6):
             samples = scale * generator.uniform(-1, 1, 3000 + 900 * clip)
             soundfile.write(tmp_path / "clips" / name / f"{clip}.wav", samples, 16_000)
-    accuracies = example["train"](str(tmp_path / "model"), tmp_path / "clips", head_epochs=6, tower_epochs=2)
+    folders = str(tmp_path / "model"), tmp_path / "clips", tmp_path / "out"
+    accuracies = example["train"](*folders, head_epochs=6, tower_epochs=2)
     assert len(accuracies) == 8
     assert accuracies[-1] > 0.9
-    trained = SLAP.from_pretrained(tmp_path / "clips-model").state_dict()
+    trained = SLAP.from_pretrained(tmp_path / "out").state_dict()
     same = {name for name, value in model.state_dict().items() if torch.equal(value, trained[name])}
     assert {name for name in trained if name.startswith(("text_", "caption_decoder.", "logit_scale."))} <= same
     assert "audio_encoder.blocks.0.attention.qkv.weight" not in same

@@ -199,9 +199,12 @@ def _finish(state: PrepareState, arguments: dict[str, Any], items: SourceItems, 
     if not state.shards:
         state.delete()
         reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(totals.rejected.items()))
+        hint = ""
+        if totals.rejected["no_captions"] and arguments["source"].get("kind") == "folder":
+            hint = "; for audio with classes, give --caption-template 'the sound of {}'"
         raise DatasetError(
             f"{state.folder}: none of {totals.consumed} clips can be used ({reasons or 'the source is empty'}); "
-            f"{state.folder / REPORT_NAME} lists each of them"
+            f"{state.folder / REPORT_NAME} lists each of them{hint}"
         )
     info = write_dataset(
         state.folder,

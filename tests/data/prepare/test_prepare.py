@@ -203,6 +203,13 @@ def test_a_source_without_a_good_clip_raises_with_the_reasons(tmp_path: Path) ->
         prepare(_clips(), tmp_path, workers=0, progress=False)
 
 
+def test_a_folder_of_classes_without_captions_is_told_how_to_caption_them(tmp_path: Path) -> None:
+    (tmp_path / "sounds" / "dog").mkdir(parents=True)
+    soundfile.write(tmp_path / "sounds" / "dog" / "1.wav", _noise(0.5, 16_000, 0), 16_000)
+    with pytest.raises(DatasetError, match="for audio with classes, give --caption-template 'the sound of"):
+        prepare(tmp_path / "sounds", tmp_path / "out", workers=0, progress=False)
+
+
 def test_generated_clips_keep_their_metadata(tmp_path: Path) -> None:
     clip = _Clip("scene 1", ("a dog", "a dog "), metadata={"events": [{"event": "dog", "onset": 0.5}]})
     prepare(_clips(clip, clip), tmp_path, workers=0, progress=False)
