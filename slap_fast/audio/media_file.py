@@ -25,6 +25,7 @@ _BLOCK_SAMPLES = 1 << 16
 _MIB = 1 << 20
 _GAP_SECONDS = 0.1
 _MAX_BOXES = 1000
+_MAX_PLANES = 8  # of a frame; PyAV reads beyond the list of planes if it is full
 
 # Only formats that hold the audio themselves: playlists (HLS, DASH, concat) would open other files, and raw or text
 # formats take any bytes for media.
@@ -351,6 +352,8 @@ class _Damage:
 
 def _mono(frame: AudioFrame) -> np.ndarray:
     """`[n]` float32, the mean of the channels, in [-1, 1] for integer formats."""
+    if frame.format.is_planar and frame.layout.nb_channels >= _MAX_PLANES:
+        frame = _packed(frame)
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T  # [channels, n]
@@ -364,6 +367,18 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     precise = np.float32 if samples.dtype.itemsize <= 4 and samples.dtype != np.int32 else np.float64
     mono = samples[0].astype(precise) if len(samples) == 1 else samples.mean(axis=0, dtype=precise)
     return (mono / precise(scale)).astype(np.float32)
+
+
+def _packed(frame: AudioFrame) -> AudioFrame:
+    """The frame with interleaved channels."""
+    import av
+
+    resampler = av.AudioResampler(frame.format.packed.name, frame.layout, frame.sample_rate)
+    try:
+        (packed,) = resampler.resample(frame)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioError("unreadable", f"{frame.layout.nb_channels} channels ({one_line(error)})") from error
+    return packed
 
 
 def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:

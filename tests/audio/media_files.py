@@ -47,7 +47,7 @@ def write_media(
 
 
 def _write_audio(output: Any, codec: str, channels: np.ndarray, rate: int, sample_format: str | None) -> None:
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(channels)]
     stream: Any = output.add_stream(
         codec, rate=rate, layout=layout, options={"strict": "-2"} if codec == "vorbis" else {}
     )
@@ -56,7 +56,8 @@ def _write_audio(output: Any, codec: str, channels: np.ndarray, rate: int, sampl
     if codec == "wmav2":
         context.bit_rate = 64_000
     if channels.size:
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), format="fltp", layout=layout)
+        packed = np.ascontiguousarray(channels.T, np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         resampler = av.AudioResampler(context.format.name, layout, rate, frame_size=context.frame_size or 1024)
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:

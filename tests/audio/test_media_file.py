@@ -91,6 +91,12 @@ def test_channels_are_mixed_by_their_mean_in_every_order_of_samples() -> None:
         np.testing.assert_allclose(decoded, channels.mean(axis=0), atol=1e-6)
 
 
+def test_eight_channels_in_planes_are_all_read() -> None:
+    channels = np.stack([0.1 * number * sine(0.5, 48_000) for number in range(8)])
+    decoded, _, _ = _decoded(write_media("matroska", "wavpack", channels, sample_format="s16p"))
+    np.testing.assert_allclose(decoded, channels.mean(axis=0), atol=2**-14)
+
+
 def test_a_stream_whose_rate_and_channels_change_keeps_its_duration() -> None:
     stereo = np.stack([sine(0.5, 24_000)] * 2)
     data = write_media("adts", "aac", sine(0.5, 48_000)) + write_media("adts", "aac", stereo, 24_000)
