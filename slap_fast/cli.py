@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from slap_fast import __version__
 from slap_fast.commands import (
@@ -85,10 +86,25 @@ def build_parser() -> argparse.ArgumentParser:
         prog="slap-fast", description="SLAP: Scalable Language-Audio Pretraining with variable-duration audio."
     )
     parser.add_argument("--version", action="version", version=f"slap-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP, description=f"{command.HELP.capitalize()}."))
     return parser
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Takes positional arguments also after options: before Python 3.12, an optional one is refused there."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside:  # `parse_known_intermixed_args` calls this method
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
 
 
 def is_user_error(error: BaseException) -> bool:

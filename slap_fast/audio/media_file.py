@@ -50,7 +50,7 @@ def unavailable() -> str:
     try:
         import av  # noqa: F401
     except ImportError:
-        return 'install FFmpeg\'s libraries, which may: pip install "slap-fast[media]"'
+        return 'FFmpeg may: pip install "slap-fast[media]"'
     return ""
 
 

@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,24 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
 def replace_text(path: Path, text: str) -> None:
     """`replace_file` with UTF-8 text."""
     replace_file(path, [text.encode("utf-8")])
+
+
+@contextmanager
+def complete_or_absent(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `folder` if the block succeeds and is deleted if it fails.
+
+    Raises:
+        OSError: it cannot be written, or `folder` exists and is not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_file_with(path: Path, write: Callable[[Path], None]) -> None:

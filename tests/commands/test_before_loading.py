@@ -173,7 +173,7 @@ def test_files_of_a_folder_that_cannot_be_embedded_are_reported_with_a_way_to_co
     assert "convert it, for example with `ffmpeg -i FILE FILE.flac`" in skipped
     (odd,) = [line for line in skipped.splitlines() if "odd.wav" in line]
     assert "unreadable: " in odd
-    assert "if it plays elsewhere, convert it" in odd
+    assert "if it is audio, convert it" in odd
     assert f"skipped {inner}" in skipped
     assert read_embeddings(tmp_path / "x.npy")[0] == [
         *(str(audio / f"{loudness}.wav") for loudness in (0.2, 0.4, 0.6)),

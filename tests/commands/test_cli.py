@@ -430,3 +430,8 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert "evaluate" in result.stdout
+
+
+def test_a_positional_argument_may_follow_an_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["evaluate", str(tmp_path), "--quiet", str(tmp_path / "data")]) == 2
+    assert f"{tmp_path / 'data'}: not a folder" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.labeled.labeled_set import LabeledSet, LabelError, NamedFile, in_words, numbered
 from slap_fast.data.prepare.file_search import walk_folder
 from slap_fast.data.prepare.source import Rejection
-from slap_fast.data.prepare.table_folders import SPLIT_WORDS
+from slap_fast.data.prepare.table_rows import SPLIT_WORDS
 
 GTZAN_GENRES = frozenset({"blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"})
 _GTZAN_DAMAGED = "jazz.00054"

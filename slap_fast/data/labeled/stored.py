@@ -21,8 +21,7 @@ from slap_fast.data.labeled.tables import (
     split_labels,
 )
 from slap_fast.data.prepare.table_audio import find_audio_column
-from slap_fast.data.prepare.table_folders import SPLIT_WORDS
-from slap_fast.data.prepare.table_rows import class_names_of
+from slap_fast.data.prepare.table_rows import SPLIT_WORDS, class_names_of
 
 
 def prepared_dataset(folder: Path) -> LabeledSet:

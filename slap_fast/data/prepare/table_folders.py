@@ -13,13 +13,9 @@ from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.prepare.folder_source import FolderSource
 from slap_fast.data.prepare.manifest import Manifest
 from slap_fast.data.prepare.source import ClipItem, FileAudio, Rejection, Source
-from slap_fast.data.prepare.table_rows import TABLE_EXTENSIONS
+from slap_fast.data.prepare.table_rows import SPLIT_WORDS, TABLE_EXTENSIONS
 from slap_fast.errors import one_line
 
-SPLIT_WORDS = frozenset(
-    {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "development"}
-    | {"eval", "evaluation"}
-)
 METADATA_NAMES = tuple(f"metadata{extension}" for extension in (".csv", ".jsonl", ".parquet", ".tsv", ".json"))
 _SAVED_SPLITS, _SAVED_STATE = "dataset_dict.json", "state.json"
 _SHARD = re.compile(

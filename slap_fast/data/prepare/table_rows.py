@@ -17,6 +17,10 @@ from slap_fast.data.prepare.source import Rejection
 from slap_fast.errors import MissingExtraError
 
 TABLE_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow"})
+SPLIT_WORDS = frozenset(
+    {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "development"}
+    | {"eval", "evaluation"}
+)
 
 _PARQUET_ROWS = 16  # a row may hold a whole audio file
 _ARROW_FILE, _ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"

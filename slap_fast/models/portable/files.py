@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from slap_fast.models.encoding import embed_token_ids, encode_features, tokenize
 from slap_fast.models.portable.audio_tower import PortableAudioTower
 from slap_fast.models.portable.text_tower import PortableTextTower
 from slap_fast.models.slap import SLAP
+from slap_fast.runtime.durable_files import complete_or_absent
 
 Format = Literal["onnx", "torch"]
 
@@ -74,7 +74,7 @@ def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower
     has_text = model.text_encoder is not None
     tokenizer = tokenizer_of(model) if has_text else None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _complete_or_absent(folder) as partial, _frozen(model), _quiet(), torch.no_grad():
+    with complete_or_absent(folder) as partial, _frozen(model), _quiet(), torch.no_grad():
         dim = _samples(model)
         towers = [_export(PortableAudioTower(model), _audio_inputs(model), ({1: dim},), partial, "audio", kind)]
         if has_text:
@@ -203,19 +203,6 @@ def _description(model: SLAP, towers: list[ExportedTower], kind: Format) -> dict
     if model.text_encoder is not None:
         described |= {"max_length": model.config.text.max_length, "logit_scale": model.logit_scale().item()}
     return described
-
-
-@contextmanager
-def _complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `folder` if the block succeeds."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 
 from slap_fast.errors import SlapFastError
 from slap_fast.models.slap import SLAP
+from slap_fast.runtime.durable_files import complete_or_absent
 from slap_fast.training.checkpoint.folder import Manifest, find_damage, rank_file, read_manifest, read_model_files
 from slap_fast.training.checkpoint.slice_files import SliceReader, write_slices
 from slap_fast.training.checkpoint.state_slices import WEIGHT
@@ -38,7 +35,7 @@ def save_student(engine: Any, folder: Path) -> None:
     weights = full_weights(engine, student)
     if dist.get_rank() == 0:
         model = standalone_student(student, weights)
-        with _complete_or_absent(folder) as partial:
+        with complete_or_absent(folder) as partial:
             model.save_pretrained(partial)
     dist.barrier()
 
@@ -73,7 +70,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> Manifest:
     """
     manifest, weights = _read(checkpoint, (_STUDENT,))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _complete_or_absent(folder) as partial:
+    with complete_or_absent(folder) as partial:
         # Only the files that the manifest lists.
         for name, content in read_model_files(checkpoint, manifest).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,18 +102,6 @@ def _read(checkpoint: Path, prefixes: tuple[str, ...]) -> tuple[Manifest, dict[s
             for name, shape in manifest.parameters.items()
             if name.startswith(prefixes)
         }
-
-
-@contextmanager
-def _complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `folder` if the block succeeds."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @torch.no_grad()
