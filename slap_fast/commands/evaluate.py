@@ -20,6 +20,7 @@ from slap_fast.commands.shared import (
     report_skipped,
     show_progress,
 )
+from slap_fast.config.saved_files import weights_digest
 from slap_fast.errors import ModelError, SlapFastError, one_line
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ class _Evaluation:
         self._model = model
         self._arguments = arguments
         self._out: Path = arguments.out or beside_model(arguments.model, "evaluation")
-        self._report: dict[str, Any] = {"model": str(arguments.model)}
+        self._identity = {"model": str(arguments.model), "weights": weights_digest(arguments.model)}
+        self._report: dict[str, Any] = dict(self._identity)
         self._clips = 0
         self._skipped: list[Skipped] = []
         self._written: list[Path] = []
@@ -292,7 +294,7 @@ class _Evaluation:
             progress=show_progress(arguments),
             announce=lambda title: None if arguments.quiet else print(title, file=sys.stderr),
         )
-        report = {"model": str(arguments.model), "limit": arguments.limit, **result.to_json()}
+        report = {**self._identity, "limit": arguments.limit, **result.to_json()}
         text = json.dumps(report, indent=2, ensure_ascii=False)
         replace_file(self._new_file("suite.json"), [(text + "\n").encode("utf-8")])
         replace_file(self._new_file("suite.md"), [markdown_suite(result, str(arguments.model)).encode("utf-8")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,22 @@ _MAX_NUMBER = 1 << 27
 _MAX_LAYERS = 1024
 _LAYER_COUNT = re.compile(r"layer|block|depth|expert|stage", re.IGNORECASE)
 _TOKEN_ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Digest of the weights in a model folder; None if it has none. Scores of a model are stored with it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json_object(path: Path, *, deep: bool = True) -> dict[str, Any]:

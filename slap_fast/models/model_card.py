@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from slap_fast._version import __version__
+from slap_fast.config.saved_files import weights_digest
 
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
@@ -78,6 +79,10 @@ def read_training_record(folder: Path) -> TrainingRecord:
         # evaluation/ is shared by the models of a run.
         if (evaluated := Path(str(values.get("model", ""))).name) != folder.name:
             left_out.append(f"{path} (scores of {evaluated or 'an unknown model'}, not of {folder.name})")
+            del found[path]
+            continue
+        if values.get("weights") != weights_digest(folder):
+            left_out.append(f"{path} (scores of other weights than those in {folder.name}; evaluate the model again)")
             del found[path]
             continue
         for title, group in values.items():

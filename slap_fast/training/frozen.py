@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slap_fast.config.recipe import Part, Recipe
 from slap_fast.training.checkpoint.state_slices import WEIGHT, Slice
 from slap_fast.training.model import PretrainingModel
-from slap_fast.training.zero import is_sharded, local_shard, regather, shard_extent
+from slap_fast.training.zero import is_sharded, local_shard, regather, shard_extent, whole_shape
 
 _SHARE = "float32_share"
 
@@ -121,8 +121,7 @@ def whole_float32(parameter: nn.Parameter, device: torch.device) -> Tensor | Non
     share: _Share | None = getattr(parameter, _SHARE, None)
     if share is None:
         return None
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    full = torch.zeros(shape, dtype=torch.float32, device=device)
+    full = torch.zeros(whole_shape(parameter), dtype=torch.float32, device=device)
     full.view(-1)[share.offset : share.offset + share.values.numel()].copy_(share.values)
     dist.all_reduce(full)
     return full

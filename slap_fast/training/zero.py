@@ -143,7 +143,12 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
     """`{name: shape}` of the whole parameters, also where this rank holds shards."""
-    return {name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in model.named_parameters()}
+    return {name: list(whole_shape(parameter)) for name, parameter in model.named_parameters()}
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, also where this rank holds a shard of it."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def shard_extent(parameter: Any) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import constants
 
 from slap_fast import cli
+from slap_fast.config.saved_files import weights_digest
 from slap_fast.errors import ModelError
 from slap_fast.models.hub import model_folder
 from slap_fast.models.slap import SLAP
@@ -155,7 +156,13 @@ def test_publish_uploads_what_the_dry_run_shows_and_the_commands_take_the_id(
     )
     (run / "log.jsonl").write_text('{"step": 5}\n{"step": 7}\n')
     (run / "evaluation").mkdir()
-    metrics = {"model": "run/model", "dataset": "/secret/data/test", "retrieval": {"t2a_r1": 0.5, "clips": 8}}
+    weights = weights_digest(run / "model")
+    metrics = {
+        "model": "run/model",
+        "weights": weights,
+        "dataset": "/secret/data/test",
+        "retrieval": {"t2a_r1": 0.5, "clips": 8},
+    }
     (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
     (run / "evaluation" / "suite.json").write_text(json.dumps({"model": "run/best", "esc50": {"accuracy": 0.9}}))
     assert cli.main(["publish", "run/model", "me/tiny", "--license", "cc-by-4.0", "--dry-run"]) == 0
@@ -170,6 +177,12 @@ def test_publish_uploads_what_the_dry_run_shows_and_the_commands_take_the_id(
     ):
         assert words in shown, words
     assert "secret" not in shown
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics | {"weights": "of an earlier run"}))
+    assert cli.main(["publish", "run/model", "me/tiny", "--dry-run"]) == 0
+    retrained = capsys.readouterr().out
+    assert "metrics.json (scores of other weights than those in model; evaluate the model again)" in retrained
+    assert "t2a_r1" not in retrained
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
     assert "suite.json (scores of best, not of model)" in shown
     assert "accuracy" not in shown
     assert cli.main(["publish", "run/model", "me/tiny", "--license", "cc-by-4.0"]) == 0
