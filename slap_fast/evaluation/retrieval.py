@@ -168,7 +168,7 @@ def format_retrieval(
         if intervals:
             own = [intervals[f"{direction}_{name}"] for name in METRIC_NAMES]
             shares = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in own[:-1]]
-            rows.append((f"  {100 * level:g} % interval", *shares, f"[{own[-1][0]:g}, {own[-1][1]:g}]"))
+            rows.append((f"  {100 * level:g} % interval", *shares, f"[{own[-1][0]:.1f}, {own[-1][1]:.1f}]"))
         rows.append(("  chance", *_cells(metrics, f"chance_{direction}")))
     return aligned(rows)
 
