@@ -134,7 +134,6 @@ def model_card(repo_id: str, model: SLAP, *, license: str | None = None, record:
         "library_name": "slap-fast",
         "pipeline_tag": "zero-shot-audio-classification" if has_text else "feature-extraction",
         "tags": [*tags, *(["audio-captioning"] if captions else [])],
-        "language": "en",
     }
     if model.config.text.pretrained and "/" in model.config.text.pretrained and has_text:
         metadata["base_model"] = model.config.text.pretrained
