@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.harness.case import Case, Outputs, Peer, Run, Settings
 from benchmarks.harness.inputs import normal
 from slap_fast.config.model import AudioEncoderConfig, CaptionDecoderConfig, ModelConfig, TextEncoderConfig
-from slap_fast.models.captioning import _features
+from slap_fast.models.captioning import clip_features
 from slap_fast.models.decoding import beam_search, greedy_search
 from slap_fast.models.encoding import encode_features, inference_context
 from slap_fast.models.slap import SLAP
@@ -90,11 +90,11 @@ def _case(name: str, workload: Workload, *, whole: bool) -> Case:
 def _run(workload: Workload, decode: Decode, whole: bool) -> Run:
     model, waves = workload.model(), workload.waves()
     with inference_context(model):
-        given = _features(model, waves)
+        given = clip_features(model, waves)
 
     def step() -> list[list[int]]:
         with inference_context(model):
-            features, layout = _features(model, waves) if whole else given
+            features, layout = clip_features(model, waves) if whole else given
             return decode(model, features, layout, workload.tokens)
 
     # The best of four captions need not be the greedy one; the best of one is.

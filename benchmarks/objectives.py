@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 
 from benchmarks.harness.case import Settings
 from benchmarks.harness.process_memory import status_bytes
+from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.results import build_result, save_result
 
 RANKS = 2
@@ -33,7 +31,6 @@ MODELS = {
     "contrastive": ("objectives.self_distillation_weight=0", "objectives.caption_weight=0"),
 }
 COLUMNS = ["two ranks", "clips/s", "planned", "memory, MB", "planned", "parameters, M", "gradients sent, MB"]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,32 +100,9 @@ def _planned(options: argparse.Namespace, stage: int, name: str) -> dict[str, fl
 
 def _on_ranks(options: argparse.Namespace, stage: int, names: list[str]) -> dict[str, Any]:
     """Results of rank 0 by model."""
-    from benchmarks.planning import free_port
-
-    command = [sys.executable, "-m", "benchmarks.objectives", str(options.dataset), "--precision", options.precision]
+    command = ["benchmarks.objectives", str(options.dataset), "--precision", options.precision]
     command += ["--rounds", str(options.rounds), "--stage", str(stage), "--rank", *names]
-    common = {**os.environ, "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    common |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    children = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [child.communicate(timeout=900) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    for child, (_, errors) in zip(children, outputs, strict=True):
-        if child.returncode:
-            raise RuntimeError(f"a rank exited with {child.returncode}:\n{errors[-3000:]}")
-    return json.loads(outputs[0][0].splitlines()[-1])
+    return run_ranks(command, RANKS, timeout=900, environment={"OMP_NUM_THREADS": "1"})[0]
 
 
 def _run_rank(options: argparse.Namespace) -> None:

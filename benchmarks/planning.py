@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,12 +19,12 @@ from typing import Any
 
 from benchmarks.harness.case import Settings
 from benchmarks.harness.process_memory import status_bytes
+from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.results import build_result, save_result
 
 STEPS = 7
 WARMUP_STEPS = 2
 COLUMNS = ["quickstart, trained on", "planned peak, GB", "resident, GB", "ratio", "planned step, s", "step, s", "ratio"]
-ROOT = Path(__file__).resolve().parents[1]
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     **{
         f"{ranks} rank{'s' * (ranks > 1)}, stage {stage}": (ranks, (f"training.zero_stage={stage}",))
@@ -91,40 +88,13 @@ def _planned(ranks: int, arguments: Sequence[str]) -> dict[str, float]:
 
 def _measured(ranks: int, arguments: Sequence[str], dataset: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        common = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        common |= {"LOCAL_WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "benchmarks.planning", str(dataset), "--rank", *arguments]
+        command = ["benchmarks.planning", str(dataset), "--rank", *arguments]
         command += [f"training.output={folder}/run", f"training.stop_after={STEPS}", "training.log_every=1"]
-        children = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
-        try:
-            outputs = [child.communicate(timeout=600) for child in children]
-        finally:
-            for child in children:
-                child.kill()
-        for child, (_, errors) in zip(children, outputs, strict=True):
-            if child.returncode:
-                raise RuntimeError(f"a rank exited with {child.returncode}:\n{errors[-3000:]}")
-        ranks_seen = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+        ranks_seen = run_ranks(command, ranks, timeout=600)
         return {
             "memory": max(rank["peak"] for rank in ranks_seen),
             "step": max(statistics.median(rank["seconds"][WARMUP_STEPS:]) for rank in ranks_seen),
         }
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _train(arguments: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ def caption(
         progress_bar(total=count, desc="captioning", unit="clip", disable=not progress) as bar,
     ):
         for batch in _batches(model, clips, sampling_rate, batch_size):
-            features, layout = _features(model, batch)
+            features, layout = clip_features(model, batch)
             decoder = model.caption_decoder
             if beam_size == 1:
                 generated = greedy_search(decoder, features, layout, start, end, max_length)
@@ -103,7 +103,7 @@ def _batches(
         yield batch
 
 
-def _features(model: SLAP, batch: list[Tensor]) -> tuple[Tensor, PackedLayout]:
+def clip_features(model: SLAP, batch: list[Tensor]) -> tuple[Tensor, PackedLayout]:
     """`[T, width]` audio features, encoded as `SLAP.encode_audio` does: clip by clip on a CPU, packed on a GPU."""
     if model.device.type != "cpu":
         return encode_features(model, batch)

@@ -210,7 +210,7 @@ def test_captions_of_clips_do_not_depend_on_batches_of_clips(model: SLAP, monkey
 def test_features_on_a_cpu_have_the_bits_of_each_clip_alone(model: SLAP) -> None:
     waves = random_clips([0.3, 1.0, 0.1])
     with torch.no_grad():
-        features, layout = captioning._features(model, waves)
+        features, layout = captioning.clip_features(model, waves)
         alone = [encode_features(model, pack)[0] for pack in ([wave] for wave in waves)]
     assert all(map(torch.equal, features.split(list(layout.lengths)), alone))
 
