@@ -8,12 +8,13 @@ from slap_fast._version import __version__
 from slap_fast.models.hugging_face.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from slap_fast.library.library import Library as Library
     from slap_fast.models.hugging_face.configuration import SlapConfig as SlapConfig
     from slap_fast.models.hugging_face.modeling import SlapModel as SlapModel
     from slap_fast.models.hugging_face.processing import SlapProcessor as SlapProcessor
     from slap_fast.models.slap import SLAP as SLAP
 
-__all__ = ["SLAP", "SlapConfig", "SlapModel", "SlapProcessor", "__version__"]
+__all__ = ["SLAP", "Library", "SlapConfig", "SlapModel", "SlapProcessor", "__version__"]
 
 register_when_imported()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from slap_fast.models.slap import SLAP
 
         return SLAP
+    if name == "Library":
+        from slap_fast.library.library import Library
+
+        return Library
     if name == "SlapConfig":
         from slap_fast.models.hugging_face.configuration import SlapConfig
 

@@ -28,15 +28,18 @@ FLOORS = (
     "inference",
     "training",
     "evaluation",
+    "library",
+    "app",
     "train",
     "planning",
     "commands",
     "cli",
     "__main__",
 )
-# `slap_fast.SLAP` and the classes for transformers are imported when they are first asked for.
+# `slap_fast.SLAP`, `Library` and the classes for transformers are imported when they are first asked for.
 LAZY = {
     ("slap_fast", "slap_fast.models.slap"),
+    ("slap_fast", "slap_fast.library.library"),
     ("slap_fast", "slap_fast.models.hugging_face.registration"),
     ("slap_fast", "slap_fast.models.hugging_face.configuration"),
     ("slap_fast", "slap_fast.models.hugging_face.modeling"),

@@ -1,0 +1,56 @@
+"""Windows of long audio: where they begin and end, in memory and in a stream of blocks.
+
+A recording of at most `window` samples is one window. A longer one has a window every `hop` samples while a whole one
+fits, and a last one that ends with the recording. So all windows of a recording have the same length, and they cover
+all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+WINDOW_SECONDS = 10.0
+HOP_SECONDS = 5.0
+
+
+def window_spans(samples: int, window: int, hop: int) -> list[tuple[int, int]]:
+    """Begin and end of each window of a recording, in samples, ascending.
+
+    Args:
+        samples: length of the recording, at least 1.
+        window: length of a window, at least `hop`.
+        hop: distance between the begins of two windows, at least 1.
+    """
+    if samples <= window:
+        return [(0, samples)]
+    begins = list(range(0, samples - window + 1, hop))
+    if begins[-1] + window < samples:
+        begins.append(samples - window)
+    return [(begin, begin + window) for begin in begins]
+
+
+def cut_windows(blocks: Iterable[np.ndarray], window: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The windows of a stream of `[n]` float32 blocks, as `window_spans` defines them: begin and samples.
+
+    Holds at most a window, a hop and a block of samples. Yields nothing for a stream without samples.
+    """
+    held = np.empty(0, np.float32)
+    origin = 0  # position of held[0] in the stream
+    begin = 0  # of the next window
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while begin + window <= origin + len(held):
+            yield begin, held[begin - origin : begin - origin + window].copy()
+            begin += hop
+        # The last window may begin up to a window before the end.
+        keep = max(origin, min(begin, origin + len(held) - window))
+        held, origin = held[keep - origin :], keep
+    end = origin + len(held)
+    if not end:
+        return
+    if begin == 0:
+        yield 0, held
+    elif begin - hop + window < end:
+        yield end - window, held[end - window - origin :].copy()
