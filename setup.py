@@ -43,8 +43,8 @@ class CMakeBuild(build_ext):
             )
 
     def _build(self, module: Path) -> None:
-        """Build with CUDA if nvcc is found and SLAP_FAST_CUDA is not 0; if that fails, build without CUDA."""
-        cuda = os.environ.get("SLAP_FAST_CUDA", "1") != "0"
+        """Build with CUDA if it is of use here and nvcc is found; if that fails, build without CUDA."""
+        cuda = _wants_cuda()
         try:
             self._run_cmake(module, cuda=cuda)
         except NativeBuildError as error:
@@ -121,6 +121,23 @@ class CMakeBuild(build_ext):
         print(done.stdout)
         if done.returncode:
             raise NativeBuildError(f"cmake failed with exit code {done.returncode}: {_first_error(done.stdout)}")
+
+
+def _wants_cuda() -> bool:
+    """Whether to build CUDA kernels, which takes minutes: SLAP_FAST_CUDA decides; unset, if the installed torch has CUDA.
+
+    If torch is not installed yet, if there is an NVIDIA driver.
+    """
+    requested = os.environ.get("SLAP_FAST_CUDA", "")
+    if requested:
+        return requested != "0"
+    # Not imported: a build environment of pip does not have it, but these are the paths of the environment around it.
+    for folder in {sysconfig.get_path("platlib"), sysconfig.get_path("purelib")}:
+        version = Path(folder, "torch", "version.py")
+        if version.is_file():
+            built_for = re.search(r"^cuda\b.*=\s*(.+)$", version.read_text(encoding="utf-8"), re.MULTILINE)
+            return built_for is not None and built_for[1].strip() != "None"
+    return any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg"))
 
 
 def _first_error(output: str) -> str:

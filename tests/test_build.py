@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -170,3 +171,25 @@ def test_an_editable_build_puts_the_module_next_to_the_sources(source: Path, tmp
 
 def _has_compiler() -> bool:
     return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))
+
+
+@pytest.mark.parametrize(
+    ("requested", "torch", "wanted"),
+    [
+        ("", "cuda: Optional[str] = '13.0'", True),
+        ("", "cuda: Optional[str] = None", False),
+        ("", None, any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg"))),
+        ("0", "cuda: Optional[str] = '13.0'", False),
+        ("1", "cuda: Optional[str] = None", True),
+    ],
+)
+def test_cuda_kernels_are_built_if_the_installed_torch_has_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, requested: str, torch: str | None, wanted: bool
+) -> None:
+    if torch is not None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "version.py").write_text(f"{torch}\nhip: Optional[str] = None\n")
+    monkeypatch.setenv("SLAP_FAST_CUDA", requested)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    assert runpy.run_path(str(ROOT / "setup.py"))["_wants_cuda"]() is wanted

@@ -27,7 +27,9 @@ def unavailable() -> str | None:
         return reason
     module = native.load()
     if not hasattr(module, "CudaLogMel"):
-        return "the native module is built without CUDA: put nvcc on PATH and reinstall slap-fast"
+        return (
+            "the native module is built without CUDA: put nvcc on PATH, set SLAP_FAST_CUDA=1, and reinstall slap-fast"
+        )
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     assert module is not None
