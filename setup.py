@@ -124,7 +124,7 @@ class CMakeBuild(build_ext):
 
 
 def _wants_cuda() -> bool:
-    """Whether to build CUDA kernels, which takes minutes: SLAP_FAST_CUDA decides; unset, if the installed torch has CUDA.
+    """Whether to build CUDA kernels, which takes minutes: by SLAP_FAST_CUDA; unset, if the installed torch has CUDA.
 
     If torch is not installed yet, if there is an NVIDIA driver.
     """
