@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -166,7 +167,8 @@ class Database:
             connection = sqlite3.connect(path)
             try:
                 connection.executescript(_SCHEMA)
-                entries = {"format": FORMAT_VERSION, **meta}.items()
+                # The id tells the rows of this library from others' where several are exported to one table.
+                entries = {"format": FORMAT_VERSION, "id": secrets.token_hex(8), **meta}.items()
                 connection.executemany(
                     "INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in entries]
                 )
@@ -307,6 +309,12 @@ class Database:
 
     def count_windows(self) -> int:
         return int(self._all("SELECT count(*) FROM windows")[0][0])
+
+    def window_recordings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all windows, ascending, and of their recordings: `[N]` int64 each."""
+        rows = self._all("SELECT id, recording FROM windows ORDER BY id")
+        pairs = np.array(rows, np.int64).reshape(len(rows), 2)
+        return pairs[:, 0].copy(), pairs[:, 1].copy()
 
     def places(self, ids: Sequence[int]) -> dict[int, WindowPlace]:
         """Where the windows with these ids are; those that no longer exist are left out."""
