@@ -331,6 +331,14 @@ class Database:
             matrix = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), -1)
             yield np.array([row[0] for row in rows], np.int64), matrix
 
+    def vectors_of(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """Embeddings `[D]` float32 of the windows with these ids that exist, by id."""
+        rows = self._all(
+            "SELECT id, embedding FROM windows WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps([int(number) for number in ids]),),
+        )
+        return {row[0]: _vector(row[1]) for row in rows}
+
     def recording_embeddings(self) -> tuple[list[Recording], np.ndarray]:
         """The complete recordings in the order of their paths, and their own embeddings `[N, D]` float32."""
         rows = self._all(f"SELECT {_COLUMNS}, embedding FROM recordings WHERE state = 'complete' ORDER BY path, member")
