@@ -1,0 +1,96 @@
+"""Audio of a recording of a library: a file, or a clip of a prepared dataset, decoded by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from slap_fast.audio.audio_source import AudioSource
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.reader import open_audio
+from slap_fast.audio.waveform import mono_blocks
+from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.library.database import Recording
+
+
+@contextmanager
+def open_recording(recording: Recording) -> Iterator[AudioSource]:
+    """Open the audio of a recording; `blocks()` and `slap_fast.audio.waveform.mono_blocks` read it once.
+
+    Raises:
+        AudioError: the file is missing or unreadable, or the dataset has no clip of this key any more.
+        DatasetError: the dataset is missing or damaged.
+    """
+    with open_named(recording.path, recording.member) as sound:
+        yield sound
+
+
+@contextmanager
+def open_named(path: str, member: str = "") -> Iterator[AudioSource]:
+    """As `open_recording`, by path and key."""
+    with open_audio(_clip_bytes(path, member) if member else path, name=member) as sound:
+        yield sound
+
+
+def read_moment(path: str, member: str, start: float, end: float, sample_rate: int) -> np.ndarray:
+    """The samples of a recording between two times, `[S]` float32 mono at `sample_rate` Hz.
+
+    Decodes from the begin of the recording to `end`, because not every format can be entered in the middle exactly.
+    Shorter than asked for if the recording ends before `end`.
+
+    Args:
+        path: of the file or of the prepared dataset.
+        member: key of the clip in the dataset; empty for a file.
+        start: seconds, at least 0.
+        end: seconds, above `start`.
+        sample_rate: Hz, of the result.
+
+    Raises:
+        AudioError: as `open_recording`; or the recording ends before `start`, because it has changed.
+        ValueError: `end` is not above `start`, or `start` is negative.
+    """
+    if not 0 <= start < end:
+        raise ValueError(f"start is {start:g} s and end {end:g} s; pass 0 <= start < end")
+    with open_named(path, member) as sound:
+        kept = list(_between(mono_blocks(sound, sample_rate), round(start * sample_rate), round(end * sample_rate)))
+    if not kept:
+        name = f"{path}#{member}" if member else path
+        raise AudioError("no_samples", f"{name} ends before {start:g} s: it has changed; index it again")
+    return np.concatenate(kept)
+
+
+def clip_member(key: str) -> str:
+    """The key of a clip as a library stores it: valid Unicode, which the name of a file in a tar need not be."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def _between(blocks: Iterable[np.ndarray], begin: int, end: int) -> Iterator[np.ndarray]:
+    position = 0
+    for block in blocks:
+        if position >= end:
+            return
+        part = block[max(0, begin - position) : end - position]
+        position += len(block)
+        if len(part):
+            yield part
+
+
+def _clip_bytes(path: str, member: str) -> bytes:
+    stamps = tuple(os.stat(Path(path) / name).st_mtime_ns for name in (INFO_NAME, INDEX_NAME))
+    index, clips = _opened(path, stamps)
+    if member not in clips:
+        raise AudioError("missing_file", f"the dataset {path} has no clip {member} any more; index it again")
+    return index.read_audio(clips[member])
+
+
+@lru_cache(maxsize=8)
+def _opened(path: str, stamps: tuple[int, ...]) -> tuple[ClipIndex, dict[str, int]]:
+    """A dataset and the number of each of its keys. `stamps` opens it again when it was prepared again."""
+    index = ClipIndex.open(path)
+    return index, {clip_member(index.key(clip)): clip for clip in range(len(index))}
