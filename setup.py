@@ -158,7 +158,7 @@ setup(
     ],
     # A top-level package named `kernels` would shadow another library's.
     package_dir={"slap_fast.kernels": "kernels"},
-    package_data={"slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml"]},
+    package_data={"slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "library/*.txt"]},
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

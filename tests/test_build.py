@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 ENVIRONMENT = sysconfig.get_path("purelib")
 EXTENSION_SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+DATA_SUFFIXES = {".yaml", ".json", ".txt", ".css", ".js", ".html", ".svg", ".typed"}
 
 LOCATE = """
 import slap_fast, slap_fast.kernels
@@ -105,8 +106,8 @@ def test_the_sdist_has_all_sources_of_a_build(unpacked: Path) -> None:
     for folder in ("csrc", "slap_fast"):
         expected = {
             str(path.relative_to(ROOT))
-            for pattern in ("*.cpp", "*.h", "*.cu", "*.py", "*.yaml", "*.json")
-            for path in (ROOT / folder).rglob(pattern)
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in {".cpp", ".h", ".cu", ".py", *DATA_SUFFIXES} and path.name != "_C.unavailable.txt"
         }
         assert expected <= {str(path.relative_to(unpacked)) for path in unpacked.rglob("*")}
 
@@ -115,8 +116,12 @@ def test_a_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_p
     wheel, _ = _call_backend(unpacked, "build_wheel", tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for recipe in (ROOT / "slap_fast" / "recipes").glob("*.yaml"):
-        assert f"slap_fast/recipes/{recipe.name}" in names
+    data = [
+        path
+        for path in (ROOT / "slap_fast").rglob("*")
+        if path.suffix in DATA_SUFFIXES and path.name != "_C.unavailable.txt"
+    ]
+    assert {f"{path.relative_to(ROOT)}" for path in data} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
 
     site = _install(wheel, tmp_path / "site")
