@@ -98,6 +98,8 @@ def inherit_model(
         values.get(("recipe", "model", *key.split(".")), sentinel) == sentinel for key, sentinel in _MEASURED.items()
     )
     for key, inherited in flat_model_config(initial.config).items():
+        if key == "max_duration":
+            continue  # of this run's own clips
         path = ("recipe", "model", *key.split("."))
         if path not in values or (key in _MEASURED and statistics_are_measured):
             values[path] = inherited

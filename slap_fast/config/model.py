@@ -128,10 +128,12 @@ class ModelConfig:
     prototype: PrototypeHeadConfig = field(default_factory=PrototypeHeadConfig)
     logit_scale_init: float = math.log(1 / 0.07)  # logarithm of the multiplier of cosines
     logit_scale_max: float = math.log(100.0)  # the same, its upper bound
+    max_duration: float = 30.0  # seconds of the longest clips in training; longer audio is embedded in windows
 
     def __post_init__(self) -> None:
-        for name in ("logit_scale_init", "logit_scale_max"):
+        for name in ("logit_scale_init", "logit_scale_max", "max_duration"):
             _check_type(f"model.{name}", getattr(self, name), float)
+        self._check_max_duration()
         for name, maximum in _MEL_MAXIMUM.items():
             value = getattr(self.mel, name)
             if value is not None and value > maximum:
@@ -143,6 +145,13 @@ class ModelConfig:
         if self.audio.width % self.text.pooling_heads:
             raise ValueError(
                 f"audio.width ({self.audio.width}) is not a multiple of text.pooling_heads ({self.text.pooling_heads})"
+            )
+
+    def _check_max_duration(self) -> None:
+        if self.max_duration < self.column_seconds:
+            raise ValueError(
+                f"model.max_duration is {self.max_duration!r}; it must be at least one column of patches "
+                f"({self.column_seconds:g} s)"
             )
 
     @property
@@ -157,10 +166,23 @@ class ModelConfig:
         """Tokens of one patch column, which share one position in time."""
         return self.mel.n_mels // self.audio.patch_mels
 
+    @property
+    def column_samples(self) -> int:
+        """Samples from one column of patches to the next."""
+        return self.audio.patch_frames * self.mel.hop_length
+
+    @property
+    def column_seconds(self) -> float:
+        """Seconds from one column of patches to the next."""
+        return self.column_samples / self.mel.sample_rate
+
+    def num_columns(self, n_samples: int) -> int:
+        """Columns of patches of a clip of `n_samples`; a partial one at the end counts as one."""
+        return -(-self.mel.num_frames(n_samples) // self.audio.patch_frames)
+
     def num_tokens(self, n_samples: int) -> int:
         """Encoder tokens of a clip of `n_samples`; a partial patch at the end counts as one."""
-        columns = -(-self.mel.num_frames(n_samples) // self.audio.patch_frames)
-        return columns * self.tokens_per_column
+        return self.num_columns(n_samples) * self.tokens_per_column
 
 
 def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

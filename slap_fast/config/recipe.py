@@ -5,6 +5,7 @@ The defaults of `Recipe` are the paper's; `recipes/paper.yaml` names the source 
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +38,8 @@ OBJECTIVE_OF_PART = {
 class RecipeModelConfig(ModelConfig):
     """The architecture, the weights to start from, and the parts that are not trained."""
 
+    max_duration: float = 0.0
+    """Seconds, stored with the model: longer audio is embedded in windows. 0: `data.max_duration`."""
     init_from: str | None = None
     """Folder or hub id of a model or checkpoint to start from; keys of `model` that are not given take its values."""
     freeze: tuple[Part, ...] = ()
@@ -45,6 +48,10 @@ class RecipeModelConfig(ModelConfig):
         super().__post_init__()
         if len(set(self.freeze)) < len(self.freeze):
             raise ValueError(f"freeze lists {', '.join(self.freeze)}; list each part once")
+
+    def _check_max_duration(self) -> None:
+        if self.max_duration:
+            super()._check_max_duration()
 
 
 @dataclass(frozen=True)
@@ -337,6 +344,10 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        if not self.model.max_duration:
+            # A crop of less than a column still is one column of the model.
+            longest = max(self.data.max_duration, self.model.column_seconds)
+            object.__setattr__(self, "model", dataclasses.replace(self.model, max_duration=longest))
         frozen = self.model.freeze
         for name in frozen:
             if name not in self.parts:

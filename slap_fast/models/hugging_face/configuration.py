@@ -9,7 +9,17 @@ from transformers import PreTrainedConfig
 if TYPE_CHECKING:
     from slap_fast.config.model import ModelConfig
 
-_KEYS = ("mel", "audio", "text", "caption", "prototype", "logit_scale_init", "logit_scale_max", "objectives")
+_KEYS = (
+    "mel",
+    "audio",
+    "text",
+    "caption",
+    "prototype",
+    "logit_scale_init",
+    "logit_scale_max",
+    "max_duration",
+    "objectives",
+)
 
 
 class SlapConfig(PreTrainedConfig):
@@ -17,7 +27,7 @@ class SlapConfig(PreTrainedConfig):
 
     Args:
         mel, audio, text, caption, prototype: sections of `ModelConfig`, as mappings.
-        logit_scale_init, logit_scale_max: of `ModelConfig`.
+        logit_scale_init, logit_scale_max, max_duration: of `ModelConfig`.
         objectives: for which the model is trained; see `SLAP`.
         others: of `PreTrainedConfig`.
     """
@@ -33,13 +43,15 @@ class SlapConfig(PreTrainedConfig):
         prototype: dict[str, Any] | None = None,
         logit_scale_init: float | None = None,
         logit_scale_max: float | None = None,
+        max_duration: float | None = None,
         objectives: list[str] | None = None,
         **others: Any,
     ) -> None:
         from slap_fast.models.hugging_face.registration import register_classes
 
         self.mel, self.audio, self.text, self.caption, self.prototype = mel, audio, text, caption, prototype
-        self.logit_scale_init, self.logit_scale_max, self.objectives = logit_scale_init, logit_scale_max, objectives
+        self.logit_scale_init, self.logit_scale_max = logit_scale_init, logit_scale_max
+        self.max_duration, self.objectives = max_duration, objectives
         super().__init__(**others)
         register_classes()
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-# Model settings that the trained weights do not depend on: the source of the initial ones, and the caption length.
+# Model settings that the trained weights do not depend on: the source of the initial ones, the caption length, and the
+# duration of the longest clips.
 # `objective_difference` compares the objectives.
-_IGNORED_SETTINGS = ("text.pretrained", "text.max_length", "objectives")
+_IGNORED_SETTINGS = ("text.pretrained", "text.max_length", "max_duration", "objectives")
 # Entries that transformers adds to the text tower's architecture.
 _IGNORED_TEXT_SETTINGS = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _SPECIAL_TOKENS = ("cls_token", "sep_token", "pad_token", "bos_token", "eos_token", "unk_token", "mask_token")
