@@ -1,8 +1,8 @@
 """Vectors that resemble the embeddings of a sound library, and queries by sound and by text, from a seed.
 
-The figures were chosen after embeddings of contrastive audio-text models: a narrow cone, few directions with most of
-the variance, classes of very different sizes, windows of one recording close to each other, and texts in a cone of their
-own (Liang et al., "Mind the Gap", 2022), so that text queries are outside the distribution of what is searched.
+The shape is that of contrastive audio-text models: a narrow cone, few directions with most of the variance, classes of
+very different sizes, windows of one recording close to each other, and texts in a cone of their own (Liang et al.,
+"Mind the Gap", 2022), so that text queries are outside the distribution of what is searched.
 
 - Variance falls with the direction as 1 / (1 + j / 16), j = 0 to D - 1.
 - 2,000 classes; class k is drawn with probability in proportion to 1 / (k + 10).
@@ -23,6 +23,7 @@ import numpy as np
 CLASSES = 2_000
 WINDOWS_OF_RECORDING = 20
 _BLOCK = 20_000  # windows; each block has its own seed, so a smaller library is the beginning of a larger one
+_READ_ROWS = 65_536
 _EXTRA = 1_000_000  # first block of windows that are not in the library
 
 
@@ -99,6 +100,18 @@ def saved_windows(vectors: Vectors, count: int, folder: Path) -> np.ndarray:
         matrix.flush()
         temporary.rename(path)
     return np.load(path, mmap_mode="r")
+
+
+def read_blocks(windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Copies of the rows of a mapped matrix in blocks of 200 MB; the file's pages are not counted as memory then."""
+    if not isinstance(windows, np.memmap) or windows.filename is None:
+        raise ValueError("windows is not mapped from a file; use saved_windows")
+    count, width = windows.shape
+    with open(windows.filename, "rb") as file:
+        file.seek(windows.offset)
+        for begin in range(0, count, _READ_ROWS):
+            rows = min(_READ_ROWS, count - begin)
+            yield np.fromfile(file, np.float32, rows * width).reshape(rows, width)
 
 
 def exact_neighbors(windows: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
