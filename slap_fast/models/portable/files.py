@@ -53,7 +53,9 @@ class ExportedTower:
     deviation: float
 
 
-def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower]:
+def export_towers(
+    model: SLAP, folder: Path, kind: Format, *, audio: bool = True, largest_file: int | None = None
+) -> list[ExportedTower]:
     """Write the towers of a model, its tokenizer and `export.json` into a new folder, after a check of their outputs.
 
     The inputs are `waveform` `[1, S]` float32 at the model's rate, for any S with a frame, and `input_ids` and
@@ -63,6 +65,9 @@ def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower
     Args:
         model: float32, on the CPU, in eval mode.
         folder: must not exist; appears complete or not at all.
+        audio: False exports the text tower alone.
+        largest_file: bytes of weights above which they are in a file beside the ONNX file, from where onnxruntime maps
+            them into memory; None: only where one file cannot hold them.
 
     Raises:
         MissingExtraError: a package for ONNX is not installed.
@@ -75,11 +80,15 @@ def export_towers(model: SLAP, folder: Path, kind: Format) -> list[ExportedTower
     tokenizer = tokenizer_of(model) if has_text else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(folder) as partial, _frozen(model), _quiet(), torch.no_grad():
-        dim = _samples(model)
-        towers = [_export(PortableAudioTower(model), _audio_inputs(model), ({1: dim},), partial, "audio", kind)]
+        limit = _LARGEST_FILE if largest_file is None else largest_file
+        towers = []
+        if audio:
+            dims: Any = ({1: _samples(model)},)
+            towers.append(_export(PortableAudioTower(model), _audio_inputs(model), dims, partial, "audio", kind, limit))
         if has_text:
-            dims = {0: Dim("texts", min=1), 1: Dim("tokens", min=1, max=model.config.text.max_length)}
-            towers.append(_export(PortableTextTower(model), _text_inputs(model), (dims, dims), partial, "text", kind))
+            dim = {0: Dim("texts", min=1), 1: Dim("tokens", min=1, max=model.config.text.max_length)}
+            cases = _text_inputs(model)
+            towers.append(_export(PortableTextTower(model), cases, (dim, dim), partial, "text", kind, limit))
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial / "tokenizer")
         description = json.dumps(_description(model, towers, kind), indent=2)
@@ -97,14 +106,16 @@ Case = tuple[tuple[Tensor, ...], Tensor]
 """Inputs of a tower, and the model's output."""
 
 
-def _export(tower: nn.Module, cases: list[Case], dims: Any, folder: Path, name: str, kind: Format) -> ExportedTower:
+def _export(
+    tower: nn.Module, cases: list[Case], dims: Any, folder: Path, name: str, kind: Format, limit: int
+) -> ExportedTower:
     """Write one tower and compare it with the expected outputs; the first case is the example that is traced."""
     path = folder / f"{name}.{_SUFFIXES[kind]}"
     inputs = ["waveform"] if name == "audio" else ["input_ids", "attention_mask"]
     output = f"{name}_embeds" if cases[0][1].shape[0] == cases[0][0][0].shape[0] else f"{name}_features"
     try:
         program = torch.export.export(tower.eval(), cases[0][0], dynamic_shapes=dims)
-        run = _write_onnx(program, path, inputs, output) if kind == "onnx" else _write_torch(program, path)
+        run = _write_onnx(program, path, inputs, output, limit) if kind == "onnx" else _write_torch(program, path)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # The exporters raise errors of many types.
@@ -121,7 +132,7 @@ def _export(tower: nn.Module, cases: list[Case], dims: Any, folder: Path, name: 
     return ExportedTower({file.name: file.stat().st_size for file in sorted(folder.glob(f"{name}.*"))}, deviation)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, inputs: list[str], output: str) -> Run:
+def _write_onnx(program: ExportedProgram, path: Path, inputs: list[str], output: str, limit: int) -> Run:
     import onnxruntime
 
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
@@ -130,7 +141,7 @@ def _write_onnx(program: ExportedProgram, path: Path, inputs: list[str], output:
     )
     if converted is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    converted.save(os.fspath(path), external_data=size > _LARGEST_FILE)
+    converted.save(os.fspath(path), external_data=size > limit)
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
 
     def run(*given: Tensor) -> Tensor:
