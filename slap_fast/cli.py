@@ -18,7 +18,9 @@ from typing import Any
 from slap_fast import __version__
 from slap_fast.commands import (
     caption,
+    cluster,
     compare,
+    duplicates,
     embed,
     evaluate,
     export,
@@ -46,6 +48,8 @@ COMMANDS = {
     "embed": embed,
     "search": search,
     "caption": caption,
+    "duplicates": duplicates,
+    "cluster": cluster,
     "publish": publish,
     "info": info,
 }

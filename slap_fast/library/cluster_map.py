@@ -46,7 +46,7 @@ def plot_map(clustering: Clustering, positions: np.ndarray, png: str | Path) -> 
             labels >= _COLORED, "0.5", f"{_counted(len(rest), 'smaller cluster')} ({int((labels >= _COLORED).sum()):,})"
         )
     for cluster in colored:
-        label = f"{cluster.number + 1}  {shortened(cluster.name, 46)} ({len(cluster.members):,})"
+        label = f"{cluster.number}  {shortened(cluster.name, 46)} ({len(cluster.members):,})"
         draw(labels == cluster.number, _color(cluster.number), label)
     for cluster in colored:
         rows = (labels == cluster.number) & shown
@@ -74,7 +74,7 @@ def _number(axis: object, points: np.ndarray, number: int) -> None:
     assert isinstance(axis, Axes)
     middle = points[np.abs(points - np.median(points, axis=0)).sum(axis=1).argmin()]
     axis.annotate(
-        str(number + 1),
+        str(number),
         middle,
         ha="center",
         va="center",

@@ -86,7 +86,7 @@ class DuplicateGroup:
 def find_duplicates(
     library: Library,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = THRESHOLD,
     length_ratio: float = LENGTH_RATIO,
     progress: Callable[[int], object] | None = None,
 ) -> list[DuplicateGroup]:
@@ -97,7 +97,8 @@ def find_duplicates(
 
     Args:
         library: the library; nothing in it is changed.
-        threshold: least cosine similarity of the embeddings of near-duplicates, above -1 and at most 1.
+        threshold: least cosine similarity of the embeddings of near-duplicates, above -1 and at most 1; None finds
+            identical content alone, at once.
         length_ratio: largest ratio of their durations, at least 1.
         progress: called with a number of recordings that are done, several times.
 
@@ -115,12 +116,12 @@ def group_duplicates(
     recordings: Sequence[Recording],
     embeddings: np.ndarray,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = THRESHOLD,
     length_ratio: float = LENGTH_RATIO,
     progress: Callable[[int], object] | None = None,
 ) -> list[DuplicateGroup]:
     """`find_duplicates` of recordings and their embeddings `[N, D]` float32, of unit length."""
-    if not -1 < threshold <= 1:
+    if threshold is not None and not -1 < threshold <= 1:
         raise LibraryError(f"threshold is {threshold:g}; it must be above -1 and at most 1")
     if not length_ratio >= 1:
         raise LibraryError(f"length_ratio is {length_ratio:g}; it must be at least 1")
@@ -130,12 +131,14 @@ def group_duplicates(
         same.setdefault(recordings[row].digest, []).append(row)
     firsts = np.array([rows[0] for rows in same.values()], np.int64)  # one recording of each content, oldest first
     seconds = np.array([recordings[row].seconds for row in firsts])
-    originals, similarity = _originals(embeddings, firsts, seconds, threshold, length_ratio, progress)
+    originals, similarity = np.arange(len(firsts)), np.ones(len(firsts), np.float32)
+    if threshold is not None:
+        originals, similarity = _originals(embeddings, firsts, seconds, threshold, length_ratio, progress)
     groups: dict[int, list[Copy]] = {}
     for number in np.lexsort((np.arange(len(firsts)), -similarity)).tolist():
         original = int(originals[number])
         groups.setdefault(original, []).extend(
-            Copy(recordings[row], float(similarity[number]), original == number)
+            Copy(recordings[row], min(1.0, float(similarity[number])), original == number)
             for row in same[recordings[firsts[number]].digest]
         )
     found = [

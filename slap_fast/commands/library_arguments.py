@@ -1,0 +1,36 @@
+"""The LIBRARY argument of commands, and file names for a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from slap_fast.commands.shared import CommandError
+
+_DATABASE = "library.sqlite"  # slap_fast.library.database imports NumPy
+
+
+def add_library_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("library", metavar="LIBRARY", type=Path, help="folder that `slap-fast index` wrote")
+
+
+def check_library(library: Path) -> None:
+    """Report a folder that is no library before anything heavy is imported.
+
+    Raises:
+        CommandError: there is no library.
+    """
+    if (library / _DATABASE).is_file():
+        return
+    if (library / "config.json").is_file():
+        raise CommandError(
+            f"{library}: this is a model, not a library; index recordings with it: slap-fast index LIBRARY --model "
+            f"{library} FOLDER"
+        )
+    missing = "no library in this folder" if library.is_dir() else "no such folder"
+    raise CommandError(f"{library}: {missing}; make one with `slap-fast index {library} --model MODEL FOLDER`")
+
+
+def printable(text: str) -> str:
+    r"""A file name in one line that cannot control a terminal: control characters and bad bytes as `\n`, `\x1b`, ..."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
