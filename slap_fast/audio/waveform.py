@@ -33,12 +33,23 @@ def load_audio(file: AudioFileLike, sample_rate: int = 16_000) -> np.ndarray:
         AudioError: the file is missing, empty, not audio, truncated, without samples, contains NaN or infinity, or
             floats at the scale of integers.
     """
+    return np.concatenate(list(audio_blocks(file, sample_rate)))
+
+
+def audio_blocks(file: AudioFileLike, sample_rate: int = 16_000) -> Iterator[np.ndarray]:
+    """The clip of `load_audio` as a stream of non-empty `[n]` blocks, in constant memory.
+
+    Raises:
+        AudioError: as `load_audio`, at the latest after the last block.
+    """
+    samples = 0
     with open_audio(file) as sound:
-        blocks = list(mono_blocks(sound, sample_rate))
+        for block in mono_blocks(sound, sample_rate):
+            samples += len(block)
+            yield block
         log_notes(sound, _name(file))
-    if not blocks:
+    if not samples:
         raise AudioError("no_samples", f"{_name(file)} holds no samples")
-    return np.concatenate(blocks)
 
 
 def log_notes(sound: AudioSource, name: str) -> None:

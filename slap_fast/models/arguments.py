@@ -99,7 +99,7 @@ def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device
         given_rate = _checked_rate("sampling_rate", given_rate)
     samples, own_rate = _split_rate(clip.name, clip.audio)
     if _is_file(samples):
-        return torch.from_numpy(_read(clip.name, samples, sample_rate)).to(device)
+        return torch.from_numpy(np.concatenate(list(_read(clip.name, samples, sample_rate)))).to(device)
     if own_rate is not None and given_rate is not None and own_rate != given_rate:
         raise ValueError(
             f"{clip.name} has its own rate of {own_rate:g} Hz, but sampling_rate is {given_rate:g}; pass one of them"
@@ -117,6 +117,23 @@ def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device
     if rate != sample_rate:
         values = _resample(clip.name, values, rate, sample_rate)
     return values.to(device).contiguous()
+
+
+def waveform_blocks(
+    clip: NamedClip, sample_rate: int, given_rate: float | None, device: torch.device
+) -> Iterator[Tensor]:
+    """The waveform of `waveform` in non-empty blocks: files are decoded as a stream, samples are one block.
+
+    Args and errors as in `waveform`.
+    """
+    samples, _ = (None, None) if _is_decoder(clip.audio) else _split_rate(clip.name, clip.audio)
+    if samples is None or not _is_file(samples):
+        yield waveform(clip, sample_rate, given_rate, device)
+        return
+    if given_rate is not None:
+        _checked_rate("sampling_rate", given_rate)
+    for block in _read(clip.name, samples, sample_rate):
+        yield torch.from_numpy(block).to(device)
 
 
 def _iterate(name: str, values: Iterable[Any]) -> Iterator[Any]:
@@ -206,9 +223,9 @@ def _checked_rate(name: str, value: Any) -> float:
     return float(value)
 
 
-def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
+def _read(name: str, file: Any, sample_rate: int) -> Iterator[np.ndarray]:
     from slap_fast.audio.errors import AudioError
-    from slap_fast.audio.waveform import load_audio  # file decoders are not needed for waveforms
+    from slap_fast.audio.waveform import audio_blocks  # file decoders are not needed for waveforms
 
     if isinstance(file, io.TextIOBase):
         raise ValueError(f"{name} is a file that is open as text; open it in mode 'rb', or pass its path")
@@ -216,7 +233,7 @@ def _read(name: str, file: Any, sample_rate: int) -> np.ndarray:
     if isinstance(file, str) and not file:
         raise ValueError(f"{name} is an empty path")
     try:
-        return load_audio(bytes(file) if isinstance(file, bytearray) else file, sample_rate)
+        yield from audio_blocks(bytes(file) if isinstance(file, bytearray) else file, sample_rate)
     except AudioError as error:
         where = name if path in error.detail else f"{name}: {path}"
         raise AudioError(error.reason, f"{where}: {error.detail}") from error

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast.errors import ModelError
-from slap_fast.models.arguments import Audio, NamedClip, split_clips, split_texts, waveform
+from slap_fast.models.arguments import Audio, NamedClip, split_clips, split_texts, waveform, waveform_blocks
+from slap_fast.models.long_audio import Long, clip_windows, dense_windows, embedding_windows
+from slap_fast.models.windows import MeanEmbedding
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.cpu import without_spinning
 from slap_fast.runtime.progress import progress_bar
@@ -74,7 +76,9 @@ def embed(
     """`SLAP.forward` of clips and texts."""
     audio_embeddings = text_embeddings = None
     if audio is not None:
-        audio_embeddings = _normalize(model.audio_pooling(*audio_features(model, audio, sampling_rate=sampling_rate)))
+        windows = [clip_windows(model.config, clip) for clip in _waveforms(model, audio, sampling_rate)]
+        features = encode_features(model, [window for clip in windows for window in clip])
+        audio_embeddings = _mean_of_windows(_normalize(model.audio_pooling(*features)), [len(clip) for clip in windows])
     if texts is not None:
         text_embeddings = _normalize(_pooled_texts(model, _tokenize(model, split_texts(texts))))
     return Embeddings(audio_embeddings, text_embeddings, model.logit_scale())
@@ -84,19 +88,20 @@ def audio_features(
     model: SLAP, audio: Audio | Iterable[Audio], *, sampling_rate: float | None
 ) -> tuple[Tensor, PackedLayout]:
     """See `SLAP.audio_features`."""
-    sample_rate = model.config.mel.sample_rate
-    clips = [waveform(clip, sample_rate, sampling_rate, model.device) for clip in split_clips(audio)[1]]
-    return encode_features(model, clips)
+    return encode_features(model, _waveforms(model, audio, sampling_rate))
 
 
 def embed_waveforms(model: SLAP, clips: list[Tensor]) -> Tensor:
     """`[N, D]` unit-length embeddings of waveforms on the device of the model, with gradients unless disabled.
 
-    Without gradients on a CPU, each clip is encoded by itself, as in `SLAP.encode_audio`.
+    Without gradients on a CPU, each clip is encoded by itself, as in `SLAP.encode_audio`; long ones in windows.
     """
+    windows = [clip_windows(model.config, clip) for clip in clips]
+    flat = [window for clip in windows for window in clip]
     alone = model.device.type == "cpu" and not torch.is_grad_enabled() and clips
-    packs = [[clip] for clip in clips] if alone else [clips]
-    return _normalize(torch.cat([model.audio_pooling(*encode_features(model, pack)) for pack in packs]))
+    packs = [[window] for window in flat] if alone else [flat]
+    rows = _normalize(torch.cat([model.audio_pooling(*encode_features(model, pack)) for pack in packs]))
+    return _mean_of_windows(rows, [len(clip) for clip in windows])
 
 
 def embed_token_ids(model: SLAP, ids: list[list[int]]) -> Tensor:
@@ -121,29 +126,52 @@ def embed_batch(model: SLAP, batch: PackedBatch) -> Embeddings:
     )
 
 
+class _Piece(NamedTuple):
+    """A clip, or a window of a long one.
+
+    Attributes:
+        samples: `[n]`.
+        columns: of its dense features, those that are used.
+        ends_clip: whether it is the last one of its clip.
+    """
+
+    samples: Tensor
+    columns: slice
+    ends_clip: bool
+
+
 def encode_audio(
     model: SLAP,
     audio: Audio | Iterable[Audio],
     *,
     sampling_rate: float | None,
     dense: bool,
+    long: Long,
     batch_seconds: float,
     progress: bool,
 ) -> Tensor | list[Tensor]:
     """See `SLAP.encode_audio`."""
     count, clips = split_clips(audio)
     embeddings: list[Tensor] = []
+    of_clip: list[Tensor] = []  # of the windows so far: columns, or one embedding each
     with (
         inference_context(model),
         progress_bar(total=count, desc="embedding audio", unit="clip", disable=not progress) as bar,
     ):
-        for pack in packed_clips(model, clips, sampling_rate, batch_seconds):
-            features, tokens = encode_features(model, pack)
+        pieces = (piece for clip in clips for piece in _pieces(model, clip, sampling_rate, dense=dense, long=long))
+        for pack in _packed(model, pieces, batch_seconds):
+            features, tokens = encode_features(model, [piece.samples for piece in pack])
             if dense:
-                embeddings += [_to_host(_pool_columns(model, clip)) for clip in features.split(list(tokens.lengths))]
+                parts = [_to_host(_pool_columns(model, rows)) for rows in features.split(list(tokens.lengths))]
             else:
-                embeddings.append(_to_host(model.audio_pooling(features, tokens)))
-            bar.update(len(pack))
+                parts = list(_to_host(model.audio_pooling(features, tokens)).split(1))
+            for piece, part in zip(pack, parts, strict=True):
+                of_clip.append(part[piece.columns])
+                if piece.ends_clip:
+                    rows = torch.cat(of_clip)
+                    embeddings.append(rows if dense else _mean_of_windows(rows, [len(rows)]))
+                    of_clip.clear()
+                    bar.update()
     return embeddings if dense else _concatenate(model, embeddings)
 
 
@@ -172,21 +200,59 @@ def inference_context(model: SLAP) -> Iterator[None]:
         yield
 
 
-def packed_clips(
-    model: SLAP, clips: Iterable[NamedClip], sampling_rate: float | None, batch_seconds: float
-) -> Iterator[list[Tensor]]:
-    """Waveforms in the groups that are encoded together: single clips on a CPU, up to `batch_seconds` on a GPU."""
-    sample_rate = model.config.mel.sample_rate
-    budget = 0 if model.device.type == "cpu" else int(batch_seconds * sample_rate)
-    pack: list[Tensor] = []
-    for clip in clips:
-        samples = waveform(clip, sample_rate, sampling_rate, model.device)
-        if pack and sum(len(other) for other in pack) + len(samples) > budget:
+def _pieces(model: SLAP, clip: NamedClip, sampling_rate: float | None, *, dense: bool, long: Long) -> Iterator[_Piece]:
+    """A clip, in windows if it is long: what is encoded at a time. Files are decoded as a stream."""
+    everything = slice(None)
+    blocks = waveform_blocks(clip, model.config.mel.sample_rate, sampling_rate, model.device)
+    parts: Iterator[tuple[Tensor, slice]]
+    if dense:
+        parts = ((window.samples, window.keep) for window in dense_windows(model.config, blocks, long=long))
+    elif long == "windows":
+        parts = ((window, everything) for window in embedding_windows(model.config, blocks))
+    else:
+        parts = iter([(torch.cat(list(blocks)), everything)])
+    last = next(parts, None)
+    for part in parts:
+        if last is not None:
+            yield _Piece(*last, ends_clip=False)
+        last = part
+    if last is not None:
+        yield _Piece(*last, ends_clip=True)
+
+
+def _packed(model: SLAP, pieces: Iterable[_Piece], batch_seconds: float) -> Iterator[list[_Piece]]:
+    """Pieces in the groups that are encoded together: single ones on a CPU, up to `batch_seconds` on a GPU."""
+    budget = 0 if model.device.type == "cpu" else int(batch_seconds * model.config.mel.sample_rate)
+    pack: list[_Piece] = []
+    for piece in pieces:
+        if pack and sum(len(other.samples) for other in pack) + len(piece.samples) > budget:
             yield pack
             pack = []
-        pack.append(samples)
+        pack.append(piece)
     if pack:
         yield pack
+
+
+def _waveforms(model: SLAP, audio: Audio | Iterable[Audio], sampling_rate: float | None) -> list[Tensor]:
+    sample_rate = model.config.mel.sample_rate
+    return [waveform(clip, sample_rate, sampling_rate, model.device) for clip in split_clips(audio)[1]]
+
+
+def _mean_of_windows(rows: Tensor, counts: list[int]) -> Tensor:
+    """`[N, D]` embeddings of clips from the unit-length ones of their windows; of a single window, its own."""
+    if all(count == 1 for count in counts):
+        return rows
+    clips = []
+    for windows in rows.split(counts):
+        if len(windows) == 1:
+            clips.append(windows)
+        elif windows.requires_grad:
+            clips.append(_normalize(windows.double().mean(dim=0, keepdim=True)))
+        else:
+            mean = MeanEmbedding()
+            mean.add(windows.cpu().numpy())
+            clips.append(torch.from_numpy(mean.result())[None].to(rows.device))
+    return torch.cat(clips)
 
 
 def encode_features(model: SLAP, pack: list[Tensor]) -> tuple[Tensor, PackedLayout]:

@@ -19,6 +19,7 @@ from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.encoding import Embeddings, PackedBatch
 from slap_fast.models.hub import model_folder
 from slap_fast.models.logit_scale import LogitScale
+from slap_fast.models.long_audio import Long, check_long
 from slap_fast.models.pooling import AttentionPooling
 from slap_fast.models.text_encoder import TextEncoder, build_text_model, vocabulary_size
 from slap_fast.ops.log_mel.patches import log_mel_patches
@@ -168,7 +169,7 @@ class SLAP(nn.Module):
             audio: clips as in `encode_audio` (gradients flow to samples that require them); or one `Batch` of
                 `slap_fast.data`, with its SpecAugment masks and its captions; None: no clips.
             texts: as in `encode_text`; None: no texts.
-            sampling_rate: as in `encode_audio`.
+            sampling_rate: as in `encode_audio`. Clips of more than `config.max_duration` are embedded in windows there.
 
         Raises:
             ValueError: as in `encode_audio` and `encode_text`.
@@ -189,6 +190,7 @@ class SLAP(nn.Module):
         *,
         sampling_rate: float | None = None,
         dense: Literal[False] = False,
+        long: Long = "windows",
         batch_seconds: float = 600.0,
         progress: bool = False,
     ) -> Tensor: ...
@@ -200,6 +202,7 @@ class SLAP(nn.Module):
         *,
         sampling_rate: float | None = None,
         dense: Literal[True],
+        long: Long = "windows",
         batch_seconds: float = 600.0,
         progress: bool = False,
     ) -> list[Tensor]: ...
@@ -210,6 +213,7 @@ class SLAP(nn.Module):
         *,
         sampling_rate: float | None = None,
         dense: bool = False,
+        long: Long = "windows",
         batch_seconds: float = 600.0,
         progress: bool = False,
     ) -> Tensor | list[Tensor]:
@@ -232,6 +236,10 @@ class SLAP(nn.Module):
                 `config.mel.sample_rate`, with a warning.
             dense: one embedding per column of patches (160 ms for the paper's model) instead of one per clip. A model
                 without the contrastive objective has these alone: it averages the features where others pool them.
+            long: what happens to a clip of more than `config.max_duration` (30 s for the paper's model), the longest in
+                training. `windows`: its embedding is the normalized mean of those of its windows, of 10 s every 5 s;
+                dense embeddings are computed in windows of `max_duration` that overlap by a third. `whole`: it is
+                encoded at once, at a cost that grows with the square of its length. Shorter clips are not affected.
             batch_seconds: seconds of audio per packed batch on a GPU.
             progress: show a progress bar.
 
@@ -242,14 +250,21 @@ class SLAP(nn.Module):
 
         Raises:
             ValueError: a clip of an unknown or ambiguous form, or samples that are not finite or not in [-1, 1]; the
-                message has its index.
+                message has its index. Or an unknown `long`.
             AudioError: a file cannot be read; the message has its index and path.
             ModelError: the model was trained without the contrastive objective, and `dense` is not set.
         """
+        check_long(long)
         if not dense:
             self.require("audio_pooling")
         return encoding.encode_audio(
-            self, audio, sampling_rate=sampling_rate, dense=dense, batch_seconds=batch_seconds, progress=progress
+            self,
+            audio,
+            sampling_rate=sampling_rate,
+            dense=dense,
+            long=long,
+            batch_seconds=batch_seconds,
+            progress=progress,
         )
 
     def encode_text(self, texts: str | Iterable[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
@@ -315,7 +330,7 @@ class SLAP(nn.Module):
     def audio_features(
         self, audio: Audio | Iterable[Audio], *, sampling_rate: float | None = None
     ) -> tuple[Tensor, PackedLayout]:
-        """Features of the audio encoder with gradients, to train modules of your own on.
+        """Features of the audio encoder with gradients, to train modules of your own on; of whole clips at any length.
 
         `audio_pooling(features, tokens)` pools them to one vector per clip, as a linear head takes it. All clips are
         packed into one batch, without padding.
@@ -336,9 +351,14 @@ class SLAP(nn.Module):
         return encoding.audio_features(self, audio, sampling_rate=sampling_rate)
 
     def similarity_over_time(
-        self, audio: Audio, text: str, *, sampling_rate: float | None = None
+        self, audio: Audio, text: str, *, sampling_rate: float | None = None, long: Long = "windows"
     ) -> tuple[Tensor, Tensor]:
         """Similarity of a text to each column of patches of one clip.
+
+        `slap_fast.inference.locating` does the same for streams of any length, in constant memory.
+
+        Args:
+            long: as in `encode_audio`.
 
         Returns:
             `[columns]` column centers in seconds and `[columns]` cosine similarities, both float32 on the CPU.
@@ -346,10 +366,8 @@ class SLAP(nn.Module):
         self.require("text_encoder")
         if not isinstance(text, str):
             raise ValueError(f"text is a {type(text).__name__}; pass one string")
-        (columns,) = self.encode_audio([single_clip(audio)], sampling_rate=sampling_rate, dense=True)
-        mel = self.config.mel
-        seconds = self.config.audio.patch_frames * mel.hop_length / mel.sample_rate
-        times = (torch.arange(columns.shape[0], dtype=torch.float32, device="cpu") + 0.5) * seconds
+        (columns,) = self.encode_audio([single_clip(audio)], sampling_rate=sampling_rate, dense=True, long=long)
+        times = (torch.arange(columns.shape[0], dtype=torch.float32, device="cpu") + 0.5) * self.config.column_seconds
         return times, columns @ self.encode_text(text)[0]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

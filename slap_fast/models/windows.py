@@ -54,3 +54,45 @@ def cut_windows(blocks: Iterable[np.ndarray], window: int, hop: int) -> Iterator
         yield 0, held
     elif begin - hop + window < end:
         yield end - window, held[end - window - origin :].copy()
+
+
+class MeanEmbedding:
+    """Running mean of unit-length embeddings: the embedding of a recording, from those of its windows.
+
+    Summed in float64, one after the other: the result does not depend on how the windows were grouped.
+    """
+
+    def __init__(self) -> None:
+        self._sum: np.ndarray | None = None
+
+    def add(self, embeddings: np.ndarray) -> None:
+        """Add `[W, D]` unit-length embeddings, in the order of their windows."""
+        for row in np.asarray(embeddings, np.float64):
+            self._sum = row if self._sum is None else self._sum + row
+
+    def result(self) -> np.ndarray:
+        """`[D]` float32, unit length; zeros where windows cancel out.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._sum is None:
+            raise ValueError("no embedding was added; a recording has at least one window")
+        length = float(np.sqrt(np.square(self._sum).sum()))
+        return (self._sum / max(length, np.finfo(np.float64).tiny)).astype(np.float32)
+
+
+def mean_embedding(embeddings: np.ndarray) -> np.ndarray:
+    """`[D]` float32 embedding of a recording: the normalized mean of its windows' `[W, D]` unit-length ones."""
+    mean = MeanEmbedding()
+    mean.add(embeddings)
+    return mean.result()
+
+
+def window_lengths(max_duration: float) -> tuple[float, float]:
+    """Seconds of a window and from one to the next, for a model that was trained on clips of at most `max_duration`.
+
+    10 s every 5 s; shorter, with half of it as overlap, if the model has only seen shorter clips.
+    """
+    window = min(WINDOW_SECONDS, max_duration)
+    return window, window * HOP_SECONDS / WINDOW_SECONDS
