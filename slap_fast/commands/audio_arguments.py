@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
     from slap_fast.inference.audio_inputs import AudioInput
 
 
-def add_audio_arguments(parser: argparse.ArgumentParser, *, nargs: str = "+", alternative: str = "") -> None:
+def add_audio_arguments(
+    parser: argparse.ArgumentParser, *, nargs: str = "+", alternative: str = "", in_windows: bool = True
+) -> None:
+    """
+    Args:
+        in_windows: whether long files are processed in windows; else they are skipped by default.
+    """
     parser.add_argument(
         "audio",
         metavar="AUDIO",
@@ -23,12 +30,14 @@ def add_audio_arguments(parser: argparse.ArgumentParser, *, nargs: str = "+", al
     parser.add_argument(
         "--max-seconds",
         type=float,
-        default=MAX_SECONDS,
-        help=f"skip longer files; attention's cost grows with the square of the length (default {MAX_SECONDS:g})",
+        default=math.inf if in_windows else MAX_SECONDS,
+        help="skip longer files (default: none is skipped; long ones are embedded in windows)"
+        if in_windows
+        else f"skip longer files; attention's cost grows with the square of the length (default {MAX_SECONDS:g})",
     )
 
 
-def check_audio_arguments(names: list[str], *, max_seconds: float = MAX_SECONDS) -> None:
+def check_audio_arguments(names: list[str], *, max_seconds: float = math.inf) -> None:
     """Report invalid arguments before torch and the model are loaded.
 
     Raises:
@@ -52,7 +61,7 @@ def check_audio_arguments(names: list[str], *, max_seconds: float = MAX_SECONDS)
             _list_folder(path)
 
 
-def collect_inputs(names: list[str], *, max_seconds: float = MAX_SECONDS) -> list[AudioInput]:
+def collect_inputs(names: list[str], *, max_seconds: float = math.inf) -> list[AudioInput]:
     """All clips of the arguments, in order, including files that are known not to be readable.
 
     Raises:

@@ -26,7 +26,7 @@ HELP = "describe audio in words"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    add_audio_arguments(parser)
+    add_audio_arguments(parser, in_windows=False)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per clip, with its reference captions if known"
     )

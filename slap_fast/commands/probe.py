@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,6 @@ from slap_fast.commands.shared import (
     show_progress,
 )
 from slap_fast.errors import MissingExtraError
-from slap_fast.inference import MAX_SECONDS
 
 if TYPE_CHECKING:
     from slap_fast.evaluation.probe.frames import FrameScores
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=positive, default=1000, metavar="N", help="resamples for the intervals (default 1000)"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=MAX_SECONDS, help=f"skip longer files (default {MAX_SECONDS:g})"
+        "--max-seconds", type=float, default=math.inf, help="skip longer files (default: none)"
     )
     frames = parser.add_argument_group("events over time, from dense features of prepared datasets with events")
     frames.add_argument("--frames", action="store_true", help="probe frames instead of clips; needs --train and --test")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from slap_fast.audio.errors import AudioError
 from slap_fast.config.model import ModelConfig
+from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.inference.audio_inputs import (
     AudioInput,
+    ClipHead,
     NoReadableClipError,
     Skipped,
-    batch_by_duration,
     describe_nothing_read,
-    read_ahead,
+    stream_ahead,
 )
+from slap_fast.models.windows import MeanEmbedding, cut_windows, window_lengths
 from slap_fast.runtime.progress import progress_bar
 
 BATCH_SECONDS = 240.0
@@ -90,7 +95,9 @@ class EmbeddingInterrupted(KeyboardInterrupt):
 def embed_audio(
     model: Encoder, inputs: Sequence[AudioInput], *, allow_empty: bool = False, progress: bool = False
 ) -> EmbeddedAudio:
-    """Embed the clips that can be read.
+    """Embed the clips that can be read, of any length in constant memory.
+
+    As in `SLAP.encode_audio`, the embedding of a clip of more than `max_duration` is the mean of its windows.
 
     Args:
         allow_empty: return an empty result, rather than raise, if no clip can be read.
@@ -107,9 +114,18 @@ def embed_audio(
     embeddings = [torch.empty(0, config.audio.width)]  # has the width if there is nothing else
     with progress_bar(total=len(inputs), desc="audio", unit="clip", disable=not progress) as bar:
         try:
-            for batch in batch_by_duration(read_ahead(inputs, sample_rate, skipped), sample_rate, BATCH_SECONDS):
-                waveforms = [waveform for _, waveform in batch]
-                embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
+            heads = stream_ahead(inputs, sample_rate, skipped, seconds=config.max_duration)
+            for batch in _batches(heads, int(BATCH_SECONDS * sample_rate)):
+                clip, head = batch[0]
+                if head.rest is not None:
+                    try:
+                        embeddings.append(_embed_windows(model, chain([head.samples], head.rest)))
+                    except (AudioError, DatasetError, OSError) as error:
+                        skipped.append(Skipped(clip.name, str(error)))
+                        continue
+                else:
+                    waveforms = [head.samples for _, head in batch]
+                    embeddings.append(model.encode_audio(waveforms, sampling_rate=sample_rate).detach().float().cpu())
                 kept += [clip for clip, _ in batch]
                 bar.update(len(kept) + len(skipped) - bar.n)
         except KeyboardInterrupt as interrupt:
@@ -119,6 +135,32 @@ def embed_audio(
     if not kept and not allow_empty:
         raise NoReadableClipError(describe_nothing_read(skipped))
     return EmbeddedAudio(kept, torch.cat(embeddings[1:] or embeddings), skipped)
+
+
+def _batches(heads: Iterable[tuple[AudioInput, ClipHead]], samples: int) -> Iterator[list[tuple[AudioInput, ClipHead]]]:
+    """Clips in order, in batches of at most `samples` in total; a long one by itself."""
+    batch: list[tuple[AudioInput, ClipHead]] = []
+    for clip, head in heads:
+        if batch and (head.rest is not None or sum(len(h.samples) for _, h in batch) + len(head.samples) > samples):
+            yield batch
+            batch = []
+        batch.append((clip, head))
+        if head.rest is not None:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _embed_windows(model: Encoder, blocks: Iterable[np.ndarray]) -> Tensor:
+    """`[1, D]` embedding of a long clip."""
+    sample_rate = model.config.mel.sample_rate
+    window, hop = (round(seconds * sample_rate) for seconds in window_lengths(model.config.max_duration))
+    windows = (samples for _, samples in cut_windows(blocks, window, hop))
+    mean = MeanEmbedding()
+    while batch := list(islice(windows, max(1, int(BATCH_SECONDS * sample_rate) // window))):
+        mean.add(model.encode_audio(batch, sampling_rate=sample_rate).detach().float().cpu().numpy())
+    return torch.from_numpy(mean.result())[None]
 
 
 def embed_texts(model: Encoder, texts: list[str], *, progress: bool = False, batch_size: int = 256) -> Tensor:

@@ -13,6 +13,7 @@ from slap_fast.errors import ModelError
 from slap_fast.models.arguments import Audio, NamedClip, split_clips, waveform
 from slap_fast.models.decoding import beam_search, greedy_search
 from slap_fast.models.encoding import encode_features, inference_context, tokenizer_of
+from slap_fast.models.long_audio import is_long
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.progress import progress_bar
 
@@ -55,11 +56,13 @@ def caption(
     count, clips = split_clips(audio)
     captions: list[str] = []
     cut: list[str] = []
+    long: list[float] = []  # seconds
     with (
         inference_context(model),
         progress_bar(total=count, desc="captioning", unit="clip", disable=not progress) as bar,
     ):
         for batch in _batches(model, clips, sampling_rate, batch_size):
+            long += [len(clip) / model.config.mel.sample_rate for clip in batch if is_long(model.config, len(clip))]
             features, layout = clip_features(model, batch)
             decoder = model.caption_decoder
             if beam_size == 1:
@@ -72,6 +75,15 @@ def caption(
             captions += texts
             cut += [text for text, ids in zip(texts, generated, strict=True) if len(ids) == max_length]
             bar.update(len(batch))
+    if long:
+        logger.warning(
+            "%d of %d clips are longer than the %g s of training, up to %.0f s: each has one caption for all of it; "
+            "for more, caption its parts",
+            len(long),
+            len(captions),
+            model.config.max_duration,
+            max(long),
+        )
     if cut:
         logger.warning(
             "%d of %d captions reached max_length=%d tokens and were cut, the first being %r",

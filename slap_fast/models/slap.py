@@ -294,7 +294,8 @@ class SLAP(nn.Module):
 
         Features depend on the batch as in `encode_audio`: on a CPU not at all. Captions are decoded in batches, which
         changes the logits by rounding errors only: a caption can depend on the batch only where two tokens are equally
-        probable to within these errors.
+        probable to within these errors. A clip of more than `config.max_duration` gets one caption, from features of
+        the whole; a warning is logged, because the model was not trained on as much.
 
         Args:
             audio: as in `encode_audio`.

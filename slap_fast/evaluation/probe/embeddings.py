@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -16,7 +17,6 @@ import torch
 from slap_fast import __version__
 from slap_fast.data.labeled import LabeledSet
 from slap_fast.errors import one_line
-from slap_fast.inference import MAX_SECONDS
 from slap_fast.inference.audio_inputs import Skipped, labeled_input
 from slap_fast.inference.embed import embed_audio
 from slap_fast.models.slap import SLAP
@@ -41,7 +41,9 @@ class LabeledEmbeddings:
 
 def model_digest(model: SLAP) -> str:
     """Digest of the audio tower's settings and weights."""
-    digest = hashlib.blake2b(f"{__version__} {model.config.mel} {model.config.audio}".encode(), digest_size=16)
+    config = model.config
+    settings = f"{__version__} {config.mel} {config.audio} {config.max_duration}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
     for part in (model.audio_encoder, model.audio_pooling):
         for name, value in () if part is None else part.state_dict().items():
             digest.update(name.encode())
@@ -55,7 +57,7 @@ def labeled_embeddings(
     source: Path,
     folder: Path,
     *,
-    max_seconds: float = MAX_SECONDS,
+    max_seconds: float = math.inf,
     progress: bool = False,
 ) -> LabeledEmbeddings:
     """Embed the clips of a set, or read their embeddings if this model has embedded the same files before.
