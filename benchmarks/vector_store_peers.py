@@ -179,11 +179,12 @@ NAMES = {
     "FAISS + SQLite (ours)": None,
     "LanceDB, IVF_PQ": "IvfPq",
     "LanceDB, IVF_HNSW_SQ": "IvfHnswSq",
+    "LanceDB, IVF_RQ": "IvfRq",
 }
 # Of LanceDB, from fast to thorough: what a row is tuned over.
 SETTINGS = tuple(
     Setting(probes, refined)
-    for probes, refined in ((8, 2), (20, 2), (20, 5), (20, 10), (50, 10), (50, 20), (50, 50), (100, 50), (500, 100))
+    for probes, refined in ((8, 2), (20, 5), (20, 20), (50, 10), (50, 20), (50, 50), (100, 50), (200, 100), (200, 500))
 )
 _MODEL = {"name": "none", "weights": "none"}
 
