@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from slap_fast.library.notebook import Curve
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Moment:
         member: key of the clip in the dataset; empty for a file.
         start: seconds from the start of the recording.
         end: seconds from the start of the recording.
-        score: cosine similarity of the best window with the query.
+        score: inner product of the best window's embedding and the query; the cosine similarity for a single text or
+            sound.
         seconds: duration of the recording.
         window: id of the best window in the library.
     """
@@ -32,18 +37,33 @@ class Moment:
 
     @property
     def name(self) -> str:
+        """The path; of a clip in a dataset, `path#key`."""
         return f"{self.path}#{self.member}" if self.member else self.path
 
+    @property
+    def exists(self) -> bool:
+        """Whether the file, or the dataset, is still there."""
+        return os.path.exists(self.path)
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        r"""One line of JSON. Characters that control a terminal, and bytes of a path that are no text, are `\u` codes."""
+        line = json.dumps(asdict(self), ensure_ascii=False)
+        return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 class SearchResults(Sequence[Moment]):
-    """The moments that a search found, best first."""
+    """The moments that a search found, best first. In Jupyter, each is shown with a player and a picture.
 
-    def __init__(self, query: str, moments: Sequence[Moment]) -> None:
+    Args:
+        query: what was looked for.
+        moments: best first.
+        curve: similarity with the query over time, for the pictures.
+    """
+
+    def __init__(self, query: str, moments: Sequence[Moment], curve: Curve | None = None) -> None:
         self.query = query
         self._moments = tuple(moments)
+        self._curve = curve
 
     @overload
     def __getitem__(self, position: int) -> Moment: ...
@@ -57,3 +77,8 @@ class SearchResults(Sequence[Moment]):
 
     def __iter__(self) -> Iterator[Moment]:
         return iter(self._moments)
+
+    def _repr_html_(self) -> str:
+        from slap_fast.library.notebook import results_html
+
+        return results_html(self.query, self, self._curve)
