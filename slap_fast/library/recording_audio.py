@@ -55,14 +55,21 @@ def read_moment(path: str, member: str, start: float, end: float, sample_rate: i
         AudioError: as `open_recording`; or the recording ends before `start`, because it has changed.
         ValueError: `end` is not above `start`, or `start` is negative.
     """
+    return np.concatenate(list(moment_blocks(path, member, start, end, sample_rate)))
+
+
+def moment_blocks(path: str, member: str, start: float, end: float, sample_rate: int) -> Iterator[np.ndarray]:
+    """As `read_moment`, in blocks, for moments of any length."""
     if not 0 <= start < end:
         raise ValueError(f"start is {start:g} s and end {end:g} s; pass 0 <= start < end")
+    is_empty = True
     with open_named(path, member) as sound:
-        kept = list(_between(mono_blocks(sound, sample_rate), round(start * sample_rate), round(end * sample_rate)))
-    if not kept:
+        for block in _between(mono_blocks(sound, sample_rate), round(start * sample_rate), round(end * sample_rate)):
+            is_empty = False
+            yield block
+    if is_empty:
         name = f"{path}#{member}" if member else path
         raise AudioError("no_samples", f"{name} ends before {start:g} s: it has changed; index it again")
-    return np.concatenate(kept)
 
 
 def clip_member(key: str) -> str:
