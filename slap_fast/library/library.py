@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +14,17 @@ from slap_fast.library.database import FILE_NAME, Database, Recording
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.moments import Moment, SearchResults
+from slap_fast.library.search import combine, find_moments
 from slap_fast.library.text_tower import TextTower
 from slap_fast.library.vector_index import VectorIndex
+from slap_fast.models.texts import split_texts
 from slap_fast.models.windows import HOP_SECONDS, WINDOW_SECONDS
 
 if TYPE_CHECKING:
+    from slap_fast.library.indexing.indexer import Indexer
+    from slap_fast.library.indexing.report import IndexReport
+    from slap_fast.library.moment_export import ExportedMoment
+    from slap_fast.models.arguments import Audio
     from slap_fast.models.slap import SLAP
 
 
@@ -47,7 +54,7 @@ class Library:
         if model is not None:
             self._check_model(os.fspath(model))
         self._index = VectorIndex(self._database)
-        self._text = TextTower(self.path, self.identity.name)
+        self._text = TextTower(self.path, self.identity, self._audio_model)
         self._model: SLAP | None = None
 
     def __enter__(self) -> Library:
@@ -83,28 +90,168 @@ class Library:
         """The recordings, and the embedding of each, `[N, D]` float32."""
         return self._database.recording_embeddings()
 
-    def search(self, text: str, *, top: int = 10) -> SearchResults:
-        """The moments most similar to a text."""
-        query = self._text.encode([text])[0]
-        found = self._index.search(query, top)
-        places = self._database.places(found.ids.tolist())
-        recordings = self._database.recordings_of([place.recording for place in places.values()])
-        moments = []
-        for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True):
-            place = places[number]
-            recording = recordings[place.recording]
-            moments.append(
-                Moment(recording.path, recording.member, place.start, place.end, score, recording.seconds, number)
-            )
-        return SearchResults(text, moments)
+    def search(
+        self,
+        text: str | Iterable[str] | None = None,
+        *,
+        audio: Audio | Iterable[Audio] | None = None,
+        like: Moment | None = None,
+        unlike: str | Iterable[str] = (),
+        folders: Iterable[str | os.PathLike[str]] = (),
+        min_score: float | None = None,
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+        top: int = 10,
+        sampling_rate: float | None = None,
+    ) -> SearchResults:
+        """The moments that sound most like texts and sounds, best first.
 
-    def add(self, *paths: str | os.PathLike[str], progress: bool = False) -> Any:
-        """Index recordings."""
-        raise NotImplementedError
+        Args:
+            text: what to look for; of several texts and sounds, the mean counts.
+            audio: sounds to look for, as `SLAP.encode_audio` takes them; they need the whole model, which texts do not.
+            like: more like this moment, which is not among the results.
+            unlike: texts that the results must not sound like.
+            folders: search only in these: absolute or relative paths of folders, files and prepared datasets, or
+                `path#key`, a clip of a dataset.
+            min_score: least score of a result.
+            min_seconds: least duration of the recording.
+            max_seconds: greatest duration of the recording.
+            top: largest number of results.
+            sampling_rate: Hz, of samples in `audio` without their own rate.
+
+        Raises:
+            ValueError: nothing to look for, an empty text, or another invalid argument.
+            AudioError: a file of `audio` cannot be read.
+            LibraryError: a folder has no recording of the library; `like` is not in the library any more; or the model
+                is not the one of the library any more.
+            ModelError: the model cannot be loaded.
+        """
+        texts, negatives = split_texts(() if text is None else text), split_texts(unlike)
+        if any(not one.strip() for one in (*texts, *negatives)):
+            raise ValueError("a text to search for is empty; describe a sound")
+        if top < 1:
+            raise ValueError(f"top is {top}; it must be at least 1")
+        if isinstance(folders, str | bytes | os.PathLike):
+            raise ValueError(f"folders is {folders!r}; pass a list of folders")
+        wanted, taken = [], []
+        if audio is not None:
+            wanted.append(self._audio_model().encode_audio(audio, sampling_rate=sampling_rate).numpy())
+        if like is not None:
+            embedding, recording = self._window(like)
+            wanted.append(embedding[None])
+            taken.append((recording, like.start, like.end))
+        if texts or negatives:
+            embedded = self._text.encode([*texts, *negatives])
+            wanted.append(embedded[: len(texts)])
+        unwanted = embedded[len(texts) :] if negatives else np.empty((0, 0), np.float32)
+        if not sum(map(len, wanted)):
+            raise ValueError("nothing to search for; pass a text, audio, or a moment as like")
+        among = None
+        below = [os.path.abspath(os.fsdecode(folder)) for folder in folders]
+        if below or min_seconds is not None or max_seconds is not None:
+            among = self._database.window_ids(below=below, min_seconds=min_seconds, max_seconds=max_seconds)
+        moments = find_moments(
+            self._database,
+            self._index,
+            combine(np.concatenate(wanted), unwanted),
+            top=top,
+            among=among,
+            min_score=min_score,
+            taken=taken,
+        )
+        parts = [*texts, *(["audio"] if audio is not None else []), *([f"like {like.name}"] if like else [])]
+        return SearchResults(" + ".join(parts) + "".join(f" - {one}" for one in negatives), moments)
+
+    def warm_up(self) -> None:
+        """Load what texts need now, for fast answers to many queries, instead of at the first one."""
+        self._text.warm_up()
+        self._index.search(np.zeros(int(self._database.meta["width"]), np.float32), 1)
+
+    def export_moments(self, moments: Iterable[Moment], folder: str | os.PathLike[str]) -> list[ExportedMoment]:
+        """Cut moments out of their recordings into WAV files; see `slap_fast.library.moment_export`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from slap_fast.library.moment_export import export_moments
+
+        return export_moments(moments, Path(folder), self._database)
+
+    def _window(self, moment: Moment) -> tuple[np.ndarray, int]:
+        """Embedding `[D]` of a moment's best window, and the number of its recording."""
+        with self._database.snapshot():
+            place = self._database.places([moment.window]).get(moment.window)
+            if place is None or self._database.recordings_of([place.recording])[place.recording].name != moment.name:
+                raise LibraryError(
+                    f"{self.path}: {moment.name} has changed since this result was found; search for it again"
+                )
+            return self._database.vectors_of([moment.window])[moment.window], place.recording
+
+    def add(
+        self,
+        *paths: str | os.PathLike[str],
+        progress: bool = False,
+        workers: int | None = None,
+        retry: bool = False,
+        report: IndexReport | None = None,
+    ) -> IndexReport:
+        """Index recordings, and bring all that was added before up to date.
+
+        Only what is new or changed is embedded. What could not be read is in `failed` of the result, not raised.
+
+        Args:
+            paths: folders (searched recursively), audio files, and datasets that `slap-fast prepare` wrote.
+            progress: show a progress bar.
+            workers: processes that embed; 0: this one; None: one for each core, or this one on a GPU and for a few files.
+            retry: also try recordings again that failed and have not changed since.
+            report: is filled and returned, and holds what was done also after an interrupt; None: a new one.
+
+        Raises:
+            LibraryError: a path does not exist, has no audio or is in the library; the model has changed since the
+                library was made; or another process changes the library.
+            ModelError: the model cannot be loaded.
+        """
+        from slap_fast.library.indexing.report import IndexReport
+
+        report = IndexReport() if report is None else report
+        self._indexer(workers).update(
+            [os.fspath(path) for path in paths], report, retry=retry, progress=progress
+        )
+        return report
+
+    def update(
+        self,
+        *,
+        progress: bool = False,
+        workers: int | None = None,
+        retry: bool = False,
+        report: IndexReport | None = None,
+    ) -> IndexReport:
+        """Make the library equal to what is on disk now: `add` without paths, which documents arguments and errors."""
+        return self.add(progress=progress, workers=workers, retry=retry, report=report)
 
     def remove(self, *paths: str | os.PathLike[str]) -> int:
-        """Forget recordings: files, or all below a folder. Files themselves are not touched."""
-        raise NotImplementedError
+        """Forget recordings: files, or all at or below a folder. Files themselves are not touched.
+
+        Returns:
+            How many recordings were removed.
+
+        Raises:
+            LibraryError: the library has nothing there, the next update would add it again, or another process changes
+                the library.
+        """
+        return self._indexer(0).remove([os.fspath(path) for path in paths])
+
+    def _indexer(self, workers: int | None) -> Indexer:
+        from slap_fast.library.indexing.indexer import Indexer
+
+        return Indexer(self.path, self._audio_model, self.identity.name, device=self.device, workers=workers)
+
+    def _audio_model(self) -> SLAP:
+        """The model, the same that made the library: its folder may hold another one by now."""
+        if self._model is None:
+            self._check_model(self.identity.name)
+        return self.model
 
     def _create(self, model: str) -> None:
         from slap_fast.models.slap import SLAP

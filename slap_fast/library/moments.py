@@ -46,7 +46,7 @@ class Moment:
         return os.path.exists(self.path)
 
     def to_json(self) -> str:
-        r"""One line of JSON. Characters that control a terminal, and bytes of a path that are no text, are `\u` codes."""
+        r"""One line of JSON, in which characters that control a terminal and bytes that are no text are `\u` codes."""
         line = json.dumps(asdict(self), ensure_ascii=False)
         return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
