@@ -50,6 +50,11 @@ class Moment:
         line = json.dumps(asdict(self), ensure_ascii=False)
         return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
+    def _repr_html_(self) -> str:
+        from slap_fast.library.notebook import moment_html
+
+        return moment_html(self)
+
 
 class SearchResults(Sequence[Moment]):
     """The moments that a search found, best first. In Jupyter, each is shown with a player and a picture.

@@ -62,7 +62,8 @@ def moment_html(moment: Moment, curve: Curve | None = None, *, picture: bool = T
             f'<br><img alt="spectrogram" src="data:image/png;base64,{_png(samples, moment, curve)}">' if picture else ""
         )
     except (SlapFastError, OSError) as error:
-        return f'<div style="margin:1em 0">{_heading(moment)}<br><i>cannot be played: {_escaped(one_line(error))}</i></div>'
+        reason = f"<br><i>cannot be played: {_escaped(one_line(error))}</i>"
+        return f'<div style="margin:1em 0">{_heading(moment)}{reason}</div>'
     cut = f" <small>first {MAX_SECONDS:g} s</small>" if end < moment.end else ""
     return f'<div style="margin:1em 0">{_heading(moment)}<br>{player}{cut}{drawn}</div>'
 
