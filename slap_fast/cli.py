@@ -17,6 +17,7 @@ from typing import Any
 
 from slap_fast import __version__
 from slap_fast.commands import (
+    app,
     caption,
     cluster,
     compare,
@@ -50,6 +51,7 @@ COMMANDS = {
     "caption": caption,
     "duplicates": duplicates,
     "cluster": cluster,
+    "app": app,
     "publish": publish,
     "info": info,
 }

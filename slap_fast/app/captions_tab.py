@@ -1,0 +1,77 @@
+"""Tab Captions: what is heard in a recording or a part of it, in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from slap_fast.app import markup
+from slap_fast.app.desk import Desk
+from slap_fast.app.errors import PageError
+from slap_fast.app.pictures import clock
+from slap_fast.app.recording_picker import RecordingPicker, add_recording_picker, picked
+from slap_fast.app.reporting import reported
+from slap_fast.app.sounds import MAX_SECONDS, Sound
+
+_PART_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class CaptionsTab:
+    """Components that the page refers to."""
+
+    picker: RecordingPicker
+
+
+def add_captions_tab(desk: Desk) -> CaptionsTab:
+    """Add the components and their events to the page that is being built."""
+    picker = add_recording_picker(desk)
+    with gr.Row():
+        start = gr.Number(label="From (s)", value=0, minimum=0)
+        end = gr.Number(label=f"To (s); at most {MAX_SECONDS:g} s later", value=None, minimum=0)
+    caption = gr.Button("Describe", variant="primary", elem_id="caption")
+    results = gr.HTML(elem_id="captions", js_on_load=None, padding=False)
+
+    @reported(0)
+    def captioned(start: Any, end: Any, listed: Any, upload: Any) -> tuple[str]:
+        return (_captions(desk, picked(desk, listed, upload), _time(start, 0.0), _time(end, math.inf)),)
+
+    caption.click(
+        lambda *values: captioned(*values)[0],
+        [start, end, *picker.inputs],
+        results,
+        api_visibility="private",
+        show_progress_on=results,
+    )
+    return CaptionsTab(picker)
+
+
+def _captions(desk: Desk, sound: Sound, start: float, end: float) -> str:
+    """A player and a caption for each part of at most 10 s."""
+    desk.listener.check_captions()
+    if end <= start:
+        raise PageError(f"{end:g} s is not after {start:g} s; exchange the two, or leave the end empty")
+    rate = int(desk.database.meta["sample_rate"])
+    samples = desk.sounds.samples(sound.key, start, min(end, start + MAX_SECONDS), rate)
+    count = max(1, round(len(samples) / (_PART_SECONDS * rate)))
+    cards = []
+    for part in range(count):
+        begin, stop = (len(samples) * edge // count for edge in (part, part + 1))
+        times = start + begin / rate, start + stop / rate
+        text = desk.listener.caption(samples[begin:stop])
+        cards.append(
+            f'<article class="moment"><header><span class="time">{clock(times[0])} to {clock(times[1])}</span></header>'
+            f'<p class="caption">{markup.escaped(text)}</p>{markup.player(sound, *times)}</article>'
+        )
+    return "".join(cards)
+
+
+def _time(value: Any, default: float) -> float:
+    if value is None or value == "":
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise PageError("a time must be a number of seconds of at least 0")
+    return float(value)

@@ -1,0 +1,143 @@
+"""Guard of the web page: refuses requests that the page itself does not make, before Gradio sees them.
+
+The page has no password: whatever reaches it can hear the library. So other web pages in the same browser, names that
+were made to point at this machine (DNS rebinding), files outside the folder of uploads, and the parts of Gradio that
+this page does not use are refused here. The policy that the answers carry keeps the browser from loading anything from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_MAX_JSON_BYTES = 1 << 20
+_MULTIPART_BYTES = 64 << 10  # of an upload, beyond the file itself
+_UPLOAD = "/gradio_api/upload"
+_FILE = "/gradio_api/file="
+_ROUTES = re.compile(
+    r"/"
+    r"|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?"
+    r"|/(assets|static)/[^?]*"
+    r"|/(sounds|pictures|located)/[^?]*"
+    r"|/gradio_api/(startup-events|upload_progress|queue/data|heartbeat/[^/]*|file=.*|theme\.css)"
+)
+_POST_ROUTES = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)/?")
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Guard:
+    """ASGI application around another.
+
+    Args:
+        app: what is guarded.
+        hosts: lowercase names under which the page may be asked for, besides addresses.
+        any_address: whether any IP address is such a name; else those of this machine's loopback alone.
+        uploads: the folder whose files may be read back.
+        max_upload: bytes of one upload.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, hosts: Collection[str], any_address: bool, uploads: Path, max_upload: int
+    ) -> None:
+        self._app = app
+        self._hosts = set(hosts)
+        self._any_address = any_address
+        self._uploads = uploads.resolve()
+        self._max_upload = max_upload
+
+    def allow_host(self, name: str) -> None:
+        """Also answer under this name, such as that of a public link."""
+        self._hosts.add(name.lower())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = Headers(scope=scope)
+        status, reason = self._refusal(scope, headers)
+        if status:
+            await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+                if scope["path"].startswith(_FILE):
+                    # An upload that is opened as a page runs no script.
+                    MutableHeaders(scope=message)["content-security-policy"] = "sandbox"
+            await send(message)
+
+        await self._app(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str]:
+        """Status and reason, or 0 if the request may pass."""
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return 421, (
+                f"this page does not answer to the name {host[:100]!r}; open the address that slap-fast printed, or "
+                "start it with --host NAME"
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, "requests of other web pages are refused"
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return 403, "requests of other web pages are refused"
+        method, path = scope["method"], scope["path"]
+        if method in ("GET", "HEAD"):
+            if not _ROUTES.fullmatch(path):
+                return 404, "no such page"
+            if path.startswith(_FILE) and not self._is_upload(path[len(_FILE) :]):
+                return 403, "this is not an uploaded file"
+            return 0, ""
+        if method != "POST" or not _POST_ROUTES.fullmatch(path):
+            return 404, "no such page"
+        length = headers.get("content-length", "")
+        if not length.isascii() or not length.isdecimal():
+            return 411, "a request needs a Content-Length"
+        if path.rstrip("/") == _UPLOAD:
+            if int(length) > self._max_upload + _MULTIPART_BYTES:
+                return 413, f"the file is larger than {self._max_upload >> 20} MiB; cut it, or index it"
+        elif int(length) > _MAX_JSON_BYTES:
+            return 413, "the request is too large"
+        return 0, ""
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self._hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self._any_address or address.is_loopback
+
+    def _is_upload(self, path: str) -> bool:
+        try:
+            return Path(path).is_absolute() and self._uploads in Path(path).resolve().parents
+        except (OSError, ValueError, RuntimeError):
+            return False
