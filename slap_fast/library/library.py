@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slap_fast.library.indexing.indexer import Indexer
     from slap_fast.library.indexing.report import IndexReport
     from slap_fast.library.moment_export import ExportedMoment
+    from slap_fast.library.shared_table import Exported
     from slap_fast.models.arguments import Audio
     from slap_fast.models.slap import SLAP
 
@@ -176,6 +177,20 @@ class Library:
         from slap_fast.library.moment_export import export_moments
 
         return export_moments(moments, Path(folder), self._database)
+
+    def export_to(self, url: str) -> Exported:
+        """Copy the windows to a table of LanceDB, to be searched from any machine; later only what changed.
+
+        Args:
+            url: `s3://bucket/sounds`, `gs://`, `az://`, or a folder; see `slap_fast.library.shared_table`.
+
+        Raises:
+            LibraryError: the table is of another model or version, or the storage cannot be written.
+            MissingExtraError: lancedb is not installed.
+        """
+        from slap_fast.library.shared_table import export_library
+
+        return export_library(self._database, url)
 
     def _window(self, moment: Moment) -> tuple[np.ndarray, int]:
         """Embedding `[D]` of a moment's best window, and the number of its recording."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,6 +123,7 @@ class SharedTable:
         self._table = opened
         schema = opened.schema
         self.identity = _identity(url, schema)
+        self._columns = [name for name in schema.names if name != "embedding"]
         self.width = int(schema.field("embedding").type.list_size)
 
     def __len__(self) -> int:
@@ -150,10 +152,26 @@ class SharedTable:
             found = found.distance_type("dot").nprobes(probes).refine_factor(refined).limit(count)
             if where is not None:
                 found = found.where(where, prefilter=True)
-            columns = [name for name in self._table.schema.names if name != "embedding"]
-            rows = found.select([*columns, "_distance"]).to_arrow().to_pylist()
+            rows = found.select([*self._columns, "_distance"]).to_arrow().to_pylist()
         # LanceDB's distance of the inner product is 1 minus it.
         return sorted((_window(row, 1.0 - row["_distance"]) for row in rows), key=_best_first)
+
+    def near(self, query: np.ndarray, library: str, recording: int, start: float, end: float) -> list[SharedWindow]:
+        """The windows of a recording that overlap `start` to `end` seconds, in order of their start, with their scores.
+
+        Args:
+            query: `[D]` float32.
+            library: id of the library.
+            recording: id of the recording in it.
+
+        Raises:
+            LibraryError: the storage cannot be reached.
+        """
+        place = f"recording = {recording} AND library = '{library}' AND start < {end!r} AND \"end\" > {start!r}"
+        with _reported(self.url):
+            rows = self._table.search().where(place).select([*self._columns, "embedding"]).to_arrow().to_pylist()
+        found = [_window(row, float(np.array(row["embedding"], np.float32) @ query)) for row in rows]
+        return sorted(found, key=lambda window: (window.start, window.end, window.id))
 
 
 def export_library(database: Database, url: str) -> Exported:
@@ -271,9 +289,10 @@ def _optimize(table: Any) -> None:
     """Compact small files, bring the index up to date, and make it when the table has become large."""
     table.optimize(cleanup_older_than=timedelta(days=1))
     if table.count_rows() >= INDEXED_FROM and INDEX not in {index.name for index in table.list_indices()}:
-        from lancedb.index import IvfRq
+        from lancedb.index import BTree, IvfRq
 
         table.create_index("embedding", config=IvfRq(distance_type="dot"), name=INDEX)
+        table.create_index("recording", config=BTree())
 
 
 def _window(row: dict[str, Any], score: float) -> SharedWindow:
@@ -342,6 +361,8 @@ def _reported(url: str) -> Iterator[None]:
     except SlapFastError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
+        # Its messages end with the place in its source.
+        message = re.sub(r",?\s*\S*/\.cargo/\S*", "", one_line(error, 1_000))
         raise LibraryError(
-            f"{url}: LanceDB: {one_line(error)}; check the URL, the network and the credentials in the environment"
+            f"{url}: LanceDB: {message}; check the URL, the network and the credentials in the environment"
         ) from error
