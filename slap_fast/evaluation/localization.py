@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slap_fast.config.model import ModelConfig
-from slap_fast.models.arguments import split_texts
+from slap_fast.models.texts import split_texts
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import MelConfig
 

@@ -20,7 +20,7 @@ from slap_fast.evaluation.multi_label import multi_label_scores
 from slap_fast.evaluation.prompts import PROMPT_SETS, TEMPLATES, PromptSet
 from slap_fast.inference.audio_inputs import Skipped, evenly_spaced, labeled_input
 from slap_fast.inference.embed import EmbeddedAudio, Encoder, embed_audio
-from slap_fast.models.arguments import split_texts
+from slap_fast.models.texts import split_texts
 
 LEVEL = 0.95
 _BATCH = 256  # prompts encoded at a time

@@ -62,26 +62,6 @@ def single_clip(audio: Any) -> Audio:
     return clip.audio
 
 
-def split_texts(texts: str | Iterable[str]) -> list[str]:
-    """The texts of an argument that is one string or an ordered iterable of strings.
-
-    Raises:
-        ValueError: it is something else, or an entry is not a valid string.
-    """
-    if isinstance(texts, str):
-        named = {"texts": texts}
-    elif isinstance(texts, bytes | bytearray | Mapping | set | frozenset) or not isinstance(texts, Iterable):
-        raise ValueError(f"texts is a {type(texts).__name__}; pass a string or a list of strings")
-    else:
-        named = {f"texts[{position}]": text for position, text in enumerate(_iterate("texts", texts))}
-    for name, text in named.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name} is a {type(text).__name__}; pass a list of strings")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(f"{name} is {text[:40]!r}, which is not valid Unicode; decode it with the right encoding")
-    return [str(text) for text in named.values()]
-
-
 def waveform(clip: NamedClip, sample_rate: int, given_rate: float | None, device: torch.device) -> Tensor:
     """One clip as `[S]` float32 in [-1, 1] at `sample_rate` Hz on `device`, differentiable with respect to a tensor.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
@@ -12,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast.errors import ModelError
-from slap_fast.models.arguments import Audio, NamedClip, split_clips, split_texts, waveform, waveform_blocks
+from slap_fast.models.arguments import Audio, NamedClip, split_clips, waveform, waveform_blocks
 from slap_fast.models.long_audio import Long, clip_windows, dense_windows, embedding_windows
+from slap_fast.models.texts import split_texts, warn_of_cut_texts
 from slap_fast.models.windows import MeanEmbedding
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.cpu import without_spinning
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from slap_fast.models.slap import SLAP
-
-logger = logging.getLogger(__name__)
 
 # A dense embedding pools a column with this many on each side: 0.8 s in all for the paper's patches.
 _DENSE_CONTEXT = 2
@@ -284,14 +282,7 @@ def _tokenize(model: SLAP, texts: list[str]) -> list[list[int]]:
     if full:
         whole = tokenizer([texts[position] for position in full], verbose=False)["input_ids"]
         cut = [position for position, sequence in zip(full, whole, strict=True) if len(sequence) > max_length]
-        if cut:
-            logger.warning(
-                "%d of %d texts are longer than the model's %d tokens and were cut, the first being %r",
-                len(cut),
-                len(texts),
-                max_length,
-                f"{texts[cut[0]][:60]}...",
-            )
+        warn_of_cut_texts([texts[position] for position in cut], len(texts), max_length)
     return ids
 
 

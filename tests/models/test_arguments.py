@@ -21,8 +21,9 @@ from torch import nn
 
 from slap_fast.data.loading.batch import Batch
 from slap_fast.data.tokenizer import train_tokenizer
-from slap_fast.models.arguments import split_clips, split_texts, waveform
+from slap_fast.models.arguments import split_clips, waveform
 from slap_fast.models.slap import SLAP
+from slap_fast.models.texts import split_texts
 from slap_fast.ops.contrastive import contrastive_loss
 from slap_fast.ops.packed import PackedLayout
 from tests.models.builders import TINY, audio_layouts, random_clips
