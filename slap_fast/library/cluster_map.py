@@ -9,7 +9,7 @@ import numpy as np
 from slap_fast.evaluation.plots import new_figure, save_png, shortened
 from slap_fast.library.clusters import UNCLUSTERED, Clustering
 
-_COLORED = 20
+_COLORED = 18
 """Clusters with a color and a line of the legend; the others share one."""
 
 
@@ -87,8 +87,9 @@ def _number(axis: object, points: np.ndarray, number: int) -> None:
 def _color(number: int) -> object:
     from matplotlib import colormaps
 
-    # The ten strong colors of the palette first, then the ten pale ones.
-    return colormaps["tab20"]((2 * number) % 20 + number // 10)
+    # Strong colors first, then pale ones; without the grays, which are of the other recordings.
+    colors = [shade for pale in (0, 1) for shade in range(pale, 20, 2) if shade not in (14, 15)]
+    return colormaps["tab20"](colors[number])
 
 
 def _counted(count: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ import numpy as np
 from slap_fast.errors import MissingExtraError, one_line
 from slap_fast.library.database import Recording
 from slap_fast.library.errors import LibraryError
-from slap_fast.library.text_tower import TextTower
 
 if TYPE_CHECKING:
     from slap_fast.library.library import Library
@@ -97,20 +96,35 @@ def find_clusters(library: Library, *, min_size: int = MIN_SIZE, vocabulary: Seq
         LibraryError: `min_size` or `vocabulary` is not valid.
         MissingExtraError: scikit-learn is not installed.
     """
-    recordings, embeddings = library.embeddings()
-    if min_size < 2:
-        raise LibraryError(f"min_size is {min_size}; it must be at least 2")
     texts = read_vocabulary(DEFAULT_VOCABULARY) if vocabulary is None else list(dict.fromkeys(vocabulary))
     if not texts:
         raise LibraryError("the vocabulary is empty; give at least one text")
+    recordings, embeddings = library.embeddings()
+    return name_clusters(recordings, embeddings, texts, library.encode_text, min_size=min_size)
+
+
+def name_clusters(
+    recordings: Sequence[Recording],
+    embeddings: np.ndarray,
+    texts: Sequence[str],
+    encode: Callable[[Sequence[str]], np.ndarray],
+    *,
+    min_size: int = MIN_SIZE,
+) -> Clustering:
+    """`find_clusters` of recordings and their embeddings `[N, D]` float32, of unit length.
+
+    Args:
+        texts: the vocabulary.
+        encode: texts to embeddings `[n, D]` of unit length; called if there are clusters.
+    """
+    if min_size < 2:
+        raise LibraryError(f"min_size is {min_size}; it must be at least 2")
     labels, probabilities, fitted = _cluster(embeddings, min_size)
     members = [np.flatnonzero(labels == label) for label in range(labels.max(initial=-1) + 1)]
-    centers = [_unit(embeddings[rows].mean(axis=0)) for rows in members]
-    names = (
-        _names(np.array(centers) @ TextTower(library.path, library.identity.name).encode(texts).T, texts)
-        if centers
-        else []
-    )
+    if not members:
+        return Clustering(recordings, embeddings, labels, probabilities, [], fitted)
+    centers = np.array([_unit(embeddings[rows].mean(axis=0)) for rows in members])
+    names = choose_names(centers @ encode(texts).T, texts)
     clusters = [
         Cluster(number, name, score, tuple(rows[np.argsort(-(embeddings[rows] @ center), kind="stable")].tolist()))
         for number, (rows, center, (name, score)) in enumerate(zip(members, centers, names, strict=True))
@@ -166,8 +180,13 @@ def _by_size(labels: np.ndarray) -> np.ndarray:
     return renumbered[labels]
 
 
-def _names(scores: np.ndarray, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """A name for each row of `[clusters, texts]` similarities, all different, and the similarity of its first text."""
+def choose_names(scores: np.ndarray, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """A name for each cluster, all different, and the similarity of its nearest text.
+
+    Args:
+        scores: similarities `[clusters, texts]`.
+        texts: to choose from.
+    """
     order = np.argsort(-scores, axis=1, kind="stable")
     first = order[:, 0]
     names: dict[str, float] = {}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slap_fast.library.indexing.indexer import Indexer
     from slap_fast.library.indexing.report import IndexReport
     from slap_fast.library.moment_export import ExportedMoment
+    from slap_fast.library.notebook import Curve
     from slap_fast.library.shared_table import Exported
     from slap_fast.models.arguments import Audio
     from slap_fast.models.slap import SLAP
@@ -161,7 +162,21 @@ class Library:
             taken=taken,
         )
         parts = [*texts, *(["audio"] if audio is not None else []), *([f"like {like.name}"] if like else [])]
-        return SearchResults(" + ".join(parts) + "".join(f" - {one}" for one in negatives), moments)
+        curve = self._curve(texts[0]) if len(parts) == len(texts) == 1 else None
+        return SearchResults(" + ".join(parts) + "".join(f" - {one}" for one in negatives), moments, curve)
+
+    def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
+        """`[N, D]` float32 embeddings of texts, of unit length, to compare with `embeddings()`."""
+        return self._text.encode(texts)
+
+    def _curve(self, text: str) -> Curve:
+        """Similarity with a text over time, for pictures in Jupyter: the model is loaded when one is drawn."""
+
+        def curve(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np.ndarray]:
+            times, similarity = self._audio_model().similarity_over_time(samples, text, sampling_rate=sampling_rate)
+            return times.numpy(), similarity.cpu().numpy()
+
+        return curve
 
     def warm_up(self) -> None:
         """Load what texts need now, for fast answers to many queries, instead of at the first one."""
@@ -229,9 +244,7 @@ class Library:
         from slap_fast.library.indexing.report import IndexReport
 
         report = IndexReport() if report is None else report
-        self._indexer(workers).update(
-            [os.fspath(path) for path in paths], report, retry=retry, progress=progress
-        )
+        self._indexer(workers).update([os.fspath(path) for path in paths], report, retry=retry, progress=progress)
         return report
 
     def update(
