@@ -13,10 +13,12 @@ from slap_fast.app.errors import PageError
 from slap_fast.app.folders import folder_of
 from slap_fast.app.listener import Listener
 from slap_fast.app.names import shown
+from slap_fast.app.pictures import clock
 from slap_fast.app.uploads import read_upload
 from slap_fast.library.database import Database
 from slap_fast.library.library import Library
 from slap_fast.library.moments import Moment
+from slap_fast.library.search import combine, find_moments
 from slap_fast.library.text_tower import TextTower
 from slap_fast.library.vector_index import VectorIndex
 
@@ -40,6 +42,7 @@ class Query:
         folder: only recordings below this path; empty: all.
         shortest: seconds; only recordings of at least this duration.
         longest: seconds; only recordings of at most this duration.
+        taken: recording, begin and end of a moment that is not among the results, because they should resemble it.
     """
 
     vector: np.ndarray
@@ -47,6 +50,7 @@ class Query:
     folder: str = ""
     shortest: float = 0.0
     longest: float = math.inf
+    taken: tuple[tuple[int, float, float], ...] = ()
 
 
 class Finder:
@@ -74,10 +78,10 @@ class Finder:
             rate = int(self._database.meta["sample_rate"])
             positive.append(self._listener.embed(read_upload(upload, rate, MAX_QUERY_SECONDS)))
             parts.append(f"the sound {shown(os.path.basename(upload))}")
-        vector = np.mean(positive, axis=0)
-        if unlike:
-            vector = vector - 0.5 * self.embed_text(unlike)
-        return Query(vector.astype(np.float32), " and ".join(parts) + (f", not “{unlike}”" if unlike else ""))
+        negative = np.stack([self.embed_text(unlike)]) if unlike else np.empty((0, 0), np.float32)
+        return Query(
+            combine(np.stack(positive), negative), " and ".join(parts) + (f", not “{unlike}”" if unlike else "")
+        )
 
     def of_window(self, window: Any) -> Query:
         """A query for what resembles a moment, by the id of its window.
@@ -91,7 +95,9 @@ class Finder:
         if place is None:
             raise PageError("this moment is no longer in the library; search again")
         recording = self._database.recordings_of([place.recording])[place.recording]
-        return Query(found[number], f"the moment of {shown(os.path.basename(recording.name))}")
+        name = shown(os.path.basename(recording.name))
+        taken = ((place.recording, place.start, place.end),)
+        return Query(found[number], f"{clock(place.start)} to {clock(place.end)} of {name}", taken=taken)
 
     def embed_text(self, text: str) -> np.ndarray:
         """`[D]` float32, unit length."""
@@ -110,20 +116,14 @@ class Finder:
 
     def moments(self, query: Query, count: int) -> list[Moment]:
         """The best moments, at most `count`."""
-        ids = self._database.window_ids(
-            below=[query.folder] if query.folder else [],
-            min_seconds=query.shortest or None,
-            max_seconds=None if query.longest == math.inf else query.longest,
-        )
-        found = self._index.search(query.vector, count, among=ids)
-        places = self._database.places(found.ids.tolist())
-        recordings = self._database.recordings_of([p.recording for p in places.values()])
-        moments = []
-        for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True):
-            place = places[number]
-            r = recordings[place.recording]
-            moments.append(Moment(r.path, r.member, place.start, place.end, score, r.seconds, number))
-        return moments
+        among = None
+        if query.folder or query.shortest or query.longest < math.inf:
+            among = self._database.window_ids(
+                below=[query.folder] if query.folder else [],
+                min_seconds=query.shortest,
+                max_seconds=None if query.longest == math.inf else query.longest,
+            )
+        return find_moments(self._database, self._index, query.vector, top=count, among=among, taken=query.taken)
 
 
 def count_of(value: Any) -> int:
