@@ -367,6 +367,52 @@ class Database:
                 (seconds, whole, recording),
             )
 
+    def store_recording(
+        self,
+        path: str,
+        member: str,
+        windows: Sequence[WindowRow],
+        *,
+        size: int,
+        mtime_ns: int,
+        digest: bytes,
+        seconds: float,
+        embedding: np.ndarray,
+    ) -> int:
+        """Add a complete recording in place of one at the same path, in one transaction; returns its id.
+
+        Raises:
+            LibraryError: as of `complete_recording`.
+        """
+        with self.transaction():
+            number = self.begin_recording(path, member, size=size, mtime_ns=mtime_ns, digest=digest)
+            self.complete_recording(number, windows, seconds=seconds, embedding=embedding)
+        return number
+
+    def copy_recording(self, recording: int, path: str, member: str, *, size: int, mtime_ns: int) -> int:
+        """Add a file with the content of a complete recording, with the same embeddings; returns its id.
+
+        It takes the place of another recording at the same path.
+        """
+        with self.transaction() as connection:
+            connection.execute(
+                "DELETE FROM recordings WHERE path = ? AND member = ? AND id != ?",
+                (os.fsencode(path), member, recording),
+            )
+            cursor = connection.execute(
+                "INSERT INTO recordings (path, file, member, size, mtime_ns, digest, seconds, state, reason, detail, "
+                "embedding) SELECT ?, ?, ?, ?, ?, digest, seconds, state, '', '', embedding FROM recordings "
+                "WHERE id = ? AND state = 'complete'",
+                (os.fsencode(path), _readable(path), member, size, mtime_ns, recording),
+            )
+            number = int(cursor.lastrowid or 0)
+            connection.execute(
+                "INSERT INTO windows (recording, start, end, whole, embedding) SELECT ?, start, end, whole, embedding "
+                "FROM windows WHERE recording = ? ORDER BY id",
+                (number, recording),
+            )
+        return number
+
     def move_recording(self, recording: int, path: str, member: str, *, size: int, mtime_ns: int) -> None:
         """Give a recording another path, as after a rename, or another modification time; its embeddings stay."""
         with self.transaction() as connection:
