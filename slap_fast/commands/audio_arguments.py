@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from slap_fast.inference.audio_inputs import AudioInput
 
 
-def add_audio_arguments(
-    parser: argparse.ArgumentParser, *, nargs: str = "+", alternative: str = "", in_windows: bool = True
-) -> None:
+def add_audio_arguments(parser: argparse.ArgumentParser, *, alternative: str = "", in_windows: bool = True) -> None:
     """
     Args:
         in_windows: whether long files are processed in windows; else they are skipped by default.
@@ -24,7 +22,7 @@ def add_audio_arguments(
     parser.add_argument(
         "audio",
         metavar="AUDIO",
-        nargs=nargs,
+        nargs="+",
         help=f"audio files, folders of them (searched recursively), or prepared datasets{alternative}",
     )
     parser.add_argument(

@@ -13,12 +13,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from slap_fast.commands.shared import CommandError
-from slap_fast.errors import one_line
 from slap_fast.runtime.durable_files import replace_file_with, save_safetensors
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
@@ -73,45 +71,3 @@ def write_embeddings(path: Path, names: Sequence[str], embeddings: np.ndarray) -
 
     names = list(names)
     replace_file_with(path, write)
-
-
-def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and `[N, D]` float32 embeddings.
-
-    Raises:
-        CommandError: the file cannot be read, its names and embeddings differ in number, or a value is not finite.
-    """
-    check_suffix(path)
-    try:
-        names, embeddings = _read(path)
-    except Exception as error:  # NumPy headers are Python literals and archives are zip files: errors of many types.
-        raise CommandError(
-            f"{path}: cannot read embeddings: {one_line(error, 400)}; write them with `slap-fast embed`"
-        ) from error
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not named or embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(names):
-        found = f"{len(names)} names" if named else "no list of names"
-        raise CommandError(
-            f"{path}: {embeddings.dtype} embeddings of shape {embeddings.shape} and {found}; write it again"
-        )
-    if not np.isfinite(embeddings).all():
-        bad = names[int(np.argmin(np.isfinite(embeddings).all(axis=1)))]
-        raise CommandError(f"{path}: the embedding of {bad} is not finite; write the file again")
-    return names, embeddings.astype(np.float32)
-
-
-def _read(path: Path) -> tuple[Any, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return archive["names"].tolist(), archive["embeddings"]
-    if path.suffix == ".npy":
-        with open(path, "rb") as file:
-            embeddings = np.lib.format.read_array(file, allow_pickle=False)
-            names = file.read()
-        if not names:
-            raise ValueError("it has no names after the matrix")
-        return json.loads(names), embeddings
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as tensors:
-        return json.loads((tensors.metadata() or {})["names"]), tensors.get_tensor("embeddings")

@@ -16,8 +16,8 @@ import soundfile
 
 from slap_fast import cli
 from slap_fast.commands import embed, evaluate
-from slap_fast.commands.embedding_files import read_embeddings
 from slap_fast.inference import embed as inference_embed
+from tests.commands.stored_embeddings import read_embeddings
 from tests.evaluation.fakes import LoudnessModel
 
 
@@ -58,14 +58,16 @@ def test_invalid_arguments_are_reported_before_torch_is_loaded(audio: Path, tmp_
         (["embed", "model", "none.wav", *out], "none.wav: no such file or folder"),
         (["caption", "model", "a.wav", "b.wav"], "a.wav: no such file or folder (none of the 2 arguments exists)"),
         (["embed", "model", "audio", "", *out], "an AUDIO argument is empty"),
-        (["search", "model", "a dog", ""], "an AUDIO argument is empty"),
-        (["search", "model", "a dog", "silent"], "silent: no audio in this folder"),
+        (
+            ["search", "model", "a dog"],
+            "model: this is a model, not a library; index recordings with it",
+        ),
+        (["caption", "model", "silent"], "silent: no audio in this folder"),
         (["caption", "model", "torn"], "torn/dataset.json: cannot be read as JSON"),
         (["embed", "model", "audio", *out, "--device", "gpu"], "--device gpu: no such device"),
         (["embed", "model", "audio", *out, "--device", "cuda:x"], "--device cuda:x: no such device"),
         (["embed", "model", "audio", *out, "--max-seconds", "0"], "--max-seconds is 0; it must be above 0"),
         (["embed", "model", "audio", "--out", "audio/0.2.wav/x.npz"], "x.npz: cannot be written"),
-        (["search", "model", "a dog", "--embeddings", "x.npz"], "x.npz: cannot read embeddings"),
     ]
     code = (
         "import json, sys; from slap_fast import cli\n"

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from slap_fast import cli
-from slap_fast.commands import caption, embed, evaluate, prepare, search
-from slap_fast.commands.embedding_files import read_embeddings
+from slap_fast.commands import caption, embed, evaluate, prepare
 from slap_fast.data import tokenizer
 from slap_fast.evaluation.caption_metrics import METRIC_TITLES
+from tests.commands.stored_embeddings import read_embeddings
 from tests.evaluation.fakes import LoudnessModel
 
 LOUDNESS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
@@ -43,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def loudness_model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
     """Replaces the model of every command with one that embeds loudness."""
     model = LoudnessModel()
-    for command in (caption, embed, evaluate, search):
+    for command in (caption, embed, evaluate):
         monkeypatch.setattr(command, "load_model", lambda folder, device: model)
     return model
 
@@ -73,43 +73,11 @@ def broken_file(folder: Path) -> Path:
     return path
 
 
-def test_search_ranks_clips_by_similarity_to_the_query(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
-    code, out, _ = run("search", "model", "something of 0.41", audio, "--top", 3)
-    assert code == 0
-    assert [Path(line.split()[1]).stem for line in out.splitlines()] == ["0.4", "0.55", "0.25"]
-    assert float(out.split()[0]) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_only_results_are_on_stdout(run: Run, loudness_model: LoudnessModel, audio: Path) -> None:
-    code, out, err = run("search", "model", "0.7", audio, "--json")
-    assert code == 0
-    results = [json.loads(line) for line in out.splitlines()]
-    assert len(results) == len(LOUDNESS)
-    assert results[0]["name"] == str(audio / "0.7.wav")
-    assert "clip" in err  # the progress bar
-    assert run("search", "model", "0.7", audio, "--quiet")[2] == ""
-
-
-def test_prepared_datasets_can_be_searched(run: Run, loudness_model: LoudnessModel, dataset: Path) -> None:
-    code, out, _ = run("search", "model", "0.55", dataset, "--top", 1)
-    assert code == 0
-    assert out.startswith("1.0000  0_55")
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors"])
-def test_searching_stored_embeddings_gives_the_results_of_searching_the_audio(
-    run: Run, loudness_model: LoudnessModel, audio: Path, tmp_path: Path, suffix: str
-) -> None:
-    stored = tmp_path / "new" / f"tones{suffix}"
-    code, out, _ = run("embed", "model", audio, "--out", stored)
-    assert code == 0
-    assert out == f"{stored}: 6 embeddings of width 2\n"
-    assert run("search", "model", "0.3", "--embeddings", stored)[1] == run("search", "model", "0.3", audio)[1]
-
-
 def test_embeddings_of_texts_are_named_by_the_texts(run: Run, loudness_model: LoudnessModel, tmp_path: Path) -> None:
-    assert run("embed", "model", "loud 0.9", "grün 0.1", "--text", "--out", tmp_path / "texts.npz")[0] == 0
-    names, embeddings = read_embeddings(tmp_path / "texts.npz")
+    stored = tmp_path / "new" / "texts.npz"
+    code, out, _ = run("embed", "model", "loud 0.9", "grün 0.1", "--text", "--out", stored)
+    assert (code, out) == (0, f"{stored}: 2 embeddings of width 2\n")
+    names, embeddings = read_embeddings(stored)
     assert names == ["loud 0.9", "grün 0.1"]
     np.testing.assert_allclose(embeddings, loudness_model.encode_text(names).numpy())
 
@@ -127,7 +95,7 @@ def test_captions_of_a_dataset_have_their_references(run: Run, loudness_model: L
     assert first["references"] == ["a tone of loudness 0.1", "it sounds 0.1 loud"]
 
 
-@pytest.mark.parametrize("command", ["embed", "search", "caption"])
+@pytest.mark.parametrize("command", ["embed", "caption"])
 def test_bad_audio_is_reported_and_the_rest_is_processed(
     run: Run, loudness_model: LoudnessModel, audio: Path, tmp_path: Path, command: str
 ) -> None:
@@ -137,9 +105,8 @@ def test_bad_audio_is_reported_and_the_rest_is_processed(
     soundfile.write(tmp_path / "long.wav", np.zeros(40_000), 8_000)
     inputs = [broken, audio / "0.4.wav", tmp_path / "nan.wav", tmp_path / "none.wav", tmp_path / "empty.wav"]
     inputs += [tmp_path / "long.wav", audio / "0.7.wav"]
-    options = {"embed": ["--out", tmp_path / "x.npz"], "search": [], "caption": []}[command]
-    query = ["0.4"] if command == "search" else []
-    code, out, err = run(command, "model", *query, *inputs, *options, "--max-seconds", 4, "--quiet")
+    options = {"embed": ["--out", tmp_path / "x.npz"], "caption": []}[command]
+    code, out, err = run(command, "model", *inputs, *options, "--max-seconds", 4, "--quiet")
     assert code == 1
     skipped = err.splitlines()
     for line, name in zip(skipped, ("broken", "nan", "none", "empty", "long"), strict=False):
@@ -151,11 +118,10 @@ def test_bad_audio_is_reported_and_the_rest_is_processed(
         assert len(out.splitlines()) == 2
 
 
-@pytest.mark.parametrize("command", ["embed", "search", "caption"])
+@pytest.mark.parametrize("command", ["embed", "caption"])
 def test_only_bad_audio_is_an_error(run: Run, loudness_model: LoudnessModel, tmp_path: Path, command: str) -> None:
     options = ["--out", tmp_path / "x.npz"] if command == "embed" else []
-    query = ["0.4"] if command == "search" else []
-    code, out, err = run(command, "model", *query, broken_file(tmp_path), *options, "--quiet")
+    code, out, err = run(command, "model", broken_file(tmp_path), *options, "--quiet")
     assert (code, out) == (2, "")
     assert "none of 1 clips could be read" in err
     assert not (tmp_path / "x.npz").exists()
@@ -254,15 +220,11 @@ def test_an_index_can_be_rewritten(run: Run, dataset: Path, tmp_path: Path) -> N
 USAGE_ERRORS: list[tuple[list[str], str]] = [
     ([], "COMMAND"),
     (["sing"], "invalid choice: 'sing'"),
-    (["search", "model", "query", "audio", "--top", "0"], "--top"),
-    (["search", "model", "query"], "give either AUDIO or --embeddings"),
-    (["search", "model", "query", "audio", "--embeddings", "x.npz"], "give either AUDIO or --embeddings"),
-    (["search", "model", "query", "--embeddings", "x.txt"], "x.txt: embeddings are written as"),
-    (["search", "model", "query", "--embeddings", "none.npz"], "none.npz: cannot read"),
     (["embed", "model", "a.wav", "--out", "x.json"], "x.json: embeddings are written as"),
     (["embed", "none", "a.wav", "--out", "x.npz"], "none: no such folder"),
+    (["search", "none", "a dog"], "none: no such folder; make one with `slap-fast index none --model MODEL FOLDER`"),
+    (["search", "none", "a dog", "--top", "0"], "--top"),
     (["embed", "model", "", "--out", "x.npz"], "no such folder"),
-    (["search", "model", " ", "a.wav"], "QUERY is empty"),
     (["embed", "model", "a.wav", "--out", "/proc/none/x.npz"], "/proc/none/x.npz: cannot be written (/proc: "),
     (["evaluate", "model"], "give a DATASET"),
     (["evaluate", "model", "none"], "none"),
@@ -315,25 +277,6 @@ def test_a_folder_without_audio_is_an_error(run: Run, loudness_model: LoudnessMo
     code, _, err = run("caption", "model", tmp_path)
     assert code == 2
     assert f"{tmp_path}: no audio in this folder" in err
-
-
-def test_a_damaged_embedding_file_is_an_error(
-    run: Run, loudness_model: LoudnessModel, audio: Path, tmp_path: Path
-) -> None:
-    for suffix in (".npz", ".npy", ".safetensors"):
-        stored = tmp_path / f"x{suffix}"
-        run("embed", "model", audio, "--out", stored)
-        stored.write_bytes(stored.read_bytes()[:-20])
-        code, out, err = run("search", "model", "0.3", "--embeddings", stored)
-        assert (code, out) == (2, "")
-        assert f"{stored}: cannot read embeddings" in err
-
-
-def test_embeddings_of_another_width_are_an_error(run: Run, loudness_model: LoudnessModel, tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", embeddings=np.zeros((2, 5)), names=np.array(["a", "b"]))
-    code, _, err = run("search", "model", "0.3", "--embeddings", tmp_path / "x.npz")
-    assert code == 2
-    assert "width 5, this model's have 2" in err
 
 
 def test_a_damaged_model_is_an_error(run: Run, audio: Path, tmp_path: Path) -> None:

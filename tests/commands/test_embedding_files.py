@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slap_fast.commands.embedding_files import SUFFIXES, read_embeddings, write_embeddings
-from slap_fast.commands.shared import CommandError
+from slap_fast.commands.embedding_files import SUFFIXES, write_embeddings
+from tests.commands.stored_embeddings import read_embeddings
 
 
 def vectors(writer: int, rows: int = 200) -> tuple[list[str], np.ndarray]:
@@ -82,27 +82,3 @@ def test_concurrent_writers_never_mix_names_and_embeddings(tmp_path: Path, suffi
     for thread in threads:
         thread.join()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_file_without_names_or_with_invalid_values_is_an_error(tmp_path: Path) -> None:
-    np.save(tmp_path / "bare.npy", np.zeros((2, 3), np.float32))
-    with pytest.raises(CommandError, match=r"bare\.npy: cannot read embeddings: it has no names after the matrix"):
-        read_embeddings(tmp_path / "bare.npy")
-    bad = np.zeros((2, 3), np.float32)
-    bad[1, 2] = np.nan
-    np.savez(tmp_path / "nan.npz", embeddings=bad, names=np.array(["a", "b"]))
-    with pytest.raises(CommandError, match=r"nan\.npz: the embedding of b is not finite"):
-        read_embeddings(tmp_path / "nan.npz")
-    for name, embeddings, names in (
-        ("text", np.array([["a"]]), ["a"]),
-        ("flat", np.zeros(3, np.float32), ["a", "b", "c"]),
-        ("short", np.zeros((2, 3), np.float32), ["a"]),
-    ):
-        np.savez(tmp_path / f"{name}.npz", embeddings=embeddings, names=np.array(names))
-        with pytest.raises(CommandError, match=rf"{name}\.npz: .* embeddings of shape .* and \d names; write it again"):
-            read_embeddings(tmp_path / f"{name}.npz")
-    for damage in (b"", b"PK\x03\x04" + b"x" * 100, b"\x93NUMPY\x01\x00\x10\x00((((((((((((((((", b"\x80\x04K\x00."):
-        for suffix in SUFFIXES:
-            (tmp_path / f"damaged{suffix}").write_bytes(damage)
-            with pytest.raises(CommandError, match="cannot read embeddings"):
-                read_embeddings(tmp_path / f"damaged{suffix}")
