@@ -1,0 +1,1 @@
+"""Indexing: finds recordings, embeds what is new or changed, and keeps a library equal to the files on disk."""

@@ -1,0 +1,183 @@
+"""Sources of a library: what is on disk now in its folders, files and prepared datasets."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
+from slap_fast.data.format.dataset_files import INFO_NAME, DatasetError
+from slap_fast.data.format.index import ClipIndex
+from slap_fast.data.prepare.file_search import walk_folder
+from slap_fast.library.indexing.report import Failure
+from slap_fast.library.recording_audio import clip_member
+
+MEDIA_EXTENSIONS = AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recording on disk.
+
+    Attributes:
+        path: absolute, of the file or of the prepared dataset.
+        member: key of the clip in the dataset; empty for a file.
+        size: bytes of the file or of the clip.
+        mtime_ns: of the file, or of the tar that has the clip.
+        clip: number of the clip in the dataset.
+        reason: why it cannot be read, if that is known already; as `AudioError.reason`.
+        detail: for people.
+    """
+
+    path: str
+    member: str
+    size: int
+    mtime_ns: int
+    clip: int = -1
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.path, self.member
+
+
+@dataclass
+class Scan:
+    """What is on disk.
+
+    Attributes:
+        found: recordings, each once, by path and key.
+        missing: sources and folders of which nothing can be said now, because they are not there, not readable, or
+            without any audio. What the library has of them must stay.
+        ignored: number of other files and folders, by kind.
+    """
+
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    missing: dict[str, Failure] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def covers(self, path: str) -> bool:
+        """Whether a recording at `path` would have been found if it existed."""
+        return not any(is_below(path, folder) for folder in self.missing)
+
+
+def scan(sources: Sequence[str], library: str) -> Scan:
+    """Look at all sources.
+
+    Args:
+        sources: absolute paths of folders, files and prepared datasets. They may overlap.
+        library: absolute path of the library, which is left out.
+    """
+    result = Scan()
+    identities: dict[tuple[int, int], str] = {}
+    for source in sources:
+        if is_dataset(source):
+            _scan_dataset(source, result)
+        elif os.path.isdir(source):
+            seen = _scan_folder(source, library, result, identities)
+            if not seen and source not in result.missing:
+                detail = "no audio in this folder"
+                result.missing[source] = Failure(source, "folder_empty", detail)
+        elif os.path.lexists(source):
+            _add_file(source, result, identities)
+        else:
+            result.missing[source] = Failure(source, "folder_missing", "no such file or folder")
+    return result
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a folder is a dataset that `slap-fast prepare` wrote."""
+    return (Path(path) / INFO_NAME).is_file()
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether an absolute path is `folder` or in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _scan_folder(folder: str, library: str, result: Scan, identities: dict[tuple[int, int], str]) -> int:
+    """Add the recordings of a folder; returns how many audio files it has."""
+    names, left_out = walk_folder(Path(folder))
+    for rejection in left_out:
+        path = os.path.normpath(os.path.join(folder, rejection.origin))
+        if rejection.reason == "unreadable_folder":
+            detail = f"this folder cannot be read: {rejection.detail}"
+            result.missing[path] = Failure(path, rejection.reason, detail)
+        else:
+            result.ignored[rejection.reason] += 1
+    seen = 0
+    for name in names:
+        path = os.path.join(folder, name)
+        if is_below(path, library):
+            continue
+        if os.path.splitext(name)[1].lower() not in MEDIA_EXTENSIONS:
+            result.ignored["not_audio"] += 1
+            continue
+        seen += 1
+        _add_file(path, result, identities)
+    return seen
+
+
+def _add_file(path: str, result: Scan, identities: dict[tuple[int, int], str]) -> None:
+    if (path, "") in result.found:
+        return
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        link = os.path.islink(path)
+        detail = "a link to nothing" if link and not os.path.exists(path) else error.strerror or str(error)
+        try:
+            mtime = os.lstat(path).st_mtime_ns
+        except OSError:
+            return  # gone since it was listed
+        reason = "missing_file" if link else "unreadable"
+        result.found[path, ""] = Found(path, "", 0, mtime, reason=reason, detail=detail)
+        return
+    if not stat.S_ISREG(status.st_mode):
+        detail = "not a regular file"
+        result.found[path, ""] = Found(path, "", 0, status.st_mtime_ns, reason="unreadable", detail=detail)
+        return
+    # The same file through a link to it or to its folder. A file with two names of its own is two recordings.
+    identity = (status.st_dev, status.st_ino)
+    if status.st_nlink == 1 and identities.setdefault(identity, path) != path:
+        result.ignored["same_file"] += 1
+        return
+    empty = status.st_size == 0
+    result.found[path, ""] = Found(
+        path,
+        "",
+        status.st_size,
+        status.st_mtime_ns,
+        reason="empty_file" if empty else "",
+        detail="0 bytes" if empty else "",
+    )
+
+
+def _scan_dataset(folder: str, result: Scan) -> None:
+    try:
+        for found in _clips(folder):
+            result.found.setdefault(found.key, found)
+    except (DatasetError, OSError) as error:
+        # All or nothing: of a dataset that is being replaced, clips must not look as if they were gone.
+        for key in [key for key in result.found if key[0] == folder and key[1]]:
+            del result.found[key]
+        result.missing[folder] = Failure(folder, "dataset", str(error))
+
+
+def _clips(folder: str) -> Iterator[Found]:
+    index = ClipIndex.open(folder)
+    times = [os.stat(os.path.join(folder, name)).st_mtime_ns for name in index.shards]
+    for clip in range(len(index)):
+        record = index.records[clip]
+        yield Found(
+            folder,
+            clip_member(index.key(clip)),
+            int(record["audio_size"]),
+            times[int(record["shard"])],
+            clip,
+        )
