@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.library_arguments import add_library_argument, check_library, printable
+from slap_fast.commands.library_arguments import add_library_argument, check_library, json_line, printable
 from slap_fast.commands.shared import CommandError, print_rows
 
 if TYPE_CHECKING:
@@ -79,11 +78,12 @@ def _summary(clustering: Clustering, arguments: argparse.Namespace) -> list[str]
     total = len(clustering.recordings)
     alone = int((clustering.labels < 0).sum())
     if clustering.clusters:
-        lines = [f"{len(clustering.clusters)} clusters of {total - alone} recordings; {alone} are unclustered"]
+        lines = [f"{len(clustering.clusters)} clusters of {total - alone} recordings; {alone} unclustered"]
     elif total < max(arguments.min_size, 3):
-        lines = [f"no clusters: the library has {total} recordings, a cluster {arguments.min_size} or more"]
+        lines = [f"no clusters: too few recordings ({total}) for --min-size {arguments.min_size}"]
     else:
-        lines = [f"no clusters among {total} recordings; try a smaller --min-size, such as 2"]
+        lines = [f"no clusters among {total} recordings: none has --min-size {arguments.min_size}"]
+    lines[0] = f"{printable(str(arguments.library))}: {lines[0]}"
     if clustering.fitted < total:
         lines.append(
             f"clustered a sample of {clustering.fitted} recordings; the other {total - clustering.fitted} joined the "
@@ -118,9 +118,9 @@ def _print_json(clustering: Clustering) -> None:
             "similarity": cluster.score,
             "recordings": [_entry(clustering, row) for row in cluster.members],
         }
-        print(json.dumps(content, ensure_ascii=False))
+        print(json_line(content))
     alone = [_entry(clustering, row) for row in (clustering.labels < 0).nonzero()[0].tolist()]
-    print(json.dumps({"cluster": -1, "name": "unclustered", "recordings": alone}, ensure_ascii=False))
+    print(json_line({"cluster": -1, "name": "unclustered", "recordings": alone}))
 
 
 def _entry(clustering: Clustering, row: int) -> dict[str, object]:
@@ -130,7 +130,7 @@ def _entry(clustering: Clustering, row: int) -> dict[str, object]:
 
 
 def _print_csv(clustering: Clustering, positions: np.ndarray) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(sys.stdout)
     writer.writerow(["path", "member", "cluster", "name", "probability", "x", "y"])
     for row, recording in enumerate(clustering.recordings):
         label = int(clustering.labels[row])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.library_arguments import add_library_argument, check_library, printable
+from slap_fast.commands.library_arguments import add_library_argument, check_library, json_line, printable
 from slap_fast.commands.shared import CommandError, add_quiet, print_rows
 
 if TYPE_CHECKING:
@@ -61,18 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.json:
         for number, group in enumerate(groups, 1):
-            print(json.dumps({"group": number, **group.to_json()}, ensure_ascii=False))
+            print(json_line({"group": number, **group.to_json()}))
     elif arguments.csv:
         _print_csv(groups)
     elif groups:
         print_rows(_rows(groups))
     copies = sum(len(group.copies) - 1 for group in groups)
-    print(
-        f"{len(groups)} groups of duplicates among {total} recordings: {copies} recordings are copies of another"
-        if groups
-        else f"no duplicates among {total} recordings",
-        file=sys.stderr,
-    )
+    counted = f"of {total} recordings, {copies or 'none'} {'are copies' if copies > 1 else 'is a copy'} of another"
+    print(f"{printable(str(arguments.library))}: {counted}", file=sys.stderr)
     return 0 if groups else 1
 
 
@@ -101,7 +96,7 @@ def _rows(groups: list[DuplicateGroup]) -> list[list[str]]:
 
 def _print_csv(groups: list[DuplicateGroup]) -> None:
     columns = ("path", "member", "seconds", "size", "modified", "similarity", "identical", "oldest", "longest")
-    writer = csv.DictWriter(sys.stdout, ("group", *columns), lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, ("group", *columns))
     writer.writeheader()
     for number, group in enumerate(groups, 1):
         for row in group.to_json()["recordings"]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from slap_fast.commands.shared import CommandError
 
@@ -34,3 +36,9 @@ def check_library(library: Path) -> None:
 def printable(text: str) -> str:
     r"""A file name in one line that cannot control a terminal: control characters and bad bytes as `\n`, `\x1b`, ..."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def json_line(content: dict[str, Any]) -> str:
+    r"""One line of JSON; characters that control a terminal, and bytes of a path that are no text, as `\u` codes."""
+    line = json.dumps(content, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
