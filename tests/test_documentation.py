@@ -134,7 +134,7 @@ def test_every_op_has_an_example_in_the_docs() -> None:
 
 
 def test_every_python_example_is_run() -> None:
-    # Run by tests/models and tests/evaluation.
+    # Run by tests/models, tests/evaluation and tests/library.
     model_pages = [
         "README.md",
         "docs/captioning.md",
@@ -142,6 +142,7 @@ def test_every_python_example_is_run() -> None:
         "docs/export.md",
         "docs/hub.md",
         "docs/model.md",
+        "docs/searching.md",
     ]
     of_a_model = [
         page for page, block in EXAMPLES if page in model_pages and (page != "README.md" or block.startswith(MODEL))
