@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(model: Path, tmp_path: Path) -> Make:
-    """Makes a library of paths with the number of a sound: those of one sound are nearly the same, -1 is far from all."""
+    """Makes a library of paths with the number of a sound: those of one sound are nearly the same, -1 is far."""
 
     def build(recordings: Sequence[tuple[str, int]]) -> Path:
         Library(tmp_path / "sounds", model=model).close()

@@ -1,0 +1,43 @@
+"""The examples of docs/library.md run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from slap_fast import SLAP
+from slap_fast.data.tokenizer import train_tokenizer
+from tests.models.builders import TINY
+
+PAGE = Path(__file__).parents[2] / "docs" / "library.md"
+
+
+def test_the_examples_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_tokenizer(["a dog barks at a bell", "rain falls on the roof"], 300)
+    torch.manual_seed(0)
+    model = SLAP(replace(TINY, text=replace(TINY.text, vocab_size=len(tokenizer))))
+    model.tokenizer = tokenizer
+    model.save_pretrained("demo/run/model")
+    (tmp_path / "recordings").mkdir()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000)
+    soundfile.write("recordings/noise.wav", noise, 16_000)
+    soundfile.write("recordings/tone.flac", 0.3 * np.sin(np.arange(24_000) * 0.2), 16_000)
+    (tmp_path / "recordings" / "copy.wav").write_bytes((tmp_path / "recordings" / "noise.wav").read_bytes())
+    printed = []
+    for example in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M):
+        exec(example, {})
+        printed.append(capsys.readouterr().out)
+    search, duplicates, clusters = printed
+    assert len(search.splitlines()) == 3
+    assert "noise.wav" in duplicates
+    assert "copy.wav" in duplicates
+    assert clusters == ""  # too few recordings
