@@ -1,4 +1,4 @@
-"""`slap-fast`: prepare, plan, train, export, evaluate, probe, compare, embed, search, caption, publish, info.
+"""`slap-fast`: prepare, plan, train, export, evaluate, probe, compare, embed, index, search, locate, caption, publish, info.
 
 Results go to stdout; progress, skipped clips and errors to stderr. Exit codes: 0 success; 1 success, but clips were
 skipped and are listed; 2 an error in the arguments or the input, in one line; 70 a bug, with its traceback; 130
@@ -25,7 +25,9 @@ from slap_fast.commands import (
     embed,
     evaluate,
     export,
+    index,
     info,
+    locate,
     plan,
     prepare,
     probe,
@@ -47,7 +49,9 @@ COMMANDS = {
     "probe": probe,
     "compare": compare,
     "embed": embed,
+    "index": index,
     "search": search,
+    "locate": locate,
     "caption": caption,
     "duplicates": duplicates,
     "cluster": cluster,

@@ -148,14 +148,22 @@ def plot_localization(
     mel_config: MelConfig,
     title: str = "",
     events: Sequence[EventSpan] = (),
+    seconds: float | None = None,
+    unit: str = "cosine similarity",
+    threshold: float | None = None,
+    found: Sequence[EventSpan] = (),
 ) -> None:
     """Plot a log-mel spectrogram above the similarity of text queries over time, on a shared time axis.
 
     Args:
-        mel: `[F, n_mels]` normalized log-mel frames of `log_mel` with `mel_config`.
+        mel: `[F, n_mels]` normalized log-mel frames of `log_mel` with `mel_config`, or of a long clip fewer rows.
         curves: one per query.
         title: such as the clip's caption.
         events: annotated events, shaded behind the curves.
+        seconds: duration of the clip; None: that of F frames.
+        unit: of the curves.
+        threshold: drawn as a line.
+        found: events that were found, by the queries of `curves`: bars above the curves.
 
     Raises:
         ValueError: no frames, no curve, or a number of mel bins other than `mel_config.n_mels`.
@@ -169,7 +177,8 @@ def plot_localization(
     spectrogram, below = axes[0, 0], axes[1, 0]
     axes[1, 1].remove()
 
-    seconds = len(mel) * mel_config.hop_length / mel_config.sample_rate
+    if seconds is None:
+        seconds = len(mel) * mel_config.hop_length / mel_config.sample_rate
     decibels = (mel * mel_config.std + mel_config.mean) * (20 / mel_config.power) / math.log(10)
     image = spectrogram.imshow(
         decibels.T,
@@ -192,9 +201,14 @@ def plot_localization(
     for curve in curves:
         label = shortened(curve.query, 60)
         below.plot(curve.times, curve.similarity, marker="." if len(curve.times) < 60 else None, label=f"“{label}”")
+    if threshold is not None:
+        below.axhline(threshold, color="black", linestyle="--", linewidth=0.8, label=f"threshold {threshold:g}")
+    _draw_found(below, found, [curve.query for curve in curves], seconds)
     below.set_xlim(0, seconds)
-    below.set_xlabel("time (s)")
-    below.set_ylabel("cosine similarity")
+    if seconds > 600:
+        below.xaxis.set_major_formatter(lambda value, _: _clock(value))
+    below.set_xlabel("time (h:mm:ss)" if seconds > 600 else "time (s)")
+    below.set_ylabel(unit)
     below.grid(alpha=0.3)
     below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False, fontsize=9, ncols=2)
     save_png(figure, png)
@@ -251,6 +265,24 @@ def _shade_events(axis: Axes, events: Sequence[EventSpan]) -> None:
         for index, (_, start, end) in enumerate(event for event in events if event[0] == name):
             label = f"{literal(name)} (ground truth)" if not index else None
             axis.axvspan(start, end, color=f"C{position}", alpha=0.15, linewidth=0, label=label)
+
+
+def _draw_found(axis: Axes, found: Sequence[EventSpan], queries: Sequence[str], seconds: float) -> None:
+    """Bars of the events of each query in a row of its own above the curves, in the color of its curve."""
+    if not found:
+        return
+    low, high = axis.get_ylim()
+    step = 0.06 * (high - low)
+    for row, query in enumerate(queries):
+        # An event of a second would be less than a pixel of ten hours.
+        spans = [(start, max(end - start, seconds / 400)) for text, start, end in found if text == query]
+        axis.broken_barh(spans, (high + row * step, 0.7 * step), color=f"C{row % 10}")
+    axis.set_ylim(low, high + len(queries) * step)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def shortened(text: str, width: int) -> str:
