@@ -15,6 +15,7 @@ from slap_fast.app.pictures import clock
 from slap_fast.app.recording_picker import RecordingPicker, add_recording_picker, picked
 from slap_fast.app.reporting import reported
 from slap_fast.app.sounds import MAX_SECONDS, Sound
+from slap_fast.app.typed_seconds import typed_seconds
 
 _PART_SECONDS = 10.0
 
@@ -30,14 +31,14 @@ def add_captions_tab(desk: Desk) -> CaptionsTab:
     """Add the components and their events to the page that is being built."""
     picker = add_recording_picker(desk)
     with gr.Row():
-        start = gr.Number(label="From (s)", value=0, minimum=0)
-        end = gr.Number(label=f"To (s); at most {MAX_SECONDS:g} s later", value=None, minimum=0)
+        start = gr.Textbox(label="From (s)", placeholder="the begin", max_length=40)
+        end = gr.Textbox(label=f"To (s); at most {MAX_SECONDS:g} s later", placeholder="the end", max_length=40)
     caption = gr.Button("Describe", variant="primary", elem_id="caption")
     results = gr.HTML(elem_id="captions", js_on_load=None, padding=False)
 
     @reported(0)
     def captioned(start: Any, end: Any, listed: Any, upload: Any) -> tuple[str]:
-        return (_captions(desk, picked(desk, listed, upload), _time(start, 0.0), _time(end, math.inf)),)
+        return (_captions(desk, picked(desk, listed, upload), typed_seconds(start, 0.0), typed_seconds(end, math.inf)),)
 
     caption.click(
         lambda *values: captioned(*values)[0],
@@ -67,11 +68,3 @@ def _captions(desk: Desk, sound: Sound, start: float, end: float) -> str:
             f'<p class="caption">{markup.escaped(text)}</p>{markup.player(sound, *times)}</article>'
         )
     return "".join(cards)
-
-
-def _time(value: Any, default: float) -> float:
-    if value is None or value == "":
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise PageError("a time must be a number of seconds of at least 0")
-    return float(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slap_fast.app.listener import Listener
-from slap_fast.app.located import Located
+from slap_fast.app.located import LocatedFiles
 from slap_fast.app.queries import Finder, Query
 from slap_fast.app.recent import Recent
 from slap_fast.app.sounds import Sounds
@@ -37,7 +37,7 @@ class Desk:
     finder: Finder
     sounds: Sounds
     queries: Recent[Query]
-    located: Recent[Located]
+    located: Recent[LocatedFiles]
 
     @classmethod
     def of(cls, library: Library, uploads: Path) -> Desk:

@@ -22,6 +22,7 @@ class Listener:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._lock = threading.Lock()
+        self._long_lock = threading.Lock()
 
     @contextmanager
     def model(self) -> Iterator[SLAP]:
@@ -37,6 +38,14 @@ class Listener:
                 raise PageError(
                     f"the model of the library cannot be loaded ({error}); start the app with --model MODEL"
                 ) from error
+            yield model
+
+    @contextmanager
+    def locating(self) -> Iterator[SLAP]:
+        """The model, to look through a recording: one caller at a time, but beside `model`, as it may take an hour."""
+        with self._long_lock:
+            with self.model() as model:
+                pass
             yield model
 
     def embed(self, samples: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Located: events that were found in one recording, and the files that a user takes away."""
+"""Files of what was located in one recording, which a user takes away."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Located:
-    """What was found in one recording.
+class LocatedFiles:
+    """What was located in one recording, kept for as long as the page may ask for it.
 
     Attributes:
         picture: PNG.
-        files: what can be downloaded: content by ending, such as `csv`.
-        name: of the recording, without its folder, for the names of the files.
+        tables: what can be downloaded: content by ending, such as `csv`.
+        name: of the recording, without its folder and ending, for the names of the files.
     """
 
     picture: bytes
-    files: dict[str, bytes]
+    tables: dict[str, bytes]
     name: str

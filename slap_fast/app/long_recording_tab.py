@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +12,19 @@ import gradio as gr
 from slap_fast.app import markup
 from slap_fast.app.desk import Desk
 from slap_fast.app.errors import PageError
-from slap_fast.app.located import Located
-from slap_fast.app.locating import Curve, Event, find_events, similarity_curve
+from slap_fast.app.located import LocatedFiles
+from slap_fast.app.locating import locate_text
 from slap_fast.app.names import shown
-from slap_fast.app.overview import draw_overview
-from slap_fast.app.pictures import clock
+from slap_fast.app.pictures import clock, draw_frames
 from slap_fast.app.queries import MAX_TEXT
 from slap_fast.app.recording_picker import RecordingPicker, add_recording_picker, picked
 from slap_fast.app.reporting import reported
 from slap_fast.app.sounds import Sound
+from slap_fast.inference.locate.events import Event, EventRule
+from slap_fast.inference.locate.label_files import FORMATS
 
 _LISTED_EVENTS = 30
+_PLAYED_SECONDS = 3.0  # of a shorter event, with what is around it
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,29 @@ def add_long_recording_tab(desk: Desk) -> LongRecordingTab:
     text = gr.Textbox(label="What to listen for", placeholder="a siren", max_length=MAX_TEXT, elem_id="locate-query")
     picker = add_recording_picker(desk)
     threshold = gr.Slider(
-        label="Threshold of similarity (0: chosen from the recording)", minimum=0, maximum=1, step=0.01, value=0
+        label="Threshold: least probability of an event", minimum=0.05, maximum=0.95, step=0.05, value=0.5
     )
     locate = gr.Button("Locate", variant="primary", elem_id="locate")
     results = gr.HTML(elem_id="located", js_on_load=None, padding=False)
 
-    @reported(0)
-    def located(text: Any, threshold: Any, listed: Any, upload: Any) -> tuple[str]:
-        return (_locate(desk, text, threshold, picked(desk, listed, upload)),)
+    def located(text: Any, threshold: Any, listed: Any, upload: Any, progress: Any = gr.Progress()) -> str:  # noqa: B008
+        @reported(0)
+        def answer() -> tuple[str]:
+            sound, done = picked(desk, listed, upload), 0.0
+
+            def advance(seconds: float) -> None:
+                nonlocal done
+                done += seconds
+                share = min(1.0, done / sound.seconds) if sound.seconds else None
+                progress(share, desc=f"{clock(done)} looked through")
+
+            return (_locate(desk, text, threshold, sound, advance),)
+
+        return answer()[0]
 
     gr.on(
         [locate.click, text.submit],
-        lambda *values: located(*values)[0],
+        located,
         [text, threshold, *picker.inputs],
         results,
         api_visibility="private",
@@ -59,71 +71,62 @@ def add_long_recording_tab(desk: Desk) -> LongRecordingTab:
     return LongRecordingTab(text, picker)
 
 
-def _locate(desk: Desk, text: Any, asked: Any, sound: Sound) -> str:
+def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[[float], object]) -> str:
     query = desk.finder.of_words_and_sound(text, None, "")
-    limit = _threshold(asked)
-    rate = int(desk.database.meta["sample_rate"])
-    curve = similarity_curve(desk.listener, sound, query.vector, rate)
-    if limit is None:
-        limit = _chosen(curve)
-    events = find_events(curve, limit)
+    located = locate_text(desk.listener, sound, " ".join(text.split()), _rule(asked), progress)
     name = shown(os.path.basename(sound.name))
-    key = desk.queries.keep(query)
+    rate = int(desk.database.meta["sample_rate"])
+    spans = [(event.start, event.end) for event in located.events]
+    assert located.overview is not None
     kept = desk.located.keep(
-        Located(
-            draw_overview(curve, events, limit),
-            {"csv": _csv(events), "txt": _labels(events, query.text.strip("“”"))},
+        LocatedFiles(
+            draw_frames(
+                located.overview.rows(),
+                located.overview.config,
+                located.seconds,
+                curve=(located.times, located.similarity[:, 0]),
+                events=spans,
+            ),
+            {
+                ending: FORMATS[form](located, name, rate).encode("utf-8", "backslashreplace")
+                for ending, form in (("csv", "csv"), ("txt", "audacity"))
+            },
             os.path.splitext(name)[0],
         )
     )
+    key = desk.queries.keep(query)
     heading = markup.message(
-        f"{len(events)} events like {query.text} in {name} ({clock(curve.seconds)}), at a similarity of at least "
-        f"{limit:.2f}." + ("" if events else " Lower the threshold, or describe it in other words.")
+        f"{len(spans)} {'event' if len(spans) == 1 else 'events'} like {query.text} in {name} "
+        f"({clock(located.seconds)}), with a probability of at least {located.rule.threshold:g}."
+        + ("" if spans else " Lower the threshold, or describe it in other words.")
     )
     picture = (
-        f'<img class="overview" src="/located/{kept}.png" alt="Similarity over time, with events shaded" width="880">'
+        f'<img class="overview" src="/located/{kept}.png" alt="Spectrogram, and similarity over time, with the events '
+        'shaded" width="880" height="352">'
     )
     files = (
         f'<p class="files"><a href="/located/{kept}.csv" download>Events as CSV</a>'
         f'<a href="/located/{kept}.txt" download>Audacity labels</a></p>'
     )
-    cards = [
-        f'<article class="moment"><header><span class="rank">{rank}</span><span class="name">{clock(event.start)} to '
-        f'{clock(event.end)}</span><span class="score" title="similarity">{event.score:.3f}</span></header>'
-        f"{markup.player(sound, *_heard(event, curve.seconds), query=key)}</article>"
-        for rank, event in enumerate(events[:_LISTED_EVENTS], 1)
-    ]
-    rest = len(events) - len(cards)
-    more = markup.message(f"{rest} more events are in the files.") if rest > 0 else ""
+    best = sorted(located.events, key=lambda event: -event.probability)[:_LISTED_EVENTS]
+    cards = [_card(rank, event, sound, located.seconds, key) for rank, event in enumerate(best, 1)]
+    rest = len(spans) - len(cards)
+    more = markup.message(f"{rest} more events are in the files; those above are the most probable.") if rest else ""
     return heading + picture + files + "".join(cards) + more
 
 
-def _heard(event: Event, seconds: float) -> tuple[float, float]:
-    """What is played of an event: at least 3 s, around it."""
-    missing = max(0.0, 3.0 - (event.end - event.start)) / 2
-    return max(0.0, event.start - missing), min(seconds, event.end + missing)
+def _card(rank: int, event: Event, sound: Sound, seconds: float, query: str) -> str:
+    missing = max(0.0, _PLAYED_SECONDS - (event.end - event.start)) / 2
+    played = max(0.0, event.start - missing), min(seconds, event.end + missing)
+    return (
+        f'<article class="moment"><header><span class="rank">{rank}</span>'
+        f'<span class="name">{clock(event.start)} to {clock(event.end)}</span>'
+        f'<span class="score" title="probability">{event.probability:.2f}</span></header>'
+        f"{markup.player(sound, *played, query=query, label=f'event {rank}')}</article>"
+    )
 
 
-def _threshold(asked: Any) -> float | None:
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked <= 1:
-        raise PageError("the threshold must be 0 to 1")
-    return float(asked) or None
-
-
-def _chosen(curve: Curve) -> float:
-    """Half of the way from the median to the highest similarity."""
-    ordered = sorted(curve.similarity.tolist())
-    return (ordered[len(ordered) // 2] + ordered[-1]) / 2
-
-
-def _csv(events: list[Event]) -> bytes:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(["start", "end", "score"])
-    writer.writerows([f"{value:.3f}" for value in event] for event in sorted(events))
-    return file.getvalue().encode()
-
-
-def _labels(events: list[Event], text: str) -> bytes:
-    """The label track that Audacity imports: begin, end and text, separated by tabs."""
-    return "".join(f"{event.start:.3f}\t{event.end:.3f}\t{text}\n" for event in sorted(events)).encode()
+def _rule(threshold: Any) -> EventRule:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise PageError("the threshold is a probability: above 0 and below 1")
+    return EventRule(threshold=float(threshold))

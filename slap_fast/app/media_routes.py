@@ -49,7 +49,7 @@ def media_routes(desk: Desk) -> APIRouter:
     @router.get("/located/{key}.{ending}")
     def located(key: str, ending: str) -> Response:
         found = desk.located.get(key)
-        content = None if found is None else found.picture if ending == "png" else found.files.get(ending)
+        content = None if found is None else found.picture if ending == "png" else found.tables.get(ending)
         if found is None or content is None:
             return PlainTextResponse("This result is no longer kept; locate again.\n", 404)
         name = quote(f"{found.name}.{ending}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from slap_fast.ops.log_mel.config import MelConfig
 
 _MAX_COLUMNS = 2000  # of the spectrogram, which no screen shows more of
 _DECIBELS = 80
+_INCHES = 8
 _PIXELS_PER_INCH = 110
+_MAX_TICKS = 8
+_TICK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)  # seconds
 _CURVE = "#ea580c"
 
 
@@ -24,8 +28,6 @@ def draw_sound(
     *,
     start: float = 0.0,
     curve: tuple[np.ndarray, np.ndarray] | None = None,
-    events: tuple[tuple[float, float], ...] = (),
-    width: float = 8.0,
 ) -> bytes:
     """A PNG whose left and right edges are the begin and end of the samples.
 
@@ -34,16 +36,37 @@ def draw_sound(
         config: of the model's spectrogram.
         start: seconds of the first sample in its recording, for the time axis.
         curve: centers in seconds from `start` `[C]`, and similarities `[C]`.
-        events: begin and end in seconds from `start`, shaded.
-        width: inches.
     """
     frames = mel_frames(samples, config)
     step = -(-len(frames) // _MAX_COLUMNS)
     whole = frames[: len(frames) // step * step]
-    frames = whole.reshape(-1, step, frames.shape[1]).max(axis=1)  # [F, n_mels]
+    frames = whole.reshape(-1, step, frames.shape[1]).max(axis=1)
+    return draw_frames(frames, config, len(samples) / config.sample_rate, start=start, curve=curve)
+
+
+def draw_frames(
+    frames: np.ndarray,
+    config: MelConfig,
+    seconds: float,
+    *,
+    start: float = 0.0,
+    curve: tuple[np.ndarray, np.ndarray] | None = None,
+    events: Sequence[tuple[float, float]] = (),
+) -> bytes:
+    """As `draw_sound`, of a spectrogram that is there already.
+
+    Args:
+        frames: `[F, n_mels]` normalized log-mel values, evenly over `seconds`.
+        config: of the model's spectrogram.
+        seconds: that the picture spans.
+        start: of the picture in its recording.
+        curve: centers in seconds from `start` `[C]`, and similarities `[C]`.
+        events: begin and end in seconds from `start`, shaded.
+    """
+    from matplotlib.ticker import MultipleLocator
+
     decibels = (frames * config.std + config.mean) * (20 / config.power) / math.log(10)
-    seconds = len(samples) / config.sample_rate
-    figure = new_figure(width, 2.3 if curve is None else 3.2)
+    figure = new_figure(_INCHES, 2.3 if curve is None else 3.2)
     figure.set_layout_engine("none")
     bottom = 0.25 / figure.get_figheight()
     if curve is None:
@@ -71,6 +94,7 @@ def draw_sound(
             axis.axvspan(start + begin, start + end, facecolor=_CURVE, alpha=0.2, edgecolor="none")
     below.set_xlim(start, start + seconds)
     below.xaxis.set_major_formatter(lambda value, _: clock(value))
+    below.xaxis.set_major_locator(MultipleLocator(_tick_step(seconds)))
     below.tick_params(axis="x", labelsize=8)
     for label, side in zip(_edge_labels(below), ("left", "right"), strict=False):
         label.set_horizontalalignment(side)
@@ -89,6 +113,8 @@ def clock(seconds: float) -> str:
 
 
 def _draw_curve(axis: Any, times: np.ndarray, similarity: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axis.plot(times, similarity, color=_CURVE, linewidth=1.5, marker="o" if len(times) < 3 else None)
     axis.fill_between(times, similarity, min(0.0, float(similarity.min())), color=_CURVE, alpha=0.15, linewidth=0)
     # Room for the labels, which are inside because the edges of the picture are the edges of the sound.
@@ -98,8 +124,13 @@ def _draw_curve(axis: Any, times: np.ndarray, similarity: np.ndarray) -> None:
     axis.tick_params(axis="y", length=0, pad=-4, labelsize=7)
     for label in axis.get_yticklabels():
         label.set_horizontalalignment("left")
+    axis.yaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axis.grid(alpha=0.3)
     axis.text(0.99, 0.9, "similarity", transform=axis.transAxes, ha="right", va="top", fontsize=8, color=_CURVE)
+
+
+def _tick_step(seconds: float) -> float:
+    return next((step for step in _TICK_STEPS if seconds / step <= _MAX_TICKS), _TICK_STEPS[-1])
 
 
 def _edge_labels(axis: Any) -> list[Any]:

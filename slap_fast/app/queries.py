@@ -14,6 +14,7 @@ from slap_fast.app.folders import folder_of
 from slap_fast.app.listener import Listener
 from slap_fast.app.names import shown
 from slap_fast.app.pictures import clock
+from slap_fast.app.typed_seconds import typed_seconds
 from slap_fast.app.uploads import read_upload
 from slap_fast.library.database import Database
 from slap_fast.library.library import Library
@@ -109,7 +110,7 @@ class Finder:
         Raises:
             PageError: a duration is not a number, or none can be both.
         """
-        low, high = _seconds(shortest, 0.0), _seconds(longest, math.inf)
+        low, high = typed_seconds(shortest, 0.0), typed_seconds(longest, math.inf)
         if low > high:
             raise PageError(f"no duration is at least {low:g} s and at most {high:g} s; exchange the two")
         return replace(query, folder=folder_of(folder) if isinstance(folder, str) else "", shortest=low, longest=high)
@@ -143,11 +144,3 @@ def _text(value: Any) -> str:
     if len(text) > MAX_TEXT:
         raise PageError(f"the text has {len(text)} characters; write at most {MAX_TEXT}")
     return text
-
-
-def _seconds(value: Any, default: float) -> float:
-    if value is None or value == "":
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise PageError("a duration must be a number of seconds of at least 0")
-    return float(value)

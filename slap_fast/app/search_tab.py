@@ -67,8 +67,8 @@ def add_search_tab(desk: Desk) -> SearchTab:
             )
     with gr.Accordion("Filters", open=False), gr.Row():
         folder = gr.Dropdown(label="In folder", choices=[("all folders", "")], value="", min_width=240, scale=2)
-        shortest = gr.Number(label="Recordings of at least (s)", value=None, minimum=0, min_width=140)
-        longest = gr.Number(label="Recordings of at most (s)", value=None, minimum=0, min_width=140)
+        shortest = gr.Textbox(label="Recordings of at least (s)", placeholder="any", max_length=40, min_width=140)
+        longest = gr.Textbox(label="Recordings of at most (s)", placeholder="any", max_length=40, min_width=140)
         count = gr.Slider(label="Results", minimum=1, maximum=50, step=1, value=PAGE, min_width=140)
     search = gr.Button("Search", variant="primary", elem_id="search")
     results = gr.HTML(_welcome(desk), elem_id="results", js_on_load=_BUTTONS, padding=False)
@@ -86,8 +86,8 @@ def add_search_tab(desk: Desk) -> SearchTab:
         return find(desk.finder.of_words_and_sound(text, sound, unlike), *filters)
 
     @reported(2)
-    def by_moment(*filters: Any, event: gr.EventData) -> tuple[Any, Any, Any]:
-        return find(desk.finder.of_window(event_value(event, "window")), *filters)
+    def by_moment(window: Any, *filters: Any) -> tuple[Any, Any, Any]:
+        return find(desk.finder.of_window(window), *filters)
 
     @reported(2)
     def further(shown: Any) -> tuple[Any, Any, Any]:
@@ -95,8 +95,8 @@ def add_search_tab(desk: Desk) -> SearchTab:
             return _results(desk, Shown("", PAGE))
         return _results(desk, Shown(shown.query, min(shown.count + PAGE, MAX_RESULTS)))
 
-    def similar(*values: Any, event: gr.EventData) -> tuple[Any, Any, Any]:
-        return by_moment(*values, event=event)
+    def similar(folder: Any, shortest: Any, longest: Any, count: Any, event: gr.EventData) -> tuple[Any, Any, Any]:
+        return by_moment(event_value(event, "window"), folder, shortest, longest, count)
 
     options: dict[str, Any] = {"api_visibility": "private", "show_progress_on": results}
     gr.on(
