@@ -30,6 +30,21 @@ if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
 
 
+def check_new_library(path: Path) -> None:
+    """
+    Raises:
+        LibraryError: a library cannot be made here, because there is something else.
+    """
+    if path.is_dir():
+        others = sorted(entry.name for entry in path.iterdir() if entry.name != "lock")
+        if others:
+            raise LibraryError(
+                f"{path}: this folder is not empty (it has {others[0]!r}) and is not a library; name a new folder"
+            )
+    elif os.path.lexists(path):
+        raise LibraryError(f"{path}: this is a file; a library is a folder: name a new one")
+
+
 class Library:
     """A folder of indexed recordings.
 
@@ -79,9 +94,14 @@ class Library:
     def model(self) -> SLAP:
         """The whole model, loaded at the first use; text queries do not need it."""
         if self._model is None:
+            import torch
+
             from slap_fast.models.slap import SLAP
 
-            self._model = SLAP.from_pretrained(self.identity.name)
+            device = self.device
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._model = SLAP.from_pretrained(self.identity.name).to(device).eval()
         return self._model
 
     def recordings(self) -> list[Recording]:
@@ -232,7 +252,7 @@ class Library:
         Args:
             paths: folders (searched recursively), audio files, and datasets that `slap-fast prepare` wrote.
             progress: show a progress bar.
-            workers: processes that embed; 0: this one; None: one for each core, or this one on a GPU and for a few files.
+            workers: processes that embed; 0: this one; None: one for each core, or this one on a GPU and for few files.
             retry: also try recordings again that failed and have not changed since.
             report: is filled and returned, and holds what was done also after an interrupt; None: a new one.
 
@@ -273,7 +293,15 @@ class Library:
     def _indexer(self, workers: int | None) -> Indexer:
         from slap_fast.library.indexing.indexer import Indexer
 
-        return Indexer(self.path, self._audio_model, self.identity.name, device=self.device, workers=workers)
+        name = self.identity.name
+        return Indexer(
+            self.path,
+            self._audio_model,
+            name,
+            check_model=lambda: self._check_model(name),
+            device=self.device,
+            workers=workers,
+        )
 
     def _audio_model(self) -> SLAP:
         """The model, the same that made the library: its folder may hold another one by now."""
@@ -282,9 +310,12 @@ class Library:
         return self.model
 
     def _create(self, model: str) -> None:
+        from slap_fast.library.indexing.writer_lock import writer_lock
         from slap_fast.models.slap import SLAP
 
+        check_new_library(self.path)
         loaded = SLAP.from_pretrained(model)
+        loaded.require("audio_pooling")
         meta = {
             "model": ModelIdentity.of(model).to_meta(),
             "width": loaded.embedding_dim,
@@ -292,7 +323,8 @@ class Library:
             "window_seconds": WINDOW_SECONDS,
             "hop_seconds": HOP_SECONDS,
         }
-        Database.create(self.path, meta).close()
+        with writer_lock(self.path):
+            Database.create(self.path, meta).close()
 
     def _check_model(self, model: str) -> None:
         given = ModelIdentity.of(model)

@@ -16,6 +16,7 @@ from slap_fast.library.indexing.progress import AudioProgress
 from slap_fast.library.indexing.report import IndexReport
 from slap_fast.library.indexing.sources import Scan, is_below, scan
 from slap_fast.library.indexing.updating import Engine, Update
+from slap_fast.library.indexing.worker_pool import WorkerPool
 from slap_fast.library.indexing.writer_lock import writer_lock
 
 if TYPE_CHECKING:
@@ -32,13 +33,21 @@ class Indexer:
     """Changes one library. Holds its lock from `__enter__` on."""
 
     def __init__(
-        self, library: Path, model: Callable[[], SLAP], model_name: str, *, device: str, workers: int | None
+        self,
+        library: Path,
+        model: Callable[[], SLAP],
+        model_name: str,
+        *,
+        check_model: Callable[[], None],
+        device: str,
+        workers: int | None,
     ) -> None:
         """
         Args:
             library: folder of an existing library.
             model: loads the model into this process, at the first call.
             model_name: folder or hub id of it, for workers.
+            check_model: raises LibraryError if that is not the model of the library any more.
             device: `auto`, `cpu`, `cuda`, ...
             workers: processes that embed; 0: this one; None: one for each core, or this one for a GPU or little audio.
 
@@ -50,6 +59,7 @@ class Indexer:
         self._library = library
         self._model = model
         self._model_name = model_name
+        self._check_model = check_model
         self._device = device
         self._workers = workers
 
@@ -118,8 +128,8 @@ class Indexer:
                 above = [folder for folder in folders if folder not in sources and is_below(path, folder)]
                 if above and any(os.path.lexists(item.path) for item in inside):
                     raise LibraryError(
-                        f"{path}: it is in the indexed folder {above[0]}, so the next update would add it again; move it "
-                        "out of there and update, or remove that folder"
+                        f"{path}: it is in the indexed folder {above[0]}, so the next update would add it again; "
+                        "move it out of there and update, or remove that folder"
                     )
                 # Recordings first: if this is interrupted between the two, nothing stays without a source.
                 numbers = {item.id for item in inside}
@@ -131,9 +141,10 @@ class Indexer:
 
     def _engine(self, size: int) -> ClosableEngine:
         if self._workers == 0 or (self._workers is None and (size < LOCAL_BYTES or not on_cpu(self._device))):
-            model = self._model()
-            return LocalEngine(model, threads=1 if model.device.type == "cpu" else DECODING_THREADS)
-        return LocalEngine(self._model(), threads=1)
+            return LocalEngine(self._model, threads=1 if on_cpu(self._device) else DECODING_THREADS)
+        self._check_model()
+        workers = self._workers or cpu_workers()
+        return WorkerPool(self._model_name, workers, threads=max(1, cpu_workers() // workers))
 
 
 class ClosableEngine(Engine, Protocol):

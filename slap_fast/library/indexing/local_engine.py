@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable, Generator
 
 from slap_fast.library.indexing.embedding import AudioModel, embed_jobs
 from slap_fast.library.indexing.jobs import Embedded, Event, Job
@@ -15,17 +16,18 @@ class LocalEngine:
 
     workers = 1
 
-    def __init__(self, model: AudioModel, *, threads: int) -> None:
+    def __init__(self, model: Callable[[], AudioModel], *, threads: int) -> None:
         """
         Args:
-            model: in eval mode.
+            model: loads it, at the first job.
             threads: that decode.
         """
         self.pending = 0
         self._limit = threads * _JOBS_PER_THREAD
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._threads = threads
-        self._events = embed_jobs(model, iter(self._jobs.get, None), threads=threads)
+        self._model = model
+        self._events: Generator[Event, None, None] | None = None
 
     @property
     def full(self) -> bool:
@@ -36,6 +38,8 @@ class LocalEngine:
         self._jobs.put(job)
 
     def next(self) -> Event:
+        if self._events is None:
+            self._events = embed_jobs(self._model(), iter(self._jobs.get, None), threads=self._threads)
         event = next(self._events)
         if not isinstance(event, Embedded):
             self.pending -= 1
@@ -45,4 +49,5 @@ class LocalEngine:
         """End the threads; jobs that are not done are forgotten."""
         for _ in range(self._threads):
             self._jobs.put(None)
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
