@@ -1,4 +1,4 @@
-"""`slap-fast`: prepare, plan, train, export, evaluate, probe, compare, embed, index, search, locate, caption, publish, info.
+"""`slap-fast`: a command for each task; `COMMANDS` lists them.
 
 Results go to stdout; progress, skipped clips and errors to stderr. Exit codes: 0 success; 1 success, but clips were
 skipped and are listed; 2 an error in the arguments or the input, in one line; 70 a bug, with its traceback; 130

@@ -67,7 +67,7 @@ def plot_map(clustering: Clustering, positions: np.ndarray, png: str | Path) -> 
 
 
 def _number(axis: object, points: np.ndarray, number: int) -> None:
-    """Write the number of a cluster at its most central recording: the mean of a bent cluster may lie in another."""
+    """Write the number of a cluster beside its most central recording: the mean of a bent cluster may lie in another."""
     from matplotlib.axes import Axes
     from matplotlib.patheffects import withStroke
 
@@ -76,8 +76,8 @@ def _number(axis: object, points: np.ndarray, number: int) -> None:
     axis.annotate(
         str(number),
         middle,
-        ha="center",
-        va="center",
+        xytext=(5, 5),
+        textcoords="offset points",
         fontsize=9,
         fontweight="bold",
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
