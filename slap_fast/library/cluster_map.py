@@ -67,7 +67,7 @@ def plot_map(clustering: Clustering, positions: np.ndarray, png: str | Path) -> 
 
 
 def _number(axis: object, points: np.ndarray, number: int) -> None:
-    """Write the number of a cluster beside its most central recording: the mean of a bent cluster may lie in another."""
+    """Write the number of a cluster beside its most central recording; the mean of a bent one may lie in another."""
     from matplotlib.axes import Axes
     from matplotlib.patheffects import withStroke
 
