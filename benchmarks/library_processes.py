@@ -1,9 +1,9 @@
 """`python -m benchmarks.library_processes WORK`: processes of a sound library: memory of indexing, time to an answer.
 
-- Indexing: the memory of all processes together (proportional set size, every 0.2 s) while 10 minutes and while 10 hours
-  of one recording are indexed, from the first embedded audio on. It must not grow with the length.
-- Cold start: `slap-fast search LIBRARY TEXT` on 100,000 windows, from the start of the process to its end, with files in
-  the page cache. The best score is compared with an exact search.
+- Indexing: the memory of all processes together (proportional set size, every 0.2 s) while 10 minutes and 10 hours of
+  one recording are indexed. It must not grow with the length.
+- Cold start: `slap-fast search LIBRARY TEXT` on 100,000 windows, from start to end of the process, with files in the
+  page cache. The best score is compared with an exact search.
 - Warm: `Library.search` in a process that stays, each time with another text.
 
 The text towers are of the size of the quickstart recipe and of the paper, with random weights.

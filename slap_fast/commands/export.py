@@ -1,4 +1,5 @@
-"""`slap-fast export`: converts a checkpoint to a model folder, or a model to ONNX or `torch.export` programs."""
+"""`slap-fast export`: converts a checkpoint to a model folder, or a model to ONNX or `torch.export` programs; or copies
+a library to a shared table."""
 
 from __future__ import annotations
 
@@ -7,29 +8,38 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from slap_fast.commands.library_arguments import check_library
 from slap_fast.commands.shared import CommandError, has_model, load_model, model_argument
 
 if TYPE_CHECKING:
     from slap_fast.training.checkpoint.folder import Manifest
 
-HELP = "write the model of a checkpoint; or the towers of a model as ONNX or torch.export programs"
+HELP = (
+    "write the model of a checkpoint; the towers of a model as ONNX or torch.export programs; or a library to LanceDB"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        metavar="CHECKPOINT|MODEL",
+        metavar="CHECKPOINT|MODEL|LIBRARY",
         type=model_argument,
         help="with --out: folder such as runs/mine/checkpoints/step-00001000, or of a run, in progress or stopped, for "
-        "its newest complete checkpoint; else: folder of a model, or owner/name on the Hugging Face hub",
+        "its newest complete checkpoint; with --lancedb: folder of `slap-fast index`; else: folder of a model, or "
+        "owner/name on the Hugging Face hub",
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="folder to create, as training creates model/")
     target.add_argument("--onnx", type=Path, metavar="OUT", help="folder to create, with audio.onnx and text.onnx")
     target.add_argument("--torch-export", type=Path, metavar="OUT", help="the same, with audio.pt2 and text.pt2")
+    target.add_argument(
+        "--lancedb", metavar="URL", help="s3://, gs:// or az:// with a path, or a folder: what changed is copied there"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.lancedb is not None:
+        return _export_library(Path(arguments.source), arguments.lancedb)
     out: Path = arguments.out or arguments.onnx or arguments.torch_export
     if out.exists():
         option = "--out" if arguments.out else "--onnx" if arguments.onnx else "--torch-export"
@@ -66,6 +76,18 @@ def _export_towers(source: Path, out: Path, kind: Literal["onnx", "torch"]) -> i
         print("no text tower, and audio features without pooling: trained with objectives.contrastive_weight=0")
     if model.caption_decoder is not None:
         print("the caption decoder is not exported")
+    return 0
+
+
+def _export_library(folder: Path, url: str) -> int:
+    check_library(folder)
+    from slap_fast.library.library import Library
+
+    with Library(folder) as library:
+        done = library.export_to(url)
+    print(
+        f"{url}: {done.added} windows added, {done.updated} updated, {done.removed} removed, {done.kept} as they were"
+    )
     return 0
 
 

@@ -16,6 +16,11 @@ def add_library_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("library", metavar="LIBRARY", type=Path, help="folder that `slap-fast index` wrote")
 
 
+def library_or_url(text: str) -> Path | str:
+    """Type of a LIBRARY argument that may also be the URL of a shared table, which a Path would change."""
+    return text if "://" in text else Path(text)
+
+
 def check_library(library: Path) -> None:
     """Report a folder that is no library before anything heavy is imported.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.library_arguments import add_library_argument, check_library, printable
+from slap_fast.commands.library_arguments import check_library, library_or_url, printable
 from slap_fast.commands.shared import CommandError, positive, print_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ _CSV_COLUMNS = ("score", "start", "end", "seconds", "path", "member")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_library_argument(parser)
+    parser.add_argument(
+        "library",
+        metavar="LIBRARY",
+        type=library_or_url,
+        help="folder of `slap-fast index`, or URL of `slap-fast export --lancedb` (s3://, file://, ...)",
+    )
     parser.add_argument(
         "text", metavar="TEXT", nargs="*", help="what to look for, such as 'a dog barks'; of several, the mean counts"
     )
@@ -55,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-seconds", type=float, metavar="S", help="search only in recordings at least this long")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="search only in recordings at most this long")
     parser.add_argument("--top", type=positive, default=10, help="largest number of results (default 10)")
+    parser.add_argument(
+        "--model", type=Path, help="with a URL: folder of its model, if it is elsewhere on this machine"
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object per result")
     output.add_argument("--csv", action="store_true", help="print CSV with a header (RFC 4180)")
@@ -69,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if isinstance(arguments.library, str):
+        return _search_shared(arguments)
     from slap_fast.library.library import Library
 
     with Library(arguments.library) as library:
@@ -94,9 +104,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if found and not left_out and _report_export(exported, arguments.export) else 1
 
 
+def _search_shared(arguments: argparse.Namespace) -> int:
+    """Search a shared table; its recordings may be on other machines."""
+    from slap_fast.library.shared_library import SharedLibrary
+
+    found = SharedLibrary(arguments.library, model=arguments.model).search(
+        arguments.text,
+        audio=arguments.audio or None,
+        unlike=arguments.unlike,
+        folders=arguments.folders,
+        min_score=arguments.min_score,
+        min_seconds=arguments.min_seconds,
+        max_seconds=arguments.max_seconds,
+        top=arguments.top,
+    )
+    left_out = _print(found, arguments)
+    if not found:
+        print(f"{printable(arguments.library)}: nothing found", file=sys.stderr)
+    return 0 if found and not left_out else 1
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Report invalid arguments before anything heavy is imported."""
-    check_library(arguments.library)
+    if isinstance(arguments.library, Path):
+        check_library(arguments.library)
+        if arguments.model is not None:
+            raise CommandError("--model is for a URL; a library knows its model")
+    elif arguments.export is not None:
+        raise CommandError("--export needs the recordings; search the library itself, on their machine")
+    elif any(not os.path.isabs(folder) for folder in arguments.folders):
+        raise CommandError("--in: with a URL, give absolute paths, as on the machine that has the recordings")
     if not arguments.text and not arguments.audio:
         raise CommandError("give a TEXT to look for, or --audio FILE")
     for name, texts in (("TEXT", arguments.text), ("--not", arguments.unlike)):

@@ -114,7 +114,8 @@ class SharedTable:
             MissingExtraError: lancedb is not installed.
         """
         self.url = url
-        if "://" not in url and not (Path(url) / f"{TABLE}.lance").is_dir():  # LanceDB would make the folder
+        local = url.removeprefix("file://")
+        if "://" not in local and not (Path(local) / f"{TABLE}.lance").is_dir():  # LanceDB would make the folder
             raise LibraryError(f"{url}: {_no_table(url)}")
         with _reported(url):
             opened = _open(_connect(url))
@@ -350,7 +351,7 @@ def _identity(url: str, schema: pa.Schema) -> ModelIdentity:
 
 
 def _no_table(url: str) -> str:
-    return f"no table `{TABLE}` here; export a library to it first: slap-fast index LIBRARY --export {shlex.quote(url)}"
+    return f"no table `{TABLE}` here; export a library to it first: slap-fast export LIBRARY --lancedb {shlex.quote(url)}"
 
 
 @contextmanager

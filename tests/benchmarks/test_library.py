@@ -1,0 +1,56 @@
+"""Benchmarks of the sound library: every peer finds the same, on sizes that take seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import library_search, vector_stores
+from benchmarks.harness.cli import main
+from benchmarks.library_vectors import Vectors, exact_neighbors, read_blocks, recall, saved_windows
+
+
+def test_indexing_stores_the_embeddings_of_the_model(tmp_path: Path) -> None:
+    options = ["--quick", "--no-memory", "--rounds", "1", "--seconds", "1", "--out", str(tmp_path)]
+    assert main(["library", *options]) == 0
+    for case in json.loads((tmp_path / "library-cpu-quick.json").read_text())["cases"]:
+        assert [peer["status"] for peer in case["peers"]] == ["ok"] * 2, case
+
+
+def test_a_smaller_library_is_the_beginning_of_a_larger_one_and_queries_are_not_in_it(tmp_path: Path) -> None:
+    vectors = Vectors(16)
+    small, large = (saved_windows(vectors, count, tmp_path) for count in (300, 20_100))
+    np.testing.assert_array_equal(large[:300], small)
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(large))), large)
+    for queries in (vectors.sound_queries(20), vectors.text_queries(20)):
+        np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
+        found = exact_neighbors(large, queries, 5)
+        np.testing.assert_array_equal(found, np.argsort(-(queries @ large.T), axis=1, kind="stable")[:, :5])
+        assert (queries @ large.T).max() < 0.9999
+    assert recall(np.array([[1, 2], [3, 9]]), np.array([[2, 1], [3, 4]])) == 0.75
+
+
+def test_every_way_to_search_finds_the_exact_neighbors(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    pytest.importorskip("sentence_transformers")
+    sizes = ["--windows", "2000", "--hnsw-windows", "1000", "--width", "24", "--queries", "5"]
+    assert library_search.main([str(tmp_path / "work"), *sizes, "--out", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "library_search-cpu-quick.json").read_text())["table"]
+    found = {row[0]: row[-2:] for row in table["rows"]}
+    assert len(found) == 9
+    assert min(min(scores) for scores in found.values()) >= 0.98, found
+
+
+def test_every_store_keeps_what_it_acknowledged_through_a_kill(tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    sizes = ["--windows", "2000", "--width", "24", "--queries", "5", "--kills", "1", "--starts", "1"]
+    stores = ["--store", "FAISS + SQLite (ours)", "--store", "LanceDB, IVF_RQ"]
+    assert vector_stores.main([str(tmp_path / "work"), *sizes, *stores, "--out", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "vector_stores-cpu-quick.json").read_text())["table"]
+    figures = {row[0]: row[1:] for row in table["rows"]}
+    for name in ("recordings torn", "windows twice", "missing or twice after going on"):
+        assert figures[name] == [0, 0], figures
+    assert min(figures["recall@10, sound queries"] + figures["recall@10, text queries"]) >= 0.98
