@@ -13,11 +13,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from slap_fast.commands.shared import CommandError
 from slap_fast.runtime.durable_files import replace_file_with, save_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
@@ -52,6 +54,8 @@ def write_embeddings(path: Path, names: Sequence[str], embeddings: np.ndarray) -
     Raises:
         OSError: it cannot be written; an earlier file is unchanged.
     """
+    import numpy as np
+
     check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     embeddings = np.ascontiguousarray(embeddings)

@@ -1,0 +1,124 @@
+"""Exported text tower of a library: the model's embeddings without torch; damage is found, and the model takes over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slap_fast.library.errors import LibraryError
+from slap_fast.library.library import Library
+from slap_fast.library.text_tower import export_text_tower, has_text_tower
+from slap_fast.models.slap import SLAP
+from tests.models.saved import TEXTS, tiny_slap
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library without recordings in a folder whose name is not UTF-8, with the text tower of a tiny model."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_slap(layers=1).save_pretrained(folder / "model")
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/sounds \xff"))
+    with Library(path, model=folder / "model") as made:
+        assert not has_text_tower(path)
+        assert export_text_tower(made.model, path)
+        assert not export_text_tower(made.model, path)
+    assert sorted(entry.name for entry in (path / "text").iterdir()) == [
+        "text.json",
+        "text.onnx",
+        "text.onnx.data",
+        "tokenizer.json",
+    ]
+    assert not [entry for entry in path.iterdir() if entry.name.startswith(".")]
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(library: Path) -> SLAP:
+    return SLAP.from_pretrained(library.parent / "model")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text() | st.sampled_from(["", "a dog " * 50, "[CLS] a [SEP]", "犬が吠える 🐕"]), max_size=3))
+def test_any_texts_have_the_embeddings_of_the_model(library: Path, model: SLAP, texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    with Library(library) as opened:
+        for _ in range(3):  # the second call loads it for many texts
+            found = opened.encode_text(texts)
+            assert found.shape == (len(texts), model.embedding_dim)
+            np.testing.assert_allclose(found, model.encode_text(texts).numpy(), rtol=0, atol=1e-5)
+    with Library(library) as opened, pytest.raises(ValueError, match="not valid Unicode"):
+        opened.encode_text(["a \udcff"])
+
+
+def test_a_text_that_is_cut_is_reported_as_by_the_model(
+    library: Path, model: SLAP, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["a dog", "rain " * 60]
+    with Library(library) as opened:
+        opened.encode_text(texts)
+    model.encode_text(texts)
+    mine, models = [record.getMessage() for record in caplog.records]
+    assert mine == models
+    assert mine.startswith("1 of 2 texts are longer than the model's 40 tokens and were cut")
+
+
+def test_neither_torch_nor_transformers_is_loaded(library: Path) -> None:
+    code = (
+        "import sys; from slap_fast import cli\n"
+        "assert cli.main(['search', sys.argv[1], 'a dog', '--not', 'rain']) == 1\n"
+        "print({'torch', 'transformers', 'huggingface_hub', 'soundfile'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.fspath(library)], capture_output=True, text=True, errors="surrogateescape"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "set()\n"
+    assert "it has no recordings yet" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "graph", "tokenizer", "other model", "description"])
+def test_a_damaged_tower_is_never_used(
+    library: Path, model: SLAP, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(library, copy)
+    text = copy / "text"
+    weights = text / "text.onnx.data"
+    if damage == "missing":
+        shutil.rmtree(text)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "zeros":  # as after a power cut
+        weights.write_bytes(bytes(weights.stat().st_size))
+    elif damage in ("graph", "tokenizer"):
+        path = text / ("text.onnx" if damage == "graph" else "tokenizer.json")
+        path.write_bytes(path.read_bytes()[::-1])
+    else:
+        described = json.loads((text / "text.json").read_text())
+        described["weights"] = "0" * 32
+        (text / "text.json").write_text("{" if damage == "description" else json.dumps(described))
+    with caplog.at_level(logging.WARNING), Library(copy) as opened:
+        np.testing.assert_array_equal(opened.encode_text(TEXTS), model.encode_text(TEXTS).numpy())
+        opened.encode_text(TEXTS)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "the whole model is loaded instead; to write it again: slap-fast index" in warning
+
+
+def test_a_model_that_was_replaced_is_not_used(tmp_path: Path) -> None:
+    tiny_slap(layers=1).save_pretrained(tmp_path / "model")
+    Library(tmp_path / "sounds", model=tmp_path / "model").close()
+    tiny_slap(layers=2).save_pretrained(tmp_path / "model")
+    with Library(tmp_path / "sounds") as opened, pytest.raises(LibraryError, match="its embeddings are of the model"):
+        opened.search("a dog")
