@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query", action="append", help="text to compare with them (default: their own events or captions)"
     )
     parser.add_argument(
+        "--events",
+        action="store_true",
+        help="also score where events are located, against their times in the metadata of the DATASET",
+    )
+    parser.add_argument(
         "--captions", action="store_true", help="also score captions of the DATASET, and write them to captions.jsonl"
     )
     add_decoding_arguments(parser)
@@ -126,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
     evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
     if index is not None:
         evaluation.retrieval(index, relevance)
+        if arguments.events:
+            evaluation.events(index)
     if labeled is not None:
         evaluation.zero_shot(labeled, prompts)
     if datasets is not None:
@@ -150,6 +157,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError("--prompts and --templates are for --zero-shot and --suite; give one of these, too")
     if arguments.captions and arguments.dataset is None:
         raise CommandError("--captions captions the clips of a DATASET; give one")
+    if arguments.events and arguments.dataset is None:
+        raise CommandError("--events locates the events of the clips of a DATASET; give one")
     if (arguments.beams, arguments.max_length) != (1, 64) and not arguments.captions:
         raise CommandError("--beams and --max-length are for --captions; give it, too")
     if arguments.relevance is not None and arguments.dataset is None:
@@ -240,6 +249,21 @@ class _Evaluation:
             self._plot_localization(dataset.clips)
         if arguments.captions:
             self.captions(dataset.clips)
+
+    def events(self, index: ClipIndex) -> None:
+        from slap_fast.evaluation.localization_scores import score_localization
+        from slap_fast.inference.audio_inputs import dataset_inputs
+
+        arguments = self._arguments
+        scores, skipped = score_localization(
+            self._model,
+            dataset_inputs(index, arguments.limit),
+            resamples=arguments.bootstrap,
+            progress=show_progress(arguments),
+        )
+        self._report["localization"] = scores.to_json()
+        known = {clip.name for clip in self._skipped}  # of retrieval, which reads the same clips
+        self._skipped += [clip for clip in skipped if clip.name not in known]
 
     def captions(self, clips: list[AudioInput]) -> None:
         from slap_fast.evaluation.captioning import evaluate_captions
@@ -390,6 +414,7 @@ def _clips_to_localize(clips: list[AudioInput], limit: int) -> list[AudioInput]:
 
 def _tables(report: dict[str, Any], suite: str | None, written: list[Path]) -> str:
     from slap_fast.evaluation.captioning import format_captioning
+    from slap_fast.evaluation.localization_scores import format_localization
     from slap_fast.evaluation.relevance import format_relevance
     from slap_fast.evaluation.retrieval import format_retrieval
     from slap_fast.evaluation.zero_shot import format_zero_shot
@@ -405,6 +430,8 @@ def _tables(report: dict[str, Any], suite: str | None, written: list[Path]) -> s
         lines.append(format_relevance(relevance, relevance.get("intervals")))
     if (captioning := report.get("captioning")) is not None:
         lines.append(format_captioning(captioning))
+    if (localization := report.get("localization")) is not None:
+        lines.append(format_localization(localization))
     if (zero_shot := report.get("zero_shot")) is not None:
         lines.append(format_zero_shot(zero_shot))
     if suite is not None:

@@ -197,7 +197,8 @@ def _locate(model: SLAP, recording: AudioInput, rule: EventRule, arguments: argp
                 rule=rule,
                 others=arguments.others,
                 overview=arguments.plot is not None,
-                progress=bar.update,
+                # The last column may end after the recording.
+                progress=lambda seconds: bar.update(seconds if bar.total is None else min(seconds, bar.total - bar.n)),
             )
         except SlapFastError as error:
             if isinstance(error, ValueError) and not str(error).startswith(recording.name):

@@ -18,6 +18,7 @@ from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.labeled import LabelError
 from slap_fast.errors import MissingExtraError
 from slap_fast.evaluation.bootstrap import RESAMPLES, confidence_interval
+from slap_fast.evaluation.event_segments import EventTiming, f1_score, micro_f1, segment_counts
 from slap_fast.evaluation.localization import EventSpan, events_of
 from slap_fast.evaluation.multi_label import multi_label_scores
 from slap_fast.evaluation.probe.classifiers import LinearProbe
@@ -25,7 +26,6 @@ from slap_fast.inference.audio_inputs import Skipped, dataset_inputs, read_ahead
 from slap_fast.models.slap import SLAP
 from slap_fast.runtime.progress import progress_bar
 
-SEGMENT_SECONDS = 1.0
 THRESHOLD = 0.5
 MAX_TRAINING_FRAMES = 300_000
 _HELD_OUT = 5  # one of this many training clips, to choose the regularization
@@ -74,45 +74,6 @@ class _Clip:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Timing:
-    """Frames, segments and classes of events: start and end of an event to rows of a matrix."""
-
-    frame_seconds: float
-    number: dict[str, int]  # class to column
-
-    def frames(self, clip: _Clip) -> np.ndarray:
-        """`[F, C]` bool: a frame is active if an event covers its center; each event has a frame at least."""
-        active = np.zeros((len(clip.features), len(self.number)), dtype=bool)
-        centers = (np.arange(len(active)) + 0.5) * self.frame_seconds
-        for event in clip.events:
-            rows = (centers >= event.start) & (centers < event.end)
-            middle = int((event.start + event.end) / 2 / self.frame_seconds)
-            rows[min(max(middle, 0), len(rows) - 1)] = True
-            active[rows, self.number[event.text]] = True
-        return active
-
-    def true_segments(self, clip: _Clip) -> np.ndarray:
-        """`[S, C]` bool: from the segment of an event's start to the last one before its end."""
-        segments = np.zeros((_segment_count(clip.seconds), len(self.number)), dtype=bool)
-        for event in clip.events:
-            first, end = int(event.start // SEGMENT_SECONDS), _segment_count(event.end)
-            segments[max(first, 0) : max(end, first + 1), self.number[event.text]] = True
-        return segments
-
-    def predicted_segments(self, active: np.ndarray, seconds: float) -> np.ndarray:
-        """`[S, C]` bool: segments that an active frame of `[F, C]` overlaps."""
-        segments = np.zeros((_segment_count(seconds), active.shape[1]), dtype=bool)
-        starts = np.arange(len(active)) * self.frame_seconds
-        # Rounded, so that a frame that ends at a full second is not in the next one.
-        first = np.floor(np.round(starts / SEGMENT_SECONDS, 6)).astype(int)
-        last = np.ceil(np.round((starts + self.frame_seconds) / SEGMENT_SECONDS, 6)).astype(int) - 1
-        for offset in range(int((last - first).max(initial=0)) + 1):
-            rows = np.minimum(np.minimum(first + offset, last), len(segments) - 1)
-            np.logical_or.at(segments, rows, active)
-        return segments
-
-
 def frame_probe(
     model: SLAP,
     train: ClipIndex,
@@ -148,7 +109,7 @@ def frame_probe(
         )
     mel = model.config.mel
     frame_seconds = model.config.audio.patch_frames * mel.hop_length / mel.sample_rate
-    timing = _Timing(frame_seconds, {name: at for at, name in enumerate(names)})
+    timing = EventTiming(frame_seconds, {name: at for at, name in enumerate(names)})
     skipped: list[Skipped] = []
     warnings: list[str] = []
 
@@ -159,7 +120,7 @@ def frame_probe(
         count = max(1, round(share * len(clip.features)))
         rows = np.sort(rng.choice(len(clip.features), count, replace=False))
         features.append(clip.features[rows])
-        targets.append(timing.frames(clip)[rows])
+        targets.append(timing.frames(clip.events, len(clip.features))[rows])
     if len(features) < 2:
         raise LabelError(f"{train.location}: {len(features)} of its clips could be read; a probe needs at least two")
     frames = sum(map(len, features))
@@ -180,19 +141,10 @@ def frame_probe(
                 unknown[event.text] = unknown.get(event.text, 0) + 1
         known = replace(clip, events=[event for event in clip.events if event.text in timing.number])
         scores.append(fitted.scores(known.features))
-        truth.append(timing.frames(known))
-        expected = timing.true_segments(known)
+        truth.append(timing.frames(known.events, len(known.features)))
+        expected = timing.true_segments(known.events, known.seconds)
         found = timing.predicted_segments(scores[-1] >= threshold, known.seconds)
-        counts.append(
-            np.stack(
-                [
-                    (expected & found).sum(0),
-                    (found & ~expected).sum(0),
-                    (expected & ~found).sum(0),
-                    len(found) - expected.sum(0),
-                ]
-            )
-        )
+        counts.append(segment_counts(expected, found))
     if not scores:
         raise LabelError(f"{test.location}: none of its clips could be read")
     if not any(rows.any() for rows in truth):
@@ -201,18 +153,18 @@ def frame_probe(
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         warnings.append(f"events of classes without any training clip are not scored: {listed}")
     per_clip = np.stack(counts)  # [N, 4, C]: true and false positives, false negatives, inactive segments
-    by_class = _f1(per_clip.sum(0))
+    by_class = f1_score(per_clip.sum(0))
     overall = per_clip.sum(2)
     ranked = multi_label_scores(torch.from_numpy(np.concatenate(scores)), torch.from_numpy(np.concatenate(truth)))
     hits, _, missed, inactive = overall.sum(0)
     return FrameScores(
-        segment_f1=_micro_f1(overall),
-        interval=confidence_interval(overall, statistic=_micro_f1, resamples=resamples),
+        segment_f1=micro_f1(overall),
+        interval=confidence_interval(overall, statistic=micro_f1, resamples=resamples),
         segment_f1_macro=float(np.nanmean(by_class)),
         per_class_f1=_by_name(names, by_class),
         auroc=float(np.nanmean(ranked.auroc)),
         per_class_auroc=_by_name(names, ranked.auroc),
-        always_f1=float(_f1(np.array([hits + missed, inactive, 0]))),
+        always_f1=float(f1_score(np.array([hits + missed, inactive, 0]))),
         strength=fitted.strength,
         training_clips=len(features),
         training_frames=frames,
@@ -230,22 +182,6 @@ def _clips(model: SLAP, index: ClipIndex, skipped: list[Skipped], name: str, pro
             (features,) = model.encode_audio([waveform], sampling_rate=rate, dense=True)
             bar.update()
             yield _Clip(features.numpy(), events_of(clip.metadata()), len(waveform) / rate)
-
-
-def _segment_count(seconds: float) -> int:
-    return max(1, int(np.ceil(round(seconds / SEGMENT_SECONDS, 6))))
-
-
-def _f1(counts: np.ndarray) -> np.ndarray:
-    """F1 of `[3 or more, ...]` true positives, false positives and false negatives; NaN where all are 0."""
-    hits, wrong, missed = counts[:3]
-    with np.errstate(invalid="ignore"):
-        return np.asarray(2 * hits / (2 * hits + wrong + missed))
-
-
-def _micro_f1(rows: np.ndarray) -> float:
-    """F1 of `[N, 4]` counts of clips; 0 for clips without any event in truth and prediction."""
-    return float(np.nan_to_num(_f1(rows.sum(0))))
 
 
 def _by_name(names: list[str], values: np.ndarray) -> dict[str, float | None]:
