@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.library_vectors import WINDOWS_OF_RECORDING, Vectors, read_blocks, saved_windows
+from benchmarks.vector_store_peers import build_vector_index
 
 ROOT = Path(__file__).resolve().parents[1]
 SOUNDS = ("a dog", "a bell", "rain", "a violin", "an engine", "a crowd", "a door", "wind", "a bird", "a siren")
@@ -163,7 +164,6 @@ def _make_library(options: argparse.Namespace, size: str, folder: Path) -> None:
     from slap_fast.library.database import Database, WindowRow
     from slap_fast.library.library import Library
     from slap_fast.library.text_tower import export_text_tower
-    from slap_fast.library.vector_index import build
     from slap_fast.models.slap import SLAP
 
     config = getattr(workload, SIZES[size])
@@ -190,7 +190,7 @@ def _make_library(options: argparse.Namespace, size: str, folder: Path) -> None:
                         embedding=rows[0],
                     )
                     number += 1
-        build(database)
+        build_vector_index(database)
     export_text_tower(SLAP.from_pretrained(model), temporary)
     temporary.rename(folder)
 

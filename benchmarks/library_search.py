@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ def _measured(
     options: argparse.Namespace, count: int, peers: dict[str, Callable[[np.ndarray, Path], Search]]
 ) -> list[list[str | float]]:
     """A row for each peer."""
+    for package in ("faiss", "sentence_transformers.util"):  # an import is no part of a build
+        importlib.import_module(package)
     vectors = Vectors(options.width)
     windows = saved_windows(vectors, count, options.work)
     kinds = {"sound": vectors.sound_queries(options.queries), "text": vectors.text_queries(options.queries)}

@@ -79,9 +79,7 @@ class SoundLibrary:
             self._add((first + row) // WINDOWS_OF_RECORDING, matrix[row : row + WINDOWS_OF_RECORDING])
 
     def build_index(self) -> None:
-        from slap_fast.library.vector_index import build
-
-        build(self._database)
+        build_vector_index(self._database)
 
     def update_index(self) -> None:
         self.build_index()
@@ -208,6 +206,15 @@ def insert_all(store: Store, blocks: Iterator[np.ndarray]) -> int:
             store.insert(first + begin, block[begin : begin + INSERTED_AT_ONCE])
         first += len(block)
     return first
+
+
+def build_vector_index(database: Any) -> None:
+    """Build the derived index of a library, if this version has one: without, its search is exact."""
+    from slap_fast.library import vector_index
+
+    build = getattr(vector_index, "build", None)
+    if build is not None:
+        build(database)
 
 
 def _keys(recordings: Sequence[int]) -> list[int]:

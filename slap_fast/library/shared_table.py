@@ -351,7 +351,7 @@ def _identity(url: str, schema: pa.Schema) -> ModelIdentity:
 
 
 def _no_table(url: str) -> str:
-    return f"no table `{TABLE}` here; export a library to it first: slap-fast export LIBRARY --lancedb {shlex.quote(url)}"
+    return f"no table `{TABLE}` here; export a library first: slap-fast export LIBRARY --lancedb {shlex.quote(url)}"
 
 
 @contextmanager

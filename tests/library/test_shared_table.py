@@ -162,7 +162,7 @@ def _assert_same(found: list[Moment], expected: list[Moment]) -> None:
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     library = Filled(tmp_path / "library")
     library.add("/a.wav", 1)
-    with pytest.raises(LibraryError, match="no table `windows` here; export a library"):
+    with pytest.raises(LibraryError, match="no table `windows` here; export a library first"):
         SharedTable(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     export_library(library.database, str(tmp_path / "shared"))
