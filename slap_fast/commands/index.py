@@ -16,6 +16,7 @@ from slap_fast.commands.shared import CommandError, add_quiet, check_model, mode
 
 if TYPE_CHECKING:
     from slap_fast.library.indexing.report import IndexReport
+    from slap_fast.library.library import Library
 
 HELP = "make or update a sound library: recordings that can be searched by text and sound"
 
@@ -65,20 +66,39 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.folders and arguments.watch is None:
                 return 0
         report = IndexReport()
-        options: dict[str, Any] = {"workers": arguments.workers, "retry": arguments.retry, "report": report}
+        options: dict[str, Any] = {
+            "progress": show_progress(arguments),
+            "workers": arguments.workers,
+            "retry": arguments.retry,
+            "report": report,
+        }
+        if arguments.watch is not None:
+            return _watch(library, arguments, options)
         try:
-            library.add(*arguments.folders, progress=show_progress(arguments), **options)
+            library.add(*arguments.folders, **options)
         except KeyboardInterrupt:
             _print_report(report, library)
             raise
-        code = _print_report(report, library)
-        if arguments.watch is None:
-            return code
-        from slap_fast.library.indexing.watching import watch
+        return _print_report(report, library)
 
-        print(f"{library.path}: looking for changes every {arguments.watch} s; Ctrl-C ends it", file=sys.stderr)
-        watch(library, arguments.watch, workers=arguments.workers, tell=_tell)
-        return code
+
+def _watch(library: Library, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Returns when Ctrl-C or SIGTERM ends it, which is how it is meant to end; raises if the first update does not."""
+    running = False
+
+    def started(report: IndexReport) -> None:
+        nonlocal running
+        running = True
+        _print_report(report, library)
+        _tell(f"looking for changes every {arguments.watch} s; Ctrl-C ends this")
+
+    try:
+        library.watch(*arguments.folders, seconds=arguments.watch, tell=_tell, started=started, **options)
+    except KeyboardInterrupt:
+        if not running:
+            _print_report(options["report"], library)
+            raise
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -127,7 +147,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_report(report: IndexReport, library: Any) -> int:
+def _print_report(report: IndexReport, library: Library) -> int:
     """Print the summary, and failures to stderr; returns the exit code, 1 if there are any."""
     for failure in report.failed:
         print(f"failed {printable(str(failure))}", file=sys.stderr)
@@ -141,7 +161,7 @@ def _print_report(report: IndexReport, library: Any) -> int:
         (f"{report.unchanged} unchanged", report.unchanged),
         (f"{len(report.failed)} failed", report.failed),
     ]
-    print(f"{library.path}: {', '.join(text for text, shown in counts if shown)}")
+    print(f"{printable(str(library.path))}: {', '.join(text for text, shown in counts if shown)}", flush=True)
     if report.ignored:
         kinds = ", ".join(f"{count} {_IGNORED.get(kind, kind)}" for kind, count in sorted(report.ignored.items()))
         print(f"left out: {kinds}")

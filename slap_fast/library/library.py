@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -277,6 +277,43 @@ class Library:
     ) -> IndexReport:
         """Make the library equal to what is on disk now: `add` without paths, which documents arguments and errors."""
         return self.add(progress=progress, workers=workers, retry=retry, report=report)
+
+    def watch(
+        self,
+        *paths: str | os.PathLike[str],
+        seconds: float = 10.0,
+        tell: Callable[[str], None] = print,
+        started: Callable[[IndexReport], None] | None = None,
+        progress: bool = False,
+        workers: int | None = None,
+        retry: bool = False,
+        report: IndexReport | None = None,
+    ) -> None:
+        """As `add`, and then again for what changes on disk, until KeyboardInterrupt, which this raises.
+
+        A file that is being written waits until it has not changed for two seconds and a look at the folders.
+
+        Args:
+            paths: as of `add`, as are the arguments that are not here.
+            seconds: between two looks at all folders.
+            tell: gets a line for each change, and for each thing that is wrong, when it begins.
+            started: called after the first update.
+            report: of the first update.
+
+        Raises:
+            LibraryError, ModelError: as `add`, in the first update; later errors go to `tell`.
+        """
+        from slap_fast.library.indexing.report import IndexReport
+
+        self._indexer(workers).watch(
+            [os.fspath(path) for path in paths],
+            IndexReport() if report is None else report,
+            seconds=seconds,
+            started=started or (lambda report: None),
+            tell=tell,
+            retry=retry,
+            progress=progress,
+        )
 
     def remove(self, *paths: str | os.PathLike[str]) -> int:
         """Forget recordings: files, or all at or below a folder. Files themselves are not touched.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from slap_fast.library.database import Database
 from slap_fast.library.errors import LibraryError
+from slap_fast.library.indexing.derived import derive
 from slap_fast.library.indexing.local_engine import LocalEngine
 from slap_fast.library.indexing.progress import AudioProgress
 from slap_fast.library.indexing.report import IndexReport
@@ -30,7 +32,7 @@ DECODING_THREADS = 4
 
 
 class Indexer:
-    """Changes one library. Holds its lock from `__enter__` on."""
+    """Changes one library, each time under its lock."""
 
     def __init__(
         self,
@@ -81,28 +83,82 @@ class Indexer:
             LibraryError: a path does not exist, has no audio, or is in the library; or another process writes.
             KeyboardInterrupt: what is embedded so far is stored.
         """
+        with self._writing() as database:
+            self._update(database, add, report, retry=retry, progress=progress)
+
+    def watch(
+        self,
+        add: Sequence[str],
+        report: IndexReport,
+        *,
+        seconds: float,
+        started: Callable[[IndexReport], None],
+        tell: Callable[[str], None],
+        retry: bool = False,
+        progress: bool = False,
+    ) -> None:
+        """As `update`, and then again and again for what changes, until KeyboardInterrupt, which this ends with.
+
+        Args:
+            add: as of `update`, as are the other arguments.
+            report: of the first update.
+            seconds: between the end of an update and the next look at all folders.
+            started: called after the first update.
+            tell: gets a line for each change, and for each thing that is wrong, when it begins.
+        """
+        with self._writing() as database:
+            self._update(database, add, report, retry=retry, progress=progress)
+            started(report)
+            told = {str(failure) for failure in report.failed}
+            sizes: dict[tuple[str, str], int] = {}
+            while True:
+                time.sleep(seconds)
+                again = IndexReport()
+                try:
+                    found = scan(database.folders(), os.path.abspath(self._library))
+                    sizes = found.hold_back(sizes, time.time_ns())
+                    self._apply(database, found, again, tell=tell)
+                except (LibraryError, OSError) as error:
+                    wrong = {f"failed {error}"}  # such as a full disk; the next round tries again
+                else:
+                    wrong = {f"failed {replace(failure, unchanged=False)}" for failure in again.failed}
+                for line in sorted(wrong - told):
+                    tell(line)
+                told = wrong
+
+    def _update(
+        self, database: Database, add: Sequence[str], report: IndexReport, *, retry: bool, progress: bool
+    ) -> None:
         added = [os.path.abspath(path) for path in add]
         own = os.path.abspath(self._library)
         for path in added:
             if is_below(path, own):
                 raise LibraryError(f"{path}: this is in the library {own} itself; keep recordings in another folder")
-        with self._writing() as database:
-            known = database.folders()
-            found = scan(list(dict.fromkeys([*known, *added])), own)
-            for path in added:
-                if path in found.missing and path not in known:
-                    raise LibraryError(f"{path}: {found.missing[path].detail}")
-            for path in added:
-                database.add_folder(path)
-            self.apply(database, found, report, retry=retry, progress=progress)
+        known = database.folders()
+        found = scan(list(dict.fromkeys([*known, *added])), own)
+        for path in added:
+            if path in found.missing and path not in known:
+                raise LibraryError(f"{path}: {found.missing[path].detail}")
+        for path in added:
+            database.add_folder(path)
+        self._apply(database, found, report, retry=retry, progress=progress)
+        if database.count_windows():
+            derive(self._library, self._model)
 
-    def apply(
-        self, database: Database, found: Scan, report: IndexReport, *, retry: bool = False, progress: bool = False
+    def _apply(
+        self,
+        database: Database,
+        found: Scan,
+        report: IndexReport,
+        *,
+        retry: bool = False,
+        progress: bool = False,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         """Make the library equal to a scan of all of its sources."""
         _explain_missing(database, found)
         with AudioProgress(shown=progress) as bar:
-            update = Update(database, found, report, bar, retry=retry)
+            update = Update(database, found, report, bar, retry=retry, tell=tell)
             engine = self._engine(update.reads)
             try:
                 update.run(engine)

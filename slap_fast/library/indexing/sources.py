@@ -16,6 +16,8 @@ from slap_fast.data.prepare.file_search import walk_folder
 from slap_fast.library.indexing.report import Failure
 from slap_fast.library.recording_audio import clip_member
 
+_SETTLED_NS = 2 * 10**9
+
 MEDIA_EXTENSIONS = AUDIO_EXTENSIONS | OTHER_MEDIA_EXTENSIONS
 
 
@@ -42,6 +44,11 @@ class Found:
     detail: str = ""
 
     @property
+    def name(self) -> str:
+        """For people: the path; of a clip in a dataset, `path#key`."""
+        return f"{self.path}#{self.member}" if self.member else self.path
+
+    @property
     def key(self) -> tuple[str, str]:
         return self.path, self.member
 
@@ -55,11 +62,29 @@ class Scan:
         missing: sources and folders of which nothing can be said now, because they are not there, not readable, or
             without any audio. What the library has of them must stay.
         ignored: number of other files and folders, by kind.
+        waiting: paths and keys of recordings that are being written, which are not read now.
     """
 
     found: dict[tuple[str, str], Found] = field(default_factory=dict)
     missing: dict[str, Failure] = field(default_factory=dict)
     ignored: Counter[str] = field(default_factory=Counter)
+    waiting: set[tuple[str, str]] = field(default_factory=set)
+
+    def hold_back(self, sizes: dict[tuple[str, str], int], now_ns: int) -> dict[tuple[str, str], int]:
+        """Let recordings wait that were written to a moment ago, or have another size than in the scan before.
+
+        Args:
+            sizes: result of this call for the scan before.
+            now_ns: time of this scan, since the epoch.
+
+        Returns:
+            Bytes by path and key, for the next scan.
+        """
+        for key, found in self.found.items():
+            age = now_ns - found.mtime_ns
+            if 0 <= age < _SETTLED_NS or sizes.get(key, found.size) != found.size:
+                self.waiting.add(key)
+        return {key: found.size for key, found in self.found.items()}
 
     def covers(self, path: str) -> bool:
         """Whether a recording at `path` would have been found if it existed."""

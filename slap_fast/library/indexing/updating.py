@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -99,7 +99,14 @@ class Update:
     """One update of a library."""
 
     def __init__(
-        self, database: Database, scan: Scan, report: IndexReport, progress: Progress, *, retry: bool = False
+        self,
+        database: Database,
+        scan: Scan,
+        report: IndexReport,
+        progress: Progress,
+        *,
+        retry: bool = False,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         """
         Args:
@@ -108,8 +115,10 @@ class Update:
             report: is filled, also if the update is interrupted.
             progress: is told how far it is.
             retry: also try recordings again that failed and have not changed.
+            tell: gets a line for each change.
         """
         self._database = database
+        self._tell = tell or (lambda line: None)
         self._report = report
         self._progress = progress
         self._found = scan.found
@@ -126,7 +135,8 @@ class Update:
         for key in [key for key in self._gone if not scan.covers(key[0])]:
             del self._gone[key]
         self._to_read: list[tuple[Found, Recording | None]] = []
-        for found in scan.found.values():
+        report.waiting = len(scan.waiting)
+        for found in (found for key, found in scan.found.items() if key not in scan.waiting):
             self._compare(found, known.get(found.key), retry)
         # New ones first: another name of a recording must be seen before new content takes its place. Of these the
         # large ones first, so that no worker is left with one at the end.
@@ -200,9 +210,11 @@ class Update:
         if self._gone.pop((same.path, same.member), None):
             self._database.move_recording(same.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
             self._report.renamed += 1
+            self._tell(f"renamed {same.name} to {found.name}")
         else:
             self._database.copy_recording(same.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
             self._report.copied += 1
+            self._tell(f"copy {found.name} of {same.name}")
 
     def _forget_digest(self, found: Found) -> None:
         """The recording at this path is about to be replaced, so its content cannot be copied from it any more."""
@@ -288,7 +300,7 @@ class Update:
         if _changed(found):
             self._remove_part(reading)
             detail = "it changed while it was read; the next update reads it again"
-            self._report.failed.append(Failure(_name(found), "changed_while_read", detail))
+            self._report.failed.append(Failure(found.name, "changed_while_read", detail))
             for other, old in waiting:
                 self._submit_later(other, reading.digest, old)
             return
@@ -311,6 +323,7 @@ class Update:
             self._report.changed += 1
         else:
             self._report.new += 1
+        self._tell(f"{'changed' if reading.old else 'new'} {found.name}")
         stored = self._database.find(*found.key)
         assert stored is not None
         self._complete[reading.digest] = stored
@@ -351,7 +364,7 @@ class Update:
 
     def _fail(self, found: Found, reason: str, detail: str, digest: bytes = b"") -> None:
         """Name a recording that cannot be read, and remember it until it changes."""
-        self._report.failed.append(Failure(_name(found), reason, detail))
+        self._report.failed.append(Failure(found.name, reason, detail))
         self._forget_digest(found)
         self._database.begin_recording(
             *found.key,
@@ -366,6 +379,8 @@ class Update:
     def _drop(self) -> None:
         self._database.remove_recordings([recording.id for recording in self._gone.values()])
         self._report.dropped += len(self._gone)
+        for recording in self._gone.values():
+            self._tell(f"dropped {recording.name}")
 
 
 def _recording_embedding(reading: _Reading) -> np.ndarray:
@@ -375,10 +390,6 @@ def _recording_embedding(reading: _Reading) -> np.ndarray:
     if reading.windows == 1:
         return reading.rows[0].embedding
     return reading.mean.result()
-
-
-def _name(found: Found) -> str:
-    return f"{found.path}#{found.member}" if found.member else found.path
 
 
 def _changed(found: Found) -> bool:
@@ -417,7 +428,7 @@ def _hashed(
 def _digest(found: Found, datasets: dict[str, ClipIndex]) -> bytes | Failure:
     """BLAKE2b-128 of the content, or why it cannot be read."""
     if found.reason:
-        return Failure(_name(found), found.reason, found.detail)
+        return Failure(found.name, found.reason, found.detail)
     digest = hashlib.blake2b(digest_size=16)
     try:
         if found.member:
@@ -429,7 +440,7 @@ def _digest(found: Found, datasets: dict[str, ClipIndex]) -> bytes | Failure:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
     except DatasetError as error:
-        return Failure(_name(found), "dataset", str(error))
+        return Failure(found.name, "dataset", str(error))
     except OSError as error:
-        return Failure(_name(found), "unreadable", (error.strerror or str(error)).lower())
+        return Failure(found.name, "unreadable", (error.strerror or str(error)).lower())
     return digest.digest()
