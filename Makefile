@@ -69,6 +69,11 @@ demo: .venv/.installed-train
 	@echo "logs              demo/run/log.jsonl, demo/run/tensorboard"
 	@echo "scores and plots  demo/evaluation"
 	@ls demo/evaluation | sed 's/^/                  /'
+	@echo
+	@echo "search it in a browser:"
+	@echo '    $(BIN)/pip install -c constraints.txt -e ".[train,app]"'
+	@echo "    $(BIN)/slap-fast index demo/library --model demo/run/model demo/data/validation"
+	@echo "    $(BIN)/slap-fast app demo/library"
 
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

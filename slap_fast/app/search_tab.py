@@ -67,8 +67,12 @@ def add_search_tab(desk: Desk) -> SearchTab:
             )
     with gr.Accordion("Filters", open=False), gr.Row():
         folder = gr.Dropdown(label="In folder", choices=[("all folders", "")], value="", min_width=240, scale=2)
-        shortest = gr.Textbox(label="Recordings of at least (s)", placeholder="any", max_length=40, min_width=140)
-        longest = gr.Textbox(label="Recordings of at most (s)", placeholder="any", max_length=40, min_width=140)
+        shortest = gr.Textbox(
+            label="Recordings of at least (s)", elem_id="shortest", placeholder="any", max_length=40, min_width=140
+        )
+        longest = gr.Textbox(
+            label="Recordings of at most (s)", elem_id="longest", placeholder="any", max_length=40, min_width=140
+        )
         count = gr.Slider(label="Results", minimum=1, maximum=50, step=1, value=PAGE, min_width=140)
     search = gr.Button("Search", variant="primary", elem_id="search")
     results = gr.HTML(_welcome(desk), elem_id="results", js_on_load=_BUTTONS, padding=False)
