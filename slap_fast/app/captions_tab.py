@@ -31,7 +31,7 @@ def add_captions_tab(desk: Desk) -> CaptionsTab:
     """Add the components and their events to the page that is being built."""
     picker = add_recording_picker(desk)
     with gr.Row():
-        start = gr.Textbox(label="From (s)", placeholder="the begin", max_length=40)
+        start = gr.Textbox(label="From (s)", placeholder="the start", max_length=40)
         end = gr.Textbox(label=f"To (s); at most {MAX_SECONDS:g} s later", placeholder="the end", max_length=40)
     caption = gr.Button("Describe", variant="primary", elem_id="caption")
     results = gr.HTML(elem_id="captions", js_on_load=None, padding=False)

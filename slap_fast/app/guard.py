@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MAX_JSON_BYTES = 1 << 20
 _MULTIPART_BYTES = 64 << 10  # of an upload, beyond the file itself
+_MAX_DRAINED = 1 << 30
 _UPLOAD = "/gradio_api/upload"
 _FILE = "/gradio_api/file="
 _ROUTES = re.compile(
@@ -78,6 +79,8 @@ class Guard:
         headers = Headers(scope=scope)
         status, reason = self._refusal(scope, headers)
         if status:
+            if status == 413:
+                await _drain(receive)
             await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
             return
 
@@ -141,3 +144,13 @@ class Guard:
             return Path(path).is_absolute() and self._uploads in Path(path).resolve().parents
         except (OSError, ValueError, RuntimeError):
             return False
+
+
+async def _drain(receive: Receive) -> None:
+    """Read a body and forget it: a browser that is answered before it has sent all shows no answer."""
+    drained = 0
+    while drained < _MAX_DRAINED:
+        message = await receive()
+        drained += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return

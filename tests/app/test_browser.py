@@ -32,6 +32,9 @@ FLAGS = (
 )
 
 
+_CAPTION_PICTURE = "document.querySelector('#captions .sound img')"
+
+
 class Browser:
     """A browser at the page."""
 
@@ -176,7 +179,8 @@ def test_locate_shows_the_recording_and_its_files(browser: Browser) -> None:
     browser.one("#locate").click()
     browser.until(lambda: "long.wav (0:45)" in browser.text("#located .note"))
     table = browser.driver.execute_async_script(
-        "const done = arguments[0]; fetch(document.querySelector('#located .files a').href).then(r => r.text()).then(done)"
+        "const link = document.querySelector('#located .files a').href, done = arguments[0];"
+        "fetch(link).then((answer) => answer.text()).then(done)"
     )
     assert table.startswith("recording,query,start,end,")
     browser.until(lambda: browser.driver.execute_script("return document.querySelector('.overview').naturalWidth > 0"))
@@ -190,6 +194,7 @@ def test_captions_describe_a_recording(browser: Browser) -> None:
     browser.choose_recording("take.flac")
     browser.one("#caption").click()
     browser.until(lambda: browser.all("#captions .caption"))
+    browser.until(lambda: browser.driver.execute_script(f"return {_CAPTION_PICTURE}.naturalWidth > 0"))
     browser.shot("captions")
 
 
