@@ -142,6 +142,7 @@ def test_every_python_example_is_run() -> None:
         "docs/export.md",
         "docs/hub.md",
         "docs/library.md",
+        "docs/locating.md",
         "docs/model.md",
         "docs/searching.md",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,3 +254,14 @@ def test_wrong_arguments_are_an_error(
     assert cli.main(["locate", "model", "a.wav", "a bell", *options]) == 2
     assert message in capsys.readouterr().err
     assert Path("a.wav").read_bytes() == before
+
+
+def test_the_example_of_the_documentation_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/locating.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    soundfile.write(tmp_path / "dog.wav", noise(1.0), RATE)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("demo/run/model", str(folder)), {})
+    assert capsys.readouterr().out.endswith(")\n")
