@@ -195,15 +195,16 @@ def test_a_forged_upload_is_not_read(page: Served, folder: Path) -> None:
 
 def test_forged_values_are_refused_with_a_sentence(page: Served) -> None:
     search, similar = function_of(page, "search", "click"), function_of(page, "results", "similar")
-    cases = [
+    cases: list[tuple[int, list[Any], dict[str, Any], str]] = [
         (search, ["", "", None, "", "", "", 10], {}, "type what to look for"),
         (search, ["x" * 501, "", None, "", "", "", 10], {}, "at most 500"),
         (search, ["dog", "", None, "", "5", "3", 10], {}, "exchange the two"),
         (search, ["dog", "", None, "", "<b>", "", 10], {}, "&lt;b&gt;” is not a time"),
-        *[
-            (similar, ["", "", "", 10], {"event_data": {"window": w}}, "no longer in the library")
-            for w in ("0", "9" * 30, "-1", {}, 7.5)
-        ],
+    ]
+    windows: list[Any] = ["0", "9" * 30, "-1", {}, 7.5]
+    cases += [
+        (similar, ["", "", "", 10], {"event_data": {"window": window}}, "no longer in the library")
+        for window in windows
     ]
     for function, values, more, expected in cases:
         assert expected.lower() in json.loads(json.dumps(call(page, function, values, **more))).lower(), values
