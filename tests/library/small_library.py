@@ -31,7 +31,7 @@ def index_files(folder: Path, model: SLAP, recordings: Mapping[bytes, np.ndarray
             path = os.fsencode(files) + b"/" + name
             with open(path, "wb") as file:
                 soundfile.write(file, samples, 16_000, format="WAV")
-            decoded = samples.astype(np.float32)
+            decoded = soundfile.read(path, dtype="float32")[0]  # rounded to 16 bits
             spans = window_spans(len(decoded), 160_000, 80_000)
             if 160_000 < len(decoded) <= 480_000:
                 spans.append((0, len(decoded)))
