@@ -129,7 +129,8 @@ class Lance:
         kinds = {"key": pa.int64(), "file": pa.string(), "start": pa.float64(), "end": pa.float64()}
         self._schema = pa.schema([*kinds.items(), ("embedding", pa.list_(pa.float32(), width))])
         database = lancedb.connect(folder)
-        self._table = database.create_table("windows", schema=self._schema, exist_ok=True)
+        # LanceDB's types know less than the objects.
+        self._table: Any = database.create_table("windows", schema=self._schema, exist_ok=True)
 
     def insert(self, first: int, matrix: np.ndarray) -> None:
         self._table.add(self._rows(np.arange(first, first + len(matrix)), matrix))

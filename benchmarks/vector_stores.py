@@ -77,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     saved_windows(Vectors(options.width), options.windows, options.work)
     figures = {name: _built(options, name) for name in names}
     if not options.build_only:
-        settings = {}
+        tuned = {}
         for name, found in _run(options, "queries", names).items():
-            settings[name] = found.pop("tuned")
+            tuned[name] = found.pop("tuned")
             figures[name] |= found
         starts: dict[str, list[float]] = {name: [] for name in names}
         for name in names * options.starts:
-            starts[name].append(_seconds(partial(_run, options, "first", [name], setting=settings[name])))
+            starts[name].append(_seconds(partial(_run, options, "first", [name], setting=tuned[name])))
         for name in names:
             figures[name]["cold start, s"] = statistics.median(starts[name])
-            figures[name] |= _run(options, "updates", [name], setting=settings[name]) | _crashes(options, name)
+            figures[name] |= _run(options, "updates", [name], setting=tuned[name]) | _crashes(options, name)
     columns, rows = _table(figures)
     for row in rows:
         print(" | ".join(str(cell) if isinstance(cell, str) else f"{cell:.4g}" for cell in row))
@@ -130,7 +130,7 @@ def _build(options: argparse.Namespace) -> Figures:
     return {"insert, s": inserting, "index, s": indexing, "peak memory of the build, GB": memory}
 
 
-def _queries(options: argparse.Namespace) -> dict[str, Figures]:
+def _queries(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     vectors = Vectors(options.width)
     windows = saved_windows(vectors, options.windows, options.work)
     # The first half of the queries is for tuning, the second for the figures.
