@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 LOCAL_BYTES = 8 << 20
 """With less to read, the model is in this process: workers take seconds to start."""
 
-DECODING_THREADS = 4
-"""Beside a GPU."""
-
 
 class Indexer:
     """Changes one library, each time under its lock."""
@@ -197,7 +194,7 @@ class Indexer:
 
     def _engine(self, size: int) -> ClosableEngine:
         if self._workers == 0 or (self._workers is None and (size < LOCAL_BYTES or not on_cpu(self._device))):
-            return LocalEngine(self._model, threads=1 if on_cpu(self._device) else DECODING_THREADS)
+            return LocalEngine(self._model)
         self._check_model()
         workers = self._workers or cpu_workers()
         return WorkerPool(self._model_name, workers, threads=max(1, cpu_workers() // workers))

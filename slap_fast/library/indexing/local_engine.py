@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator
 from slap_fast.library.indexing.embedding import AudioModel, embed_jobs
 from slap_fast.library.indexing.jobs import Embedded, Event, Job
 
-_JOBS_PER_THREAD = 3
+_GPU_THREADS = 4  # that decode
+_JOBS = 3 * _GPU_THREADS
 
 
 class LocalEngine:
@@ -16,22 +17,19 @@ class LocalEngine:
 
     workers = 1
 
-    def __init__(self, model: Callable[[], AudioModel], *, threads: int) -> None:
+    def __init__(self, model: Callable[[], AudioModel]) -> None:
         """
         Args:
-            model: loads it, at the first job.
-            threads: that decode.
+            model: loads it, when the first result is asked for.
         """
         self.pending = 0
-        self._limit = threads * _JOBS_PER_THREAD
         self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._threads = threads
         self._model = model
         self._events: Generator[Event, None, None] | None = None
 
     @property
     def full(self) -> bool:
-        return self.pending >= self._limit
+        return self.pending >= _JOBS
 
     def submit(self, job: Job) -> None:
         self.pending += 1
@@ -39,7 +37,9 @@ class LocalEngine:
 
     def next(self) -> Event:
         if self._events is None:
-            self._events = embed_jobs(self._model(), iter(self._jobs.get, None), threads=self._threads)
+            model = self._model()
+            threads = 1 if model.device.type == "cpu" else _GPU_THREADS
+            self._events = embed_jobs(model, iter(self._jobs.get, None), threads=threads)
         event = next(self._events)
         if not isinstance(event, Embedded):
             self.pending -= 1
@@ -47,7 +47,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """End the threads; jobs that are not done are forgotten."""
-        for _ in range(self._threads):
+        for _ in range(_GPU_THREADS):
             self._jobs.put(None)
         if self._events is not None:
             self._events.close()

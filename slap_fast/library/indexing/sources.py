@@ -112,6 +112,10 @@ def scan(sources: Sequence[str], library: str) -> Scan:
             _add_file(source, result, identities)
         else:
             result.missing[source] = Failure(source, "folder_missing", "no such file or folder")
+    folders = [source for source in sources if source not in result.missing and not is_dataset(source)]
+    for path in [path for path, failure in result.missing.items() if failure.reason == "folder_missing"]:
+        if any(is_below(path, folder) for folder in folders):
+            del result.missing[path]  # the folder that it was in is there, so it is gone, and no drive is missing
     return result
 
 
