@@ -87,7 +87,8 @@ def add_search_tab(desk: Desk) -> SearchTab:
 
     @reported(2)
     def by_words_and_sound(text: Any, unlike: Any, sound: Any, *filters: Any) -> tuple[Any, Any, Any]:
-        return find(desk.finder.of_words_and_sound(text, sound, unlike), *filters)
+        upload = desk.sounds.admit(sound).path if sound else None
+        return find(desk.finder.of_words_and_sound(text, upload, unlike), *filters)
 
     @reported(2)
     def by_moment(window: Any, *filters: Any) -> tuple[Any, Any, Any]:
