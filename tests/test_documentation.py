@@ -141,6 +141,7 @@ def test_every_python_example_is_run() -> None:
         "docs/evaluation.md",
         "docs/export.md",
         "docs/hub.md",
+        "docs/indexing.md",
         "docs/library.md",
         "docs/locating.md",
         "docs/model.md",

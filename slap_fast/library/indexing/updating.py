@@ -192,7 +192,8 @@ class Update:
             self._fail(found, digest.reason, digest.detail)
             self._progress.read(found.size)
             return
-        if old is not None and old.state == "complete" and old.digest == digest:
+        had_content = old is not None and old.state == "complete"
+        if old is not None and had_content and old.digest == digest:
             self._database.move_recording(old.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
             self._report.touched += 1
             self._progress.read(found.size)
@@ -200,9 +201,9 @@ class Update:
             self._take_over(found, self._complete[digest])
             self._progress.read(found.size)
         elif digest in self._in_work:
-            self._in_work[digest].append((found, old is not None))
+            self._in_work[digest].append((found, had_content))
         else:
-            self._submit(found, digest, old is not None)
+            self._submit(found, digest, had_content)
 
     def _take_over(self, found: Found, same: Recording) -> None:
         """Give a recording the embeddings of one with the same content."""
