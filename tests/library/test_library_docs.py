@@ -36,8 +36,10 @@ def test_the_examples_run_in_order(
     for example in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M):
         exec(example, {})
         printed.append(capsys.readouterr().out)
-    search, duplicates, clusters = printed
+    search, duplicates, clusters, shared = printed
     assert len(search.splitlines()) == 3
     assert "noise.wav" in duplicates
     assert "copy.wav" in duplicates
     assert clusters == ""  # too few recordings
+    assert shared.startswith("Exported(added=3, updated=0, removed=0, kept=0)\n")
+    assert len(shared.splitlines()) == 4
