@@ -83,10 +83,13 @@ def _run(
     desk = Desk.of(library, uploads)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(media_routes(desk))
+    page = build_page(desk)
+    # Of a page that was not launched but mounted, Gradio copies any file whose path a client sends to its uploads.
+    page.has_launched = True
     # Every option that has an environment variable is given, so that none opens what is closed here.
     gr.mount_gradio_app(
         app,
-        build_page(desk),
+        page,
         path="",
         server_name=host,
         server_port=listening.getsockname()[1],
