@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def serve(
         PageError: no port is free, or the public link cannot be made.
         OSError: the address is not one of this machine.
     """
+    # Uvicorn stops at SIGTERM and then raises it again, which by default ends Python before anything is deleted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     listening = _listen(host, port)
     scratch = Path(tempfile.mkdtemp(prefix="slap-fast-app-"))
     try:

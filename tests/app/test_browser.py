@@ -206,6 +206,8 @@ def test_a_recording_that_vanished_is_a_sentence_and_a_new_one_appears(
     add_recording(library, sounds / "field" / "moved.wav")
     browser.tab("Search")
     search(browser, "a bell")
+    browser.one("#more").click()
+    browser.until(lambda: len(browser.all("#results .moment")) > 10)
     names = [name.text for name in browser.all("#results .name")]
     assert any("moved.wav" in name for name in names)
     browser.driver.execute_script("document.querySelectorAll('#results img').forEach(i => i.loading = 'eager')")
