@@ -7,8 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from slap_fast.errors import MissingExtraError, ModelError
-from slap_fast.library.text_tower import export_text_tower, has_text_tower
+from slap_fast.library.clusters import DEFAULT_VOCABULARY, read_vocabulary
+from slap_fast.library.database import Database
+from slap_fast.library.identity import ModelIdentity
+from slap_fast.library.text_tower import TextTower, export_text_tower, has_text_tower
+from slap_fast.library.vector_index import build
 
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
@@ -16,11 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def derive(library: Path, model: Callable[[], SLAP]) -> None:
-    """Write what is missing. Without it, searches give the same results, but later: so no failure is an error here.
+def derive(library: Path, database: Database, model: Callable[[], SLAP]) -> None:
+    """Write what is missing or out of date. Without it, searches are slower: so no failure is an error here.
 
     Args:
         library: folder of the library; the caller holds its lock.
+        database: of the library.
         model: loads the model of the library.
     """
     try:
@@ -28,3 +35,13 @@ def derive(library: Path, model: Callable[[], SLAP]) -> None:
             export_text_tower(model(), library)
     except (MissingExtraError, ModelError, OSError) as error:
         logger.warning("%s: searches load the whole model, because its text tower was not written: %s", library, error)
+    try:
+        build(database, queries=lambda: _texts(library, database, model))
+    except OSError as error:
+        logger.warning("%s: searches read the whole library, because its index was not written: %s", library, error)
+
+
+def _texts(library: Path, database: Database, model: Callable[[], SLAP]) -> np.ndarray:
+    """Embeddings of texts that people may search for."""
+    tower = TextTower(library, ModelIdentity.from_meta(database.meta), model)
+    return tower.encode(read_vocabulary(DEFAULT_VOCABULARY))

@@ -115,6 +115,8 @@ class Indexer:
                     found = scan(database.folders(), os.path.abspath(self._library))
                     sizes = found.hold_back(sizes, time.time_ns())
                     self._apply(database, found, again, tell=tell)
+                    if again.new or again.changed or again.copied:
+                        derive(self._library, database, self._model)
                 except (LibraryError, OSError) as error:
                     wrong = {f"failed {error}"}  # such as a full disk; the next round tries again
                 else:
@@ -140,7 +142,7 @@ class Indexer:
             database.add_folder(path)
         self._apply(database, found, report, retry=retry, progress=progress)
         if database.count_windows():
-            derive(self._library, self._model)
+            derive(self._library, database, self._model)
 
     def _apply(
         self,

@@ -1,0 +1,204 @@
+"""The vector index of a library against a scan in NumPy, after changes, without it, and damaged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slap_fast.library.database import Database, WindowRow
+from slap_fast.library.vector_index import VectorIndex, build, inverted_file, stored_vectors
+
+WIDTH = 16
+
+
+def unit(generator: np.random.Generator, count: int) -> np.ndarray:
+    vectors = generator.standard_normal((count, WIDTH)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def add(database: Database, name: str, vectors: np.ndarray) -> int:
+    rows = [WindowRow(5.0 * n, 5.0 * n + 10.0, False, vector) for n, vector in enumerate(vectors)]
+    recording = database.begin_recording(f"/sounds/{name}", "", size=1, mtime_ns=1, digest=name.encode())
+    database.complete_recording(recording, rows, seconds=5.0 * len(rows) + 5.0, embedding=vectors[0])
+    return recording
+
+
+def expected(database: Database, query: np.ndarray, count: int, among: np.ndarray | None = None) -> list[int]:
+    ids, vectors = (np.concatenate(part) for part in zip(*database.vectors(), strict=True))
+    kept = np.ones(len(ids), bool) if among is None else np.isin(ids, among)
+    scores = np.multiply(vectors[kept], query, dtype=np.float64).sum(axis=1).astype(np.float32)
+    return ids[kept][np.lexsort((ids[kept], -scores))][:count].tolist()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database.create(tmp_path / "library", {"width": WIDTH, "model": {"name": "m", "weights": "w"}}) as database:
+        yield database
+
+
+@pytest.fixture
+def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inverted files for libraries of this size."""
+    monkeypatch.setattr(inverted_file, "MIN_WINDOWS", 2000)
+    monkeypatch.setattr(inverted_file, "_TRAINING_PER_LIST", 39)
+
+
+@settings(max_examples=15)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(1, 40)),
+            st.tuples(st.just("remove"), st.integers(0, 5)),
+            st.tuples(st.just("build"), st.just(0)),
+            st.tuples(st.just("search"), st.integers(1, 60)),
+        ),
+        min_size=3,
+        max_size=14,
+    ),
+    seed=st.integers(0, 9),
+)
+def test_results_equal_a_scan_whatever_was_added_removed_and_built_before(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    few, stored_vectors._FEW_WINDOWS = stored_vectors._FEW_WINDOWS, 10
+    folder = tmp_path_factory.mktemp("scan") / "library"
+    try:
+        with Database.create(folder, {"width": WIDTH, "model": {"name": "m", "weights": "w"}}) as database:
+            index = VectorIndex(database)
+            recordings = [add(database, "first", unit(generator, 3))]
+            for number, (step, value) in enumerate([*steps, ("build", 0), ("search", 10)]):
+                if step == "add":
+                    vectors = unit(generator, value)
+                    vectors[value // 2 :] = vectors[0]  # ties
+                    recordings.append(add(database, str(number), vectors))
+                elif step == "remove" and len(recordings) > 1:
+                    database.remove_recordings([recordings.pop(value % len(recordings))])
+                elif step == "build":
+                    build(database)
+                elif step == "search":
+                    query = unit(generator, 1)[0]
+                    among = database.window_ids()[:: 1 + value % 3]
+                    for some in (None, among, among[:0]):
+                        found = index.search(query, value, among=some)
+                        assert found.ids.tolist() == expected(database, query, value, some)
+    finally:
+        stored_vectors._FEW_WINDOWS = few
+
+
+def test_an_inverted_file_finds_what_a_scan_finds_also_new_windows_and_no_removed_ones(
+    database: Database, small_lists: None
+) -> None:
+    generator = np.random.default_rng(0)
+    centers = unit(generator, 40)
+    removed = []
+    with database.transaction():
+        for number in range(60):
+            near = centers[number % 40] + 0.15 * unit(generator, 50)
+            removed.append(add(database, str(number), near / np.linalg.norm(near, axis=1, keepdims=True)))
+    texts = unit(generator, 200)
+    build(database, queries=lambda: texts)
+    index = VectorIndex(database)
+    entry = stored_vectors.StoredVectors.open(database).manifest["inverted"]  # type: ignore[union-attr]
+    assert entry["file"] is not None
+    assert 8 <= entry["nprobe"] <= entry["lists"] / 4
+    database.remove_recordings(removed[:3])
+    new = add(database, "new", centers[:5])
+    queries = [*texts[:50], *centers]
+    hits = [len(set(index.search(q, 10).ids.tolist()) & set(expected(database, q, 10))) for q in queries]
+    assert np.mean(hits) / 10 >= 0.98
+    assert database.places([int(index.search(centers[2], 1).ids[0])]).popitem()[1].recording == new
+    everything = index.search(centers[0], 10_000)
+    assert everything.ids.tolist() == expected(database, centers[0], 10_000)
+
+
+def test_without_structure_all_windows_are_scanned(
+    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = np.random.default_rng(0)
+    add(database, "noise", unit(generator, 2500))
+    with caplog.at_level(logging.WARNING):
+        build(database)
+    assert "each search scans all windows" in caplog.text
+    query = unit(generator, 1)[0]
+    assert VectorIndex(database).search(query, 50).ids.tolist() == expected(database, query, 50)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _noise(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[200:] = np.random.default_rng(0).bytes(len(content) - 200)
+    path.write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGE: list[Callable[[Path], None]] = [_cut, _noise, _empty, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["vectors-*", "ids-*", "inverted-*", "current.json"])
+def test_a_damaged_index_is_reported_not_used_and_built_again(
+    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
+) -> None:
+    generator = np.random.default_rng(0)
+    centers = np.repeat(unit(generator, 50), 50, axis=0) + 0.1 * unit(generator, 2500)
+    add(database, "a", (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32))
+    build(database)
+    query = centers[7]
+    folder = database.path.parent / stored_vectors.FOLDER
+    (path,) = folder.glob(name)
+    if name == "inverted-*" and damage is _noise:
+        return  # its codes are approximations that only name candidates: nothing can tell them from others
+    damage(path)
+    index = VectorIndex(database)
+    with caplog.at_level(logging.WARNING), np.errstate(all="ignore"):
+        assert index.search(query, 20).ids.tolist() == expected(database, query, 20)
+    assert bool(caplog.records) == (name != "current.json" or damage is not Path.unlink)
+    build(database)
+    caplog.clear()
+    assert VectorIndex(database).search(query, 20).ids.tolist() == expected(database, query, 20)
+    assert not caplog.records
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_searches_go_on_while_another_process_writes_the_index_anew(database: Database) -> None:
+    generator = np.random.default_rng(0)
+    recordings = [add(database, str(number), unit(generator, 1200)) for number in range(3)]
+    build(database)
+    reader = Database(database.path.parent)
+    index, query, stop, wrong = VectorIndex(reader), unit(generator, 1)[0], threading.Event(), list[object]()
+
+    def search() -> None:
+        while not stop.is_set():
+            try:
+                if len(index.search(query, 5).ids) != 5:
+                    wrong.append("too few")
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(3, 9):
+        database.remove_recordings([recordings.pop(0)])
+        recordings.append(add(database, str(number), unit(generator, 1200)))
+        build(database)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert index.search(query, 9).ids.tolist() == expected(database, query, 9)
+    reader.close()
