@@ -2,9 +2,9 @@
 
 "encode_audio" is the floor: the model on waveforms in memory, all cores, with the same windows and batches of its own
 choice. Indexing lists the files, hashes, decodes and cuts them to windows, embeds these, stores them in SQLite and
-starts and ends its processes. A step indexes all recordings into a new library. The embeddings of some recordings are
-compared with those of `encode_audio` before. The model is of the size of the quickstart recipe: for a larger one,
-decoding matters less.
+starts and ends its processes. A step indexes all recordings into a library that has only its text tower. The embeddings
+of some recordings are compared with those of `encode_audio` before. The model is of the size of the quickstart recipe:
+for a larger one, decoding matters less.
 
 - clips of 5 s: 16 kHz FLAC, one window each.
 - clips of 5 s at 48 kHz: stereo WAV, mixed down and resampled, which the ready waveforms of the floor are already.
@@ -149,13 +149,13 @@ def _index(workload: Workload) -> Run:
     model, files = _model(), workload.files(workload.count)
 
     def index(folder: Path) -> np.ndarray:
-        with Library(fresh_library(work_folder() / "library"), model=model) as library:
+        with Library(fresh_library(work_folder() / "library", model)) as library:
             report = library.add(folder)
             if report.failed:
                 raise RuntimeError(f"not indexed: {report.failed[0]}")
             return library.embeddings()[1]
 
     def outputs() -> Outputs:
-        return {"embeddings": torch.from_numpy(index(workload.files(min(CHECKED, workload.count))))}
+        return {"embeddings": torch.tensor(index(workload.files(min(CHECKED, workload.count))))}
 
     return Run(step=lambda: index(files), outputs=outputs)

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.library_vectors import WINDOWS_OF_RECORDING, Vectors, read_blocks, saved_windows
-from benchmarks.vector_store_peers import build_vector_index
 
 ROOT = Path(__file__).resolve().parents[1]
 SOUNDS = ("a dog", "a bell", "rain", "a violin", "an engine", "a crowd", "a door", "wind", "a bird", "a siren")
@@ -128,7 +127,7 @@ def _index(options: argparse.Namespace) -> int:
     from benchmarks.library_workload import fresh_library
     from slap_fast.library.library import Library
 
-    with Library(fresh_library(options.work / "indexed"), model=options.work / "model-quickstart") as library:
+    with Library(fresh_library(options.work / "indexed", options.work / "model-quickstart")) as library:
         library.add(options.of)
         return len(library)
 
@@ -164,6 +163,7 @@ def _make_library(options: argparse.Namespace, size: str, folder: Path) -> None:
     from slap_fast.library.database import Database, WindowRow
     from slap_fast.library.library import Library
     from slap_fast.library.text_tower import export_text_tower
+    from slap_fast.library.vector_index import build
     from slap_fast.models.slap import SLAP
 
     config = getattr(workload, SIZES[size])
@@ -190,7 +190,7 @@ def _make_library(options: argparse.Namespace, size: str, folder: Path) -> None:
                         embedding=rows[0],
                     )
                     number += 1
-        build_vector_index(database)
+        build(database)
     export_text_tower(SLAP.from_pretrained(model), temporary)
     temporary.rename(folder)
 

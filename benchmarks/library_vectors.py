@@ -54,7 +54,14 @@ class Vectors:
 
     def text_queries(self, count: int) -> np.ndarray:
         """`[count, D]` float32."""
-        draw = np.random.default_rng([self.seed, 2])
+        return self._texts(count, 2)
+
+    def vocabulary(self, count: int) -> np.ndarray:
+        """Other texts, `[count, D]` float32: what an index is adjusted to."""
+        return self._texts(count, 4)
+
+    def _texts(self, count: int, stream: int) -> np.ndarray:
+        draw = np.random.default_rng([self.seed, stream])
         noise = draw.standard_normal((count, self.width), np.float32)
         _, text = self._means()
         return _unit(text + self._centers()[self._classes(draw, count)] + 0.5 * noise * self._scale())

@@ -90,7 +90,15 @@ def long_recording(folder: Path, seconds: float) -> Path:
     return folder
 
 
-def fresh_library(folder: Path) -> Path:
-    """A folder for a library, empty."""
+def fresh_library(folder: Path, model: Path) -> Path:
+    """An empty library of the model in `folder`, with its text tower, which takes seconds and is written once."""
+    from slap_fast.library.library import Library
+    from slap_fast.library.text_tower import export_text_tower
+
+    empty = model.with_name(f"{model.name}-empty-library")
+    if not empty.exists():
+        with Library(empty, model=model):
+            export_text_tower(SLAP.from_pretrained(model), empty)
     shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(empty, folder)
     return folder
