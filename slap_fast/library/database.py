@@ -246,7 +246,8 @@ class Database:
             finally:
                 if begun:
                     self._snapshots -= 1
-                    self._connection.execute("ROLLBACK")
+                    if self._connection.in_transaction:  # a failing drive may have ended it
+                        self._connection.execute("ROLLBACK")
 
     def check(self) -> list[str]:
         """What `PRAGMA quick_check` finds wrong with the file; it reads all of it. Empty: it is sound."""
@@ -293,6 +294,8 @@ class Database:
         return {row[0]: _recording(row) for row in rows}
 
     def find(self, path: str, member: str = "") -> Recording | None:
+        if _readable(member) != member:
+            return None  # a key of a dataset is valid text
         rows = self._all(
             f"SELECT {_COLUMNS} FROM recordings WHERE path = ? AND member = ?", (os.fsencode(path), member)
         )
@@ -633,6 +636,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
+        except UnicodeEncodeError as error:
+            raise LibraryError(f"{self.path}: {error.object!r} is not valid text, as a key of a dataset is") from error
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[int, float, float, int, bytes]]) -> None:

@@ -52,7 +52,7 @@ class DatabaseFile:
             return self._open("ro")
         except LibraryError as error:
             code = getattr(error.__cause__, "sqlite_errorcode", None) or str(error.__cause__)
-            if not _cannot_share(code) or not self.path.is_file() or os.access(self.path.parent, os.W_OK):
+            if not _cannot_share(code) or not self.path.is_file() or _writable(self.path.parent):
                 raise
             if _size(self._log):
                 raise LibraryError(
@@ -185,6 +185,10 @@ def _cannot_share(code: int | str) -> bool:
     if isinstance(code, int):
         return code & 0xFF in (8, 14)
     return "unable to open" in code or "readonly" in code
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _change(path: Path) -> tuple[int, int]:
