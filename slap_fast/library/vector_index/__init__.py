@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slap_fast.library.database import Database
+from slap_fast.library.vector_index.exact_scores import exact_scores
 from slap_fast.library.vector_index.inverted_file import InvertedFile
 from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, StoredVectors
 
@@ -179,11 +180,3 @@ def _best(
     else:
         rows = np.arange(len(scores))
     return ids[rows], exact_scores(vectors[rows], query)
-
-
-def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """`[N]` float32 inner products, the same for equal rows, wherever they are."""
-    scores = np.empty(len(vectors), np.float32)
-    for begin in range(0, len(vectors), 4096):
-        scores[begin : begin + 4096] = np.multiply(vectors[begin : begin + 4096], query, dtype=np.float64).sum(axis=1)
-    return scores

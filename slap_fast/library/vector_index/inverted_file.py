@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slap_fast.library.vector_index.exact_scores import exact_scores
 from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, StoredVectors
 
 if TYPE_CHECKING:
@@ -116,8 +117,6 @@ class InvertedFile:
 
     def search(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and exact scores of the `count` best windows of the covered segments, best first."""
-        from slap_fast.library.vector_index import exact_scores
-
         rows = self._index.search(query[None], max(100, _CANDIDATES * count))[1][0]
         rows = np.unique(rows[rows >= 0])
         if len(rows) and rows[-1] >= self._starts[-1]:
