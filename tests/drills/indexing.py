@@ -64,9 +64,12 @@ class Indexing:
         self._text = folder / "exported" / "text"
         self._begin(self.expected)
         began = time.monotonic()
-        if self.start(self.expected, MarkedProcesses()).wait(10 * MINUTE) != 0:
+        process = self.start(self.expected, MarkedProcesses())
+        self.await_first(process, self.expected)
+        self.start_up = time.monotonic() - began
+        if process.wait(10 * MINUTE) != 0:
             raise DrillFailed("the undisturbed indexing failed")
-        self.seconds = time.monotonic() - began
+        self.seconds = time.monotonic() - began - self.start_up
         self.rows, self.recordings = read_rows(self.expected)
         self.begin_again()
 
@@ -79,6 +82,15 @@ class Indexing:
         """An empty library with a text tower, whose export takes longer than all else."""
         Library(library, model=self.model).close()
         shutil.copytree(self._text, library / "text")
+
+    def await_first(self, process: subprocess.Popen[bytes], library: Path) -> None:
+        """Wait until an indexing has stored something, or has ended."""
+        with Database(library) as database:
+            before = database.last_window(), sum(item.seconds for item in database.recordings())
+            while process.poll() is None:
+                if before != (database.last_window(), sum(item.seconds for item in database.recordings())):
+                    break
+                time.sleep(0.02)
 
     def start(self, library: Path, marked: MarkedProcesses) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "slap_fast", "index", library, "--model", self.model, self.sounds]
@@ -153,7 +165,7 @@ class Searches:
                             raise DrillFailed(f"found {moment}")
                     self._indexing.check(complete=False)
                     self.count += 1
-                    time.sleep(0.05)
+                    time.sleep(0.2)
         except BaseException as error:
             self.error = error
 
@@ -165,10 +177,13 @@ def kill_once(indexing: Indexing, victim: str, generator: random.Random) -> dict
         DrillFailed: see `Indexing.check`; or a process is left, or an indexing that lost a worker did not end well.
     """
     marked = MarkedProcesses()
-    moment = generator.uniform(0.2, 1.0) * indexing.seconds
+    starting = generator.random() < 0.2
+    moment = generator.random() * (indexing.start_up if starting else indexing.seconds)
     with Searches(indexing) as searches:
         process = indexing.start(indexing.library, marked)
         try:
+            if not starting:
+                indexing.await_first(process, indexing.library)
             began = time.monotonic()
             while process.poll() is None and time.monotonic() - began < moment:
                 time.sleep(0.005)
@@ -185,7 +200,8 @@ def kill_once(indexing: Indexing, victim: str, generator: random.Random) -> dict
     ended = code == 0
     if not ended and not (victim == "writer" and code == -signal.SIGKILL) and not (victim == "worker" and code == 2):
         raise DrillFailed(f"exit code {code} after a kill of the {victim}")
-    outcome = {"victim": victim, "after": round(moment, 2), "hit": hit, "code": code, "searches": searches.count}
+    outcome: dict[str, object] = {"victim": victim, "while": "starting" if starting else "embedding"}
+    outcome |= {"after": round(moment, 2), "hit": hit, "code": code, "searches": searches.count}
     outcome["rows"] = indexing.check(complete=ended)
     if ended:
         indexing.begin_again()
@@ -200,7 +216,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         indexing = Indexing(Path(folder), short=30, long_seconds=3600)
-        print(json.dumps({"undisturbed": round(indexing.seconds, 2), "rows": len(indexing.rows)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "start": round(indexing.start_up, 2),
+                    "embedding": round(indexing.seconds, 2),
+                    "rows": len(indexing.rows),
+                }
+            ),
+            flush=True,
+        )
         kills = 0
         while kills < options.kills:
             try:
@@ -210,8 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
             kills += bool(outcome["hit"])
             print(json.dumps(outcome), flush=True)
-        process = indexing.start(indexing.library, MarkedProcesses())
-        if process.wait(10 * MINUTE) != 0:
+        if indexing.start(indexing.library, MarkedProcesses()).wait(10 * MINUTE) != 0:
             return 1
         print(json.dumps({"kills": kills, "rows at the end": indexing.check(complete=True)}))
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from slap_fast.library.database import Database
 from slap_fast.library.errors import LibraryError
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 LOCAL_BYTES = 8 << 20
 """With less to read, the model is in this process: workers take seconds to start."""
+
+
+DERIVE_WINDOWS = 4096
+"""Windows that a watch adds before it updates the vector index; searches read newer ones from the database."""
 
 
 class Indexer:
@@ -106,24 +110,34 @@ class Indexer:
         with self._writing() as database:
             self._update(database, add, report, retry=retry, progress=progress)
             started(report)
-            told = {str(failure) for failure in report.failed}
-            sizes: dict[tuple[str, str], int] = {}
-            while True:
-                time.sleep(seconds)
-                again = IndexReport()
-                try:
-                    found = scan(database.folders(), os.path.abspath(self._library))
-                    sizes = found.hold_back(sizes, time.time_ns())
-                    self._apply(database, found, again, tell=tell)
-                    if again.new or again.changed or again.copied:
-                        derive(self._library, database, self._model)
-                except (LibraryError, OSError) as error:
-                    wrong = {f"failed {error}"}  # such as a full disk; the next round tries again
-                else:
-                    wrong = {f"failed {replace(failure, unchanged=False)}" for failure in again.failed}
-                for line in sorted(wrong - told):
-                    tell(line)
-                told = wrong
+            try:
+                self._look_again(database, report, seconds, tell)
+            finally:
+                derive(self._library, database, self._model)
+
+    def _look_again(
+        self, database: Database, report: IndexReport, seconds: float, tell: Callable[[str], None]
+    ) -> NoReturn:
+        told = {f"failed {replace(failure, unchanged=False)}" for failure in report.failed}
+        sizes: dict[tuple[str, str], int] = {}
+        derived = database.last_window()
+        while True:
+            time.sleep(seconds)
+            again = IndexReport()
+            try:
+                found = scan(database.folders(), os.path.abspath(self._library))
+                sizes = found.hold_back(sizes, time.time_ns())
+                self._apply(database, found, again, tell=tell)
+                if database.last_window() - derived >= DERIVE_WINDOWS:
+                    derive(self._library, database, self._model)
+                    derived = database.last_window()
+            except (LibraryError, OSError) as error:
+                wrong = {f"failed {error}"}  # such as a full disk; the next round tries again
+            else:
+                wrong = {f"failed {replace(failure, unchanged=False)}" for failure in again.failed}
+            for line in sorted(wrong - told):
+                tell(line)
+            told = wrong
 
     def _update(
         self, database: Database, add: Sequence[str], report: IndexReport, *, retry: bool, progress: bool
