@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ class ModelIdentity:
 
     Attributes:
         name: absolute folder, or name on the hub, to load it again.
-        weights: digest of `model.safetensors`; two models are the same if this is.
+        weights: digest of `model.safetensors`; two models are the same if this is. It is read once in a process, and
+            again when the size, the time or the inode of the file changes.
     """
 
     name: str
@@ -34,10 +37,31 @@ class ModelIdentity:
             ModelError: there is no such folder or model on the hub.
         """
         folder = model_folder(name)
-        digest = weights_digest(folder)
+        try:
+            found = (folder / "model.safetensors").stat()
+            digest = _digest(os.path.abspath(folder), found.st_ino, found.st_size, found.st_mtime_ns)
+        except FileNotFoundError:
+            digest = None
         if digest is None:
             raise LibraryError(f"{name}: it has no model.safetensors; pass the folder of a trained model")
         return cls(str(Path(name).absolute()) if hub_id(name) is None else name, digest)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the model was in a folder that no longer exists."""
+        return os.path.isabs(self.name) and not os.path.isdir(self.name)
+
+    def require_folder(self, library: object, remedy: str) -> None:
+        """
+        Args:
+            library: path or URL of the library, for the message.
+            remedy: what to do.
+
+        Raises:
+            LibraryError: the model was in a folder that no longer exists.
+        """
+        if self.is_gone:
+            raise LibraryError(f"{library}: its model was at {self.name}, which no longer exists; {remedy}")
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> ModelIdentity:
@@ -45,3 +69,9 @@ class ModelIdentity:
 
     def to_meta(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@lru_cache(maxsize=8)
+def _digest(folder: str, inode: int, size: int, mtime_ns: int) -> str | None:
+    del inode, size, mtime_ns  # part of the key: another file has another digest
+    return weights_digest(Path(folder))

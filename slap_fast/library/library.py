@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from slap_fast.library.shared_table import Exported
     from slap_fast.models.arguments import Audio
     from slap_fast.models.slap import SLAP
+
+logger = logging.getLogger(__name__)
 
 
 def check_new_library(path: Path) -> None:
@@ -69,7 +72,7 @@ class Library:
         self._database = Database(self.path)
         self.identity = ModelIdentity.from_meta(self._database.meta)
         if model is not None:
-            self._check_model(os.fspath(model))
+            self._take_model(os.fspath(model))
         self._index = VectorIndex(self._database)
         self._text = TextTower(self.path, self.identity, self._audio_model)
         self._model: SLAP | None = None
@@ -98,6 +101,7 @@ class Library:
 
             from slap_fast.models.slap import SLAP
 
+            self._require_model()
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,7 +367,29 @@ class Library:
         with writer_lock(self.path):
             Database.create(self.path, meta).close()
 
+    def _require_model(self) -> None:
+        self.identity.require_folder(
+            self.path, f"if it was moved, name the new folder once: slap-fast index {self.path} --model FOLDER"
+        )
+
+    def _take_model(self, model: str) -> None:
+        """Use the library's model from here on by the name that is given; recorded if the old one no longer exists."""
+        self._check_model(model)
+        given, old = ModelIdentity.of(model), self.identity
+        self.identity = given
+        if not old.is_gone:
+            return
+        from slap_fast.library.indexing.writer_lock import writer_lock
+
+        try:
+            with writer_lock(self.path), Database(self.path, write=True) as database:
+                database.set_meta("model", given.to_meta())
+        except (LibraryError, OSError) as error:
+            logger.warning("%s: that its model is now at %s was not recorded: %s", self.path, given.name, error)
+
     def _check_model(self, model: str) -> None:
+        if model == self.identity.name:
+            self._require_model()
         given = ModelIdentity.of(model)
         if given.weights != self.identity.weights:
             raise LibraryError(

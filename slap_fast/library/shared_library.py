@@ -71,6 +71,7 @@ class SharedLibrary:
         if self._model is None:
             from slap_fast.models.slap import SLAP
 
+            self.identity.require_folder(self.url, "pass the folder where it is now (`--model`)")
             found = ModelIdentity.of(self.identity.name)
             if found.weights != self.identity.weights:
                 raise LibraryError(
