@@ -159,11 +159,18 @@ def _cluster(embeddings: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndar
     if count < max(min_size, 3):
         return labels, probabilities, len(rows)
     cluster = _sklearn("cluster").HDBSCAN
-    reduced = _reduced(embeddings[rows])
+    # Copies of a recording have no distance, which is infinitely dense for HDBSCAN: they would be a cluster of their
+    # own, and the recordings around them unclustered. So equal embeddings count once.
+    _, different, copy_of = np.unique(embeddings[rows], axis=0, return_index=True, return_inverse=True)
+    order = np.sort(different)
+    place = np.searchsorted(order, different[copy_of.reshape(-1)])
+    if len(order) < max(min_size, 3):
+        return labels, probabilities, len(rows)
+    reduced = _reduced(embeddings[rows[order]])
     # Fewer recordings than with the default of `min_samples` stay unclustered, and labels agree better with the known
     # sounds of the demo's clips.
     found = cluster(min_cluster_size=min_size, min_samples=1, copy=True).fit(reduced)
-    labels[rows], probabilities[rows] = found.labels_, found.probabilities_
+    labels[rows], probabilities[rows] = found.labels_[place], found.probabilities_[place]
     others = np.setdiff1d(np.arange(count), rows)
     for begin in range(0, len(others), 1024):
         some = others[begin : begin + 1024]

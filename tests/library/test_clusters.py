@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_clusters_are_named_numbered_by_size_and_the_rest_is_unclustered() -> No
     again = _clustering(near)
     assert again.clusters == found.clusters
     np.testing.assert_array_equal(again.positions(), found.positions())
+
+
+def test_copies_of_a_recording_do_not_change_the_clusters() -> None:
+    near = np.repeat([0, 1, 2, 3], 20)
+    once = _clustering(near)
+    vectors = np.concatenate([once.embeddings, np.repeat(once.embeddings[[0, 25]], 8, axis=0)])
+    recordings = [replace(once.recordings[0], id=number, path=f"/{number}.wav") for number in range(len(vectors))]
+    found = name_clusters(recordings, vectors, TEXTS, _encode, min_size=5)
+    names = [found.name_of(row) for row in range(len(vectors))]
+    assert names[:80] == [once.name_of(row) for row in range(80)] == [TEXTS[number] for number in near]
+    assert names[80:] == ["rain"] * 8 + ["dogs"] * 8
 
 
 def test_clusters_near_the_same_text_get_different_names() -> None:
