@@ -23,7 +23,7 @@ from slap_fast.commands.shared import (
     show_progress,
 )
 from slap_fast.errors import SlapFastError, one_line
-from slap_fast.inference.locate.events import EventRule
+from slap_fast.inference.locate.events import MAX_SMOOTH, EventRule
 from slap_fast.inference.locate.label_files import FORMATS, format_of, write_events
 from slap_fast.inference.locate.queries import checked_queries
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 HELP = "find when sounds happen in a recording of any length"
 _RULE = EventRule()
-_PLOTTED = 4000  # values of a curve; more are merged by their maximum
+_PLOTTED = 1000  # values of a curve; more are merged by their maximum, and would fill the plot as an area
+_PLOTTED_QUERIES = 10  # as many as there are colors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=_RULE.smooth,
         metavar="S",
-        help=f"seconds of the median filter (default {_RULE.smooth:g}; 0: none)",
+        help=f"seconds of the median filter (default {_RULE.smooth:g}; 0: none; at most {MAX_SMOOTH:g})",
     )
     parser.add_argument(
         "--max-gap",
@@ -156,13 +157,20 @@ def _checked(arguments: argparse.Namespace) -> tuple[EventRule, dict[Path, str]]
     if arguments.format is not None and not arguments.out:
         raise CommandError("--format is of --out FILE; give both, or leave it out")
     written = [*formats, *([arguments.plot] if arguments.plot is not None else [])]
-    for path in written:
+    for position, path in enumerate(written):
+        if any(os.path.realpath(path) == os.path.realpath(other) for other in written[:position]):
+            raise CommandError(f"{path}: two results would be written to this file; give each its own")
         if os.path.realpath(path) == os.path.realpath(arguments.recording):
             raise CommandError(f"{path}: this is the recording, which would be overwritten; give another file")
         check_writable(path)
     if arguments.plot is not None:
         if arguments.plot.suffix.lower() != ".png":
             raise CommandError(f"--plot {arguments.plot}: the name must end in .png")
+        if len(arguments.query) > _PLOTTED_QUERIES:
+            raise CommandError(
+                f"--plot draws at most {_PLOTTED_QUERIES} queries, but {len(arguments.query)} are given; give fewer, "
+                "or leave out --plot"
+            )
         from importlib.util import find_spec
 
         if find_spec("matplotlib") is None:

@@ -206,6 +206,9 @@ def plot_localization(
     _draw_found(below, found, [curve.query for curve in curves], seconds)
     below.set_xlim(0, seconds)
     if seconds > 600:
+        from matplotlib.ticker import MultipleLocator
+
+        below.xaxis.set_major_locator(MultipleLocator(_clock_step(seconds)))
         below.xaxis.set_major_formatter(lambda value, _: _clock(value))
     below.set_xlabel("time (h:mm:ss)" if seconds > 600 else "time (s)")
     below.set_ylabel(unit)
@@ -278,6 +281,13 @@ def _draw_found(axis: Axes, found: Sequence[EventSpan], queries: Sequence[str], 
         spans = [(start, max(end - start, seconds / 400)) for text, start, end in found if text == query]
         axis.broken_barh(spans, (high + row * step, 0.7 * step), color=f"C{row % 10}")
     axis.set_ylim(low, high + len(queries) * step)
+
+
+def _clock_step(seconds: float) -> float:
+    """Seconds between at most ten ticks: a round number of minutes or hours."""
+    minutes = (2, 5, 10, 15, 30)
+    steps = [*(60 * count for count in minutes), *(3600 * count for count in (1, 2, 3, 6, 12, 24))]
+    return next((step for step in steps if seconds <= 10 * step), 86400 * -(-seconds // 864000))
 
 
 def _clock(seconds: float) -> str:

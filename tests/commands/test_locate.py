@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from slap_fast import cli
 from slap_fast.evaluation.localization_scores import score_localization
 from slap_fast.inference.audio_inputs import AudioInput
 from slap_fast.inference.locate.background import BACKGROUND, QueryScorer
-from slap_fast.inference.locate.events import EventRule, event_columns, find_events
+from slap_fast.inference.locate.events import EventRule, event_columns, find_events, smoothed_curve
 from slap_fast.inference.locate.finding import locate
 from slap_fast.inference.locate.label_files import as_audacity, as_raven
 from slap_fast.inference.locate.overview import MAX_ROWS, MelOverview
@@ -85,6 +86,14 @@ def test_events_are_runs_above_the_threshold_with_gaps_closed_and_short_ones_lef
     assert event_columns(np.zeros(9, np.float32), 0.1, rule) == event_columns(np.zeros(0, np.float32), 0.1, rule) == []
 
 
+def test_a_long_median_is_computed_in_parts() -> None:
+    curve = np.random.default_rng(0).uniform(size=2**20 + 7).astype(np.float32)
+    found = smoothed_curve(curve, 9)
+    padded = np.pad(curve, 4, mode="edge")
+    expected = np.median(np.stack([padded[at : at + len(curve)] for at in range(9)]), axis=0)
+    assert np.array_equal(found, expected)
+
+
 @given(
     curve=st.lists(st.floats(0, 1, width=32), max_size=60),
     threshold=st.floats(0.01, 0.99),
@@ -124,7 +133,7 @@ def test_an_overview_is_bounded_and_keeps_the_loudest_of_each_stretch() -> None:
 def test_files_of_every_format_hold_the_events(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recording = os.fsdecode(os.fsencode(tmp_path) + b'/-a "b"\n#1 100% \xff.wav')
+    recording = os.fsdecode(os.fsencode(tmp_path) + b'/-a "b"\n#1  100%\r \xff.wav')
     soundfile.write(os.fsencode(recording), noise(9.0), RATE)
     query = 'a "bell",\ta dog'
     files = [tmp_path / name for name in ("e.csv", "e.json", "e.txt", "e.Selections.txt")]
@@ -144,7 +153,9 @@ def test_files_of_every_format_hold_the_events(
     assert stored["recording"] == recording
     assert [event["start"] for event in stored["events"]] == [event["start"] for event in printed]
     with files[0].open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
+        text = file.read()
+    assert text.count("\r\n") == len(printed) + 1  # RFC 4180
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["query"] for row in rows] == [event["query"] for event in printed]
     assert {row["recording"] for row in rows} == {recording}
     labels = [line.split("\t") for line in files[2].read_text().splitlines()]
@@ -153,6 +164,8 @@ def test_files_of_every_format_hold_the_events(
     header, *selections = [line.split("\t") for line in files[3].read_text(errors="surrogateescape").splitlines()]
     assert header[:5] == ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"]
     assert {len(row) for row in selections} == {len(header)}
+    # Two spaces stay, as the path has them; a line break would end the row.
+    assert {row[7] for row in selections} == {recording.replace("\n", " ").replace("\r", " ")}
     assert [row[0] for row in selections] == [str(number) for number in range(1, len(printed) + 1)]
     assert image.imread(plot).shape[2] == 4
 
@@ -236,6 +249,9 @@ def test_scores_are_perfect_for_a_model_that_hears_every_event(model: SLAP, monk
         (["--out", "e.xml"], "the name must end in .csv, .json, .txt"),
         (["--out", "a.wav", "--format", "csv"], "this is the recording, which would be overwritten"),
         (["--format", "raven"], "--format is of --out"),
+        (["--out", "e.png", "--format", "csv", "--plot", "./e.png"], "two results would be written to this file"),
+        (["--plot", "e.png", *"bcdefghijk"], "--plot draws at most 10 queries, but 11 are given"),
+        (["--smooth", "1e9"], "smooth is 1e+09; at most 600 seconds"),
         (["--plot", "e.jpg"], "the name must end in .png"),
         (["a bell"], "'a bell' is given twice"),
         ([" "], "a query is empty"),

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slap_fast.config.loading import load_run_config
 from slap_fast.models.hugging_face.configuration import SlapConfig
 from slap_fast.models.hugging_face.modeling import SlapModel
 from slap_fast.models.long_audio import dense_windows
@@ -159,3 +160,8 @@ def test_the_longest_duration_is_saved_with_the_model_and_30_s_for_older_ones(tm
 def test_an_unknown_way_is_an_error(model: SLAP, dense: bool) -> None:
     with pytest.raises(ValueError, match="long is 'crop'; choose one of 'windows', 'whole'"):
         model.encode_audio(random_clips([0.5]), sampling_rate=RATE, dense=dense, long="crop")  # type: ignore[call-overload]
+
+
+def test_a_run_stores_the_longest_duration_of_its_clips() -> None:
+    config = load_run_config("paper", ["data.train=unused", "data.max_duration=12.5"])
+    assert config.recipe.model.max_duration == 12.5

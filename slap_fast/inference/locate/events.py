@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_SMOOTH = 600.0  # seconds of the median filter, whose time grows with them
+_MEDIAN_VALUES = 2**22  # that are sorted at a time
+
 
 @dataclass(frozen=True)
 class EventRule:
     """When a curve is an event. The steps are taken in the order of the attributes.
 
     Attributes:
-        smooth: seconds of the median filter over the curve; 0: none.
+        smooth: seconds of the median filter over the curve, at most `MAX_SMOOTH`; 0: none.
         threshold: probability from which on a moment is part of an event.
         max_gap: seconds; events with at most this between them are one.
         min_duration: seconds; shorter events are left out.
@@ -34,6 +37,8 @@ class EventRule:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value:g}; it must be a number of seconds of at least 0")
+        if self.smooth > MAX_SMOOTH:
+            raise ValueError(f"smooth is {self.smooth:g}; at most {MAX_SMOOTH:g} seconds")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,11 @@ def smoothed_curve(curve: np.ndarray, width: int) -> np.ndarray:
     if not half or not len(curve):
         return curve
     padded = np.pad(curve, half, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1).astype(curve.dtype)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    # The median copies the windows: all at once, those of a long recording may not fit into memory.
+    step = max(1, _MEDIAN_VALUES // (2 * half + 1))
+    parts = [np.median(windows[first : first + step], axis=1) for first in range(0, len(windows), step)]
+    return np.concatenate(parts).astype(curve.dtype)
 
 
 def active_columns(probability: np.ndarray, column_seconds: float, rule: EventRule) -> np.ndarray:
