@@ -23,7 +23,7 @@ import numpy as np
 CLASSES = 2_000
 WINDOWS_OF_RECORDING = 20
 _BLOCK = 20_000  # windows; each block has its own seed, so a smaller library is the beginning of a larger one
-_READ_ROWS = 65_536
+_READ_ROWS = 65_000  # whole recordings
 _EXTRA = 1_000_000  # first block of windows that are not in the library
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.library_vectors import WINDOWS_OF_RECORDING, Vectors
 
-INSERTED_AT_ONCE = 65_536  # windows, in a bulk insert
+INSERTED_AT_ONCE = 65_000  # windows, in a bulk insert: whole recordings
 HOP, WINDOW = 5.0, 10.0  # seconds
 
 
@@ -75,6 +75,8 @@ class SoundLibrary:
         self._index = VectorIndex(self._database)
 
     def insert(self, first: int, matrix: np.ndarray) -> None:
+        if first % WINDOWS_OF_RECORDING:
+            raise ValueError(f"first is {first}; recordings have {WINDOWS_OF_RECORDING} windows")
         for row in range(0, len(matrix), WINDOWS_OF_RECORDING):
             self._add((first + row) // WINDOWS_OF_RECORDING, matrix[row : row + WINDOWS_OF_RECORDING])
 
