@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_SMOOTH = 600.0  # seconds of the median filter, whose time grows with them
 _MEDIAN_VALUES = 2**22  # that are sorted at a time
@@ -62,6 +64,8 @@ class Event:
 
 def smoothed_curve(curve: np.ndarray, width: int) -> np.ndarray:
     """`[C]` running median over an odd number of values, with the first and last value repeated at the ends."""
+    import numpy as np  # not at the top: `slap-fast --help` reads this module
+
     half = width // 2
     if not half or not len(curve):
         return curve
@@ -75,6 +79,8 @@ def smoothed_curve(curve: np.ndarray, width: int) -> np.ndarray:
 
 def active_columns(probability: np.ndarray, column_seconds: float, rule: EventRule) -> np.ndarray:
     """`[C]` bool: the columns that are part of an event."""
+    import numpy as np  # not at the top: `slap-fast --help` reads this module
+
     active = np.zeros(len(probability), dtype=bool)
     for first, end in event_columns(probability, column_seconds, rule):
         active[first:end] = True
@@ -83,6 +89,8 @@ def active_columns(probability: np.ndarray, column_seconds: float, rule: EventRu
 
 def event_columns(probability: np.ndarray, column_seconds: float, rule: EventRule) -> list[tuple[int, int]]:
     """First column of each event, and the one after its last, ascending."""
+    import numpy as np  # not at the top: `slap-fast --help` reads this module
+
     curve = smoothed_curve(probability, _odd(rule.smooth / column_seconds))
     edges = np.flatnonzero(np.diff(np.concatenate([[False], curve >= rule.threshold, [False]]).astype(np.int8)))
     runs: list[tuple[int, int]] = []
