@@ -24,6 +24,7 @@ THRESHOLD = 0.98
 """Least cosine similarity of two near-duplicates. docs/library.md has the measurement."""
 LENGTH_RATIO = 1.25
 """Largest ratio of the durations of two near-duplicates."""
+_ROUNDING = 1e-6  # equal embeddings have a similarity slightly below or above 1
 _ROWS, _COLUMNS = 1024, 8192  # of the blocks of the similarity matrix: 32 MiB
 
 
@@ -178,11 +179,11 @@ def _originals(
     def similar(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Those of `second` that are similar to any of `first`; similarities `[first, those]`, -inf if not enough."""
         scores = embeddings[rows[first]] @ embeddings[rows[second]].T
-        hit = scores.max(axis=0) >= threshold  # mostly few
+        hit = scores.max(axis=0) >= threshold - _ROUNDING  # mostly few
         second, scores = second[hit], scores[:, hit]
         longer = np.maximum(seconds[first][:, None], seconds[second])
         shorter = np.minimum(seconds[first][:, None], seconds[second])
-        near = (scores >= threshold) & (longer <= length_ratio * shorter) & (first[:, None] < second)
+        near = (scores >= threshold - _ROUNDING) & (longer <= length_ratio * shorter) & (first[:, None] < second)
         return second, np.where(near, scores, -np.inf)
 
     for begin in range(0, count, _ROWS):

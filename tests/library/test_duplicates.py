@@ -35,6 +35,15 @@ def test_a_chain_of_small_differences_does_not_join_recordings_that_differ() -> 
     assert _numbers(groups) == [[0, 1], [2, 3]]
 
 
+def test_equal_embeddings_are_similar_by_the_highest_threshold() -> None:
+    # In float32, the similarity of many unit vectors with themselves is slightly below 1.
+    embeddings = np.random.default_rng(0).standard_normal((20, 768)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    recordings = [_recording(number, age=number) for number in range(40)]
+    groups = group_duplicates(recordings, np.concatenate([embeddings, embeddings]), threshold=1.0)
+    assert _numbers(groups) == [[number, number + 20] for number in range(20)]
+
+
 def test_the_original_is_the_oldest_and_the_longest_is_named() -> None:
     recordings = [_recording(0, age=9), _recording(1, age=3, seconds=4.5), _recording(2, age=5, seconds=5.5)]
     (group,) = group_duplicates(recordings, _at(0, 1, 3))
