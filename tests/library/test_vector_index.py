@@ -202,3 +202,30 @@ def test_searches_go_on_while_another_process_writes_the_index_anew(database: Da
     assert not wrong
     assert index.search(query, 9).ids.tolist() == expected(database, query, 9)
     reader.close()
+
+
+def test_embedding_that_is_damaged_to_a_low_score_is_noticed(database: Database) -> None:
+    vectors = unit(np.random.default_rng(0), 1500)
+    add(database, "a", vectors)
+    build(database)
+    path = next((database.path.parent / "vectors").glob("vectors-*.npy"))
+    matrix = np.load(path, mmap_mode="r+")
+    matrix[700] = 0
+    matrix.flush()
+    assert VectorIndex(database).search(vectors[700], 3).ids.tolist() == expected(database, vectors[700], 3)
+
+
+def test_older_database_that_was_copied_back_does_not_use_the_newer_index(tmp_path: Path, database: Database) -> None:
+    generator = np.random.default_rng(0)
+    backup = database.path.read_bytes()
+    add(database, "a", unit(generator, 1500))
+    build(database)
+    folder = database.path.parent
+    database.close()
+    database.path.write_bytes(backup)
+    with Database(folder, write=True) as restored:
+        vectors = unit(generator, 1600)
+        add(restored, "b", vectors)
+        for _ in range(2):
+            assert VectorIndex(restored).search(vectors[700], 3).ids.tolist() == expected(restored, vectors[700], 3)
+            build(restored)

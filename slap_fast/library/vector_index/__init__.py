@@ -101,9 +101,10 @@ class VectorIndex:
                 first = self._inverted.segments
             else:
                 first = 0
-            for ids, vectors in self._stored.segments[first:]:
+            for segment in self._stored.segments[first:]:
+                ids, vectors, _ = segment
                 if among is None:
-                    parts.append(_best(ids, vectors @ query, vectors, query, count))
+                    parts.append(_best(ids, segment.scores(query), vectors, query, count))
                     continue
                 rows = np.flatnonzero(_isin(ids, among))
                 parts += [

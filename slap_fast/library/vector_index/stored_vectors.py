@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +27,13 @@ logger = logging.getLogger(__name__)
 FOLDER = "vectors"
 
 _MANIFEST = "current.json"
-_FORMAT = 1
+_FORMAT = 2
 _MAX_SEGMENTS = 8
 _REMOVED_SHARE = 0.2  # of the windows in the index, above which it is written again
 _SAMPLE = 256  # of the embeddings of a segment, which an update compares with the database
 _FEW_WINDOWS = 1000  # new ones that are not worth a segment
+_TAIL = 16  # of the newest embeddings, which are compared with the database whenever the index is opened
+_SUM_TOLERANCE = 0.02  # of the sum of the scores of a segment, which rounding changes far less
 
 
 class DamagedIndexError(SlapFastError, ValueError):
@@ -38,10 +41,24 @@ class DamagedIndexError(SlapFastError, ValueError):
 
 
 class Segment(NamedTuple):
-    """Ids of windows `[n]` int64, ascending, and their embeddings `[n, D]` float32, mapped from a file."""
+    """Ids of windows `[n]` int64, ascending, their embeddings `[n, D]` float32, mapped from a file, and the sum of
+    these `[D]` float64, as it was when they were written."""
 
     ids: np.ndarray
-    vectors: np.ndarray
+    vectors: np.memmap
+    total: np.ndarray
+
+    def scores(self, query: np.ndarray) -> np.ndarray:
+        """`[n]` float32 inner products with `query` `[D]`.
+
+        Raises:
+            DamagedIndexError: they do not add up: the file was damaged after it was written.
+        """
+        scores = self.vectors @ query
+        error = abs(float(scores.sum(dtype=np.float64)) - float(self.total @ query))
+        if not error <= _SUM_TOLERANCE + 1e-7 * len(scores):  # NaN is damage too
+            raise DamagedIndexError(f"{self.vectors.filename}: it was damaged after it was written")
+        return scores
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class StoredVectors:
                     return instead_of
                 _check(manifest, database)
                 opened = cls(folder, manifest, tuple(_read(folder, entry, manifest) for entry in manifest["segments"]))
+                opened._check_tail(database)
             except FileNotFoundError as error:
                 if os.path.basename(error.filename) == _MANIFEST:
                     return None
@@ -145,10 +163,18 @@ class StoredVectors:
             if path.name not in used:
                 path.unlink(missing_ok=True)
 
+    def _check_tail(self, database: Database) -> None:
+        """Compare the newest embeddings with the database: an older one that was copied back gives ids out again."""
+        for ids, vectors, _ in self.segments:
+            in_database = database.vectors_of(ids[-_TAIL:].tolist())
+            for number, vector in zip(ids[-_TAIL:].tolist(), vectors[-_TAIL:], strict=True):
+                if number in in_database and not np.array_equal(in_database[number], vector):
+                    raise DamagedIndexError(f"{self.folder}: it is of another state of the library")
+
     def _check_sample(self, database: Database) -> None:
         """Compare some embeddings with the database, to find damage that keeps the shape of a file."""
         generator = np.random.default_rng(0)
-        for ids, vectors in self.segments:
+        for ids, vectors, _ in self.segments:
             rows = np.unique(generator.integers(len(ids), size=_SAMPLE))
             in_database = database.vectors_of(ids[rows].tolist())
             for row in rows.tolist():
@@ -160,6 +186,7 @@ class StoredVectors:
         if not len(ids):
             return self.with_manifest()
         width = int(database.meta["width"])
+        total = np.zeros(width)
 
         def write(path: Path) -> None:
             matrix = np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), width))
@@ -168,6 +195,7 @@ class StoredVectors:
                 if not np.array_equal(some, ids[begin : begin + len(some)]):
                     raise RuntimeError("the library changed while its index was built: its lock is not held")
                 matrix[begin : begin + len(some)] = vectors
+                np.add(total, vectors.sum(axis=0, dtype=np.float64), out=total)
                 begin += len(some)
             matrix.flush()
 
@@ -175,11 +203,13 @@ class StoredVectors:
             with open(path, "wb") as file:
                 np.save(file, ids)
 
-        entry = {
+        entry: dict[str, Any] = {
             "vectors": self.write_file("vectors.npy", write),
             "ids": self.write_file("ids.npy", write_ids),
             "windows": len(ids),
+            "ids_crc32": zlib.crc32(ids.tobytes()),
         }
+        entry["sum"] = total.tolist()
         grown = replace(self, segments=(*self.segments, _read(self.folder, entry, self.manifest)))
         return grown.with_manifest(segments=[*self.manifest["segments"], entry], last=int(ids[-1]))
 
@@ -200,6 +230,6 @@ def _read(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> Segm
     shape = (entry["windows"], manifest["width"])
     if ids.dtype != np.int64 or ids.shape != shape[:1] or vectors.dtype != np.float32 or vectors.shape != shape:
         raise DamagedIndexError(f"{folder}: {entry['vectors']} and {entry['ids']} do not fit together")
-    if not (ids[1:] > ids[:-1]).all():
+    if not (ids[1:] > ids[:-1]).all() or zlib.crc32(ids.tobytes()) != entry["ids_crc32"]:
         raise DamagedIndexError(f"{folder}: {entry['ids']} is damaged")
-    return Segment(ids, vectors)
+    return Segment(ids, vectors, np.array(entry["sum"], np.float64))
