@@ -9,9 +9,11 @@ elsewhere.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -84,6 +86,14 @@ class Guard:
             await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
             return
 
+        if scope["method"] == "POST" and scope["path"].rstrip("/") != _UPLOAD:
+            body = await _body(receive)
+            if status := self._refusal_of_body(body):
+                reason = "the request is not JSON" if status == 400 else "this is not an uploaded file"
+                await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
+                return
+            receive = _again(body, receive)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
@@ -126,6 +136,23 @@ class Guard:
             return 413, "the request is too large"
         return 0, ""
 
+    def _refusal_of_body(self, body: bytes) -> int:
+        """Status, or 0 if every file that the values name is an upload: Gradio would fetch the one of an address."""
+        foreign = False
+
+        def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            nonlocal foreign
+            for key, value in pairs:
+                if key == "path" and not (isinstance(value, str) and self._is_upload(value)):
+                    foreign = True
+            return dict(pairs)
+
+        try:
+            json.loads(body, object_pairs_hook=look)
+        except (ValueError, RecursionError):
+            return 400
+        return 403 if foreign else 0
+
     def _is_ours(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -154,3 +181,25 @@ async def _drain(receive: Receive) -> None:
         drained += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
             return
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body; its length was checked before, and the server passes on no more than that."""
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What receives a body that was read already, and then what follows it."""
+    rest = [body]
+
+    async def received() -> Message:
+        if rest:
+            return {"type": "http.request", "body": rest.pop(), "more_body": False}
+        return await receive()
+
+    return received

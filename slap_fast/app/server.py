@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slap_fast.app.errors import PageError
+from slap_fast.app.scratch import delete_left_folders, make_folder
 from slap_fast.app.uploads import MAX_UPLOAD_MIB
 from slap_fast.errors import MissingExtraError
 from slap_fast.library.library import Library
@@ -51,13 +52,15 @@ def serve(
     # Uvicorn stops at SIGTERM and then raises it again, which by default ends Python before anything is deleted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     listening = _listen(host, port)
-    scratch = Path(tempfile.mkdtemp(prefix="slap-fast-app-"))
+    delete_left_folders()
+    scratch, lock = make_folder()
     try:
         _set_environment(scratch)
         _run(library, listening, scratch, host=host, share=share, max_upload_mib=max_upload_mib, ready=ready)
     finally:
         listening.close()
         shutil.rmtree(scratch, ignore_errors=True)
+        lock.close()
 
 
 def _run(

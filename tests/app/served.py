@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from slap_fast.config.model import OBJECTIVES
+from slap_fast.data.prepare.pipeline import prepare
 from slap_fast.library.database import Database, WindowRow
 from slap_fast.library.library import Library
 from tests.models.saved import tiny_slap
@@ -35,12 +37,23 @@ def make_sounds(folder: Path) -> list[Path]:
     return paths
 
 
-def make_library(folder: Path, *, sounds: Path | None) -> Path:
-    """A library with a small model; of `sounds`, or empty."""
-    tiny_slap().save_pretrained(folder / "model")
+def make_dataset(folder: Path) -> Path:
+    """A prepared dataset of two clips."""
+    random = np.random.default_rng(1)
+    for name in ("rain", "wind"):
+        (folder / "clips").mkdir(exist_ok=True)
+        soundfile.write(folder / "clips" / f"{name}.wav", random.normal(0, 0.1, RATE), RATE)
+        (folder / "clips" / f"{name}.txt").write_text(name)
+    prepare(folder / "clips", folder / "dataset", workers=0, progress=False)
+    return folder / "dataset"
+
+
+def make_library(folder: Path, *, sounds: Sequence[Path], objectives: Sequence[str] = OBJECTIVES) -> Path:
+    """A library of `sounds`, with a small model that was trained with `objectives`."""
+    tiny_slap(objectives).save_pretrained(folder / "model")
     with Library(folder / "library", model=folder / "model") as library:
-        if sounds is not None:
-            library.add(sounds, workers=0)
+        for each in sounds:
+            library.add(each, workers=0)
     return folder / "library"
 
 
@@ -70,15 +83,25 @@ class Served:
 
 
 @contextmanager
-def served(library: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[Served]:
-    """Run `slap-fast app` until it can be opened; afterwards it is stopped."""
-    with tempfile.TemporaryDirectory() as scratch:
+def served(
+    library: Path, *options: str, environment: dict[str, str] | None = None, scratch: Path | None = None
+) -> Iterator[Served]:
+    """Run `slap-fast app` until it can be opened; afterwards it is stopped.
+
+    Args:
+        library: what is served.
+        options: of the command.
+        environment: more of its variables.
+        scratch: folder for its temporary files; None: a new one, in which it must leave nothing.
+    """
+    with ExitStack() as cleaned:
+        kept = scratch or Path(cleaned.enter_context(tempfile.TemporaryDirectory()))
         process = subprocess.Popen(
             [sys.executable, "-m", "slap_fast", "app", str(library), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "TMPDIR": scratch, **(environment or {})},
+            env={**os.environ, "TMPDIR": str(kept), **(environment or {})},
         )
         try:
             assert process.stdout is not None
@@ -89,8 +112,10 @@ def served(library: Path, *options: str, environment: dict[str, str] | None = No
                     break
             else:
                 raise AssertionError("".join(lines))
-            yield Served(process, lines[-1].split()[1], Path(scratch))
+            yield Served(process, lines[-1].split()[1], kept)
         finally:
             if process.poll() is None:
-                process.terminate()
+                process.send_signal(signal.SIGINT)
                 process.wait(30)
+        if scratch is None:
+            assert not list(kept.iterdir())

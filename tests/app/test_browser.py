@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.app.served import HOSTILE, Served, add_recording, make_library, make_sounds, served
+from tests.app.served import HOSTILE, Served, add_recording
 
 selenium = pytest.importorskip("selenium", reason="the tests of the page need selenium")
 pytest.importorskip("gradio", reason="the page needs Gradio")
@@ -79,18 +79,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path, Path]]:
-    folder = tmp_path_factory.mktemp("page")
-    make_sounds(folder / "sounds")
-    library = make_library(folder, sounds=folder / "sounds")
-    with served(library) as running:
-        yield running, library, folder / "sounds"
-
-
-@pytest.fixture(scope="module")
-def browser(
-    page: tuple[Served, Path, Path], shots: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Browser]:
+def browser(page: Served, shots: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
@@ -98,7 +87,7 @@ def browser(
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
     try:
-        driver.get(page[0].address)
+        driver.get(page.address)
         yield Browser(driver, shots)
         # The last word on all tests of this file: whatever was clicked, nothing was asked of another machine.
         asked = [
@@ -107,9 +96,7 @@ def browser(
             if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
         ]
         elsewhere = [
-            url
-            for url in asked
-            if not url.startswith((page[0].address, "data:", "blob:", "chrome:", "chrome-untrusted:"))
+            url for url in asked if not url.startswith((page.address, "data:", "blob:", "chrome:", "chrome-untrusted:"))
         ]
         assert not elsewhere
         assert driver.execute_script("return window.hacked") is None
@@ -198,12 +185,10 @@ def test_captions_describe_a_recording(browser: Browser) -> None:
     browser.shot("captions")
 
 
-def test_a_recording_that_vanished_is_a_sentence_and_a_new_one_appears(
-    browser: Browser, page: tuple[Served, Path, Path]
-) -> None:
-    _, library, sounds = page
-    (sounds / "field" / "clip 0.wav").rename(sounds / "field" / "moved.wav")
-    add_recording(library, sounds / "field" / "moved.wav")
+def test_a_recording_that_vanished_is_a_sentence_and_a_new_one_appears(browser: Browser, folder: Path) -> None:
+    field = folder / "sounds" / "field"
+    (field / "clip 3.wav").rename(field / "moved.wav")
+    add_recording(folder / "library", field / "moved.wav")
     browser.tab("Search")
     search(browser, "a bell")
     browser.one("#more").click()

@@ -1,0 +1,29 @@
+"""One library, one page and one browser for all tests of the page: each takes seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.app.served import Served, make_dataset, make_library, make_sounds, served
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has `sounds`, their `library`, and `secret.txt`, which is not among them."""
+    folder = tmp_path_factory.mktemp("page")
+    make_sounds(folder / "sounds")
+    (folder / "secret.txt").write_text("secret")
+    make_library(folder, sounds=[folder / "sounds", make_dataset(folder)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page(folder: Path) -> Iterator[Served]:
+    """The page of the library, which takes uploads of at most 1 MiB."""
+    # What the user's environment allows must not open the page.
+    environment = {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True", "GRADIO_MCP_SERVER": "True"}
+    with served(folder / "library", "--max-upload", "1", environment=environment) as running:
+        yield running
