@@ -19,7 +19,7 @@ from slap_fast.library.search import combine, find_moments
 from slap_fast.library.text_tower import TextTower
 from slap_fast.library.vector_index import VectorIndex
 from slap_fast.models.texts import split_texts
-from slap_fast.models.windows import HOP_SECONDS, WINDOW_SECONDS
+from slap_fast.models.windows import window_lengths
 
 if TYPE_CHECKING:
     from slap_fast.library.indexing.indexer import Indexer
@@ -357,12 +357,13 @@ class Library:
         check_new_library(self.path)
         loaded = SLAP.from_pretrained(model)
         loaded.require("audio_pooling")
+        window, hop = window_lengths(loaded.config.max_duration)
         meta = {
             "model": ModelIdentity.of(model).to_meta(),
             "width": loaded.embedding_dim,
             "sample_rate": loaded.config.mel.sample_rate,
-            "window_seconds": WINDOW_SECONDS,
-            "hop_seconds": HOP_SECONDS,
+            "window_seconds": window,
+            "hop_seconds": hop,
         }
         with writer_lock(self.path):
             Database.create(self.path, meta).close()
