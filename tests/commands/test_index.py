@@ -51,6 +51,8 @@ def test_a_library_is_made_updated_and_cleared(
         "assert not {'torch', 'transformers', 'faiss'} & sys.modules.keys(), 'nothing has changed'\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert cli.main(["index", str(library), "--device", "mps", "--workers", "2"]) == 2
+    assert "2 workers embed on the CPU, not on mps; leave one of the two out" in capsys.readouterr().err
     assert cli.main(["index", str(library), "--remove", str(sounds)]) == 0
     assert capsys.readouterr().out == f"{library}: removed 3 recordings\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def derive(library: Path, database: Database, model: Callable[[], SLAP]) -> None:
+def derive(library: Path, database: Database, model: Callable[[], SLAP], *, progress: bool = False) -> None:
     """Write what is missing or out of date. Without it, searches are slower: so no failure is an error here.
 
     Args:
         library: folder of the library; the caller holds its lock.
         database: of the library.
         model: loads the model of the library.
+        progress: say on stderr what takes long.
     """
     try:
         if not has_text_tower(library):
+            if progress:
+                print("writing the text tower, once, so that searches start in a second", file=sys.stderr, flush=True)
             export_text_tower(model(), library)
     except (MissingExtraError, ModelError, OSError) as error:
         logger.warning("%s: searches load the whole model, because its text tower was not written: %s", library, error)

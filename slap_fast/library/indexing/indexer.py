@@ -55,10 +55,12 @@ class Indexer:
             workers: processes that embed; 0: this one; None: one for each core, or this one for a GPU or little audio.
 
         Raises:
-            ValueError: `workers` is negative.
+            LibraryError: `workers` is negative, or does not go with the device.
         """
         if workers is not None and workers < 0:
-            raise ValueError(f"workers is {workers}; pass 0 for this process alone, or a number of processes")
+            raise LibraryError(f"workers is {workers}; pass 0 for this process alone, or a number of processes")
+        if workers and device not in ("auto", "cpu"):
+            raise LibraryError(f"{workers} workers embed on the CPU, not on {device}; leave one of the two out")
         self._library = library
         self._model = model
         self._model_name = model_name
