@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bootstrap", type=positive, default=1000, metavar="N", help="resamples for the intervals (default 1000)"
     )
-    parser.add_argument(
-        "--max-seconds", type=float, default=math.inf, help="skip longer files (default: none)"
-    )
+    parser.add_argument("--max-seconds", type=float, default=math.inf, help="skip longer files (default: none)")
     frames = parser.add_argument_group("events over time, from dense features of prepared datasets with events")
     frames.add_argument("--frames", action="store_true", help="probe frames instead of clips; needs --train and --test")
     frames.add_argument("--train", type=Path, metavar="DATASET", help="prepared dataset to fit the probe to")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -225,9 +226,7 @@ def test_scores_are_perfect_for_a_model_that_hears_every_event(model: SLAP, monk
         for name, onset, duration in events:
             wave[int(onset * RATE) : int((onset + duration) * RATE)] = 0.5 if name == "gong" else 0.2
         listed = [{"event": name, "onset": onset, "duration": duration} for name, onset, duration in events]
-        clips.append(
-            AudioInput(f"clip {number}", lambda rate, wave=wave: wave, lambda listed=listed: {"events": listed})
-        )
+        clips.append(AudioInput(f"clip {number}", partial(lambda wave, rate: wave, wave), partial(dict, events=listed)))
     monkeypatch.setattr(model, "encode_audio", encode)
     rule = EventRule(threshold=0.2, smooth=0, min_duration=0)
     scores, skipped = score_localization(model, clips, rule=rule, resamples=20)

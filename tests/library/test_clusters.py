@@ -23,7 +23,7 @@ def _encode(texts: Sequence[str]) -> np.ndarray:
     return AXES[[TEXTS.index(text) for text in texts]]
 
 
-def _clustering(near: Sequence[int], *, noise: float = 0.05, min_size: int = 5) -> Clustering:
+def _clustering(near: Sequence[int] | np.ndarray, *, noise: float = 0.05, min_size: int = 5) -> Clustering:
     """Recordings near the text of this number each; -1 is far from all of them."""
     random = np.random.default_rng(0)
     centers = np.concatenate([AXES, np.zeros((1, 40), np.float32)])[list(near)]

@@ -115,7 +115,7 @@ class Indexer:
             try:
                 self._look_again(database, report, seconds, tell)
             finally:
-                derive(self._library, database, self._model)
+                derive(self._library, database, self._model, progress=progress)
 
     def _look_again(
         self, database: Database, report: IndexReport, seconds: float, tell: Callable[[str], None]
@@ -158,7 +158,7 @@ class Indexer:
             database.add_folder(path)
         self._apply(database, found, report, retry=retry, progress=progress)
         if database.count_windows():
-            derive(self._library, database, self._model)
+            derive(self._library, database, self._model, progress=progress)
 
     def _apply(
         self,

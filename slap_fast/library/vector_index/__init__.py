@@ -111,11 +111,9 @@ class VectorIndex:
                     _best(ids[some], vectors[some] @ query, vectors[some], query, count)
                     for some in np.array_split(rows, max(1, len(rows) >> 16))
                 ]
-        for ids, vectors in self._newer_windows():
-            if among is not None:
-                inside = _isin(ids, among)
-                ids, vectors = ids[inside], vectors[inside]
-            parts.append(_best(ids, vectors @ query, vectors, query, count))
+        for ids, newer in self._newer_windows():
+            inside = slice(None) if among is None else _isin(ids, among)
+            parts.append(_best(ids[inside], newer[inside] @ query, newer[inside], query, count))
         ids = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
         scores = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.float32)
         best = np.lexsort((ids, -scores))[:count]

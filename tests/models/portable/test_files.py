@@ -85,7 +85,7 @@ def test_an_export_that_deviates_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"audio tower: the exported torch program deviates by 0\.1 .* \[1, 4\] inputs"
     ):
-        files._export(nn.Identity(), [case], None, tmp_path, "audio", "torch")
+        files._export(nn.Identity(), [case], None, tmp_path, "audio", "torch", 1 << 30)
 
 
 @pytest.mark.parametrize("window_columns", [1, 3, 8])
