@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"slap-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     for name, command in COMMANDS.items():
-        description = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        description = f"{command.HELP[:1].upper()}{command.HELP[1:]}."
         command.add_arguments(commands.add_parser(name, help=command.HELP, description=description))
     return parser
 

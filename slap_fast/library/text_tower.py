@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slap_fast.errors import MissingExtraError, ModelError, one_line
+from slap_fast.errors import MissingExtraError, ModelError, SlapFastError, one_line
 from slap_fast.library.database import Database
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
@@ -42,7 +42,7 @@ _TOLERANCE = 1e-4
 _SMALLEST_MAPPED = 1024  # bytes of weights that are in the file of the weights, not in the graph
 
 
-class _Damaged(Exception):
+class _Damaged(SlapFastError):
     """The exported tower cannot be used; the message says why."""
 
 

@@ -248,7 +248,7 @@ def test_an_empty_library_says_what_to_do_and_nothing_is_left_of_its_page(tmp_pa
             assert "no recordings yet" in answer
             (path,) = json.loads(upload(running, "tone.wav", (tmp_path / "tone.wav").read_bytes())[1])
             sound = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            answer = call(running, function_of(running, "caption", "click"), ["", "", "", sound])
+            answer = call(running, function_of(running, "caption", "click"), ["", "", None, sound])
             assert "objectives.caption_weight=0" in answer
             running.stop(signal.SIGKILL)
     (left,) = (tmp_path / "temporary").glob("slap-fast-app-*")

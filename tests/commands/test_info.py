@@ -68,7 +68,7 @@ def test_python_m_slap_fast_runs_a_command() -> None:
     command = [sys.executable, "-m", "slap_fast", "search", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "QUERY" in done.stdout
+    assert "TEXT" in done.stdout
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -54,6 +54,7 @@ def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
 
 
 def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Path, write: Write) -> None:
+    others = _children()
     pool = WorkerPool(str(model_folder), 1)
     good = write("good.wav", 2.0)
     try:
@@ -62,7 +63,7 @@ def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Pat
         assert isinstance(pool.next(), Finished)
         pool.submit(Job(1, str(good)))
         assert isinstance(pool.next(), Embedded)
-        (process,) = _children()
+        (process,) = _children() - others
         os.kill(process, signal.SIGKILL)
         ended = []
         while pool.pending:
@@ -71,7 +72,7 @@ def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Pat
         assert not any(isinstance(event, Failed) for event in ended)
     finally:
         pool.close()
-    assert not _children()
+    assert not _children() - others
 
 
 def test_a_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(library: Library, write: Write) -> None:
@@ -157,9 +158,9 @@ def test_a_kill_leaves_a_library_that_is_whole_and_goes_on(tmp_path: Path) -> No
     indexing.check(complete=True)
 
 
-def _children() -> list[int]:
+def _children() -> set[int]:
     """Running child processes of this one."""
-    found = []
+    found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
@@ -167,5 +168,5 @@ def _children() -> list[int]:
             except OSError:
                 continue
             if int(fields[1]) == os.getpid() and fields[0] != "Z":
-                found.append(int(folder.name))
+                found.add(int(folder.name))
     return found
