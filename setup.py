@@ -158,7 +158,9 @@ setup(
     ],
     # A top-level package named `kernels` would shadow another library's.
     package_dir={"slap_fast.kernels": "kernels"},
-    package_data={"slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "library/*.txt"]},
+    package_data={
+        "slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "library/*.txt", "app/*.css", "app/*.js"]
+    },
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )
