@@ -1,8 +1,7 @@
 """Engine of several processes, for CPUs: each decodes and embeds recordings of its own.
 
-Processes, not threads: with a small model the Python interpreter is busy between short operations, and threads of one
-process wait for each other. A worker that dies, by a decoder that crashes or for lack of memory, costs the recording
-that killed it.
+Processes, not threads: a worker that dies, by a decoder that crashes or for lack of memory, costs the recording that
+killed it, and the library goes on.
 """
 
 from __future__ import annotations
