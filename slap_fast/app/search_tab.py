@@ -12,6 +12,7 @@ from slap_fast.app.desk import Desk
 from slap_fast.app.folders import folder_choices
 from slap_fast.app.queries import MAX_RESULTS, MAX_TEXT, Query, count_of
 from slap_fast.app.reporting import reported
+from slap_fast.library.indexing.sources import is_below
 from slap_fast.library.moments import Moment
 
 PAGE = 10
@@ -147,7 +148,7 @@ def _card(desk: Desk, rank: int, moment: Moment, query: str) -> str:
     if recording is None:  # an indexer removed it between the search and now
         return markup.message(f"{moment.name} is no longer in the library")
     sound = desk.sounds.recording(recording.id)
-    folder = max((folder for folder in desk.database.folders() if sound.name.startswith(folder)), key=len, default="")
+    folder = max((folder for folder in desk.database.folders() if is_below(moment.path, folder)), key=len, default="")
     return markup.moment(rank, sound, moment.window, moment.start, moment.end, moment.score, folder=folder, query=query)
 
 

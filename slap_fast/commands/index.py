@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slap_fast.commands.library_arguments import check_library, printable
+from slap_fast.commands.library_arguments import check_library, is_library, printable
 from slap_fast.commands.shared import CommandError, add_quiet, check_model, model_argument, positive, show_progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 HELP = "make or update a sound library: recordings that can be searched by text and sound"
 
-_DATABASE = "library.sqlite"  # slap_fast.library.database imports NumPy
 _WATCH_SECONDS = 10
 
 
@@ -108,7 +107,7 @@ def _check(arguments: argparse.Namespace) -> None:
         CommandError: there is no library and no model, the model cannot be used, or a folder does not exist.
     """
     library: Path = arguments.library
-    exists = (library / _DATABASE).is_file()
+    exists = is_library(library)
     if any(not name.strip() for name in (*arguments.folders, *arguments.remove)):
         raise CommandError("a FOLDER argument is empty; perhaps a shell variable without a value")
     if not exists and (library / "config.json").is_file():

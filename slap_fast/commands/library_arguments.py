@@ -21,13 +21,17 @@ def library_or_url(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
+def is_library(folder: Path) -> bool:
+    return (folder / _DATABASE).is_file()
+
+
 def check_library(library: Path) -> None:
     """Report a folder that is no library before anything heavy is imported.
 
     Raises:
         CommandError: there is no library.
     """
-    if (library / _DATABASE).is_file():
+    if is_library(library):
         return
     if (library / "config.json").is_file():
         raise CommandError(

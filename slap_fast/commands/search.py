@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slap_fast.commands.library_arguments import check_library, library_or_url, printable
 from slap_fast.commands.shared import CommandError, positive, print_rows
@@ -82,16 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from slap_fast.library.library import Library
 
     with Library(arguments.library) as library:
-        found = library.search(
-            arguments.text,
-            audio=arguments.audio or None,
-            unlike=arguments.unlike,
-            folders=arguments.folders,
-            min_score=arguments.min_score,
-            min_seconds=arguments.min_seconds,
-            max_seconds=arguments.max_seconds,
-            top=arguments.top,
-        )
+        found = library.search(**_query(arguments))
         exported = library.export_moments(found, arguments.export) if arguments.export and found else []
         empty = not found and not len(library)
     left_out = _print(found, arguments)
@@ -104,20 +95,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if found and not left_out and _report_export(exported, arguments.export) else 1
 
 
+def _query(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What to look for and where, as a library and a shared table take it."""
+    return {
+        "text": arguments.text,
+        "audio": arguments.audio or None,
+        "unlike": arguments.unlike,
+        "folders": arguments.folders,
+        "min_score": arguments.min_score,
+        "min_seconds": arguments.min_seconds,
+        "max_seconds": arguments.max_seconds,
+        "top": arguments.top,
+    }
+
+
 def _search_shared(arguments: argparse.Namespace) -> int:
     """Search a shared table; its recordings may be on other machines."""
     from slap_fast.library.shared_library import SharedLibrary
 
-    found = SharedLibrary(arguments.library, model=arguments.model).search(
-        arguments.text,
-        audio=arguments.audio or None,
-        unlike=arguments.unlike,
-        folders=arguments.folders,
-        min_score=arguments.min_score,
-        min_seconds=arguments.min_seconds,
-        max_seconds=arguments.max_seconds,
-        top=arguments.top,
-    )
+    found = SharedLibrary(arguments.library, model=arguments.model).search(**_query(arguments))
     left_out = _print(found, arguments)
     if not found:
         print(f"{printable(arguments.library)}: nothing found", file=sys.stderr)
