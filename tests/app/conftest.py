@@ -1,18 +1,25 @@
-"""One library, one page and one browser for all tests of the page: each takes seconds to start."""
+"""One library, one page and one browser for all tests of the page: each takes seconds to start.
+
+Fixtures import what they need: tests for GPUs are collected without packages that a GPU machine may lack.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.app.served import Served, make_dataset, make_library, make_sounds, served
+if TYPE_CHECKING:
+    from tests.app.served import Served
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has `sounds`, their `library`, and `secret.txt`, which is not among them."""
+    from tests.app.served import make_dataset, make_library, make_sounds
+
     folder = tmp_path_factory.mktemp("page")
     make_sounds(folder / "sounds")
     (folder / "secret.txt").write_text("secret")
@@ -23,6 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def page(folder: Path) -> Iterator[Served]:
     """The page of the library, which takes uploads of at most 1 MiB."""
+    from tests.app.served import served
+
     # What the user's environment allows must not open the page.
     environment = {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True", "GRADIO_MCP_SERVER": "True"}
     with served(folder / "library", "--max-upload", "1", environment=environment) as running:

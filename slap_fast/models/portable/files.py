@@ -186,7 +186,7 @@ def _audio_inputs(model: SLAP) -> list[Case]:
     clips.append(torch.zeros(mel.sample_rate))
     if model.audio_pooling is None:
         return [((clip[None],), encode_features(model, [clip])[0]) for clip in clips]
-    return [((clip[None],), model.encode_audio([clip], sampling_rate=mel.sample_rate)) for clip in clips]
+    return [((clip[None],), model.encode_audio([clip], sampling_rate=mel.sample_rate, long="whole")) for clip in clips]
 
 
 def _text_inputs(model: SLAP) -> list[Case]:

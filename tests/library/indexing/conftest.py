@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from slap_fast.library.library import Library
 from slap_fast.library.text_tower import export_text_tower
@@ -48,6 +47,7 @@ def sounds(tmp_path: Path) -> Path:
 @pytest.fixture
 def write(sounds: Path) -> Write:
     """Writes noise below `sounds`: name, seconds and seed to the path."""
+    import soundfile  # not at the top: tests for GPUs are collected without it
 
     def write(name: str, seconds: float = 1.0, seed: int = 0) -> Path:
         path = sounds / name
