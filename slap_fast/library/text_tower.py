@@ -26,6 +26,7 @@ from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.models.texts import split_texts, warn_of_cut_texts
 from slap_fast.runtime.durable_files import sync_folder
+from slap_fast.runtime.onnx_runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
@@ -225,8 +226,7 @@ def _open(folder: Path, weights: str, *, for_many: bool) -> _Opened:
 
 
 def _session(path: str, *, for_many: bool) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # done when it was written
     # A thread that waits in a loop takes a core from the search of the windows, and from others.
@@ -267,7 +267,7 @@ def _readable(folder: Path) -> Iterator[str]:
 def _optimize(graph: Path, folder: Path) -> None:
     """Write a graph with the optimizations that any version of onnxruntime can read, and its weights beside it."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise MissingExtraError('a text tower needs onnxruntime: pip install "slap-fast[library]"') from error
 

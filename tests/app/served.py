@@ -118,4 +118,5 @@ def served(
                 process.send_signal(signal.SIGINT)
                 process.wait(30)
         if scratch is None:
-            assert not list(kept.iterdir())
+            left = sorted(path.relative_to(kept) for path in kept.rglob("*"))
+            assert not left, left

@@ -74,17 +74,22 @@ def test_a_text_that_is_cut_is_reported_as_by_the_model(
     assert mine.startswith("1 of 2 texts are longer than the model's 40 tokens and were cut")
 
 
-def test_neither_torch_nor_transformers_is_loaded(library: Path) -> None:
+def test_neither_torch_nor_transformers_is_loaded_and_no_telemetry_begins(library: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from slap_fast import cli\n"
         "assert cli.main(['search', sys.argv[1], 'a dog', '--not', 'rain']) == 1\n"
         "print({'torch', 'transformers', 'huggingface_hub', 'soundfile'} & sys.modules.keys())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, os.fspath(library)], capture_output=True, text=True, errors="surrogateescape"
+        [sys.executable, "-c", code, os.fspath(library)],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "set()\n"
+    assert not list(tmp_path.iterdir())  # onnxruntime's telemetry keeps the number of its session here
     assert "it has no recordings yet" in done.stderr
 
 

@@ -27,6 +27,7 @@ from slap_fast.models.portable.audio_tower import PortableAudioTower
 from slap_fast.models.portable.text_tower import PortableTextTower
 from slap_fast.models.slap import SLAP
 from slap_fast.runtime.durable_files import complete_or_absent
+from slap_fast.runtime.onnx_runtime import import_onnxruntime
 
 Format = Literal["onnx", "torch"]
 
@@ -133,8 +134,7 @@ def _export(
 
 
 def _write_onnx(program: ExportedProgram, path: Path, inputs: list[str], output: str, limit: int) -> Run:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     converted = torch.onnx.export(
         program, input_names=inputs, output_names=[output], opset_version=OPSET, dynamo=True, verbose=False
