@@ -464,6 +464,10 @@ class Database:
         """Highest id of a window; 0 if there is none."""
         return int(self._all("SELECT coalesce(max(id), 0) FROM windows")[0][0])
 
+    def last_window_ever(self) -> int:
+        """Highest id that a window ever had, also one that was removed; 0 if there never was one."""
+        return int(self._all("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'windows'")[0][0])
+
     def window_recordings(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all windows, ascending, and of their recordings: `[N]` int64 each."""
         return self._windows_of_recordings("")

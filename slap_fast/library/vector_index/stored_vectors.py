@@ -165,6 +165,8 @@ class StoredVectors:
 
     def _check_tail(self, database: Database) -> None:
         """Compare the newest embeddings with the database: an older one that was copied back gives ids out again."""
+        if database.last_window_ever() < self.last:
+            raise DamagedIndexError(f"{self.folder}: it is of a newer state of the library, which was copied back")
         for ids, vectors, _ in self.segments:
             in_database = database.vectors_of(ids[-_TAIL:].tolist())
             for number, vector in zip(ids[-_TAIL:].tolist(), vectors[-_TAIL:], strict=True):
