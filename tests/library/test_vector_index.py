@@ -215,6 +215,74 @@ def test_embedding_that_is_damaged_to_a_low_score_is_noticed(database: Database)
     assert VectorIndex(database).search(vectors[700], 3).ids.tolist() == expected(database, vectors[700], 3)
 
 
+def test_damage_is_noticed_where_only_some_rows_are_read(
+    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The rows of candidates that an inverted file names, and of the windows of a folder: the rest is not read.
+    generator = np.random.default_rng(0)
+    centers = np.repeat(unit(generator, 50), 50, axis=0) + 0.1 * unit(generator, 2500)
+    vectors = (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32)
+    add(database, "a", vectors)
+    build(database)
+    sound = [VectorIndex(database).search(vectors[row], 5).ids.tolist() for row in range(0, 2500, 50)]
+    assert sound == [expected(database, vectors[row], 5) for row in range(0, 2500, 50)]
+    assert not caplog.records
+    path = next((database.path.parent / "vectors").glob("vectors-*.npy"))
+    matrix = np.load(path, mmap_mode="r+")
+    matrix[700:702] = 0
+    matrix[1200, 3] *= -1e3
+    matrix.flush()
+    some = np.arange(500, 2000)
+    for query, among in ((vectors[700], None), (vectors[700], some), (-vectors[1200], some)):
+        caplog.clear()
+        found = VectorIndex(database).search(query, 3, among=among)
+        assert found.ids.tolist() == expected(database, query, 3, among)
+        assert "it differs from the library; it is not used" in caplog.text
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_any_number_of_equal_windows_come_in_the_order_of_their_ids(
+    database: Database, small_lists: None, monkeypatch: pytest.MonkeyPatch, *, inverted: bool
+) -> None:
+    # Silence, for example; 3000 windows are more than any depth that a search begins with.
+    monkeypatch.setattr(inverted_file, "_MOST_LISTS", 1.0 if inverted else 0.0)
+    generator = np.random.default_rng(0)
+    query = unit(generator, 1)[0]
+    silence = unit(generator, 1) + query
+    silence /= np.linalg.norm(silence)
+    vectors = unit(generator, 7000)
+    vectors[::2][:3000] = silence
+    add(database, "a", vectors)
+    build(database)
+    index = VectorIndex(database)
+    assert (index.search(query, 10).ids == expected(database, query, 10)).all()
+    assert (index._inverted is not None) == inverted
+    below = database.window_ids()[100:]
+    for count in (1, 10, 20, 100, 1000, 4000, 6999):
+        assert index.search(query, count).ids.tolist() == expected(database, query, count)
+        assert index.search(query, count, among=below).ids.tolist() == expected(database, query, count, below)
+
+
+def test_lists_with_few_windows_do_not_make_results_fewer(
+    database: Database, small_lists: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inverted_file, "_MOST_LISTS", 1.0)
+    generator = np.random.default_rng(0)
+    lonely = unit(generator, 1)[0]
+    far = unit(generator, 2) - lonely
+    vectors = np.repeat(far, 1500, axis=0) + 0.05 * unit(generator, 3000)
+    vectors[1234] = lonely
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    add(database, "a", vectors)
+    build(database)
+    index = VectorIndex(database)
+    index.search(lonely, 1)
+    assert index._inverted is not None
+    monkeypatch.setattr(index._inverted, "serves", lambda count: True)
+    index._inverted._index.nprobe = 1
+    assert index.search(lonely, 90).ids.tolist() == expected(database, lonely, 90)
+
+
 def test_older_database_that_was_copied_back_does_not_use_the_newer_index(tmp_path: Path, database: Database) -> None:
     generator = np.random.default_rng(0)
     backup = database.path.read_bytes()
@@ -228,4 +296,25 @@ def test_older_database_that_was_copied_back_does_not_use_the_newer_index(tmp_pa
         add(restored, "b", vectors)
         for _ in range(2):
             assert VectorIndex(restored).search(vectors[700], 3).ids.tolist() == expected(restored, vectors[700], 3)
+            build(restored)
+
+
+def test_new_windows_of_a_database_that_was_copied_back_are_searched(database: Database) -> None:
+    # They get ids that the newer index has, and the embeddings that it is compared with are not there any more.
+    generator = np.random.default_rng(0)
+    add(database, "a", unit(generator, 1200))
+    folder = database.path.parent
+    database.close()
+    backup = database.path.read_bytes()
+    with Database(folder, write=True) as newer:
+        add(newer, "b", unit(generator, 1200))
+        build(newer)
+    database.path.write_bytes(backup)
+    with Database(folder, write=True) as restored:
+        vectors = unit(generator, 5)
+        new = add(restored, "c", vectors)
+        for _ in range(2):
+            found = VectorIndex(restored).search(vectors[2], 1)
+            assert found.ids.tolist() == expected(restored, vectors[2], 1)
+            assert restored.places(found.ids.tolist()).popitem()[1].recording == new
             build(restored)

@@ -18,7 +18,7 @@ import numpy as np
 from slap_fast.library.database import Database
 from slap_fast.library.vector_index.exact_scores import exact_scores
 from slap_fast.library.vector_index.inverted_file import InvertedFile
-from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, StoredVectors
+from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, Segment, StoredVectors
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _KEPT_WINDOWS = 50_000
 """Windows newer than the index that are kept in memory between searches; more are read again for each."""
 _CHECKED = 64  # best results whose embeddings are compared with the database
 _TOLERANCE = 1e-3
+_ROUNDING = 1e-6  # of the scores of a matrix product, which may differ for equal rows
+_UNIT_TOLERANCE = 1e-3  # of the squared length of an embedding
 _NOT_USED = "%s; it is not used, and searches are slow: delete that folder, and run `slap-fast index` on the library"
 
 
@@ -96,21 +98,18 @@ class VectorIndex:
         """Ids and scores of the best `count` windows, best first, of which some may have been removed."""
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         if self._stored is not None:
+            first = 0
             if self._inverted is not None and among is None and self._inverted.serves(count):
-                parts.append(self._inverted.search(query, count))
-                first = self._inverted.segments
-            else:
-                first = 0
+                found = self._inverted.search(query, count)
+                if found is not None:
+                    self._check_scores(query, found.doubted_ids, found.doubted_scores)
+                    parts.append((found.ids, found.scores))
+                    first = self._inverted.segments
             for segment in self._stored.segments[first:]:
-                ids, vectors, _ = segment
                 if among is None:
-                    parts.append(_best(ids, segment.scores(query), vectors, query, count))
-                    continue
-                rows = np.flatnonzero(_isin(ids, among))
-                parts += [
-                    _best(ids[some], vectors[some] @ query, vectors[some], query, count)
-                    for some in np.array_split(rows, max(1, len(rows) >> 16))
-                ]
+                    parts.append(_best(segment.ids, segment.scores(query), segment.vectors, query, count))
+                else:
+                    parts += self._best_of_rows(segment, np.flatnonzero(_isin(segment.ids, among)), query, count)
         for ids, newer in self._newer_windows():
             inside = slice(None) if among is None else _isin(ids, among)
             parts.append(_best(ids[inside], newer[inside] @ query, newer[inside], query, count))
@@ -118,6 +117,19 @@ class VectorIndex:
         scores = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.float32)
         best = np.lexsort((ids, -scores))[:count]
         return ids[best], scores[best]
+
+    def _best_of_rows(
+        self, segment: Segment, rows: np.ndarray, query: np.ndarray, count: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids and scores of the best of some rows of a segment, of which a sum over all says nothing."""
+        for some in np.array_split(rows, max(1, len(rows) >> 16)):
+            ids, vectors = segment.ids[some], segment.vectors[some]
+            scores = vectors @ query
+            # Damage rarely leaves the length of an embedding, which is 1; where it is not, the database has the truth.
+            lengths = np.einsum("nd,nd->n", vectors, vectors)
+            doubted = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))[:_CHECKED]
+            self._check_scores(query, ids[doubted], scores[doubted])
+            yield _best(ids, scores, vectors, query, count)
 
     def _newer_windows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and embeddings of the windows that the index does not have, in parts."""
@@ -170,12 +182,13 @@ def _isin(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
 def _best(
     ids: np.ndarray, scores: np.ndarray, vectors: np.ndarray, query: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and scores of the `count` best rows, in any order."""
+    """Ids and scores of the `count` best rows, in any order; of equal scores, those with the lowest ids."""
+    rows = np.arange(len(scores))
     if count < len(scores):
-        best = np.argpartition(-scores, count - 1)[:count]
-        # Equal rows may differ in the last bit of a matrix product: all that could be among the best are compared anew.
-        rows = np.flatnonzero(scores >= scores[best].min() - 1e-6) if count <= 4096 else best
-        rows = rows if len(rows) <= 2 * count + 64 else best
-    else:
-        rows = np.arange(len(scores))
-    return ids[rows], exact_scores(vectors[rows], query)
+        # Equal rows may differ in the last bits of a matrix product: all that could be among the best, which are many
+        # in a library with much silence, are compared anew.
+        cut = np.partition(scores, len(scores) - count)[len(scores) - count]
+        rows = np.flatnonzero(scores >= cut - 2 * _ROUNDING)
+    exact = exact_scores(vectors, rows, query)
+    best = np.argsort(-exact, kind="stable")[:count]  # ids ascend
+    return ids[rows[best]], exact[best]

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,17 @@ _TRAINING_PER_LIST = 40  # FAISS warns below 39
 _QUERIES = 256  # of each kind
 _CANDIDATES = 4  # that are compared anew, for each result
 _MOST_LISTS = 0.25  # share of the lists above which a scan of all windows is as fast
+_ROUNDING = 1e-6  # of the scores of equal vectors
+_DOUBTED = 0.02  # difference of a score by 8 bits from the exact one, far above that of a sound file
+
+
+class Candidates(NamedTuple):
+    """The best windows, best first, and any whose embedding may be damaged, each with its exact score."""
+
+    ids: np.ndarray  # [K] int64
+    scores: np.ndarray  # [K] float32
+    doubted_ids: np.ndarray  # [M] int64
+    doubted_scores: np.ndarray  # [M] float32
 
 
 class InvertedFile:
@@ -115,20 +126,32 @@ class InvertedFile:
         read = self._starts[-1] * self._index.nprobe // self._index.nlist
         return bool(count * _CANDIDATES <= read // 4)
 
-    def search(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and exact scores of the `count` best windows of the covered segments, best first."""
-        rows = self._index.search(query[None], max(100, _CANDIDATES * count))[1][0]
-        rows = np.unique(rows[rows >= 0])
+    def search(self, query: np.ndarray, count: int) -> Candidates | None:
+        """The `count` best windows of the covered segments; None if only a scan can tell which they are.
+
+        A score that differs from the one that the lists have, of 8 bits a dimension, is doubted: the matrix may be
+        damaged where no other check reads it. Of a sound library, few are: windows unlike all that the lists were
+        trained on.
+        """
+        found, numbers = self._index.search(query[None], max(100, _CANDIDATES * count))
+        is_some = numbers[0] >= 0
+        rows, unique = np.unique(numbers[0][is_some], return_index=True)
+        approximate = found[0][is_some]
         if len(rows) and rows[-1] >= self._starts[-1]:
             raise DamagedIndexError(f"{self._folder}: the inverted file is damaged")
+        if len(rows) < min(count, self._starts[-1]):
+            return None  # the lists that were read have fewer
+        if is_some.all() and approximate[count - 1] - approximate[-1] <= _ROUNDING:
+            return None  # more windows with the same score, of which some were left out
         ids, scores = [], []
         for segment, start, end in zip(self._covered, self._starts[:-1], self._starts[1:], strict=True):
             inside = rows[(rows >= start) & (rows < end)] - start
             ids.append(segment.ids[inside])
-            scores.append(exact_scores(segment.vectors[inside], query))
+            scores.append(exact_scores(segment.vectors, inside, query))
         all_ids, all_scores = np.concatenate(ids), np.concatenate(scores)
         best = np.lexsort((all_ids, -all_scores))[:count]
-        return all_ids[best], all_scores[best]
+        doubted = ~(np.abs(all_scores - approximate[unique]) <= _DOUBTED)  # NaN too
+        return Candidates(all_ids[best], all_scores[best], all_ids[doubted], all_scores[doubted])
 
 
 def _is_sound(stored: StoredVectors) -> bool:
@@ -187,8 +210,15 @@ def _least_nprobe(built: InvertedFile, stored: StoredVectors, tried: list[np.nda
         built._index.nprobe = nprobe
         recalls = []
         for queries, truth in zip(tried, truths, strict=True):
-            found = [built.search(query, 10)[0] for query in queries]
-            recalls.append(np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found, truth, strict=True)]))
+            found = [built.search(query, 10) for query in queries]
+            recalls.append(
+                np.mean(
+                    [
+                        1.0 if one is None else len(np.intersect1d(one.ids, true)) / 10  # None: a scan finds all
+                        for one, true in zip(found, truth, strict=True)
+                    ]
+                )
+            )
         if min(recalls) >= RECALL:
             return nprobe
         nprobe *= 2
