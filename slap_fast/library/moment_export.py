@@ -20,7 +20,7 @@ from slap_fast.errors import SlapFastError, one_line
 from slap_fast.library.database import Database
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.moments import Moment
-from slap_fast.library.recording_audio import moment_blocks, open_named
+from slap_fast.library.recording_audio import clip_digest, moment_blocks, open_named
 from slap_fast.runtime.durable_files import replace_file_with
 
 # Formats of libsndfile in which a position is exact, since each sample or frame has its place.
@@ -73,16 +73,26 @@ def export_moments(moments: Iterable[Moment], folder: Path, database: Database) 
 def _check_unchanged(moment: Moment, database: Database) -> None:
     """
     Raises:
-        LibraryError: the file is not the one that was indexed, so the moment may be another sound.
+        LibraryError: the recording is not the one that was searched, so the moment may be another sound.
+        AudioError, DatasetError: the dataset has no such clip any more, or is damaged.
     """
-    recording = database.find(moment.path, moment.member)
-    if recording is None or moment.member:
-        return
-    try:
-        status = os.stat(moment.path)
-    except OSError:
-        return  # reported by the reader
-    if (status.st_size, status.st_mtime_ns) != (recording.size, recording.mtime_ns):
+    with database.snapshot():
+        place = database.places([moment.window]).get(moment.window)
+        recording = None if place is None else database.recordings_of([place.recording])[place.recording]
+    if recording is None or (recording.path, recording.member) != (moment.path, moment.member):
+        raise LibraryError("it has changed since this result was found; search again")
+    if moment.member:  # of a dataset that was prepared again, only the content tells
+        try:
+            changed = clip_digest(moment.path, moment.member) != recording.digest
+        except OSError as error:
+            raise LibraryError(f"the dataset cannot be read: {error.strerror or error}".lower()) from error
+    else:
+        try:
+            status = os.stat(moment.path)
+        except OSError:
+            return  # reported by the reader
+        changed = (status.st_size, status.st_mtime_ns) != (recording.size, recording.mtime_ns)
+    if changed:
         raise LibraryError("it has changed since it was indexed; run `slap-fast index LIBRARY`, and search again")
 
 

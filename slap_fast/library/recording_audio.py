@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,16 @@ def moment_blocks(path: str, member: str, start: float, end: float, sample_rate:
     if is_empty:
         name = f"{path}#{member}" if member else path
         raise AudioError("no_samples", f"{name} ends before {start:g} s: it has changed; index it again")
+
+
+def clip_digest(path: str, member: str) -> bytes:
+    """BLAKE2b-128 of the stored audio of a clip, as the library has it.
+
+    Raises:
+        AudioError: the dataset has no such clip any more.
+        DatasetError: the dataset is missing or damaged.
+    """
+    return hashlib.blake2b(_clip_bytes(path, member), digest_size=16).digest()
 
 
 def clip_member(key: str) -> str:
