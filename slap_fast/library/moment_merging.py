@@ -4,8 +4,8 @@ The rule, from the best window down; of equal scores the window with the lower i
 
 - A window that overlaps a moment already found in its recording is part of it, and not listed again.
 - Any other window begins a moment. The moment grows, again and again, over the windows of its recording that overlap
-  it, score at least `GROWTH` of its first window and overlap no earlier moment. Embeddings of a whole recording do not
-  take part in growth, since they would swallow the rest.
+  it, score at least the `growth_limit` of its first window and overlap no earlier moment. Embeddings of a whole
+  recording do not take part in growth, since they would swallow the rest.
 
 So a moment depends on better ones alone: a longer list of results begins with the shorter one.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 GROWTH = 0.9
-"""Least score, as a share of the moment's best, of a window over which it grows."""
+"""Least score, as a share of the moment's best, of a window over which it grows; see `growth_limit`."""
 
 _REACH = 30.0  # seconds on each side of a moment that are looked at first
 
@@ -66,6 +66,11 @@ def merge_windows(
         yield Span(window, start, end)
 
 
+def growth_limit(best: float) -> float:
+    """Least score of a window over which a moment of the score `best` grows: 10 % below it, also if it is negative."""
+    return best - (1 - GROWTH) * abs(best)
+
+
 def _grown(best: ScoredWindow, near: Near, earlier: Sequence[tuple[float, float]]) -> tuple[float, float]:
     start, end, reach = best.start, best.end, _REACH
     while True:
@@ -75,7 +80,7 @@ def _grown(best: ScoredWindow, near: Near, earlier: Sequence[tuple[float, float]
             window
             for window in near(best.recording, left, right)
             if not window.whole
-            and window.score >= GROWTH * best.score
+            and window.score >= growth_limit(best.score)
             and not _overlaps(window.start, window.end, earlier)
         ]
         start, end = _joined(start, end, candidates)

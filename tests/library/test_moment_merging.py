@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slap_fast.library.moment_merging import GROWTH, ScoredWindow, merge_windows
+from slap_fast.library.moment_merging import ScoredWindow, growth_limit, merge_windows
 
 
 @st.composite
@@ -55,7 +55,7 @@ def test_moments_cover_every_window_once_and_are_as_long_as_the_rule_says(
             window
             for window in near(span.best.recording, span.start, span.end)
             if not window.whole
-            and window.score >= GROWTH * span.best.score
+            and window.score >= growth_limit(span.best.score)
             and all(window.end <= other.start or window.start >= other.end for other in earlier)
         ]
         assert span.start == min([span.best.start, *(window.start for window in allowed)])
@@ -71,6 +71,15 @@ def test_a_sound_of_hours_is_one_moment() -> None:
     windows = [ScoredWindow(k, 0, 5.0 * k, 5.0 * k + 10.0, False, 0.5 + 1e-6 * (k % 7)) for k in range(7200)]
     (span,) = merge_windows(best_first(windows), neighbors(windows))
     assert (span.start, span.end) == (0.0, 36_005.0)
+
+
+def test_moments_of_negative_scores_grow_as_those_of_positive_ones_do() -> None:
+    for best, inside, outside in ((0.5, 0.46, 0.44), (-0.5, -0.54, -0.56), (0.0, 0.0, -0.01)):
+        windows = [
+            ScoredWindow(number, 0, 5.0 * number, 5.0 * number + 10.0, False, score)
+            for number, score in enumerate([inside, best, inside, outside])
+        ]
+        assert [(span.start, span.end) for span in merge_windows(best_first(windows), neighbors(windows))] == [(0, 20)]
 
 
 def test_nothing_is_listed_where_it_is_taken() -> None:
