@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER_NAME = "text"
 _GRAPH, _WEIGHTS, _TOKENIZER, _DESCRIPTION = "text.onnx", "text.onnx.data", "tokenizer.json", "text.json"
-_VERSION = 1
-# Embedded when the tower is written and each time it is opened: weights that a power cut left as zeros are found.
+_VERSION = 2
+# Embedded when the tower is written and each time it is opened: weights that a power cut left as zeros are found without
+# reading all of them, which takes seconds. `has_text_tower` reads all.
 _CHECK_TEXT = "a dog barks"
 # Rounding differs between CPUs by about 1e-6; other weights differ by far more.
 _TOLERANCE = 1e-4
@@ -55,12 +57,16 @@ class _Opened(NamedTuple):
 
 
 def has_text_tower(library: Path) -> bool:
-    """Whether a library has the exported text tower of its model, complete."""
+    """Whether a library has the exported text tower of its model, complete and undamaged; reads all of it."""
     with Database(library) as database:
         weights = ModelIdentity.from_meta(database.meta).weights
+    folder = library / FOLDER_NAME
     try:
-        _read_description(library / FOLDER_NAME, weights)
-    except _Damaged:
+        described = _read_description(folder, weights)
+        _check_content(folder, described, described["files"])
+    except _Damaged as error:
+        if folder.exists():
+            logger.warning("%s: %s; it is written again", folder, error)
         return False
     return True
 
@@ -204,8 +210,27 @@ def _read_description(folder: Path, weights: str) -> dict[str, Any]:
     return described
 
 
+def _check_content(folder: Path, described: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            is_same = _crc32(folder / name) == described["crc32"][name]
+        except (OSError, LookupError, TypeError) as error:
+            raise _Damaged(f"is damaged ({one_line(error)})") from error
+        if not is_same:
+            raise _Damaged(f"is damaged ({name} was changed after it was written)")
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
 def _open(folder: Path, weights: str, *, for_many: bool) -> _Opened:
     described = _read_description(folder, weights)
+    _check_content(folder, described, (_GRAPH, _TOKENIZER))
     try:
         with _readable(folder) as path:
             session = _session(f"{path}/{_GRAPH}", for_many=for_many)
@@ -295,6 +320,7 @@ def _write_description(model: SLAP, folder: Path, weights: str) -> None:
         "max_length": model.config.text.max_length,
         "truncation_side": getattr(model.tokenizer, "truncation_side", "right"),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "crc32": {path.name: _crc32(path) for path in sorted(folder.iterdir())},
         "check": model.encode_text(_CHECK_TEXT)[0].tolist(),
     }
     (folder / _DESCRIPTION).write_text(json.dumps(described) + "\n", encoding="utf-8")

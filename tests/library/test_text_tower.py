@@ -93,7 +93,7 @@ def test_neither_torch_nor_transformers_is_loaded_and_no_telemetry_begins(librar
     assert "it has no recordings yet" in done.stderr
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "graph", "tokenizer", "other model", "description"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "graph", "token", "other model", "description"])
 def test_a_damaged_tower_is_never_used(
     library: Path, model: SLAP, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -107,9 +107,14 @@ def test_a_damaged_tower_is_never_used(
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "zeros":  # as after a power cut
         weights.write_bytes(bytes(weights.stat().st_size))
-    elif damage in ("graph", "tokenizer"):
-        path = text / ("text.onnx" if damage == "graph" else "tokenizer.json")
+    elif damage == "graph":
+        path = text / "text.onnx"
         path.write_bytes(path.read_bytes()[::-1])
+    elif damage == "token":  # two letters that the text that is embedded for a check does not have are exchanged
+        content = (text / "tokenizer.json").read_bytes()
+        changed = content.replace(b'"n":', b'"?n":').replace(b'"i":', b'"n":').replace(b'"?n":', b'"i":')
+        assert changed != content
+        (text / "tokenizer.json").write_bytes(changed)
     else:
         described = json.loads((text / "text.json").read_text())
         described["weights"] = "0" * 32
@@ -119,6 +124,19 @@ def test_a_damaged_tower_is_never_used(
         opened.encode_text(TEXTS)
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "the whole model is loaded instead; to write it again: slap-fast index" in warning
+
+
+def test_damage_of_any_weight_is_found_when_the_library_is_indexed(
+    library: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(library, tmp_path / "copy")
+    assert has_text_tower(tmp_path / "copy")
+    weights = tmp_path / "copy" / "text" / "text.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert not has_text_tower(tmp_path / "copy")
+    assert "is damaged (text.onnx.data was changed after it was written); it is written again" in caplog.text
 
 
 def test_a_model_that_was_replaced_is_not_used(tmp_path: Path) -> None:
