@@ -396,6 +396,9 @@ class Database:
         """Add a file with the content of a complete recording, with the same embeddings; returns its id.
 
         It takes the place of another recording at the same path.
+
+        Raises:
+            LibraryError: there is no such complete recording; nothing is written.
         """
         with self.transaction() as connection:
             connection.execute(
@@ -408,6 +411,11 @@ class Database:
                 "WHERE id = ? AND state = 'complete'",
                 (os.fsencode(path), _readable(path), member, size, mtime_ns, recording),
             )
+            if not cursor.rowcount:
+                raise LibraryError(
+                    f"{self.path}: recording {recording}, of which {path} is a copy, is not there or not complete any "
+                    "more; run the same command again"
+                )
             number = int(cursor.lastrowid or 0)
             connection.execute(
                 "INSERT INTO windows (recording, start, end, whole, embedding) SELECT ?, start, end, whole, embedding "

@@ -95,13 +95,18 @@ class Library:
 
     @property
     def model(self) -> SLAP:
-        """The whole model, loaded at the first use; text queries do not need it."""
+        """The whole model, loaded at the first use; text queries do not need it.
+
+        Raises:
+            LibraryError: its folder is gone, or has another model by now.
+            ModelError: it cannot be loaded.
+        """
         if self._model is None:
             import torch
 
             from slap_fast.models.slap import SLAP
 
-            self._require_model()
+            self._check_model(self.identity.name)
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -334,20 +339,17 @@ class Library:
     def _indexer(self, workers: int | None) -> Indexer:
         from slap_fast.library.indexing.indexer import Indexer
 
-        name = self.identity.name
         return Indexer(
             self.path,
             self._audio_model,
-            name,
-            check_model=lambda: self._check_model(name),
+            self.identity,
+            check_model=lambda: self._check_model(self.identity.name),
             device=self.device,
             workers=workers,
         )
 
     def _audio_model(self) -> SLAP:
-        """The model, the same that made the library: its folder may hold another one by now."""
-        if self._model is None:
-            self._check_model(self.identity.name)
+        """The model, for those that may need it."""
         return self.model
 
     def _create(self, model: str) -> None:

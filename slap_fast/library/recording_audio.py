@@ -15,9 +15,12 @@ from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.reader import open_audio
 from slap_fast.audio.waveform import mono_blocks
-from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME
+from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.database import Recording
+
+CHANGED_WHILE_READ = "changed_while_read"
+"""Reason of an `AudioError` of a clip, and of a failed recording: to be read again by the next update."""
 
 
 @contextmanager
@@ -83,6 +86,20 @@ def clip_digest(path: str, member: str) -> bytes:
     return hashlib.blake2b(_clip_bytes(path, member), digest_size=16).digest()
 
 
+def read_clip(index: ClipIndex, clip: int, member: str) -> bytes:
+    """The FLAC file of a clip that was found by its number.
+
+    Raises:
+        AudioError: it is not the clip of this key any more, because the dataset was prepared again.
+        DatasetError: the dataset is damaged.
+    """
+    if clip >= len(index) or clip_member(index.key(clip)) != member:
+        raise AudioError(
+            CHANGED_WHILE_READ, "its dataset was replaced while it was read; the next update reads it again"
+        )
+    return index.read_audio(clip)
+
+
 def clip_member(key: str) -> str:
     """The key of a clip as a library stores it: valid Unicode, which the name of a file in a tar need not be."""
     return key.encode("utf-8", "backslashreplace").decode()
@@ -100,8 +117,12 @@ def _between(blocks: Iterable[np.ndarray], begin: int, end: int) -> Iterator[np.
 
 
 def _clip_bytes(path: str, member: str) -> bytes:
-    stamps = tuple(os.stat(Path(path) / name).st_mtime_ns for name in (INFO_NAME, INDEX_NAME))
-    index, clips = _opened(path, stamps)
+    try:
+        stamps = tuple(os.stat(Path(path) / name).st_mtime_ns for name in (INFO_NAME, INDEX_NAME))
+        index, clips = _opened(path, stamps)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DatasetError(f"{path}: the dataset cannot be read: {reason}") from error
     if member not in clips:
         raise AudioError("missing_file", f"the dataset {path} has no clip {member} any more; index it again")
     return index.read_audio(clips[member])

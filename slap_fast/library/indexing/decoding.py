@@ -16,6 +16,7 @@ from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.indexing.jobs import Failed, Job
+from slap_fast.library.recording_audio import read_clip
 from slap_fast.models.windows import cut_windows, window_lengths
 
 _AHEAD = 48  # windows that a thread may be ahead of the model: 30 MB
@@ -62,6 +63,7 @@ class Decoder:
         self._window, self._hop = (round(seconds * sample_rate) for seconds in window_lengths(whole_seconds))
         self._ready: queue.Queue[Decoded | BaseException | None] = queue.Queue(_AHEAD * threads)
         self._datasets: OrderedDict[str, ClipIndex] = OrderedDict()
+        self._opening = threading.Lock()  # another one: a thread may hold `_drawing` until there are more jobs
         self._stopped = threading.Event()
         self._running = threads
         for _ in range(threads):
@@ -146,13 +148,13 @@ class Decoder:
             yield End(job, count, stream.samples)
 
     def _clip(self, job: Job) -> bytes:
-        with self._drawing:
+        with self._opening:
             index = self._datasets.get(job.path)
             if index is None:
                 index = self._datasets[job.path] = ClipIndex.open(job.path)
                 if len(self._datasets) > 4:
                     self._datasets.popitem(last=False)
-        return index.read_audio(job.clip)
+        return read_clip(index, job.clip, job.member)
 
 
 class _CountedBlocks:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slap_fast.errors import MissingExtraError, ModelError
+from slap_fast.errors import SlapFastError
 from slap_fast.library.clusters import DEFAULT_VOCABULARY, read_vocabulary
 from slap_fast.library.database import Database
 from slap_fast.library.identity import ModelIdentity
@@ -37,11 +37,11 @@ def derive(library: Path, database: Database, model: Callable[[], SLAP], *, prog
             if progress:
                 print("writing the text tower, once, so that searches start in a second", file=sys.stderr, flush=True)
             export_text_tower(model(), library)
-    except (MissingExtraError, ModelError, OSError) as error:
+    except (SlapFastError, OSError) as error:
         logger.warning("%s: searches load the whole model, because its text tower was not written: %s", library, error)
     try:
         build(database, queries=lambda: _texts(library, database, model))
-    except OSError as error:
+    except (SlapFastError, OSError) as error:
         logger.warning("%s: searches read the whole library, because its index was not written: %s", library, error)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from slap_fast.library.database import Database
+from slap_fast.errors import SlapFastError
+from slap_fast.library.database import Database, Recording
 from slap_fast.library.errors import LibraryError
+from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.derived import derive
 from slap_fast.library.indexing.local_engine import LocalEngine
 from slap_fast.library.indexing.progress import AudioProgress
 from slap_fast.library.indexing.report import IndexReport
-from slap_fast.library.indexing.sources import Scan, is_below, scan
+from slap_fast.library.indexing.sources import Scan, and_above, is_below, scan
 from slap_fast.library.indexing.updating import Engine, Update
 from slap_fast.library.indexing.worker_pool import WorkerPool
 from slap_fast.library.indexing.writer_lock import writer_lock
@@ -39,7 +42,7 @@ class Indexer:
         self,
         library: Path,
         model: Callable[[], SLAP],
-        model_name: str,
+        identity: ModelIdentity,
         *,
         check_model: Callable[[], None],
         device: str,
@@ -49,7 +52,7 @@ class Indexer:
         Args:
             library: folder of an existing library.
             model: loads the model into this process, at the first call.
-            model_name: folder or hub id of it, for workers.
+            identity: of the model of the library, for workers.
             check_model: raises LibraryError if that is not the model of the library any more.
             device: `auto`, `cpu`, `cuda`, ...
             workers: processes that embed; 0: this one; None: one for each core, or this one for a GPU or little audio.
@@ -63,7 +66,7 @@ class Indexer:
             raise LibraryError(f"{workers} workers embed on the CPU, not on {device}; leave one of the two out")
         self._library = library
         self._model = model
-        self._model_name = model_name
+        self._identity = identity
         self._check_model = check_model
         self._device = device
         self._workers = workers
@@ -133,8 +136,9 @@ class Indexer:
                 if database.last_window() - derived >= DERIVE_WINDOWS:
                     derive(self._library, database, self._model)
                     derived = database.last_window()
-            except (LibraryError, OSError) as error:
-                wrong = {f"failed {error}"}  # such as a full disk; the next round tries again
+            except (SlapFastError, OSError, MemoryError) as error:
+                # Such as a full disk, or a model that is being replaced; the next round tries again.
+                wrong = {f"failed {error or type(error).__name__}"}
             else:
                 wrong = {f"failed {replace(failure, unchanged=False)}" for failure in again.failed}
             for line in sorted(wrong - told):
@@ -174,7 +178,7 @@ class Indexer:
         _explain_missing(database, found)
         with AudioProgress(shown=progress) as bar:
             update = Update(database, found, report, bar, retry=retry, tell=tell)
-            engine = self._engine(update.reads)
+            engine = self.engine(update)
             try:
                 update.run(engine)
             finally:
@@ -193,14 +197,15 @@ class Indexer:
             for given in paths:
                 path = os.path.abspath(given)
                 sources = [folder for folder in folders if is_below(folder, path)]
-                inside = [item for item in recordings if is_below(item.path, path) or item.name == given]
+                inside = [item for item in recordings if is_below(item.path, path) or item.name in (given, path)]
                 if not sources and not inside:
                     raise LibraryError(f"{path}: not in this library, which has {_listed(folders)}")
-                above = [folder for folder in folders if folder not in sources and is_below(path, folder)]
-                if above and any(os.path.lexists(item.path) for item in inside):
+                kept = set(folders) - set(sources)
+                above = next((source for item in inside if (source := _source_of(item, kept))), None)
+                if above is not None:
                     raise LibraryError(
-                        f"{path}: it is in the indexed folder {above[0]}, so the next update would add it again; "
-                        "move it out of there and update, or remove that folder"
+                        f"{path}: it is in {above}, which is indexed, so the next update would add it again; "
+                        "move it out of there and update, or remove all of that"
                     )
                 # Recordings first: if this is interrupted between the two, nothing stays without a source.
                 numbers = {item.id for item in inside}
@@ -210,12 +215,15 @@ class Indexer:
                     database.remove_folder(folder)
             return len(gone)
 
-    def _engine(self, size: int) -> ClosableEngine:
-        if self._workers == 0 or (self._workers is None and (size < LOCAL_BYTES or not on_cpu(self._device))):
+    def engine(self, update: Update) -> ClosableEngine:
+        """What embeds the recordings of an update; nothing of it runs yet."""
+        # What killed a worker before would kill this process.
+        little = update.reads < LOCAL_BYTES and not update.dangerous
+        if self._workers == 0 or (self._workers is None and (little or not on_cpu(self._device))):
             return LocalEngine(self._model)
         self._check_model()
         workers = self._workers or cpu_workers()
-        return WorkerPool(self._model_name, workers, threads=max(1, cpu_workers() // workers))
+        return WorkerPool(self._identity, workers, threads=max(1, cpu_workers() // workers))
 
 
 class ClosableEngine(Engine, Protocol):
@@ -238,15 +246,26 @@ def cpu_workers() -> int:
 
 def _explain_missing(database: Database, found: Scan) -> None:
     """Name how many recordings stay in the library although their folder is not there, and what to do about it."""
-    recordings = database.recordings()
-    for path, failure in found.missing.items():
-        count = sum(is_below(recording.path, path) for recording in recordings)
-        if count:
-            detail = (
-                f"{failure.detail}; its {count} recordings stay in the library: mount the drive if it is on one, or "
-                "forget them with --remove"
-            )
-            found.missing[path] = replace(failure, detail=detail)
+    if not found.missing:
+        return
+    counts = Counter(
+        place for item in database.recordings() for place in and_above(item.path) if place in found.missing
+    )
+    for path, count in counts.items():
+        failure = found.missing[path]
+        stay, them = ("recordings stay", "them") if count > 1 else ("recording stays", "it")
+        detail = (
+            f"{failure.detail}; its {count} {stay} in the library: mount the drive if it is on one, or forget {them} "
+            "with --remove"
+        )
+        found.missing[path] = replace(failure, detail=detail)
+
+
+def _source_of(item: Recording, sources: set[str]) -> str | None:
+    """Which of these sources has a recording that is on disk. A dataset is not entered from a folder that it is in."""
+    places = [item.path] if item.member else and_above(item.path)
+    found = next((place for place in places if place in sources), None)
+    return found if found is not None and os.path.exists(item.path) else None
 
 
 def _listed(folders: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ class Found:
         size: bytes of the file or of the clip.
         mtime_ns: of the file, or of the tar that has the clip.
         clip: number of the clip in the dataset.
+        tar: path of the tar that has the clip; empty for a file.
         reason: why it cannot be read, if that is known already; as `AudioError.reason`.
         detail: for people.
     """
@@ -40,6 +41,7 @@ class Found:
     size: int
     mtime_ns: int
     clip: int = -1
+    tar: str = ""
     reason: str = ""
     detail: str = ""
 
@@ -59,8 +61,8 @@ class Scan:
 
     Attributes:
         found: recordings, each once, by path and key.
-        missing: sources and folders of which nothing can be said now, because they are not there, not readable, or
-            without any audio. What the library has of them must stay.
+        missing: sources, folders, files and links of which nothing can be said now, because they are not there, not
+            readable, or without any audio. What the library has of them must stay.
         ignored: number of other files and folders, by kind.
         waiting: paths and keys of recordings that are being written, which are not read now.
     """
@@ -88,7 +90,7 @@ class Scan:
 
     def covers(self, path: str) -> bool:
         """Whether a recording at `path` would have been found if it existed."""
-        return not any(is_below(path, folder) for folder in self.missing)
+        return not any(folder in self.missing for folder in and_above(path))
 
 
 def scan(sources: Sequence[str], library: str) -> Scan:
@@ -108,10 +110,15 @@ def scan(sources: Sequence[str], library: str) -> Scan:
             if not seen and source not in result.missing:
                 detail = "no audio in this folder"
                 result.missing[source] = Failure(source, "folder_empty", detail)
-        elif os.path.lexists(source):
-            _add_file(source, result, identities)
         else:
-            result.missing[source] = Failure(source, "folder_missing", "no such file or folder")
+            try:
+                os.lstat(source)
+            except (FileNotFoundError, NotADirectoryError):
+                result.missing[source] = Failure(source, "folder_missing", "no such file or folder")
+            except OSError as error:  # such as a drive that does not answer
+                result.missing[source] = Failure(source, "unreadable", (error.strerror or str(error)).lower())
+            else:
+                _add_file(source, result, identities)
     folders = [source for source in sources if source not in result.missing and not is_dataset(source)]
     for path in [path for path, failure in result.missing.items() if failure.reason == "folder_missing"]:
         if any(is_below(path, folder) for folder in folders):
@@ -121,12 +128,21 @@ def scan(sources: Sequence[str], library: str) -> Scan:
 
 def is_dataset(path: str) -> bool:
     """Whether a folder is a dataset that `slap-fast prepare` wrote."""
-    return (Path(path) / INFO_NAME).is_file()
+    return os.path.isfile(os.path.join(path, INFO_NAME))  # not of pathlib, which raises for a drive that is gone
 
 
 def is_below(path: str, folder: str) -> bool:
     """Whether an absolute path is `folder` or in it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def and_above(path: str) -> Iterator[str]:
+    """An absolute path, and all folders that it is in."""
+    while True:
+        yield path
+        path, below = os.path.dirname(path), path
+        if path == below:
+            return
 
 
 def _scan_folder(folder: str, library: str, result: Scan, identities: dict[tuple[int, int], str]) -> int:
@@ -144,28 +160,36 @@ def _scan_folder(folder: str, library: str, result: Scan, identities: dict[tuple
         path = os.path.join(folder, name)
         if is_below(path, library):
             continue
-        if os.path.splitext(name)[1].lower() not in MEDIA_EXTENSIONS:
+        if os.path.splitext(name)[1].lower() in MEDIA_EXTENSIONS:
+            seen += 1
+            _add_file(path, result, identities)
+        elif _status(path, result) is not None:  # else it may be a link to a folder with recordings, or be in one
             result.ignored["not_audio"] += 1
-            continue
-        seen += 1
-        _add_file(path, result, identities)
     return seen
+
+
+def _status(path: str, result: Scan) -> os.stat_result | None:
+    """The status of a file; None if it is gone, or cannot be read now, which is then in `missing`."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            result.missing[path] = Failure(path, "missing_file", "a link to nothing")
+    except PermissionError as error:
+        # A file that may not be read has a status: so it is the folder, of which one line says enough.
+        place = path if os.path.islink(path) else os.path.dirname(path)
+        detail = f"its files cannot be read: {(error.strerror or str(error)).lower()}"
+        result.missing[place] = Failure(place, "unreadable_folder", detail)
+    except OSError as error:
+        result.missing[path] = Failure(path, "unreadable", (error.strerror or str(error)).lower())
+    return None
 
 
 def _add_file(path: str, result: Scan, identities: dict[tuple[int, int], str]) -> None:
     if (path, "") in result.found:
         return
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        link = os.path.islink(path)
-        detail = "a link to nothing" if link and not os.path.exists(path) else error.strerror or str(error)
-        try:
-            mtime = os.lstat(path).st_mtime_ns
-        except OSError:
-            return  # gone since it was listed
-        reason = "missing_file" if link else "unreadable"
-        result.found[path, ""] = Found(path, "", 0, mtime, reason=reason, detail=detail)
+    status = _status(path, result)
+    if status is None:
         return
     if not stat.S_ISREG(status.st_mode):
         detail = "not a regular file"
@@ -200,7 +224,8 @@ def _scan_dataset(folder: str, result: Scan) -> None:
 
 def _clips(folder: str) -> Iterator[Found]:
     index = ClipIndex.open(folder)
-    times = [os.stat(os.path.join(folder, name)).st_mtime_ns for name in index.shards]
+    tars = [os.path.join(folder, name) for name in index.shards]
+    times = [os.stat(tar).st_mtime_ns for tar in tars]
     for clip in range(len(index)):
         record = index.records[clip]
         yield Found(
@@ -209,4 +234,5 @@ def _clips(folder: str) -> Iterator[Found]:
             int(record["audio_size"]),
             times[int(record["shard"])],
             clip,
+            tars[int(record["shard"])],
         )

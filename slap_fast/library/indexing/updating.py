@@ -12,17 +12,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Protocol
 
 import numpy as np
 
+from slap_fast.audio.errors import AudioError
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.database import Database, Recording, WindowRow
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
 from slap_fast.library.indexing.report import Failure, IndexReport
 from slap_fast.library.indexing.sources import Found, Scan
+from slap_fast.library.recording_audio import CHANGED_WHILE_READ, read_clip
 from slap_fast.models.windows import MeanEmbedding
 
 COMMIT_WINDOWS = 120
@@ -79,7 +81,7 @@ class _Reading:
 
     found: Found
     digest: bytes
-    old: bool  # a recording of other content at this path
+    old: bool  # a complete recording of other content at this path, which is searched until this one is complete
     parts: int
     recording: int | None = None  # id, once a part of it is stored
     done: int = 0  # windows from the begin, without gaps
@@ -88,7 +90,7 @@ class _Reading:
     mean: MeanEmbedding = field(default_factory=MeanEmbedding)  # of the windows
     only: WindowRow | None = None  # of all of it
     ended: set[int] = field(default_factory=set)  # parts
-    windows: int = -1
+    lengths: set[int] = field(default_factory=set)  # number of windows, of each part: more than one if it changed
     seconds: float = 0.0
     covered: float = 0.0  # seconds from the begin that are embedded
     told: int = 0  # bytes that were reported as read
@@ -149,6 +151,11 @@ class Update:
         """Bytes of the recordings that are new, or may have changed."""
         return self._size
 
+    @property
+    def dangerous(self) -> bool:
+        """Whether one of these killed the process that read it, in an update before."""
+        return any(known is not None and known.reason == "worker_died" for _, known in self._to_read)
+
     def run(self, engine: Engine) -> None:
         """Embed and store what is new or changed, and drop what is gone.
 
@@ -180,7 +187,7 @@ class Update:
         same = known is not None and (known.size, known.mtime_ns) == (found.size, found.mtime_ns)
         if known is not None and same and known.state == "complete" and not found.reason:
             self._report.unchanged += 1
-        elif known is not None and same and known.state == "failed" and not retry and known.reason != "worker_died":
+        elif known is not None and same and known.state == "failed" and not retry:
             failure = Failure(known.name, known.reason, known.detail, unchanged=True)
             self._report.failed.append(failure)
         else:
@@ -189,7 +196,11 @@ class Update:
     def _sort_out(self, found: Found, old: Recording | None, digest: bytes | Failure) -> None:
         """Decide by the digest what to do with a recording that is new or may have changed."""
         if isinstance(digest, Failure):
-            self._fail(found, digest.reason, digest.detail)
+            changed = "" if found.reason else _change(found)
+            if changed or digest.reason == CHANGED_WHILE_READ:
+                self._report.failed.append(Failure(found.name, CHANGED_WHILE_READ, changed or digest.detail))
+            else:
+                self._fail(found, digest.reason, digest.detail)
             self._progress.read(found.size)
             return
         had_content = old is not None and old.state == "complete"
@@ -242,12 +253,15 @@ class Update:
 
     def _continue(self, reading: _Reading, partial: Recording) -> None:
         """Take over the windows that an interrupted update has stored, also if the file was renamed since."""
-        found = reading.found
-        if partial.path != found.path and (partial.path, partial.member) not in self._gone:
+        found, key = reading.found, (partial.path, partial.member)
+        if reading.old or (key != found.key and key not in self._gone):
             return
-        self._gone.pop((partial.path, partial.member), None)
-        self._database.move_recording(partial.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
         rows = self._database.partial_windows(partial.id)
+        if any(later.start <= row.start for row, later in pairwise(rows)):
+            return  # damaged: embedded from the begin, in place of these
+        self._gone.pop(key, None)
+        self._forget_digest(found)
+        self._database.move_recording(partial.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
         reading.recording, reading.done, reading.covered = partial.id, len(rows), partial.seconds
         for row in rows:
             reading.mean.add(row.embedding[None])
@@ -260,7 +274,11 @@ class Update:
         if isinstance(event, Failed):
             del self._readings[event.job.number]
             self._remove_part(reading)
-            self._fail_all(reading, event.reason, event.detail)
+            changed = _change(reading.found)
+            if changed or event.reason == CHANGED_WHILE_READ:
+                self._leave(reading, changed or event.detail)
+            else:
+                self._fail_all(reading, event.reason, event.detail)
             return
         if isinstance(event, Embedded):
             for number, row in enumerate(event.rows, event.first):
@@ -280,7 +298,8 @@ class Update:
                 self._store_part(reading)
         elif isinstance(event, Finished):
             reading.ended.add(event.job.part)
-            reading.windows, reading.seconds = event.windows, event.seconds
+            reading.lengths.add(event.windows)
+            reading.seconds = event.seconds
             reading.only = event.whole or reading.only
             if len(reading.ended) == reading.parts:
                 del self._readings[event.job.number]
@@ -294,17 +313,16 @@ class Update:
 
     def _complete_reading(self, reading: _Reading) -> None:
         found = reading.found
-        self._progress.read(found.size - reading.told)
-        if reading.done != reading.windows:
-            raise AssertionError(f"{found.path}: {reading.done} of {reading.windows} windows were embedded")
-        waiting = self._in_work.pop(reading.digest)
-        if _changed(found):
+        changed = _change(found)
+        if not changed and reading.lengths != {reading.done}:
+            lengths = ", ".join(map(str, sorted(reading.lengths | {reading.done})))
+            changed = f"its length differs from one reading of it to another ({lengths} windows); the next update "
+            changed += "reads it again"
+        if changed:
             self._remove_part(reading)
-            detail = "it changed while it was read; the next update reads it again"
-            self._report.failed.append(Failure(found.name, "changed_while_read", detail))
-            for other, old in waiting:
-                self._submit_later(other, reading.digest, old)
+            self._leave(reading, changed)
             return
+        self._progress.read(found.size - reading.told)
         rows = reading.rows if reading.only is None else [*reading.rows, reading.only]
         embedding = _recording_embedding(reading)
         self._forget_digest(found)
@@ -328,9 +346,16 @@ class Update:
         stored = self._database.find(*found.key)
         assert stored is not None
         self._complete[reading.digest] = stored
-        for other, _ in waiting:
+        for other, _ in self._in_work.pop(reading.digest):
             self._take_over(other, stored)
             self._progress.read(other.size)
+
+    def _leave(self, reading: _Reading, detail: str) -> None:
+        """Name a recording that changed while it was read. What the library has of it stays until the next update."""
+        self._progress.read(reading.found.size - reading.told)
+        self._report.failed.append(Failure(reading.found.name, CHANGED_WHILE_READ, detail))
+        for other, old in self._in_work.pop(reading.digest):
+            self._submit_later(other, reading.digest, old)
 
     def _submit_later(self, found: Found, digest: bytes, old: bool) -> None:
         if digest in self._in_work:
@@ -339,8 +364,13 @@ class Update:
             self._submit(found, digest, old)
 
     def _store_part(self, reading: _Reading) -> None:
-        """Keep the windows so far, for an update after this one is killed. A short recording has nothing to keep."""
-        if not reading.rows or reading.failed or (reading.recording is None and len(reading.rows) < COMMIT_WINDOWS):
+        """Keep the windows so far, for an update after this one is killed. A short recording has nothing to keep.
+
+        Nor has one that takes the place of a complete one, which is searched until all of the new one is embedded.
+        """
+        if not reading.rows or reading.failed or reading.old:
+            return
+        if reading.recording is None and len(reading.rows) < COMMIT_WINDOWS:
             return
         found = reading.found
         if reading.recording is None:
@@ -348,8 +378,9 @@ class Update:
             reading.recording = self._database.begin_recording(
                 *found.key, size=found.size, mtime_ns=found.mtime_ns, digest=reading.digest
             )
-        self._database.add_partial_windows(reading.recording, reading.rows, reading.rows[-1].end)
-        reading.rows = []
+        # Before they are stored: if this is interrupted after that, they must not be stored again.
+        rows, reading.rows = reading.rows, []
+        self._database.add_partial_windows(reading.recording, rows, rows[-1].end)
 
     def _remove_part(self, reading: _Reading) -> None:
         reading.failed = True
@@ -388,20 +419,20 @@ def _recording_embedding(reading: _Reading) -> np.ndarray:
     """`[D]` float32, unit length: that of the whole recording if it is short, else the mean of its windows."""
     if reading.only is not None:
         return reading.only.embedding
-    if reading.windows == 1:
+    if reading.done == 1:
         return reading.rows[0].embedding
     return reading.mean.result()
 
 
-def _changed(found: Found) -> bool:
-    """Whether a file is not what it was when it was found."""
-    if found.member:
-        return False  # tars of datasets are replaced, not written to
+def _change(found: Found) -> str:
+    """What has happened to a file, or to the tar of a clip, since it was found; for people. Empty: nothing."""
     try:
-        status = os.stat(found.path)
-    except OSError:
-        return True
-    return (status.st_size, status.st_mtime_ns) != (found.size, found.mtime_ns)
+        status = os.stat(found.tar or found.path)
+    except OSError as error:
+        return f"it cannot be read any more ({error.strerror}); the next update tries again"
+    if status.st_mtime_ns == found.mtime_ns and (found.tar or status.st_size == found.size):
+        return ""
+    return "it changed while it was read; the next update reads it again"
 
 
 def _hashed(
@@ -435,11 +466,13 @@ def _digest(found: Found, datasets: dict[str, ClipIndex]) -> bytes | Failure:
         if found.member:
             if found.path not in datasets:
                 datasets[found.path] = ClipIndex.open(found.path)
-            digest.update(datasets[found.path].read_audio(found.clip))
+            digest.update(read_clip(datasets[found.path], found.clip, found.member))
         else:
             with open(found.path, "rb") as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
+    except AudioError as error:
+        return Failure(found.name, error.reason, error.detail)
     except DatasetError as error:
         return Failure(found.name, "dataset", str(error))
     except OSError as error:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NamedTuple
 
 from slap_fast.errors import SlapFastError
+from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Job
 from slap_fast.runtime.cpu import configure_cpu_environment
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class Ready(NamedTuple):
-    """The model is loaded."""
+    """The model is loaded: the digest of its weights."""
+
+    weights: str
 
 
 class Broken(NamedTuple):
@@ -66,7 +69,8 @@ def _embed(connection: Connection, jobs: queue.Queue[Job | None], model_name: st
 
     torch.set_num_threads(threads)
     model = _audio_tower(model_name)
-    connection.send(Ready())
+    # Read after it was loaded, and by now from memory: a model that is replaced between the two is noticed, too.
+    connection.send(Ready(ModelIdentity.of(model_name).weights))
     for event in embed_jobs(model, iter(jobs.get, None)):
         connection.send(event)
 

@@ -15,6 +15,7 @@ from collections import deque
 from multiprocessing.connection import Pipe, wait
 
 from slap_fast.library.errors import LibraryError
+from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Job
 from slap_fast.library.indexing.worker import Broken, Ready
 
@@ -25,15 +26,15 @@ _START = "from slap_fast.library.indexing.worker import main; main()"
 class WorkerPool:
     """Worker processes with the audio tower of a model."""
 
-    def __init__(self, model_name: str, workers: int, *, threads: int = 1) -> None:
+    def __init__(self, model: ModelIdentity, workers: int, *, threads: int = 1) -> None:
         """
         Args:
-            model_name: folder or hub id.
+            model: what each worker loads, at its start; it must be the same each time.
             workers: number of processes, started with the first job.
             threads: of PyTorch, in each.
         """
         self.workers = workers
-        self._model_name = model_name
+        self._model = model
         self._threads = threads
         self._running: list[_Worker] = []
         self._waiting: deque[Job] = deque()
@@ -55,14 +56,14 @@ class WorkerPool:
 
     def submit(self, job: Job) -> None:
         while len(self._running) < self.workers:
-            self._running.append(_Worker(self._model_name, self._threads))
+            self._running.append(_Worker(self._model.name, self._threads))
         self._waiting.append(job)
         self._hand_out()
 
     def next(self) -> Event:
         """
         Raises:
-            LibraryError: workers cannot start, or the model cannot be used.
+            LibraryError: workers cannot start, or the model cannot be used or is another one by now.
             RuntimeError: a bug, with the traceback of the worker.
         """
         while not self._found:
@@ -85,6 +86,11 @@ class WorkerPool:
 
     def _receive(self, worker: _Worker, message: Event | Ready | Broken) -> None:
         if isinstance(message, Ready):
+            if message.weights != self._model.weights:
+                raise LibraryError(
+                    f"{self._model.name}: the model was replaced by another one ({message.weights}, not "
+                    f"{self._model.weights}), whose embeddings cannot be compared; put the model of the library back"
+                )
             worker.started = True
         elif isinstance(message, Broken):
             if message.bug:
@@ -122,7 +128,7 @@ class WorkerPool:
                 self._found.append(Failed(job, "worker_died", detail))
         else:
             self._suspects += worker.jobs
-        self._running[self._running.index(worker)] = _Worker(self._model_name, self._threads)
+        self._running[self._running.index(worker)] = _Worker(self._model.name, self._threads)
 
 
 class _Worker:

@@ -39,7 +39,7 @@ def test_a_moment_of_other_audio_is_not_exported(library: Library, sounds: Path,
     since_found, since_indexed = "it has changed since this result was found", "it has changed since it was indexed"
     assert reasons == {
         f"{data}#clip-1": since_indexed,
-        f"{tmp_path}/gone#clip-0": "the dataset cannot be read: no such file or directory",
+        f"{tmp_path}/gone#clip-0": f"{tmp_path}/gone: the dataset cannot be read: no such file or directory",
         str(touched): since_indexed,
         str(rewritten): since_found,
         str(removed): since_found,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from slap_fast.library.errors import LibraryError
+from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
 from slap_fast.library.indexing.report import IndexReport
 from slap_fast.library.indexing.worker_pool import WorkerPool
@@ -30,7 +31,7 @@ def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
     paths = [write("a.wav", 12.0, 1), write("b.wav", 185.0, 2)]
     library.add(*paths, workers=0)
     rows, _ = read_rows(library.path)
-    pool = WorkerPool(str(model_folder), 2)
+    pool = WorkerPool(ModelIdentity.of(str(model_folder)), 2)
     events: list[Event] = []
     try:
         jobs = [Job(0, str(paths[0])), *(Job(1, str(paths[1]), part=part, parts=2) for part in range(2))]
@@ -55,7 +56,7 @@ def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
 
 def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Path, write: Write) -> None:
     others = _children()
-    pool = WorkerPool(str(model_folder), 1)
+    pool = WorkerPool(ModelIdentity.of(str(model_folder)), 1)
     good = write("good.wav", 2.0)
     try:
         pool.submit(Job(0, str(good)))
