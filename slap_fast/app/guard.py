@@ -20,9 +20,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slap_fast.app.upload_folder import KEPT_UPLOADS, bytes_of
+
 _MAX_JSON_BYTES = 1 << 20
 _MULTIPART_BYTES = 64 << 10  # of an upload, beyond the file itself
 _MAX_DRAINED = 1 << 30
+_NO_LENGTH = "a request needs a Content-Length, and no Transfer-Encoding"
+_TOO_LARGE = "the request is too large"
 _UPLOAD = "/gradio_api/upload"
 _FILE = "/gradio_api/file="
 _ROUTES = re.compile(
@@ -55,7 +59,7 @@ class Guard:
         hosts: lowercase names under which the page may be asked for, besides addresses.
         any_address: whether any IP address is such a name; else those of this machine's loopback alone.
         uploads: the folder whose files may be read back.
-        max_upload: bytes of one upload.
+        max_upload: bytes of one upload; all that are kept may have `KEPT_UPLOADS` times as many.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Guard:
         self._any_address = any_address
         self._uploads = uploads.resolve()
         self._max_upload = max_upload
+        self._arriving = 0  # bytes of uploads that are not complete yet
 
     def allow_host(self, name: str) -> None:
         """Also answer under this name, such as that of a public link."""
@@ -81,15 +86,15 @@ class Guard:
         headers = Headers(scope=scope)
         status, reason = self._refusal(scope, headers)
         if status:
-            if status == 413:
+            if status in (413, 507):
                 await _drain(receive)
             await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
             return
 
         if scope["method"] == "POST" and scope["path"].rstrip("/") != _UPLOAD:
-            body = await _body(receive)
-            if status := self._refusal_of_body(body):
-                reason = "the request is not JSON" if status == 400 else "this is not an uploaded file"
+            body = await _body(receive, _MAX_JSON_BYTES)
+            status, reason = (413, _TOO_LARGE) if body is None else self._refusal_of_body(body)
+            if body is None or status:
                 await PlainTextResponse(f"{reason}\n", status, headers=_HEADERS)(scope, receive, send)
                 return
             receive = _again(body, receive)
@@ -102,7 +107,12 @@ class Guard:
                     MutableHeaders(scope=message)["content-security-policy"] = "sandbox"
             await send(message)
 
-        await self._app(scope, receive, send_guarded)
+        arriving = int(headers["content-length"]) if scope["path"].rstrip("/") == _UPLOAD else 0
+        self._arriving += arriving
+        try:
+            await self._app(scope, receive, send_guarded)
+        finally:
+            self._arriving -= arriving
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str]:
         """Status and reason, or 0 if the request may pass."""
@@ -115,8 +125,13 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return 403, "requests of other web pages are refused"
-        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+        # Those of another port of this machine are "same-site"; a link to the page is followed from anywhere.
+        is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if is_foreign and headers.get("sec-fetch-mode") != "navigate":
             return 403, "requests of other web pages are refused"
+        # Of a request with both, some servers read as many bytes as are sent, whatever its length says.
+        if "transfer-encoding" in headers:
+            return 411, _NO_LENGTH
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD"):
             if not _ROUTES.fullmatch(path):
@@ -128,16 +143,19 @@ class Guard:
             return 404, "no such page"
         length = headers.get("content-length", "")
         if not length.isascii() or not length.isdecimal():
-            return 411, "a request needs a Content-Length"
+            return 411, _NO_LENGTH
         if path.rstrip("/") == _UPLOAD:
             if int(length) > self._max_upload + _MULTIPART_BYTES:
                 return 413, f"the file is larger than {self._max_upload >> 20} MiB; cut it, or index it"
+            limit = KEPT_UPLOADS * self._max_upload
+            if bytes_of(self._uploads) + self._arriving + int(length) > limit:
+                return 507, f"the uploads of the last hour fill the {limit >> 20} MiB for them; try again later"
         elif int(length) > _MAX_JSON_BYTES:
-            return 413, "the request is too large"
+            return 413, _TOO_LARGE
         return 0, ""
 
-    def _refusal_of_body(self, body: bytes) -> int:
-        """Status, or 0 if every file that the values name is an upload: Gradio would fetch the one of an address."""
+    def _refusal_of_body(self, body: bytes) -> tuple[int, str]:
+        """Status and reason, or 0 if every file that the values name is an upload: Gradio would fetch the one of an address."""
         foreign = False
 
         def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,8 +168,8 @@ class Guard:
         try:
             json.loads(body, object_pairs_hook=look)
         except (ValueError, RecursionError):
-            return 400
-        return 403 if foreign else 0
+            return 400, "the request is not JSON"
+        return (403, "this is not an uploaded file") if foreign else (0, "")
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -183,12 +201,15 @@ async def _drain(receive: Receive) -> None:
             return
 
 
-async def _body(receive: Receive) -> bytes:
-    """The whole body; its length was checked before, and the server passes on no more than that."""
-    parts = []
+async def _body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None if it has more bytes than `limit`."""
+    parts, read = [], 0
     while True:
         message = await receive()
         parts.append(message.get("body", b""))
+        read += len(parts[-1])
+        if read > limit:
+            return None
         if message["type"] != "http.request" or not message.get("more_body"):
             return b"".join(parts)
 

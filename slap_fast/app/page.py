@@ -16,7 +16,6 @@ from slap_fast.app.recording_picker import choose, list_recordings
 from slap_fast.app.search_tab import add_search_tab, event_value, list_folders
 
 _HERE = Path(__file__).parent
-_CACHE_SECONDS = (600, 3600)  # how often uploads are looked through, and the age at which they are deleted
 _QUEUE = 32  # requests that wait; the next one is told that the page is busy
 
 
@@ -38,7 +37,7 @@ def theme() -> Any:
 
 def build_page(desk: Desk) -> gr.Blocks:
     """All components and events of the page."""
-    with gr.Blocks(title="Sound library", analytics_enabled=False, delete_cache=_CACHE_SECONDS) as page:
+    with gr.Blocks(title="Sound library", analytics_enabled=False) as page:
         heading = gr.HTML(elem_id="heading", js_on_load=None, padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Search", id="search"):

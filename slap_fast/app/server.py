@@ -15,6 +15,7 @@ from pathlib import Path
 
 from slap_fast.app.errors import PageError
 from slap_fast.app.scratch import delete_left_folders, make_folder
+from slap_fast.app.upload_folder import delete_old_regularly
 from slap_fast.app.uploads import MAX_UPLOAD_MIB
 from slap_fast.errors import MissingExtraError
 from slap_fast.library.library import Library
@@ -86,6 +87,7 @@ def _run(
 
     uploads = scratch / "uploads"
     uploads.mkdir()
+    delete_old_regularly(uploads)
     desk = Desk.of(library, uploads)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(media_routes(desk))
@@ -168,7 +170,7 @@ def _set_environment(scratch: Path) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(scratch / "uploads")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    tempfile.tempdir = str(scratch)  # of uploads that are not complete
+    tempfile.tempdir = str(scratch)  # what libraries leave there goes with it
 
 
 def _address(host: str, port: int) -> str:
