@@ -165,6 +165,18 @@ class TextTower:
             with suppress(_Damaged):  # reported by `encode`
                 self._opened = _open(self._library / FOLDER_NAME, self._identity.weights, for_many=True)
 
+    def is_cut(self, text: str) -> bool:
+        """Whether `encode` cuts a text, of which it logs a warning, but which a page has to tell its user.
+
+        Call it after `encode`: before, the whole model is loaded.
+        """
+        if self._opened is not None:
+            return _tokenize(self._opened, text)[1]
+        from slap_fast.models.encoding import tokenizer_of
+
+        model = self._model()
+        return len(tokenizer_of(model)(text, verbose=False)["input_ids"]) > model.config.text.max_length
+
     def _encode(self, opened: _Opened, texts: list[str]) -> np.ndarray:
         rows, cut = [np.empty((0, len(opened.check)), np.float32)], []
         for text in texts:
