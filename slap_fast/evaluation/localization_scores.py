@@ -98,7 +98,9 @@ def score_localization(
             own = events[clip.name]
             probabilities.append(found.probability)
             truth.append(timing.frames(own, len(found.probability)))
-            active = np.stack([active_columns(curve, column, rule) for curve in found.probability.T], axis=1)
+            active = np.stack(
+                [active_columns(curve, column, rule, found.seconds) for curve in found.probability.T], axis=1
+            )
             expected = timing.true_segments(own, found.seconds)
             predicted = timing.predicted_segments(active, found.seconds)
             counts.append(segment_counts(expected, predicted).sum(1))

@@ -23,7 +23,7 @@ from slap_fast import cli
 from slap_fast.evaluation.localization_scores import score_localization
 from slap_fast.inference.audio_inputs import AudioInput
 from slap_fast.inference.locate.background import BACKGROUND, QueryScorer
-from slap_fast.inference.locate.events import EventRule, event_columns, find_events, smoothed_curve
+from slap_fast.inference.locate.events import EventRule, active_columns, event_columns, find_events, smoothed_curve
 from slap_fast.inference.locate.finding import locate
 from slap_fast.inference.locate.label_files import as_audacity, as_raven
 from slap_fast.inference.locate.overview import MAX_ROWS, MelOverview
@@ -79,12 +79,18 @@ def test_a_probability_is_the_softmax_against_background_that_means_something_el
 def test_events_are_runs_above_the_threshold_with_gaps_closed_and_short_ones_left_out() -> None:
     curve = np.array([0, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1], np.float32)
     rule = EventRule(smooth=0, max_gap=0.1, min_duration=0.2)
-    assert event_columns(curve, 0.1, rule) == [(2, 7), (15, 18)]
-    assert event_columns(curve, 0.1, replace(rule, max_gap=0)) == [(2, 4), (5, 7), (15, 18)]
-    assert event_columns(curve, 0.1, replace(rule, smooth=0.3, max_gap=0, min_duration=0)) == [(2, 7), (15, 18)]
+    assert event_columns(curve, 0.1, rule, 1.8) == [(2, 7), (15, 18)]
+    assert event_columns(curve, 0.1, replace(rule, max_gap=0), 1.8) == [(2, 4), (5, 7), (15, 18)]
+    assert event_columns(curve, 0.1, replace(rule, smooth=0.3, max_gap=0, min_duration=0), 1.8) == [(2, 7), (15, 18)]
     *_, last = find_events("a", curve, curve / 2, column_seconds=0.1, seconds=1.75, rule=rule)
     assert (last.start, last.end, last.probability, last.similarity) == (1.5, 1.75, 1.0, 0.5)
-    assert event_columns(np.zeros(9, np.float32), 0.1, rule) == event_columns(np.zeros(0, np.float32), 0.1, rule) == []
+    # Ten milliseconds of the last column are of the recording: an event of 0.11 s there is shorter than 0.2 s.
+    end = np.array([0, 1, 1], np.float32)
+    for seconds, count in ((0.21, 0), (0.3, 1)):
+        assert len(find_events("a", end, end, column_seconds=0.1, seconds=seconds, rule=rule)) == count
+        assert active_columns(end, 0.1, rule, seconds).sum() == 2 * count
+    for nothing in (np.zeros(9, np.float32), np.zeros(0, np.float32)):
+        assert event_columns(nothing, 0.1, rule, 0.9) == []
 
 
 def test_a_long_median_is_computed_in_parts() -> None:
@@ -106,10 +112,11 @@ def test_events_are_apart_and_long_enough(
     curve: list[float], threshold: float, gap: float, shortest: float, smooth: float
 ) -> None:
     rule = EventRule(smooth=smooth, threshold=threshold, max_gap=gap, min_duration=shortest)
-    runs = event_columns(np.array(curve, np.float32), 0.16, rule)
+    seconds = max(0.0, 0.16 * len(curve) - 0.1)  # of the last column, 60 ms are of the recording
+    runs = event_columns(np.array(curve, np.float32), 0.16, rule, seconds)
     for first, end in runs:
         assert 0 <= first < end <= len(curve)
-        assert (end - first) * 0.16 >= shortest - 1e-6
+        assert min(seconds, end * 0.16) - first * 0.16 >= shortest - 1e-6
     for (_, end), (first, _) in zip(runs, runs[1:], strict=False):  # noqa: RUF007 - a list of at most one has no pair
         assert (first - end) * 0.16 > gap - 1e-6
 

@@ -77,18 +77,27 @@ def smoothed_curve(curve: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate(parts).astype(curve.dtype)
 
 
-def active_columns(probability: np.ndarray, column_seconds: float, rule: EventRule) -> np.ndarray:
-    """`[C]` bool: the columns that are part of an event."""
+def active_columns(probability: np.ndarray, column_seconds: float, rule: EventRule, seconds: float) -> np.ndarray:
+    """`[C]` bool: the columns that are part of an event; arguments as of `event_columns`."""
     import numpy as np  # not at the top: `slap-fast --help` reads this module
 
     active = np.zeros(len(probability), dtype=bool)
-    for first, end in event_columns(probability, column_seconds, rule):
+    for first, end in event_columns(probability, column_seconds, rule, seconds):
         active[first:end] = True
     return active
 
 
-def event_columns(probability: np.ndarray, column_seconds: float, rule: EventRule) -> list[tuple[int, int]]:
-    """First column of each event, and the one after its last, ascending."""
+def event_columns(
+    probability: np.ndarray, column_seconds: float, rule: EventRule, seconds: float
+) -> list[tuple[int, int]]:
+    """First column of each event, and the one after its last, ascending.
+
+    Args:
+        probability: `[C]`, of each column.
+        column_seconds: duration of a column.
+        rule: of events.
+        seconds: duration of the recording, in which the last column may end early; so does an event in it.
+    """
     import numpy as np  # not at the top: `slap-fast --help` reads this module
 
     curve = smoothed_curve(probability, _odd(rule.smooth / column_seconds))
@@ -100,7 +109,11 @@ def event_columns(probability: np.ndarray, column_seconds: float, rule: EventRul
             runs[-1] = (runs[-1][0], end)
         else:
             runs.append((first, end))
-    return [(first, end) for first, end in runs if round((end - first) * column_seconds, 6) >= rule.min_duration]
+    return [
+        (first, end)
+        for first, end in runs
+        if round(min(end * column_seconds, seconds) - first * column_seconds, 6) >= rule.min_duration
+    ]
 
 
 def find_events(
@@ -129,7 +142,7 @@ def find_events(
             float(curve[first:end].max()),
             float(similarity[first:end].max()),
         )
-        for first, end in event_columns(probability, column_seconds, rule)
+        for first, end in event_columns(probability, column_seconds, rule, seconds)
     ]
 
 

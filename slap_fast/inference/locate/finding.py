@@ -104,7 +104,7 @@ def locate(
     rate = config.mel.sample_rate
     scorer = QueryScorer.of(model, texts, others)
     picture = MelOverview(config.mel) if overview else None
-    similarity, probability = [], []
+    similarity, probability = _Rows(len(texts)), _Rows(len(texts))
     samples = 0
 
     def counted() -> Iterator[Tensor]:
@@ -119,8 +119,8 @@ def locate(
         encoded = model.encode_audio([window.samples for window in batch], sampling_rate=rate, dense=True, long="whole")
         for window, columns in zip(batch, encoded, strict=True):
             used = columns[window.keep].numpy()
-            similarity.append(scorer.similarity(used))
-            probability.append(scorer.probability(used))
+            similarity.add(scorer.similarity(used))
+            probability.add(scorer.probability(used))
             if picture is not None:
                 picture.add(_frames_of(window, config.audio.patch_frames))
             progress(len(used) * config.column_seconds)
@@ -130,8 +130,8 @@ def locate(
         tuple(texts),
         samples / rate,
         config.column_seconds,
-        np.concatenate(similarity),
-        np.concatenate(probability),
+        similarity.all(),
+        probability.all(),
         rule or EventRule(),
         (),
         picture,
@@ -142,3 +142,21 @@ def locate(
 def _frames_of(window: DenseWindow, patch_frames: int) -> tuple[Tensor, slice]:
     """Samples of a window, and the frames of its used columns."""
     return window.samples, slice(window.begin * patch_frames, window.end * patch_frames)
+
+
+class _Rows:
+    """Rows in one array that doubles. Each window's in an array of its own would pin what is around it in the heap."""
+
+    def __init__(self, width: int) -> None:
+        self._rows = np.empty((1 << 12, width), np.float32)
+        self._used = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        end = self._used + len(rows)
+        while end > len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[self._used : end] = rows
+        self._used = end
+
+    def all(self) -> np.ndarray:
+        return self._rows[: self._used].copy()

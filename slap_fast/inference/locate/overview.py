@@ -23,7 +23,9 @@ class MelOverview:
         self.config = config
         self.merged = 1
         """Frames in a row."""
-        self._rows: list[np.ndarray] = []
+        # One array for all: rows in arrays of their own would pin what is around them in the heap.
+        self._rows = np.empty((2 * MAX_ROWS, config.n_mels), np.float32)
+        self._count = 0  # of the rows that are filled
         self._rest = np.empty((0, config.n_mels), np.float32)  # frames that do not fill a row yet
 
     def add(self, part: tuple[Tensor, slice]) -> None:
@@ -34,22 +36,24 @@ class MelOverview:
 
     def _append(self, frames: np.ndarray) -> None:
         rest = np.concatenate([self._rest, frames])
-        full = len(rest) // self.merged
-        self._rows += list(_merged(rest[: full * self.merged], self.merged))
-        self._rest = rest[full * self.merged :]
-        while len(self._rows) > MAX_ROWS:
-            even = len(self._rows) // 2 * 2
-            # A row without its pair goes back to the frames: its maximum stands for all of them.
-            odd = np.repeat(np.stack(self._rows[even:]), self.merged, axis=0) if len(self._rows) > even else None
-            self._rows = list(_merged(np.stack(self._rows[:even]), 2))
-            if odd is not None:
-                self._rest = np.concatenate([odd, self._rest])
-            self.merged *= 2
+        while full := min(len(rest) // self.merged, len(self._rows) - self._count):
+            self._rows[self._count : self._count + full] = _merged(rest[: full * self.merged], self.merged)
+            self._count += full
+            rest = rest[full * self.merged :]
+            while self._count > MAX_ROWS:
+                half, odd = divmod(self._count, 2)
+                if odd:  # a row without its pair goes back to the frames: its maximum stands for all of them
+                    last = self._rows[self._count - 1 : self._count]
+                    rest = np.concatenate([np.repeat(last, self.merged, axis=0), rest])
+                self._rows[:half] = _merged(self._rows[: 2 * half], 2)
+                self._count = half
+                self.merged *= 2
+        self._rest = rest.copy()
 
     def rows(self) -> np.ndarray:
         """`[R, n_mels]` float32 normalized log-mel values."""
-        rows = np.stack(self._rows) if self._rows else np.empty((0, self.config.n_mels), np.float32)
-        return np.concatenate([rows, self._rest.max(0, keepdims=True)]) if len(self._rest) else rows
+        rows = self._rows[: self._count]
+        return np.concatenate([rows, self._rest.max(0, keepdims=True)]) if len(self._rest) else rows.copy()
 
 
 def _merged(rows: np.ndarray, count: int) -> np.ndarray:
