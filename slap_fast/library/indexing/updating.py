@@ -133,6 +133,7 @@ class Update:
         known = {(recording.path, recording.member): recording for recording in database.recordings()}
         self._complete = {recording.digest: recording for recording in known.values() if recording.state == "complete"}
         self._partial = {recording.digest: recording for recording in known.values() if recording.state == "partial"}
+        self._deadly = {recording.size for recording in known.values() if recording.reason == "worker_died"}
         self._gone = {key: recording for key, recording in known.items() if key not in scan.found}
         for key in [key for key in self._gone if not scan.covers(key[0])]:
             del self._gone[key]
@@ -153,8 +154,11 @@ class Update:
 
     @property
     def dangerous(self) -> bool:
-        """Whether one of these killed the process that read it, in an update before."""
-        return any(known is not None and known.reason == "worker_died" for _, known in self._to_read)
+        """Whether one of these may have killed the process that read it before: by its name, or by its size."""
+        return any(
+            found.size in self._deadly or (known is not None and known.reason == "worker_died")
+            for found, known in self._to_read
+        )
 
     def run(self, engine: Engine) -> None:
         """Embed and store what is new or changed, and drop what is gone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from slap_fast.library.indexing.writer_lock import writer_lock
 from slap_fast.library.library import Library
 from tests.drills.indexing import Indexing, kill_once, read_rows
 from tests.library.indexing.conftest import Write
+from tests.models.saved import tiny_slap
 
 
 def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
@@ -54,9 +56,12 @@ def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
     assert len({event.job.part for event in events if isinstance(event, Embedded) and event.job.number == 1}) == 2
 
 
-def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Path, write: Write) -> None:
+def test_a_worker_that_dies_costs_the_recording_that_killed_it(
+    tmp_path: Path, model_folder: Path, write: Write
+) -> None:
     others = _children()
-    pool = WorkerPool(ModelIdentity.of(str(model_folder)), 1)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    pool = WorkerPool(ModelIdentity.of(str(model)), 1)
     good = write("good.wav", 2.0)
     try:
         pool.submit(Job(0, str(good)))
@@ -71,6 +76,13 @@ def test_a_worker_that_dies_costs_the_recording_that_killed_it(model_folder: Pat
             ended.append(pool.next())
         assert [event.job.number for event in ended if isinstance(event, Finished)] == [1]
         assert not any(isinstance(event, Failed) for event in ended)
+        # The one that takes its place must not embed with another model.
+        tiny_slap(layers=2).save_pretrained(model)
+        (process,) = _children() - others
+        os.kill(process, signal.SIGKILL)
+        pool.submit(Job(2, str(good)))
+        with pytest.raises(LibraryError, match="the model was replaced by another one"):
+            pool.next()
     finally:
         pool.close()
     assert not _children() - others
