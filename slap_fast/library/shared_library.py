@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,8 @@ class SharedLibrary:
             text: what to look for; of several texts and sounds, the mean counts.
             audio: sounds to look for, as `SLAP.encode_audio` takes them.
             unlike: texts that the results must not sound like.
-            folders: search only in these: absolute paths on the machine that exported them.
+            folders: search only in these, as of `Library.search`: paths on the machine that exported them; a relative
+                one is one of this machine.
             min_score: least score of a result.
             min_seconds: least duration of the recording.
             max_seconds: greatest duration of the recording.
@@ -110,7 +112,8 @@ class SharedLibrary:
         Raises:
             ValueError: nothing to look for, an empty text, or another invalid argument.
             AudioError: a file of `audio` cannot be read.
-            LibraryError: the table cannot be read, or the model is not the one of the table.
+            LibraryError: a folder has no recording of the table; the table cannot be read, or the model is not the one
+                of the table.
             ModelError: the model cannot be loaded.
         """
         texts, negatives = split_texts(() if text is None else text), split_texts(unlike)
@@ -120,11 +123,17 @@ class SharedLibrary:
             raise ValueError(f"top is {top}; it must be at least 1")
         if not texts and audio is None:
             raise ValueError("nothing to search for; pass a text or audio")
+        if isinstance(folders, str | bytes | os.PathLike):
+            raise ValueError(f"folders is {folders!r}; pass a list of folders")
+        below = [os.path.abspath(os.fsdecode(folder)) for folder in folders]
+        for folder in below:
+            if not self._table.has(_below(os.fsencode(folder))):
+                raise LibraryError(f"{folder}: the table {self.url} has no recording there")
         wanted = [self.model.encode_text(texts).numpy()] if texts else []
         if audio is not None:
             wanted.append(self.model.encode_audio(audio, sampling_rate=sampling_rate).numpy())
         unwanted = self.model.encode_text(negatives).numpy() if negatives else np.empty((0, 0), np.float32)
-        where = search_condition([os.fsencode(folder) for folder in folders], min_seconds, max_seconds)
+        where = search_condition([os.fsencode(folder) for folder in below], min_seconds, max_seconds)
         moments = self.find(combine(np.concatenate(wanted), unwanted), top=top, where=where, min_score=min_score)
         parts = [*texts, *(["audio"] if audio is not None else [])]
         return SearchResults(" + ".join(parts) + "".join(f" - {one}" for one in negatives), moments)
@@ -185,7 +194,13 @@ class _Recordings:
 def search_condition(
     folders: Sequence[bytes], min_seconds: float | None = None, max_seconds: float | None = None
 ) -> str | None:
-    """The condition in SQL on recordings at or below one of `folders` and of these durations; None: all."""
+    """The condition in SQL on recordings at or below one of `folders` and of these durations; None: all.
+
+    Args:
+        folders: absolute paths, or `path#key`, a clip of a prepared dataset, as of `Database.recordings_below`.
+        min_seconds: least duration.
+        max_seconds: greatest duration.
+    """
     parts = []
     if folders:
         parts.append(f"({' OR '.join(map(_below, folders))})")
@@ -197,7 +212,14 @@ def search_condition(
 
 
 def _below(folder: bytes) -> str:
-    """A recording at or below a folder: bytes are compared, and `/` + 1 is `0`."""
-    folder = folder.rstrip(b"/")
+    """A recording at or below a folder: bytes are compared, and `/` + 1 is `0`; or a clip of a dataset."""
+    name, folder = folder, folder.rstrip(b"/")
     first, end = (folder + b"/").hex(), (folder + b"0").hex()
-    return f"path = X'{folder.hex()}' OR (path >= X'{first}' AND path < X'{end}')"
+    parts = [f"path = X'{folder.hex()}'", f"(path >= X'{first}' AND path < X'{end}')"]
+    # Both a path and a key may have a #, so each one is tried. A key is valid text.
+    for position in (position for position, byte in enumerate(name) if byte == ord("#")):
+        with suppress(UnicodeDecodeError):
+            if key := name[position + 1 :].decode():
+                quoted = key.replace("'", "''")
+                parts.append(f"(path = X'{name[:position].hex()}' AND member = '{quoted}')")
+    return " OR ".join(parts)

@@ -62,7 +62,7 @@ def table_schema(width: int, model: ModelIdentity) -> pa.Schema:
         ("mtime_ns", pa.int64()),
         ("digest", pa.binary()),  # BLAKE2b-128 of the content
         ("model", pa.string()),  # digest of the model's weights
-        ("row_digest", pa.int64()),  # of the recording's path, member, size and modification time: changed or not
+        ("row_digest", pa.int64()),  # of the row's other columns: changed or not
         ("embedding", pa.list_(pa.float32(), width)),  # unit length
     ]
     metadata = {_FORMAT: str(FORMAT_VERSION), _MODEL_NAME: model.name, _MODEL_WEIGHTS: model.weights}
@@ -73,7 +73,7 @@ class Exported(NamedTuple):
     """What an export changed, in windows."""
 
     added: int
-    updated: int  # their recording has another path or modification time
+    updated: int  # the row has changed: their recording was moved, or a restored library gave their ids out again
     removed: int
     kept: int
 
@@ -131,6 +131,11 @@ class SharedTable:
         """Number of windows."""
         with _reported(self.url):
             return int(self._table.count_rows())
+
+    def has(self, where: str) -> bool:
+        """Whether a window meets a condition, as of `search`."""
+        with _reported(self.url):
+            return bool(self._table.search().where(where).select(["id"]).limit(1).to_arrow().num_rows)
 
     def search(
         self, query: np.ndarray, count: int, *, where: str | None = None, probes: int = PROBES, refined: int = REFINED
@@ -194,7 +199,7 @@ def export_library(database: Database, url: str) -> Exported:
         stored_ids, stored_digests = _stored(table, mine)
         with database.snapshot():
             ids, recording_ids = database.window_recordings()
-            digests = _row_digests(database, recording_ids)
+            digests = _row_digests(database, ids, recording_ids)
         gone = stored_ids[~np.isin(stored_ids, ids)]
         for some in _chunks(gone):
             table.delete(f"{mine} AND id IN ({', '.join(map(str, some.tolist()))})")
@@ -204,7 +209,7 @@ def export_library(database: Database, url: str) -> Exported:
         same = known.copy()
         same[known] = stored_digests[place[known]] == digests[known]
         schema = table.schema
-        for batch in _batches(database, ids[~same], schema, library, identity):
+        for batch in _batches(database, ids[~same], digests[~same], schema, library, identity):
             # Not `add`: the rows of two exports of one library at the same time are the same rows.
             writer = table.merge_insert(["library", "id"]).when_matched_update_all().when_not_matched_insert_all()
             writer.execute(batch)
@@ -217,7 +222,11 @@ def _table_for_writing(url: str, width: int, identity: ModelIdentity) -> Any:
     database = _connect(url)
     found = _open(database)
     if found is None:
-        return database.create_table(TABLE, schema=table_schema(width, identity), exist_ok=True)
+        try:
+            found = database.create_table(TABLE, schema=table_schema(width, identity), exist_ok=True)
+        except ValueError:  # another export made it just now, with another name of the model, or another model
+            if (found := _open(database)) is None:
+                raise
     stored = _identity(url, found.schema)
     if stored.weights != identity.weights:
         raise LibraryError(
@@ -235,23 +244,43 @@ def _stored(table: Any, mine: str) -> tuple[np.ndarray, np.ndarray]:
     return ids[order], digests[order]
 
 
-def _row_digests(database: Database, recording_ids: np.ndarray) -> np.ndarray:
-    """Of each window, the digest of what its row has of the recording, `[N]` int64."""
-    unique, place = np.unique(recording_ids, return_inverse=True)
-    known = {row.id: _row_digest(row) for row in database.recordings(state="complete")}
-    return np.array([known[number] for number in unique.tolist()], np.int64)[place]
+def _row_digests(database: Database, ids: np.ndarray, recording_ids: np.ndarray) -> np.ndarray:
+    """Of each window, the digest of its row, `[N]` int64.
+
+    A library that was restored from a backup gives the ids of windows and recordings out again, so what is the same has
+    the same place in the same recording, not only the same id.
+    """
+    known = {row.id: _recording_digest(row) for row in database.recordings(state="complete")}
+    digests = np.empty(len(ids), np.int64)
+    for begin in range(0, len(ids), ROWS_AT_ONCE):
+        some = ids[begin : begin + ROWS_AT_ONCE].tolist()
+        places = database.places(some)
+        spans = np.array([(places[number].start, places[number].end) for number in some], np.float64)
+        mixed = np.array([known[number] for number in recording_ids[begin : begin + ROWS_AT_ONCE].tolist()], np.int64)
+        mixed = mixed.view(np.uint64)
+        for column in spans.view(np.uint64).T:  # the multiplier of MurmurHash's last step spreads each bit over all
+            mixed = (mixed ^ column) * np.uint64(0xFF51AFD7ED558CCD)
+            mixed ^= mixed >> np.uint64(33)
+        digests[begin : begin + ROWS_AT_ONCE] = mixed.view(np.int64)
+    return digests
 
 
-def _row_digest(recording: Recording) -> int:
-    text = f"{recording.size}/{recording.mtime_ns}/{len(recording.member)}/{recording.member}".encode()
+def _recording_digest(recording: Recording) -> int:
+    parts = (recording.id, recording.size, recording.mtime_ns, recording.seconds, recording.digest.hex())
+    text = f"{'/'.join(map(str, parts))}/{len(recording.member)}/{recording.member}".encode()
     digest = hashlib.blake2b(text + os.fsencode(recording.path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def _batches(
-    database: Database, ids: np.ndarray, schema: pa.Schema, library: str, identity: ModelIdentity
+    database: Database,
+    ids: np.ndarray,
+    digests: np.ndarray,
+    schema: pa.Schema,
+    library: str,
+    identity: ModelIdentity,
 ) -> Iterator[pa.Table]:
-    """The rows of the windows `ids`, ascending; windows that were removed meanwhile are left out."""
+    """The rows of the windows `ids`, ascending, with their digests; those that were removed meanwhile are left out."""
     import pyarrow as pa
 
     for wanted in _chunks(ids):
@@ -279,7 +308,7 @@ def _batches(
             "mtime_ns": [recording.mtime_ns for recording in whose],
             "digest": [recording.digest for recording in whose],
             "model": [identity.weights] * len(rows),
-            "row_digest": [_row_digest(recording) for recording in whose],
+            "row_digest": digests[np.searchsorted(ids, present)].tolist(),
         }
         arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
         width = schema.field("embedding").type.list_size

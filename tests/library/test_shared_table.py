@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,27 @@ def test_exports_bring_new_moved_and_removed_windows_and_no_others(url: str, tmp
     assert paths == ["/data/train"] + ["/moved.wav"] * 5 + ["/sounds/new.wav"] * 2
 
 
+def test_a_library_that_gives_ids_out_again_leaves_no_old_rows(tmp_path: Path) -> None:
+    # As a backup does that is copied back: other windows have the ids that the table has.
+    library, url = Filled(tmp_path / "library"), str(tmp_path / "shared")
+    library.add("/kept.wav", 2)
+    library.database.close()
+    backup = (tmp_path / "library" / "library.sqlite").read_bytes()
+    library.database = Database(tmp_path / "library", write=True)
+    library.add("/lost.wav", 1)
+    library.add("/same.wav", 3)
+    export_library(library.database, url)
+    library.database.close()
+    (tmp_path / "library" / "library.sqlite").write_bytes(backup)
+    library.database = Database(tmp_path / "library", write=True)
+    library.add("/same.wav", 4)
+    assert export_library(library.database, url) == Exported(added=0, updated=4, removed=0, kept=2)
+    for row, vector in enumerate(library.windows["/same.wav"]):
+        best = SharedTable(url).search(vector, 1)[0]
+        assert (best.recording.path, best.start) == ("/same.wav", 5.0 * row)
+        assert best.score == pytest.approx(1.0, abs=1e-6)
+
+
 def test_libraries_of_several_machines_share_a_table(tmp_path: Path) -> None:
     first, second = Filled(tmp_path / "first"), Filled(tmp_path / "second", seed=1)
     url = str(tmp_path / "shared")
@@ -142,6 +164,8 @@ def test_a_search_finds_the_moments_of_the_library_itself(tmp_path: Path) -> Non
     library = Filled(tmp_path / "library")
     for number in range(12):
         library.add(f"/a{number % 2}/{number}\udcff.wav", 3 * number + 1)
+    library.add("/data#1", 1, member="it's #7 \\ 'é")
+    library.add("/data#1", 1, member="other")
     export_library(library.database, url)
     shared = SharedLibrary(url)
     index = VectorIndex(library.database)
@@ -152,6 +176,14 @@ def test_a_search_finds_the_moments_of_the_library_itself(tmp_path: Path) -> Non
         condition = search_condition([b"/a1"])
         inside = find_moments(library.database, index, query, top=9, among=below, min_score=0.2)
         _assert_same(shared.find(query, top=9, where=condition, min_score=0.2), inside)
+        for name in ("/data#1#it's #7 \\ 'é", "/data#1", "/data#1/", "/a1/11\udcff.wav"):
+            some = library.database.window_ids(below=[name])
+            found = shared.find(query, top=9, where=search_condition([os.fsencode(name)]))
+            assert len(found) == (2 if name.rstrip("/") == "/data#1" else len(found))
+            _assert_same(found, find_moments(library.database, index, query, top=9, among=some))
+    for name in ("/a", "/data#1#it's", "/data#1#", "a0"):
+        with pytest.raises(LibraryError, match=r"the table .* has no recording there"):
+            shared.search("a dog", folders=["/a1", name])
 
 
 def _assert_same(found: list[Moment], expected: list[Moment]) -> None:
@@ -159,7 +191,7 @@ def _assert_same(found: list[Moment], expected: list[Moment]) -> None:
     np.testing.assert_allclose([moment.score for moment in found], [moment.score for moment in expected], atol=1e-5)
 
 
-def test_errors_say_what_to_do(tmp_path: Path) -> None:
+def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Filled(tmp_path / "library")
     library.add("/a.wav", 1)
     with pytest.raises(LibraryError, match="no table `windows` here; export a library first"):
@@ -169,6 +201,12 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     other = Filled(tmp_path / "other", weights="ffff")
     with pytest.raises(LibraryError, match=r"the model /models/mine \(0123abcd\), not of .* \(ffff\).*another URL"):
         export_library(other.database, str(tmp_path / "shared"))
+    # Both find no table, and the other one is a moment later: it makes none of its own.
+    with monkeypatch.context() as patch:
+        tables = iter([None])
+        patch.setattr(shared_table, "_open", lambda database: next(tables, database.open_table("windows")))
+        with pytest.raises(LibraryError, match=r"not of .* \(ffff\).*another URL"):
+            export_library(other.database, str(tmp_path / "shared"))
     opened = SharedTable(str(tmp_path / "shared"))
     with pytest.raises(LibraryError, match=r"LanceDB: .*no_such_column"):
         opened.search(np.ones(WIDTH, np.float32), 1, where="no_such_column = 3")
