@@ -9,7 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.library_arguments import add_library_argument, check_library, json_line, printable
+from slap_fast.commands.library_arguments import (
+    add_library_argument,
+    check_library,
+    json_line,
+    printable,
+    report_changed_names,
+)
 from slap_fast.commands.shared import CommandError, print_rows
 
 if TYPE_CHECKING:
@@ -50,16 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
 
         assert positions is not None
         plot_map(clustering, positions, arguments.plot)
+    changed = 0
     if arguments.json:
         _print_json(clustering)
     elif arguments.csv:
         assert positions is not None
         _print_csv(clustering, positions)
+        changed = report_changed_names(recording.name for recording in clustering.recordings)
     elif clustering.clusters:
         print_rows(_rows(clustering))
-    for line in _summary(clustering, arguments):
+    for line in _summary(clustering, arguments, positions):
         print(line, file=sys.stderr)
-    return 0 if clustering.clusters else 1
+    return 0 if clustering.clusters and not changed else 1
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -74,11 +82,12 @@ def _check(arguments: argparse.Namespace) -> None:
     check_library(arguments.library)
 
 
-def _summary(clustering: Clustering, arguments: argparse.Namespace) -> list[str]:
+def _summary(clustering: Clustering, arguments: argparse.Namespace, positions: np.ndarray | None) -> list[str]:
     total = len(clustering.recordings)
     alone = int((clustering.labels < 0).sum())
     if clustering.clusters:
-        lines = [f"{len(clustering.clusters)} clusters of {total - alone} recordings; {alone} unclustered"]
+        found = "1 cluster" if len(clustering.clusters) == 1 else f"{len(clustering.clusters)} clusters"
+        lines = [f"{found} of {total - alone} recordings; {alone} unclustered"]
     elif total < max(arguments.min_size, 3):
         lines = [f"no clusters: too few recordings ({total}) for --min-size {arguments.min_size}"]
     else:
@@ -89,6 +98,10 @@ def _summary(clustering: Clustering, arguments: argparse.Namespace) -> list[str]
             f"clustered a sample of {clustering.fitted} recordings; the other {total - clustering.fitted} joined the "
             "cluster of the nearest of these"
         )
+    mapped = total if positions is None else sum(not math.isnan(x) for x, _ in positions.tolist())
+    if mapped < total:
+        without = " and have no position in the CSV" if arguments.csv else ""
+        lines.append(f"the map has a sample of {mapped} recordings; the other {total - mapped} are not on it{without}")
     if arguments.plot:
         lines.append(f"wrote {printable(str(arguments.plot))}")
     return lines

@@ -7,7 +7,13 @@ import csv
 import sys
 from typing import TYPE_CHECKING
 
-from slap_fast.commands.library_arguments import add_library_argument, check_library, json_line, printable
+from slap_fast.commands.library_arguments import (
+    add_library_argument,
+    check_library,
+    json_line,
+    printable,
+    report_changed_names,
+)
 from slap_fast.commands.shared import CommandError, add_quiet, print_rows
 
 if TYPE_CHECKING:
@@ -58,17 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
                 length_ratio=arguments.length_ratio,
                 progress=bar.update,
             )
+    changed = 0
     if arguments.json:
         for number, group in enumerate(groups, 1):
             print(json_line({"group": number, **group.to_json()}))
     elif arguments.csv:
         _print_csv(groups)
+        changed = report_changed_names(copy.recording.name for group in groups for copy in group.copies)
     elif groups:
         print_rows(_rows(groups))
     copies = sum(len(group.copies) - 1 for group in groups)
     counted = f"of {total} recordings, {copies or 'none'} {'are copies' if copies > 1 else 'is a copy'} of another"
     print(f"{printable(str(arguments.library))}: {counted}", file=sys.stderr)
-    return 0 if groups else 1
+    return 0 if groups and not changed else 1
 
 
 def _rows(groups: list[DuplicateGroup]) -> list[list[str]]:

@@ -85,9 +85,8 @@ def _export_library(folder: Path, url: str) -> int:
 
     with Library(folder) as library:
         done = library.export_to(url)
-    print(
-        f"{url}: {done.added} windows added, {done.updated} updated, {done.removed} removed, {done.kept} as they were"
-    )
+    windows = "window" if done.added == 1 else "windows"
+    print(f"{url}: {done.added} {windows} added, {done.updated} updated, {done.removed} removed, {done.kept} unchanged")
     return 0
 
 

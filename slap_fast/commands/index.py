@@ -154,7 +154,7 @@ def _print_report(report: IndexReport, library: Library) -> int:
         (f"{report.new} new", True),
         (f"{report.changed} changed", report.changed),
         (f"{report.renamed} renamed", report.renamed),
-        (f"{report.copied} copies", report.copied),
+        (f"{report.copied} {'copy' if report.copied == 1 else 'copies'}", report.copied),
         (f"{report.dropped} dropped", report.dropped),
         (f"{report.touched} with another time", report.touched),
         (f"{report.unchanged} unchanged", report.unchanged),
@@ -162,7 +162,7 @@ def _print_report(report: IndexReport, library: Library) -> int:
     ]
     print(f"{printable(str(library.path))}: {', '.join(text for text, shown in counts if shown)}", flush=True)
     if report.ignored:
-        kinds = ", ".join(f"{count} {_IGNORED.get(kind, kind)}" for kind, count in sorted(report.ignored.items()))
+        kinds = ", ".join(_ignored(count, kind) for kind, count in sorted(report.ignored.items()))
         print(f"left out: {kinds}")
     if report.interrupted:
         print("interrupted; the same command goes on from here")
@@ -170,12 +170,20 @@ def _print_report(report: IndexReport, library: Library) -> int:
 
 
 _IGNORED = {
-    "not_audio": "other files",
-    "hidden": "hidden",
-    "dataset_folder": "prepared datasets in folders (name them to index them)",
-    "same_folder": "links to folders that are read already",
-    "same_file": "links to files that are read already",
+    "not_audio": ("other file", "other files"),
+    "hidden": ("hidden", "hidden"),
+    "dataset_folder": (
+        "prepared dataset in a folder (name it to index it)",
+        "prepared datasets in folders (name them to index them)",
+    ),
+    "same_folder": ("link to a folder that is read already", "links to folders that are read already"),
+    "same_file": ("link to a file that is read already", "links to files that are read already"),
 }
+
+
+def _ignored(count: int, kind: str) -> str:
+    one, several = _IGNORED.get(kind, (kind, kind))
+    return f"{count} {one if count == 1 else several}"
 
 
 def _tell(line: str) -> None:

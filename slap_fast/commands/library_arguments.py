@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,31 @@ def printable(text: str) -> str:
 
 
 def json_line(content: dict[str, Any]) -> str:
-    r"""One line of JSON; characters that control a terminal, and bytes of a path that are no text, as `\u` codes."""
-    line = json.dumps(content, ensure_ascii=False)
-    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
+    r"""One line of JSON for stdout.
+
+    Characters that control a terminal, and bytes of a path that are no text, are `\u` codes; where stdout is not UTF-8,
+    as JSON has to be, so is all that is not ASCII.
+    """
+    line = json.dumps(content, ensure_ascii=codecs.lookup(_encoding()).name != "utf-8")
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in line)
+
+
+def _encoding() -> str:
+    return sys.stdout.encoding or "utf-8"  # None: of an io.StringIO in the place of stdout
+
+
+def _escaped(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else json.dumps(letter)[1:-1]
+
+
+def report_changed_names(names: Iterable[str]) -> int:
+    """Name on stderr the recordings whose names stdout cannot hold as they are, in CSV; returns how many."""
+    changed = 0
+    for name in names:
+        try:
+            name.encode(_encoding())
+        except UnicodeEncodeError:
+            changed += 1
+            problem = f"its name is no valid {_encoding()} text, and changed in the CSV; use --json"
+            print(f"{printable(name)}: {problem}", file=sys.stderr)
+    return changed

@@ -7,10 +7,17 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slap_fast.commands.library_arguments import check_library, library_or_url, printable
+from slap_fast.commands.library_arguments import (
+    check_library,
+    json_line,
+    library_or_url,
+    printable,
+    report_changed_names,
+)
 from slap_fast.commands.shared import CommandError, positive, print_rows
 
 if TYPE_CHECKING:
@@ -92,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         reason = "it has no recordings yet" if empty else "nothing found"
         print(f"{printable(str(arguments.library))}: {reason}", file=sys.stderr)
-    return 0 if found and not left_out and _report_export(exported, arguments.export) else 1
+    all_exported = _report_export(exported, arguments.export)
+    return 0 if found and not left_out and all_exported else 1
 
 
 def _query(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,8 +136,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise CommandError("--model is for a URL; a library knows its model")
     elif arguments.export is not None:
         raise CommandError("--export needs the recordings; search the library itself, on their machine")
-    elif any(not os.path.isabs(folder) for folder in arguments.folders):
-        raise CommandError("--in: with a URL, give absolute paths, as on the machine that has the recordings")
     if not arguments.text and not arguments.audio:
         raise CommandError("give a TEXT to look for, or --audio FILE")
     for name, texts in (("TEXT", arguments.text), ("--not", arguments.unlike)):
@@ -156,14 +162,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _print(moments: Sequence[Moment], arguments: argparse.Namespace) -> int:
-    """Print results in the chosen form; returns how many it cannot hold, which are named."""
+    """Print results in the chosen form; returns how many it cannot hold as they are, which are named."""
     if arguments.json:
         for moment in moments:
-            print(moment.to_json())
+            print(json_line(asdict(moment)))
     elif arguments.csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(_CSV_COLUMNS)
         writer.writerows([getattr(moment, column) for column in _CSV_COLUMNS] for moment in moments)
+        return report_changed_names(moment.name for moment in moments)
     elif arguments.paths:
         return _print_paths(moments, null=arguments.null)
     else:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
@@ -44,11 +43,6 @@ class Moment:
     def exists(self) -> bool:
         """Whether the file, or the dataset, is still there."""
         return os.path.exists(self.path)
-
-    def to_json(self) -> str:
-        r"""One line of JSON, in which characters that control a terminal and bytes that are no text are `\u` codes."""
-        line = json.dumps(asdict(self), ensure_ascii=False)
-        return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
     def _repr_html_(self) -> str:
         from slap_fast.library.notebook import moment_html

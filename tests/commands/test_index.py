@@ -43,7 +43,7 @@ def test_a_library_is_made_updated_and_cleared(
     (sounds / "notes.txt").touch()
     assert cli.main(["index", str(library), "--quiet"]) == 1
     printed = capsys.readouterr()
-    assert printed.out == f"{library}: 0 new, 1 renamed, 1 unchanged, 1 failed\nleft out: 1 other files\n"
+    assert printed.out == f"{library}: 0 new, 1 renamed, 1 unchanged, 1 failed\nleft out: 1 other file\n"
     assert printed.err == f"failed {sounds}/empty.wav: empty_file: 0 bytes\n"
     code = (
         "import sys; from slap_fast import cli\n"

@@ -18,6 +18,7 @@ import torch
 
 from slap_fast import SLAP, cli
 from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.library import clusters
 from slap_fast.library.clusters import MIN_SIZE
 from slap_fast.library.database import Database, WindowRow
 from slap_fast.library.duplicates import LENGTH_RATIO, THRESHOLD
@@ -78,8 +79,10 @@ def test_duplicates_are_listed_as_table_json_and_csv(make: Make, capsys: pytest.
     assert [one["oldest"] for one in content["recordings"]] == [True, False]
     assert content["recordings"][1]["similarity"] > 0.98
 
-    assert cli.main(["duplicates", str(library), "--csv", "--quiet"]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
+    assert cli.main(["duplicates", str(library), "--csv", "--quiet"]) == 1
+    printed = capsys.readouterr()
+    assert r"a\n\x1b[31m\udcff," "\"'.wav: its name is no valid" in printed.err
+    rows = list(csv.DictReader(io.StringIO(printed.out, newline="")))
     assert [(row["group"], row["path"]) for row in rows] == [
         ("1", "/s/first.wav"),
         ("1", EVIL.encode("utf-8", "backslashreplace").decode()),
@@ -91,7 +94,7 @@ def test_duplicates_are_listed_as_table_json_and_csv(make: Make, capsys: pytest.
 
 
 def test_clusters_are_listed_as_table_json_csv_and_map(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = make([*((f"/s/{number}.wav", number % 2) for number in range(12)), (EVIL, -1)])
     (tmp_path / "words.txt").write_text("rain\na dog barks\n")
@@ -109,13 +112,17 @@ def test_clusters_are_listed_as_table_json_csv_and_map(
     assert lines[0]["name"] != lines[1]["name"]
     assert lines[2]["recordings"][0]["path"] == EVIL
 
-    assert cli.main([*common, "--csv"]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
+    monkeypatch.setattr(clusters, "MAX_MAPPED", 12)
+    assert cli.main([*common, "--csv"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("its name is no valid") == 1
+    assert "a sample of 12 recordings; the other 1 are not on it and have no position in the CSV\n" in printed.err
+    rows = list(csv.DictReader(io.StringIO(printed.out, newline="")))
     assert list(rows[0]) == ["path", "member", "cluster", "name", "probability", "x", "y"]
     assert [(row["path"], row["cluster"], row["name"]) for row in rows if row["cluster"] == "-1"] == [
         (EVIL.encode("utf-8", "backslashreplace").decode(), "-1", "unclustered")
     ]
-    assert all(np.isfinite(float(row["x"])) for row in rows)
+    assert sum(row["x"] != "" and np.isfinite(float(row["x"])) for row in rows) == 12
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 
 from slap_fast import cli
+from slap_fast.commands.library_arguments import json_line
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.library import Library
 from tests.library.small_library import index_files, sound
@@ -60,7 +62,11 @@ def test_every_form_holds_the_same_results_and_any_name(
         {field: getattr(moment, field) for field in ("path", "member", "start", "end", "score", "seconds", "window")}
         for moment in found
     ]
-    text = run(capfdbinary, library, "a dog", "--top", 50, "--csv")[1].decode()
+    code, out, err = run(capfdbinary, library, "a dog", "--top", 50, "--csv")
+    assert (code, err.count("\n")) == (1, 1)
+    assert r"bytes \udcff.wav: its name is no valid utf-8 text, and changed in the CSV; use --json" in err
+    assert run(capfdbinary, library, "a dog", "--max-seconds", 2, "--csv")[0] == 0
+    text = out.decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [float(row["score"]) for row in rows] == [moment.score for moment in found]
     assert text.count("\r\n") == len(found) + 1
@@ -69,6 +75,37 @@ def test_every_form_holds_the_same_results_and_any_name(
     code, out, err = run(capfdbinary, library, "a dog", "--top", 50, "--paths")
     assert code == 1
     assert len(out.splitlines()) + err.count("its name does not fit a line of text; use -0") == len(found)
+
+
+def test_json_is_json_also_where_the_output_is_not_utf8(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Library(library) as opened:
+        names = [moment.path for moment in opened.search("a dog", top=50)]
+    for encoding in ("ascii", "latin-1"):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+        assert cli.main(["search", str(library), "a dog", "--top", "50", "--json"]) == 0
+        sys.stdout.flush()
+        assert [json.loads(line)["path"] for line in written.getvalue().decode("ascii").splitlines()] == names
+    assert json_line({"path": "\x7f\x9b\u2028\U000e0001"}) == r'{"path": "\u007f\u009b\u2028\udb40\udc01"}'
+
+
+def test_a_url_takes_the_folders_that_the_library_takes(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    pytest.importorskip("lancedb")
+    url = f"file://{tmp_path}/shared"
+    with Library(library) as opened:
+        opened.export_to(url)
+    monkeypatch.chdir(library.parent)
+    options = ["a dog", "--top", 50, "--in", "w/long.wav", "--in", "./w/../w/-rf #1 %s.wav", "--json"]
+    code, out, _ = run(capfdbinary, url, *options)
+    shared = [json.loads(line) | {"score": 0} for line in out.splitlines()]
+    local = [json.loads(line) | {"score": 0} for line in run(capfdbinary, library, *options)[1].splitlines()]
+    assert code == 0
+    assert shared == local
+    code, out, err = run(capfdbinary, url, "a dog", "--in", "w", "--in", "x")
+    assert (code, out) == (2, b"")
+    assert f"{library.parent}/x: the table {url} has no recording there" in err
 
 
 def test_a_shell_passes_paths_to_a_player_as_documented(
@@ -144,6 +181,9 @@ def test_exports_are_the_samples_of_the_files_and_overwrite_nothing(
         np.testing.assert_array_equal(cut, samples[round(moment.start * rate) : round(moment.end * rate)])
     assert run(capfdbinary, library, "a dog", "--top", 1, "--export", out)[0] == 0
     assert len(list(out.iterdir())) == len(found) + 1
+    code, _, err = run(capfdbinary, library, "a dog", "--top", 50, "--paths", "--export", out)
+    assert code == 1
+    assert err.endswith(f"{out}: {len(found)} of {len(found)} moments\n")
 
 
 def test_files_that_are_gone_or_changed_are_named(
