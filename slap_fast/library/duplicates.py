@@ -25,6 +25,7 @@ THRESHOLD = 0.98
 LENGTH_RATIO = 1.25
 """Largest ratio of the durations of two near-duplicates."""
 _ROUNDING = 1e-6  # equal embeddings have a similarity slightly below or above 1
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # the years 1 to 9999, since 1970
 _ROWS, _COLUMNS = 1024, 8192  # of the blocks of the similarity matrix: 32 MiB
 
 
@@ -44,8 +45,9 @@ class Copy:
 
     @property
     def modified(self) -> datetime:
-        """Modification time of the file, UTC."""
-        return datetime.fromtimestamp(self.recording.mtime_ns // 10**9, timezone.utc)
+        """Modification time of the file, UTC; the first or last that a datetime can have if it is beyond that."""
+        seconds = self.recording.mtime_ns // 10**9
+        return datetime.fromtimestamp(min(max(seconds, _FIRST_SECOND), _LAST_SECOND), timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def find_duplicates(
         Groups in the order of the paths of their originals. No recording is in two groups.
 
     Raises:
-        LibraryError: `threshold` or `length_ratio` is out of range.
+        LibraryError: `threshold` or `length_ratio` is out of range, or an embedding is not finite.
     """
     recordings, embeddings = library.embeddings()
     return group_duplicates(recordings, embeddings, threshold=threshold, length_ratio=length_ratio, progress=progress)
@@ -126,6 +128,12 @@ def group_duplicates(
         raise LibraryError(f"threshold is {threshold:g}; it must be above -1 and at most 1")
     if not length_ratio >= 1:
         raise LibraryError(f"length_ratio is {length_ratio:g}; it must be at least 1")
+    for row in np.flatnonzero(~np.isfinite(embeddings.sum(axis=1)))[:1].tolist():
+        # It would be unlike itself, and hide duplicates of others.
+        raise LibraryError(
+            f"{recordings[row].name}: its embedding is not finite, so the library is damaged; index again into another "
+            "folder"
+        )
     order = sorted(range(len(recordings)), key=lambda row: _age(recordings[row]))
     same: dict[bytes, list[int]] = {}
     for row in order:

@@ -74,7 +74,7 @@ def _check_unchanged(moment: Moment, database: Database) -> None:
     """
     Raises:
         LibraryError: the recording is not the one that was searched, so the moment may be another sound.
-        AudioError, DatasetError: the dataset has no such clip any more, or is damaged.
+        AudioError, DatasetError: the dataset has no such clip any more, is damaged or gone.
     """
     with database.snapshot():
         place = database.places([moment.window]).get(moment.window)
@@ -82,10 +82,7 @@ def _check_unchanged(moment: Moment, database: Database) -> None:
     if recording is None or (recording.path, recording.member) != (moment.path, moment.member):
         raise LibraryError("it has changed since this result was found; search again")
     if moment.member:  # of a dataset that was prepared again, only the content tells
-        try:
-            changed = clip_digest(moment.path, moment.member) != recording.digest
-        except OSError as error:
-            raise LibraryError(f"the dataset cannot be read: {error.strerror or error}".lower()) from error
+        changed = clip_digest(moment.path, moment.member) != recording.digest
     else:
         try:
             status = os.stat(moment.path)

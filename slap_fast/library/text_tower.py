@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 FOLDER_NAME = "text"
 _GRAPH, _WEIGHTS, _TOKENIZER, _DESCRIPTION = "text.onnx", "text.onnx.data", "tokenizer.json", "text.json"
 _VERSION = 2
-# Embedded when the tower is written and each time it is opened: weights that a power cut left as zeros are found without
-# reading all of them, which takes seconds. `has_text_tower` reads all.
+# Embedded when the tower is written and each time it is opened: weights that a power cut left as zeros are found.
+# All weights are read by `has_text_tower` alone: that takes a second.
 _CHECK_TEXT = "a dog barks"
 # Rounding differs between CPUs by about 1e-6; other weights differ by far more.
 _TOLERANCE = 1e-4

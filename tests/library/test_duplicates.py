@@ -51,6 +51,17 @@ def test_the_original_is_the_oldest_and_the_longest_is_named() -> None:
     assert (group.original.id, group.longest.id) == (1, 2)
 
 
+def test_any_modification_time_is_shown_and_a_damaged_embedding_hides_nothing() -> None:
+    recordings = [_recording(0, age=10**12), _recording(1, age=-(10**12)), _recording(2, age=253_402_300_799)]
+    (group,) = group_duplicates(recordings, _at(0, 0, 0))
+    years = [recording["modified"][:10] for recording in group.to_json()["recordings"]]
+    assert years == ["0001-01-01", "9999-12-31", "9999-12-31"]
+    embeddings = _at(0, 0, 0)
+    embeddings[1] = np.nan
+    with pytest.raises(LibraryError, match=r"001.wav: its embedding is not finite"):
+        group_duplicates(recordings, embeddings)
+
+
 def test_identical_content_is_found_whatever_the_embeddings_are_and_comes_first() -> None:
     recordings = [_recording(0), _recording(1, age=1), _recording(2, age=2, content=0), _recording(3, age=3)]
     embeddings = _at(0, 3, 90, 180)
