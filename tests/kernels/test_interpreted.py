@@ -1,4 +1,4 @@
-"""Runs the test modules in interpreted/, which compare kernels with the oracles without a GPU, each in its own process.
+"""Runs the test modules in interpreted/, which compare kernels with the oracles without a GPU, in another process.
 
 Triton decides when a kernel is defined whether it is compiled or interpreted, so one process cannot do both.
 """
@@ -15,14 +15,13 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(path for path in Path(__file__).with_name("interpreted").glob("*.py"))
+MODULES = sorted(map(str, Path(__file__).with_name("interpreted").glob("*.py")))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_kernels_in_the_interpreter(module: Path) -> None:
+def test_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", os.fspath(module)],
+        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *MODULES],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         stdout=subprocess.PIPE,

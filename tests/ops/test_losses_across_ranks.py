@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from tests.fork_server import fork_server
 from tests.ops._distributed_workers import (
     CLIPS,
     LOSSES,
@@ -51,8 +50,7 @@ def _reference(name, dtype, rounded_to=torch.float64):
 def ranks(request, tmp_path_factory):
     """`(clips, {(loss, dtype): (values, gradients)}, {exchange: rows held})` of each rank, from a single launch."""
     folder = tmp_path_factory.mktemp("ranks")
-    # Ranks are forked from a process that has imported everything once.
-    multiprocessing.set_forkserver_preload([run_rank.__module__, "torch._dynamo"])
+    fork_server()
     arguments = (request.param, str(folder))
     mp.start_processes(run_rank, arguments, nprocs=request.param, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]

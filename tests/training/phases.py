@@ -1,12 +1,11 @@
 """Runs in phases, each with its own number of ranks: `python -m tests.training.phases FOLDER NAME`.
 
-Each rank is forked from a process that has imported everything: imports take longer than the test itself.
+Each rank is forked from this process, which the fork server has started.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import signal
@@ -30,7 +29,7 @@ from slap_fast.training.checkpoint.export import export_checkpoint, save_student
 from slap_fast.training.checkpoint.folder import Manifest, rank_file, read_manifest, step_folder
 from slap_fast.training.checkpoint.manager import CheckpointManager
 from slap_fast.training.checkpoint.slice_files import SliceReader
-from slap_fast.training.distributed.process_group import Ranks, import_deepspeed, init_distributed
+from slap_fast.training.distributed.process_group import Ranks, init_distributed
 from tests.training import tiny
 from tests.training.ranks import free_port
 from tests.training.worker import partly_persistent, start_run, step_on
@@ -251,22 +250,6 @@ def _training_with_output(path: Path, arguments: list[str]) -> None:
         sys.stdout.flush()
 
 
-def _import_everything() -> None:
-    """Includes modules that DeepSpeed and transformers import on first use, which take seconds per rank."""
-    import_deepspeed()
-    for module in (
-        "torch._inductor.compile_fx",
-        "torch.utils.tensorboard",
-        "deepspeed.module_inject.auto_ep_layer",
-        "deepspeed.runtime.superoffload.superoffload_stage3",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
-        "deepspeed.runtime.zero.stage_1_and_2",
-    ):
-        importlib.import_module(module)
-    config = tiny.run_config()
-    tiny.build(config)(tiny.batch(config, 0), 0.05)
-
-
 PHASES = {
     "chains": chains,
     "killed_while_saving": killed_while_saving,
@@ -277,7 +260,6 @@ PHASES = {
 
 def main() -> None:
     folder, *names = sys.argv[1:]
-    _import_everything()
     setattr(engine_module, "deepspeed_config", partly_persistent)  # noqa: B010
     for name in names:
         for phase in PHASES[name](Path(folder) / name):

@@ -18,10 +18,11 @@ from slap_fast import cli
 from slap_fast.models.slap import SLAP
 from slap_fast.training.metrics.gradient_norms import TOWERS
 from slap_fast.training.metrics.step_metrics import DETAILS, METRICS
-from tests.training.ranks import ROOT, finish, free_port, start, start_ranks, tail
+from tests.training.ranks import ROOT, finish, free_port, start, start_program, start_ranks, tail
 from tests.training.tiny_run import STEPS, write_dataset, write_recipe
 
 COUNTED = ("clips_per_second", "data_wait_seconds", "dropped_clips", *(f"grad_norm/{tower}" for tower in TOWERS))
+TRAIN = "slap_fast.train"
 SCRIPT = [sys.executable, str(ROOT / "slap_fast" / "train.py")]
 
 
@@ -68,11 +69,11 @@ def test_a_run_stopped_by_a_signal_and_continued_gives_the_same_model_as_one_tha
     other = shutil.copytree(dataset, tmp_path / "other dataset")
     mixture = f"data.train=[{{folder: {dataset}, weight: 2}}, {{folder: {other}, weight: 1}}]"
     arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
-    assert finish(start_ranks([[*SCRIPT, *arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
+    assert finish(start_ranks(TRAIN, [[*arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
 
     # Only this run is evaluated, which must not change its result.
     arguments += [f"evaluation.dataset={dataset}", "evaluation.every=2", f"training.output={stopped}"]
-    processes = start_ranks([[*SCRIPT, *arguments]] * 2, log)
+    processes = start_ranks(TRAIN, [arguments] * 2, log)
     deadline = time.monotonic() + 90
     while not (stopped / "log.jsonl").exists() or len((stopped / "log.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline, tail(log)
@@ -140,9 +141,9 @@ def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missin
     folder, log = tmp_path / "trainings", tmp_path / "log.txt"
     folder.mkdir()
     (folder / "trainings.json").write_text(json.dumps(runs))
-    assert finish(
-        [start([sys.executable, "-m", "tests.training.phases", str(tmp_path), "trainings"], log)], log, 120
-    ) == [0], tail(log)
+    assert finish([start_program("tests.training.phases", [str(tmp_path), "trainings"], log)], log, 120) == [0], tail(
+        log
+    )
 
     def clips(run: int) -> list[list[int]]:
         ranks = [json.loads(path.read_text()) for path in sorted((folder / f"clips-{run}").iterdir())]
@@ -171,7 +172,7 @@ def test_an_error_on_one_rank_ends_them_all(dataset: Path, recipe: Path, tmp_pat
     (damaged / file).write_bytes(content[:128] + bytes(len(content) - 128))
     arguments = [f"recipe={recipe}", f"training.output={tmp_path / 'run'}", "loading.max_consecutive_failures=3"]
     began = time.monotonic()
-    processes = start_ranks([[*SCRIPT, *arguments, f"data.train={folder}"] for folder in (dataset, damaged)], log)
+    processes = start_ranks(TRAIN, [[*arguments, f"data.train={folder}"] for folder in (dataset, damaged)], log)
     assert finish(processes, log, 90) == [1, 1]
     # Immediately, not after the timeout of a collective call.
     assert time.monotonic() - began < 55.0

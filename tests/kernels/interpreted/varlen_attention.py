@@ -24,8 +24,7 @@ from slap_fast.ops import PackedLayout, varlen_attention
 from tests.canaries import Guarded
 from tests.oracles.varlen_attention import varlen_attention as oracle
 
-# The interpreter's bfloat16 products are wrong.
-DTYPES = [torch.float32, torch.float16]
+# No bfloat16: the interpreter's products of it are wrong.
 WINDOWS = [(-1, -1), (0, 0), (1, 0), (0, 1), (47, 48), (48, 48), (-1, 0), (0, -1), (200, 90)]
 # One token, an empty clip, and the edges of tiles of 16, 32 and 64.
 LENGTHS = [1, 0, 15, 17, 63, 64, 65, 129, 190]
@@ -95,13 +94,14 @@ def assert_close(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtyp
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_output_lse_and_gradients_equal_the_oracle(window: tuple[int, int]) -> None:
-    case = Case(LENGTHS)
+    case = Case(LENGTHS, heads=1, kv_heads=1)
     assert_close(case.run(case.tensors, window), case.expected(window, 0.25), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("lengths_q", "lengths_k"), [([3, 1, 7, 0, 70], [9, 4, 2, 3, 150]), ([90, 5, 2], [10, 0, 70])])
-@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("window", "dtype"), [((-1, -1), torch.float16), ((-1, 0), torch.float32), ((2, 1), torch.float16)]
+)
 def test_cross_attention_with_shared_key_heads_and_a_head_dimension_that_is_padded(
     window: tuple[int, int], lengths_q: list[int], lengths_k: list[int], dtype: torch.dtype
 ) -> None:
@@ -161,7 +161,7 @@ def test_strided_views_a_scale_of_any_sign_and_an_expanded_gradient() -> None:
 
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48)])
 def test_the_bits_of_a_clip_do_not_depend_on_the_batch(window: tuple[int, int]) -> None:
-    lengths = [66, 1, 130, 3]
+    lengths = [66, 1, 130]
     together = Case(lengths, heads=2, kv_heads=1)
     results = together.run(together.tensors, window)
     for clip, (begin, end) in enumerate(pairwise(together.layouts[0].cu_seqlens.tolist())):
@@ -175,7 +175,7 @@ def test_the_bits_of_a_clip_do_not_depend_on_the_batch(window: tuple[int, int]) 
 
 @pytest.mark.parametrize("window", [(-1, -1), (2, 2)])
 def test_a_clip_does_not_change_the_others(window: tuple[int, int]) -> None:
-    case = Case([4, 1, 70, 3])
+    case = Case([4, 1, 70, 3], heads=1, kv_heads=1)
     before = case.run(case.tensors, window)
     for clip, (begin, end) in enumerate(pairwise(case.layouts[0].cu_seqlens.tolist())):
         changed = [x.detach().clone() for x in case.tensors]
@@ -199,14 +199,21 @@ def test_without_queries_or_without_keys(lengths_q: list[int], lengths_k: list[i
 
 
 def test_many_short_clips() -> None:
-    lengths = torch.randint(0, 5, (80,), generator=torch.Generator().manual_seed(1)).tolist()
+    lengths = torch.randint(0, 5, (30,), generator=torch.Generator().manual_seed(1)).tolist()
     case = Case(lengths, heads=1, kv_heads=1)
     assert_close(case.run(case.tensors), case.expected((-1, -1), 0.25), torch.float32)
 
 
 @triton.jit
-def _owners(cu_seqlens: tl.tensor, clips: tl.tensor, total: tl.tensor, owners: tl.tensor, BLOCK: tl.constexpr) -> None:
-    tile = tl.program_id(0) * 97
+def _owners(
+    cu_seqlens: tl.tensor,
+    clips: tl.tensor,
+    total: tl.tensor,
+    owners: tl.tensor,
+    STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0) * STEP
     tl.store(owners + tl.program_id(0), find_clip(cu_seqlens, clips, total, tile, BLOCK))
 
 
@@ -217,9 +224,11 @@ def test_every_clip_owns_tiles_for_all_its_tokens_and_the_search_finds_them(clip
     firsts = [offset // 64 + clip for clip, offset in enumerate(offsets)]
     assert firsts[-1] + 1 == tile_count(offsets[-1], clips, 64)
     assert all(end - begin >= -(-length // 64) for (begin, end), length in zip(pairwise(firsts), lengths, strict=True))
-    expected = [clip for clip, (begin, end) in enumerate(pairwise(firsts)) for _ in range(begin, end)][::97]
+    expected = [clip for clip, (begin, end) in enumerate(pairwise(firsts)) for _ in range(begin, end)]
+    step = max(1, len(expected) // 40)
+    expected = expected[::step]
     owners = torch.zeros(len(expected), dtype=torch.int32)
-    _owners[(len(expected),)](torch.tensor(offsets, dtype=torch.int32), clips, offsets[-1], owners, BLOCK=64)
+    _owners[(len(expected),)](torch.tensor(offsets, dtype=torch.int32), clips, offsets[-1], owners, STEP=step, BLOCK=64)
     assert owners.tolist() == expected
 
 
@@ -324,5 +333,5 @@ def test_the_search_finds_the_last_clip_that_begins_at_or_before_a_tile_for_any_
     firsts = offsets.clamp(0, total) // 64 + torch.arange(clips + 1)
     tiles = range(0, tile_count(total, clips, 64), 97)
     owners = torch.zeros(len(tiles), dtype=torch.int32)
-    _owners[(len(tiles),)](offsets, clips, total, owners, BLOCK=64)
+    _owners[(len(tiles),)](offsets, clips, total, owners, STEP=97, BLOCK=64)
     assert owners.tolist() == [max([0, *(firsts <= tile).nonzero().flatten().tolist()]) for tile in tiles]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.phases import CHAINS, CHANGES
-from tests.training.ranks import finish, start, tail
+from tests.training.ranks import finish, start_program, tail
 
 FLOAT32 = [name for name, layouts in CHAINS.items() if all(precision == "fp32" for *_, precision in layouts)]
 
@@ -21,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (names := ["chains", "killed_while_saving"]):
         (folder / name).mkdir()
     log = folder / "log.txt"
-    process = start([sys.executable, "-m", "tests.training.phases", str(folder), *names], log)
+    process = start_program("tests.training.phases", [str(folder), *names], log)
     assert finish([process], log, 240) == [0], tail(log)
     return folder
 

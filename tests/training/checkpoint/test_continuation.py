@@ -23,7 +23,7 @@ from slap_fast.training.distributed.process_group import OtherRankFailedError
 from slap_fast.training.failure import is_retryable
 from slap_fast.training.metrics.nonfinite import DivergedError
 from tests.training import tiny
-from tests.training.ranks import finish, start, tail
+from tests.training.ranks import finish, start_program, tail
 from tests.training.tiny_run import STEPS, write_dataset, write_recipe
 
 
@@ -116,7 +116,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path
     (folder / "continuations").mkdir()
     (folder / "continuations" / "continuations.json").write_text(json.dumps(runs))
     log = folder / "log.txt"
-    process = start([sys.executable, "-m", "tests.training.phases", str(folder), "continuations"], log)
+    process = start_program("tests.training.phases", [str(folder), "continuations"], log)
     assert finish([process], log, 240) == [0], tail(log)
     outputs = [(folder / "continuations" / f"output-{run}.txt").read_text() for run in range(len(runs))]
     return outputs, folder / "run"

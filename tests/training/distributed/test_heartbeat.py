@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from torch.distributed import HashStore, PrefixStore
 
 from slap_fast.training.distributed.heartbeat import RankProcess, RendezvousError, process_start_time, rendezvous
+from tests.fork_server import fork_server
 from tests.training.heartbeat_rank import run_rank
 from tests.training.ranks import free_port
 
@@ -47,9 +47,7 @@ class Rank:
 
 @contextmanager
 def ranks(folder: Path, count: int, of: int | None = None) -> Iterator[list[Rank]]:
-    context = get_context("forkserver")
-    # Imports torch once for all ranks.
-    context.set_forkserver_preload(["tests.training.heartbeat_rank"])
+    context = fork_server()
     port, started = free_port(), list[Rank]()
     for rank in range(count):
         ours, theirs = context.Pipe()
