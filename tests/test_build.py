@@ -165,12 +165,25 @@ def test_an_editable_build_puts_the_module_next_to_the_sources(source: Path, tmp
     if not _has_compiler():
         pytest.skip("no C++ compiler")
     copy = shutil.copytree(source, tmp_path / "source")
+    # One small file: the test of the wheel compiles the others.
+    (copy / "csrc" / "bindings.cpp").write_text(
+        "#include <pybind11/pybind11.h>\n"
+        "PYBIND11_MODULE(_C, module) { module.attr(\"__version__\") = SLAP_FAST_VERSION; }\n"
+    )
+    project = (copy / "CMakeLists.txt").read_text(encoding="utf-8").split("target_link_libraries(_C PRIVATE")[0]
+    kept = [line for line in project.splitlines() if not line.startswith(("file(GLOB", "list(REMOVE_ITEM"))]
+    (copy / "empty.cpp").write_text("")
+    kept.insert(2, "set(sources empty.cpp)\nset(kernel_sources empty.cpp)")
+    (copy / "CMakeLists.txt").write_text("\n".join(kept), encoding="utf-8")
     (copy / "slap_fast" / "_C.unavailable.txt").write_text("from an earlier build", encoding="utf-8")
     wheel, _ = _call_backend(copy, "build_editable", tmp_path)
-    (package, kernels, isa), _ = _use(_install(wheel, tmp_path / "site"), LOCATE)
+    code = "import slap_fast, slap_fast.kernels, slap_fast._C as module\n"
+    code += "print(slap_fast.__file__, slap_fast.kernels.__file__, module.__file__, module.__version__, sep='\\n')"
+    (package, kernels, module, version), _ = _use(_install(wheel, tmp_path / "site"), code)
     assert Path(package) == copy / "slap_fast" / "__init__.py"
     assert Path(kernels) == copy / "kernels" / "__init__.py"
-    assert isa == "baseline"
+    assert Path(module) == copy / "slap_fast" / f"_C{EXTENSION_SUFFIX}"
+    assert version == slap_fast.__version__
     assert not (copy / "slap_fast" / "_C.unavailable.txt").exists()
 
 
