@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,13 @@ def _captions(desk: Desk, sound: Sound, start: float, end: float) -> str:
     if end <= start:
         raise PageError(f"{end:g} s is not after {start:g} s; exchange the two, or leave the end empty")
     rate = int(desk.database.meta["sample_rate"])
-    samples = desk.sounds.samples(sound.key, start, min(end, start + MAX_SECONDS), rate)
-    count = max(1, round(len(samples) / (_PART_SECONDS * rate)))
-    cards = []
+    read = desk.sounds.stretch(sound.key, start, min(end, start + MAX_SECONDS), rate, log=True)
+    samples, stop_at = read.samples, start + len(read.samples) / rate
+    count = -(-len(samples) // round(_PART_SECONDS * rate))
+    what = f"{clock(start)} to {clock(stop_at)} of {os.path.basename(sound.name)}."
+    if read.goes_on and end > start + MAX_SECONDS:
+        what += f" It goes on, but at most {clock(MAX_SECONDS)} are described at once: enter {stop_at:g} as the start."
+    cards = list(map(markup.message, (what, *read.notes)))
     for part in range(count):
         begin, stop = (len(samples) * edge // count for edge in (part, part + 1))
         times = start + begin / rate, start + stop / rate

@@ -14,8 +14,12 @@ MAX_FOLDERS = 500
 """Subfolders beyond these are not listed; those nearest to the indexed folders come first."""
 
 
-def folder_choices(folders: Iterable[str], recordings: Iterable[Recording]) -> list[tuple[str, str]]:
-    """Indexed folders and their subfolders that have recordings, by path: label and value of each."""
+def folder_choices(folders: Iterable[str], recordings: Iterable[Recording]) -> tuple[list[tuple[str, str]], int]:
+    """Indexed folders and their subfolders that have recordings, by path: label and value of each.
+
+    Returns:
+        At most `MAX_FOLDERS` of them, and the number of those that are left out.
+    """
     roots = {folder for folder in folders if not os.path.isfile(folder)}
     found = set(roots)
     parents = {recording.path if recording.member else os.path.dirname(recording.path) for recording in recordings}
@@ -26,7 +30,8 @@ def folder_choices(folders: Iterable[str], recordings: Iterable[Recording]) -> l
             steps = [path, *path.parents]
             found.update(map(str, steps[: steps.index(PurePath(below))]))
     nearest = sorted(found, key=lambda folder: (len(PurePath(folder).parts), os.fsencode(folder)))[:MAX_FOLDERS]
-    return [(shown(folder), quote_from_bytes(os.fsencode(folder))) for folder in sorted(nearest, key=os.fsencode)]
+    choices = [(shown(folder), quote_from_bytes(os.fsencode(folder))) for folder in sorted(nearest, key=os.fsencode)]
+    return choices, len(found) - len(nearest)
 
 
 def folder_of(value: str) -> str:

@@ -155,7 +155,7 @@ class Guard:
         return 0, ""
 
     def _refusal_of_body(self, body: bytes) -> tuple[int, str]:
-        """Status and reason, or 0 if every file that the values name is an upload: Gradio would fetch the one of an address."""
+        """Status and reason, or 0 if each file that the values name is an upload: Gradio would fetch an address."""
         foreign = False
 
         def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from slap_fast.app.desk import Desk
 from slap_fast.app.errors import PageError
 from slap_fast.app.located import LocatedFiles
 from slap_fast.app.locating import locate_text
-from slap_fast.app.names import shown
+from slap_fast.app.names import counted, shown
 from slap_fast.app.pictures import clock, draw_frames
-from slap_fast.app.queries import MAX_TEXT
+from slap_fast.app.queries import MAX_TEXT, typed_text
 from slap_fast.app.recording_picker import RecordingPicker, add_recording_picker, picked
 from slap_fast.app.reporting import reported
 from slap_fast.app.sounds import Sound
@@ -73,7 +73,7 @@ def add_long_recording_tab(desk: Desk) -> LongRecordingTab:
 
 def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[[float], object]) -> str:
     query = desk.finder.of_words_and_sound(text, None, "")
-    located = locate_text(desk.listener, sound, " ".join(text.split()), _rule(asked), progress)
+    located, notes = locate_text(desk.listener, sound, typed_text(text), _rule(asked), progress)
     name = shown(os.path.basename(sound.name))
     rate = int(desk.database.meta["sample_rate"])
     spans = [(event.start, event.end) for event in located.events]
@@ -96,10 +96,10 @@ def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[
     )
     key = desk.queries.keep(query)
     heading = markup.message(
-        f"{len(spans)} {'event' if len(spans) == 1 else 'events'} like {query.text} in {name} "
+        f"{counted(len(spans), 'event')} like {query.text} in {name} "
         f"({clock(located.seconds)}), with a probability of at least {located.rule.threshold:g}."
         + ("" if spans else " Lower the threshold, or describe it in other words.")
-    )
+    ) + "".join(map(markup.message, (*query.notes, *notes)))
     picture = (
         f'<img class="overview" src="/located/{kept}.png" alt="Spectrogram, and similarity over time, with the events '
         'shaded" width="880" height="352">'
@@ -111,8 +111,8 @@ def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[
     best = sorted(located.events, key=lambda event: -event.probability)[:_LISTED_EVENTS]
     cards = [_card(rank, event, sound, located.seconds, key) for rank, event in enumerate(best, 1)]
     rest = len(spans) - len(cards)
-    more = markup.message(f"{rest} more events are in the files; those above are the most probable.") if rest else ""
-    return heading + picture + files + "".join(cards) + more
+    more = f"{counted(rest, 'more event')} in the files; those above are the most probable."
+    return heading + picture + files + "".join(cards) + (markup.message(more) if rest else "")
 
 
 def _card(rank: int, event: Event, sound: Sound, seconds: float, query: str) -> str:

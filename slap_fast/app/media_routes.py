@@ -70,7 +70,7 @@ class _Pictures:
     def of(self, key: str, start: float, end: float, query: str) -> bytes:
         """
         Raises:
-            PageError, AudioError, DatasetError: as `Sounds.samples`, or the model cannot be loaded.
+            PageError, AudioError, DatasetError: as `Sounds.stretch`, or the model cannot be loaded.
         """
         with self._drawing:
             if (key, start, end, query) not in self._kept:
@@ -82,7 +82,7 @@ class _Pictures:
     def _draw(self, key: str, start: float, end: float, query: str) -> bytes:
         with self._desk.listener.model() as model:
             config = model.config.mel
-        samples = self._desk.sounds.samples(key, start, end, config.sample_rate)
+        samples = self._desk.sounds.stretch(key, start, end, config.sample_rate).samples
         samples = np.pad(samples, (0, max(0, round(_MIN_SECONDS * config.sample_rate) - len(samples))))
         asked = self._desk.queries.get(query)
         curve = None

@@ -1,4 +1,4 @@
-"""Names as text that any page shows."""
+"""Names and numbers of things, as text that any page shows."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte, as `os.fsdecode` gives it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 recording, 2 recordings."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

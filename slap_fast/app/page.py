@@ -11,7 +11,7 @@ from slap_fast.app import markup
 from slap_fast.app.captions_tab import add_captions_tab
 from slap_fast.app.desk import Desk
 from slap_fast.app.long_recording_tab import add_long_recording_tab
-from slap_fast.app.names import shown
+from slap_fast.app.names import counted, shown
 from slap_fast.app.recording_picker import choose, list_recordings
 from slap_fast.app.search_tab import add_search_tab, event_value, list_folders
 
@@ -75,6 +75,6 @@ def build_page(desk: Desk) -> gr.Blocks:
 def _heading(desk: Desk) -> str:
     count = len(desk.database.recordings(state="complete"))
     return (
-        f"<h1>Sound library</h1><p>{markup.escaped(shown(str(desk.library.path.absolute())))}: {count} recordings, "
-        f"{len(desk.library)} windows</p>"
+        f"<h1>Sound library</h1><p>{markup.escaped(shown(str(desk.library.path.absolute())))}: "
+        f"{counted(count, 'recording')}, {counted(len(desk.library), 'window')}</p>"
     )

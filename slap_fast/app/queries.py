@@ -44,6 +44,7 @@ class Query:
         shortest: seconds; only recordings of at least this duration.
         longest: seconds; only recordings of at most this duration.
         taken: recording, begin and end of a moment that is not among the results, because they should resemble it.
+        notes: sentences about what was not searched for, or is odd about the sound.
     """
 
     vector: np.ndarray
@@ -52,6 +53,7 @@ class Query:
     shortest: float = 0.0
     longest: float = math.inf
     taken: tuple[tuple[int, float, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Finder:
@@ -70,18 +72,26 @@ class Finder:
         Raises:
             PageError: there is neither, or one of them cannot be used.
         """
-        text, unlike = _text(text), _text(unlike)
+        text, unlike = typed_text(text), typed_text(unlike)
         if not text and not upload:
             raise PageError("type what to look for, or drop a sound that the results should resemble")
         positive = [self.embed_text(text)] if text else []
         parts = [f"“{text}”"] if text else []
+        notes: tuple[str, ...] = ()
         if upload:
             rate = int(self._database.meta["sample_rate"])
-            positive.append(self._listener.embed(read_upload(upload, rate, MAX_QUERY_SECONDS)))
+            samples, notes = read_upload(upload, rate, MAX_QUERY_SECONDS)
+            positive.append(self._listener.embed(samples))
             parts.append(f"the sound {shown(os.path.basename(upload))}")
         negative = np.stack([self.embed_text(unlike)]) if unlike else np.empty((0, 0), np.float32)
+        cut = [each for each in (text, unlike) if each and self._texts.is_cut(each)]
+        left_out = [
+            f"“{each[:40]}…” is longer than the model takes: its end was left out; use fewer words." for each in cut
+        ]
         return Query(
-            combine(np.stack(positive), negative), " and ".join(parts) + (f", not “{unlike}”" if unlike else "")
+            combine(np.stack(positive), negative),
+            " and ".join(parts) + (f", not “{unlike}”" if unlike else ""),
+            notes=(*left_out, *notes),
         )
 
     def of_window(self, window: Any) -> Query:
@@ -138,7 +148,12 @@ def count_of(value: Any) -> int:
     return int(value)
 
 
-def _text(value: Any) -> str:
+def typed_text(value: Any) -> str:
+    """A text as the page sends it, in valid Unicode, without spaces around it; empty if it is none.
+
+    Raises:
+        PageError: it is longer than `MAX_TEXT`.
+    """
     text = " ".join(value.split()) if isinstance(value, str) else ""
     text = text.encode("utf-8", "replace").decode()  # half of a character pair is none
     if len(text) > MAX_TEXT:

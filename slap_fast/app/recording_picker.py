@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from slap_fast.app.desk import Desk
 from slap_fast.app.errors import PageError
-from slap_fast.app.names import shown
+from slap_fast.app.names import counted, shown
 from slap_fast.app.sounds import Sound
 
 LISTED = 200
@@ -52,14 +51,14 @@ def list_recordings(desk: Desk, part: str) -> Any:
     info = (
         f"{len(found)} recordings, of which the first {LISTED} are listed; type part of a name"
         if len(found) > LISTED
-        else f"{len(found)} recordings"
+        else counted(len(found), "recording")
     )
     return gr.update(choices=found[:LISTED], value=None, info=info)
 
 
 def choose(desk: Desk, sound: Sound) -> Any:
-    """The update of the list that chooses one recording."""
-    return gr.update(choices=[(shown(sound.name), sound.key)], value=sound.key, info=os.path.basename(sound.path))
+    """The update of the list that chooses one recording. `info` has no name: Gradio shows it as Markdown."""
+    return gr.update(choices=[(shown(sound.name), sound.key)], value=sound.key, info="")
 
 
 def picked(desk: Desk, listed: str | None, upload: str | None) -> Sound:

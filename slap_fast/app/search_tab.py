@@ -119,8 +119,10 @@ def add_search_tab(desk: Desk) -> SearchTab:
 
 def list_folders(desk: Desk) -> Any:
     """The choices of the filter by folder, as the library is now."""
-    found = folder_choices(desk.database.folders(), desk.database.recordings(state="complete"))
-    return gr.update(choices=[("all folders", ""), *found])
+    found, left_out = folder_choices(desk.database.folders(), desk.database.recordings(state="complete"))
+    listed = f"{len(found)} of {len(found) + left_out} folders, those nearest to the indexed ones"
+    info = f"{listed}; each includes those below it" if left_out else ""
+    return gr.update(choices=[("all folders", ""), *found], info=info)
 
 
 def event_value(event: gr.EventData, name: str) -> Any:
@@ -137,7 +139,7 @@ def _results(desk: Desk, shown: Shown) -> tuple[str, Any, Shown | None]:
         return markup.message("These results are no longer kept; search again."), gr.update(visible=False), None
     found = desk.finder.moments(query, min(shown.count + 1, MAX_RESULTS + 1))
     moments = found[: shown.count]
-    heading = markup.message(_heading(desk, query, moments), error=False)
+    heading = "".join(map(markup.message, (_heading(desk, query, moments), *query.notes)))
     cards = [_card(desk, rank, moment, shown.query) for rank, moment in enumerate(moments, 1)]
     more = len(found) > shown.count and shown.count < MAX_RESULTS
     return heading + "".join(cards), gr.update(visible=more), shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ import numpy as np
 import soundfile
 
 from slap_fast.app.errors import PageError
+from slap_fast.app.irregularities import irregularities
+from slap_fast.app.names import shown
 from slap_fast.app.recent import Recent
+from slap_fast.audio.errors import AudioError
+from slap_fast.audio.waveform import mono_blocks
 from slap_fast.library.database import Database
-from slap_fast.library.recording_audio import open_named, read_moment
+from slap_fast.library.recording_audio import open_named
 
 MAX_SECONDS = 120.0
 """Longest stretch that is cut out at once, for a player or a picture."""
@@ -41,6 +46,21 @@ class Sound:
     path: str
     member: str
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a recording that was read.
+
+    Attributes:
+        samples: `[S]` float32 mono, at least one.
+        goes_on: whether the recording has more sound after it.
+        notes: a sentence for each irregularity that was met so far.
+    """
+
+    samples: np.ndarray
+    goes_on: bool
+    notes: tuple[str, ...]
 
 
 class Sounds:
@@ -89,22 +109,41 @@ class Sounds:
             return sound
         raise PageError("this sound is no longer there; search or upload again")
 
-    def samples(self, key: str, start: float, end: float, sample_rate: int) -> np.ndarray:
-        """`[S]` float32 at `sample_rate` Hz; at most `MAX_SECONDS` of them.
+    def stretch(self, key: str, start: float, end: float, sample_rate: int, *, log: bool = False) -> Stretch:
+        """The sound between two times in seconds, at `sample_rate` Hz; at most `MAX_SECONDS` of it.
+
+        Args:
+            log: log the irregularities of the file. Pictures and players, which are asked for again and again, do not.
 
         Raises:
-            PageError: there is no such sound, or the times are not within it.
-            AudioError: the file is missing or unreadable.
+            PageError: there is no such sound, it has no samples, or the times are not within it.
+            AudioError: the file is missing or unreadable, or ends before `start` although the library has more of it.
             DatasetError: the dataset is missing or damaged.
         """
         sound = self.find(key)
         if not 0 <= start < end <= 1e7 or (sound.seconds is not None and start >= sound.seconds):
             raise PageError(f"{start:g} s to {end:g} s is not a stretch of this recording")
-        with self._decoding:
-            return read_moment(sound.path, sound.member, start, min(end, start + MAX_SECONDS), sample_rate)
+        first, last = round(start * sample_rate), round(min(end, start + MAX_SECONDS) * sample_rate)
+        kept, position = [np.empty(0, np.float32)], 0
+        with self._decoding, open_named(sound.path, sound.member) as source:
+            for block in mono_blocks(source, sample_rate):
+                kept.append(block[max(0, first - position) : max(0, last - position)])
+                position += len(block)
+                if position > last:
+                    break
+            notes = irregularities(source, os.path.basename(sound.name), log=log)
+        samples = np.concatenate(kept)
+        if not len(samples):
+            name = shown(sound.name)
+            if not position:
+                raise PageError(f"there are no samples in {name}")
+            if sound.seconds is None:
+                raise PageError(f"{name} ends at {position / sample_rate:.1f} s, before {start:g} s")
+            raise AudioError("no_samples", f"{name} ends before {start:g} s: it has changed; index it again")
+        return Stretch(samples, position > last, notes)
 
     def wav(self, key: str, start: float, end: float) -> bytes:
-        """A stretch as a WAV file, 16 bit, mono, at the recording's own rate; raises as `samples`."""
+        """A stretch as a WAV file, 16 bit, mono, at the recording's own rate; raises as `stretch`."""
         with self._lock:
             if (cut := self._cuts.get((key, start, end))) is not None:
                 return cut
@@ -112,7 +151,7 @@ class Sounds:
         with open_named(sound.path, sound.member) as source:
             rate = int(min(max(source.samplerate, _PLAYED_RATES[0]), _PLAYED_RATES[1]))
         file = io.BytesIO()
-        soundfile.write(file, self.samples(key, start, end, rate).clip(-1, 1), rate, "PCM_16", format="WAV")
+        soundfile.write(file, self.stretch(key, start, end, rate).samples.clip(-1, 1), rate, "PCM_16", format="WAV")
         with self._lock:
             self._cuts[key, start, end] = file.getvalue()
             while len(self._cuts) > _KEPT_CUTS:

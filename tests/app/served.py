@@ -21,19 +21,21 @@ from slap_fast.library.library import Library
 from tests.models.saved import tiny_slap
 
 RATE = 16_000
+UNDECODABLE = os.fsdecode(b"caf\xe9 [x](y).wav")
 HOSTILE = '<img src=x onerror="window.hacked=1">{{7}}${7*7} 🎵.wav'
 
 
 def make_sounds(folder: Path) -> list[Path]:
-    """Short noises in two folders, one of 45 s, and one whose name is HTML."""
+    """Short noises in three folders, one of 45 s, one whose name is HTML, and one whose name is not UTF-8."""
     random = np.random.default_rng(0)
     paths = [folder / "field" / f"clip {number}.wav" for number in range(4)]
     paths += [folder / "studio" / "take.flac", folder / "long.wav", folder / "studio" / HOSTILE]
+    paths += [folder / "old" / UNDECODABLE]
     for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         seconds = 45 if path.name == "long.wav" else 3
         tone = np.sin(np.arange(seconds * RATE) * (0.05 + 0.02 * number)) * 0.3
-        soundfile.write(path, tone + random.normal(0, 0.05, len(tone)), RATE)
+        soundfile.write(os.fsencode(path), tone + random.normal(0, 0.05, len(tone)), RATE)
     return paths
 
 
@@ -50,7 +52,7 @@ def make_dataset(folder: Path) -> Path:
 
 def make_library(folder: Path, *, sounds: Sequence[Path], objectives: Sequence[str] = OBJECTIVES) -> Path:
     """A library of `sounds`, with a small model that was trained with `objectives`."""
-    tiny_slap(objectives).save_pretrained(folder / "model")
+    tiny_slap(objectives, layers=1).save_pretrained(folder / "model")
     with Library(folder / "library", model=folder / "model") as library:
         for each in sounds:
             library.add(each, workers=0)

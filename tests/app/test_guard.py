@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("gradio", reason="the page needs Gradio, which brings its server")
 
-import uvicorn  # noqa: E402
+import uvicorn
 
-from slap_fast.app.guard import Guard  # noqa: E402
-from slap_fast.app.upload_folder import bytes_of, delete_old  # noqa: E402
+from slap_fast.app.guard import Guard
+from slap_fast.app.upload_folder import bytes_of, delete_old
 
 MIB = 1 << 20
 
@@ -42,7 +42,7 @@ class Application:
 def guarded(uploads: Path, http: str) -> Iterator[tuple[Application, int]]:
     application = Application()
     guard = Guard(application, hosts={"localhost"}, any_address=False, uploads=uploads, max_upload=MIB)
-    server = uvicorn.Server(uvicorn.Config(guard, http=http, ws="none", lifespan="off", log_level="error"))  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(guard, http=http, ws="none", lifespan="off", log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -56,10 +56,8 @@ def guarded(uploads: Path, http: str) -> Iterator[tuple[Application, int]]:
 def status_of(port: int, request: str, *headers: str, body: bytes = b"") -> int:
     lines = (f"{request} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", "")
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
-        try:
+        with suppress(OSError):  # it may be refused before all was sent
             connection.sendall("\r\n".join(lines).encode() + body)
-        except OSError:  # it was refused before all was sent
-            pass
         return int(connection.recv(100).split()[1])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,7 +20,7 @@ import pytest
 import soundfile
 
 from slap_fast.library.database import Database
-from tests.app.served import RATE, Served, make_library, served
+from tests.app.served import RATE, UNDECODABLE, Served, make_library, served
 
 pytest.importorskip("gradio", reason="the page needs Gradio")
 
@@ -169,6 +172,59 @@ def test_a_malformed_upload_is_a_sentence(page: Served) -> None:
         assert "cannot be used" in call(page, search, ["", "", sound, "", "", "", 10])
 
 
+def sent(page: Served, samples: np.ndarray, format: str = "WAV", *, kept: float = 1.0) -> dict[str, Any]:
+    """An upload of samples, of which a part of the bytes is kept, as the page names it."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, "PCM_16", format=format)
+    content = file.getvalue()
+    (path,) = json.loads(upload(page, f"tone.{format.lower()}", content[: int(kept * len(content))])[1])
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_what_was_left_out_or_is_odd_is_said_with_the_result(page: Served) -> None:
+    search, locate, caption = (function_of(page, name, "click") for name in ("search", "locate", "caption"))
+    cut = sent(page, np.zeros(10 * RATE), kept=0.97)
+    for answer in (
+        call(page, search, ["", "", cut, "", "", "", 1]),
+        call(page, locate, ["rain", 0.5, None, cut]),
+        call(page, caption, ["", "", None, cut]),
+    ):
+        assert "tone.wav: cut short: the header declares 320000 bytes of audio, the file holds 310398." in answer
+    long_text = "rain " * 90
+    for answer in (
+        call(page, search, ["", long_text, cut, "", "", "", 1]),
+        call(page, locate, [long_text, 0.5, None, cut]),
+    ):
+        assert "is longer than the model takes: its end was left out" in answer
+    empty = sent(page, np.zeros(0))
+    for answer in (call(page, locate, ["rain", 0.5, None, empty]), call(page, caption, ["", "", None, empty])):
+        assert "here are no samples in tone.wav" in answer
+    assert "in tone.wav (0:09.7)" in call(page, locate, ["half a pair \ud83d", 0.5, None, cut])
+
+
+def test_captions_are_of_at_most_ten_seconds_and_name_what_is_left(page: Served) -> None:
+    caption = function_of(page, "caption", "click")
+    sound = sent(page, np.zeros(124 * RATE), "FLAC")
+    answer = call(page, caption, ["", "", None, sound])
+    assert answer.count("<article") == 12
+    assert "0:00 to 2:00 of tone.flac. It goes on, but at most 2:00 are described at once: enter 120 as the" in answer
+    answer = call(page, caption, ["110", "", None, sound])
+    assert answer.count("<article") == 2
+    assert "1:50 to 2:04 of tone.flac." in answer
+    assert "goes on" not in answer + call(page, caption, ["0", "5", None, sound])
+    assert "ends at 124.0 s, before 130 s" in call(page, caption, ["130", "", None, sound])
+
+
+def test_a_recording_of_any_name_is_handed_to_the_next_tab(page: Served, folder: Path) -> None:
+    with Database(folder / "library") as database:
+        (number,) = [each.id for each in database.recordings() if each.name.endswith(UNDECODABLE)]
+    whole = function_of(page, "results", "whole")
+    answer = call(page, whole, ["rain"], event_data={"recording": f"r{number}"})
+    assert '"success":true' in answer.replace(" ", "")
+    assert f"r{number}" in answer
+    assert '"info":""' in answer.replace(" ", "")
+
+
 def test_a_forged_upload_is_not_read(page: Served, folder: Path) -> None:
     search = function_of(page, "search", "click")
     paths = [str(folder / "sounds" / "long.wav"), "/etc/passwd", "../secret.txt", "", 1, None]
@@ -238,23 +294,22 @@ def test_clips_of_a_prepared_dataset_are_heard_and_seen(page: Served, folder: Pa
 
 def test_an_empty_library_says_what_to_do_and_nothing_is_left_of_its_page(tmp_path: Path) -> None:
     library = make_library(tmp_path, sounds=[], objectives=("contrastive",))
-    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(RATE) * 0.1) * 0.3, RATE)
-    (tmp_path / "temporary").mkdir()
+    scratch = tmp_path / "temporary"
+    scratch.mkdir()
+    # What `kill -9` leaves of a page.
+    die = "import os; from slap_fast.app.scratch import make_folder; made = make_folder(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", die], env={**os.environ, "TMPDIR": str(scratch)}).returncode == -9
+    (left,) = scratch.glob("slap-fast-app-*")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with served(library, "--port", str(port), scratch=tmp_path / "temporary") as running:
+        with served(library, "--port", str(port), scratch=scratch) as running:
             assert urlsplit(running.address).port != port
+            assert not left.exists()
             answer = call(running, function_of(running, "search", "click"), ["dog", "", None, "", "", "", 10])
             assert "no recordings yet" in answer
-            (path,) = json.loads(upload(running, "tone.wav", (tmp_path / "tone.wav").read_bytes())[1])
-            sound = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            sound = sent(running, np.sin(np.arange(RATE) * 0.1) * 0.3)
             answer = call(running, function_of(running, "caption", "click"), ["", "", None, sound])
             assert "objectives.caption_weight=0" in answer
-            running.stop(signal.SIGKILL)
-    (left,) = (tmp_path / "temporary").glob("slap-fast-app-*")
-    with served(library, scratch=tmp_path / "temporary") as running:
-        assert not left.exists()
-        assert upload(running, "noise.wav", b"noise")[0] == 200
-        assert list(running.scratch.glob("slap-fast-app-*/uploads/*/noise.wav"))
-        running.stop(signal.SIGTERM)
-    assert not list((tmp_path / "temporary").iterdir())
+            assert list(scratch.glob("slap-fast-app-*/uploads/*/tone.wav"))
+            running.stop(signal.SIGTERM)
+    assert not list(scratch.iterdir())
