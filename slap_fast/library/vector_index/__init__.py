@@ -126,7 +126,7 @@ class VectorIndex:
             ids, vectors = segment.ids[some], segment.vectors[some]
             scores = vectors @ query
             # Damage rarely leaves the length of an embedding, which is 1; where it is not, the database has the truth.
-            lengths = np.einsum("nd,nd->n", vectors, vectors)
+            lengths = np.einsum("ij,ij->i", vectors, vectors)
             doubted = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))[:_CHECKED]
             self._check_scores(query, ids[doubted], scores[doubted])
             yield _best(ids, scores, vectors, query, count)
