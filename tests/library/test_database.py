@@ -327,6 +327,9 @@ def test_an_embedding_that_cannot_be_searched_is_not_written(database: Database)
             database.complete_recording(number, [WindowRow(0, 1, True, embedding)], seconds=1, embedding=vector())
     with pytest.raises(LibraryError, match="no duration"):
         database.add_partial_windows(1, [WindowRow(10, 10, False, vector())], 10)
+    with pytest.raises(LibraryError, match="is a copy, is not there or not complete"):
+        database.copy_recording(number, "/copy.wav", "", size=1, mtime_ns=1)
+    assert database.find("/copy.wav") is None
     assert database.count_windows() == 120
     assert database.partial_windows(1) == []
 

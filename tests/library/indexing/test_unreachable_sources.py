@@ -20,7 +20,7 @@ from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.database import Database
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.indexing.decoding import Decoder, End
-from slap_fast.library.indexing.jobs import Job
+from slap_fast.library.indexing.jobs import Event, Job
 from slap_fast.library.indexing.local_engine import LocalEngine
 from slap_fast.library.indexing.progress import AudioProgress
 from slap_fast.library.indexing.report import IndexReport
@@ -58,8 +58,8 @@ def test_folders_that_cannot_be_entered_are_named_and_nothing_in_them_is_gone() 
         top = Path(name)
         inner = top / "locked" / "inner"
         inner.mkdir(parents=True)
-        for path in (top / "a.wav", top / "locked" / "b.wav", top / "locked" / "notes.txt", inner / "c.wav"):
-            path.write_bytes(b"sound")
+        for file in (top / "a.wav", top / "locked" / "b.wav", top / "locked" / "notes.txt", inner / "c.wav"):
+            file.write_bytes(b"sound")
         (top / "loop.wav").symlink_to("loop.wav")
         os.chmod(top, 0o755)
         os.chmod(top / "locked", 0o644)  # it can be listed, and that is all
@@ -117,7 +117,7 @@ def test_a_dataset_that_is_prepared_again_while_it_is_read_has_the_embeddings_of
 
         seeds: tuple[int, ...] = ()
 
-        def next(self):  # type: ignore[no-untyped-def]
+        def next(self) -> Event:
             if self.seeds:
                 _dataset(data, *self.seeds)
                 self.seeds = ()
