@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import secrets
 import shutil
@@ -62,6 +63,7 @@ def serve(
         listening.close()
         shutil.rmtree(scratch, ignore_errors=True)
         lock.close()
+        gc.freeze()  # else Ctrl+C takes seconds: when Python ends, it looks through all objects of Gradio and torch
 
 
 def _run(
