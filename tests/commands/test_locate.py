@@ -25,6 +25,7 @@ from slap_fast.inference.audio_inputs import AudioInput
 from slap_fast.inference.locate.background import BACKGROUND, QueryScorer
 from slap_fast.inference.locate.events import EventRule, active_columns, event_columns, find_events, smoothed_curve
 from slap_fast.inference.locate.finding import locate
+from slap_fast.inference.locate.growing_rows import GrowingRows
 from slap_fast.inference.locate.label_files import as_audacity, as_raven
 from slap_fast.inference.locate.overview import MAX_ROWS, MelOverview
 from slap_fast.models.slap import SLAP
@@ -119,6 +120,15 @@ def test_events_are_apart_and_long_enough(
         assert min(seconds, end * 0.16) - first * 0.16 >= shortest - 1e-6
     for (_, end), (first, _) in zip(runs, runs[1:], strict=False):  # noqa: RUF007 - a list of at most one has no pair
         assert (first - end) * 0.16 > gap - 1e-6
+
+
+def test_rows_that_are_added_in_pieces_are_all_there() -> None:
+    pieces = np.split(np.random.default_rng(0).normal(size=(20_000, 2)).astype(np.float32), [0, 1, 4095, 4097, 4200])
+    rows = GrowingRows(2)
+    assert rows.all().shape == (0, 2)
+    for piece in pieces:
+        rows.add(piece)
+    assert np.array_equal(rows.all(), np.concatenate(pieces))
 
 
 def test_an_overview_is_bounded_and_keeps_the_loudest_of_each_stretch() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slap_fast.inference.locate.background import QueryScorer
 from slap_fast.inference.locate.events import Event, EventRule, find_events
+from slap_fast.inference.locate.growing_rows import GrowingRows
 from slap_fast.inference.locate.overview import MelOverview
 from slap_fast.inference.locate.queries import checked_queries
 from slap_fast.models.long_audio import DenseWindow, dense_windows
@@ -82,7 +83,7 @@ def locate(
     """Find the events that texts describe.
 
     Memory does not grow with the recording, except for the curves: 8 bytes for each column and query, which is 2 MB for
-    ten hours.
+    ten hours, and at most three times as much while they grow. Over 1,200 windows, a process grew by 2 MB.
 
     Args:
         blocks: `[n]` float32 mono samples of the recording in order, at the model's rate: `AudioInput.blocks` of
@@ -104,7 +105,7 @@ def locate(
     rate = config.mel.sample_rate
     scorer = QueryScorer.of(model, texts, others)
     picture = MelOverview(config.mel) if overview else None
-    similarity, probability = _Rows(len(texts)), _Rows(len(texts))
+    similarity, probability = GrowingRows(len(texts)), GrowingRows(len(texts))
     samples = 0
 
     def counted() -> Iterator[Tensor]:
@@ -142,21 +143,3 @@ def locate(
 def _frames_of(window: DenseWindow, patch_frames: int) -> tuple[Tensor, slice]:
     """Samples of a window, and the frames of its used columns."""
     return window.samples, slice(window.begin * patch_frames, window.end * patch_frames)
-
-
-class _Rows:
-    """Rows in one array that doubles. Each window's in an array of its own would pin what is around it in the heap."""
-
-    def __init__(self, width: int) -> None:
-        self._rows = np.empty((1 << 12, width), np.float32)
-        self._used = 0
-
-    def add(self, rows: np.ndarray) -> None:
-        end = self._used + len(rows)
-        while end > len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-        self._rows[self._used : end] = rows
-        self._used = end
-
-    def all(self) -> np.ndarray:
-        return self._rows[: self._used].copy()
