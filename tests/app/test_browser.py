@@ -200,6 +200,7 @@ def test_a_recording_that_vanished_is_a_sentence_and_a_new_one_appears(browser: 
 
 
 def test_the_page_fits_a_phone(browser: Browser) -> None:
+    browser.tab("Search")
     browser.driver.set_window_size(390, 844)
     search(browser, "a dog barks")
     width = browser.driver.execute_script("return document.documentElement.scrollWidth")
