@@ -168,7 +168,7 @@ def test_an_editable_build_puts_the_module_next_to_the_sources(source: Path, tmp
     # One small file: the test of the wheel compiles the others.
     (copy / "csrc" / "bindings.cpp").write_text(
         "#include <pybind11/pybind11.h>\n"
-        "PYBIND11_MODULE(_C, module) { module.attr(\"__version__\") = SLAP_FAST_VERSION; }\n"
+        'PYBIND11_MODULE(_C, module) { module.attr("__version__") = SLAP_FAST_VERSION; }\n'
     )
     project = (copy / "CMakeLists.txt").read_text(encoding="utf-8").split("target_link_libraries(_C PRIVATE")[0]
     kept = [line for line in project.splitlines() if not line.startswith(("file(GLOB", "list(REMOVE_ITEM"))]
