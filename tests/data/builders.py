@@ -142,7 +142,7 @@ REASONS = {
     "no caption": "0 captions, the index says at least 1",
     "number as caption": "0 captions, the index says at least 1",
     "broken metadata": "not JSON",
-    "nested metadata": "recursion",
+    "nested metadata": "nested more than 100 times",
 }
 
 # Row of each bad clip of the damaged dataset, and its defect.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ _ROWS = 1024
 # The two files of a clip are read in one request if at most this many bytes are between them (a tar header is 512 to
 # 1,536 bytes).
 _GAP = 1 << 16
+_MOST_NESTED = 100
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')  # strings as a whole
 # Bound on the size of an audio file: 4 bytes per sample uncompressed, plus room for pictures and tags.
 _BYTES_PER_SAMPLE = 4
 _EXTRA_BYTES = 1 << 24
@@ -294,12 +297,25 @@ def parse_metadata(data: bytes, where: str) -> dict[str, Any]:
     """Parses a clip's JSON or plain-text caption file to a dict with `captions`."""
     try:
         text = data.decode("utf-8-sig")
+        if text.lstrip().startswith("{") and _nesting(text) > _MOST_NESTED:
+            raise ValueError(f"nested more than {_MOST_NESTED} times")
         value = json.loads(text) if text.lstrip().startswith("{") else {"captions": text.splitlines()}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DatasetError(f"{where}: not JSON in UTF-8 ({error}); {REINDEX}") from error
     listed = value.get("captions")
     value["captions"] = captions_of(listed if isinstance(listed, list) else value)
     return value
+
+
+def _nesting(text: str) -> int:
+    """Depth of brackets outside strings. At Python's limit, `json` would leave finalizers no stack to run on."""
+    if text.count("[") + text.count("{") <= _MOST_NESTED:
+        return 0
+    depth = deepest = 0
+    for token in _BRACKETS.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
