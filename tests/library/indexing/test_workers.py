@@ -165,7 +165,10 @@ def test_a_watch_sees_changes_and_ends_by_an_interrupt(library: Library, sounds:
 def test_a_kill_leaves_a_library_that_is_whole_and_goes_on(tmp_path: Path) -> None:
     # `python -m tests.drills.indexing` does this 50 times.
     indexing = Indexing(tmp_path, short=4, long_seconds=900)
-    assert kill_once(indexing, "writer", random.Random(0))["code"] == -signal.SIGKILL
+    generator = random.Random(0)
+    # A machine that is less busy than it was for the undisturbed library may be done before the kill.
+    outcomes = (kill_once(indexing, "writer", generator) for _ in range(10))
+    assert next(outcome for outcome in outcomes if outcome["hit"])["code"] == -signal.SIGKILL
     with Library(indexing.library) as library:
         library.update(workers=0)
     indexing.check(complete=True)
