@@ -19,6 +19,8 @@ from typing import Any
 from tests.fork_server import fork_server
 
 ROOT = Path(__file__).resolve().parents[2]
+# Seconds after which ranks count as hung: two slow cores that others use take minutes for 30 s of a fast one.
+HUNG = 600.0
 
 
 def free_port() -> int:
@@ -47,7 +49,7 @@ def start(command: Sequence[str], log: Path, **extra: str) -> subprocess.Popen[b
         )
 
 
-def finish(processes: Sequence[subprocess.Popen[bytes] | Program], log: Path, timeout: float) -> list[int]:
+def finish(processes: Sequence[subprocess.Popen[bytes] | Program], log: Path, timeout: float = HUNG) -> list[int]:
     """Wait for the exit codes; kill what still runs after `timeout` seconds and raise AssertionError."""
     try:
         return [process.wait(timeout) for process in processes]
@@ -117,7 +119,7 @@ def start_ranks(module: str, arguments: Sequence[Sequence[str]], log: Path) -> l
     ]
 
 
-def run_worker(folder: Path, *names: str, timeout: float = 240.0) -> dict[str, Any]:
+def run_worker(folder: Path, *names: str, timeout: float = HUNG) -> dict[str, Any]:
     """Call `worker.NAME(ranks, folder)` for each name on two ranks; returns the results of rank 0, through JSON."""
     log = folder / "ranks.log"
     processes = start_ranks("tests.training.worker", [[str(folder), *names]] * 2, log)

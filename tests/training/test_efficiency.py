@@ -23,7 +23,7 @@ from tests.training.ranks import finish, start_ranks, tail
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
     names, log = ("compiled", "offloaded", "held"), folder / "ranks.log"
-    codes = finish(start_ranks("tests.training.efficiency_worker", [[str(folder), *names]] * 2, log), log, 240.0)
+    codes = finish(start_ranks("tests.training.efficiency_worker", [[str(folder), *names]] * 2, log), log)
     assert codes == [0, 0], f"exit codes {codes}:\n{tail(log)}"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 

@@ -69,7 +69,7 @@ def test_a_run_stopped_by_a_signal_and_continued_gives_the_same_model_as_one_tha
     other = shutil.copytree(dataset, tmp_path / "other dataset")
     mixture = f"data.train=[{{folder: {dataset}, weight: 2}}, {{folder: {other}, weight: 1}}]"
     arguments = [f"recipe={recipe}", mixture, "data.max_duration=0.5", "data.crop_above_max_duration=true"]
-    assert finish(start_ranks(TRAIN, [[*arguments, f"training.output={straight}"]] * 2, log), log, 90) == [0, 0]
+    assert finish(start_ranks(TRAIN, [[*arguments, f"training.output={straight}"]] * 2, log), log) == [0, 0]
 
     # Only this run is evaluated, which must not change its result.
     arguments += [f"evaluation.dataset={dataset}", "evaluation.every=2", f"training.output={stopped}"]
@@ -80,14 +80,14 @@ def test_a_run_stopped_by_a_signal_and_continued_gives_the_same_model_as_one_tha
         time.sleep(0.02)
     # One rank gets the signal; both must stop after the same step.
     os.kill(processes[1].pid, signal.SIGTERM)
-    assert finish(processes, log, 60) == [0, 0], tail(log)
+    assert finish(processes, log) == [0, 0], tail(log)
     assert "the same command continues" in tail(log)
     assert not (stopped / "model").exists()
     before = losses(stopped)
     assert 2 <= len(before) < STEPS
 
     kept = json.loads((stopped / "best" / "best.json").read_text())
-    assert finish([launch(arguments, log)], log, 120) == [0], tail(log)
+    assert finish([launch(arguments, log)], log) == [0], tail(log)
     assert f"continuing after step {len(before)}" in log.read_text()
     assert losses(stopped) == losses(straight)
     assert sorted(losses(stopped)) == list(range(1, STEPS + 1))
@@ -141,9 +141,7 @@ def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missin
     folder, log = tmp_path / "trainings", tmp_path / "log.txt"
     folder.mkdir()
     (folder / "trainings.json").write_text(json.dumps(runs))
-    assert finish([start_program("tests.training.phases", [str(tmp_path), "trainings"], log)], log, 120) == [0], tail(
-        log
-    )
+    assert finish([start_program("tests.training.phases", [str(tmp_path), "trainings"], log)], log) == [0], tail(log)
 
     def clips(run: int) -> list[list[int]]:
         ranks = [json.loads(path.read_text()) for path in sorted((folder / f"clips-{run}").iterdir())]
@@ -173,7 +171,7 @@ def test_an_error_on_one_rank_ends_them_all(dataset: Path, recipe: Path, tmp_pat
     arguments = [f"recipe={recipe}", f"training.output={tmp_path / 'run'}", "loading.max_consecutive_failures=3"]
     began = time.monotonic()
     processes = start_ranks(TRAIN, [[*arguments, f"data.train={folder}"] for folder in (dataset, damaged)], log)
-    assert finish(processes, log, 90) == [1, 1]
+    assert finish(processes, log) == [1, 1]
     # Immediately, not after the timeout of a collective call.
     assert time.monotonic() - began < 55.0
     assert f"rank 1: {error}: " in log.read_text()

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     log = folder / "log.txt"
     process = start_program("tests.training.phases", [str(folder), *names], log)
-    assert finish([process], log, 240) == [0], tail(log)
+    assert finish([process], log) == [0], tail(log)
     return folder
 
 

@@ -117,7 +117,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path
     (folder / "continuations" / "continuations.json").write_text(json.dumps(runs))
     log = folder / "log.txt"
     process = start_program("tests.training.phases", [str(folder), "continuations"], log)
-    assert finish([process], log, 240) == [0], tail(log)
+    assert finish([process], log) == [0], tail(log)
     outputs = [(folder / "continuations" / f"output-{run}.txt").read_text() for run in range(len(runs))]
     return outputs, folder / "run"
 
