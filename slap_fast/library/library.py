@@ -74,7 +74,7 @@ class Library:
         if model is not None:
             self._take_model(os.fspath(model))
         self._index = VectorIndex(self._database)
-        self._text = TextTower(self.path, self.identity, self._audio_model)
+        self._text = TextTower(self.path, self.identity, lambda: self.model)
         self._model: SLAP | None = None
 
     def __enter__(self) -> Library:
@@ -166,7 +166,7 @@ class Library:
             raise ValueError(f"folders is {folders!r}; pass a list of folders")
         wanted, taken = [], []
         if audio is not None:
-            wanted.append(self._audio_model().encode_audio(audio, sampling_rate=sampling_rate).numpy())
+            wanted.append(self.model.encode_audio(audio, sampling_rate=sampling_rate).numpy())
         if like is not None:
             embedding, recording = self._window(like)
             wanted.append(embedding[None])
@@ -202,7 +202,7 @@ class Library:
         """Similarity with a text over time, for pictures in Jupyter: the model is loaded when one is drawn."""
 
         def curve(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np.ndarray]:
-            times, similarity = self._audio_model().similarity_over_time(samples, text, sampling_rate=sampling_rate)
+            times, similarity = self.model.similarity_over_time(samples, text, sampling_rate=sampling_rate)
             return times.numpy(), similarity.cpu().numpy()
 
         return curve
@@ -341,16 +341,12 @@ class Library:
 
         return Indexer(
             self.path,
-            self._audio_model,
+            lambda: self.model,
             self.identity,
             check_model=lambda: self._check_model(self.identity.name),
             device=self.device,
             workers=workers,
         )
-
-    def _audio_model(self) -> SLAP:
-        """The model, for those that may need it."""
-        return self.model
 
     def _create(self, model: str) -> None:
         from slap_fast.library.indexing.writer_lock import writer_lock
