@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "matrix_panels.h"
 #include "parallel.h"
+#include "rounding.h"
 
 namespace slap_fast {
 namespace {
@@ -20,8 +21,13 @@ constexpr std::int64_t kColumnBlock = 40 * MatrixPanels::kLaneUnit;
 // Columns per task if row blocks alone are too few tasks.
 constexpr std::int64_t kColumnTask = 5 * MatrixPanels::kLaneUnit;
 constexpr std::int64_t kTasksPerThread = 4;
-// Multiplications that justify one more thread.
+// With at most as many rows, a column block is packed for too few multiplications to be worth the way through L3.
+constexpr std::int64_t kFewRows = 2 * kRowBlock;
+constexpr std::int64_t kFewRowsDepth = 4096;  // bounds the memory of the packed rows
+constexpr std::int64_t kFewRowsColumns = MatrixPanels::kLaneUnit;
+// Multiplications that justify one more thread. To read and pack the right matrix takes as long as a few rows.
 constexpr double kWorkPerThread = 4e6;
+constexpr std::int64_t kPackingRows = 8;
 
 void check_side(const char* name, const ProductSide& side) {
   if (side.lanes < 0 || side.depth < 0)
@@ -30,6 +36,31 @@ void check_side(const char* name, const ProductSide& side) {
   if (side.lane_stride != 1 && side.depth_stride != 1)
     throw std::invalid_argument(std::string("the ") + name + " matrix has strides " + std::to_string(side.lane_stride) +
                                 " and " + std::to_string(side.depth_stride) + "; one of them must be 1");
+}
+
+// Each task packs its own columns just before it multiplies them with all rows: the panels stay in L1 and L2.
+void multiply_few_rows(const MatrixProductKernel& kernel, const ProductSide& left, const ProductSide& right, float* out,
+                       std::int64_t stride, bool accumulate, int threads) {
+  const std::int64_t depth = left.depth, block = std::min(depth, MatrixPanels::depth_block(kernel));
+  const std::int64_t blocks = (depth + block - 1) / block;
+  const std::int64_t block_bytes = round_up(block, kernel.depth) * kernel.value_bytes;
+  const std::int64_t rows_bytes = round_up(left.lanes, kernel.lanes) * block_bytes;
+  AlignedArray<std::byte> packed_rows(blocks * rows_bytes);
+  parallel_for(blocks, threads, [&](std::int64_t i, int) {
+    kernel.pack(left, 0, left.lanes, i * block, std::min(block, depth - i * block), packed_rows.get() + i * rows_bytes);
+  });
+  const std::int64_t panel_bytes = round_up(kFewRowsColumns, kernel.lanes) * block_bytes;
+  AlignedArray<std::byte> panels(threads * panel_bytes);
+  parallel_for((right.lanes + kFewRowsColumns - 1) / kFewRowsColumns, threads, [&](std::int64_t task, int thread) {
+    const std::int64_t column = task * kFewRowsColumns, width = std::min(kFewRowsColumns, right.lanes - column);
+    std::byte* panel = panels.get() + thread * panel_bytes;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const std::int64_t count = std::min(block, depth - i * block);
+      kernel.pack(right, column, width, i * block, count, panel);
+      kernel.multiply(packed_rows.get() + i * rows_bytes, panel, left.lanes, width, count, out + column, stride,
+                      accumulate || i > 0);
+    }
+  });
 }
 
 }  // namespace
@@ -52,9 +83,12 @@ void matrix_product(const ProductSide& left, const ProductSide& right, float* ou
     return;
   }
   const MatrixProductKernel& kernel = chosen_matrix_product_kernel(left.dtype);
-  const double work = static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth);
+  const double work =
+      static_cast<double>(rows + kPackingRows) * static_cast<double>(columns) * static_cast<double>(depth);
   const double max_threads = static_cast<double>(std::max(threads, 1));
   const int thread_count = static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, max_threads));
+  if (rows <= kFewRows && depth <= kFewRowsDepth)
+    return multiply_few_rows(kernel, left, right, out, stride, accumulate, thread_count);
   const std::int64_t depth_block = std::min(depth, MatrixPanels::depth_block(kernel));
   MatrixPanels panels(kernel, std::min(columns, kColumnBlock), depth_block);
   const std::int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;

@@ -104,6 +104,11 @@ class Recording:
         return f"{self.path}#{self.member}" if self.member else self.path
 
 
+def stored_mtime(status: os.stat_result) -> int:
+    """The modification time of a file in nanoseconds, at most the largest integer of SQLite: the year 2262."""
+    return min(status.st_mtime_ns, 2**63 - 1)
+
+
 class WindowRow(NamedTuple):
     """A window of a recording: seconds from its start, whether it is the whole recording, and `[D]` float32."""
 

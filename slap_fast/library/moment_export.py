@@ -17,7 +17,7 @@ from pathlib import Path
 import soundfile
 
 from slap_fast.errors import SlapFastError, one_line
-from slap_fast.library.database import Database
+from slap_fast.library.database import Database, stored_mtime
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.moments import Moment
 from slap_fast.library.recording_audio import clip_digest, moment_blocks, open_named
@@ -88,7 +88,7 @@ def _check_unchanged(moment: Moment, database: Database) -> None:
             status = os.stat(moment.path)
         except OSError:
             return  # reported by the reader
-        changed = (status.st_size, status.st_mtime_ns) != (recording.size, recording.mtime_ns)
+        changed = (status.st_size, stored_mtime(status)) != (recording.size, recording.mtime_ns)
     if changed:
         raise LibraryError("it has changed since it was indexed; run `slap-fast index LIBRARY`, and search again")
 

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from slap_fast.config.model import ModelConfig
-from slap_fast.models.layers import EncoderBlock, RMSNorm, Segments, SelfAttention, initialize_weights, run_block
+from slap_fast.models.layers import (
+    EncoderBlock,
+    Linear,
+    RMSNorm,
+    Segments,
+    SelfAttention,
+    initialize_weights,
+    run_block,
+)
 from slap_fast.ops.packed import PackedLayout
 
 
@@ -18,7 +26,7 @@ class AudioEncoder(nn.Module):
         audio = config.audio
         self.config = config
         self.gradient_checkpointing = False
-        self.patch_embedding = nn.Linear(audio.patch_frames * audio.patch_mels, audio.width, bias=False)
+        self.patch_embedding = Linear(audio.patch_frames * audio.patch_mels, audio.width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(audio.width))
         half_window = audio.window_columns // 2 * config.tokens_per_column
         self.blocks = nn.ModuleList()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slap_fast import native
 from slap_fast.errors import ModelError
 from slap_fast.models.arguments import Audio, NamedClip, split_clips, waveform, waveform_blocks
+from slap_fast.models.layers import Linear
 from slap_fast.models.long_audio import Long, clip_windows, dense_windows, embedding_windows
 from slap_fast.models.texts import split_texts, warn_of_cut_texts
 from slap_fast.models.windows import MeanEmbedding
+from slap_fast.ops.linear.call import select
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.cpu import without_spinning
 from slap_fast.runtime.progress import progress_bar
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from slap_fast.models.slap import SLAP
+
+T = TypeVar("T")
+
+CPU_BATCH_SECONDS = 60.0
+"""Seconds of clips that a CPU encodes together."""
 
 # A dense embedding pools a column with this many on each side: 0.8 s in all for the paper's patches.
 _DENSE_CONTEXT = 2
@@ -92,12 +100,13 @@ def audio_features(
 def embed_waveforms(model: SLAP, clips: list[Tensor]) -> Tensor:
     """`[N, D]` unit-length embeddings of waveforms on the device of the model, with gradients unless disabled.
 
-    Without gradients on a CPU, each clip is encoded by itself, as in `SLAP.encode_audio`; long ones in windows.
+    Without gradients on a CPU, clips have the bits that `SLAP.encode_audio` gives them. Long ones are cut into windows.
     """
     windows = [clip_windows(model.config, clip) for clip in clips]
     flat = [window for clip in windows for window in clip]
-    alone = model.device.type == "cpu" and not torch.is_grad_enabled() and clips
-    packs = [[window] for window in flat] if alone else [flat]
+    packs = [flat]
+    if model.device.type == "cpu" and not torch.is_grad_enabled() and clips:
+        packs = list(packed(model, flat, len, CPU_BATCH_SECONDS))
     rows = _normalize(torch.cat([model.audio_pooling(*encode_features(model, pack)) for pack in packs]))
     return _mean_of_windows(rows, [len(clip) for clip in windows])
 
@@ -157,7 +166,7 @@ def encode_audio(
         progress_bar(total=count, desc="embedding audio", unit="clip", disable=not progress) as bar,
     ):
         pieces = (piece for clip in clips for piece in _pieces(model, clip, sampling_rate, dense=dense, long=long))
-        for pack in _packed(model, pieces, batch_seconds):
+        for pack in packed(model, pieces, lambda piece: len(piece.samples), batch_seconds):
             features, tokens = encode_features(model, [piece.samples for piece in pack])
             if dense:
                 parts = [_to_host(_pool_columns(model, rows)) for rows in features.split(list(tokens.lengths))]
@@ -218,17 +227,40 @@ def _pieces(model: SLAP, clip: NamedClip, sampling_rate: float | None, *, dense:
         yield _Piece(*last, ends_clip=True)
 
 
-def _packed(model: SLAP, pieces: Iterable[_Piece], batch_seconds: float) -> Iterator[list[_Piece]]:
-    """Pieces in the groups that are encoded together: single ones on a CPU, up to `batch_seconds` on a GPU."""
-    budget = 0 if model.device.type == "cpu" else int(batch_seconds * model.config.mel.sample_rate)
-    pack: list[_Piece] = []
-    for piece in pieces:
-        if pack and sum(len(other.samples) for other in pack) + len(piece.samples) > budget:
+def packed(model: SLAP, items: Iterable[T], samples: Callable[[T], int], batch_seconds: float) -> Iterator[list[T]]:
+    """What is encoded together: up to `batch_seconds` of clips, a longer clip by itself.
+
+    On a CPU the bits of a clip must not depend on the others. Where PyTorch multiplies, they would: each clip is then
+    encoded by itself. Otherwise `CPU_BATCH_SECONDS` together: products of more rows take no less time for a row.
+
+    Args:
+        model: in eval mode.
+        items: clips.
+        samples: length of one.
+        batch_seconds: bound on their sum.
+    """
+    if model.device.type == "cpu":
+        batch_seconds = min(batch_seconds, CPU_BATCH_SECONDS) if _has_independent_rows(model) else 0
+    budget = batch_seconds * model.config.mel.sample_rate
+    pack: list[T] = []
+    held = 0
+    for item in items:
+        if pack and held + samples(item) > budget:
             yield pack
-            pack = []
-        pack.append(piece)
+            pack, held = [], 0
+        pack.append(item)
+        held += samples(item)
     if pack:
         yield pack
+
+
+def _has_independent_rows(model: SLAP) -> bool:
+    """Whether native code computes all products of the audio tower: a row of its results depends on no other row."""
+    if native.isa() in (None, "baseline"):
+        return False
+    towers = [tower for tower in (model.audio_encoder, model.audio_pooling) if tower is not None]
+    layers = [layer for tower in towers for layer in tower.modules() if isinstance(layer, torch.nn.Linear)]
+    return all(isinstance(layer, Linear) and select(layer.weight, "auto") == "native" for layer in layers)
 
 
 def _waveforms(model: SLAP, audio: Audio | Iterable[Audio], sampling_rate: float | None) -> list[Tensor]:

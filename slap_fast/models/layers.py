@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slap_fast.models.token_cache import TokenCache
 from slap_fast.ops.attention import varlen_attention
+from slap_fast.ops.linear import linear
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.ops.rms_norm import add_rms_norm, rms_norm
 from slap_fast.ops.rotary import apply_rotary_qkv
@@ -48,13 +49,20 @@ class RMSNorm(nn.Module):
         return add_rms_norm(branch.to(x.dtype), x, weight, eps=self.eps)
 
 
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by the op `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class SwiGLU(nn.Module):
     """Gated MLP (arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x)))
@@ -83,8 +91,8 @@ class SelfAttention(nn.Module):
         self.window = window
         self.tokens_per_frame = tokens_per_frame
         self.theta = theta
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, layout: Segments) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [T, 3, H, D]
@@ -121,9 +129,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, feature_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(feature_width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(feature_width, 2 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, layout: Segments, features: Tensor, feature_layout: Segments) -> Tensor:
         return self.attend(x, layout, self.keys_values(features), feature_layout)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slap_fast.models.layers import initialize_weights
+from slap_fast.models.layers import Linear, initialize_weights
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.packed import PackedLayout
 
@@ -18,12 +18,12 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.empty(width))
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
         self.norm = nn.RMSNorm(width, eps=norm_eps)
-        self.up = nn.Linear(width, mlp_ratio * width, bias=False)
-        self.down = nn.Linear(mlp_ratio * width, width, bias=False)
+        self.up = Linear(width, mlp_ratio * width, bias=False)
+        self.down = Linear(mlp_ratio * width, width, bias=False)
         self.apply(initialize_weights)
         nn.init.trunc_normal_(self.probe, std=width**-0.5)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast.config.model import PrototypeHeadConfig
-from slap_fast.models.layers import initialize_weights
+from slap_fast.models.layers import Linear, initialize_weights
 
 
 class PrototypeHead(nn.Module):
@@ -16,11 +16,11 @@ class PrototypeHead(nn.Module):
     def __init__(self, config: PrototypeHeadConfig, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden),
+            Linear(width, config.hidden),
             nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
+            Linear(config.hidden, config.hidden),
             nn.GELU(),
-            nn.Linear(config.hidden, config.bottleneck),
+            Linear(config.hidden, config.bottleneck),
         )
         self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
         self.apply(initialize_weights)

@@ -219,8 +219,9 @@ class SLAP(nn.Module):
     ) -> Tensor | list[Tensor]:
         """Embed clips of any duration.
 
-        On a CPU each clip is encoded by itself, so its embedding is bitwise independent of the batch. On a GPU, clips
-        are packed up to `batch_seconds`, and the batch changes an embedding by rounding only.
+        On a CPU an embedding is bitwise independent of the batch: short clips are packed where native code multiplies,
+        and each clip is encoded by itself where PyTorch does. On a GPU, clips are packed up to `batch_seconds`, and the
+        batch changes an embedding by rounding only.
 
         Args:
             audio: one clip, or several in a list or any other ordered iterable. A clip is
@@ -240,7 +241,7 @@ class SLAP(nn.Module):
                 training. `windows`: its embedding is the normalized mean of those of its windows, of 10 s every 5 s;
                 dense embeddings are computed in windows of `max_duration` that overlap by a third. `whole`: it is
                 encoded at once, at a cost that grows with the square of its length. Shorter clips are not affected.
-            batch_seconds: seconds of audio per packed batch on a GPU.
+            batch_seconds: seconds of audio per packed batch; on a CPU at most 60.
             progress: show a progress bar.
 
         Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.linear import linear
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.log_mel import log_mel
 from slap_fast.ops.log_mel.config import MelConfig
@@ -30,6 +31,7 @@ __all__ = [
     "apply_rotary",
     "apply_rotary_qkv",
     "contrastive_loss",
+    "linear",
     "linear_cross_entropy",
     "log_mel",
     "log_mel_patches",

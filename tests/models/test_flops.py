@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slap_fast.config.recipe import ObjectivesConfig
 from slap_fast.models.flops import forward_flops, step_flops
+from slap_fast.ops import dispatch
 from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 
@@ -29,7 +30,7 @@ def test_projection_flops_are_those_of_a_step(objectives: ObjectivesConfig, stud
     run = tiny.run_config()
     config, batch = run.recipe.model, tiny.batch(run, 0)
     model = PretrainingModel(config, objectives)
-    with FlopCounterMode(display=False) as counter:
+    with dispatch.preferring(linear="torch"), FlopCounterMode(display=False) as counter:
         model(batch, 0.05)["loss"].backward()
     ran = sum(
         count for op, count in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm")

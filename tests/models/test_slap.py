@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -8,9 +9,12 @@ import pytest
 import soundfile
 import torch
 
+from slap_fast import native
 from slap_fast.data.tokenizer import train_tokenizer
+from slap_fast.models import encoding
 from slap_fast.models.encoding import encode_features
 from slap_fast.models.slap import SLAP
+from slap_fast.ops import dispatch
 from tests.models.builders import TINY, random_clips
 
 SECONDS = [1.0, 0.005, 2.7, 0.3]
@@ -37,6 +41,45 @@ def test_an_embedding_is_bitwise_independent_of_batch_and_order(model):
     alone = torch.cat([model.encode_audio([clip]) for clip in clips])
     assert torch.equal(alone, batched)
     assert torch.equal(model.encode_audio(clips[::-1]).flip(0), batched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [32, 72])
+def test_the_bits_of_an_embedding_depend_on_neither_its_pack_nor_the_threads(width, dtype):
+    """On a CPU clips are packed where native code multiplies; at 72, no row fills whole vectors."""
+    torch.manual_seed(0)
+    audio = dataclasses.replace(TINY.audio, width=width, heads=3 if width == 72 else TINY.audio.heads, mlp_width=88)
+    config = dataclasses.replace(TINY, audio=audio, text=dataclasses.replace(TINY.text, width=width))
+    model = SLAP(config, objectives=("contrastive",)).eval().to(dtype)
+    lengths = np.random.default_rng(0).gamma(1.0, 0.7, 60) + 0.001  # with the last two more than a pack
+    clips = random_clips([*lengths.tolist(), 31.0, 0.2])
+    threads = torch.get_num_threads()
+    try:
+        alone = torch.cat([model.encode_audio([clip], sampling_rate=16_000) for clip in clips])
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(model.encode_audio(clips, sampling_rate=16_000), alone)
+        dense = model.encode_audio(clips[:9], sampling_rate=16_000, dense=True)
+        for clip, columns in zip(clips, dense, strict=False):
+            assert torch.equal(model.encode_audio(clip, sampling_rate=16_000, dense=True)[0], columns)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(native.isa() in (None, "baseline"), reason="PyTorch multiplies")
+def test_short_clips_are_packed_on_a_cpu_unless_pytorch_multiplies(model, monkeypatch):
+    packs = []
+    record = lambda model, pack: packs.append(len(pack)) or encode_features(model, pack)  # noqa: E731
+    monkeypatch.setattr(encoding, "encode_features", record)
+    clips = random_clips([20.0, 20.0, 20.0, 20.0, 1.0])
+    model.encode_audio(clips)
+    model.encode_audio(clips, batch_seconds=40)
+    with dispatch.preferring(linear="torch"):
+        model.encode_audio(clips)
+    changed = copy.deepcopy(model)
+    changed.audio_pooling.out = torch.nn.Linear(32, 32)
+    changed.encode_audio(clips)
+    assert packs == [3, 2, 2, 2, 1, *[1] * 10]
 
 
 def test_packing_changes_an_embedding_by_rounding_only(model):

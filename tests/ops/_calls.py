@@ -14,6 +14,7 @@ from slap_fast.ops import (
     apply_rotary,
     apply_rotary_qkv,
     contrastive_loss,
+    linear,
     linear_cross_entropy,
     log_mel,
     log_mel_patches,
@@ -124,6 +125,7 @@ CALLS = {
         (0, 1, 2),
     ),
     "swiglu": Call(lambda backend, x: swiglu(x, backend=backend), ((5, 34),)),
+    "linear": Call(lambda backend, x, w, b: linear(x, w, b, backend=backend), ((5, 9), (7, 9), (7,)), None, (0, 1, 2)),
     "linear_cross_entropy": Call(
         lambda backend, h, w: linear_cross_entropy(h, w, TARGET, label_smoothing=0.1, z_loss=0.01, backend=backend),
         ((5, 8), (17, 8)),

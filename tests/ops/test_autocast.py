@@ -19,6 +19,7 @@ COMPUTED_IN = {
     "rms_norm": torch.float32,
     "add_rms_norm": torch.float32,
     "swiglu": None,
+    "linear": LOW,
     "linear_cross_entropy": LOW,
     "prototype_cross_entropy": LOW,
     "contrastive_loss": LOW,

@@ -17,6 +17,7 @@ from slap_fast.ops import (
     add_rms_norm,
     apply_rotary,
     contrastive_loss,
+    linear,
     linear_cross_entropy,
     log_mel,
     log_mel_patches,
@@ -77,6 +78,12 @@ def _norm(draw: Draw) -> Problem:
 
 def _swiglu(draw: Draw) -> Problem:
     return lambda backend, x: swiglu(x, backend=backend), [(draw(SIZES), 2 * draw(SIZES))]
+
+
+def _linear(draw: Draw) -> Problem:
+    rows, columns, depth = draw(SIZES), draw(SIZES), draw(SOME)
+    shapes = [(rows, depth), (columns, depth), (columns,)][: draw(st.sampled_from([2, 3]))]
+    return lambda backend, *leaves: linear(*leaves, backend=backend), shapes
 
 
 def _tokens(draw: Draw) -> Problem:
@@ -147,6 +154,7 @@ PROBLEMS = {
     "rotary": (_rotary, True),
     "norm": (_norm, True),
     "swiglu": (_swiglu, True),
+    "linear": (_linear, True),
     "tokens": (_tokens, True),
     "prototypes": (_prototypes, True),
     "contrastive": (_contrastive, True),

@@ -59,6 +59,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "rms_norm_backward": lambda: (_randn(5, 9), _randn(9), _randn(5), _randn(5, 9), _randn(5, 9), "native"),
     "swiglu": lambda: (_randn(5, 34), "native"),
     "swiglu_backward": lambda: (_randn(5, 34), _randn(5, 17), "native"),
+    "linear": lambda: (_randn(5, 9), _randn(7, 9), _randn(7), "native"),
     "linear_cross_entropy": lambda: (_randn(5, 8), _randn(17, 8), TARGET, -100, 0.1, 0.0, True, True, "native"),
     "scale_gradient": lambda: (_randn(5, 8), torch.tensor(2.0), torch.bfloat16),
     "prototype_cross_entropy": _prototypes,
@@ -98,6 +99,7 @@ RIGHT = {
     "contrastive_sums_backward": {"logit_scale": SCALAR, "logit_bias": SCALAR},
     "rms_norm": {"x": BATCH},
     "swiglu": {"gate_up": BATCH},
+    "linear": {"x": BATCH},
     "log_mel_dense": {"waveform": BATCH},
 }
 

@@ -23,7 +23,7 @@ from tests.ops._calls import CALLS, Call, as_tuple, loss_of
 from tests.ops._native import BACKENDS, needs_native
 
 # With backend="torch" these run PyTorch's own operations, which have second derivatives.
-PLAIN = ("rms_norm", "add_rms_norm", "swiglu")
+PLAIN = ("rms_norm", "add_rms_norm", "swiglu", "linear")
 LINEAR = ("apply_rotary", "apply_rotary_qkv")
 OPAQUE = [
     *(pytest.param(call, "native", marks=needs_native, id=f"{name}-native") for name, call in CALLS.items()),

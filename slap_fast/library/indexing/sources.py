@@ -13,6 +13,7 @@ from slap_fast.audio.formats import AUDIO_EXTENSIONS, OTHER_MEDIA_EXTENSIONS
 from slap_fast.data.format.dataset_files import INFO_NAME, DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare.file_search import walk_folder
+from slap_fast.library.database import stored_mtime
 from slap_fast.library.indexing.report import Failure
 from slap_fast.library.recording_audio import clip_member
 
@@ -193,7 +194,7 @@ def _add_file(path: str, result: Scan, identities: dict[tuple[int, int], str]) -
         return
     if not stat.S_ISREG(status.st_mode):
         detail = "not a regular file"
-        result.found[path, ""] = Found(path, "", 0, status.st_mtime_ns, reason="unreadable", detail=detail)
+        result.found[path, ""] = Found(path, "", 0, stored_mtime(status), reason="unreadable", detail=detail)
         return
     # The same file through a link to it or to its folder. A file with two names of its own is two recordings.
     identity = (status.st_dev, status.st_ino)
@@ -205,7 +206,7 @@ def _add_file(path: str, result: Scan, identities: dict[tuple[int, int], str]) -
         path,
         "",
         status.st_size,
-        status.st_mtime_ns,
+        stored_mtime(status),
         reason="empty_file" if empty else "",
         detail="0 bytes" if empty else "",
     )
@@ -225,7 +226,7 @@ def _scan_dataset(folder: str, result: Scan) -> None:
 def _clips(folder: str) -> Iterator[Found]:
     index = ClipIndex.open(folder)
     tars = [os.path.join(folder, name) for name in index.shards]
-    times = [os.stat(tar).st_mtime_ns for tar in tars]
+    times = [stored_mtime(os.stat(tar)) for tar in tars]
     for clip in range(len(index)):
         record = index.records[clip]
         yield Found(

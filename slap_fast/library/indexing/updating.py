@@ -20,7 +20,7 @@ import numpy as np
 from slap_fast.audio.errors import AudioError
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
-from slap_fast.library.database import Database, Recording, WindowRow
+from slap_fast.library.database import Database, Recording, WindowRow, stored_mtime
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
 from slap_fast.library.indexing.report import Failure, IndexReport
 from slap_fast.library.indexing.sources import Found, Scan
@@ -434,7 +434,7 @@ def _change(found: Found) -> str:
         status = os.stat(found.tar or found.path)
     except OSError as error:
         return f"it cannot be read any more ({error.strerror}); the next update tries again"
-    if status.st_mtime_ns == found.mtime_ns and (found.tar or status.st_size == found.size):
+    if stored_mtime(status) == found.mtime_ns and (found.tar or status.st_size == found.size):
         return ""
     return "it changed while it was read; the next update reads it again"
 
