@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slap_fast.library.database import Database, WindowRow
-from slap_fast.library.vector_index import VectorIndex, build, inverted_file, stored_vectors
+from slap_fast.library.vector_index import VectorIndex, binary_codes, build, stored_vectors
 
 WIDTH = 16
 
@@ -44,10 +44,11 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inverted files for libraries of this size."""
-    monkeypatch.setattr(inverted_file, "MIN_WINDOWS", 2000)
-    monkeypatch.setattr(inverted_file, "_TRAINING_PER_LIST", 39)
+def small_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binary codes for libraries of this size, in two parts or more."""
+    monkeypatch.setattr(binary_codes, "MIN_WINDOWS", 2000)
+    monkeypatch.setattr(binary_codes, "_PART", 1500)
+    monkeypatch.setattr(binary_codes, "_MOST_SHARE", 0.5)
 
 
 @settings(max_examples=15)
@@ -93,8 +94,8 @@ def test_results_equal_a_scan_whatever_was_added_removed_and_built_before(
         stored_vectors._FEW_WINDOWS = few
 
 
-def test_an_inverted_file_finds_what_a_scan_finds_also_new_windows_and_no_removed_ones(
-    database: Database, small_lists: None
+def test_binary_codes_find_what_a_scan_finds_also_new_windows_and_no_removed_ones(
+    database: Database, small_codes: None
 ) -> None:
     generator = np.random.default_rng(0)
     centers = unit(generator, 40)
@@ -106,9 +107,9 @@ def test_an_inverted_file_finds_what_a_scan_finds_also_new_windows_and_no_remove
     texts = unit(generator, 200)
     build(database, queries=lambda: texts)
     index = VectorIndex(database)
-    entry = stored_vectors.StoredVectors.open(database).manifest["inverted"]  # type: ignore[union-attr]
-    assert entry["file"] is not None
-    assert 8 <= entry["nprobe"] <= entry["lists"] / 4
+    entry = stored_vectors.StoredVectors.open(database).manifest["codes"]  # type: ignore[union-attr]
+    assert len(entry["files"]) == 2
+    assert 64 <= entry["candidates"] <= 1500
     database.remove_recordings(removed[:3])
     new = add(database, "new", centers[:5])
     queries = [*texts[:50], *centers]
@@ -119,9 +120,10 @@ def test_an_inverted_file_finds_what_a_scan_finds_also_new_windows_and_no_remove
     assert everything.ids.tolist() == expected(database, centers[0], 10_000)
 
 
-def test_without_structure_all_windows_are_scanned(
-    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture
+def test_where_codes_need_too_many_candidates_all_windows_are_scanned(
+    database: Database, small_codes: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(binary_codes, "_MOST_SHARE", 0.01)
     generator = np.random.default_rng(0)
     add(database, "noise", unit(generator, 2500))
     with caplog.at_level(logging.WARNING):
@@ -149,9 +151,9 @@ DAMAGE: list[Callable[[Path], None]] = [_cut, _noise, _empty, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["vectors-*", "ids-*", "inverted-*", "current.json"])
+@pytest.mark.parametrize("name", ["vectors-*", "ids-*", "codes-*", "current.json"])
 def test_a_damaged_index_is_reported_not_used_and_built_again(
-    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
+    database: Database, small_codes: None, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
 ) -> None:
     generator = np.random.default_rng(0)
     centers = np.repeat(unit(generator, 50), 50, axis=0) + 0.1 * unit(generator, 2500)
@@ -159,9 +161,7 @@ def test_a_damaged_index_is_reported_not_used_and_built_again(
     build(database)
     query = centers[7]
     folder = database.path.parent / stored_vectors.FOLDER
-    (path,) = folder.glob(name)
-    if name == "inverted-*" and damage is _noise:
-        return  # its codes are approximations that only name candidates: nothing can tell them from others
+    path = min(folder.glob(name))
     damage(path)
     index = VectorIndex(database)
     with caplog.at_level(logging.WARNING), np.errstate(all="ignore"):
@@ -171,7 +171,7 @@ def test_a_damaged_index_is_reported_not_used_and_built_again(
     caplog.clear()
     assert VectorIndex(database).search(query, 20).ids.tolist() == expected(database, query, 20)
     assert not caplog.records
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 5  # the codes are in two parts
 
 
 def test_searches_go_on_while_another_process_writes_the_index_anew(database: Database) -> None:
@@ -216,9 +216,9 @@ def test_embedding_that_is_damaged_to_a_low_score_is_noticed(database: Database)
 
 
 def test_damage_is_noticed_where_only_some_rows_are_read(
-    database: Database, small_lists: None, caplog: pytest.LogCaptureFixture
+    database: Database, small_codes: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The rows of candidates that an inverted file names, and of the windows of a folder: the rest is not read.
+    # The rows of candidates that binary codes name, and of the windows of a folder: the rest is not read.
     generator = np.random.default_rng(0)
     centers = np.repeat(unit(generator, 50), 50, axis=0) + 0.1 * unit(generator, 2500)
     vectors = (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32)
@@ -240,12 +240,12 @@ def test_damage_is_noticed_where_only_some_rows_are_read(
         assert "it differs from the library; it is not used" in caplog.text
 
 
-@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 def test_any_number_of_equal_windows_come_in_the_order_of_their_ids(
-    database: Database, small_lists: None, monkeypatch: pytest.MonkeyPatch, *, inverted: bool
+    database: Database, small_codes: None, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     # Silence, for example; 3000 windows are more than any depth that a search begins with.
-    monkeypatch.setattr(inverted_file, "_MOST_LISTS", 1.0 if inverted else 0.0)
+    monkeypatch.setattr(binary_codes, "_MOST_SHARE", share)
     generator = np.random.default_rng(0)
     query = unit(generator, 1)[0]
     silence = unit(generator, 1) + query
@@ -256,31 +256,11 @@ def test_any_number_of_equal_windows_come_in_the_order_of_their_ids(
     build(database)
     index = VectorIndex(database)
     assert (index.search(query, 10).ids == expected(database, query, 10)).all()
-    assert (index._inverted is not None) == inverted
+    assert (index._codes is not None) == (share > 0)
     below = database.window_ids()[100:]
     for count in (1, 10, 20, 100, 1000, 4000, 6999):
         assert index.search(query, count).ids.tolist() == expected(database, query, count)
         assert index.search(query, count, among=below).ids.tolist() == expected(database, query, count, below)
-
-
-def test_lists_with_few_windows_do_not_make_results_fewer(
-    database: Database, small_lists: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inverted_file, "_MOST_LISTS", 1.0)
-    generator = np.random.default_rng(0)
-    lonely = unit(generator, 1)[0]
-    far = unit(generator, 2) - lonely
-    vectors = np.repeat(far, 1500, axis=0) + 0.05 * unit(generator, 3000)
-    vectors[1234] = lonely
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    add(database, "a", vectors)
-    build(database)
-    index = VectorIndex(database)
-    index.search(lonely, 1)
-    assert index._inverted is not None
-    monkeypatch.setattr(index._inverted, "serves", lambda count: True)
-    index._inverted._index.nprobe = 1
-    assert index.search(lonely, 90).ids.tolist() == expected(database, lonely, 90)
 
 
 def test_older_database_that_was_copied_back_does_not_use_the_newer_index(tmp_path: Path, database: Database) -> None:

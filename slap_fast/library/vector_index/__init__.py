@@ -1,7 +1,7 @@
 """Vector index of a library: the windows most similar to a query.
 
 The index is derived from the database, in LIBRARY/vectors/: a matrix of all embeddings, which a search maps into memory
-and scans, and for large libraries an inverted file (FAISS), which names the candidates of a search. Windows that are
+and scans, and for large libraries binary codes (FAISS), which name the candidates of a search. Windows that are
 newer than the index are read from the database, and every result is looked up there: what was removed is no result.
 Without the index, or if it is damaged, a search reads all embeddings from the database, with the same results.
 """
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from slap_fast.library.database import Database
+from slap_fast.library.vector_index.binary_codes import BinaryCodes
 from slap_fast.library.vector_index.exact_scores import exact_scores
-from slap_fast.library.vector_index.inverted_file import InvertedFile
 from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, Segment, StoredVectors
 
 logger = logging.getLogger(__name__)
@@ -45,15 +45,15 @@ class VectorIndex:
         self._database = database
         self._lock = threading.Lock()
         self._stored: StoredVectors | None = None
-        self._inverted: InvertedFile | None = None
+        self._codes: BinaryCodes | None = None
         self._newer_after = -1
         self._newer: list[tuple[np.ndarray, np.ndarray]] = []
 
     def search(self, query: np.ndarray, count: int, *, among: np.ndarray | None = None) -> Neighbors:
         """The `count` windows with the highest inner product with `query` `[D]` float32; fewer if there are no more.
 
-        Exact; in a library with an inverted file, and without `among`, with a measured recall of
-        `inverted_file.RECALL` in the first ten.
+        Exact; in a library with binary codes, and without `among`, with a measured recall of `binary_codes.RECALL` in
+        the first ten.
 
         Args:
             among: `[M]` int64, ascending: ids of the windows to search in; None: all.
@@ -68,7 +68,7 @@ class VectorIndex:
                 return self._search(query, count, among)
             except DamagedIndexError as error:
                 logger.warning(_NOT_USED, error)
-                self._stored = self._inverted = None
+                self._stored = self._codes = None
                 return self._search(query, count, among)
 
     def _refresh(self) -> None:
@@ -76,12 +76,12 @@ class VectorIndex:
         try:
             newest = StoredVectors.open(self._database, instead_of=self._stored)
             if newest is not self._stored:
-                self._inverted = None if newest is None else InvertedFile.open(newest)
+                self._codes = None if newest is None else BinaryCodes.open(newest)
                 self._stored = newest
         except DamagedIndexError as error:
             if self._stored is not None or self._newer_after != 0:
                 logger.warning(_NOT_USED, error)
-            self._stored = self._inverted = None
+            self._stored = self._codes = None
 
     def _search(self, query: np.ndarray, count: int, among: np.ndarray | None) -> Neighbors:
         wanted = count
@@ -99,12 +99,12 @@ class VectorIndex:
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         if self._stored is not None:
             first = 0
-            if self._inverted is not None and among is None and self._inverted.serves(count):
-                found = self._inverted.search(query, count)
+            if self._codes is not None and among is None and self._codes.serves(count):
+                found = self._codes.search(query, count)
                 if found is not None:
                     self._check_scores(query, found.doubted_ids, found.doubted_scores)
                     parts.append((found.ids, found.scores))
-                    first = self._inverted.segments
+                    first = self._codes.segments
             for segment in self._stored.segments[first:]:
                 if among is None:
                     parts.append(_best(segment.ids, segment.scores(query), segment.vectors, query, count))
@@ -167,7 +167,7 @@ def build(database: Database, *, queries: Callable[[], np.ndarray] | None = None
         OSError: it cannot be written; an earlier index stays.
     """
     stored = StoredVectors.update(database)
-    stored = InvertedFile.update(stored, queries=queries)
+    stored = BinaryCodes.update(stored, queries=queries)
     stored.remove_unused_files()
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "vectors"
 
 _MANIFEST = "current.json"
-_FORMAT = 2
+_FORMAT = 3
 _MAX_SEGMENTS = 8
 _REMOVED_SHARE = 0.2  # of the windows in the index, above which it is written again
 _SAMPLE = 256  # of the embeddings of a segment, which an update compares with the database
@@ -139,7 +139,7 @@ class StoredVectors:
             if removed <= _REMOVED_SHARE * len(indexed) and len(stored.segments) < _MAX_SEGMENTS:
                 return stored._with_segment(database, new) if len(new) >= _FEW_WINDOWS else stored
         empty = {"format": _FORMAT, "library": database.meta["id"], "width": database.meta["width"]}
-        return cls(folder, {**empty, "segments": [], "last": 0, "inverted": None}, ())._with_segment(database, ids)
+        return cls(folder, {**empty, "segments": [], "last": 0, "codes": None}, ())._with_segment(database, ids)
 
     def with_manifest(self, **changed: Any) -> StoredVectors:
         """Replace entries of the manifest, on disk."""
@@ -157,8 +157,8 @@ class StoredVectors:
     def remove_unused_files(self) -> None:
         """Delete the files of earlier states. Processes that have them open can go on reading them."""
         used = {_MANIFEST, *(entry[key] for entry in self.manifest["segments"] for key in ("ids", "vectors"))}
-        if self.manifest["inverted"] is not None:
-            used.add(self.manifest["inverted"]["file"])
+        if self.manifest["codes"] is not None:
+            used.update(self.manifest["codes"]["files"])
         for path in self.folder.iterdir():
             if path.name not in used:
                 path.unlink(missing_ok=True)
