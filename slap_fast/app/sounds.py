@@ -17,9 +17,8 @@ from slap_fast.app.irregularities import irregularities
 from slap_fast.app.names import shown
 from slap_fast.app.recent import Recent
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.waveform import mono_blocks
 from slap_fast.library.database import Database
-from slap_fast.library.recording_audio import open_named
+from slap_fast.library.recording_audio import blocks_from, open_named
 
 MAX_SECONDS = 120.0
 """Longest stretch that is cut out at once, for a player or a picture."""
@@ -126,9 +125,9 @@ class Sounds:
         first, last = round(start * sample_rate), round(min(end, start + MAX_SECONDS) * sample_rate)
         kept, position = [np.empty(0, np.float32)], 0
         with self._decoding, open_named(sound.path, sound.member) as source:
-            for block in mono_blocks(source, sample_rate):
-                kept.append(block[max(0, first - position) : max(0, last - position)])
-                position += len(block)
+            for begin, block in blocks_from(source, start, sample_rate):
+                kept.append(block[max(0, first - begin) : max(0, last - begin)])
+                position = begin + len(block)
                 if position > last:
                     break
             notes = irregularities(source, os.path.basename(sound.name), log=log)

@@ -144,6 +144,10 @@ class MediaFile:
             seconds = (self._container.duration or 0) / 1e6
         return seconds if seconds > 0 else None
 
+    def skip(self, seconds: int) -> int:
+        """0: the position after a seek is an estimate in many formats, so `blocks` begins with the file."""
+        return 0
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the sample rate in Hz and a non-empty `[n]` float32 block, the mean of the channels.
 

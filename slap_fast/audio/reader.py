@@ -6,6 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,9 @@ _BLOCK_VALUES = 1 << 18  # samples times channels decoded at once
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile reports 2^63 - 1 for streams of unknown length
 _MPEG_SHARE = 0.9  # share of a file without any header that MPEG frames must fill
 _FRAMES_PAST_END = 4096
+
+EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
+"""Formats of libsndfile in which a position is exact, since each sample or frame has its place."""
 
 AudioFileLike = str | os.PathLike[str] | bytes | BinaryIO | io.RawIOBase
 """A path, a file's bytes, or a seekable binary stream."""
@@ -114,6 +118,7 @@ class AudioFile:
         layout = _checked(find_layout(file, size))
         self._parts = layout.parts or (StreamPart(0, size),)
         self._number = 0
+        self._begin = 0  # frame of the first part
         try:
             self._sound = self._open(0)
         except soundfile.SoundFileError:
@@ -159,6 +164,26 @@ class AudioFile:
             return None
         return frames / self._sound.samplerate
 
+    def skip(self, seconds: int) -> int:
+        """Let `blocks` begin after so many seconds, if positions in this file are exact; returns where it begins."""
+        frame, part = seconds * self.samplerate, self._parts[0]
+        is_exact = len(self._parts) == 1 and self._sound.format in EXACT_FORMATS and not part.skip
+        if not is_exact or not 0 < frame < (part.samples or self._sound.frames) < _UNKNOWN_FRAMES:
+            return 0
+        try:
+            if (
+                self._sound.format == "FLAC" and part.patches
+            ):  # these hide the length, which a seek needs
+                self._sound.close()
+                self._sound = self._open(0, replace(part, patches=()))
+            self._sound.seek(frame)
+        except soundfile.SoundFileError:  # a damaged file, which may still be decoded from its begin
+            self._sound.close()
+            self._sound = self._open(0)
+            return 0
+        self._begin = frame
+        return seconds
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the sample rate in Hz and a non-empty `[n]` float32 block, the mean of the channels."""
         for number in range(len(self._parts)):
@@ -170,13 +195,14 @@ class AudioFile:
                 except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
                     detail = f"stream {number + 1} of {len(self._parts)} is not readable ({_short_message(error)})"
                     raise AudioError("unreadable", detail) from error
-            for block in _decode(self._sound, self._parts[number], self.declared_seconds, self.notes):
+            begin = 0 if number else self._begin
+            for block in _decode(self._sound, self._parts[number], begin, self.declared_seconds, self.notes):
                 yield self._sound.samplerate, block
             if self._view.error:
                 raise AudioError("unreadable", f"the file cannot be read to its end ({self._view.error})")
 
-    def _open(self, number: int) -> soundfile.SoundFile:
-        self._view = ByteView(self._file, self._parts[number])
+    def _open(self, number: int, part: StreamPart | None = None) -> soundfile.SoundFile:
+        self._view = ByteView(self._file, part or self._parts[number])
         return _SequentialFile(self._view)
 
 
@@ -187,10 +213,10 @@ def _checked(layout: StreamLayout) -> StreamLayout:
 
 
 def _decode(
-    sound: soundfile.SoundFile, part: StreamPart, declared: float | None, notes: list[tuple[str, str]]
+    sound: soundfile.SoundFile, part: StreamPart, begin: int, declared: float | None, notes: list[tuple[str, str]]
 ) -> Iterator[np.ndarray]:
     max_frames = max(1024, _BLOCK_VALUES // sound.channels)
-    read, loudness = -part.skip, Loudness()
+    read, loudness = begin - part.skip, Loudness()
     # libFLAC takes bytes after the last frame, such as a tag, for damage, and drops the block it was filling. So one
     # block ends at the declared end, and blocks after that are short.
     count = part.samples or sound.frames

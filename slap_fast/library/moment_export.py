@@ -16,6 +16,7 @@ from pathlib import Path
 
 import soundfile
 
+from slap_fast.audio.reader import EXACT_FORMATS
 from slap_fast.errors import SlapFastError, one_line
 from slap_fast.library.database import Database, stored_mtime
 from slap_fast.library.errors import LibraryError
@@ -23,8 +24,6 @@ from slap_fast.library.moments import Moment
 from slap_fast.library.recording_audio import clip_digest, moment_blocks, open_named
 from slap_fast.runtime.durable_files import replace_file_with
 
-# Formats of libsndfile in which a position is exact, since each sample or frame has its place.
-_EXACT = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
 _BLOCK_FRAMES = 1 << 16
 _LARGEST_WAV = 4_000_000_000  # bytes; a longer moment has the header of RF64
 _LONGEST_STEM = 100  # bytes of a name; file systems take 255
@@ -104,7 +103,7 @@ def _copy_samples(moment: Moment, path: Path) -> bool:
         with open(moment.path, "rb") as file, soundfile.SoundFile(file) as sound:
             # Of a damaged or joined file, libsndfile may see another length than what was embedded.
             is_whole = abs(sound.frames / sound.samplerate - moment.seconds) < 0.05
-            if sound.format not in _EXACT or not is_whole or not sound.seekable():
+            if sound.format not in EXACT_FORMATS or not is_whole or not sound.seekable():
                 return False
             begin, end = round(moment.start * sound.samplerate), round(moment.end * sound.samplerate)
             sound.seek(begin)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.errors import AudioError
-from slap_fast.audio.reader import open_audio
+from slap_fast.audio.media_file import MediaFile
+from slap_fast.audio.reader import AudioFile, open_audio
 from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.dataset_files import INDEX_NAME, INFO_NAME, DatasetError
 from slap_fast.data.format.index import ClipIndex
@@ -24,7 +24,7 @@ CHANGED_WHILE_READ = "changed_while_read"
 
 
 @contextmanager
-def open_recording(recording: Recording) -> Iterator[AudioSource]:
+def open_recording(recording: Recording) -> Iterator[AudioFile | MediaFile]:
     """Open the audio of a recording; `blocks()` and `slap_fast.audio.waveform.mono_blocks` read it once.
 
     Raises:
@@ -36,7 +36,7 @@ def open_recording(recording: Recording) -> Iterator[AudioSource]:
 
 
 @contextmanager
-def open_named(path: str, member: str = "") -> Iterator[AudioSource]:
+def open_named(path: str, member: str = "") -> Iterator[AudioFile | MediaFile]:
     """As `open_recording`, by path and key."""
     with open_audio(_clip_bytes(path, member) if member else path, name=member) as sound:
         yield sound
@@ -45,8 +45,8 @@ def open_named(path: str, member: str = "") -> Iterator[AudioSource]:
 def read_moment(path: str, member: str, start: float, end: float, sample_rate: int) -> np.ndarray:
     """The samples of a recording between two times, `[S]` float32 mono at `sample_rate` Hz.
 
-    Decodes from the begin of the recording to `end`, because not every format can be entered in the middle exactly.
-    Shorter than asked for if the recording ends before `end`.
+    Decodes from the begin of the recording if its format cannot be entered in the middle exactly. Shorter than asked
+    for if the recording ends before `end`.
 
     Args:
         path: of the file or of the prepared dataset.
@@ -68,12 +68,26 @@ def moment_blocks(path: str, member: str, start: float, end: float, sample_rate:
         raise ValueError(f"start is {start:g} s and end {end:g} s; pass 0 <= start < end")
     is_empty = True
     with open_named(path, member) as sound:
-        for block in _between(mono_blocks(sound, sample_rate), round(start * sample_rate), round(end * sample_rate)):
+        for block in _between(
+            blocks_from(sound, start, sample_rate), round(start * sample_rate), round(end * sample_rate)
+        ):
             is_empty = False
             yield block
     if is_empty:
         name = f"{path}#{member}" if member else path
         raise AudioError("no_samples", f"{name} ends before {start:g} s: it has changed; index it again")
+
+
+def blocks_from(sound: AudioFile | MediaFile, start: float, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`mono_blocks`, each with the position of its first sample, from the begin or a second before `start` on.
+
+    The second is for the resampler, which knows nothing of what was skipped. A whole number of seconds is skipped, so
+    the samples are those of the resampled whole, up to rounding.
+    """
+    position = sample_rate * sound.skip(int(start) - 1)
+    for block in mono_blocks(sound, sample_rate):
+        yield position, block
+        position += len(block)
 
 
 def clip_digest(path: str, member: str) -> bytes:
@@ -105,15 +119,13 @@ def clip_member(key: str) -> str:
     return key.encode("utf-8", "backslashreplace").decode()
 
 
-def _between(blocks: Iterable[np.ndarray], begin: int, end: int) -> Iterator[np.ndarray]:
-    position = 0
-    for block in blocks:
-        if position >= end:
-            return
-        part = block[max(0, begin - position) : end - position]
-        position += len(block)
+def _between(blocks: Iterable[tuple[int, np.ndarray]], begin: int, end: int) -> Iterator[np.ndarray]:
+    for position, block in blocks:
+        part = block[max(0, begin - position) : max(0, end - position)]
         if len(part):
             yield part
+        if position + len(block) >= end:
+            return  # what comes after it may be damaged
 
 
 def _clip_bytes(path: str, member: str) -> bytes:
