@@ -11,8 +11,8 @@ from slap_fast.ops.matrix_product import matrix_product
 from tests.ops._native import native_code, needs_native
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Around the tile of a micro-kernel, and larger than one packed panel in each dimension.
-SHAPES = [(0, 3, 4), (3, 0, 2), (3, 4, 0), (1, 1, 1), (17, 50, 33), (97, 1930, 801)]
+# Around the tile of a micro-kernel, few rows of more than one panel, and many rows of more than one block.
+SHAPES = [(0, 3, 4), (3, 0, 2), (3, 4, 0), (1, 1, 1), (17, 50, 33), (97, 130, 801), (290, 1930, 801)]
 
 
 def _matrix(rows: int, columns: int, dtype: torch.dtype, *, transposed: bool) -> Tensor:
