@@ -1,4 +1,4 @@
-"""Choices of the page: folders and recordings of the library, as labels for people and values for any name."""
+"""Choices of the page: folders of the library, as labels for people and values for any name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ MAX_FOLDERS = 500
 def folder_choices(folders: Iterable[str], recordings: Iterable[Recording]) -> tuple[list[tuple[str, str]], int]:
     """Indexed folders and their subfolders that have recordings, by path: label and value of each.
 
+    The label leaves out what all paths have in common; the value is the whole path.
+
     Returns:
         At most `MAX_FOLDERS` of them, and the number of those that are left out.
     """
@@ -30,7 +32,11 @@ def folder_choices(folders: Iterable[str], recordings: Iterable[Recording]) -> t
             steps = [path, *path.parents]
             found.update(map(str, steps[: steps.index(PurePath(below))]))
     nearest = sorted(found, key=lambda folder: (len(PurePath(folder).parts), os.fsencode(folder)))[:MAX_FOLDERS]
-    choices = [(shown(folder), quote_from_bytes(os.fsencode(folder))) for folder in sorted(nearest, key=os.fsencode)]
+    common = os.path.commonpath([os.path.dirname(root) for root in roots]) if roots else "/"
+    choices = [
+        (shown(os.path.relpath(folder, common)), quote_from_bytes(os.fsencode(folder)))
+        for folder in sorted(nearest, key=os.fsencode)
+    ]
     return choices, len(found) - len(nearest)
 
 

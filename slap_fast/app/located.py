@@ -11,10 +11,12 @@ class LocatedFiles:
 
     Attributes:
         picture: PNG.
+        narrow: the same for phones.
         tables: what can be downloaded: content by ending, such as `csv`.
         name: of the recording, without its folder and ending, for the names of the files.
     """
 
     picture: bytes
+    narrow: bytes
     tables: dict[str, bytes]
     name: str

@@ -15,7 +15,7 @@ from slap_fast.app.errors import PageError
 from slap_fast.app.located import LocatedFiles
 from slap_fast.app.locating import locate_text
 from slap_fast.app.names import counted, shown
-from slap_fast.app.pictures import clock, draw_frames
+from slap_fast.app.pictures import NARROW, WIDE, Curve, clock, draw_frames
 from slap_fast.app.queries import MAX_TEXT, typed_text
 from slap_fast.app.recording_picker import RecordingPicker, add_recording_picker, picked
 from slap_fast.app.reporting import reported
@@ -78,15 +78,16 @@ def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[
     rate = int(desk.database.meta["sample_rate"])
     spans = [(event.start, event.end) for event in located.events]
     assert located.overview is not None
+    frames = located.overview.rows()
+    curve = Curve(located.times, located.probability[:, 0], "probability", located.rule.threshold)
+    wide, narrow = (
+        draw_frames(frames, located.overview.config, located.seconds, curve=curve, shape=shape, events=spans)
+        for shape in (WIDE, NARROW)
+    )
     kept = desk.located.keep(
         LocatedFiles(
-            draw_frames(
-                located.overview.rows(),
-                located.overview.config,
-                located.seconds,
-                curve=(located.times, located.similarity[:, 0]),
-                events=spans,
-            ),
+            wide,
+            narrow,
             {
                 ending: FORMATS[form](located, name, rate).encode("utf-8", "backslashreplace")
                 for ending, form in (("csv", "csv"), ("txt", "audacity"))
@@ -100,10 +101,8 @@ def _locate(desk: Desk, text: Any, asked: Any, sound: Sound, progress: Callable[
         f"({clock(located.seconds)}), with a probability of at least {located.rule.threshold:g}."
         + ("" if spans else " Lower the threshold, or describe it in other words.")
     ) + "".join(map(markup.message, (*query.notes, *notes)))
-    picture = (
-        f'<img class="overview" src="/located/{kept}.png" alt="Spectrogram, and similarity over time, with the events '
-        'shaded" width="880" height="352">'
-    )
+    shows = "Spectrogram, and probability over time with the threshold dashed, with the events shaded"
+    picture = markup.fresh("overview", kept, markup.image(f"/located/{kept}.png", "", shows, curve=True))
     files = (
         f'<p class="files"><a href="/located/{kept}.csv" download>Events as CSV</a>'
         f'<a href="/located/{kept}.txt" download>Audacity labels</a></p>'

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from slap_fast.app.names import shown
-from slap_fast.app.pictures import clock
+from slap_fast.app.pictures import NARROW, WIDE, clock
 from slap_fast.app.sounds import MAX_SECONDS, Sound
 
 _WHOLE_SECONDS = 60.0  # a recording of up to this length can be played as a whole beside its moment
@@ -24,17 +25,49 @@ def message(text: str, *, error: bool = False) -> str:
 
 
 def player(sound: Sound, start: float, end: float, *, query: str = "", label: str = "") -> str:
-    """An audio element that plays a stretch, over the picture of it. Both are loaded when they are looked at."""
+    """An audio element that plays a stretch, below the picture of it. Both are loaded when they are looked at."""
     end = min(end, start + MAX_SECONDS)
     span = {"start": f"{start:.3f}", "end": f"{end:.3f}"}
     picture = urlencode(span | ({"query": query} if query else {}))
-    return (
-        '<div class="sound">'
-        f'<div class="picture"><img loading="lazy" src="/pictures/{sound.key}.png?{html.escape(picture)}" '
-        'alt="Spectrogram, and similarity over time" width="880" height="352"><span class="cursor"></span></div>'
+    shows = "Spectrogram, and similarity over time" if query else "Spectrogram"
+    shown_picture = image(f"/pictures/{sound.key}.png", picture, shows, curve=bool(query))
+    return fresh(
+        "sound",
+        f"{sound.key} {picture}",
+        f'<div class="picture">{shown_picture}<span class="cursor"></span></div>'
         f'<audio controls preload="none" src="/sounds/{sound.key}.wav?{html.escape(urlencode(span))}" '
-        f'aria-label="{escaped(label or sound.name)}"></audio></div>'
+        f'aria-label="{escaped(label or sound.name)}"></audio>',
     )
+
+
+def image(path: str, query: str, shows: str, *, curve: bool) -> str:
+    """A picture that is loaded when it is looked at, in the shape that fits the screen.
+
+    Args:
+        path: of its address.
+        query: of its address; may be empty.
+        shows: what it shows, for those who do not see it.
+        curve: whether there is one below the spectrogram.
+    """
+    narrow, wide = (
+        html.escape(f"{path}?{'&'.join(filter(None, (query, more)))}".rstrip("?")) for more in ("narrow=1", "")
+    )
+    (narrow_width, narrow_height), (width, height) = NARROW.pixels(curve=curve), WIDE.pixels(curve=curve)
+    return (
+        f'<picture><source media="(max-width: 600px)" srcset="{narrow}" width="{narrow_width}" '
+        f'height="{narrow_height}"><img loading="lazy" src="{wide}" alt="{shows}" width="{width}" height="{height}">'
+        "</picture>"
+    )
+
+
+def fresh(kind: str, content: str, inside: str) -> str:
+    """An element of class `kind` that no other `content` shares.
+
+    Gradio turns the elements of old results into those of new ones, and a browser shows the old picture in such an
+    element until the new one is loaded. It takes a new element where the name of the element differs.
+    """
+    name = f"{kind}-{hashlib.blake2b(content.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
+    return f'<{name} class="{kind}">{inside}</{name}>'
 
 
 def moment(

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from slap_fast.app.desk import Desk
 from slap_fast.app.errors import PageError
-from slap_fast.app.pictures import draw_sound
+from slap_fast.app.pictures import NARROW, WIDE, Curve, draw_sound
+from slap_fast.app.turns import StoppingError, Turns
 from slap_fast.audio.errors import AudioError
 from slap_fast.errors import SlapFastError, one_line
 
 _KEPT_PICTURES = 64
 _MIN_SECONDS = 0.05  # shorter stretches are no picture
 _CACHED = {"cache-control": "private, max-age=600"}
+_GONE = 499  # as nginx has it: the client left, and reads no answer
 _TYPES = {"csv": "text/csv; charset=utf-8", "txt": "text/plain; charset=utf-8", "png": "image/png"}
 
 
-def media_routes(desk: Desk) -> APIRouter:
-    """`/sounds/KEY.wav`, `/pictures/KEY.png` and `/located/KEY.png|csv|txt`.
+def media_routes(desk: Desk, turns: Turns) -> APIRouter:
+    """`/sounds/KEY.wav`, `/pictures/KEY.png` and `/located/KEY.png|csv|txt`; pictures also with `narrow=1`.
 
+    Pictures are drawn one at a time, those of the newest query first, and only for clients that still wait.
     They answer 404 with a sentence for what does not exist, 400 for times that are no stretch.
     """
     router = APIRouter()
     pictures = _Pictures(desk)
 
-    # Plain functions, which FastAPI runs in threads: decoding and drawing would stop the page for everyone.
+    # Decoding and drawing are done in threads, where FastAPI also runs plain functions: else the page would stop for
+    # everyone.
     @router.get("/sounds/{key}.wav")
     def sound(request: Request, key: str, start: str, end: str) -> Response:
         return _answered(
@@ -41,15 +45,28 @@ def media_routes(desk: Desk) -> APIRouter:
         )
 
     @router.get("/pictures/{key}.png")
-    def picture(key: str, start: str, end: str, query: str = "") -> Response:
-        return _answered(
-            lambda: Response(pictures.of(key, *_span(start, end), query), media_type="image/png", headers=_CACHED)
-        )
+    async def picture(
+        request: Request, key: str, start: str, end: str, query: str = "", narrow: bool = False
+    ) -> Response:
+        def draw() -> Response:
+            content = pictures.of(key, *_span(start, end), query, narrow)
+            return Response(content, media_type="image/png", headers=_CACHED)
+
+        try:
+            async with turns.turn(query):
+                if await request.is_disconnected():
+                    return Response(status_code=_GONE)
+                return await run_in_threadpool(_answered, draw)
+        except StoppingError as error:
+            return PlainTextResponse(f"{error}\n", 503)
 
     @router.get("/located/{key}.{ending}")
-    def located(key: str, ending: str) -> Response:
+    def located(key: str, ending: str, narrow: bool = False) -> Response:
         found = desk.located.get(key)
-        content = None if found is None else found.picture if ending == "png" else found.tables.get(ending)
+        content = None
+        if found is not None:
+            picture = found.narrow if narrow else found.picture
+            content = picture if ending == "png" else found.tables.get(ending)
         if found is None or content is None:
             return PlainTextResponse("This result is no longer kept; locate again.\n", 404)
         name = quote(f"{found.name}.{ending}")
@@ -60,26 +77,25 @@ def media_routes(desk: Desk) -> APIRouter:
 
 
 class _Pictures:
-    """Draws pictures, one at a time, and keeps the last ones."""
+    """Draws pictures, and keeps the last ones. One thread uses it at a time."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._kept: OrderedDict[tuple[str, float, float, str], bytes] = OrderedDict()
-        self._drawing = threading.Lock()
+        self._kept: OrderedDict[tuple[str, float, float, str, bool], bytes] = OrderedDict()
 
-    def of(self, key: str, start: float, end: float, query: str) -> bytes:
+    def of(self, key: str, start: float, end: float, query: str, narrow: bool) -> bytes:
         """
         Raises:
             PageError, AudioError, DatasetError: as `Sounds.stretch`, or the model cannot be loaded.
         """
-        with self._drawing:
-            if (key, start, end, query) not in self._kept:
-                self._kept[key, start, end, query] = self._draw(key, start, end, query)
-                while len(self._kept) > _KEPT_PICTURES:
-                    self._kept.popitem(last=False)
-            return self._kept[key, start, end, query]
+        name = (key, start, end, query, narrow)
+        if name not in self._kept:
+            self._kept[name] = self._draw(*name)
+            while len(self._kept) > _KEPT_PICTURES:
+                self._kept.popitem(last=False)
+        return self._kept[name]
 
-    def _draw(self, key: str, start: float, end: float, query: str) -> bytes:
+    def _draw(self, key: str, start: float, end: float, query: str, narrow: bool) -> bytes:
         with self._desk.listener.model() as model:
             config = model.config.mel
         samples = self._desk.sounds.stretch(key, start, end, config.sample_rate).samples
@@ -88,8 +104,8 @@ class _Pictures:
         curve = None
         if asked is not None:
             times, columns = self._desk.listener.columns(samples)
-            curve = (times, columns @ asked.vector)
-        return draw_sound(samples, config, start=start, curve=curve)
+            curve = Curve(times, columns @ asked.vector)
+        return draw_sound(samples, config, start=start, curve=curve, shape=NARROW if narrow else WIDE)
 
 
 def _answered(make: Callable[[], Response]) -> Response:

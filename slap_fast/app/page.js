@@ -31,9 +31,19 @@
     if (!sound || sound.querySelector(".problem")) return;
     const problem = document.createElement("p");
     problem.className = "problem";
-    sound.append(problem);
-    if (event.target.tagName === "IMG") event.target.classList.add("missing");
+    const picture = event.target.tagName === "IMG" && event.target.closest(".picture");
+    if (picture) picture.classList.add("failed");
+    (picture || sound).append(problem);
     const answer = await fetch(event.target.src).catch(() => null);
     problem.textContent = answer && !answer.ok ? await answer.text() : "This sound cannot be loaded; is slap-fast app still running?";
   }, true);
+
+  // Browsers go on loading pictures that left the page, and the new ones would wait for them.
+  const drop = (node) => {
+    if (!(node instanceof Element)) return;
+    for (const part of [node, ...node.querySelectorAll("source, img")])
+      if (part.matches("source, img") && !part.isConnected) { part.removeAttribute("srcset"); part.removeAttribute("src"); }
+  };
+  new MutationObserver((changes) => changes.forEach((change) => change.removedNodes.forEach(drop)))
+    .observe(document, { childList: true, subtree: true });
 })();

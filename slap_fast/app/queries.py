@@ -108,7 +108,10 @@ class Finder:
         recording = self._database.recordings_of([place.recording])[place.recording]
         name = shown(os.path.basename(recording.name))
         taken = ((place.recording, place.start, place.end),)
-        return Query(found[number], f"{clock(place.start)} to {clock(place.end)} of {name}", taken=taken)
+        of = f"{clock(place.start)} to {clock(place.end)} of {name}"
+        if not place.whole:
+            of += ", the best window of that moment"
+        return Query(found[number], of, taken=taken)
 
     def embed_text(self, text: str) -> np.ndarray:
         """`[D]` float32, unit length."""

@@ -38,8 +38,13 @@ def add_recording_picker(desk: Desk) -> RecordingPicker:
             upload = gr.Audio(
                 label="Or a file of your own", type="filepath", sources=["upload", "microphone"], editable=False
             )
-    part.change(
-        lambda text: list_recordings(desk, text), part, listed, api_visibility="private", show_progress="hidden"
+    part.input(
+        lambda text: list_recordings(desk, text),
+        part,
+        listed,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",  # as the field is when the typing ends
     )
     return RecordingPicker(part, listed, upload)
 

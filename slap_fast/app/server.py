@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
+import logging
 import os
 import secrets
 import shutil
@@ -86,13 +88,15 @@ def _run(
     from slap_fast.app.guard import Guard
     from slap_fast.app.media_routes import media_routes
     from slap_fast.app.page import build_page, head, style, theme
+    from slap_fast.app.turns import Turns
 
     uploads = scratch / "uploads"
     uploads.mkdir()
     delete_old_regularly(uploads)
     desk = Desk.of(library, uploads)
+    turns = Turns()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(media_routes(desk))
+    app.include_router(media_routes(desk, turns))
     page = build_page(desk)
     # Of a page that was not launched but mounted, Gradio copies any file whose path a client sends to its uploads.
     page.has_launched = True
@@ -138,11 +142,24 @@ def _run(
             if not self.should_exit:
                 ready(address)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+            turns.stop()
+            await super().shutdown(sockets)
+
     if share:
         public = _public_link(listening.getsockname()[1])
         guard.allow_host(public.partition("://")[2].strip("/"))
         print(f"public address: {public}", flush=True)
     Server(config).run([listening])
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Filter of what uvicorn logs when the page is stopped: that answers were broken off then is no error."""
+    return not (
+        str(record.msg).startswith("Cancel %s running task(s)")
+        or (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -23,7 +23,7 @@ from slap_fast.library.recording_audio import blocks_from, open_named
 MAX_SECONDS = 120.0
 """Longest stretch that is cut out at once, for a player or a picture."""
 
-_KEPT_CUTS = 32
+_KEPT_CUTS = 8
 _KEPT_UPLOADS = 64
 _PLAYED_RATES = (8_000, 48_000)
 
@@ -126,7 +126,8 @@ class Sounds:
         kept, position = [np.empty(0, np.float32)], 0
         with self._decoding, open_named(sound.path, sound.member) as source:
             for begin, block in blocks_from(source, start, sample_rate):
-                kept.append(block[max(0, first - begin) : max(0, last - begin)])
+                if len(part := block[max(0, first - begin) : max(0, last - begin)]):
+                    kept.append(part)  # an empty part would keep the memory of its block
                 position = begin + len(block)
                 if position > last:
                     break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,16 +139,21 @@ def test_a_name_that_is_html_is_shown_as_text_and_not_run(browser: Browser) -> N
 def test_more_like_this_searches_by_the_moment_and_leaves_it_out(browser: Browser) -> None:
     search(browser, "a dog barks")
     first = browser.all("#results .name")[0].text
+    # A browser shows the old picture in an element that is used again, until the new picture is there.
+    browser.driver.execute_script("document.querySelectorAll('#results img').forEach((image) => { image.old = true })")
     browser.all("#results .similar")[0].click()
     browser.until(lambda: " of " in browser.text("#results .note") and "barks" not in browser.text("#results .note"))
-    assert browser.all("#results .moment")
+    assert browser.all("#results .moment img")
+    assert not browser.driver.execute_script(
+        "return [...document.querySelectorAll('#results img')].some((image) => image.old)"
+    )
     assert first.rpartition("/")[2] in browser.text("#results .note") or "long" in first
 
 
 def test_a_folder_and_a_duration_narrow_the_results(browser: Browser) -> None:
     browser.one("button.label-wrap").click()
     browser.one('input[aria-label="In folder"]').click()
-    browser.until(lambda: [o for o in browser.all("[role=option]") if o.text.endswith("/field")])[0].click()
+    browser.until(lambda: [o for o in browser.all("[role=option]") if o.text == "sounds/field"])[0].click()
     search(browser, "rain")
     assert len(browser.all("#results .moment")) == 4
     browser.type("#shortest", "100")
@@ -162,6 +168,12 @@ def test_locate_shows_the_recording_and_its_files(browser: Browser) -> None:
     browser.tab("Long recording")
     browser.one("#locate")
     browser.type("#locate-query", "a dog barks")
+    part = next(
+        field for field in browser.all("textarea, input") if field.get_attribute("placeholder") == "all recordings"
+    )
+    browser.until(lambda: re.search(r"^\d\d recordings$", browser.text("body"), re.M))
+    part.send_keys("long")  # the list follows as one types
+    browser.until(lambda: re.search(r"^1 recording$", browser.text("body"), re.M))
     browser.choose_recording("long.wav")
     browser.one("#locate").click()
     browser.until(lambda: "long.wav (0:45)" in browser.text("#located .note"))
@@ -170,7 +182,9 @@ def test_locate_shows_the_recording_and_its_files(browser: Browser) -> None:
         "fetch(link).then((answer) => answer.text()).then(done)"
     )
     assert table.startswith("recording,query,start,end,")
-    browser.until(lambda: browser.driver.execute_script("return document.querySelector('.overview').naturalWidth > 0"))
+    browser.until(
+        lambda: browser.driver.execute_script("return document.querySelector('.overview img').naturalWidth > 0")
+    )
     browser.shot("locate")
 
 
@@ -196,7 +210,7 @@ def test_a_recording_that_vanished_is_a_sentence_and_a_new_one_appears(browser: 
     names = [name.text for name in browser.all("#results .name")]
     assert any("moved.wav" in name for name in names)
     browser.driver.execute_script("document.querySelectorAll('#results img').forEach(i => i.loading = 'eager')")
-    browser.until(lambda: "cannot be read any more" in browser.text("#results"))
+    browser.until(lambda: "cannot be read any more" in browser.text("#results .picture.failed"))
 
 
 def test_the_page_fits_a_phone(browser: Browser) -> None:
@@ -205,4 +219,6 @@ def test_the_page_fits_a_phone(browser: Browser) -> None:
     search(browser, "a dog barks")
     width = browser.driver.execute_script("return document.documentElement.scrollWidth")
     assert width <= browser.driver.execute_script("return window.innerWidth")
+    shown = "const image = document.querySelector('.sound img'); return image.naturalWidth && image.currentSrc"
+    assert browser.until(lambda: browser.driver.execute_script(shown)).endswith("narrow=1")  # has larger letters
     browser.shot("phone")

@@ -311,11 +311,15 @@ def test_an_empty_library_says_what_to_do_and_nothing_is_left_of_its_page(tmp_pa
     die = "import os; from slap_fast.app.scratch import make_folder; made = make_folder(); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", die], env={**os.environ, "TMPDIR": str(scratch)}).returncode == -9
     (left,) = scratch.glob("slap-fast-app-*")
+    without_lock = scratch / "slap-fast-app-killed-while-it-was-deleted"
+    (without_lock / "uploads").mkdir(parents=True)
+    os.utime(without_lock, (0, 0))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with served(library, "--port", str(port), scratch=scratch) as running:
             assert urlsplit(running.address).port != port
             assert not left.exists()
+            assert not without_lock.exists()
             answer = call(running, function_of(running, "search", "click"), ["dog", "", None, "", "", "", 10])
             assert "no recordings yet" in answer
             sent(running, np.zeros(RATE))
