@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from slap_fast.commands.library_arguments import (
     add_library_argument,
     check_library,
     json_line,
+    print_csv,
     printable,
     report_changed_names,
 )
@@ -143,10 +143,10 @@ def _entry(clustering: Clustering, row: int) -> dict[str, object]:
 
 
 def _print_csv(clustering: Clustering, positions: np.ndarray) -> None:
-    writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "member", "cluster", "name", "probability", "x", "y"])
+    rows = []
     for row, recording in enumerate(clustering.recordings):
         label = int(clustering.labels[row])
         place = ["" if math.isnan(value) else f"{value:.3f}" for value in positions[row].tolist()]
         probability = f"{float(clustering.probabilities[row]):.4f}"
-        writer.writerow([recording.path, recording.member, label, clustering.name_of(row), probability, *place])
+        rows.append([recording.path, recording.member, label, clustering.name_of(row), probability, *place])
+    print_csv(("path", "member", "cluster", "name", "probability", "x", "y"), rows)

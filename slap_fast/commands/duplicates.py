@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from slap_fast.commands.library_arguments import (
     add_library_argument,
     check_library,
     json_line,
+    print_csv,
     printable,
     report_changed_names,
 )
@@ -104,8 +104,5 @@ def _rows(groups: list[DuplicateGroup]) -> list[list[str]]:
 
 def _print_csv(groups: list[DuplicateGroup]) -> None:
     columns = ("path", "member", "seconds", "size", "modified", "similarity", "identical", "oldest", "longest")
-    writer = csv.DictWriter(sys.stdout, ("group", *columns))
-    writer.writeheader()
-    for number, group in enumerate(groups, 1):
-        for row in group.to_json()["recordings"]:
-            writer.writerow({"group": number, **row})
+    rows = ((number, row) for number, group in enumerate(groups, 1) for row in group.to_json()["recordings"])
+    print_csv(("group", *columns), ([number, *(row[column] for column in columns)] for number, row in rows))

@@ -7,12 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slap_fast.commands.library_arguments import check_library, is_library, printable
-from slap_fast.commands.shared import CommandError, add_quiet, check_model, model_argument, positive, show_progress
+from slap_fast.commands.shared import (
+    CommandError,
+    add_quiet,
+    check_model,
+    clock,
+    model_argument,
+    positive,
+    show_progress,
+)
+from slap_fast.errors import SlapFastError
 
 if TYPE_CHECKING:
     from slap_fast.library.indexing.report import IndexReport
@@ -29,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders",
         metavar="FOLDER",
         nargs="*",
+        default=[],  # else argparse says that it is required
         help="folders (searched recursively), audio files, or prepared datasets to add; none: those of the library",
     )
     parser.add_argument(
@@ -55,13 +65,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if is_library(arguments.library):
+        return _index(arguments)
+    _check_new(arguments)
+    from slap_fast.library.unused_library import remove_unused
+
+    had_folder = arguments.library.is_dir()
+    try:
+        return _index(arguments)
+    except BaseException:
+        with suppress(SlapFastError, OSError):  # the error is the one that ended it
+            remove_unused(arguments.library, keep_folder=had_folder)
+        raise
+
+
+def _index(arguments: argparse.Namespace) -> int:
     from slap_fast.library.indexing.report import IndexReport
     from slap_fast.library.library import Library
 
     library = Library(arguments.library, model=_model_name(arguments.model), device=arguments.device)
     with library, _terminable():
         if arguments.remove:
-            print(f"{library.path}: removed {library.remove(*arguments.remove)} recordings")
+            removed = library.remove(*arguments.remove)
+            print(f"{printable(str(library.path))}: removed {removed}")
             if not arguments.folders and arguments.watch is None:
                 return 0
         report = IndexReport()
@@ -92,7 +118,7 @@ def _watch(library: Library, arguments: argparse.Namespace, options: dict[str, A
         _tell(f"looking for changes every {arguments.watch} s; Ctrl-C ends this")
 
     try:
-        library.watch(*arguments.folders, seconds=arguments.watch, tell=_tell, started=started, **options)
+        library.watch(*arguments.folders, seconds=arguments.watch, tell=_tell, warn=_warn, started=started, **options)
     except KeyboardInterrupt:
         if not running:
             _print_report(options["report"], library)
@@ -121,6 +147,19 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in arguments.folders:
         if not os.path.lexists(name):
             raise CommandError(f"{printable(name)}: no such file or folder")
+
+
+def _check_new(arguments: argparse.Namespace) -> None:
+    """Report what keeps a new library from being made, before the model is loaded, which takes longer than this.
+
+    Raises:
+        LibraryError: its folder has other files, or a folder to index has no audio.
+    """
+    from slap_fast.library.indexing.sources import scan_with_new
+    from slap_fast.library.library import check_new_library
+
+    check_new_library(arguments.library)
+    scan_with_new([], [os.path.abspath(name) for name in arguments.folders], os.path.abspath(arguments.library))
 
 
 def _model_name(model: Path | None) -> str | None:
@@ -156,6 +195,7 @@ def _print_report(report: IndexReport, library: Library) -> int:
         (f"{report.renamed} renamed", report.renamed),
         (f"{report.copied} {'copy' if report.copied == 1 else 'copies'}", report.copied),
         (f"{report.dropped} dropped", report.dropped),
+        (f"{report.dropped_unread} dropped that had failed or were in part", report.dropped_unread),
         (f"{report.touched} with another time", report.touched),
         (f"{report.unchanged} unchanged", report.unchanged),
         (f"{len(report.failed)} failed", report.failed),
@@ -164,8 +204,11 @@ def _print_report(report: IndexReport, library: Library) -> int:
     if report.ignored:
         kinds = ", ".join(_ignored(count, kind) for kind, count in sorted(report.ignored.items()))
         print(f"left out: {kinds}")
+    for kept in report.kept:
+        whole = "" if kept.declared is None else f" of {clock(kept.declared)}"
+        print(f"kept the first {clock(kept.seconds)}{whole}: {printable(kept.name)}")
     if report.interrupted:
-        print("interrupted; the same command goes on from here")
+        print("the same command goes on from here")
     return 1 if report.failed else 0
 
 
@@ -188,3 +231,7 @@ def _ignored(count: int, kind: str) -> str:
 
 def _tell(line: str) -> None:
     print(printable(line), flush=True)
+
+
+def _warn(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def check_library(library: Path) -> None:
             f"{library}: this is a model, not a library; index recordings with it: slap-fast index LIBRARY --model "
             f"{library} FOLDER"
         )
+    from slap_fast.library.database_file import how_to_make
+
     missing = "no library in this folder" if library.is_dir() else "no such folder"
-    raise CommandError(f"{library}: {missing}; make one with `slap-fast index {library} --model MODEL FOLDER`")
+    raise CommandError(f"{library}: {missing}; {how_to_make(library)}")
 
 
 def printable(text: str) -> str:
@@ -66,6 +69,14 @@ def _encoding() -> str:
 
 def _escaped(letter: str) -> str:
     return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else json.dumps(letter)[1:-1]
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a header and rows as RFC 4180. Names are as they are, but on a terminal as `printable` has them."""
+    writer = csv.writer(sys.stdout)
+    shown = printable if sys.stdout.isatty() else str
+    for row in (columns, *rows):
+        writer.writerow([shown(value) if isinstance(value, str) else value for value in row])
 
 
 def report_changed_names(names: Iterable[str]) -> int:

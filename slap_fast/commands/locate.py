@@ -17,6 +17,7 @@ from slap_fast.commands.shared import (
     add_model_arguments,
     add_quiet,
     check_model,
+    clock,
     has_model,
     load_model,
     print_rows,
@@ -115,15 +116,14 @@ def run(arguments: argparse.Namespace) -> int:
     elif located.events:
         rows = [
             (
-                f"{event.start:.2f}",
-                f"{event.end:.2f}",
+                f"{clock(event.start)}-{clock(event.end)}",
                 f"{event.probability:.2f}",
                 f"{event.similarity:.3f}",
                 event.query,
             )
             for event in located.events
         ]
-        print_rows([("start (s)", "end (s)", "probability", "similarity", "query"), *rows])
+        print_rows([("time", "probability", "similarity", "query"), *rows])
     count = len(located.events)
     print(f"slap-fast: {count} event{'' if count == 1 else 's'} in {located.seconds:.1f} s", file=sys.stderr)
     for path in (*formats, *([arguments.plot] if arguments.plot is not None else [])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from slap_fast.commands.library_arguments import (
     check_library,
     json_line,
     library_or_url,
+    print_csv,
     printable,
     report_changed_names,
 )
-from slap_fast.commands.shared import CommandError, positive, print_rows
+from slap_fast.commands.shared import CommandError, clock, positive, print_rows
 
 if TYPE_CHECKING:
     from slap_fast.library.moment_export import ExportedMoment
@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of `slap-fast index`, or URL of `slap-fast export --lancedb` (s3://, file://, ...)",
     )
     parser.add_argument(
-        "text", metavar="TEXT", nargs="*", help="what to look for, such as 'a dog barks'; of several, the mean counts"
+        "text",
+        metavar="TEXT",
+        nargs="*",
+        default=[],  # else argparse says that it is required
+        help="what to look for, such as 'a dog barks'; of several, the mean counts",
     )
     parser.add_argument(
         "--audio",
@@ -167,16 +171,14 @@ def _print(moments: Sequence[Moment], arguments: argparse.Namespace) -> int:
         for moment in moments:
             print(json_line(asdict(moment)))
     elif arguments.csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(_CSV_COLUMNS)
-        writer.writerows([getattr(moment, column) for column in _CSV_COLUMNS] for moment in moments)
+        print_csv(_CSV_COLUMNS, ([getattr(moment, column) for column in _CSV_COLUMNS] for moment in moments))
         return report_changed_names(moment.name for moment in moments)
     elif arguments.paths:
         return _print_paths(moments, null=arguments.null)
     else:
         print_rows(
             [
-                (f"{moment.score:.4f}", f"{_clock(moment.start)}-{_clock(moment.end)}", printable(moment.name))
+                (f"{moment.score:.4f}", f"{clock(moment.start)}-{clock(moment.end)}", printable(moment.name))
                 for moment in moments
             ]
         )
@@ -203,15 +205,10 @@ def _print_paths(moments: Sequence[Moment], *, null: bool) -> int:
 
 def _report_export(exported: Sequence[ExportedMoment], folder: Path | None) -> bool:
     """Say where the exported moments are, and which are missing; returns whether all are there."""
-    if folder is None:
+    if not exported:
         return True
     failed = [one for one in exported if one.path is None]
     for one in failed:
         print(f"skipped {printable(one.moment.name)}: {printable(one.reason)}", file=sys.stderr)
     print(f"{printable(str(folder))}: {len(exported) - len(failed)} of {len(exported)} moments", file=sys.stderr)
     return not failed
-
-
-def _clock(seconds: float) -> str:
-    tenths = round(seconds * 10)
-    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths % 600 / 10:04.1f}"

@@ -168,6 +168,12 @@ def positive(text: str) -> int:
     return value
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, to a tenth: 0:02:05.3."""
+    tenths = round(seconds * 10)
+    return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths % 600 / 10:04.1f}"
+
+
 def report_skipped(skipped: Sequence[Skipped], total: int) -> int:
     """Print skipped clips to stderr; returns the exit code, 1 if there are any, else 0."""
     for clip in skipped:

@@ -23,6 +23,7 @@ MAX_CLUSTERED = 20_000
 MAX_MAPPED = 3_000
 """Recordings on the map; of more than this, a sample."""
 UNCLUSTERED = "unclustered"
+UNNAMED = "unnamed"
 DEFAULT_VOCABULARY = Path(__file__).with_name("vocabulary.txt")
 _DIMENSIONS = 32  # as good as all dimensions in a comparison with the known sounds of the demo's clips, and faster
 _SEED = 0
@@ -35,7 +36,8 @@ class Cluster:
     Attributes:
         number: 0 for the largest cluster, and so on.
         name: the text of the vocabulary that is nearest to the mean of its recordings. Clusters with the same nearest
-            text have their next nearest one added, and a number if that is the same, too.
+            text have their next nearest one added, and a number if that is the same, too. `unnamed`, perhaps with a
+            number, if no text has a positive similarity, because the nearest one says nothing then.
         score: cosine similarity of the nearest text and the mean.
         members: rows of its recordings, by descending similarity with the mean: the first is the most typical.
     """
@@ -74,11 +76,13 @@ class Clustering:
     def positions(self) -> np.ndarray:
         """Positions of the recordings on a 2-D map (t-SNE), `[N, 2]` float32.
 
-        NaN for those outside of a sample, if there are more than `MAX_MAPPED`.
+        Recordings with the same embedding have the same position. NaN for those outside of a sample, if there are more
+        than `MAX_MAPPED`.
         """
         rows = _sample(len(self.recordings), MAX_MAPPED)
         positions = np.full((len(self.recordings), 2), np.nan, np.float32)
-        positions[rows] = _map(self.embeddings[rows])
+        different, place = _without_copies(self.embeddings[rows])
+        positions[rows] = _map(self.embeddings[rows[different]])[place]
         return positions
 
 
@@ -161,9 +165,7 @@ def _cluster(embeddings: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndar
     cluster = _sklearn("cluster").HDBSCAN
     # Copies of a recording have no distance, which is infinitely dense for HDBSCAN: they would be a cluster of their
     # own, and the recordings around them unclustered. So equal embeddings count once.
-    _, different, copy_of = np.unique(embeddings[rows], axis=0, return_index=True, return_inverse=True)
-    order = np.sort(different)
-    place = np.searchsorted(order, different[copy_of.reshape(-1)])
+    order, place = _without_copies(embeddings[rows])
     if len(order) < max(min_size, 3):
         return labels, probabilities, len(rows)
     reduced = _reduced(embeddings[rows[order]])
@@ -177,6 +179,13 @@ def _cluster(embeddings: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndar
         nearest = rows[(embeddings[some] @ embeddings[rows].T).argmax(axis=1)]
         labels[some], probabilities[some] = labels[nearest], probabilities[nearest]
     return _by_size(labels), probabilities, len(rows)
+
+
+def _without_copies(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first rows of each embedding, ascending, and for each row the place of its embedding among these."""
+    _, different, copy_of = np.unique(embeddings, axis=0, return_index=True, return_inverse=True)
+    order = np.sort(different)
+    return order, np.searchsorted(order, different[copy_of.reshape(-1)])
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
@@ -196,11 +205,14 @@ def choose_names(scores: np.ndarray, texts: Sequence[str]) -> list[tuple[str, fl
     """
     order = np.argsort(-scores, axis=1, kind="stable")
     first = order[:, 0]
+    named = scores.max(axis=1) > 0
     names: dict[str, float] = {}
     for row, best in enumerate(first.tolist()):
-        base = name = texts[best]
-        if (first == best).sum() > 1 and len(texts) > 1:
-            base = name = f"{base}, {texts[order[row, 1]]}"
+        base = texts[best] if named[row] else UNNAMED
+        shared = named[row] and (first[named] == best).sum() > 1 and len(texts) > 1
+        if shared and scores[row, order[row, 1]] > 0:
+            base = f"{base}, {texts[order[row, 1]]}"
+        name = base
         number = 1
         while name in names:
             number += 1

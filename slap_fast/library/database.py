@@ -254,6 +254,24 @@ class Database:
                     if self._connection.in_transaction:  # a failing drive may have ended it
                         self._connection.execute("ROLLBACK")
 
+    def reclaim(self, *, least_share: float) -> None:
+        """Write the file again without the pages of what was removed, which keep their content until they are used.
+
+        Takes time and free disk space for what remains.
+
+        Args:
+            least_share: of the pages that must be free; with fewer, nothing is done.
+
+        Raises:
+            LibraryError: the disk is full, or another process writes; the file is as it was.
+        """
+        free, pages = (int(self._all(f"PRAGMA {name}")[0][0]) for name in ("freelist_count", "page_count"))
+        if free < least_share * pages:
+            return
+        self._all("VACUUM")
+        with self._lock, self._reported():
+            self._file.empty_log(self._connection, above=0)
+
     def check(self) -> list[str]:
         """What `PRAGMA quick_check` finds wrong with the file; it reads all of it. Empty: it is sound."""
         try:

@@ -131,6 +131,19 @@ class DatabaseFile:
             connection.close()
 
 
+def how_to_make(folder: Path) -> str:
+    """The command that makes a library, for people who named a folder that is none: perhaps one of recordings."""
+    try:
+        taken = any(entry.name != "lock" for entry in folder.iterdir())
+    except OSError:  # there is none, or it cannot be read
+        taken = False
+    if taken:
+        return (
+            f"if it has recordings, make one of them in a new folder: `slap-fast index LIBRARY --model MODEL {folder}`"
+        )
+    return f"make one with `slap-fast index {folder} --model MODEL FOLDER`"
+
+
 def explain(path: Path, error: sqlite3.Error) -> LibraryError:
     """The error for people: what is wrong with the file, and what to do."""
     text = str(error)
@@ -158,9 +171,7 @@ def _checked_identity(path: Path, log: Path) -> tuple[int, int]:
             raise LibraryError(
                 f"{path.parent}: no such folder, and {path.parent.parent} does not exist either; is its drive mounted?"
             )
-        raise LibraryError(
-            f"{path.parent}: no library here; make one with `slap-fast index {path.parent} --model MODEL FOLDER`"
-        )
+        raise LibraryError(f"{path.parent}: no library here; {how_to_make(path.parent)}")
     try:
         found = path.stat()
         with path.open("rb") as file:

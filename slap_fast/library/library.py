@@ -23,7 +23,7 @@ from slap_fast.models.windows import window_lengths
 
 if TYPE_CHECKING:
     from slap_fast.library.indexing.indexer import Indexer
-    from slap_fast.library.indexing.report import IndexReport
+    from slap_fast.library.indexing.report import IndexReport, Removed
     from slap_fast.library.moment_export import ExportedMoment
     from slap_fast.library.notebook import Curve
     from slap_fast.library.shared_table import Exported
@@ -292,6 +292,7 @@ class Library:
         *paths: str | os.PathLike[str],
         seconds: float = 10.0,
         tell: Callable[[str], None] = print,
+        warn: Callable[[str], None] | None = None,
         started: Callable[[IndexReport], None] | None = None,
         progress: bool = False,
         workers: int | None = None,
@@ -305,12 +306,13 @@ class Library:
         Args:
             paths: as of `add`, as are the arguments that are not here.
             seconds: between two looks at all folders.
-            tell: gets a line for each change, and for each thing that is wrong, when it begins.
+            tell: gets a line for each change, and for each folder that is back.
+            warn: gets a line for each thing that is wrong, when it begins; None: as `tell`.
             started: called after the first update.
             report: of the first update.
 
         Raises:
-            LibraryError, ModelError: as `add`, in the first update; later errors go to `tell`.
+            LibraryError, ModelError: as `add`, in the first update; later errors go to `warn`.
         """
         from slap_fast.library.indexing.report import IndexReport
 
@@ -320,15 +322,16 @@ class Library:
             seconds=seconds,
             started=started or (lambda report: None),
             tell=tell,
+            warn=warn or tell,
             retry=retry,
             progress=progress,
         )
 
-    def remove(self, *paths: str | os.PathLike[str]) -> int:
+    def remove(self, *paths: str | os.PathLike[str]) -> Removed:
         """Forget recordings: files, or all at or below a folder. Files themselves are not touched.
 
         Returns:
-            How many recordings were removed.
+            How many recordings were removed, and how many files that had failed.
 
         Raises:
             LibraryError: the library has nothing there, the next update would add it again, or another process changes

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from slap_fast import cli
+from slap_fast import SLAP, cli
+from slap_fast.commands.shared import clock
 from tests.models.saved import tiny_slap
 
 
@@ -54,12 +56,20 @@ def test_a_library_is_made_updated_and_cleared(
     assert cli.main(["index", str(library), "--device", "mps", "--workers", "2"]) == 2
     assert "2 workers embed on the CPU, not on mps; leave one of the two out" in capsys.readouterr().err
     assert cli.main(["index", str(library), "--remove", str(sounds)]) == 0
-    assert capsys.readouterr().out == f"{library}: removed 3 recordings\n"
+    assert capsys.readouterr().out == f"{library}: removed 2 recordings and 1 file that failed\n"
+    new = tmp_path / "new"
+    for arguments in (["--device", "mps", "--workers", "2"], ["--remove", str(sounds)]):
+        assert cli.main(["index", str(new), "--model", str(model), str(sounds), *arguments]) == 2
+        assert not new.exists()
+    new.mkdir()
+    assert cli.main(["index", str(new), "--model", str(model), str(sounds), "--remove", str(sounds)]) == 2
+    assert list(new.iterdir()) == []
 
 
 def test_wrong_arguments_are_reported_before_torch_is_loaded(tmp_path: Path, model: Path, sounds: Path) -> None:
     shutil.copytree(model, tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").unlink()
+    (tmp_path / "nothing").mkdir()
     cases = [
         (["none"], "none: no such folder; make one with `slap-fast index none --model MODEL FOLDER`"),
         (["sounds"], "sounds: no library in this folder"),
@@ -67,6 +77,8 @@ def test_wrong_arguments_are_reported_before_torch_is_loaded(tmp_path: Path, mod
         (["new", "--model", "model"], "new: a new library needs a FOLDER"),
         (["new", "--model", "model", "nowhere"], "nowhere: no such file or folder"),
         (["new", "--model", "model", ""], "a FOLDER argument is empty"),
+        (["new", "--model", "model", "nothing"], "nothing: no audio in this folder"),
+        (["sounds", "--model", "model", "sounds"], "sounds: this folder is not empty (it has '0.wav')"),
         (["new", "--model", "bare", "sounds"], "bare: cannot load the model: model.safetensors is missing"),
         (["new", "--model", "model", "sounds", "--device", "gpu"], "--device gpu: no such device"),
     ]
@@ -88,6 +100,70 @@ def test_wrong_arguments_are_reported_before_torch_is_loaded(tmp_path: Path, mod
     for line, (_, message) in zip(result.stderr.splitlines(), cases, strict=True):
         assert message in line
     assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupt_says_what_is_kept_and_a_watch_tells_changes_apart_from_failures(
+    tmp_path: Path, model: Path, sounds: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "library"
+    assert cli.main(["index", str(library), "--model", str(model), str(sounds), "--quiet"]) == 0
+    soundfile.write(sounds / "long.wav", np.random.default_rng(2).uniform(-0.5, 0.5, 720 * 16_000), 16_000)
+    encode, encoded = SLAP.encode_audio, 0
+
+    def interrupted(model: SLAP, clips: list[np.ndarray], **options: Any) -> Any:
+        nonlocal encoded
+        if encoded + len(clips) > 140:
+            raise KeyboardInterrupt
+        encoded += len(clips)
+        return encode(model, clips, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SLAP, "encode_audio", interrupted)
+        capsys.readouterr()
+        assert cli.main(["index", str(library), "--workers", "0", "--quiet"]) == 130
+    printed = capsys.readouterr()
+    assert printed.err == "slap-fast: interrupted\n"
+    assert printed.out.splitlines() == [
+        f"{library}: 0 new, 2 unchanged",
+        f"kept the first {clock(5 * encoded + 5)} of 0:12:00.0: {sounds}/long.wav",
+        "the same command goes on from here",
+    ]
+    assert cli.main(["index", str(library), "--remove", str(sounds)]) == 0
+    left_out = "removed 2 recordings and 1 recording that is embedded in part"
+    assert capsys.readouterr().out == f"{library}: {left_out}\n"
+
+    (sounds / "long.wav").unlink()
+    (sounds / "empty.wav").touch()
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            sounds.rename(tmp_path / "unmounted")
+        elif looks == 2:
+            (tmp_path / "unmounted").rename(sounds)
+        elif looks == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("slap_fast.library.indexing.indexer.time.sleep", sleep)
+    assert cli.main(["index", str(library), str(sounds), "--watch", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"{library}: 2 new, 1 failed",
+        "looking for changes every 10 s; Ctrl-C ends this",
+        f"back {sounds}",
+    ]
+    empty, missing = printed.err.splitlines()
+    assert empty == f"failed {sounds}/empty.wav: empty_file: 0 bytes"
+    assert missing.startswith(f"failed {sounds}: folder_missing: no such file or folder; its 2 recordings and 1 file ")
+
+
+def test_folders_are_not_required(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("index", "search"):
+        with pytest.raises(SystemExit):
+            cli.main([command])
+        assert capsys.readouterr().err.endswith("the following arguments are required: LIBRARY\n")
 
 
 def test_a_model_without_the_contrastive_objective_makes_no_library(

@@ -108,7 +108,7 @@ def test_clusters_are_listed_as_table_json_csv_and_map(
     assert cli.main([*common, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["cluster"], len(line["recordings"])) for line in lines] == [(0, 6), (1, 6), (-1, 1)]
-    assert {line["name"].split(",")[0] for line in lines[:2]} <= {"rain", "a dog barks"}
+    assert {line["name"].split(",")[0] for line in lines[:2]} <= {"rain", "a dog barks", "unnamed"}
     assert lines[0]["name"] != lines[1]["name"]
     assert lines[2]["recordings"][0]["path"] == EVIL
 
@@ -142,9 +142,16 @@ def test_invalid_arguments_are_reported_before_anything_heavy_is_imported(tmp_pa
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "a.wav").touch()
     cases = [
         (["duplicates", "nowhere"], "nowhere: no such folder; make one with `slap-fast index nowhere --model MODEL"),
-        (["cluster", "empty"], "empty: no library in this folder"),
+        (["cluster", "empty"], "empty: no library in this folder; make one with `slap-fast index empty --model MODEL"),
+        (
+            ["cluster", "recordings"],
+            "recordings: no library in this folder; if it has recordings, make one of them in a new folder: "
+            "`slap-fast index LIBRARY --model MODEL recordings`",
+        ),
         (["cluster", "model"], "model: this is a model, not a library"),
         (["duplicates", "library", "--threshold", "nan"], "--threshold is nan; it must be above 0 and at most 1"),
         (["duplicates", "library", "--length-ratio", "0.5"], "--length-ratio is 0.5; it must be at least 1"),

@@ -157,7 +157,18 @@ def test_files_of_every_format_hold_the_events(
     files = [tmp_path / name for name in ("e.csv", "e.json", "e.txt", "e.Selections.txt")]
     options = [argument for file in files for argument in ("--out", str(file))]
     plot = tmp_path / "new" / "e.png"
-    arguments = ["locate", str(folder), recording, query, "a dog barks", "--threshold", "0.02", *options]
+    arguments = [
+        "locate",
+        str(folder),
+        recording,
+        query,
+        "a dog barks",
+        "--threshold",
+        "0.02",
+        "--not",
+        "a cat",
+        *options,
+    ]
     assert cli.main([*arguments, "--plot", str(plot), "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     printed = [json.loads(line) for line in out.splitlines()]
@@ -169,6 +180,8 @@ def test_files_of_every_format_hold_the_events(
     stored = json.loads(files[1].read_text())
     assert stored["rule"]["threshold"] == 0.02
     assert stored["recording"] == recording
+    assert stored["not"] == ["a cat"]
+    assert all(event[time] == round(event[time], 3) for event in stored["events"] for time in ("start", "end"))
     assert [event["start"] for event in stored["events"]] == [event["start"] for event in printed]
     with files[0].open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         text = file.read()
@@ -186,6 +199,16 @@ def test_files_of_every_format_hold_the_events(
     assert {row[7] for row in selections} == {recording.replace("\n", " ").replace("\r", " ")}
     assert [row[0] for row in selections] == [str(number) for number in range(1, len(printed) + 1)]
     assert image.imread(plot).shape[2] == 4
+
+
+def test_the_table_has_times_as_a_search_prints_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(75.0), RATE)
+    assert cli.main(["locate", str(folder), str(tmp_path / "a.wav"), "a bell", "--threshold", "0.001", "--quiet"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["time", "probability", "similarity", "query"]
+    assert row.startswith("0:00:00.0-0:01:15.0  ")
 
 
 def test_no_event_is_a_result(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -75,6 +76,22 @@ def test_every_form_holds_the_same_results_and_any_name(
     code, out, err = run(capfdbinary, library, "a dog", "--top", 50, "--paths")
     assert code == 1
     assert len(out.splitlines()) + err.count("its name does not fit a line of text; use -0") == len(found)
+
+
+def test_a_csv_on_a_terminal_cannot_control_it_and_a_file_has_the_names(
+    library: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    arguments = ["search", str(library), "a dog", "--csv", "--in", str(library.parent / "w" / os.fsdecode(ESCAPE))]
+    assert cli.main(arguments) == 0
+    assert ESCAPE in capfdbinary.readouterr().out
+    reader, terminal = pty.openpty()
+    with open(terminal, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        assert cli.main(arguments) == 0
+    shown = os.read(reader, 10_000)
+    os.close(reader)
+    assert b"\x1b" not in shown
+    assert b"\\x1b[2J.wav" in shown
 
 
 def test_json_is_json_also_where_the_output_is_not_utf8(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +248,8 @@ def test_bad_arguments_are_errors_and_nothing_found_is_1(
     code, out, err = run(capfdbinary, library, *arguments)
     assert (code, out) == (2, b"")
     assert message in err
-    code, out, err = run(capfdbinary, library, "a dog", "--min-score", "2")
-    assert (code, out) == (1, b"")
-    assert "nothing found" in err
+    code, out, err = run(capfdbinary, library, "a dog", "--min-score", "2", "--export", "cut")
+    assert (code, out, err) == (1, b"", f"{library}: nothing found\n")
 
 
 def test_the_example_of_the_docs_runs(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,9 @@ def test_copies_of_a_recording_do_not_change_the_clusters() -> None:
     names = [found.name_of(row) for row in range(len(vectors))]
     assert names[:80] == [once.name_of(row) for row in range(80)] == [TEXTS[number] for number in near]
     assert names[80:] == ["rain"] * 8 + ["dogs"] * 8
+    places = found.positions()
+    assert (places[80:] == np.repeat(places[[0, 25]], 8, axis=0)).all()
+    assert len(np.unique(places, axis=0)) == 80
 
 
 def test_clusters_near_the_same_text_get_different_names() -> None:
@@ -73,6 +76,12 @@ def test_clusters_near_the_same_text_get_different_names() -> None:
     names = [name for name, _ in clusters.choose_names(scores, ["rain", "dogs", "bells"])]
     assert names == ["rain, dogs", "rain, bells", "rain, dogs (2)", "bells"]
     assert [name for name, _ in clusters.choose_names(np.ones((3, 1)), ["rain"])] == ["rain", "rain (2)", "rain (3)"]
+
+
+def test_a_text_that_is_not_similar_names_no_cluster() -> None:
+    scores = np.array([[-0.1, -0.2], [-0.3, -0.2], [0.1, -0.1], [0.2, -0.1]])
+    expected = [("unnamed", -0.1), ("unnamed (2)", -0.2), ("rain", 0.1), ("rain (2)", 0.2)]
+    assert clusters.choose_names(scores, ["rain", "dogs"]) == expected
 
 
 def test_a_large_library_is_clustered_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

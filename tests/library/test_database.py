@@ -139,7 +139,7 @@ def _broken_json(path: Path) -> None:
         (_other_database, "is damaged.*no such table.*index again"),
         (_newer_format, "format is 99.*update slap-fast"),
         (_broken_json, "is damaged.*index again"),
-        (lambda path: (path.unlink(), path.mkdir()), "no library here; make one with `slap-fast index"),
+        (lambda path: (path.unlink(), path.mkdir()), "no library here; .* in a new folder: `slap-fast index"),
         (lambda path: shutil.rmtree(path.parent), "no library here; make one with `slap-fast index"),
         (lambda path: shutil.rmtree(path.parent.parent), "is its drive mounted"),
     ],

@@ -49,8 +49,8 @@ class Event:
 
     Attributes:
         query: the text that found it.
-        start: seconds from the start of the recording.
-        end: seconds from the start of the recording.
+        start: seconds from the start of the recording, to a millisecond.
+        end: seconds from the start of the recording, to a millisecond.
         probability: the highest one in it, after smoothing.
         similarity: the highest cosine similarity in it.
     """
@@ -137,8 +137,8 @@ def find_events(
     return [
         Event(
             query,
-            first * column_seconds,
-            min(end * column_seconds, seconds),
+            round(first * column_seconds, 3),
+            round(min(end * column_seconds, seconds), 3),
             float(curve[first:end].max()),
             float(similarity[first:end].max()),
         )

@@ -35,6 +35,7 @@ class Located:
         rule: how events were made of them.
         events: by start, then by query.
         overview: spectrogram of bounded size; None if none was asked for.
+        others: texts that were added to the background.
     """
 
     queries: tuple[str, ...]
@@ -45,6 +46,7 @@ class Located:
     rule: EventRule
     events: tuple[Event, ...]
     overview: MelOverview | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def times(self) -> np.ndarray:
@@ -136,6 +138,7 @@ def locate(
         rule or EventRule(),
         (),
         picture,
+        tuple(others),
     )
     return found.with_rule(found.rule)
 

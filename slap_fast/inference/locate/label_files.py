@@ -30,12 +30,13 @@ def as_csv(located: Located, recording: str, sample_rate: int) -> str:
 
 
 def as_json(located: Located, recording: str, sample_rate: int) -> str:
-    """One object: the recording, the rule, the queries and the events."""
+    """One object: the recording, the rule, the queries, the texts that were not meant, and the events."""
     values = {
         "recording": recording,
-        "seconds": located.seconds,
+        "seconds": round(located.seconds, 3),
         "rule": asdict(located.rule),
         "queries": list(located.queries),
+        "not": list(located.others),
         "events": [asdict(event) for event in located.events],
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

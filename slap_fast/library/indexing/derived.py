@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from slap_fast.library.database import Database
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.text_tower import TextTower, export_text_tower, has_text_tower
 from slap_fast.library.vector_index import build
+from slap_fast.library.vector_index.stored_vectors import FOLDER
 
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
@@ -39,6 +41,33 @@ def derive(library: Path, database: Database, model: Callable[[], SLAP], *, prog
             export_text_tower(model(), library)
     except (SlapFastError, OSError) as error:
         logger.warning("%s: searches load the whole model, because its text tower was not written: %s", library, error)
+    _write_vectors(library, database, model)
+
+
+def remove_vectors(library: Path) -> None:
+    """Delete the embeddings of a library that has none any more, as far as they are derived."""
+    try:
+        shutil.rmtree(library / FOLDER)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("%s: embeddings of removed recordings stay there: %s", library / FOLDER, error)
+
+
+def write_vectors_anew(library: Path, database: Database, model: Callable[[], SLAP], *, all_of_it: bool) -> None:
+    """After recordings were removed: bring the vectors up to date, without the removed ones.
+
+    Args:
+        library, database, model: as of `derive`.
+        all_of_it: else removed ones may stay in it, until many are.
+    """
+    if all_of_it or not database.count_windows():
+        remove_vectors(library)
+    if database.count_windows():
+        _write_vectors(library, database, model)
+
+
+def _write_vectors(library: Path, database: Database, model: Callable[[], SLAP]) -> None:
     try:
         build(database, queries=lambda: _texts(library, database, model))
     except (SlapFastError, OSError) as error:

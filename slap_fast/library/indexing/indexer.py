@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,20 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from slap_fast.errors import SlapFastError
-from slap_fast.library.database import Database, Recording
+from slap_fast.library.database import Database, Recording, State
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
-from slap_fast.library.indexing.derived import derive
+from slap_fast.library.indexing.derived import derive, remove_vectors, write_vectors_anew
 from slap_fast.library.indexing.local_engine import LocalEngine
 from slap_fast.library.indexing.progress import AudioProgress
-from slap_fast.library.indexing.report import IndexReport
-from slap_fast.library.indexing.sources import Scan, and_above, is_below, scan
+from slap_fast.library.indexing.report import Failure, IndexReport, Removed, counted_states
+from slap_fast.library.indexing.sources import Scan, and_above, is_below, scan, scan_with_new
 from slap_fast.library.indexing.updating import Engine, Update
 from slap_fast.library.indexing.worker_pool import WorkerPool
 from slap_fast.library.indexing.writer_lock import writer_lock
+from slap_fast.library.vector_index.binary_codes import MIN_WINDOWS
 
 if TYPE_CHECKING:
     from slap_fast.models.slap import SLAP
+
+logger = logging.getLogger(__name__)
 
 LOCAL_BYTES = 8 << 20
 """With less to read, the model is in this process: workers take seconds to start."""
@@ -33,6 +37,9 @@ LOCAL_BYTES = 8 << 20
 
 DERIVE_WINDOWS = 4096
 """Windows that a watch adds before it updates the vector index; searches read newer ones from the database."""
+
+RECLAIMED_SHARE = 0.2
+"""Share of the file of a large library that must be free, after a removal, for all of it to be written again."""
 
 
 class Indexer:
@@ -100,6 +107,7 @@ class Indexer:
         seconds: float,
         started: Callable[[IndexReport], None],
         tell: Callable[[str], None],
+        warn: Callable[[str], None],
         retry: bool = False,
         progress: bool = False,
     ) -> None:
@@ -110,20 +118,27 @@ class Indexer:
             report: of the first update.
             seconds: between the end of an update and the next look at all folders.
             started: called after the first update.
-            tell: gets a line for each change, and for each thing that is wrong, when it begins.
+            tell: gets a line for each change, and for each folder that is back.
+            warn: gets a line for each thing that is wrong, when it begins.
         """
         with self._writing() as database:
-            self._update(database, add, report, retry=retry, progress=progress)
+            found = self._update(database, add, report, retry=retry, progress=progress)
             started(report)
             try:
-                self._look_again(database, report, seconds, tell)
+                self._look_again(database, report, set(found.missing), seconds, tell, warn)
             finally:
                 derive(self._library, database, self._model, progress=progress)
 
     def _look_again(
-        self, database: Database, report: IndexReport, seconds: float, tell: Callable[[str], None]
+        self,
+        database: Database,
+        report: IndexReport,
+        missing: set[str],
+        seconds: float,
+        tell: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> NoReturn:
-        told = {f"failed {replace(failure, unchanged=False)}" for failure in report.failed}
+        told = _lines(report.failed)
         sizes: dict[tuple[str, str], int] = {}
         derived = database.last_window()
         while True:
@@ -132,37 +147,37 @@ class Indexer:
             try:
                 found = scan(database.folders(), os.path.abspath(self._library))
                 sizes = found.hold_back(sizes, time.time_ns())
+                for place in sorted(place for place in missing - found.missing.keys() if os.path.exists(place)):
+                    tell(f"back {place}")
+                missing = set(found.missing)
                 self._apply(database, found, again, tell=tell)
                 if database.last_window() - derived >= DERIVE_WINDOWS:
                     derive(self._library, database, self._model)
                     derived = database.last_window()
             except (SlapFastError, OSError, MemoryError) as error:
                 # Such as a full disk, or a model that is being replaced; the next round tries again.
-                wrong = {f"failed {error or type(error).__name__}"}
+                wrong = {**told, f"failed {error or type(error).__name__}": ""}
             else:
-                wrong = {f"failed {replace(failure, unchanged=False)}" for failure in again.failed}
-            for line in sorted(wrong - told):
-                tell(line)
+                wrong = _lines(again.failed)
+                # In a folder that is missing now, nothing is looked at, and nothing that failed before has changed.
+                wrong |= {line: name for line, name in told.items() if any(_in(name, place) for place in missing)}
+            for line in sorted(wrong.keys() - told.keys()):
+                warn(line)
             told = wrong
 
     def _update(
         self, database: Database, add: Sequence[str], report: IndexReport, *, retry: bool, progress: bool
-    ) -> None:
+    ) -> Scan:
         added = [os.path.abspath(path) for path in add]
-        own = os.path.abspath(self._library)
-        for path in added:
-            if is_below(path, own):
-                raise LibraryError(f"{path}: this is in the library {own} itself; keep recordings in another folder")
-        known = database.folders()
-        found = scan(list(dict.fromkeys([*known, *added])), own)
-        for path in added:
-            if path in found.missing and path not in known:
-                raise LibraryError(f"{path}: {found.missing[path].detail}")
+        found = scan_with_new(database.folders(), added, os.path.abspath(self._library))
         for path in added:
             database.add_folder(path)
         self._apply(database, found, report, retry=retry, progress=progress)
         if database.count_windows():
             derive(self._library, database, self._model, progress=progress)
+        else:
+            remove_vectors(self._library)
+        return found
 
     def _apply(
         self,
@@ -184,8 +199,8 @@ class Indexer:
             finally:
                 engine.close()
 
-    def remove(self, paths: Sequence[str]) -> int:
-        """Forget recordings, and the sources at or below the paths; returns how many recordings.
+    def remove(self, paths: Sequence[str]) -> Removed:
+        """Forget recordings, and the sources at or below the paths, and write again what still has their embeddings.
 
         Raises:
             LibraryError: the library has nothing there, or the next update would add it again.
@@ -193,7 +208,7 @@ class Indexer:
         with self._writing() as database:
             recordings = database.recordings()
             folders = database.folders()
-            gone: set[int] = set()
+            gone: dict[int, Recording] = {}
             for given in paths:
                 path = os.path.abspath(given)
                 sources = [folder for folder in folders if is_below(folder, path)]
@@ -208,12 +223,27 @@ class Indexer:
                         "move it out of there and update, or remove all of that"
                     )
                 # Recordings first: if this is interrupted between the two, nothing stays without a source.
-                numbers = {item.id for item in inside}
-                database.remove_recordings(sorted(numbers - gone))
-                gone |= numbers
+                removed = {item.id: item for item in inside}
+                database.remove_recordings(sorted(removed.keys() - gone.keys()))
+                gone |= removed
                 for folder in sources:
                     database.remove_folder(folder)
-            return len(gone)
+            states = Counter(item.state for item in gone.values())
+            if states["complete"] or states["partial"]:
+                self._reclaim(database)
+            return Removed(states["complete"], states["partial"], states["failed"])
+
+    def _reclaim(self, database: Database) -> None:
+        """After a removal: embeddings of what was removed are left neither in the database nor in its index.
+
+        Of a large library only once much is removed, because all of the rest is written again.
+        """
+        small = database.count_windows() < MIN_WINDOWS
+        try:
+            database.reclaim(least_share=0.0 if small else RECLAIMED_SHARE)
+        except LibraryError as error:  # such as a full disk
+            logger.warning("%s: its file keeps the space of what was removed: %s", self._library, error)
+        write_vectors_anew(self._library, database, self._model, all_of_it=small)
 
     def engine(self, update: Update) -> ClosableEngine:
         """What embeds the recordings of an update; nothing of it runs yet."""
@@ -248,17 +278,29 @@ def _explain_missing(database: Database, found: Scan) -> None:
     """Name how many recordings stay in the library although their folder is not there, and what to do about it."""
     if not found.missing:
         return
-    counts = Counter(
-        place for item in database.recordings() for place in and_above(item.path) if place in found.missing
-    )
-    for path, count in counts.items():
+    counts: dict[str, Counter[State]] = defaultdict(Counter)
+    for item in database.recordings():
+        for place in and_above(item.path):
+            if place in found.missing:
+                counts[place][item.state] += 1
+    for path, states in counts.items():
         failure = found.missing[path]
-        stay, them = ("recordings stay", "them") if count > 1 else ("recording stays", "it")
+        stay, them = ("stay", "them") if states.total() > 1 else ("stays", "it")
         detail = (
-            f"{failure.detail}; its {count} {stay} in the library: mount the drive if it is on one, or forget {them} "
-            "with --remove"
+            f"{failure.detail}; its {counted_states(states)} {stay} in the library: mount the drive if it is on one, "
+            f"or forget {them} with --remove"
         )
         found.missing[path] = replace(failure, detail=detail)
+
+
+def _lines(failures: Sequence[Failure]) -> dict[str, str]:
+    """What a watch prints for failures, and their names."""
+    return {f"failed {replace(failure, unchanged=False)}": failure.name for failure in failures}
+
+
+def _in(name: str, place: str) -> bool:
+    """Whether a recording is in a folder or dataset."""
+    return name.startswith((place.rstrip(os.sep) + os.sep, place + "#"))
 
 
 def _source_of(item: Recording, sources: set[str]) -> str | None:

@@ -14,6 +14,7 @@ from slap_fast.data.format.dataset_files import INFO_NAME, DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare.file_search import walk_folder
 from slap_fast.library.database import stored_mtime
+from slap_fast.library.errors import LibraryError
 from slap_fast.library.indexing.report import Failure
 from slap_fast.library.recording_audio import clip_member
 
@@ -125,6 +126,22 @@ def scan(sources: Sequence[str], library: str) -> Scan:
         if any(is_below(path, folder) for folder in folders):
             del result.missing[path]  # the folder that it was in is there, so it is gone, and no drive is missing
     return result
+
+
+def scan_with_new(known: Sequence[str], added: Sequence[str], library: str) -> Scan:
+    """`scan` of the sources of a library, and of new ones.
+
+    Raises:
+        LibraryError: a new one does not exist, has no audio, or is in the library.
+    """
+    for path in added:
+        if is_below(path, library):
+            raise LibraryError(f"{path}: this is in the library {library} itself; keep recordings in another folder")
+    found = scan(list(dict.fromkeys([*known, *added])), library)
+    for path in added:
+        if path in found.missing and path not in known:
+            raise LibraryError(f"{path}: {found.missing[path].detail}")
+    return found
 
 
 def is_dataset(path: str) -> bool:

@@ -22,9 +22,9 @@ from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.database import Database, Recording, WindowRow, stored_mtime
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
-from slap_fast.library.indexing.report import Failure, IndexReport
+from slap_fast.library.indexing.report import Failure, IndexReport, Kept
 from slap_fast.library.indexing.sources import Found, Scan
-from slap_fast.library.recording_audio import CHANGED_WHILE_READ, read_clip
+from slap_fast.library.recording_audio import CHANGED_WHILE_READ, open_recording, read_clip
 from slap_fast.models.windows import MeanEmbedding
 
 COMMIT_WINDOWS = 120
@@ -62,8 +62,8 @@ class Engine(Protocol):
 class Progress(Protocol):
     """What is told how far an update is."""
 
-    def begin(self, size: int) -> None:
-        """There are `size` bytes of recordings that may have changed."""
+    def begin(self, size: int, done: int) -> None:
+        """There are `size` bytes of recordings that may have changed, of which an earlier update has done `done`."""
         ...
 
     def read(self, size: int) -> None:
@@ -93,6 +93,7 @@ class _Reading:
     lengths: set[int] = field(default_factory=set)  # number of windows, of each part: more than one if it changed
     seconds: float = 0.0
     covered: float = 0.0  # seconds from the begin that are embedded
+    declared: float | None = None  # seconds, of its header
     told: int = 0  # bytes that were reported as read
     failed: bool = False
 
@@ -146,6 +147,7 @@ class Update:
         self._to_read.sort(key=lambda item: (item[1] is not None, -item[0].size if item[0].size > SHARED_BYTES else 0))
         self._size = sum(found.size for found, _ in self._to_read)
         self._left = self._size
+        self._resumed: dict[tuple[str, str], int] = {}  # bytes that an earlier update has done, until they are told
 
     @property
     def reads(self) -> int:
@@ -168,7 +170,10 @@ class Update:
             KeyboardInterrupt: what is embedded so far is stored.
         """
         self._engine = engine
-        self._progress.begin(self._size)
+        self._resumed = {
+            found.key: done for found, known in self._to_read if known is not None and (done := _done(found, known))
+        }
+        self._progress.begin(self._size, sum(self._resumed.values()))
         try:
             for found, old, digest in _hashed(self._to_read):
                 self._left -= found.size
@@ -184,6 +189,8 @@ class Update:
         finally:
             for reading in self._readings.values():
                 self._store_part(reading)
+                if reading.recording is not None and not reading.failed:
+                    self._report.kept.append(Kept(reading.found.name, reading.covered, reading.declared))
 
     # Comparison
 
@@ -205,16 +212,16 @@ class Update:
                 self._report.failed.append(Failure(found.name, CHANGED_WHILE_READ, changed or digest.detail))
             else:
                 self._fail(found, digest.reason, digest.detail)
-            self._progress.read(found.size)
+            self._tell_done(found)
             return
         had_content = old is not None and old.state == "complete"
         if old is not None and had_content and old.digest == digest:
             self._database.move_recording(old.id, *found.key, size=found.size, mtime_ns=found.mtime_ns)
             self._report.touched += 1
-            self._progress.read(found.size)
+            self._tell_done(found)
         elif digest in self._complete:
             self._take_over(found, self._complete[digest])
-            self._progress.read(found.size)
+            self._tell_done(found)
         elif digest in self._in_work:
             self._in_work[digest].append((found, had_content))
         else:
@@ -244,7 +251,7 @@ class Update:
         assert self._engine is not None
         workers = self._engine.workers
         shared = found.size > max(SHARED_BYTES, self._left // workers)
-        reading = _Reading(found, digest, old, workers if shared else 1)
+        reading = _Reading(found, digest, old, workers if shared else 1, told=self._resumed.pop(found.key, 0))
         partial = self._partial.pop(digest, None)
         if partial is not None:
             self._continue(reading, partial)
@@ -269,7 +276,6 @@ class Update:
         reading.recording, reading.done, reading.covered = partial.id, len(rows), partial.seconds
         for row in rows:
             reading.mean.add(row.embedding[None])
-        self._tell_read(reading, partial.seconds, None)
 
     def _handle(self, event: Event) -> None:
         reading = self._readings.get(event.job.number)
@@ -296,8 +302,9 @@ class Update:
                 self._progress.embedded(row.end - reading.covered)
                 self._report.seconds += row.end - reading.covered
                 reading.covered = row.end
+            reading.declared = event.declared
             if reading.rows:
-                self._tell_read(reading, reading.rows[-1].end, event.declared)
+                self._tell_read(reading, reading.rows[-1].end)
             if len(reading.rows) >= COMMIT_WINDOWS:
                 self._store_part(reading)
         elif isinstance(event, Finished):
@@ -309,9 +316,13 @@ class Update:
                 del self._readings[event.job.number]
                 self._complete_reading(reading)
 
-    def _tell_read(self, reading: _Reading, seconds: float, declared: float | None) -> None:
+    def _tell_done(self, found: Found) -> None:
+        """All of a recording is done, without embedding it."""
+        self._progress.read(found.size - self._resumed.pop(found.key, 0))
+
+    def _tell_read(self, reading: _Reading, seconds: float) -> None:
         size = reading.found.size
-        told = min(size, int(size * seconds / declared)) if declared else reading.told
+        told = min(size, int(size * seconds / reading.declared)) if reading.declared else reading.told
         self._progress.read(max(0, told - reading.told))
         reading.told = max(told, reading.told)
 
@@ -352,7 +363,7 @@ class Update:
         self._complete[reading.digest] = stored
         for other, _ in self._in_work.pop(reading.digest):
             self._take_over(other, stored)
-            self._progress.read(other.size)
+            self._tell_done(other)
 
     def _leave(self, reading: _Reading, detail: str) -> None:
         """Name a recording that changed while it was read. What the library has of it stays until the next update."""
@@ -414,7 +425,9 @@ class Update:
 
     def _drop(self) -> None:
         self._database.remove_recordings([recording.id for recording in self._gone.values()])
-        self._report.dropped += len(self._gone)
+        dropped = sum(recording.state == "complete" for recording in self._gone.values())
+        self._report.dropped += dropped
+        self._report.dropped_unread += len(self._gone) - dropped
         for recording in self._gone.values():
             self._tell(f"dropped {recording.name}")
 
@@ -426,6 +439,18 @@ def _recording_embedding(reading: _Reading) -> np.ndarray:
     if reading.done == 1:
         return reading.rows[0].embedding
     return reading.mean.result()
+
+
+def _done(found: Found, known: Recording) -> int:
+    """Bytes of a recording, roughly, that are embedded and stored by an update that was interrupted."""
+    if known.state != "partial" or (known.size, known.mtime_ns) != (found.size, found.mtime_ns):
+        return 0
+    try:
+        with open_recording(known) as sound:  # it has been decoded before, so opening it is safe in this process
+            declared = sound.declared_seconds
+    except (AudioError, DatasetError, OSError):
+        return 0  # told when it is read
+    return min(found.size, int(found.size * known.seconds / declared)) if declared else 0
 
 
 def _change(found: Found) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from slap_fast.library.database import Database, WindowRow
 from slap_fast.library.identity import ModelIdentity
@@ -109,6 +110,30 @@ def test_windows_are_stored_once_whenever_an_update_is_interrupted(database: Dat
         connection.execute("INSERT INTO partial_windows SELECT * FROM partial_windows")
     assert counts(_update(database, sounds, Script(lambda job: 300))) == {"new": 1}
     assert _starts(database) == [5.0 * number for number in range(300)]
+
+
+def test_the_progress_begins_where_an_interrupted_update_ended(database: Database, sounds: Path) -> None:
+    soundfile.write(sounds / "long.wav", np.zeros(150_500), 100)  # 1505 s: 300 windows
+    (sounds / "short.wav").write_bytes(b"b" * 1000)
+    size = (sounds / "long.wav").stat().st_size
+    windows = lambda job: 300 if "long" in job.path else 1  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        _update(database, sounds, Script(windows, _interrupt_after(240)))
+    events: list[tuple[int, ...]] = []
+
+    class Recorder(AudioProgress):
+        def begin(self, size: int, done: int) -> None:
+            events.append((size, done))
+
+        def read(self, size: int) -> None:
+            events.append((size,))
+
+    report = IndexReport()
+    Update(database, scan([str(sounds)], "/none"), report, Recorder(shown=False)).run(Script(windows))
+    assert report.new == 2
+    (total, done), *reads = events
+    assert done == pytest.approx(size * 1205 / 1505, abs=1)
+    assert done + sum(read for (read,) in reads) == total == size + 1000
 
 
 def test_a_complete_version_is_searched_until_the_next_one_is_complete(database: Database, sounds: Path) -> None:

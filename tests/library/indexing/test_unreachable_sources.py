@@ -101,7 +101,7 @@ def test_what_is_behind_a_link_to_nothing_stays_and_can_be_removed(
         }
         assert all("its 1 recording stays in the library" in failure.detail for failure in report.failed)
         assert len(paths(library)) == 3
-    assert library.remove(sounds / "one.wav") == 1
+    assert library.remove(sounds / "one.wav").recordings == 1
     shutil.move(tmp_path / "unmounted", tmp_path / "drive")
     assert counts(library.update()) == {"unchanged": 2, "failed": 1}
 
@@ -147,7 +147,7 @@ def test_a_dataset_that_is_prepared_again_while_it_is_read_has_the_embeddings_of
     for clip in (f"{data}#clip-0", os.path.relpath(f"{data}#clip-0")):
         with pytest.raises(LibraryError, match=f"it is in {data}, which is indexed, so the next update would add it"):
             library.remove(clip)
-    assert library.remove(data) == 2
+    assert library.remove(data).recordings == 2
     assert counts(library.update()) == {"unchanged": 1}
 
 

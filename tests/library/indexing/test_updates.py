@@ -16,7 +16,7 @@ from slap_fast.audio.waveform import load_audio
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.prepare.pipeline import prepare
 from slap_fast.library.errors import LibraryError
-from slap_fast.library.indexing.report import IndexReport
+from slap_fast.library.indexing.report import IndexReport, Removed
 from slap_fast.library.library import Library
 from tests.library.indexing.conftest import Write
 from tests.models.saved import tiny_slap
@@ -154,7 +154,7 @@ def test_a_folder_that_is_missing_or_empty_keeps_its_recordings_until_they_are_r
         assert "its 2 recordings stay in the library" in failure.detail
         assert len(paths(library)) == 2
         sounds.mkdir(exist_ok=True)
-    assert library.remove(sounds) == 2
+    assert library.remove(sounds).recordings == 2
     assert counts(library.update()) == {}
 
 
@@ -184,7 +184,36 @@ def test_each_file_is_indexed_once_whatever_the_names_links_and_overlaps(
     assert counts(library.update()) == {"unchanged": 6}
     with pytest.raises(LibraryError, match="so the next update would add it again"):
         library.remove(sounds / "b")
-    assert library.remove(sounds) == 6
+    assert library.remove(sounds).recordings == 6
+
+
+def test_what_is_removed_leaves_no_embedding_in_any_file(library: Library, sounds: Path, write: Write) -> None:
+    size = (library.path / "library.sqlite").stat().st_size
+    write("private/a.wav", 100.0, seed=1)
+    write("kept/b.wav", 40.0, seed=2)
+    library.add(sounds / "private", sounds / "kept", workers=0)
+    library.close()
+
+    def files_with(embeddings: list[np.ndarray]) -> set[str]:
+        contents = {path.name: path.read_bytes() for path in library.path.rglob("*") if path.is_file()}
+        return {name for name, content in contents.items() if any(e.tobytes() in content for e in embeddings)}
+
+    before = rows(library)
+    private = [vector for key, vector in before.items() if b"private" in key[0]]
+    kept = {key: vector for key, vector in before.items() if b"kept" in key[0]}
+    assert len(files_with(private)) == 2
+    library = Library(library.path)
+    assert library.remove(sounds / "private") == Removed(recordings=1, partial=0, failed=0)
+    library.close()
+    assert files_with(private) == set()
+    assert rows(library).keys() == kept.keys()
+    assert len(files_with(list(kept.values()))) == 2
+    library = Library(library.path)
+    library.remove(sounds / "kept")
+    library.close()
+    assert files_with(list(kept.values())) == set()
+    assert not (library.path / "vectors").exists()
+    assert (library.path / "library.sqlite").stat().st_size == size
 
 
 def test_clips_of_a_prepared_dataset_are_indexed_by_their_keys(

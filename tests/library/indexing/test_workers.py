@@ -18,7 +18,7 @@ import pytest
 from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
-from slap_fast.library.indexing.report import IndexReport
+from slap_fast.library.indexing.report import IndexReport, Kept
 from slap_fast.library.indexing.worker_pool import WorkerPool
 from slap_fast.library.indexing.writer_lock import writer_lock
 from slap_fast.library.library import Library
@@ -124,6 +124,7 @@ def test_an_interrupt_keeps_what_is_embedded_and_the_next_update_goes_on_inside_
     with pytest.raises(KeyboardInterrupt):
         library.add(path, workers=0, report=report)
     assert report.interrupted
+    assert report.kept == [Kept(str(path), 5.0 * encoded + 5, 900.0)]
     assert report.new == 0
     assert len(library) == 0
     before, encoded = encoded, -1000
