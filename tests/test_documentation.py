@@ -80,6 +80,8 @@ def _names() -> dict[str, Any]:
         "gate_up": _packed(16),
         **dict.fromkeys(("x", "branch"), _packed(16)),
         "weight": torch.ones(16, requires_grad=True),
+        "projection": torch.randn(24, 16),
+        "bias": torch.zeros(24),
         "vocabulary": unit,
         "targets": torch.arange(20),
         "clip_ids": torch.arange(20),
@@ -130,7 +132,7 @@ def test_the_attention_example_runs_without_a_download(example: str, monkeypatch
 
 def test_every_op_has_an_example_in_the_docs() -> None:
     assert len(INTEGRATION_EXAMPLES) == 3
-    assert len({_first_import(example) for example in OP_EXAMPLES}) == 8
+    assert len({_first_import(example) for example in OP_EXAMPLES}) == 9
 
 
 def test_every_python_example_is_run() -> None:

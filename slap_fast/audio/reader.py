@@ -171,9 +171,7 @@ class AudioFile:
         if not is_exact or not 0 < frame < (part.samples or self._sound.frames) < _UNKNOWN_FRAMES:
             return 0
         try:
-            if (
-                self._sound.format == "FLAC" and part.patches
-            ):  # these hide the length, which a seek needs
+            if self._sound.format == "FLAC" and part.patches:  # these hide the length, which a seek needs
                 self._sound.close()
                 self._sound = self._open(0, replace(part, patches=()))
             self._sound.seek(frame)
