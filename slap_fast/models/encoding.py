@@ -260,7 +260,7 @@ def _has_independent_rows(model: SLAP) -> bool:
         return False
     towers = [tower for tower in (model.audio_encoder, model.audio_pooling) if tower is not None]
     layers = [layer for tower in towers for layer in tower.modules() if isinstance(layer, torch.nn.Linear)]
-    return all(isinstance(layer, Linear) and select(layer.weight, layer.weight, "auto") == "native" for layer in layers)
+    return all(isinstance(layer, Linear) and select(layer.weight, layer.backend) == "native" for layer in layers)
 
 
 def _waveforms(model: SLAP, audio: Audio | Iterable[Audio], sampling_rate: float | None) -> list[Tensor]:

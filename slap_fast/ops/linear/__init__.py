@@ -85,6 +85,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     x, weight, *given = autocast.cast(autocast.low, *tensors)
     bias = given[0] if given else None
     validate(x, weight, bias)
-    chosen = select(x, weight, backend)
+    chosen = select(x, backend)
     # An exported program may run anywhere: "auto" stays "auto" while it is traced.
     return backend_torch.linear(x, weight, bias) if chosen in ("torch", "auto") else _linear(x, weight, bias, chosen)

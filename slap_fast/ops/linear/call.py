@@ -9,9 +9,6 @@ from torch import Tensor
 
 from slap_fast.ops import dispatch
 
-NARROW = 512
-"""Inputs or outputs, below which a layer is narrow."""
-
 
 class Backend(Protocol):
     """A backend module of the registered op. Importing it must be cheap. Inputs are validated and have any strides."""
@@ -44,26 +41,20 @@ def validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; pass [{weight.shape[0]}], one for each row of weight")
 
 
-def select(x: Tensor, weight: Tensor, requested: str) -> str:
+def select(x: Tensor, requested: str) -> str:
     """The backend that serves a valid call.
-
-    With "auto", PyTorch serves narrow layers while gradients are recorded: there its products take 0.9 of the time, and
-    training needs no rows that are independent of the batch.
 
     Raises:
         ValueError: no backend is named `requested`.
         CannotServeError: it cannot serve this call.
     """
-    records = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if requested == "auto" and records and min(weight.shape[0], weight.shape[1]) < NARROW:
-        requested = "torch"
     return dispatch.select("linear", requested, device=x.device, dtype=x.dtype)
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """Arguments of the registered op, validated; raises ValueError."""
     validate(x, weight, bias)
-    chosen = select(x, weight, backend)
+    chosen = select(x, backend)
     if chosen == "torch":
         raise ValueError('backend "torch" is not part of the registered op; call slap_fast.ops.linear')
     return x, weight, bias, chosen

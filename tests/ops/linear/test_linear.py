@@ -8,7 +8,6 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops import linear
-from slap_fast.ops.linear.call import select
 from tests.ops._native import BACKENDS, instruction_sets, native_code, needs_native
 from tests.oracles.linear import linear as oracle
 
@@ -59,18 +58,6 @@ def test_native_code_is_as_exact_as_pytorch(isa: str, dtype: torch.dtype, shape:
         assert one.dtype == dtype
         allowed = 2 * (other - expected).norm() + torch.finfo(dtype).eps * expected.norm()
         assert (one - expected).norm() <= allowed
-
-
-@needs_native
-def test_pytorch_serves_narrow_layers_that_are_trained() -> None:
-    wide, narrow = torch.zeros(512, 512), torch.zeros(511, 512)
-    for weight, trained in ((wide, "native"), (narrow, "torch")):
-        assert select(weight, weight, "auto") == "native"
-        parameter = weight.clone().requires_grad_()
-        assert select(weight, parameter, "auto") == trained
-        assert select(weight, parameter, "native") == "native"
-        with torch.no_grad():
-            assert select(weight, parameter, "auto") == "native"
 
 
 @multiplies
