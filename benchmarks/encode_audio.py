@@ -22,16 +22,13 @@ from torch import Tensor
 
 from benchmarks.harness.case import AUDIO_SECONDS, Case, Outputs, Peer, Run, Settings
 from benchmarks.harness.inputs import normal
-from slap_fast.config.model import AudioEncoderConfig, ModelConfig, TextEncoderConfig
+from benchmarks.library_workload import QUICKSTART
+from slap_fast.config.model import ModelConfig, TextEncoderConfig
 from slap_fast.models.slap import SLAP
 from slap_fast.ops import dispatch
 
 TITLE = "Embeddings of ready waveforms"
 
-QUICKSTART = ModelConfig(
-    audio=AudioEncoderConfig(width=128, layers=6, heads=4, mlp_width=384, pooling_heads=4),
-    text=TextEncoderConfig(pretrained=None, vocab_size=1024, width=128, layers=1, heads=4, pooling_heads=4),
-)
 TOLERANCE = 1e-4
 
 

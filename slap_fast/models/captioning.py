@@ -12,7 +12,7 @@ from torch import Tensor
 from slap_fast.errors import ModelError
 from slap_fast.models.arguments import Audio, NamedClip, split_clips, waveform
 from slap_fast.models.decoding import beam_search, greedy_search
-from slap_fast.models.encoding import CPU_BATCH_SECONDS, encode_features, inference_context, packed, tokenizer_of
+from slap_fast.models.encoding import encode_features, inference_context, packed, tokenizer_of
 from slap_fast.models.long_audio import is_long
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.progress import progress_bar
@@ -119,7 +119,7 @@ def clip_features(model: SLAP, batch: list[Tensor]) -> tuple[Tensor, PackedLayou
     """`[T, width]` audio features, encoded as `SLAP.encode_audio` does: on a CPU they do not depend on the batch."""
     if model.device.type != "cpu":
         return encode_features(model, batch)
-    encoded = [encode_features(model, pack) for pack in packed(model, batch, len, CPU_BATCH_SECONDS)]
+    encoded = [encode_features(model, pack) for pack in packed(model, batch, len)]
     lengths = [length for _, tokens in encoded for length in tokens.lengths]
     return torch.cat([features for features, _ in encoded]), PackedLayout.from_lengths(lengths)
 

@@ -106,7 +106,7 @@ def embed_waveforms(model: SLAP, clips: list[Tensor]) -> Tensor:
     flat = [window for clip in windows for window in clip]
     packs = [flat]
     if model.device.type == "cpu" and not torch.is_grad_enabled() and clips:
-        packs = list(packed(model, flat, len, CPU_BATCH_SECONDS))
+        packs = list(packed(model, flat, len))
     rows = _normalize(torch.cat([model.audio_pooling(*encode_features(model, pack)) for pack in packs]))
     return _mean_of_windows(rows, [len(clip) for clip in windows])
 
@@ -227,11 +227,13 @@ def _pieces(model: SLAP, clip: NamedClip, sampling_rate: float | None, *, dense:
         yield _Piece(*last, ends_clip=True)
 
 
-def packed(model: SLAP, items: Iterable[T], samples: Callable[[T], int], batch_seconds: float) -> Iterator[list[T]]:
+def packed(
+    model: SLAP, items: Iterable[T], samples: Callable[[T], int], batch_seconds: float = CPU_BATCH_SECONDS
+) -> Iterator[list[T]]:
     """What is encoded together: up to `batch_seconds` of clips, a longer clip by itself.
 
     On a CPU the bits of a clip must not depend on the others. Where PyTorch multiplies, they would: each clip is then
-    encoded by itself. Otherwise `CPU_BATCH_SECONDS` together: products of more rows take no less time for a row.
+    encoded by itself. Otherwise at most `CPU_BATCH_SECONDS` are: products of more rows take no less time for a row.
 
     Args:
         model: in eval mode.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from slap_fast.config.loading import load_run_config
@@ -99,7 +99,7 @@ MELS = [
 
 @settings(max_examples=60, deadline=None)
 @given(
-    samples=st.integers(560, 200_000),  # at least one frame with each of `MELS`
+    samples=st.integers(400, 200_000),
     cuts=st.lists(st.integers(1, 60_000), max_size=8),
     max_duration=st.floats(0.16, 5.0),
     mel=st.sampled_from(MELS),
@@ -108,6 +108,7 @@ def test_windows_of_a_stream_use_every_column_once(
     samples: int, cuts: list[int], max_duration: float, mel: MelConfig
 ) -> None:
     config = dataclasses.replace(SHORT, mel=mel, max_duration=max_duration)
+    assume(config.num_columns(samples) > 0)  # a clip of less than a frame has no columns
     clip = torch.arange(samples, dtype=torch.float32)
     bounds = [0, *(at for at in np.cumsum(cuts).tolist() if at < samples), samples]
     blocks = [clip[begin:end] for begin, end in itertools.pairwise(bounds)]

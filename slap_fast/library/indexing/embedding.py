@@ -34,8 +34,8 @@ class AudioModel(Protocol):
 def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> Generator[Event, None, None]:
     """Embed recordings. Events of one recording are in order; those of several mix if `threads` is above 1.
 
-    On a CPU each window is encoded by itself, so that results depend on nothing else that is indexed. On a GPU windows
-    are packed, which changes embeddings by rounding.
+    On a CPU results depend on nothing else that is indexed. On a GPU the windows that are packed together change
+    embeddings by rounding.
 
     Args:
         model: in eval mode.

@@ -18,7 +18,7 @@ import numpy as np
 from slap_fast.library.database import Database
 from slap_fast.library.vector_index.binary_codes import BinaryCodes
 from slap_fast.library.vector_index.exact_scores import exact_scores
-from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, Segment, StoredVectors
+from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, Segment, StoredVectors, is_doubted
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ _KEPT_WINDOWS = 50_000
 _CHECKED = 64  # best results whose embeddings are compared with the database
 _TOLERANCE = 1e-3
 _ROUNDING = 1e-6  # of the scores of a matrix product, which may differ for equal rows
-_UNIT_TOLERANCE = 1e-3  # of the squared length of an embedding
 _NOT_USED = "%s; it is not used, and searches are slow: delete that folder, and run `slap-fast index` on the library"
 
 
@@ -125,9 +124,7 @@ class VectorIndex:
         for some in np.array_split(rows, max(1, len(rows) >> 16)):
             ids, vectors = segment.ids[some], segment.vectors[some]
             scores = vectors @ query
-            # Damage rarely leaves the length of an embedding, which is 1; where it is not, the database has the truth.
-            lengths = np.einsum("ij,ij->i", vectors, vectors)
-            doubted = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))[:_CHECKED]
+            doubted = np.flatnonzero(is_doubted(vectors))[:_CHECKED]
             self._check_scores(query, ids[doubted], scores[doubted])
             yield _best(ids, scores, vectors, query, count)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from slap_fast.library.vector_index.exact_scores import exact_scores
-from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, StoredVectors
+from slap_fast.library.vector_index.stored_vectors import DamagedIndexError, StoredVectors, is_doubted
 
 T = TypeVar("T")
 
@@ -38,7 +38,6 @@ _RESULTS = 10  # of a query that is tried
 _FEWEST = 64  # candidates for so many results
 _ROUNDING = 1e-5  # of a score
 _MOST_SHARE = 1 / 16  # of the windows as candidates, above which a scan is as fast
-_UNIT_TOLERANCE = 1e-3  # of the squared length of an embedding
 
 
 class Candidates(NamedTuple):
@@ -62,7 +61,6 @@ class BinaryCodes:
         self.segments = segments
         self.candidates = candidates
         self._covered = stored.segments[:segments]
-        self._starts = np.cumsum([0, *(len(segment.ids) for segment in self._covered)])
         self._parts = parts
         self._firsts = np.cumsum([0, *(part.ntotal for part in parts)])
 
@@ -129,7 +127,7 @@ class BinaryCodes:
 
     def serves(self, count: int) -> bool:
         """Whether so many results need few of the windows as candidates; a scan is right for more."""
-        return self._depth(count) <= _MOST_SHARE * self._starts[-1]
+        return self._depth(count) <= _MOST_SHARE * self._firsts[-1]
 
     def search(self, query: np.ndarray, count: int) -> Candidates | None:
         """The `count` best windows of the covered segments; None if only a scan can tell which they are.
@@ -137,21 +135,14 @@ class BinaryCodes:
         An embedding that is not of unit length is doubted: the matrix may be damaged where no other check reads it.
         """
         rows, approximate = self.nearest(query, self._depth(count))
-        order = np.argsort(rows)
-        rows, approximate = rows[order], approximate[order]
-        ids, scores, lengths = [], [], []
-        for segment, start, end in zip(self._covered, self._starts[:-1], self._starts[1:], strict=True):
-            inside = rows[(rows >= start) & (rows < end)] - start
-            vectors = np.asarray(segment.vectors[inside])
-            ids.append(segment.ids[inside])
-            scores.append(exact_scores(vectors, np.arange(len(vectors)), query))
-            lengths.append(np.einsum("ij,ij->i", vectors, vectors))
-        all_ids, all_scores = np.concatenate(ids), np.concatenate(scores)
-        doubted = ~(np.abs(np.concatenate(lengths) - 1) <= _UNIT_TOLERANCE)  # NaN too
-        best = np.lexsort((all_ids, -all_scores))[:count]
-        if len(rows) < self._starts[-1] and len(best) and approximate[best].min() <= approximate.min():
+        ids = _taken([segment.ids for segment in self._covered], rows)
+        vectors = _taken([segment.vectors for segment in self._covered], rows)
+        scores = exact_scores(vectors, np.arange(len(rows)), query)
+        doubted = is_doubted(vectors)
+        best = np.lexsort((ids, -scores))[:count]
+        if len(rows) < self._firsts[-1] and len(best) and approximate[best].min() <= approximate.min():
             return None  # windows with the same code may have been left out, such as silence
-        return Candidates(all_ids[best], all_scores[best], all_ids[doubted], all_scores[doubted])
+        return Candidates(ids[best], scores[best], ids[doubted], scores[doubted])
 
     def nearest(self, query: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows `[K]` int64 of the `depth` windows whose codes are nearest, and their approximate scores, unordered."""
@@ -182,7 +173,7 @@ class BinaryCodes:
         needed = np.full(len(truth), 2 * most)
         count = _FEWEST
         while count <= most:
-            scores = self._exact(rows[:count], query)
+            scores = _taken([segment.vectors for segment in self._covered], rows[:count]) @ query
             best = np.argsort(-scores)[: len(truth)]
             is_found = scores[best] >= truth[: len(best)] - _ROUNDING
             if approximate[best].min() <= approximate[:count][-1]:
@@ -192,14 +183,6 @@ class BinaryCodes:
                 break
             count *= 2
         return needed
-
-    def _exact(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """`[K]` scores of rows of the covered segments, in any order."""
-        scores = np.empty(len(rows), np.float32)
-        for segment, start, end in zip(self._covered, self._starts[:-1], self._starts[1:], strict=True):
-            inside = np.flatnonzero((rows >= start) & (rows < end))
-            scores[inside] = segment.vectors[rows[inside] - start] @ query
-        return scores
 
     def _depth(self, count: int) -> int:
         return self.candidates * max(1, -(-count // _RESULTS))
@@ -225,10 +208,12 @@ def _build(stored: StoredVectors, queries: np.ndarray | None) -> dict[str, Any]:
     import faiss
 
     width = int(stored.manifest["width"])
+    matrices = [segment.vectors for segment in stored.segments]
     generator = np.random.default_rng(0)
 
     def some_rows(count: int) -> np.ndarray:
-        return _rows(stored, np.sort(generator.choice(stored.windows, min(stored.windows, count), replace=False)))
+        rows = generator.choice(stored.windows, min(stored.windows, count), replace=False)
+        return _taken(matrices, np.sort(rows))
 
     sample = some_rows(_TRAINING)
     parts = []
@@ -239,7 +224,7 @@ def _build(stored: StoredVectors, queries: np.ndarray | None) -> dict[str, Any]:
         part = faiss.IndexPreTransform(rotation, codes)
         part.train(sample)
         for first in range(begin, min(begin + _PART, stored.windows), 1 << 16):
-            part.add(_rows(stored, np.arange(first, min(first + (1 << 16), begin + _PART, stored.windows))))
+            part.add(_taken(matrices, np.arange(first, min(first + (1 << 16), begin + _PART, stored.windows))))
         parts.append(part)
     tried = [_between(some_rows(_QUERIES))]
     if queries is not None and len(queries):
@@ -288,11 +273,12 @@ def _nearest_scores(stored: StoredVectors, queries: np.ndarray, count: int) -> n
     return -np.sort(-scores, axis=1)
 
 
-def _rows(stored: StoredVectors, rows: np.ndarray) -> np.ndarray:
-    """`[N, D]` float32: rows of all segments one after the other, ascending."""
-    start, parts = 0, []
-    for segment in stored.segments:
-        inside = rows[(rows >= start) & (rows < start + len(segment.ids))] - start
-        parts.append(np.asarray(segment.vectors[inside]))
-        start += len(segment.ids)
-    return np.concatenate(parts)
+def _taken(arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows of arrays that are one after the other, in any order."""
+    taken = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        inside = np.flatnonzero((rows >= start) & (rows < start + len(array)))
+        taken[inside] = array[rows[inside] - start]
+        start += len(array)
+    return taken

@@ -33,6 +33,7 @@ _REMOVED_SHARE = 0.2  # of the windows in the index, above which it is written a
 _SAMPLE = 256  # of the embeddings of a segment, which an update compares with the database
 _FEW_WINDOWS = 1000  # new ones that are not worth a segment
 _TAIL = 16  # of the newest embeddings, which are compared with the database whenever the index is opened
+_UNIT_TOLERANCE = 1e-3  # of the squared length of an embedding
 _SUM_TOLERANCE = 0.02  # of the sum of the scores of a segment, which rounding changes far less
 
 
@@ -214,6 +215,12 @@ class StoredVectors:
         entry["sum"] = total.tolist()
         grown = replace(self, segments=(*self.segments, _read(self.folder, entry, self.manifest)))
         return grown.with_manifest(segments=[*self.manifest["segments"], entry], last=int(ids[-1]))
+
+
+def is_doubted(vectors: np.ndarray) -> np.ndarray:
+    """Which of `[n, D]` stored embeddings may be damaged, `[n]` bool: damage rarely leaves their length, which is 1."""
+    lengths = np.einsum("ij,ij->i", vectors, vectors)
+    return ~(np.abs(lengths - 1) <= _UNIT_TOLERANCE)  # NaN too
 
 
 def _check(manifest: dict[str, Any], database: Database) -> None:
