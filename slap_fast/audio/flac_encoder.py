@@ -1,8 +1,9 @@
-"""FLAC encoder for the shards: 16-bit mono, in memory or in a temporary file if large."""
+"""FLAC encoder for the shards: 16-bit mono with a seek table, in memory or in a temporary file if large."""
 
 from __future__ import annotations
 
 import io
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import soundfile
 
 from slap_fast.audio.errors import AudioError
+from slap_fast.audio.flac_seek_table import TABLE_OFFSET, insert_bytes, seek_table
 
 _BLOCK_SAMPLES = 1 << 18  # encoded at once
 _IN_MEMORY_BYTES = 16 << 20  # larger FLAC streams go to a temporary file
@@ -29,6 +31,7 @@ class Flac:
         silent: all samples are zero.
         clipped: number of samples beyond full scale.
         peak: largest magnitude before clipping; 0 if no sample was clipped.
+        seekable: the file has a seek table. False only if this libsndfile writes FLAC in an unexpected way.
     """
 
     audio: bytes | Path
@@ -37,6 +40,7 @@ class Flac:
     silent: bool
     clipped: int = 0
     peak: float = 0.0
+    seekable: bool = True
 
 
 def encode_flac(
@@ -48,6 +52,9 @@ def encode_flac(
     max_seconds: float | None = None,
 ) -> Flac:
     """Encode `[n]` float blocks as 16-bit mono FLAC. Samples beyond [-1, 1) are clipped; no dither.
+
+    Frames have 4096 samples, libFLAC's default, which soundfile cannot change without lower compression. The seek table
+    has a point at every frame (`slap_fast.audio.flac_seek_table`).
 
     Args:
         blocks: consecutive blocks of the waveform at `sample_rate` Hz, in [-1, 1].
@@ -83,8 +90,11 @@ def encode_flac(
             raise AudioError("no_samples", "0 samples")
         if samples < min_seconds * sample_rate:
             raise AudioError("too_short", f"{samples / sample_rate:.3f} s, less than {min_seconds} s")
+        seekable = spool.add_seek_table(samples)
+        if spool.size > _MAX_FLAC_BYTES:
+            raise AudioError("too_long", "more than 4 GiB as FLAC")
         audio = spool.take()
-    return Flac(audio, spool.size, samples, silent, clipped, peak)
+    return Flac(audio, spool.size, samples, silent, clipped, peak, seekable)
 
 
 def _to_pcm16(block: np.ndarray) -> tuple[np.ndarray, int]:
@@ -106,6 +116,7 @@ class _Spool:
         self._spilled = False
         self._taken = False
         self._error: OSError | None = None
+        self._appended = array("Q")  # offsets of the writes at the end
         self.size = 0
 
     def __enter__(self) -> _Spool:
@@ -119,6 +130,8 @@ class _Spool:
     def write(self, data: bytes) -> int:
         # libsndfile calls this from C, which cannot pass on an exception.
         try:
+            if (position := self._file.tell()) == self.size:
+                self._appended.append(position)
             written = self._file.write(data)
             self.size = max(self.size, self._file.tell())
             if not self._spilled and self.size > _IN_MEMORY_BYTES:
@@ -150,6 +163,15 @@ class _Spool:
                 raise
         if self._error is not None:
             raise self._error
+
+    def add_seek_table(self, samples: int) -> bool:
+        """Inserts the seek table of the finished stream; False if it cannot be made."""
+        table = seek_table(self._file, self._appended, samples)
+        if table is None:
+            return False
+        insert_bytes(self._file, TABLE_OFFSET, table)
+        self.size += len(table)
+        return True
 
     def take(self) -> bytes | Path:
         """The content: bytes, or the path of a file that the caller must delete."""

@@ -71,9 +71,12 @@ class ClipEncoder:
 
 
 def _notes(flac: Flac) -> list[tuple[str, str]]:
+    notes = []
     if flac.silent:
-        return [("silent", "every sample is zero")]
+        notes.append(("silent", "every sample is zero"))
     if flac.clipped:
         detail = f"{flac.clipped} of {flac.samples} samples were beyond full scale, by up to {flac.peak:.3g} times"
-        return [("clipped", detail)]
-    return []
+        notes.append(("clipped", detail))
+    if not flac.seekable:
+        notes.append(("no_seek_table", "this libsndfile writes FLAC in an unknown way: no parallel decoding"))
+    return notes
