@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from slap_fast.ops.attention import varlen_attention
 from slap_fast.ops.contrastive import ContrastiveOutput, contrastive_loss
+from slap_fast.ops.decode_flac import DecodedFlac, FlacError, FlacInfo, decode_flac, flac_info
 from slap_fast.ops.linear import linear
 from slap_fast.ops.linear_cross_entropy import linear_cross_entropy
 from slap_fast.ops.log_mel import log_mel
@@ -23,6 +24,9 @@ from slap_fast.ops.waveform_stats import WaveformStats, waveform_stats
 
 __all__ = [
     "ContrastiveOutput",
+    "DecodedFlac",
+    "FlacError",
+    "FlacInfo",
     "LogMelStream",
     "MelConfig",
     "PackedLayout",
@@ -31,6 +35,8 @@ __all__ = [
     "apply_rotary",
     "apply_rotary_qkv",
     "contrastive_loss",
+    "decode_flac",
+    "flac_info",
     "linear",
     "linear_cross_entropy",
     "log_mel",
