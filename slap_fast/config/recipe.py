@@ -254,7 +254,8 @@ class TrainingConfig:
 class LoadingConfig:
     """Decoding and prefetching of clips, per rank."""
 
-    decoder: Literal["auto", "dali", "soundfile"] = "auto"
+    decoder: Literal["auto", "dali", "soundfile", "native", "gpu"] = "auto"
+    """"gpu" decodes FLAC on the GPU of the rank, the others on the CPU; all give the same samples."""
     threads: int = 2
     """Decoder threads."""
     prefetch: int = 2

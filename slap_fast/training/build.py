@@ -208,6 +208,7 @@ def build_loader(
         max_batch_size=max(1, recipe.schedule.batch_size // ranks.world_size),
         sample_rate=model_config.mel.sample_rate,
         pin_memory=pin_memory,
+        device=ranks.device,
     )
     return Loader(
         datasets,

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from slap_fast import native
+from slap_fast.audio.flac_encoder import encode_flac
 from slap_fast.config.model import ModelConfig, TextEncoderConfig
 from slap_fast.config.recipe import AugmentationConfig
-from slap_fast.data.decoding import make_decoder
+from slap_fast.data.decoding import Decoder, GpuDecoder, make_decoder
 from slap_fast.data.format.dataset_files import FORMAT_VERSION, INDEX_DTYPE, INDEX_NAME, INFO_NAME
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.batch import Batch
@@ -49,6 +52,27 @@ def encode(pcm: np.ndarray, rate: int = 16_000, *, format: str = "FLAC", subtype
     return file.getvalue()
 
 
+def prepared(pcm: np.ndarray) -> bytes:
+    """FLAC as `slap-fast prepare` writes it: with a seek table."""
+    audio = encode_flac([pcm / np.float32(32768)], Path("not written")).audio
+    assert isinstance(audio, bytes)
+    return audio
+
+
+DECODERS = ("soundfile", "dali", "native", "gpu path")
+
+
+def decoder_of(kind: str, threads: int = 2, max_batch_size: int = 8) -> Decoder:
+    """A decoder by a name of `DECODERS`, of which the last runs on the CPU; skips the test where it cannot run."""
+    if kind == "gpu path":
+        return GpuDecoder("cpu", threads)
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    if kind == "native" and (reason := native.unavailable()):
+        pytest.skip(reason)
+    return make_decoder(kind, threads, max_batch_size)  # type: ignore[arg-type]
+
+
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -66,11 +90,12 @@ class StoredClip:
 
 
 def make_clip(number: int) -> StoredClip:
-    """A clip of 0.05 to 0.5 s, with one to three captions of up to 7 words."""
+    """A clip of 0.05 to 0.5 s, with one to three captions of up to 7 words; even ones have a seek table."""
     generator = np.random.default_rng([17, number])
     pcm = (generator.standard_normal(int(generator.integers(800, 8000))) * 5000).clip(-32768, 32767).astype(np.int16)
     captions = [" ".join(generator.choice(WORDS, generator.integers(1, 8))) for _ in range(generator.integers(1, 4))]
-    return StoredClip(encode(pcm), len(pcm), len(captions), json.dumps({"captions": captions}).encode())
+    audio = encode(pcm) if number % 2 else prepared(pcm)
+    return StoredClip(audio, len(pcm), len(captions), json.dumps({"captions": captions}).encode())
 
 
 def write_dataset(folder: Path, clips: Sequence[StoredClip], clips_per_shard: int = 10) -> ClipIndex:

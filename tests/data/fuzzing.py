@@ -22,15 +22,19 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
+from slap_fast import native
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.flac_encoder import encode_flac
 from slap_fast.audio.waveform import load_audio
-from slap_fast.data.decoding import DecodeFailure, make_decoder
+from slap_fast.data.decoding import DecodeFailure, Decoder, GpuDecoder, make_decoder
+
+PREPARED = "with a seek table"  # as `slap-fast prepare` writes FLAC
 
 FORMATS = {
     "WAV": ("WAV", "PCM_16"),
     "WAV, float": ("WAV", "FLOAT"),
     "FLAC": ("FLAC", "PCM_16"),
+    "FLAC, prepared": ("FLAC", PREPARED),
     "FLAC, 24 bits": ("FLAC", "PCM_24"),
     "MP3": ("MP3", "MPEG_LAYER_III"),
     "Ogg Vorbis": ("OGG", "VORBIS"),
@@ -76,8 +80,12 @@ def extremes(blob: bytes, generator: np.random.Generator) -> list[bytes]:
 
 def encoded(format: str, subtype: str, generator: np.random.Generator) -> bytes:
     file = io.BytesIO()
-    waveform = np.cumsum(generator.standard_normal(SAMPLES)) / 200
-    soundfile.write(file, waveform.clip(-0.9, 0.9), 16_000, format=format, subtype=subtype)
+    waveform = (np.cumsum(generator.standard_normal(SAMPLES)) / 200).clip(-0.9, 0.9)
+    if subtype == PREPARED:
+        audio = encode_flac([waveform.astype(np.float32)], Path("not written")).audio
+        assert isinstance(audio, bytes)
+        return audio
+    soundfile.write(file, waveform, 16_000, format=format, subtype=subtype)
     return file.getvalue()
 
 
@@ -97,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fuzz(name: str, rounds: int, seed: int, folder: Path) -> dict[str, object]:
     generator = np.random.default_rng([seed, list(FORMATS).index(name)])
-    decoders = [make_decoder("soundfile", 1)]
+    decoders: list[Decoder] = [make_decoder("soundfile", 1), GpuDecoder("cpu", 1)]
+    if native.unavailable() is None:
+        decoders.append(make_decoder("native", 2))
     if _has_dali():
         # Batch size 1 tests the file itself; in a batch of 64, one bad file makes DALI fail the whole batch.
         decoders += [make_decoder("dali", 2, 1), make_decoder("dali", 2, 64)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
+from slap_fast.data.decoding.flac_batch import complete, header_matches
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.errors import MissingExtraError
 
@@ -48,24 +49,18 @@ class DaliDecoder:
     ) -> list[Tensor | DecodeFailure]:
         """See `slap_fast.data.decoding.Decoder.decode`."""
         crops = crops or [None] * len(blobs)
-        decoded: list[Tensor | DecodeFailure | None] = [None] * len(blobs)
+        decoded: list[Tensor | None] = [None] * len(blobs)
         suitable = [
             item
             for item, (blob, count, crop) in enumerate(zip(blobs, samples, crops, strict=True))
-            if crop is None and _header_matches(blob, self.sample_rate, count)
+            if crop is None and header_matches(blob, self.sample_rate, count)
         ]
         for start in range(0, len(suitable), self.max_batch_size):
             items = suitable[start : start + self.max_batch_size]
             waveforms = self._run([blobs[item] for item in items], [samples[item] for item in items])
             for item, waveform in zip(items, waveforms, strict=True):
                 decoded[item] = waveform
-        rest = [item for item, waveform in enumerate(decoded) if waveform is None]
-        repaired = self._soundfile.decode(
-            [blobs[item] for item in rest], [samples[item] for item in rest], [crops[item] for item in rest]
-        )
-        for item, outcome in zip(rest, repaired, strict=True):
-            decoded[item] = outcome
-        return [outcome for outcome in decoded if outcome is not None]
+        return complete(decoded, self._soundfile, blobs, samples, crops)
 
     def _run(self, blobs: list[Blob], samples: list[int]) -> Sequence[Tensor | None]:
         """Decodes one DALI batch to contiguous waveforms, or to None for every clip if one is damaged."""
@@ -111,15 +106,3 @@ def _to_torch(decoded: Any, total: int) -> Tensor:
         return torch.from_dlpack(decoded.as_reshaped_tensor([total]))
     except RuntimeError:
         return torch.cat([torch.from_numpy(np.array(decoded.at(item))) for item in range(len(decoded))])
-
-
-def _header_matches(blob: Blob, sample_rate: int, samples: int) -> bool:
-    """Whether `blob` is mono FLAC of this sample rate and length by its STREAMINFO block (RFC 9639, 8.2).
-
-    DALI would allocate whatever length a header claims.
-    """
-    if len(blob) < 42 or blob[:4] != b"fLaC" or blob[4] & 0x7F != 0 or samples == 0:
-        return False
-    packed = int.from_bytes(blob[18:26], "big")
-    channels = (packed >> 41 & 0b111) + 1
-    return (packed >> 44, channels, packed & (2**36 - 1)) == (sample_rate, 1, samples)

@@ -19,7 +19,7 @@ class Batch:
     """N clips with one caption each. All random choices depend only on (seed, step, clip), not on the rank.
 
     Attributes:
-        waveform: `[samples.total]` float32 in [-1, 1], packed clips.
+        waveform: `[samples.total]` float32 in [-1, 1], packed clips. On a GPU from the start if it was decoded there.
         samples: layout of `waveform` (int64 offsets).
         frames: layout of the log-mel frames.
         tokens: layout of the audio encoder's tokens.
@@ -48,6 +48,10 @@ class Batch:
         return len(self.samples)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on `device`, to be used on its current stream."""
+        if self.waveform.is_cuda:
+            # It was decoded on the GPU, on another stream: its memory must not be reused before this one is done.
+            self.waveform.record_stream(torch.cuda.current_stream(self.waveform.device))
         moved: dict[str, Any] = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in dataclasses.fields(self)
@@ -81,7 +85,10 @@ class Batch:
         return [Batch(*values) for values in columns]
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, including the offsets, so that copies to the GPU are asynchronous."""
+        """The batch in page-locked memory, including the offsets, so that copies to the GPU are asynchronous.
+
+        A waveform that was decoded on a GPU stays there.
+        """
         pinned: dict[str, Any] = {field.name: _pinned(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return Batch(**pinned)
 
@@ -89,7 +96,7 @@ class Batch:
 def _pinned(value: Tensor | PackedLayout) -> Tensor | PackedLayout:
     if isinstance(value, PackedLayout):
         return PackedLayout(value.lengths, value.cu_seqlens.pin_memory())
-    return value.pin_memory()
+    return value if value.is_cuda else value.pin_memory()
 
 
 def _split(packed: Tensor, layouts: Sequence[PackedLayout]) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ import io
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,9 +13,20 @@ import soundfile
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding import DecodeFailure, Decoder, SoundfileDecoder, make_decoder
+from slap_fast import native
+from slap_fast.data.decoding import (
+    DecodeFailure,
+    Decoder,
+    DecoderUnavailableError,
+    GpuDecoder,
+    NativeDecoder,
+    SoundfileDecoder,
+    make_decoder,
+)
 from slap_fast.data.loading.collate import pack_waveforms
-from tests.data.builders import encode
+from slap_fast.ops import dispatch
+from slap_fast.ops.decode_flac import BACKENDS
+from tests.data.builders import DECODERS, decoder_of, encode, prepared
 from tests.data.fuzzing import corruptions
 
 
@@ -41,11 +52,9 @@ def same(first: Sequence[Tensor | DecodeFailure], second: Sequence[Tensor | Deco
     )
 
 
-@pytest.fixture(params=["soundfile", "dali"])
+@pytest.fixture(params=DECODERS)
 def decoder(request: pytest.FixtureRequest) -> Decoder:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return make_decoder(request.param, threads=2, max_batch_size=8)
+    return decoder_of(request.param)
 
 
 def decode_one(decoder: Decoder, blob: bytes, samples: int) -> Tensor | DecodeFailure:
@@ -56,8 +65,8 @@ def decode_one(decoder: Decoder, blob: bytes, samples: int) -> Tensor | DecodeFa
 def test_flac_decodes_to_its_integers_divided_by_32768(decoder: Decoder) -> None:
     lengths = [16_000, 1, 33, 4096, 30_001]
     pcm = [random_pcm(length) for length in lengths]
-    decoded = decoder.decode([encode(audio) for audio in pcm], lengths)
-    for audio, waveform in zip(pcm, decoded, strict=True):
+    decoded = decoder.decode([encode(audio) for audio in pcm] + [prepared(audio) for audio in pcm], 2 * lengths)
+    for audio, waveform in zip([*pcm, *pcm], decoded, strict=True):
         assert isinstance(waveform, Tensor)
         assert waveform.dtype == torch.float32
         assert torch.equal(waveform, torch.from_numpy(audio.astype(np.float32) / 32768))
@@ -74,12 +83,13 @@ def test_batches_of_any_size_can_follow_each_other(decoder: Decoder) -> None:
 def test_a_crop_returns_only_its_samples_and_allocates_no_more(decoder: Decoder) -> None:
     pcm = [random_pcm(30_000, seed=item) for item in range(5)]
     crops = [(0, 16_000), None, (13_999, 29_999), (14_000, 30_000), (29_999, 30_000)]
-    decoded = decoder.decode([encode(audio) for audio in pcm], [30_000] * 5, crops)
     stretches = [audio[slice(*(crop or (None,)))] for audio, crop in zip(pcm, crops, strict=True)]
-    assert same(decoded, [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in stretches])
-    cropped = decoder.decode([encode(pcm[0])], [30_000], [(5, 7)])[0]
-    assert isinstance(cropped, Tensor)
-    assert cropped.untyped_storage().nbytes() == 2 * 4
+    for encoded in (encode, prepared):
+        decoded = decoder.decode([encoded(audio) for audio in pcm], [30_000] * 5, crops)
+        assert same(decoded, [torch.from_numpy(audio.astype(np.float32) / 32768) for audio in stretches])
+        cropped = decoder.decode([encoded(pcm[0])], [30_000], [(5, 7)])[0]
+        assert isinstance(cropped, Tensor)
+        assert cropped.untyped_storage().nbytes() == 2 * 4
 
 
 @pytest.mark.parametrize("crop", [(9_000, 10_000), (0, 10_000)])
@@ -99,11 +109,9 @@ def test_a_batch_is_contiguous_in_memory(decoder: Decoder) -> None:
     assert pack_waveforms(waveforms).data_ptr() == waveforms[0].data_ptr()
 
 
-@pytest.mark.parametrize("kind", ["soundfile", "dali"])
+@pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoded_batch_outlives_later_batches_and_the_decoder(kind: str) -> None:
-    if kind == "dali":
-        pytest.importorskip("nvidia.dali")
-    short_lived = make_decoder(kind, 1, 2)  # type: ignore[arg-type]
+    short_lived = decoder_of(kind, 1, 2)
     pcm = random_pcm(5000)
     kept = decode_one(short_lived, encode(pcm), 5000)
     for seed in range(4):
@@ -192,9 +200,12 @@ def test_other_formats_decode_as_soundfile_reads_them(decoder: Decoder, format: 
     assert same([decode_one(decoder, blob, 8000)], [torch.from_numpy(expected)])
 
 
-@pytest.mark.parametrize(("format", "subtype"), [("FLAC", "PCM_16"), *FORMATS[2:]])
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("FLAC", "PCM_16"), ("FLAC, prepared", ""), ("FLAC", "PCM_24"), *FORMATS[2:]]
+)
 def test_corrupted_bytes_never_raise_and_decoders_agree(format: str, subtype: str) -> None:
-    blob = encode(random_pcm(3000), format=format, subtype=subtype)
+    pcm = random_pcm(3000)
+    blob = encode(pcm, format=format, subtype=subtype) if subtype else prepared(pcm)
     generator = np.random.default_rng(1)
     corrupted = [bad for _ in range(25) for bad in corruptions(blob, generator)]
     by_soundfile = make_decoder("soundfile").decode(corrupted, [3000] * len(corrupted))
@@ -202,10 +213,27 @@ def test_corrupted_bytes_never_raise_and_decoders_agree(format: str, subtype: st
     assert all(
         outcome.isfinite().all() and len(outcome) == 3000 for outcome in by_soundfile if isinstance(outcome, Tensor)
     )
+    assert same(GpuDecoder("cpu").decode(corrupted, [3000] * len(corrupted)), by_soundfile)
+    if native.unavailable() is None:
+        assert same(make_decoder("native", 2).decode(corrupted, [3000] * len(corrupted)), by_soundfile)
     pytest.importorskip("nvidia.dali")
     # Batch size 1 tests the file itself; in a batch of 8, one bad file makes DALI fail the whole batch.
     for batch_size in (1, 8):
         assert same(make_decoder("dali", 2, batch_size).decode(corrupted, [3000] * len(corrupted)), by_soundfile)
+
+
+@pytest.mark.parametrize("kind", DECODERS[2:])
+def test_decoders_agree_on_crops_of_corrupted_files(kind: str) -> None:
+    pcm = random_pcm(30_000)
+    generator = np.random.default_rng(2)
+    corrupted = [bad for _ in range(40) for bad in corruptions(prepared(pcm), generator)]
+    # Begins and ends in the middle of frames, at their borders, and at the ends of the file.
+    crops = [(0, 5000), (5000, 9000), (8192, 16_384), (25_000, 30_000), (0, 30_000)]
+    chosen = [crops[number % len(crops)] for number in range(len(corrupted))]
+    lengths = [30_000] * len(corrupted)
+    by_soundfile = make_decoder("soundfile").decode(corrupted, lengths, chosen)
+    assert len({type(outcome) for outcome in by_soundfile}) == 2
+    assert same(decoder_of(kind).decode(corrupted, lengths, chosen), by_soundfile)
 
 
 def test_the_sample_rate_can_be_changed() -> None:
@@ -219,17 +247,37 @@ def test_auto_is_dali_if_installed() -> None:
     assert type(make_decoder("auto")).__name__ == "DaliDecoder"
 
 
-def test_without_dali_auto_is_soundfile_and_dali_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dali_auto_is_another_and_dali_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert isinstance(make_decoder("auto"), SoundfileDecoder)
+    assert isinstance(make_decoder("auto"), SoundfileDecoder if native.unavailable() else NativeDecoder)
     with pytest.raises(ImportError, match=r"pip install 'slap-fast\[dali\]'"):
         make_decoder("dali")
+
+
+@pytest.fixture
+def no_native_decoding() -> Iterator[None]:
+    dispatch.register("decode_flac", [dispatch.Backend("native", lambda: "no compiler"), dispatch.Backend("soundfile")])
+    yield
+    dispatch.register("decode_flac", [dispatch.Backend(name, b.unavailable, b.rejects) for name, b in BACKENDS.items()])
+
+
+@pytest.mark.usefixtures("no_native_decoding")
+def test_without_native_code_auto_is_another_and_native_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert isinstance(make_decoder("auto"), SoundfileDecoder)
+    with pytest.raises(DecoderUnavailableError, match=r"loading.decoder=native .*no compiler.*loading.decoder=auto"):
+        make_decoder("native")
+
+
+def test_the_gpu_decoder_without_a_gpu_raises_with_the_reason() -> None:
+    with pytest.raises(DecoderUnavailableError, match=r"loading.decoder=gpu .*\(cuda: .*loading.decoder=auto"):
+        make_decoder("gpu", device="cpu")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_decoder("torchcodec"), "'torchcodec'; choose"),  # type: ignore[arg-type]
+        (lambda: make_decoder("torchcodec"), "'torchcodec'; choose one of auto, dali"),  # type: ignore[arg-type]
         (lambda: make_decoder("soundfile", 0), "threads is 0"),
         (lambda: make_decoder("auto", 0), "threads is 0"),
     ],

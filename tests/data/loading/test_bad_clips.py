@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slap_fast.data.decoding import make_decoder
 from slap_fast.data.format.dataset_files import INDEX_NAME
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.data.loading.dropped_clips import DropReport
-from tests.data.builders import StoredClip, encode, make_clip, make_loader, make_tokenizer, write_dataset
+from tests.data.builders import (
+    DECODERS,
+    StoredClip,
+    decoder_of,
+    encode,
+    make_clip,
+    make_loader,
+    make_tokenizer,
+    write_dataset,
+)
 
 Damage = Callable[[StoredClip], StoredClip]
 
@@ -166,12 +174,10 @@ def report_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["soundfile", "dali"])
+@pytest.mark.parametrize("kind", DECODERS)
 def test_an_epoch_with_a_fifth_of_bad_clips_reports_exactly_these(
-    kind: Any, damaged: tuple[ClipIndex, dict[str, str]], tmp_path: Path
+    kind: str, damaged: tuple[ClipIndex, dict[str, str]], tmp_path: Path
 ) -> None:
-    if kind == "dali":
-        pytest.importorskip("nvidia.dali")
     index, planted = damaged
     assert len(planted) >= CLIPS // 5
     assert len(set(planted.values())) == len(BAD) + len(BAD_RECORDS) >= 20
@@ -181,7 +187,7 @@ def test_an_epoch_with_a_fifth_of_bad_clips_reports_exactly_these(
         make_tokenizer(),
         batch_size=BATCH,
         stop_step=steps,
-        decoder=make_decoder(kind, 2, BATCH),
+        decoder=decoder_of(kind, 2, BATCH),
         report=DropReport(tmp_path / "run" / "dropped.jsonl", start_step=0),
     )
     batches = [batch for _, batch in loader]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from slap_fast import native
 from slap_fast.config.model import ModelConfig, TextEncoderConfig
 from slap_fast.data.decoding import DecodeFailure, make_decoder
 from slap_fast.data.format.index import ClipIndex, DatasetError, StoredClip
@@ -27,6 +28,7 @@ from tests.data.builders import (
     START,
     WORDS,
     as_lists,
+    decoder_of,
     loader_threads,
     make_loader,
     split_batch,
@@ -58,8 +60,12 @@ def test_batches_do_not_depend_on_prefetch_threads_or_decoder(
     reference = make_loader(index, tokenizer, prefetch=0, decoder=make_decoder("soundfile", 1))
     expected = [(step, as_lists(batch)) for step, batch in reference]
     assert [step for step, _ in expected] == list(range(6))
-    for prefetch, kind, threads, size in ((1, "soundfile", 3, 64), (20, "auto", 2, 64), (2, "auto", 1, 3)):
-        loader = make_loader(index, tokenizer, prefetch=prefetch, decoder=make_decoder(kind, threads, size))  # type: ignore[arg-type]
+    settings = [(1, "soundfile", 3, 64), (20, "auto", 2, 64), (2, "auto", 1, 3), (2, "gpu path", 2, 64)]
+    if native.unavailable() is None:
+        settings.append((2, "native", 2, 64))
+    for prefetch, kind, threads, size in settings:
+        decoder = make_decoder("auto", threads, size) if kind == "auto" else decoder_of(kind, threads, size)
+        loader = make_loader(index, tokenizer, prefetch=prefetch, decoder=decoder)
         assert [(step, as_lists(batch)) for step, batch in loader] == expected
         assert loader.dropped == reference.dropped
 

@@ -1,0 +1,67 @@
+"""Native decoder: decodes FLAC with the project's own C++ code, `slap_fast.ops.decode_flac`, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
+from slap_fast.data.decoding.flac_batch import FlacBatch, complete, header_matches
+from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
+from slap_fast.ops import dispatch
+from slap_fast.ops.decode_flac.into import decode_flac_into
+from slap_fast.runtime.buffer_pool import BufferPool
+
+
+class NativeDecoder:
+    """Decodes mono FLAC natively, and leaves all other files to soundfile.
+
+    A crop decodes only its own frames if the file has a seek table, as `slap-fast prepare` writes it. soundfile decodes
+    every file that native code finds damaged once more, so that the reason is that of the other decoders.
+    """
+
+    def __init__(self, threads: int = 2, *, sample_rate: int = 16_000, pin_memory: bool = False) -> None:
+        """
+        Raises:
+            ValueError: `threads` is not positive.
+            CannotServeError: the native module is not available.
+        """
+        self._soundfile = SoundfileDecoder(threads, sample_rate=sample_rate, pin_memory=pin_memory)
+        dispatch.select("decode_flac", "native", device=torch.device("cpu"))
+        self.threads = threads
+        self.sample_rate = sample_rate
+        self._pin_memory = pin_memory
+        self._buffers = BufferPool()
+
+    def decode(
+        self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
+    ) -> list[Tensor | DecodeFailure]:
+        """See `slap_fast.data.decoding.Decoder.decode`."""
+        crops = crops or [None] * len(blobs)
+        decoded: list[Tensor | None] = [None] * len(blobs)
+        items = [
+            item
+            for item, (blob, count) in enumerate(zip(blobs, samples, strict=True))
+            if header_matches(blob, self.sample_rate, count)
+        ]
+        if items:
+            data = torch.from_numpy(self._buffers.take(sum(len(blobs[item]) for item in items)))
+            batch = FlacBatch.pack(items, blobs, samples, crops, data)
+            lengths = batch.samples.tolist()
+            waveform = self._allocate(sum(lengths))
+            errors = decode_flac_into(
+                waveform, data, batch.offsets, batch.samples, starts=batch.starts, threads=self.threads
+            )
+            for item, error, clip in zip(items, errors.tolist(), waveform.split(lengths), strict=True):
+                decoded[item] = None if error else clip
+        return complete(decoded, self._soundfile, blobs, samples, crops)
+
+    def _allocate(self, samples: int) -> Tensor:
+        """`[samples]` float32, uninitialized."""
+        if self._pin_memory:
+            # PyTorch caches page-locked memory and reuses it once all copies from it are done.
+            return torch.empty(samples, dtype=torch.float32, pin_memory=True)
+        return torch.from_numpy(self._buffers.take(4 * samples).view(np.float32))
