@@ -11,7 +11,7 @@ from slap_fast.config.model import TextEncoderConfig
 from slap_fast.config.saved_files import reject_code
 from slap_fast.errors import ModelError, one_line
 from slap_fast.integrations import transformers_attention
-from slap_fast.models.layers import initial_std
+from slap_fast.models.layers import Linear, initial_std
 from slap_fast.ops.packed import PackedLayout
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
 
 
 def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_config: Any = None) -> PreTrainedModel:
-    """Build the transformers model of the text tower.
+    """Build the transformers model of the text tower, with the linear layers of the other towers.
 
     Args:
         config: the name or folder of a pretrained model, or the dimensions of a ModernBERT to train from scratch.
@@ -60,7 +60,7 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
         model = _load_pretrained(config.pretrained, implementation)
         if (width := getattr(model.config, "hidden_size", None)) != config.width:
             raise ModelError(f"model.text.width is {config.width}, but {config.pretrained!r} has width {width}")
-        return model
+        return _with_our_products(model)
     if hf_config is None:
         hf_config = ModernBertConfig(
             vocab_size=config.vocab_size,
@@ -76,9 +76,22 @@ def build_text_model(config: TextEncoderConfig, *, load_pretrained: bool, hf_con
             cls_token_id=None,
             sep_token_id=None,
         )
-    return AutoModel.from_config(
+    model = AutoModel.from_config(
         hf_config, attn_implementation=implementation, dtype=torch.float32, trust_remote_code=False
     )
+    return _with_our_products(model)
+
+
+def _with_our_products(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes the layers that are plain `nn.Linear` multiply by the op `linear`, as those of the audio tower do.
+
+    Each remains the same module with the same parameters, so names of weights, hooks, and what looks for `nn.Linear`
+    (adapters, initialization) are not affected. Subclasses have products of their own and are left alone.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model
 
 
 def vocabulary_size(config: TextEncoderConfig, *, from_pretrained: bool) -> int:
