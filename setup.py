@@ -155,11 +155,13 @@ setup(
         *find_packages(include=["slap_fast", "slap_fast.*"]),
         "slap_fast.kernels",
         *(f"slap_fast.kernels.{name}" for name in find_packages("kernels")),
+        "slap_fast.csrc",  # for slap_fast/integrations/dali.py, which compiles it where it is used
     ],
     # A top-level package named `kernels` would shadow another library's.
-    package_dir={"slap_fast.kernels": "kernels"},
+    package_dir={"slap_fast.kernels": "kernels", "slap_fast.csrc": "csrc"},
     package_data={
-        "slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "library/*.txt", "app/*.css", "app/*.js"]
+        "slap_fast": ["py.typed", "recipes/*.yaml", "planning/*.yaml", "library/*.txt", "app/*.css", "app/*.js"],
+        "slap_fast.csrc": ["*.cmake", "*/*.h", "*/*.cpp", "*/*.cu", "dali/CMakeLists.txt"],
     },
     ext_modules=[Extension("slap_fast._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
