@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/contrastive.h"
+#include "cpu/flac_decode.h"
 #include "cpu/isa.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/log_mel.h"
@@ -387,6 +388,62 @@ void bind_score_losses(py::module_& module) {
       py::arg("grad_dtype"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_flac(py::module_& module) {
+  module.def(
+      "decode_flac",
+      [](Address data, std::int64_t bytes, Address offsets, std::int64_t files, Address starts, Address cu_seqlens,
+         std::int64_t rows, int channels, int dtype, Address output, Address errors, int verify, int threads) {
+        slap_fast::decode_flac({pointer<const std::uint8_t>(data), pointer<const std::int64_t>(offsets), files,
+                                pointer<const std::int64_t>(starts), pointer<const std::int64_t>(cu_seqlens), channels,
+                                static_cast<slap_fast::flac::SampleType>(dtype), pointer<void>(output),
+                                pointer<std::int32_t>(errors), static_cast<slap_fast::flac::Verify>(verify)},
+                               bytes, rows, threads);
+      },
+      py::arg("data"), py::arg("bytes"), py::arg("offsets"), py::arg("files"), py::arg("starts"), py::arg("cu_seqlens"),
+      py::arg("rows"), py::arg("channels"), py::arg("dtype"), py::arg("output"), py::arg("errors"), py::arg("verify"),
+      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+
+  // fields [7, files]: those of FlacInfo in slap_fast/ops/decode_flac/info.py.
+  module.def(
+      "flac_info",
+      [](Address data, Address offsets, std::int64_t files, Address fields) {
+        const auto* at = pointer<const std::int64_t>(offsets);
+        for (std::int64_t file = 0; file < files; ++file) {
+          slap_fast::flac::Stream stream;
+          const auto error =
+              slap_fast::flac_info(pointer<const std::uint8_t>(data) + at[file], at[file + 1] - at[file], stream);
+          const std::int64_t values[] = {stream.sample_rate,
+                                         stream.channels,
+                                         stream.bits,
+                                         stream.samples,
+                                         stream.max_block,
+                                         stream.points,
+                                         static_cast<std::int64_t>(error)};
+          for (std::int64_t field = 0; field < 7; ++field)
+            pointer<std::int64_t>(fields)[field * files + file] = values[field];
+        }
+      },
+      py::arg("data"), py::arg("offsets"), py::arg("files"), py::arg("fields"),
+      py::call_guard<py::gil_scoped_release>());
+
+  // The frames of a file: (error, [(first sample, byte offset, samples)]).
+  module.def(
+      "flac_frames",
+      [](Address data, std::int64_t bytes) {
+        std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>> points;
+        const auto add = [](void* found, const slap_fast::flac::Point& point) {
+          static_cast<decltype(points)*>(found)->emplace_back(point.sample, point.byte, point.samples);
+        };
+        slap_fast::flac::Error error;
+        {
+          const py::gil_scoped_release release;
+          error = slap_fast::flac_frames(pointer<const std::uint8_t>(data), bytes, add, &points);
+        }
+        return std::make_tuple(static_cast<int>(error), std::move(points));
+      },
+      py::arg("data"), py::arg("bytes"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -416,6 +473,7 @@ PYBIND11_MODULE(_C, module) {
   bind_matrix_product(module);
   bind_varlen_attention(module);
   bind_contrastive(module);
+  bind_flac(module);
   bind_score_losses(module);
 
   module.def(

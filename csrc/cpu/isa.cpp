@@ -14,9 +14,17 @@ constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}
 
 #if defined(__x86_64__)
 // By cpuid: older compilers do not accept these names in __builtin_cpu_supports.
-bool has_f16c() {
+bool has_f16c_and_pclmul() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29));
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29)) && (ecx & (1u << 1));
+}
+
+// Every CPU with AVX2 that is sold has these, but a virtual machine may hide them.
+bool has_bit_manipulation() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool bmi = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & (1u << 3)) && (ebx & (1u << 8));
+  const bool lzcnt = __get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 5));
+  return bmi && lzcnt;
 }
 
 bool has_avx512_bf16() {
@@ -61,7 +69,8 @@ const char* isa_name(Isa isa) {
 Isa detected_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c_and_pclmul() &&
+                    has_bit_manipulation();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) return has_avx512_bf16() ? Isa::avx512_bf16 : Isa::avx512;

@@ -34,6 +34,8 @@ SLAP_FAST_FLAC_INLINE Pair left_and_right(std::int32_t stereo, std::int64_t firs
 SLAP_FAST_FLAC_INLINE Error read_frame(BitReader& reader, const FrameHeader& header, const std::uint8_t* frame,
                                        std::int32_t* out) {
   const std::int32_t channels = header.channels;
+  // Reported only if the bits are as they were written: damage is the better reason.
+  bool in_range = true;
   for (std::int32_t channel = 0; channel < channels; ++channel) {
     Predictor predictor;
     std::int32_t* samples = out + channel;
@@ -48,22 +50,20 @@ SLAP_FAST_FLAC_INLINE Error read_frame(BitReader& reader, const FrameHeader& hea
   }
   if (header.stereo) {
     const std::int64_t limit = std::int64_t{1} << (header.bits - 1);
-    bool fine = true;
     for (std::int32_t i = 0; i < header.block; ++i) {
       std::int32_t* both = out + 2 * static_cast<std::int64_t>(i);
       const Pair pair = left_and_right(header.stereo, both[0], both[1]);
-      fine &= pair.left >= -limit && pair.left < limit && pair.right >= -limit && pair.right < limit;
+      in_range &= pair.left >= -limit && pair.left < limit && pair.right >= -limit && pair.right < limit;
       both[0] = static_cast<std::int32_t>(pair.left);
       both[1] = static_cast<std::int32_t>(pair.right);
     }
-    if (!fine) return Error::bad_subframe;
   }
   reader.align_to_byte();
   const std::int64_t end = reader.byte_position();
   const std::uint32_t stored = reader.read(16);
   if (reader.overrun) return Error::truncated;
   if (frame && crc16(frame, reader.data + end - frame) != stored) return Error::bad_crc;
-  return Error::ok;
+  return in_range ? Error::ok : Error::bad_subframe;
 }
 
 // Integers of `bits` bits to the samples that libsndfile gives.
