@@ -123,6 +123,9 @@ def test_a_wheel_from_the_sdist_works_outside_the_checkout(unpacked: Path, tmp_p
     ]
     assert {f"{path.relative_to(ROOT)}" for path in data} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/", "csrc/"))]
+    # The DALI plugin is compiled from these where it is used.
+    plugin = [path for folder in ("dali", "flac", "cpu") for path in (ROOT / "csrc" / folder).iterdir()]
+    assert {f"slap_fast/{path.relative_to(ROOT)}" for path in plugin} <= set(names)
 
     site = _install(wheel, tmp_path / "site")
     (package, kernels, isa, peak), _ = _use(site, LOCATE + MEASURE)

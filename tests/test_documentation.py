@@ -136,10 +136,11 @@ def test_every_op_has_an_example_in_the_docs() -> None:
 
 
 def test_every_python_example_is_run() -> None:
-    # Run by tests/models, tests/evaluation and tests/library.
+    # Run by tests/models, tests/evaluation, tests/library and tests/integrations.
     model_pages = [
         "README.md",
         "docs/captioning.md",
+        "docs/dali.md",
         "docs/evaluation.md",
         "docs/export.md",
         "docs/hub.md",

@@ -1,8 +1,9 @@
-"""Drop-in replacements for parts of torchaudio and Hugging Face transformers, built on `slap_fast.ops`.
+"""Drop-in replacements for parts of torchaudio and Hugging Face transformers, and a plugin for NVIDIA DALI.
 
 - `MelSpectrogram`: `torchaudio.transforms.MelSpectrogram`
 - `ASTFeatureExtractor`, `ClapFeatureExtractor`, `WhisperFeatureExtractor`: those of transformers
 - `transformers_attention.register()`: packed attention for transformers models, `attn_implementation="slap_varlen"`
+- `dali.register()`: FLAC in DALI pipelines, on CPU threads or on the GPU, `fn.slap_fast.flac`
 """
 
 from __future__ import annotations
