@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -237,8 +238,8 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
             raise ValueError(f"{name} is a {given}; pass {_FORMS}")
         if is_float:
             with np.errstate(over="ignore"):
-                # Copied to native byte order and contiguous strides, which torch requires.
-                samples = torch.from_numpy(np.array(samples, np.float32, order="C"))
+                # Native byte order, contiguous strides and write access are what torch requires; else it is a copy.
+                samples = torch.from_numpy(np.require(samples, np.float32, ["C", "W", "E"]))
         elif samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return torch.from_numpy(np.array(samples, np.float32, order="C")) / 32768.0
     if not is_float:
@@ -272,9 +273,10 @@ def _ambiguous(name: str, shape: tuple[int, ...]) -> str:
 
 def _check_values(name: str, samples: Tensor) -> None:
     values = samples.detach()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{name} holds NaN or infinite samples")
+    # One pass over the samples: a NaN or infinity among them shows in their norm.
     level = float(torch.linalg.vector_norm(values)) / len(values) ** 0.5
+    if not math.isfinite(level) and not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} holds NaN or infinite samples")
     if level > _MAX_RMS:
         raise ValueError(
             f"{name} has a root mean square of {level:.4g}, where full scale is 1: these are samples at the scale of "

@@ -294,7 +294,8 @@ def encode_features(model: SLAP, pack: list[Tensor]) -> tuple[Tensor, PackedLayo
     samples = PackedLayout.from_lengths(lengths, device=device, dtype=torch.int64)
     frames = PackedLayout.from_lengths([config.mel.num_frames(length) for length in lengths], device=device)
     tokens = PackedLayout.from_lengths([config.num_tokens(length) for length in lengths], device=device)
-    packed = torch.cat(pack) if pack else torch.empty(0, dtype=torch.float32, device=device)
+    empty = torch.empty(0, dtype=torch.float32, device=device)
+    packed = torch.cat(pack) if len(pack) > 1 else next(iter(pack), empty)
     return model.audio_encoder(model.frontend(packed, samples, frames, tokens), tokens), tokens
 
 

@@ -59,7 +59,7 @@ def embedding_windows(config: ModelConfig, blocks: Iterable[Tensor]) -> Iterator
             yield from (torch.from_numpy(samples).to(device) for _, samples in cut_windows(stream, window, hop))
             return
     if head:
-        yield torch.cat(head)
+        yield head[0] if len(head) == 1 else torch.cat(head)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from slap_fast.runtime.durable_files import replace_file_with, replace_text, sav
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slap_fast.models.slap import SLAP
+    from slap_fast.models.slap import SLAP, Towers
 
 MODEL_TYPE = "slap"
 """`model_type` in config.json, by which transformers finds `SlapConfig`."""
@@ -40,9 +40,11 @@ def save_model(model: SLAP, folder: str | os.PathLike, weights: Mapping[str, Ten
     """See `SLAP.save_pretrained`; `weights` replaces the state dict of the model.
 
     Raises:
-        ModelError: a name or shape of `weights` is not that of the model.
+        ModelError: a name or shape of `weights` is not that of the model, or the model has only its audio tower.
         OSError: a file cannot be written.
     """
+    if model.towers != "all":
+        raise ModelError(f"a model that was loaded with towers={model.towers!r} cannot be saved: load all of it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own = model.state_dict()
@@ -69,10 +71,8 @@ def save_config_and_tokenizer(model: SLAP, folder: str | os.PathLike) -> None:
     replace_text(folder / "preprocessor_config.json", json.dumps(sampling, indent=2) + "\n")
 
 
-def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
+def load_model(model_class: type[SLAP], folder: str | os.PathLike, *, towers: Towers = "all") -> SLAP:
     """See `SLAP.from_pretrained`; the model is on the CPU."""
-    from transformers.initialization import no_init_weights
-
     folder = Path(folder)
     _require_files(folder, "config.json", "model.safetensors")
     path = folder / "config.json"
@@ -81,6 +81,8 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
         objectives, config = read_config(values)
     except ValueError as error:
         raise ModelError(f"{path}: is damaged: {error}; copy it again") from error
+    if towers == "audio":
+        return _load_audio_tower(model_class, folder, objectives, config)
     text_config = None
     if "contrastive" in objectives:
         _require_files(folder, "text_config/config.json")
@@ -100,6 +102,8 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
         ) from error
     weights = _read_weights(folder / "model.safetensors", expected.state_dict())
     _check_vocabulary(tokenizer, expected, folder)
+    from transformers.initialization import no_init_weights
+
     # Random initialization would take most of the time. Weights are float32 for any default dtype of torch.
     with no_init_weights():
         model = model_class(
@@ -111,6 +115,14 @@ def load_model(model_class: type[SLAP], folder: str | os.PathLike) -> SLAP:
     if model.text_encoder is not None:
         _check_text_tower(model, folder)
     return model
+
+
+def _load_audio_tower(model_class: type[SLAP], folder: Path, objectives: tuple[str, ...], config: ModelConfig) -> SLAP:
+    with torch.device("meta"):
+        model = model_class(config, objectives=objectives, load_pretrained_text=False, towers="audio")
+    weights = _read_weights(folder / "model.safetensors", model.state_dict(), others=True)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[tuple[str, ...], ModelConfig]:
@@ -138,11 +150,12 @@ def _objectives(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_weights(path: Path, expected: Mapping[str, Tensor], *, others: bool = False) -> dict[str, Tensor]:
     """Weights by name, float32 on the CPU.
 
     Args:
         expected: tensors with the expected names and shapes, on any device.
+        others: the file has other weights as well, which are not read.
 
     Raises:
         ModelError: the file is damaged; or a weight is missing, unknown, of another shape, or not finite.
@@ -151,7 +164,8 @@ def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 
     try:
         with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = [name for name in file.keys() if name in expected or not others]  # noqa: SIM118 - no mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             _check_shapes(path, shapes, {name: tuple(value.shape) for name, value in expected.items()})
             weights = {name: file.get_tensor(name) for name in shapes}
     except (SafetensorError, OSError) as error:

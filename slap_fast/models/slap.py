@@ -28,6 +28,8 @@ from slap_fast.ops.packed import PackedLayout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Towers = Literal["all", "audio"]
+
 _PARTS = {
     "text_encoder": ("text tower", "contrastive"),
     "audio_pooling": ("audio pooling", "contrastive"),
@@ -47,6 +49,7 @@ class SLAP(nn.Module):
             `audio_pooling`, `text_pooling` and `logit_scale` are None; without `caption`, `caption_decoder` is None.
         load_pretrained_text: load the weights of `config.text.pretrained`; False builds the architecture alone.
         text_hf_config: transformers configuration of the text tower, as stored in a model folder; None: from `config`.
+        towers: `audio` leaves out `text_encoder`, `text_pooling` and `caption_decoder`; such a model cannot be saved.
 
     Raises:
         ModelError: the towers' widths differ (no projection follows the pooling), or the pretrained text encoder
@@ -61,19 +64,22 @@ class SLAP(nn.Module):
         objectives: Sequence[str] = OBJECTIVES,
         load_pretrained_text: bool = True,
         text_hf_config: Any = None,
+        towers: Towers = "all",
     ) -> None:
         super().__init__()
         if not objectives or not set(objectives) <= set(OBJECTIVES):
             raise ValueError(f"objectives is {list(objectives)!r}; list one or more of {', '.join(OBJECTIVES)}")
         self.objectives = tuple(name for name in OBJECTIVES if name in objectives)
-        contrastive, caption = "contrastive" in objectives, "caption" in objectives
+        self.towers = towers
+        contrastive = "contrastive" in objectives
+        text_tower, caption = contrastive and towers == "all", "caption" in objectives and towers == "all"
         # Parts that stay None are reported by `require`, not by the type checker.
         self.text_encoder: TextEncoder = None  # type: ignore[assignment]
         self.audio_pooling: AttentionPooling = None  # type: ignore[assignment]
         self.text_pooling: AttentionPooling = None  # type: ignore[assignment]
         self.caption_decoder: CaptionDecoder = None  # type: ignore[assignment]
         self.logit_scale: LogitScale = None  # type: ignore[assignment]
-        if contrastive:
+        if text_tower:
             text_model = build_text_model(config.text, load_pretrained=load_pretrained_text, hf_config=text_hf_config)
             self.text_encoder = TextEncoder(text_model)
             if self.text_encoder.width != config.audio.width:
@@ -91,9 +97,10 @@ class SLAP(nn.Module):
         audio, text = config.audio, config.text
         if contrastive:
             self.audio_pooling = AttentionPooling(audio.width, audio.pooling_heads, audio.pooling_mlp_ratio)
+        if text_tower:
             self.text_pooling = AttentionPooling(audio.width, text.pooling_heads, text.pooling_mlp_ratio)
         if caption:
-            vocabulary = self.text_encoder.vocab_size if contrastive else config.text.vocab_size
+            vocabulary = self.text_encoder.vocab_size if text_tower else config.text.vocab_size
             self.caption_decoder = CaptionDecoder(config.caption, vocab_size=vocabulary, feature_width=audio.width)
         if contrastive:
             self.logit_scale = LogitScale(config.logit_scale_init, config.logit_scale_max)
@@ -113,6 +120,8 @@ class SLAP(nn.Module):
         """
         if getattr(self, part) is None:
             name, objective = _PARTS[part]
+            if self.towers == "audio" and objective in self.objectives:
+                raise ModelError(f"this model has no {name}, because it was loaded with towers='audio'; leave that out")
             key = f"objectives.{objective}_weight"
             raise ModelError(
                 f"this model has no {name}, because it was trained with {key}=0; use a model that was trained with "
@@ -426,6 +435,7 @@ class SLAP(nn.Module):
         revision: str | None = None,
         device: torch.device | str = "cpu",
         token: str | None = None,
+        towers: Towers = "all",
     ) -> SLAP:
         """Load a model that `save_pretrained` wrote, in eval mode.
 
@@ -436,10 +446,13 @@ class SLAP(nn.Module):
                 folder comes first.
             revision: branch, tag or commit on the hub; None: the main branch.
             token: of the hub; None: `HF_TOKEN`, or what `hf auth login` stored.
+            towers: `audio` loads only what embeds audio, in a fraction of the time and memory: transformers is not
+                even imported.
 
         Raises:
             FileNotFoundError: a file is missing from the folder.
             ModelError: there is no such folder or model on the hub, or it cannot be accessed; a file is damaged or
                 names code; or weights are not finite or do not have the shapes of the configuration.
         """
-        return saving.load_model(cls, model_folder(name_or_folder, revision=revision, token=token)).to(device)
+        folder = model_folder(name_or_folder, revision=revision, token=token)
+        return saving.load_model(cls, folder, towers=towers).to(device)

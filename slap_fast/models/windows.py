@@ -40,7 +40,7 @@ def cut_windows(blocks: Iterable[np.ndarray], window: int, hop: int) -> Iterator
     origin = 0  # position of held[0] in the stream
     begin = 0  # of the next window
     for block in blocks:
-        held = np.concatenate([held, block])
+        held = np.concatenate([held, block]) if len(held) else block
         while begin + window <= origin + len(held):
             yield begin, held[begin - origin : begin - origin + window].copy()
             begin += hop

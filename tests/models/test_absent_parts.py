@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,26 @@ def test_contrastive_only_embeds_and_does_not_caption(tmp_path: Path) -> None:
         ModelError, match=r"no caption decoder, because it was trained with objectives.caption_weight=0"
     ):
         model.caption(clips)
+
+
+def test_the_audio_tower_alone_embeds_with_the_same_bits_and_without_transformers(tmp_path: Path) -> None:
+    whole, clips = saved_and_loaded(tmp_path, *OBJECTIVES), random_clips([0.5, 1.0])
+    audio = SLAP.from_pretrained(tmp_path, towers="audio")
+    assert torch.equal(audio.encode_audio(clips), whole.encode_audio(clips))
+    assert not any(name.startswith(("text_", "caption_")) for name in audio.state_dict())
+    loaded_with = r"because it was loaded with towers='audio'"
+    with pytest.raises(ModelError, match=rf"this model has no text tower, {loaded_with}"):
+        audio.encode_text("a dog")
+    with pytest.raises(ModelError, match=rf"this model has no caption decoder, {loaded_with}"):
+        audio.caption(clips)
+    with pytest.raises(ModelError, match=r"loaded with towers='audio' cannot be saved"):
+        audio.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    code = (
+        "import sys; from slap_fast import SLAP; SLAP.from_pretrained(sys.argv[1], towers='audio'); "
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize("objective", ["caption", "self_distillation"])

@@ -20,7 +20,7 @@ from slap_fast.library.recording_audio import read_clip
 from slap_fast.models.windows import cut_windows, window_lengths
 
 _AHEAD = 48  # windows that a thread may be ahead of the model: 30 MB
-_PIECE = 1 << 16  # samples
+_PIECE = 1 << 18  # samples: 16 s at 16 kHz
 
 
 class Window(NamedTuple):
@@ -62,6 +62,7 @@ class Decoder:
         self._whole = int(whole_seconds * sample_rate)
         self._window, self._hop = (round(seconds * sample_rate) for seconds in window_lengths(whole_seconds))
         self._ready: queue.Queue[Decoded | BaseException | None] = queue.Queue(_AHEAD * threads)
+        self._next: Window | None = None  # taken from the queue, and too much for the last batch
         self._datasets: OrderedDict[str, ClipIndex] = OrderedDict()
         self._opening = threading.Lock()  # another one: a thread may hold `_drawing` until there are more jobs
         self._stopped = threading.Event()
@@ -69,21 +70,31 @@ class Decoder:
         for _ in range(threads):
             threading.Thread(target=self._work, name="slap-fast decoding", daemon=True).start()
 
-    def take(self, limit: int) -> list[Decoded]:
-        """What is ready, at most `limit` windows, and at least one item; nothing at the end."""
+    def take(self, seconds: float) -> list[Decoded]:
+        """What is ready: windows of at most `seconds` in all, or a single longer one; nothing at the end."""
         taken: list[Decoded] = []
-        while self._running and len(taken) < limit:
+        left = seconds * self._rate
+        if self._next is not None:
+            left -= len(self._next.samples)
+            taken.append(self._next)
+            self._next = None
+        while self._running:
             try:
                 item = self._ready.get(block=not taken)
             except queue.Empty:
                 break
             if item is None:
                 self._running -= 1
-            elif isinstance(item, BaseException):
+                continue
+            if isinstance(item, BaseException):
                 self.stop()
                 raise item
-            else:
-                taken.append(item)
+            if isinstance(item, Window):
+                left -= len(item.samples)
+                if left < 0 and any(isinstance(before, Window) for before in taken):
+                    self._next = item
+                    break
+            taken.append(item)
         return taken
 
     def stop(self) -> None:
@@ -168,7 +179,7 @@ class _CountedBlocks:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:
-            # Pieces of a few seconds, because `cut_windows` copies what it holds with each.
+            # Pieces, because `cut_windows` copies what it holds with each.
             for begin in range(0, len(block), _PIECE):
                 piece = block[begin : begin + _PIECE]
                 self.samples += len(piece)

@@ -15,9 +15,9 @@ from slap_fast.errors import ModelError
 from slap_fast.library.database import WindowRow
 from slap_fast.library.indexing.decoding import Decoded, Decoder, End, Window
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
+from slap_fast.models.encoding import CPU_BATCH_SECONDS
 
-_BATCH_CPU = 16  # windows in one call of the model, between two events
-_BATCH_GPU = 96
+_BATCH_SECONDS_GPU = 960.0
 
 
 class AudioModel(Protocol):
@@ -31,8 +31,10 @@ class AudioModel(Protocol):
     def encode_audio(self, audio: Any, *, sampling_rate: float) -> Any: ...
 
 
-def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> Generator[Event, None, None]:
-    """Embed recordings. Events of one recording are in order; those of several mix if `threads` is above 1.
+def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> Generator[list[Event], None, None]:
+    """Embed recordings: the events of one call of the model at a time.
+
+    Those of one recording are in order; those of several mix if `threads` is above 1.
 
     On a CPU results depend on nothing else that is indexed. On a GPU the windows that are packed together change
     embeddings by rounding.
@@ -44,10 +46,10 @@ def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> G
     """
     decoder = Decoder(jobs, int(model.config.mel.sample_rate), model.config.max_duration, threads)
     events = _Events(model)
-    limit = _BATCH_CPU if model.device.type == "cpu" else _BATCH_GPU
+    seconds = CPU_BATCH_SECONDS if model.device.type == "cpu" else _BATCH_SECONDS_GPU
     try:
-        while batch := decoder.take(limit):
-            yield from events.of(batch)
+        while batch := decoder.take(seconds):
+            yield list(events.of(batch))
     finally:
         decoder.stop()
 

@@ -23,6 +23,7 @@ class Job:
         skip: windows at the begin that were embedded before.
         part: which groups of `GROUP` windows to embed: those with `group % parts == part`.
         parts: workers that share the recording. Each decodes all of it.
+        size: bytes of the recording.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Job:
     skip: int = 0
     part: int = 0
     parts: int = 1
+    size: int = 0
 
     def wants(self, window: int) -> bool:
         return window >= self.skip and window // GROUP % self.parts == self.part

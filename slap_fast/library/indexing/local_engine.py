@@ -25,25 +25,24 @@ class LocalEngine:
         self.pending = 0
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._model = model
-        self._events: Generator[Event, None, None] | None = None
+        self._events: Generator[list[Event], None, None] | None = None
 
     @property
     def full(self) -> bool:
         return self.pending >= _JOBS
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, left: int = 0) -> None:
         self.pending += 1
         self._jobs.put(job)
 
-    def next(self) -> Event:
+    def next(self) -> list[Event]:
         if self._events is None:
             model = self._model()
             threads = 1 if model.device.type == "cpu" else _GPU_THREADS
             self._events = embed_jobs(model, iter(self._jobs.get, None), threads=threads)
-        event = next(self._events)
-        if not isinstance(event, Embedded):
-            self.pending -= 1
-        return event
+        events = next(self._events)
+        self.pending -= sum(not isinstance(event, Embedded) for event in events)
+        return events
 
     def close(self) -> None:
         """End the threads; jobs that are not done are forgotten."""

@@ -52,10 +52,12 @@ class Engine(Protocol):
         """Whether more jobs would only wait."""
         ...
 
-    def submit(self, job: Job) -> None: ...
+    def submit(self, job: Job, left: int) -> None:
+        """Queue a job; recordings of `left` bytes may be submitted after it."""
+        ...
 
-    def next(self) -> Event:
-        """The next event. Call it while jobs are pending."""
+    def next(self) -> list[Event]:
+        """The next events, at least one. Call it while jobs are pending."""
         ...
 
 
@@ -260,7 +262,8 @@ class Update:
         self._readings[number] = reading
         self._in_work[digest] = []
         for part in range(reading.parts):
-            self._engine.submit(Job(number, *found.key, found.clip, reading.done, part, reading.parts))
+            job = Job(number, *found.key, found.clip, reading.done, part, reading.parts, found.size)
+            self._engine.submit(job, self._left)
 
     def _continue(self, reading: _Reading, partial: Recording) -> None:
         """Take over the windows that an interrupted update has stored, also if the file was renamed since."""
@@ -277,7 +280,19 @@ class Update:
         for row in rows:
             reading.mean.add(row.embedding[None])
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, events: Sequence[Event]) -> None:
+        """Store the results of some events, in one transaction: one for each short recording would take its time."""
+        interrupt: KeyboardInterrupt | None = None
+        with self._database.transaction():
+            try:
+                for event in events:
+                    self._handle_one(event)
+            except KeyboardInterrupt as error:
+                interrupt = error  # after what is embedded is stored
+        if interrupt is not None:
+            raise interrupt
+
+    def _handle_one(self, event: Event) -> None:
         reading = self._readings.get(event.job.number)
         if reading is None or reading.failed:
             return  # another part of it has failed

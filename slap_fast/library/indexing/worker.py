@@ -12,15 +12,12 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from slap_fast.errors import SlapFastError
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Job
 from slap_fast.runtime.cpu import configure_cpu_environment
-
-if TYPE_CHECKING:
-    from slap_fast.models.slap import SLAP
 
 
 class Ready(NamedTuple):
@@ -66,20 +63,12 @@ def _embed(connection: Connection, jobs: queue.Queue[Job | None], model_name: st
     import torch
 
     from slap_fast.library.indexing.embedding import embed_jobs
-
-    torch.set_num_threads(threads)
-    model = _audio_tower(model_name)
-    # Read after it was loaded, and by now from memory: a model that is replaced between the two is noticed, too.
-    connection.send(Ready(ModelIdentity.of(model_name).weights))
-    for event in embed_jobs(model, iter(jobs.get, None)):
-        connection.send(event)
-
-
-def _audio_tower(model_name: str) -> SLAP:
-    """The model without the parts that audio does not need, of which every worker would hold a copy."""
     from slap_fast.models.hub import model_folder
     from slap_fast.models.slap import SLAP
 
-    model = SLAP.from_pretrained(model_folder(model_name)).eval()
-    del model.text_encoder, model.text_pooling, model.caption_decoder
-    return model
+    torch.set_num_threads(threads)
+    model = SLAP.from_pretrained(model_folder(model_name), towers="audio")
+    # Read after it was loaded, and by now from memory: a model that is replaced between the two is noticed, too.
+    connection.send(Ready(ModelIdentity.of(model_name).weights))
+    for events in embed_jobs(model, iter(jobs.get, None)):
+        connection.send(events)

@@ -19,7 +19,10 @@ from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Job
 from slap_fast.library.indexing.worker import Broken, Ready
 
-_JOBS_PER_WORKER = 2  # one is decoded while the model embeds the other
+_JOBS_PER_WORKER = 2  # at least: one is decoded while the model embeds the other
+_SMALL_JOBS_PER_WORKER = 64  # at most, of short recordings, which the model embeds several at a time
+_BYTES_PER_WORKER = 32 << 20  # of these
+_SHARES = 8  # so many times fewer bytes than are left, for each worker: none has much to do when the others are done
 _START = "from slap_fast.library.indexing.worker import main; main()"
 
 
@@ -38,8 +41,9 @@ class WorkerPool:
         self._threads = threads
         self._running: list[_Worker] = []
         self._waiting: deque[Job] = deque()
+        self._left = 0  # bytes that are not submitted yet
         self._suspects: deque[Job] = deque()  # were in a worker that died; each runs alone, to find out which it was
-        self._found: deque[Event] = deque()
+        self._found: list[Event] = []
 
     @property
     def pending(self) -> int:
@@ -54,14 +58,21 @@ class WorkerPool:
     def full(self) -> bool:
         return len(self._waiting) + len(self._suspects) >= 2 * self.workers
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, left: int = 0) -> None:
+        """
+        Args:
+            job: is handed to a worker, or waits for one.
+            left: bytes of the recordings that will be submitted after it.
+        """
+        self._left = left
         while len(self._running) < self.workers:
             self._running.append(_Worker(self._model.name, self._threads))
         self._waiting.append(job)
         self._hand_out()
 
-    def next(self) -> Event:
-        """
+    def next(self) -> list[Event]:
+        """Events that are there, at least one.
+
         Raises:
             LibraryError: workers cannot start, or the model cannot be used or is another one by now.
             RuntimeError: a bug, with the traceback of the worker.
@@ -76,7 +87,8 @@ class WorkerPool:
                 else:
                     self._receive(worker, message)
             self._hand_out()
-        return self._found.popleft()
+        found, self._found = self._found, []
+        return found
 
     def close(self) -> None:
         """End the workers; jobs that are not done are forgotten."""
@@ -84,7 +96,7 @@ class WorkerPool:
             worker.close()
         self._running = []
 
-    def _receive(self, worker: _Worker, message: Event | Ready | Broken) -> None:
+    def _receive(self, worker: _Worker, message: list[Event] | Ready | Broken) -> None:
         if isinstance(message, Ready):
             if message.weights != self._model.weights:
                 raise LibraryError(
@@ -97,9 +109,10 @@ class WorkerPool:
                 raise RuntimeError(f"in a worker process:\n{message.message}")
             raise LibraryError(message.message)
         else:
-            if not isinstance(message, Embedded):
-                worker.jobs.remove(message.job)
-            self._found.append(message)
+            for event in message:
+                if not isinstance(event, Embedded):
+                    worker.jobs.remove(event.job)
+            self._found += message
 
     def _hand_out(self) -> None:
         for worker in sorted(self._running, key=lambda worker: len(worker.jobs)):
@@ -109,10 +122,16 @@ class WorkerPool:
         while self._waiting:
             open_to = [worker for worker in self._running if not (worker.alone and worker.jobs)]
             chosen = min(open_to, key=lambda worker: len(worker.jobs), default=None)
-            if chosen is None or len(chosen.jobs) >= _JOBS_PER_WORKER:
+            if chosen is None or not self._takes(chosen, self._waiting[0]):
                 return
             chosen.alone = False
             chosen.send(self._waiting.popleft())
+
+    def _takes(self, worker: _Worker, job: Job) -> bool:
+        if len(worker.jobs) < _JOBS_PER_WORKER:
+            return True
+        allowed = min(_BYTES_PER_WORKER, self._left // (_SHARES * self.workers))
+        return len(worker.jobs) < _SMALL_JOBS_PER_WORKER and sum(job.size for job in [*worker.jobs, job]) <= allowed
 
     def _replace(self, worker: _Worker) -> None:
         code = worker.close()

@@ -33,15 +33,21 @@ class Script:
     full = False
 
     def __init__(
-        self, windows: Callable[[Job], int], at: Callable[[Event], Event] = lambda event: event, workers: int = 1
+        self,
+        windows: Callable[[Job], int],
+        at: Callable[[Event], Event] = lambda event: event,
+        *,
+        workers: int = 1,
+        batch: int = 1,
     ) -> None:
         self.workers = workers
+        self._batch = batch
         self.pending = 0
         self._windows = windows
         self._at = at
         self._events: list[Event] = []
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, left: int) -> None:
         self.pending += 1
         count = self._windows(job)
         for first in range(0, count, GROUP):
@@ -51,10 +57,10 @@ class Script:
                 self._events.append(Embedded(job, wanted[0], rows, None))
         self._events.append(Finished(job, count, count * 5.0 + 5, None))
 
-    def next(self) -> Event:
-        event = self._at(self._events.pop(0))
-        self.pending -= not isinstance(event, Embedded)
-        return event
+    def next(self) -> list[Event]:
+        events = [self._at(self._events.pop(0)) for _ in range(min(self._batch, len(self._events)))]
+        self.pending -= sum(not isinstance(event, Embedded) for event in events)
+        return events
 
 
 class Interrupted(Database):
@@ -110,6 +116,29 @@ def test_windows_are_stored_once_whenever_an_update_is_interrupted(database: Dat
         connection.execute("INSERT INTO partial_windows SELECT * FROM partial_windows")
     assert counts(_update(database, sounds, Script(lambda job: 300))) == {"new": 1}
     assert _starts(database) == [5.0 * number for number in range(300)]
+
+
+def test_what_an_interrupted_batch_has_stored_stays_and_is_counted(database: Database, sounds: Path) -> None:
+    for name in "abc":
+        (sounds / f"{name}.wav").write_bytes(name.encode())
+
+    class InterruptedAtTheSecond(Database):
+        def store_recording(self, path: str, *args: Any, **kwargs: Any) -> int:
+            if path.endswith("b.wav"):
+                raise KeyboardInterrupt
+            return super().store_recording(path, *args, **kwargs)
+
+    report = IndexReport()
+    with (
+        InterruptedAtTheSecond(database.path.parent, write=True) as interrupted,
+        AudioProgress(shown=False) as progress,
+    ):
+        update = Update(interrupted, scan([str(sounds)], "/none"), report, progress)
+        with pytest.raises(KeyboardInterrupt):
+            update.run(Script(lambda job: 1, batch=6))
+    assert (report.new, report.interrupted) == (1, True)
+    assert _states(database) == {"a.wav": "complete"}
+    assert counts(_update(database, sounds, Script(lambda job: 1, batch=6))) == {"new": 2, "unchanged": 1}
 
 
 def test_the_progress_begins_where_an_interrupted_update_ended(database: Database, sounds: Path) -> None:

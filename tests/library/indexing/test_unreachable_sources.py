@@ -117,7 +117,7 @@ def test_a_dataset_that_is_prepared_again_while_it_is_read_has_the_embeddings_of
 
         seeds: tuple[int, ...] = ()
 
-        def next(self) -> Event:
+        def next(self) -> list[Event]:
             if self.seeds:
                 _dataset(data, *self.seeds)
                 self.seeds = ()
