@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,15 +41,14 @@ CUDA_VARIABLE = "SLAP_FAST_CUDA"
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg")
 
 _lock = threading.Lock()
-_registered: Path | None = None
 
 
 class DaliPluginError(SlapFastError):
     """The plugin cannot be compiled, or DALI cannot load it."""
 
 
-def register(library: str | Path | None = None) -> Path:
-    """Add `fn.slap_fast.flac` and `ops.slap_fast.Flac` to DALI in this process. Later calls do nothing.
+def register(library: str | Path | None = None) -> None:
+    """Add `fn.slap_fast.flac` and `ops.slap_fast.Flac` to DALI in this process. Does nothing if DALI has them.
 
     The operator's documentation is `help(fn.slap_fast.flac)` afterwards. Pipelines that contain it can be deserialized
     in processes that have called this.
@@ -56,20 +56,15 @@ def register(library: str | Path | None = None) -> Path:
     Args:
         library: a plugin that `build` made with this version of DALI; None is the one in the cache, built if need be.
 
-    Returns:
-        The path of the loaded library.
-
     Raises:
-        MissingExtraError: DALI cannot be imported.
+        MissingExtraError: DALI or CMake is not installed.
         DaliPluginError: the plugin cannot be compiled, or belongs to another version of DALI.
     """
-    global _registered
+    _dali()
     with _lock:
-        if _registered is None:
-            path = build() if library is None else Path(library).resolve()
-            _load(path)
-            _registered = path
-        return _registered
+        # DALI aborts the process that loads a second plugin with an operator of the same name.
+        if not _has_operator():
+            _load(build() if library is None else Path(library).resolve())
 
 
 def build(*, cuda: bool | None = None) -> Path:
@@ -77,6 +72,8 @@ def build(*, cuda: bool | None = None) -> Path:
 
     For processes without Python, such as Triton Inference Server, and for machines without a compiler: copy the file
     there. With `DALI_PRELOAD_PLUGINS` set to its path, DALI loads it at its own start.
+
+    The environment variables CXX and CMAKE_ARGS have their usual meaning.
 
     Args:
         cuda: whether to compile the operator for `device="mixed"`, which takes about a minute and nvcc. None does if
@@ -102,7 +99,7 @@ def build(*, cuda: bool | None = None) -> Path:
         )
     sources = _sources()
     settings = (dali.__version__, platform.machine(), "cuda" if cuda else "cpu")
-    folder = _cache() / "dali" / "-".join((*settings, _digest(sources)[:16]))
+    folder = _cache() / "dali" / "-".join((*settings, _digest(sources, _cmake_arguments())[:16]))
     library = folder / LIBRARY
     if not library.is_file():
         try:
@@ -129,7 +126,7 @@ def _dali() -> Any:
 
 def _load(library: Path) -> None:
     dali = _dali()
-    from nvidia.dali import fn, plugin_manager
+    from nvidia.dali import plugin_manager
 
     try:
         plugin_manager.load_library(str(library))
@@ -139,8 +136,14 @@ def _load(library: Path) -> None:
             f"DALI {dali.__version__} cannot load the plugin {library}: {error}. A plugin runs only in the version of "
             "DALI for which it was compiled: call slap_fast.integrations.dali.register() without a library"
         ) from error
-    if not hasattr(getattr(fn, "slap_fast", None), "flac"):
+    if not _has_operator():
         raise DaliPluginError(f"{library} is not the plugin of slap-fast: it has no operator slap_fast.flac")
+
+
+def _has_operator() -> bool:
+    from nvidia.dali import fn
+
+    return hasattr(getattr(fn, "slap_fast", None), "flac")
 
 
 def _sources() -> Path:
@@ -152,8 +155,12 @@ def _sources() -> Path:
     raise DaliPluginError(f"the C++ sources of the DALI plugin are not in {package / 'csrc'}: reinstall slap-fast")
 
 
-def _digest(sources: Path) -> str:
-    combined = hashlib.sha256()
+def _cmake_arguments() -> list[str]:
+    return shlex.split(os.environ.get("CMAKE_ARGS", ""))
+
+
+def _digest(sources: Path, arguments: list[str]) -> str:
+    combined = hashlib.sha256("\0".join(arguments).encode())
     for path in sorted(path for path in sources.rglob("*") if path.is_file()):
         code = path.read_bytes()
         combined.update(f"{path.relative_to(sources).as_posix()}\0{len(code)}\0".encode() + code)
@@ -226,6 +233,7 @@ def _compile(sources: Path, library: Path, nvcc: Path | None) -> None:
             f"-DDALI_CXX11_ABI={_cxx11_abi(dali_sysconfig.get_compile_flags())}",
             f"-DCUDA_HEADERS_HINT={_pip_toolkit() or ''}",
             f"-DSLAP_FAST_CUDA={'OFF' if nvcc is None else 'ON'}",
+            *_cmake_arguments(),
         ]
         if nvcc is not None:
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
@@ -236,8 +244,12 @@ def _compile(sources: Path, library: Path, nvcc: Path | None) -> None:
             # NVIDIA's Python packages keep libraries in lib, where their nvcc does not look for them.
             libraries = [str(nvcc.resolve().parents[1] / "lib"), os.environ.get("LIBRARY_PATH", "")]
             environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
-        _run(configure, environment)
-        _run([cmake, "--build", folder, "--parallel", str(os.cpu_count() or 1)], environment)
+        build_command = [cmake, "--build", folder, "--parallel", str(os.cpu_count() or 1)]
+        for command in (configure, build_command):
+            error = _run(command, environment)
+            if error is not None:
+                without = "" if nvcc is None else f"; {CUDA_VARIABLE}=0 compiles device='cpu' alone"
+                raise DaliPluginError(f"the DALI plugin cannot be compiled: {error}{without}")
         replace_file_with(library, lambda temporary: _copy(Path(folder, LIBRARY), temporary))
 
 
@@ -250,12 +262,12 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(0o755)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str]) -> str | None:
+    """The first error of a command; None if it succeeds."""
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    if done.returncode:
-        raise DaliPluginError(f"the DALI plugin cannot be compiled: {_first_error(done.stdout)}")
+    return _first_error(done.stdout) if done.returncode else None
 
 
 def _first_error(output: str) -> str:
