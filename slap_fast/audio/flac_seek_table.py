@@ -20,9 +20,13 @@ MAX_POINTS = ((1 << 24) - 1) // 18
 TABLE_OFFSET = 42
 """Byte offset of the table: after the marker and the STREAMINFO block."""
 
-_POINT = np.dtype([("sample", ">u8"), ("offset", ">u8"), ("samples", ">u2")])  # 18 bytes
+HEADER_BYTES = 16
+"""The longest frame header."""
+
+POINT = np.dtype([("sample", ">u8"), ("offset", ">u8"), ("samples", ">u2")])
+"""First sample of a frame, its byte offset from the first frame, its number of samples; 18 bytes."""
+
 _SEEKTABLE = 3  # type of the metadata block
-_HEADER_BYTES = 16  # the longest frame header
 _SHIFTED_BYTES = 16 << 20  # moved at once
 # Samples in a frame by the code in its header; codes 6 and 7 mean that the size follows, in so many bytes.
 _SIZES = {1: 192} | {code: 576 << (code - 2) for code in range(2, 6)} | {code: 1 << code for code in range(8, 16)}
@@ -54,12 +58,12 @@ def seek_table(file: BinaryIO, writes: Sequence[int], samples: int, *, max_point
     if len(offsets) != -(-samples // block) or not len(offsets) or offsets[0] != first:
         return None
     for number, offset in enumerate(offsets):
-        head = read_at(file, offset, _HEADER_BYTES)
-        header = _frame_header(head[:4], number, min(block, samples - number * block))
+        head = read_at(file, offset, HEADER_BYTES)
+        header = frame_header(head[:4], number, min(block, samples - number * block))
         if header is None or not head.startswith(header):
             return None
     step = -(-len(offsets) // max_points)
-    points = np.zeros(-(-len(offsets) // step), _POINT)
+    points = np.zeros(-(-len(offsets) // step), POINT)
     points["sample"] = np.arange(len(points), dtype=np.uint64) * np.uint64(step * block)
     points["offset"] = np.asarray(offsets[::step], np.uint64) - np.uint64(first)
     points["samples"] = block
@@ -96,7 +100,7 @@ def _first_frame(file: BinaryIO) -> int:
 
 
 @lru_cache(4096)  # most clips have the same headers
-def _frame_header(start: bytes, number: int, samples: int) -> bytes | None:
+def frame_header(start: bytes, number: int, samples: int) -> bytes | None:
     """The header that begins with the 4 bytes `start`, of frame `number` in a stream of fixed block size.
 
     None if `start` has no sync code, or not the code of a block of `samples`. A sample rate after the block size, for

@@ -33,8 +33,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_AUTO = ("dali", "native", "soundfile")
-"""In order of preference, by the loader benchmark."""
+_AUTO = ("native", "dali", "soundfile")
+"""In order of preference, by `python -m benchmarks loader`. GPU memory is left to the model unless asked for."""
 
 _KINDS = ("auto", "dali", "native", "gpu", "soundfile")
 
@@ -54,7 +54,7 @@ def make_decoder(
 ) -> Decoder:
     """Creates a decoder. All of them return the same bits.
 
-    "auto" is the first of DALI, native code and soundfile that can run here. "gpu" returns waveforms in GPU memory.
+    "auto" is the first of native code, DALI and soundfile that can run here. "gpu" returns waveforms in GPU memory.
 
     Args:
         threads: native decoding threads.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
-from slap_fast.data.decoding.flac_batch import complete, header_matches
+from slap_fast.data.decoding.flac_batch import complete, first_frame
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.errors import MissingExtraError
 
@@ -53,7 +53,7 @@ class DaliDecoder:
         suitable = [
             item
             for item, (blob, count, crop) in enumerate(zip(blobs, samples, crops, strict=True))
-            if crop is None and header_matches(blob, self.sample_rate, count)
+            if crop is None and first_frame(blob, self.sample_rate, count)
         ]
         for start in range(0, len(suitable), self.max_batch_size):
             items = suitable[start : start + self.max_batch_size]

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
+from slap_fast.data.decoding.flac_crops import can_enter
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
+
+_PADDING, _SEEKTABLE, _VORBIS_COMMENT = 1, 3, 4  # types of metadata blocks
 
 
 class FlacBatch(NamedTuple):
@@ -51,26 +54,55 @@ class FlacBatch(NamedTuple):
         )
 
 
-def header_matches(blob: Blob, sample_rate: int, samples: int) -> bool:
-    """Whether `blob` is mono FLAC of this sample rate and length by its metadata (RFC 9639, 8), and a frame follows it.
+def suitable(
+    blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None], sample_rate: int
+) -> list[int]:
+    """The files of a batch that `decode_flac` decodes as soundfile would, if they are intact."""
+    items = []
+    for item, (blob, count, crop) in enumerate(zip(blobs, samples, crops, strict=True)):
+        begin = first_frame(blob, sample_rate, count)
+        if begin and (crop is None or can_enter(blob, begin, count, crop)):
+            items.append(item)
+    return items
+
+
+def first_frame(blob: Blob, sample_rate: int, samples: int) -> int:
+    """Byte offset of the first frame of mono FLAC of this sample rate and length; 0 if `blob` is something else.
 
     A decoder would allocate whatever length a header claims. Where no frame follows, DALI would look for the next one;
-    soundfile fails.
+    soundfile fails. It also fails on some malformed metadata, which other decoders skip: there it decides.
     """
     if len(blob) < 42 or blob[:4] != b"fLaC" or blob[4] & 0x7F != 0 or samples == 0:
-        return False
+        return 0
     packed = int.from_bytes(blob[18:26], "big")
     channels = (packed >> 41 & 0b111) + 1
     if (packed >> 44, channels, packed & (2**36 - 1)) != (sample_rate, 1, samples):
-        return False
+        return 0
     place, last = 4, False
     while not last:
         header = blob[place : place + 4]
         if len(header) < 4:
-            return False
-        last = bool(header[0] & 0x80)
-        place += 4 + int.from_bytes(header[1:], "big")
-    return bytes(blob[place : place + 2]) in (b"\xff\xf8", b"\xff\xf9")
+            return 0
+        last, kind = bool(header[0] & 0x80), header[0] & 0x7F
+        place += 4
+        end = place + int.from_bytes(header[1:], "big")
+        if kind == _VORBIS_COMMENT and not _is_vorbis_comment(bytes(blob[place:end])):
+            return 0
+        if place > 8 and kind not in (_PADDING, _SEEKTABLE, _VORBIS_COMMENT):
+            return 0
+        place = end
+    return place if bytes(blob[place : place + 2]) in (b"\xff\xf8", b"\xff\xf9") else 0
+
+
+def _is_vorbis_comment(block: bytes) -> bool:
+    """Whether the lengths in a VORBIS_COMMENT block (8.6) add up: vendor, number of comments, comments."""
+    place = 4 + int.from_bytes(block[:4], "little")
+    count = int.from_bytes(block[place : place + 4], "little")
+    place += 4
+    while count and place < len(block):
+        place += 4 + int.from_bytes(block[place : place + 4], "little")
+        count -= 1
+    return count == 0 and place == len(block)
 
 
 def complete(

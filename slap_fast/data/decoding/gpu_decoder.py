@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
-from slap_fast.data.decoding.flac_batch import FlacBatch, complete, header_matches
+from slap_fast.data.decoding.flac_batch import FlacBatch, complete, suitable
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.ops.decode_flac import decode_flac
 
@@ -17,8 +17,9 @@ from slap_fast.ops.decode_flac import decode_flac
 class GpuDecoder:
     """Decodes mono FLAC on a GPU; waveforms come out in its memory. Leaves all other files to soundfile.
 
-    The files take about a seventh of the bytes of their float32 samples, and so does the copy to the GPU. soundfile
-    decodes every file that the GPU finds damaged once more, so that the reason is that of the other decoders.
+    The files take about a seventh of the bytes of their float32 samples, and so does the copy to the GPU. soundfile, on
+    the CPU, decodes crops of files without a seek table, and once more every file that the GPU finds damaged, so that
+    the reason is that of the other decoders.
 
     Copies and kernels run on a stream of their own, beside training. `decode` returns when they are done, so waveforms
     may be used on any stream. On another one than the default stream of the GPU, their user must call `record_stream`,
@@ -47,11 +48,7 @@ class GpuDecoder:
         """See `slap_fast.data.decoding.Decoder.decode`. The waveforms are on the GPU."""
         crops = crops or [None] * len(blobs)
         decoded: list[Tensor | None] = [None] * len(blobs)
-        items = [
-            item
-            for item, (blob, count) in enumerate(zip(blobs, samples, strict=True))
-            if header_matches(blob, self.sample_rate, count)
-        ]
+        items = suitable(blobs, samples, crops, self.sample_rate)
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if items:
                 size = sum(len(blobs[item]) for item in items)

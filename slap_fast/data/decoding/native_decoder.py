@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
-from slap_fast.data.decoding.flac_batch import FlacBatch, complete, header_matches
+from slap_fast.data.decoding.flac_batch import FlacBatch, complete, suitable
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.ops import dispatch
 from slap_fast.ops.decode_flac.into import decode_flac_into
@@ -19,8 +19,9 @@ from slap_fast.runtime.buffer_pool import BufferPool
 class NativeDecoder:
     """Decodes mono FLAC natively, and leaves all other files to soundfile.
 
-    A crop decodes only its own frames if the file has a seek table, as `slap-fast prepare` writes it. soundfile decodes
-    every file that native code finds damaged once more, so that the reason is that of the other decoders.
+    A crop decodes only its own frames, by the seek table that `slap-fast prepare` writes. soundfile decodes crops of
+    files without one, and once more every file that native code finds damaged, so that the reason is that of the other
+    decoders.
     """
 
     def __init__(self, threads: int = 2, *, sample_rate: int = 16_000, pin_memory: bool = False) -> None:
@@ -42,11 +43,7 @@ class NativeDecoder:
         """See `slap_fast.data.decoding.Decoder.decode`."""
         crops = crops or [None] * len(blobs)
         decoded: list[Tensor | None] = [None] * len(blobs)
-        items = [
-            item
-            for item, (blob, count) in enumerate(zip(blobs, samples, strict=True))
-            if header_matches(blob, self.sample_rate, count)
-        ]
+        items = suitable(blobs, samples, crops, self.sample_rate)
         if items:
             data = torch.from_numpy(self._buffers.take(sum(len(blobs[item]) for item in items)))
             batch = FlacBatch.pack(items, blobs, samples, crops, data)

@@ -80,7 +80,7 @@ class SoundfileDecoder:
         if not samples:
             return "the clip has no samples"
         try:
-            with soundfile.SoundFile(ClampedBytesIO(blob)) as file:
+            with (soundfile.SoundFile if crop[1] == samples else _Crop)(ClampedBytesIO(blob)) as file:
                 if (reason := self._mismatch(file, samples)) is not None:
                     return reason
                 if crop[0]:
@@ -108,3 +108,14 @@ class SoundfileDecoder:
         if file.frames != samples:
             return f"the audio has {file.frames} samples, the index says {samples}; {PREPARE}"
         return None
+
+
+class _Crop(soundfile.SoundFile):
+    """A file of which a part is read, once.
+
+    After each read of a seekable file, soundfile seeks to the sample behind it, which decodes the next frame: damage
+    there would fail a crop that it does not touch.
+    """
+
+    def seekable(self) -> bool:
+        return False

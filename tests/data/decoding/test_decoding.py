@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from slap_fast import native
+from slap_fast.audio.flac_seek_table import POINT, TABLE_OFFSET
 from slap_fast.data.decoding import (
+    DaliDecoder,
     DecodeFailure,
     Decoder,
     DecoderUnavailableError,
@@ -223,17 +225,60 @@ def test_corrupted_bytes_never_raise_and_decoders_agree(format: str, subtype: st
 
 
 @pytest.mark.parametrize("kind", DECODERS[2:])
-def test_decoders_agree_on_crops_of_corrupted_files(kind: str) -> None:
-    pcm = random_pcm(30_000)
+@pytest.mark.parametrize("encoded", [prepared, encode])
+def test_decoders_agree_on_crops_of_damaged_files(kind: str, encoded: Callable[[np.ndarray], bytes]) -> None:
+    blob = encoded(random_pcm(30_000))
     generator = np.random.default_rng(2)
-    corrupted = [bad for _ in range(40) for bad in corruptions(prepared(pcm), generator)]
+    damaged = [bad for _ in range(20) for bad in (*corruptions(blob, generator), *header_damage(blob, generator))]
     # Begins and ends in the middle of frames, at their borders, and at the ends of the file.
-    crops = [(0, 5000), (5000, 9000), (8192, 16_384), (25_000, 30_000), (0, 30_000)]
-    chosen = [crops[number % len(crops)] for number in range(len(corrupted))]
-    lengths = [30_000] * len(corrupted)
-    by_soundfile = make_decoder("soundfile").decode(corrupted, lengths, chosen)
+    crops = [(0, 5000), (5000, 9000), (8192, 16_384), (8100, 8150), (25_000, 30_000), (0, 30_000), (15_000, 15_001)]
+    chosen = [crops[number % len(crops)] for number in range(len(damaged))]
+    lengths = [30_000] * len(damaged)
+    by_soundfile = make_decoder("soundfile").decode(damaged, lengths, chosen)
     assert len({type(outcome) for outcome in by_soundfile}) == 2
-    assert same(decoder_of(kind).decode(corrupted, lengths, chosen), by_soundfile)
+    assert same(decoder_of(kind).decode(damaged, lengths, chosen), by_soundfile)
+
+
+@pytest.mark.parametrize("kind", DECODERS[1:])
+def test_decoders_agree_on_damaged_headers(kind: str) -> None:
+    generator = np.random.default_rng(3)
+    files = (prepared(random_pcm(12_000)), encode(random_pcm(12_000)))
+    damaged = [bad for _ in range(25) for file in files for bad in header_damage(file, generator)]
+    by_soundfile = make_decoder("soundfile").decode(damaged, [12_000] * len(damaged))
+    assert same(decoder_of(kind, max_batch_size=1).decode(damaged, [12_000] * len(damaged)), by_soundfile)
+
+
+def header_damage(blob: bytes, generator: np.random.Generator) -> list[bytes]:
+    """The file with one to four bytes of its metadata changed: block headers, seek points, lengths of comments."""
+    frames = blob.index(b"\xff\xf8")
+    damaged = []
+    for count in range(1, 5):
+        data = bytearray(blob)
+        for place in generator.integers(8, frames, count):
+            flipped = data[place] ^ 1 << generator.integers(8)
+            data[place] = generator.integers(256) if generator.random() < 0.5 else flipped
+        damaged.append(bytes(data))
+    return damaged
+
+
+def test_damage_beside_a_crop_does_not_fail_it(decoder: Decoder) -> None:
+    pcm = random_pcm(40_960)
+    blob = bytearray(prepared(pcm))
+    points = np.frombuffer(bytes(blob), POINT, 10, TABLE_OFFSET + 4)
+    first = blob.index(b"\xff\xf8")
+    for frame in (1, 4, 6, 9):
+        blob[first + int(points["offset"][frame]) + 500] ^= 1
+    for start, end, intact in (
+        (8192, 16_384, True),
+        (20_480, 24_576, True),
+        (28_672, 30_000, True),
+        (8191, 9000, False),
+        (30_000, 40_960, False),
+    ):
+        (outcome,) = decoder.decode([bytes(blob)], [40_960], [(start, end)])
+        assert isinstance(outcome, Tensor) == intact, (start, end)
+        if isinstance(outcome, Tensor):
+            assert torch.equal(outcome, torch.from_numpy(pcm[start:end].astype(np.float32) / 32768))
 
 
 def test_the_sample_rate_can_be_changed() -> None:
@@ -242,16 +287,9 @@ def test_the_sample_rate_can_be_changed() -> None:
     assert isinstance(decode_one(make_decoder("auto"), blob, 2000), DecodeFailure)
 
 
-def test_auto_is_dali_if_installed() -> None:
-    pytest.importorskip("nvidia.dali")
-    assert type(make_decoder("auto")).__name__ == "DaliDecoder"
-
-
-def test_without_dali_auto_is_another_and_dali_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert isinstance(make_decoder("auto"), SoundfileDecoder if native.unavailable() else NativeDecoder)
-    with pytest.raises(ImportError, match=r"pip install 'slap-fast\[dali\]'"):
-        make_decoder("dali")
+def test_auto_is_native_code_where_it_is_built() -> None:
+    assert isinstance(decoder_of("native"), NativeDecoder)
+    assert isinstance(make_decoder("auto"), NativeDecoder)
 
 
 @pytest.fixture
@@ -262,11 +300,19 @@ def no_native_decoding() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_native_decoding")
-def test_without_native_code_auto_is_another_and_native_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert isinstance(make_decoder("auto"), SoundfileDecoder)
+def test_without_native_code_auto_is_dali_and_native_raises_with_the_reason() -> None:
     with pytest.raises(DecoderUnavailableError, match=r"loading.decoder=native .*no compiler.*loading.decoder=auto"):
         make_decoder("native")
+    pytest.importorskip("nvidia.dali")
+    assert isinstance(make_decoder("auto"), DaliDecoder)
+
+
+@pytest.mark.usefixtures("no_native_decoding")
+def test_without_both_auto_is_soundfile_and_dali_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert isinstance(make_decoder("auto"), SoundfileDecoder)
+    with pytest.raises(ImportError, match=r"pip install 'slap-fast\[dali\]'"):
+        make_decoder("dali")
 
 
 def test_the_gpu_decoder_without_a_gpu_raises_with_the_reason() -> None:
