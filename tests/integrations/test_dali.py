@@ -250,7 +250,7 @@ dali.register(dali.build(cuda=True))
 batch = list(np.load(sys.argv[1]).values())
 decoded = []
 for device in ("cpu", "mixed"):
-    pipeline = Pipeline(batch_size=len(batch), num_threads=2, device_id=0)
+    pipeline = Pipeline(batch_size=len(batch), num_threads=2, device_id=0, prefetch_queue_depth=1)
     with pipeline:
         pipeline.set_outputs(*fn.slap_fast.flac(fn.external_source(name="encoded"), device=device))
     for _ in range(3):
