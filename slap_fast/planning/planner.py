@@ -27,8 +27,8 @@ from slap_fast.training.frozen import freeze_parts
 from slap_fast.training.initial_weights import find_source
 from slap_fast.training.model import PretrainingModel
 
-# FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it; used without a dataset.
-FLAC_BYTES_PER_SECOND = 18_400.0
+# FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it, 70 of it in seek tables; used without a dataset.
+FLAC_BYTES_PER_SECOND = 18_470.0
 _HALVINGS = 7  # smallest micro-batch: the batch of a rank, halved so often
 # Bytes of scores that the native distillation loss holds at a time, for student and teacher.
 _SCORE_BYTES = 2 * 2**27
@@ -234,6 +234,10 @@ def _loss_bytes(request: PlanRequest, costs: _PassCosts, size: int, accumulated:
     samples = clips * costs.workload.mean * model_config.mel.sample_rate
     masked = _masked_fraction(config) * model_config.num_tokens(round(samples / clips))
     batch = 4 * samples + 8 * clips * (masked + costs.workload.caption_tokens)
+    if config.efficiency.loading.decoder == "gpu":
+        # Waveforms of the batches ahead, and the files of the one that is being decoded.
+        seconds = clips * costs.workload.mean
+        batch += config.efficiency.loading.prefetch * 4 * samples + seconds * costs.workload.bytes_per_second
     gathers = request.devices > 1 and config.efficiency.training.contrastive_exchange == "gather"
     # Float32 text embeddings and their gradients.
     contrastive = 2 * 4 * width * (config.recipe.schedule.batch_size if gathers else 2 * clips)

@@ -115,6 +115,15 @@ def test_less_memory_leads_to_smaller_micro_batches(on_gpus: Plan) -> None:
     assert "nothing fits" in as_text(nothing)
 
 
+def test_batches_that_are_decoded_ahead_on_the_gpu_are_in_its_memory(on_gpus: Plan) -> None:
+    samples = 64 * on_gpus.workload.mean * 16_000  # float32 waveforms of a rank
+    files = 64 * on_gpus.workload.mean * on_gpus.workload.bytes_per_second
+    for prefetch in (0, 3):
+        decoding = plan("devices=4", "device=h100", "loading.decoder=gpu", f"loading.prefetch={prefetch}")
+        more = decoding.asked.peak - on_gpus.asked.peak
+        assert more == pytest.approx(prefetch * 4 * samples + files, rel=1e-6)
+
+
 def test_offloaded_states_are_in_host_memory() -> None:
     nothing = PassCost(0.0, 0.0, (), 0.0, 0.0, 0.0)
     counts = Parameters(trained=1_000_000, averaged=400_000, frozen=0, small=1000)
