@@ -18,7 +18,7 @@ def product_name(dtype: torch.dtype) -> str:
     return f"matrix product, {DTYPE_NAMES[dtype]}"
 
 
-def product_case(dtype: torch.dtype, settings: Settings) -> Case:
+def product_case(dtype: torch.dtype, settings: Settings, unit: str = USEFUL) -> Case:
     size = 64 if settings.quick else 2048 if settings.device == "cpu" else 8192
 
     def factors() -> list[Tensor]:
@@ -38,6 +38,6 @@ def product_case(dtype: torch.dtype, settings: Settings) -> Case:
         baseline="torch.matmul",
         reference=reference,
         tolerance=_TOLERANCES[dtype],
-        work={USEFUL: 2.0 * size**3 / 1e9},
+        work={unit: 2.0 * size**3 / 1e9},
         peak=product_name(dtype),
     )

@@ -49,11 +49,14 @@ class Run:
         step: the timed function. Its return value does not count as working memory.
         outputs: named tensors to compare with the reference. Must not change the state that `step` starts from.
         outputs_run_step: `outputs` calls `step`, so `step` needs no trial run.
+        work: amount of work in one step of this peer, by unit; overrides that of the case. For peers that compute
+            something else.
     """
 
     step: Callable[[], object]
     outputs: Callable[[], Outputs]
     outputs_run_step: bool = False
+    work: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
         if not cuda_responds():
             raise DeviceLostError(failed, "the timing") from error
         return failed
+    works = {name: {**case.work, **peer.run.work} for name, peer in checked.items()}
     checked.clear()
     gc.collect()
     if settings.device == "cuda":
@@ -88,8 +89,10 @@ def measure_case(benchmark: str, case: Case, settings: Settings, *, memory: bool
         rows[name] |= {
             "seconds": seconds,
             "time": time,
-            "rate": {unit: amount / time["median"] for unit, amount in case.work.items()},
+            "rate": {unit: amount / time["median"] for unit, amount in works[name].items()},
         }
+        if works[name] != case.work:
+            rows[name]["work"] = works[name]
         if case.baseline in samples:
             rows[name]["ratio"] = paired_ratio(samples[case.baseline], seconds)
         if name in eager:

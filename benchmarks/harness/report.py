@@ -63,6 +63,9 @@ def _columns(cases: list[Record]) -> list[Column]:
         header = "x real time" if unit == AUDIO_SECONDS else f"{unit}/s"
         return header, lambda case, peer: format_amount(peer["rate"][unit]) if unit in peer["rate"] else ""
 
+    def per_step(unit: str) -> Column:
+        return f"{unit} per step", lambda case, peer: _amount(case["work"] | peer.get("work", {}), unit)
+
     def share(case: Record, peer: Record) -> str:
         peak = peaks.get(case.get("peak", ""))
         return f"{peer['rate'][next(iter(case['work']))] / peak:.0%}" if peak else ""
@@ -80,6 +83,7 @@ def _columns(cases: list[Record]) -> list[Column]:
     ]
     if peaks:
         columns.append(("share of measured peak", share))
+    columns += [per_step(unit) for unit in units if any(unit in peer.get("work", {}) for peer in peers)]
     columns.append(("peak memory", peak_memory))
     if any("working_bytes" in peer.get("memory", {}) for peer in peers):
         columns.append(("working memory", lambda case, peer: _bytes(peer, "working_bytes")))
@@ -196,6 +200,10 @@ def _time(q1: float, median: float, q3: float) -> str:
 def _bytes(peer: Record, key: str) -> str:
     memory = peer.get("memory", {})
     return format_bytes(memory[key]) if key in memory else ""
+
+
+def _amount(work: Record, unit: str) -> str:
+    return format_amount(work[unit]) if unit in work else ""
 
 
 def _facts(cases: list[Record]) -> str:

@@ -4,7 +4,7 @@
      "cases": [{"name", "baseline", "tolerance", "work": {unit: amount}, "facts": {...}, "peak": case or null,
                 "peers": [{"name", "status", "reason", "errors": {output: relative RMS error},
                            "seconds": [...], "time": {"q1", "median", "q3"}, "ratio": {"q1", "median", "q3"},
-                           "rate": {unit: amount per second},
+                           "rate": {unit: amount per second}, "work": {unit: amount} if it is not that of the case,
                            "eager": {"q1", "median", "q3"} or null, "replay": {"copies"} or {"reason"},
                            "memory": {"setup_bytes", "step_bytes", "kept_bytes", "working_bytes", "method"}
                                      or {"reason"}}]}]}
