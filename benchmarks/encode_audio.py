@@ -7,6 +7,7 @@ together, and each keeps the bits that it has alone.
 - PyTorch's products, clip by clip: as without native code, and as before the op `linear`.
 - slap-fast, clip by clip: native products without packing.
 - slap-fast: `encode_audio` as it is.
+- slap-fast, int8: the same with `precision="int8"`. It has a case of its own, because its error is that of 8 bits.
 
 The weights are random, and so is the sound: neither changes the work.
 """
@@ -24,12 +25,15 @@ from benchmarks.harness.case import AUDIO_SECONDS, Case, Outputs, Peer, Run, Set
 from benchmarks.harness.inputs import normal
 from benchmarks.library_workload import QUICKSTART
 from slap_fast.config.model import ModelConfig, TextEncoderConfig
+from slap_fast.models.quantization import Precision, apply_precision
 from slap_fast.models.slap import SLAP
 from slap_fast.ops import dispatch
+from slap_fast.ops.int8_product import int8_kernel
 
 TITLE = "Embeddings of ready waveforms"
 
 TOLERANCE = 1e-4
+INT8_TOLERANCE = 0.045  # of unit-length embeddings: a cosine of 0.999
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class Workload:
     seconds: float
     device: str
 
-    def model(self) -> SLAP:
+    def model(self, precision: Precision = "fp32") -> SLAP:
         torch.manual_seed(0)
-        return SLAP(self.config, objectives=["contrastive"], load_pretrained_text=False).eval().to(self.device)
+        model = SLAP(self.config, objectives=["contrastive"], load_pretrained_text=False).eval()
+        apply_precision(model, precision)
+        return model.to(self.device)
 
     def waves(self) -> list[Tensor]:
         samples = int(self.seconds * self.config.mel.sample_rate)
@@ -60,7 +66,10 @@ def cases(settings: Settings) -> list[Case]:
             continue
         for seconds in (1.0, 5.0, 10.0, 30.0):
             clips = 3 if settings.quick else int(seconds_of_audio / seconds)
-            found.append(_case(f"{name}, clips of {seconds:g} s", Workload(config, clips, seconds, settings.device)))
+            workload = Workload(config, clips, seconds, settings.device)
+            found += [_case(f"{name}, clips of {seconds:g} s", workload)]
+            if settings.device == "cpu":
+                found += [_int8_case(f"{name}, clips of {seconds:g} s, int8", workload)]
     return found
 
 
@@ -75,7 +84,7 @@ def _case(name: str, workload: Workload) -> Case:
         name=name,
         peers=peers,
         baseline=peers[-1].name if on_gpu else peers[0].name,
-        reference=lambda: {"embeddings": workload.model().encode_audio(workload.waves()[:2], sampling_rate=16_000)},
+        reference=partial(_reference, workload),
         tolerance=TOLERANCE,
         work={AUDIO_SECONDS: workload.clips * workload.seconds},
         facts={"clips": workload.clips},
@@ -83,8 +92,35 @@ def _case(name: str, workload: Workload) -> Case:
     )
 
 
-def _run(workload: Workload, backends: Mapping[str, str], *, batch_seconds: float = 600.0) -> Run:
-    model, waves = workload.model(), workload.waves()
+def _int8_case(name: str, workload: Workload) -> Case:
+    peers = (
+        Peer("slap-fast", partial(_run, workload, {})),
+        Peer("slap-fast, int8", partial(_run, workload, {}, precision="int8")),
+    )
+    return Case(
+        name=name,
+        peers=peers,
+        baseline=peers[0].name,
+        reference=partial(_reference, workload),
+        tolerance=INT8_TOLERANCE,
+        work={AUDIO_SECONDS: workload.clips * workload.seconds},
+        facts={"clips": workload.clips, "int8 kernel": int8_kernel() or "none"},
+        replayable=False,
+    )
+
+
+def _reference(workload: Workload) -> Outputs:
+    return {"embeddings": workload.model().encode_audio(workload.waves()[:2], sampling_rate=16_000)}
+
+
+def _run(
+    workload: Workload,
+    backends: Mapping[str, str],
+    *,
+    batch_seconds: float = 600.0,
+    precision: Precision = "fp32",
+) -> Run:
+    model, waves = workload.model(precision), workload.waves()
 
     def encode(clips: list[Tensor]) -> Tensor:
         with dispatch.preferring(**backends):

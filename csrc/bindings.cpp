@@ -13,6 +13,7 @@
 
 #include "cpu/contrastive.h"
 #include "cpu/flac_decode.h"
+#include "cpu/int8_product.h"
 #include "cpu/isa.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/log_mel.h"
@@ -288,6 +289,45 @@ void bind_matrix_product(py::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_int8_product(py::module_& module) {
+  module.def("int8_kernels", [] {
+    std::vector<std::string> names;
+    for (const slap_fast::Int8Kernel* kernel : slap_fast::int8_kernels()) names.emplace_back(kernel->name);
+    return names;
+  });
+  // Bytes of the panels, and number of the starts.
+  module.def(
+      "int8_sizes",
+      [](const std::string& name, std::int64_t columns, std::int64_t depth) {
+        const slap_fast::Int8Kernel& kernel = slap_fast::int8_kernel(name);
+        return std::make_pair(slap_fast::int8_panel_bytes(kernel, columns, depth),
+                              slap_fast::int8_starts(kernel, columns));
+      },
+      py::arg("kernel"), py::arg("columns"), py::arg("depth"));
+  module.def(
+      "int8_pack",
+      [](const std::string& name, Address weight, std::int64_t columns, std::int64_t depth, Address panels,
+         Address starts) {
+        slap_fast::int8_kernel(name).pack(pointer<const std::int8_t>(weight), columns, depth,
+                                          pointer<std::int8_t>(panels), pointer<std::int32_t>(starts));
+      },
+      py::arg("kernel"), py::arg("weight"), py::arg("columns"), py::arg("depth"), py::arg("panels"), py::arg("starts"),
+      py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "int8_product",
+      [](const std::string& name, std::pair<Address, std::int64_t> x, std::int64_t rows, Address panels, Address starts,
+         Address scales, Address bias, std::int64_t columns, std::int64_t depth, std::pair<Address, std::int64_t> out,
+         int threads) {
+        slap_fast::int8_product(slap_fast::int8_kernel(name), pointer<const float>(x.first), x.second, rows,
+                                {pointer<const std::int8_t>(panels), pointer<const std::int32_t>(starts),
+                                 pointer<const float>(scales), pointer<const float>(bias), columns, depth},
+                                pointer<float>(out.first), out.second, threads);
+      },
+      py::arg("kernel"), py::arg("x"), py::arg("rows"), py::arg("panels"), py::arg("starts"), py::arg("scales"),
+      py::arg("bias"), py::arg("columns"), py::arg("depth"), py::arg("out"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_contrastive(py::module_& module) {
   using slap_fast::ContrastiveInputs;
   py::class_<ContrastiveInputs>(module, "ContrastiveInputs")
@@ -471,6 +511,7 @@ PYBIND11_MODULE(_C, module) {
   bind_rotary(module);
   bind_swiglu(module);
   bind_matrix_product(module);
+  bind_int8_product(module);
   bind_varlen_attention(module);
   bind_contrastive(module);
   bind_flac(module);

@@ -3,7 +3,8 @@
 set(SLAP_FAST_ISAS avx2 avx512 avx512_bf16 CACHE STRING "Instruction sets to compile in addition to the baseline")
 
 function(add_isa library name sources)
-  if(NOT name STREQUAL "baseline" AND NOT name IN_LIST SLAP_FAST_ISAS)
+  string(REPLACE "_vnni" "" listed ${name})  # comes with the instruction set that it extends
+  if(NOT listed STREQUAL "baseline" AND NOT listed IN_LIST SLAP_FAST_ISAS)
     return()
   endif()
   add_library(kernels_${name} OBJECT ${${sources}})
@@ -19,7 +20,8 @@ function(add_isa library name sources)
   target_compile_definitions(${library} PRIVATE SLAP_FAST_HAS_${upper})
 endfunction()
 
-# Adds the kernels in the list `sources` to `library`, and those in the list `bf16_sources` for AVX512-BF16 too.
+# Adds the kernels in the list `sources` to `library`, those in the list `bf16_sources` for AVX512-BF16 too, and those in
+# an optional fourth list for VNNI of 256 and of 512 bits.
 # A new instruction set needs a line here and an entry in csrc/cpu/isa.cpp.
 function(add_kernels library sources bf16_sources)
   add_isa(${library} baseline ${sources})
@@ -33,5 +35,15 @@ function(add_kernels library sources bf16_sources)
     if(SLAP_FAST_COMPILES_AVX512_BF16 AND ${bf16_sources})
       add_isa(${library} avx512_bf16 ${bf16_sources} ${avx512} -mavx512bf16)
     endif()
+    foreach(vnni_sources ${ARGN})
+      check_cxx_compiler_flag(-mavxvnni SLAP_FAST_COMPILES_AVX2_VNNI)
+      if(SLAP_FAST_COMPILES_AVX2_VNNI)
+        add_isa(${library} avx2_vnni ${vnni_sources} ${avx2} -mavxvnni)
+      endif()
+      check_cxx_compiler_flag(-mavx512vnni SLAP_FAST_COMPILES_AVX512_VNNI)
+      if(SLAP_FAST_COMPILES_AVX512_VNNI)
+        add_isa(${library} avx512_vnni ${vnni_sources} ${avx512} -mavx512vnni)
+      endif()
+    endforeach()
   endif()
 endfunction()

@@ -31,7 +31,18 @@ bool has_avx512_bf16() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 5));
 }
+
+bool has_vnni(Vnni width) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (width == Vnni::avx512) return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 11));
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1u << 4));
+}
 #endif
+
+std::atomic<bool>& forced() {
+  static std::atomic<bool> is_forced{false};
+  return is_forced;
+}
 
 Isa default_isa() {
   Isa best = Isa::baseline;
@@ -94,6 +105,17 @@ std::vector<Isa> compiled_isas() {
   };
 }
 
+bool uses_vnni(Vnni width) {
+#if defined(__x86_64__)
+  static const bool has[] = {has_vnni(Vnni::avx2), has_vnni(Vnni::avx512)};
+  const bool allowed = !forced().load(std::memory_order_relaxed) || chosen_isa() >= Isa::avx512_bf16;
+  return allowed && has[width == Vnni::avx512];
+#else
+  (void)width;
+  return false;
+#endif
+}
+
 Isa chosen_isa() { return chosen().load(std::memory_order_relaxed); }
 
 void force_isa(const std::string& name) {
@@ -104,6 +126,7 @@ void force_isa(const std::string& name) {
                                   isa_name(detected_isa()));
     for (Isa compiled : compiled_isas()) {
       if (isa != compiled) continue;
+      forced().store(true, std::memory_order_relaxed);
       chosen().store(isa, std::memory_order_relaxed);
       return;
     }

@@ -20,6 +20,11 @@ std::vector<Isa> compiled_isas();
 // The instruction set in use: the highest that is detected and compiled, unless force_isa overrides it.
 Isa chosen_isa();
 
+// Whether code with VNNI (sums of products of bytes) of 256 or of 512 bits may run: the CPU has it, and no instruction
+// set below avx512_bf16 is forced, which means just what its name says.
+enum class Vnni { avx2, avx512 };
+bool uses_vnni(Vnni width);
+
 // Throws std::invalid_argument if the name is unknown or the CPU or this build does not support it.
 void force_isa(const std::string& name);
 

@@ -10,6 +10,7 @@ from slap_fast.commands.audio_arguments import add_audio_arguments, check_audio_
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
+    add_precision,
     add_quiet,
     has_model,
     load_model,
@@ -26,6 +27,7 @@ HELP = "describe audio in words"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_precision(parser)
     add_audio_arguments(parser, in_windows=False)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per clip, with its reference captions if known"
@@ -46,7 +48,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if has_model(arguments.model):
         check_audio_arguments(arguments.audio, max_seconds=arguments.max_seconds)
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.precision)
     from tqdm import tqdm
 
     from slap_fast.inference.audio_inputs import describe_nothing_read

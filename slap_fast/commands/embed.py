@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slap_fast.commands.audio_arguments import add_audio_arguments, check_audio_arguments, collect_inputs
 from slap_fast.commands.shared import (
     add_model_arguments,
+    add_precision,
     add_quiet,
     has_model,
     load_model,
@@ -25,6 +26,7 @@ HELP = "write the embeddings of audio or texts to a file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_precision(parser)
     add_audio_arguments(parser, alternative="; with --text, texts")
     parser.add_argument("--out", type=Path, required=True, help="file ending in .npz, .npy or .safetensors")
     parser.add_argument("--text", action="store_true", help="the inputs are texts, not audio")
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     if not arguments.text and has_model(arguments.model):
         check_audio_arguments(arguments.audio, max_seconds=arguments.max_seconds)
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.precision)
     from slap_fast.inference.embed import EmbeddingInterrupted, embed_audio, embed_texts
 
     inputs = [] if arguments.text else collect_inputs(arguments.audio, max_seconds=arguments.max_seconds)
@@ -53,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         names, embeddings, skipped = [clip.name for clip in audio.inputs], audio.embeddings, audio.skipped
     write_embeddings(arguments.out, names, embeddings.numpy())
-    print(f"{arguments.out}: {len(names)} embeddings of width {embeddings.shape[1]}")
+    of_precision = "" if arguments.precision == "fp32" else f", by {arguments.precision} weights"
+    print(f"{arguments.out}: {len(names)} embeddings of width {embeddings.shape[1]}{of_precision}")
     return report_skipped(skipped, len(inputs))
 
 

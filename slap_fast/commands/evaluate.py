@@ -12,6 +12,7 @@ from slap_fast.commands.caption import add_decoding_arguments
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
+    add_precision,
     add_quiet,
     beside_model,
     errors_about,
@@ -42,6 +43,7 @@ RESAMPLES = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_precision(parser)
     parser.add_argument(
         "dataset", metavar="DATASET", type=Path, nargs="?", help="folder that `slap-fast prepare` wrote"
     )
@@ -128,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompts.check_classes(labeled.classes)
     if arguments.suite is not None:
         datasets = _find_datasets(arguments.suite, arguments.data)
-    evaluation = _Evaluation(load_model(arguments.model, arguments.device), arguments)
+    evaluation = _Evaluation(load_model(arguments.model, arguments.device, arguments.precision), arguments)
     if index is not None:
         evaluation.retrieval(index, relevance)
         if arguments.events:
@@ -205,6 +207,8 @@ class _Evaluation:
         self._arguments = arguments
         self._out: Path = arguments.out or beside_model(arguments.model, "evaluation")
         self._identity = {"model": str(arguments.model), "weights": weights_digest(arguments.model)}
+        if arguments.precision != "fp32":
+            self._identity["precision"] = arguments.precision
         self._report: dict[str, Any] = dict(self._identity)
         self._clips = 0
         self._skipped: list[Skipped] = []

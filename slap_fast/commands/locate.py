@@ -15,6 +15,7 @@ from slap_fast.commands.embedding_files import check_writable
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
+    add_precision,
     add_quiet,
     check_model,
     clock,
@@ -41,6 +42,7 @@ _PLOTTED_QUERIES = 10  # as many as there are colors
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_precision(parser)
     parser.add_argument(
         "recording",
         metavar="RECORDING",
@@ -104,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     if has_model(arguments.model):
         check_model(arguments.model, arguments.device)
     recording = _open(arguments.recording)
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.precision)
     located = _locate(model, recording, rule, arguments)
     for path, format in formats.items():
         write_events(path, format, located, recording.name, model.config.mel.sample_rate)

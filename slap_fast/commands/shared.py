@@ -16,6 +16,7 @@ from slap_fast.models.hub import HubId, hub_id, model_folder
 
 if TYPE_CHECKING:
     from slap_fast.inference.audio_inputs import Skipped
+    from slap_fast.models.quantization import Precision
     from slap_fast.models.slap import SLAP
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -35,6 +36,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a trained model, such as runs/slap/model, or owner/name[@revision] on the Hugging Face hub",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="of the weights; int8 is for CPUs: faster, and within a cosine of 0.999 of fp32 (default fp32)",
+    )
 
 
 def model_argument(text: str) -> Path:
@@ -113,8 +123,10 @@ def _check_model_folder(folder: Path) -> None:
         raise CommandError(f"{folder}: it has no tokenizer/; copy it from the training dataset's folder")
 
 
-def load_model(model: Path, device: str) -> SLAP:
+def load_model(model: Path, device: str, precision: Precision = "fp32") -> SLAP:
     """Load a model of a folder or of the hub to `device`, in eval mode.
+
+    With int8 weights, the device "auto" is the CPU.
 
     Raises:
         CommandError: it cannot be loaded; the message has the reason in one line.
@@ -124,14 +136,16 @@ def load_model(model: Path, device: str) -> SLAP:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
+    if precision == "int8" and device != "cpu":
+        raise CommandError(f"--precision int8 is for CPUs, and --device is {device}; give --device cpu, or bf16")
     if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise CommandError(f"--device {device}: PyTorch finds {torch.cuda.device_count()} GPUs here")
     from slap_fast.models.slap import SLAP
 
     folder = model_folder(name) if (name := hub_model(model)) is not None else model
     try:
-        loaded = SLAP.from_pretrained(folder)
+        loaded = SLAP.from_pretrained(folder, precision=precision)
     except (ValueError, OSError) as error:
         raise CommandError(f"{model}: cannot load the model: {one_line(error, 400)}") from error
     try:

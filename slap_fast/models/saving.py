@@ -23,6 +23,7 @@ from slap_fast.config.saved_files import (
     save_tokenizer,
 )
 from slap_fast.errors import ModelError, one_line
+from slap_fast.models.quantization import require_float
 from slap_fast.ops.packed import PackedLayout
 from slap_fast.runtime.durable_files import replace_file_with, replace_text, save_safetensors
 
@@ -40,11 +41,13 @@ def save_model(model: SLAP, folder: str | os.PathLike, weights: Mapping[str, Ten
     """See `SLAP.save_pretrained`; `weights` replaces the state dict of the model.
 
     Raises:
-        ModelError: a name or shape of `weights` is not that of the model, or the model has only its audio tower.
+        ModelError: a name or shape of `weights` is not that of the model, or the model has only its audio tower or has
+            int8 weights.
         OSError: a file cannot be written.
     """
     if model.towers != "all":
         raise ModelError(f"a model that was loaded with towers={model.towers!r} cannot be saved: load all of it")
+    require_float(model, "be saved")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     own = model.state_dict()

@@ -9,6 +9,7 @@ int main() {
   testing::test_waveform_stats();
   testing::test_log_mel();
   testing::test_losses();
+  testing::test_int8_product();
   testing::test_matrix_product();
   testing::test_rms_norm();
   testing::test_contrastive();

@@ -6,6 +6,7 @@ namespace testing {
 void test_waveform_stats();
 void test_log_mel();
 void test_losses();
+void test_int8_product();
 void test_matrix_product();
 void test_rms_norm();
 void test_contrastive();

@@ -25,6 +25,7 @@ from slap_fast.errors import MissingExtraError, ModelError
 from slap_fast.models.encoding import embed_token_ids, encode_features, tokenizer_of
 from slap_fast.models.portable.audio_tower import PortableAudioTower
 from slap_fast.models.portable.text_tower import PortableTextTower
+from slap_fast.models.quantization import require_float
 from slap_fast.models.slap import SLAP
 from slap_fast.runtime.durable_files import complete_or_absent
 from slap_fast.runtime.onnx_runtime import import_onnxruntime
@@ -72,9 +73,11 @@ def export_towers(
 
     Raises:
         MissingExtraError: a package for ONNX is not installed.
-        ModelError: the model has no tokenizer, cannot be exported, or an output deviates by more than `TOLERANCE`.
+        ModelError: the model has no tokenizer or has int8 weights, cannot be exported, or an output deviates by more
+            than `TOLERANCE`.
         OSError: a file cannot be written.
     """
+    require_float(model, "be exported")
     if kind == "onnx":
         _require_onnx()
     has_text = model.text_encoder is not None
