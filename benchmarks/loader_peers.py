@@ -28,20 +28,20 @@ Batches = Callable[[], Iterator[Tensor]]
 
 
 def reference(workload: Workload) -> Outputs:
-    """Decodes with soundfile, one clip after another."""
+    """Decodes whole clips with soundfile, one after another."""
     index = workload.open()
-    decoded: dict[int, Tensor] = {}
-    for clip in {clip for batch in workload.order() for clip in batch}:
+    decoded: dict[tuple[int, int], Tensor] = {}
+    for clip, start in {clip for batch in workload.order() for clip in batch}:
         waveform, _ = soundfile.read(io.BytesIO(index.read_audio(clip)), dtype="float32")
-        decoded[clip] = workload.checked([torch.from_numpy(waveform)])
+        decoded[clip, start] = workload.checked([torch.from_numpy(waveform)[start : start + workload.samples]])
     return {"samples": torch.cat([decoded[clip] for batch in workload.order() for clip in batch])}
 
 
-def slap_fast(workload: Workload, kind: Literal["dali", "soundfile"], threads: int) -> Run:
+def slap_fast(workload: Workload, kind: Literal["dali", "gpu", "native", "soundfile"], threads: int) -> Run:
     """The whole loader: sampler, reading, decoding, captions to tokens, masks, packed batches."""
     index = workload.open()
     sampler, tokenizer = workload.sampler(index), load_tokenizer(index.folder / "tokenizer")
-    decoder = make_decoder(kind, threads, workload.batch_size)
+    decoder = make_decoder(kind, threads, workload.batch_size, device="cuda" if kind == "gpu" else "cpu")
 
     def batches() -> Iterator[Tensor]:
         loader = Loader(
@@ -65,7 +65,7 @@ def data_loader(workload: Workload, workers: int) -> Run:
     """PyTorch's DataLoader: worker processes read, decode and tokenize clip by clip; they persist between steps."""
     index = workload.open()
     loader = DataLoader(
-        _Clips(index),
+        _Clips(index, workload.samples),
         batch_sampler=workload.order(),
         num_workers=workers,
         collate_fn=partial(_collate, load_tokenizer(index.folder / "tokenizer")),
@@ -141,7 +141,7 @@ def _run(workload: Workload, batches: Batches) -> Run:
 def _files(workload: Workload) -> list[list[bytes]]:
     """The encoded clips of each batch; repeated clips share one object."""
     index = workload.open()
-    order = workload.order()
+    order = [[clip for clip, _ in batch] for batch in workload.order()]
     blobs = {clip: index.read_audio(clip) for batch in order for clip in batch}
     return [[blobs[clip] for clip in batch] for batch in order]
 
@@ -157,11 +157,13 @@ def _on_threads(
 
 
 class _Clips(Dataset[Any]):
-    def __init__(self, index: ClipIndex) -> None:
-        self._index = index
+    def __init__(self, index: ClipIndex, samples: int) -> None:
+        self._index, self._samples = index, samples
 
-    def __getitem__(self, clip: int) -> tuple[Tensor, str]:
-        waveform, _ = soundfile.read(io.BytesIO(self._index.read_audio(clip)), dtype="float32")
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, str]:
+        clip, start = place
+        file = io.BytesIO(self._index.read_audio(clip))
+        waveform, _ = soundfile.read(file, self._samples, start, dtype="float32")
         return torch.from_numpy(waveform), self._index.read_metadata(clip)["captions"][0]
 
 

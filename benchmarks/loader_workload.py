@@ -33,12 +33,14 @@ class Workload:
         seconds: length of each clip.
         batch_size: clips per batch.
         batches: batches per step.
+        crop: seconds of each clip that are loaded, from a random place; None: all of it.
     """
 
     clips: int
     seconds: float
     batch_size: int
     batches: int
+    crop: float | None = None
 
     @property
     def loaded(self) -> int:
@@ -46,18 +48,26 @@ class Workload:
 
     @property
     def samples(self) -> int:
-        return round(self.seconds * SAMPLE_RATE)
+        """Loaded of each clip."""
+        return round((self.crop or self.seconds) * SAMPLE_RATE)
 
     def open(self) -> ClipIndex:
         return ClipIndex.open(_folder(self))
 
     def sampler(self, index: ClipIndex) -> GlobalBatchSampler:
-        return GlobalBatchSampler(index, batch_size=self.batch_size, seed=0, max_duration=30.0)
+        return GlobalBatchSampler(
+            index,
+            batch_size=self.batch_size,
+            seed=0,
+            max_duration=self.crop or self.seconds,
+            crop_above_max_duration=self.crop is not None,
+        )
 
-    def order(self) -> list[list[int]]:
-        """The clips of each batch."""
+    def order(self) -> list[list[tuple[int, int]]]:
+        """The clips of each batch, each with the first sample to load."""
         sampler = self.sampler(self.open())
-        return [[ref.clip for ref in sampler.rank_batch(step, 0, 1)] for step in range(self.batches)]
+        batches = (sampler.rank_batch(step, 0, 1) for step in range(self.batches))
+        return [[(ref.clip, (ref.crop or (0, 0))[0]) for ref in batch] for batch in batches]
 
     def checked(self, batches: list[Tensor]) -> Tensor:
         """`[clips, n]` samples of packed waveforms to compare with the reference."""
@@ -93,7 +103,7 @@ def _joined(workload: Workload) -> Iterator[_Joined]:
         own: list[SyntheticClip] = []
         while sum(scene.scene.duration for scene in own) <= workload.seconds:
             own.append(next(scenes))
-        yield _Joined(tuple(own), workload.samples)
+        yield _Joined(tuple(own), round(workload.seconds * SAMPLE_RATE))
 
 
 @functools.cache
