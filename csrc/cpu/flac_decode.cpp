@@ -61,7 +61,7 @@ class Work {
     for (const Owned& owned : runs_) batch_.errors[owned.file] = static_cast<std::int32_t>(owned.run.error);
     if (batch_.verify == flac::Verify::md5) check_sums();
     for (std::int64_t file = 0; file < batch_.files; ++file)
-      if (batch_.errors[file] != 0)
+      if (batch_.errors[file] != 0 && rows(file) > 0)
         std::memset(output(file, 0), 0, static_cast<std::size_t>(rows(file) * batch_.channels * width()));
   }
 
@@ -146,7 +146,7 @@ class Work {
       run.first_byte = found.byte;
       run.first_sample = found.sample;
     }
-    const bool seeked = run.first_sample > 0;
+    const bool seeked = run.first_sample > 0 || run.first_byte != run.stream.first_frame;
     runs_.push_back({run, file, seeked});
   }
 
@@ -249,7 +249,9 @@ void decode_flac(const FlacBatch& batch, std::int64_t bytes, std::int64_t rows, 
   if (batch.channels < 1 || batch.channels > flac::kMaxChannels)
     throw std::invalid_argument("channels is " + std::to_string(batch.channels) + "; FLAC has 1 to 8");
   if (batch.verify == flac::Verify::md5 && (batch.starts || batch.dtype == SampleType::int16))
-    throw std::invalid_argument("MD5 needs all samples with all their bits: whole files, float32 or int32");
+    throw std::invalid_argument(
+        "MD5 needs all samples with all their bits: "
+        "whole files, float32 or int32");
   Work(batch, threads).run();
 }
 
@@ -269,8 +271,6 @@ flac::Error flac_frames(const std::uint8_t* file, std::int64_t size, void (*add)
   Stream stream;
   Error error = flac::read_stream_header(file, size, stream);
   if (error != Error::ok) return error;
-  std::vector<std::int32_t> samples(static_cast<std::size_t>(stream.max_block) *
-                                    static_cast<std::size_t>(stream.channels));
   std::int64_t byte = stream.first_frame, sample = 0;
   while (byte < size && (stream.samples == 0 || sample < stream.samples)) {
     flac::FrameHeader header;
@@ -279,7 +279,8 @@ flac::Error flac_frames(const std::uint8_t* file, std::int64_t size, void (*add)
     if (error != Error::ok) return error;
     flac::BitReader reader(file + byte, size - byte);
     reader.next = length;
-    error = flac::read_frame(reader, header, file + byte, samples.data());
+    error =
+        flac::stream_frame(reader, header, file + byte, [](std::int32_t, std::int32_t, std::int32_t) { return true; });
     if (error != Error::ok) return error;
     add(context, {sample, byte, header.block});
     byte += reader.byte_position();

@@ -123,6 +123,9 @@ struct FastRice {
                 : group == 4 ? read_groups<4>(fast, last, parameter, left, at)
                 : group == 3 ? read_groups<3>(fast, last, parameter, left, at)
                              : read_groups<2>(fast, last, parameter, left, at);
+        // Fewer than a group is left, or a group is too long: one by one until it is over.
+        const std::int32_t singly = count - done < group ? count - done : group;
+        done += read_groups<1>(fast, last, parameter, singly, out + done);
         fast.give_back(reader);
         std::uint32_t folded = 0;
         for (std::int32_t i = begin; i < done; ++i) {
@@ -132,9 +135,11 @@ struct FastRice {
         }
         all |= folded;
       }
-      const std::int32_t rest = count - done < group ? count - done : group;
-      all |= flac::PlainRice()(reader, parameter, rest, out + done, 1);
-      done += rest;
+      if (done == begin) {  // a code of 57 bits or more, or the end of the file
+        const std::int32_t few = count - done < group ? count - done : group;
+        all |= flac::PlainRice()(reader, parameter, few, out + done, 1);
+        done += few;
+      }
       if (reader.overrun || all >> 32) return all;
     }
     return all;
@@ -157,7 +162,7 @@ struct CrcTables {
 };
 constexpr CrcTables kCrc;
 
-std::uint32_t crc16(const std::uint8_t* bytes, std::int64_t count) {
+std::uint32_t crc16_by_tables(const std::uint8_t* bytes, std::int64_t count) {
   std::uint32_t crc = 0;
   for (; count >= 8; bytes += 8, count -= 8) {
     const std::uint32_t first = crc ^ (static_cast<std::uint32_t>(bytes[0]) << 8 | bytes[1]);
@@ -167,6 +172,56 @@ std::uint32_t crc16(const std::uint8_t* bytes, std::int64_t count) {
   for (; count > 0; ++bytes, --count) crc = ((crc << 8) & 0xFFFF) ^ kCrc.of[0][(crc >> 8) ^ *bytes];
   return crc;
 }
+
+#if defined(__PCLMUL__)
+
+// t^power modulo the polynomial of the checksum.
+constexpr long long power_of_t(int power) {
+  std::uint32_t remainder = 1;
+  for (int i = 0; i < power; ++i) remainder = (remainder << 1) ^ (remainder & 0x8000 ? 0x18005u : 0);
+  return remainder;
+}
+
+// 16 bytes as a polynomial, the first byte highest.
+__m128i load_polynomial(const std::uint8_t* bytes) {
+  const __m128i reversed = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)), reversed);
+}
+
+// sum * t^distance + next, where `powers` has t^distance and t^(distance + 64).
+__m128i fold(__m128i sum, __m128i powers, __m128i next) {
+  return _mm_xor_si128(next,
+                       _mm_xor_si128(_mm_clmulepi64_si128(sum, powers, 0x00), _mm_clmulepi64_si128(sum, powers, 0x11)));
+}
+
+// Replaces the bytes by 16 with the same remainder, from four sums that do not wait for each other.
+std::uint32_t crc16(const std::uint8_t* bytes, std::int64_t count) {
+  if (count < 128) return crc16_by_tables(bytes, count);
+  const __m128i far = _mm_set_epi64x(power_of_t(512 + 64), power_of_t(512));
+  const __m128i near = _mm_set_epi64x(power_of_t(128 + 64), power_of_t(128));
+  __m128i sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = load_polynomial(bytes + 16 * i);
+  for (bytes += 64, count -= 64; count >= 64; bytes += 64, count -= 64)
+    for (int i = 0; i < 4; ++i) sums[i] = fold(sums[i], far, load_polynomial(bytes + 16 * i));
+  __m128i sum = sums[0];
+  for (int i = 1; i < 4; ++i) sum = fold(sum, near, sums[i]);
+  for (; count >= 16; bytes += 16, count -= 16) sum = fold(sum, near, load_polynomial(bytes));
+  std::uint8_t rest[32];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rest), sum);
+  for (int i = 0; i < 8; ++i) {
+    const std::uint8_t low = rest[i];
+    rest[i] = rest[15 - i];
+    rest[15 - i] = low;
+  }
+  __builtin_memcpy(rest + 16, bytes, static_cast<std::size_t>(count));
+  return crc16_by_tables(rest, 16 + count);
+}
+
+#else
+
+std::uint32_t crc16(const std::uint8_t* bytes, std::int64_t count) { return crc16_by_tables(bytes, count); }
+
+#endif
 
 #if defined(__AVX2__)
 
@@ -327,10 +382,9 @@ class Decoder {
       const std::uint32_t stored = reader.read(16);
       if (reader.overrun) return Error::truncated;
       if (run.crc && crc16(run.file + byte, bytes) != stored) return Error::bad_crc;
-      if (sample + header.block > run.start) {
-        frames_[waiting_++] = {&run, header, sample, used_};
-        used_ += header.channels;
-      }
+      // Frames before the wanted samples too: their samples must be in range.
+      frames_[waiting_++] = {&run, header, sample, used_};
+      used_ += header.channels;
       byte += bytes + 2;
       sample += header.block;
       before = header;
@@ -405,11 +459,12 @@ class Decoder {
       for (std::int32_t i = 0; i < block && predictor.wasted; ++i)
         samples[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(samples[i]) << predictor.wasted);
     }
-    if (header.stereo && !decorrelate(frame)) return false;
-
+    if (frame.sample + block <= run.start) return true;
     const std::int64_t skipped = frame.sample < run.start ? run.start - frame.sample : 0;
     const std::int64_t left = run.start + run.count - frame.sample;
     const std::int64_t end = left < block ? left : block;
+    if (header.stereo && !decorrelate(header, lane(frame.lane) + skipped, static_cast<std::int32_t>(end - skipped)))
+      return false;
     Sample* to = output + (frame.sample + skipped - run.start) * channels;
     const std::int32_t* first = lane(frame.lane) + skipped;
     const std::int64_t count = end - skipped;
@@ -429,25 +484,24 @@ class Decoder {
     return true;
   }
 
-  // Two channels to left and right. Whether all are in range.
-  bool decorrelate(const Frame& frame) {
-    const std::int32_t block = frame.header.block;
-    std::int32_t *first = lane(frame.lane), *second = first + kFlacLaneLength;
-    switch (frame.header.stereo) {
+  // Two channels, the second a row below the first, to left and right. Whether all are in range.
+  static bool decorrelate(const FrameHeader& header, std::int32_t* first, std::int32_t count) {
+    std::int32_t* second = first + kFlacLaneLength;
+    switch (header.stereo) {
       case 8:
-        for (std::int32_t i = 0; i < block; ++i) second[i] = first[i] - second[i];
+        for (std::int32_t i = 0; i < count; ++i) second[i] = first[i] - second[i];
         break;
       case 9:
-        for (std::int32_t i = 0; i < block; ++i) first[i] += second[i];
+        for (std::int32_t i = 0; i < count; ++i) first[i] += second[i];
         break;
       default:
-        for (std::int32_t i = 0; i < block; ++i) {
+        for (std::int32_t i = 0; i < count; ++i) {
           const std::int32_t middle = 2 * first[i] + (second[i] & 1), side = second[i];
           first[i] = (middle + side) >> 1;
           second[i] = (middle - side) >> 1;
         }
     }
-    return in_range(first, block, frame.header.bits) && in_range(second, block, frame.header.bits);
+    return in_range(first, count, header.bits) && in_range(second, count, header.bits);
   }
 
   static constexpr std::int32_t kOutOfRange = -0x7FFFFFFF - 1;  // in any number of bits

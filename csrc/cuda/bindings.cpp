@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cuda/flac.h"
 #include "cuda/log_mel.h"
 
 namespace py = pybind11;
@@ -27,6 +28,38 @@ LogMel::Waveform waveform_of(Address waveform, bool int16, std::int64_t samples,
 
 void add_bindings(py::module_& module, SpecReader read_spec) {
   module.def("cuda_unavailable", &unavailable, py::call_guard<py::gil_scoped_release>());
+
+  module.def(
+      "cuda_flac_workspace",
+      [](std::int64_t files, std::int64_t rows, int channels, int dtype) {
+        FlacBatch batch{};
+        batch.files = files;
+        batch.channels = channels;
+        batch.dtype = static_cast<flac::SampleType>(dtype);
+        return flac_workspace_bytes(batch, rows);
+      },
+      py::arg("files"), py::arg("rows"), py::arg("channels"), py::arg("dtype"));
+
+  module.def(
+      "cuda_decode_flac",
+      [](Address data, std::int64_t bytes, Address offsets, std::int64_t files, Address starts, Address cu_seqlens,
+         std::int64_t rows, int channels, int dtype, Address output, Address errors, int verify, Address workspace,
+         int device, Address stream) {
+        const FlacBatch batch{reinterpret_cast<const std::uint8_t*>(data),
+                              reinterpret_cast<const std::int64_t*>(offsets),
+                              files,
+                              reinterpret_cast<const std::int64_t*>(starts),
+                              reinterpret_cast<const std::int64_t*>(cu_seqlens),
+                              channels,
+                              static_cast<flac::SampleType>(dtype),
+                              reinterpret_cast<void*>(output),
+                              reinterpret_cast<std::int32_t*>(errors),
+                              static_cast<flac::Verify>(verify)};
+        decode_flac(batch, bytes, rows, reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream), device);
+      },
+      py::arg("data"), py::arg("bytes"), py::arg("offsets"), py::arg("files"), py::arg("starts"), py::arg("cu_seqlens"),
+      py::arg("rows"), py::arg("channels"), py::arg("dtype"), py::arg("output"), py::arg("errors"), py::arg("verify"),
+      py::arg("workspace"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 
   py::class_<LogMel>(module, "CudaLogMel")
       .def(py::init([read_spec](int device, const py::kwargs& spec) {

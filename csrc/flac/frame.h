@@ -1,4 +1,4 @@
-// One frame in plain code: what a GPU thread runs, and the definition that the SIMD code is tested against.
+// One frame in plain code, sample by sample: what a GPU thread runs, and what the SIMD code is tested against.
 #pragma once
 
 #include "flac/bit_reader.h"
@@ -29,34 +29,99 @@ SLAP_FAST_FLAC_INLINE Pair left_and_right(std::int32_t stereo, std::int64_t firs
   return {(middle + second) >> 1, (middle - second) >> 1};
 }
 
-// Decodes the subframes behind a frame header to `out` [block, channels]. `reader` starts behind the header and ends
-// behind the checksum, which is compared if `frame`, the first byte of the frame, is given.
-SLAP_FAST_FLAC_INLINE Error read_frame(BitReader& reader, const FrameHeader& header, const std::uint8_t* frame,
-                                       std::int32_t* out) {
-  const std::int32_t channels = header.channels;
-  // Reported only if the bits are as they were written: damage is the better reason.
-  bool in_range = true;
-  for (std::int32_t channel = 0; channel < channels; ++channel) {
-    Predictor predictor;
-    std::int32_t* samples = out + channel;
-    Error error =
-        read_subframe(reader, header.block, channel_bits(header, channel), samples, channels, predictor, PlainRice());
-    if (error == Error::ok) error = predict(predictor, header.block, samples, channels);
-    if (error != Error::ok) return error;
-    for (std::int32_t i = 0; i < header.block && predictor.wasted; ++i) {
-      std::int32_t& sample = samples[static_cast<std::int64_t>(i) * channels];
-      sample = static_cast<std::int32_t>(static_cast<std::uint32_t>(sample) << predictor.wasted);
+// Reads the samples of a subframe whose header is read, one after another: sink(i, sample). Nothing is stored but the
+// `kOrder` last samples, in registers. A sample that is out of range counts as 0, and `in_range` becomes false.
+template <int kOrder, class Sum, class Sink>
+SLAP_FAST_FLAC_INLINE Error stream_residual(BitReader& reader, std::int32_t block, const Predictor& predictor,
+                                            const std::int32_t* first, bool& in_range, const Sink& sink) {
+  const std::int32_t order = predictor.order;
+  const std::int64_t limit = std::int64_t{1} << (predictor.bits - 1);
+  std::int32_t history[kOrder], coefficients[kOrder];
+  SLAP_FAST_FLAC_UNROLL
+  for (int j = 0; j < kOrder; ++j) {
+    history[j] = j < order ? first[order - 1 - j] : 0;
+    coefficients[j] = j < order ? predictor.coefficients[j] : 0;
+  }
+  Partitions partitions;
+  Error error = read_partitions(reader, block, order, partitions);
+  if (error != Error::ok) return error;
+  std::int32_t done = order;
+  for (std::int32_t end = partitions.size; end <= block; end += partitions.size) {
+    const int parameter = static_cast<int>(reader.read(partitions.parameter_bits));
+    const bool raw = parameter == partitions.escape;
+    const int bits = raw ? static_cast<int>(reader.read(5)) : parameter;
+    const std::uint32_t most = 0xFFFFFFFFu >> (raw ? 0 : parameter);
+    for (; done < end; ++done) {
+      std::int32_t residual;
+      if (raw) {
+        residual = reader.read_signed(bits);
+      } else {
+        const std::uint32_t quotient = reader.read_unary(most);
+        if (quotient > most) return Error::bad_subframe;
+        const std::uint32_t folded = (quotient << parameter) | reader.read(parameter);
+        residual = static_cast<std::int32_t>(folded >> 1) ^ -static_cast<std::int32_t>(folded & 1);
+      }
+      if (reader.overrun) return Error::truncated;
+      Sum sum = 0;
+      SLAP_FAST_FLAC_UNROLL
+      for (int j = kOrder - 1; j >= 0; --j) sum += static_cast<Sum>(coefficients[j]) * history[j];
+      std::int64_t sample = residual + static_cast<std::int64_t>(sum >> predictor.shift);
+      if (sample < -limit || sample >= limit) {
+        in_range = false;
+        sample = 0;
+      }
+      SLAP_FAST_FLAC_UNROLL
+      for (int j = kOrder - 1; j > 0; --j) history[j] = history[j - 1];
+      history[0] = static_cast<std::int32_t>(sample);
+      sink(done, history[0]);
     }
   }
-  if (header.stereo) {
-    const std::int64_t limit = std::int64_t{1} << (header.bits - 1);
-    for (std::int32_t i = 0; i < header.block; ++i) {
-      std::int32_t* both = out + 2 * static_cast<std::int64_t>(i);
-      const Pair pair = left_and_right(header.stereo, both[0], both[1]);
-      in_range &= pair.left >= -limit && pair.left < limit && pair.right >= -limit && pair.right < limit;
-      both[0] = static_cast<std::int32_t>(pair.left);
-      both[1] = static_cast<std::int32_t>(pair.right);
-    }
+  return reader.overrun ? Error::truncated : Error::ok;
+}
+
+// Whether predictions from samples in range fit 32 bits.
+SLAP_FAST_FLAC_INLINE bool predictions_fit_32_bits(const Predictor& predictor) {
+  return largest_prediction(predictor) <= 0x7FFFFFFF;
+}
+
+template <class Sink>
+SLAP_FAST_FLAC_INLINE Error stream_subframe(BitReader& reader, std::int32_t block, std::int32_t bits, bool& in_range,
+                                            const Sink& sink) {
+  Predictor predictor;
+  Kind kind = Kind::constant;
+  std::int32_t first[kMaxOrder];
+  Error error = read_subframe_header(reader, block, bits, first, 1, predictor, kind);
+  if (error != Error::ok) return error;
+  const auto wide = [&](std::int32_t i, std::int32_t sample) {
+    sink(i, static_cast<std::int32_t>(static_cast<std::uint32_t>(sample) << predictor.wasted));
+  };
+  if (kind != Kind::predicted) {
+    const std::int32_t constant = kind == Kind::constant ? reader.read_signed(predictor.bits) : 0;
+    for (std::int32_t i = 0; i < block && !reader.overrun; ++i)
+      wide(i, kind == Kind::constant ? constant : reader.read_signed(predictor.bits));
+    return reader.overrun ? Error::truncated : Error::ok;
+  }
+  for (std::int32_t i = 0; i < predictor.order; ++i) wide(i, first[i]);
+  const bool narrow = predictions_fit_32_bits(predictor);
+  if (predictor.order <= 8)
+    return narrow ? stream_residual<8, std::int32_t>(reader, block, predictor, first, in_range, wide)
+                  : stream_residual<8, std::int64_t>(reader, block, predictor, first, in_range, wide);
+  if (predictor.order <= 16 && narrow)
+    return stream_residual<16, std::int32_t>(reader, block, predictor, first, in_range, wide);
+  return stream_residual<32, std::int64_t>(reader, block, predictor, first, in_range, wide);
+}
+
+// Reads the subframes behind a frame header: sink(channel, i, sample). With stereo decorrelation the samples are those
+// of the two coded channels. `reader` starts behind the header and ends behind the checksum, which is compared if
+// `frame`, the first byte of the frame, is given. Damage is reported before samples out of range.
+template <class Sink>
+SLAP_FAST_FLAC_INLINE Error stream_frame(BitReader& reader, const FrameHeader& header, const std::uint8_t* frame,
+                                         const Sink& sink) {
+  bool in_range = true;
+  for (std::int32_t channel = 0; channel < header.channels; ++channel) {
+    const auto of_channel = [&](std::int32_t i, std::int32_t sample) { in_range &= sink(channel, i, sample); };
+    const Error error = stream_subframe(reader, header.block, channel_bits(header, channel), in_range, of_channel);
+    if (error != Error::ok) return error;
   }
   reader.align_to_byte();
   const std::int64_t end = reader.byte_position();

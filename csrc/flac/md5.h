@@ -70,8 +70,8 @@ SLAP_FAST_FLAC_INLINE bool has_md5(const std::uint8_t* md5) {
 
 // Whether decoded samples, floats or left-aligned integers, are those of which the encoder took the sum.
 template <class Sample>
-SLAP_FAST_FLAC_INLINE bool md5_matches(const Sample* samples, std::int64_t count, std::int32_t bits,
-                                       const std::uint8_t* md5) {
+SLAP_FAST_FLAC_NOINLINE bool md5_matches(const Sample* samples, std::int64_t count, std::int32_t bits,
+                                         const std::uint8_t* md5) {
   Md5 sum;
   const int bytes = (bits + 7) / 8;
   const float scale = static_cast<float>(std::int32_t{1} << (bits - 1));
