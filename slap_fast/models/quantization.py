@@ -75,13 +75,13 @@ def check_precision(precision: str, device: torch.device | str) -> None:
 
 
 def apply_precision(model: SLAP, precision: Precision) -> None:
-    """Convert a float32 model on the CPU; logs a warning where that makes it slower on this processor."""
+    """Convert a float32 model on the CPU; logs a warning where that makes it no faster on this processor."""
     if precision == "bf16":
         model.to(torch.bfloat16)
         if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             _warn_once(
                 f"bf16 is emulated on this CPU ({native.isa()}), which has no bfloat16 products: it saves memory, "
-                "and is slower than fp32"
+                "and is no faster than fp32"
             )
     elif precision == "int8":
         model.requires_grad_(False)
@@ -89,7 +89,7 @@ def apply_precision(model: SLAP, precision: Precision) -> None:
             if tower is not None:
                 _quantize(tower, keep=model.audio_encoder.patch_embedding)
         if int8_kernel() == "baseline":
-            _warn_once(f"int8 has no code for this CPU's vectors ({native.isa()}): it is slower than fp32")
+            _warn_once(f"int8 has no code for this CPU's vectors ({native.isa()}): it may be slower than fp32")
 
 
 def is_int8(model: nn.Module) -> bool:

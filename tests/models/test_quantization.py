@@ -203,8 +203,8 @@ def test_bf16_converts_all_weights_and_warns_where_it_is_emulated(folder, monkey
 
 
 @pytest.mark.skipif(native.isa() == "baseline", reason="no other instruction set")
-def test_a_warning_names_a_processor_on_which_int8_is_slower(folder, caplog):
+def test_a_warning_names_a_processor_without_code_for_int8(folder, caplog):
     quantization._warn_once.cache_clear()
     with native_code(isa="baseline"), caplog.at_level(logging.WARNING, logger=quantization.logger.name):
         SLAP.from_pretrained(folder, precision="int8")
-    assert "(baseline): it is slower than fp32" in caplog.text
+    assert "(baseline): it may be slower than fp32" in caplog.text
