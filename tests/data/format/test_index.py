@@ -17,7 +17,7 @@ from slap_fast.data.format.dataset_files import INDEX_DTYPE
 from slap_fast.data.format.index import ClipIndex, DatasetError, parse_metadata
 from slap_fast.data.prepare import prepare
 from slap_fast.data.prepare.reindex import reindex
-from tests.data.builders import write_tar
+from tests.data.builders import prepared, write_tar
 from tests.models.damage import damage
 
 _CLIPS = 12
@@ -351,6 +351,13 @@ def test_foreign_tars_are_indexed_in_place(tmp_path: Path, monkeypatch: pytest.M
     assert report.rejected == {"wrong_format": 2, "no_captions": 1, "unreadable": 1, "no_audio": 1}
     named = [json.loads(line)["source"] for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert named == [f"mine-1.tar/{name}" for name in ("rate", "stereo", "mute", "broken", "alone")]
+
+
+def test_a_clip_is_indexed_whose_seek_table_is_longer_than_the_part_of_it_that_is_read(tmp_path: Path) -> None:
+    samples = 16_000_000  # a table of 70 kB
+    write_tar(tmp_path / "mine.tar", {"a.flac": prepared(np.zeros(samples, np.int16)), "a.txt": b"a long silence"})
+    assert reindex(tmp_path, progress=False).rejected == {}
+    assert ClipIndex.open(tmp_path).records["samples"].tolist() == [samples]
 
 
 def test_reindexing_a_malformed_tar_raises(dataset: Path) -> None:

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from slap_fast.audio import flac_encoder
 from slap_fast.data.format.index import ClipIndex, DatasetError
 from slap_fast.data.prepare import prepare
+from slap_fast.data.prepare.clip_encoder import ClipEncoder, EncodedClip
 from slap_fast.data.prepare.parallel_map import WorkerDied, ordered_map
-from slap_fast.data.prepare.source import GeneratedSource
+from slap_fast.data.prepare.source import BytesAudio, ClipItem, GeneratedSource
 from slap_fast.data.tokenizer import load_tokenizer
-from tests.data.builders import write_tar
+from tests.data.builders import encode, write_tar
 
 _RATES = (8_000, 16_000, 44_100, 48_000)
 
@@ -447,3 +449,15 @@ def test_the_parallel_map_bounds_the_items_in_flight() -> None:
 def test_an_exception_in_a_worker_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(eval, ["1", "1 / 0"], workers=1))
+
+
+def test_a_clip_without_a_seek_table_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stands for a libsndfile that does not pass on the frames of libFLAC one by one.
+    monkeypatch.setattr(flac_encoder, "seek_table", lambda *_: None)
+    wav = encode(np.full(9000, 16_384, np.int16), format="WAV")
+    clip = ClipEncoder(tmp_path, 0.0, None)(ClipItem("a", ("a dog",), BytesAudio(wav), "a"))
+    assert isinstance(clip, EncodedClip)
+    assert [reason for reason, _ in clip.notes] == ["no_seek_table"]
+    assert isinstance(clip.flac.audio, bytes)
+    pcm, _ = soundfile.read(io.BytesIO(clip.flac.audio), dtype="int16")
+    assert (pcm == 16_384).all()
