@@ -22,7 +22,7 @@ using flac::Error;
 using flac::SampleType;
 using flac::Stream;
 
-using Kernel = void (*)(FlacRun*, std::int64_t, std::int32_t*);
+using Kernel = void (*)(FlacRun*, std::int64_t, std::int32_t*, std::int64_t);
 
 Kernel chosen_kernel() { SLAP_FAST_DISPATCH(decode_flac_runs); }
 
@@ -187,10 +187,11 @@ class Work {
   void decode() {
     std::vector<FlacRun> runs;
     runs.reserve(runs_.size());
-    std::int64_t total = 0;
+    std::int64_t total = 0, block = 0;
     for (const Owned& owned : runs_) {
       runs.push_back(owned.run);
       total += owned.run.count;
+      block = std::max<std::int64_t>(block, owned.run.stream.max_block);
     }
     if (runs.empty()) return;
     const std::int64_t share = std::min(kTaskSamples, total / (4 * std::max(threads_, 1)));
@@ -205,18 +206,12 @@ class Work {
     const auto count = static_cast<std::int64_t>(tasks.size()) - 1;
     const int threads = static_cast<int>(std::clamp<std::int64_t>(threads_, 1, count));
     const Kernel kernel = chosen_kernel();
-    // Zeroed by the operating system, page by page as they are used: most files have short frames.
-    const auto free_lanes = [](std::int32_t* lanes) { std::free(lanes); };
-    std::vector<std::unique_ptr<std::int32_t, decltype(free_lanes)>> lanes;
-    for (int thread = 0; thread < threads; ++thread) {
-      lanes.emplace_back(static_cast<std::int32_t*>(std::calloc(kFlacLanes * kFlacLaneLength, sizeof(std::int32_t))),
-                         free_lanes);
-      if (!lanes.back()) throw std::bad_alloc();
-    }
+    const std::int64_t length = flac_lane_length(block);
+    std::vector<std::int32_t> lanes(static_cast<std::size_t>(threads * kFlacLanes * length));
     parallel_for(count, threads, [&](std::int64_t task, int thread) {
       kernel(runs.data() + tasks[static_cast<std::size_t>(task)],
              tasks[static_cast<std::size_t>(task) + 1] - tasks[static_cast<std::size_t>(task)],
-             lanes[static_cast<std::size_t>(thread)].get());
+             lanes.data() + thread * kFlacLanes * length, length);
     });
     for (std::size_t i = 0; i < runs.size(); ++i) runs_[i].run.error = runs[i].error;
   }

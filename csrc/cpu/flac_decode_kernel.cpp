@@ -250,14 +250,14 @@ struct LaneFilters {
 
 // Residuals to samples in all lanes, with zeros before the first sample. Sums wrap; see flac::fits_32_bits.
 template <int kOrder>
-void filter(std::int32_t* lanes, std::int32_t block, const LaneFilters& filters) {
+void filter(std::int32_t* lanes, std::int64_t length, std::int32_t block, const LaneFilters& filters) {
   __m256i samples[kOrder + 8];  // the last kOrder, then eight new ones
   for (int j = 0; j < kOrder; ++j) samples[j] = _mm256_setzero_si256();
   const __m256i shifts = _mm256_load_si256(reinterpret_cast<const __m256i*>(filters.shifts));
   for (std::int32_t row = 0; row < block; row += 8) {
     __m256i x[kFlacLanes];
     for (int lane = 0; lane < kFlacLanes; ++lane)
-      x[lane] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + lane * kFlacLaneLength + row));
+      x[lane] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes + lane * length + row));
     transpose(x);
 #pragma GCC unroll 8
     for (int t = 0; t < 8; ++t) {
@@ -275,16 +275,17 @@ void filter(std::int32_t* lanes, std::int32_t block, const LaneFilters& filters)
     for (int j = 0; j < kOrder; ++j) samples[j] = samples[j + 8];
     transpose(x);
     for (int lane = 0; lane < kFlacLanes; ++lane)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes + lane * kFlacLaneLength + row), x[lane]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes + lane * length + row), x[lane]);
   }
 }
 
-void filter(std::int32_t order, std::int32_t* lanes, std::int32_t block, const LaneFilters& filters) {
-  if (order <= 4) return filter<4>(lanes, block, filters);
-  if (order <= 8) return filter<8>(lanes, block, filters);
-  if (order <= 12) return filter<12>(lanes, block, filters);
-  if (order <= 16) return filter<16>(lanes, block, filters);
-  filter<32>(lanes, block, filters);
+void filter(std::int32_t order, std::int32_t* lanes, std::int64_t length, std::int32_t block,
+            const LaneFilters& filters) {
+  if (order <= 4) return filter<4>(lanes, length, block, filters);
+  if (order <= 8) return filter<8>(lanes, length, block, filters);
+  if (order <= 12) return filter<12>(lanes, length, block, filters);
+  if (order <= 16) return filter<16>(lanes, length, block, filters);
+  filter<32>(lanes, length, block, filters);
 }
 
 #endif
@@ -324,7 +325,7 @@ struct Frame {
 
 class Decoder {
  public:
-  explicit Decoder(std::int32_t* lanes) : lanes_(lanes) {}
+  Decoder(std::int32_t* lanes, std::int64_t length) : lanes_(lanes), length_(length) {}
 
   void add(FlacRun& run) {
     const Error error = read(run);
@@ -345,7 +346,7 @@ class Decoder {
   }
 
  private:
-  std::int32_t* lane(int index) const { return lanes_ + index * kFlacLaneLength; }
+  std::int32_t* lane(int index) const { return lanes_ + index * length_; }
 
   Error read(FlacRun& run) {
     const flac::Stream& stream = run.stream;
@@ -426,7 +427,7 @@ class Decoder {
                                                static_cast<std::uint32_t>(sum >> predictor.shift));
       }
     }
-    if (predicted > 1) filter(order, lanes_, block, filters);
+    if (predicted > 1) filter(order, lanes_, length_, block, filters);
 #else
     for (int i = 0; i < used_; ++i)
       if (flac::predict(predictors_[i], blocks_[i], lane(i), 1) != Error::ok) lane(i)[0] = kOutOfRange;
@@ -471,22 +472,21 @@ class Decoder {
     if (channels == 1) {
       for (std::int64_t i = 0; i < count; ++i) to[i] = convert(first[i]);
     } else if (channels == 2) {
-      const std::int32_t* second = first + kFlacLaneLength;
+      const std::int32_t* second = first + length_;
       for (std::int64_t i = 0; i < count; ++i) {
         to[2 * i] = convert(first[i]);
         to[2 * i + 1] = convert(second[i]);
       }
     } else {
       for (int channel = 0; channel < channels; ++channel)
-        for (std::int64_t i = 0; i < count; ++i)
-          to[i * channels + channel] = convert(first[channel * kFlacLaneLength + i]);
+        for (std::int64_t i = 0; i < count; ++i) to[i * channels + channel] = convert(first[channel * length_ + i]);
     }
     return true;
   }
 
   // Two channels, the second a row below the first, to left and right. Whether all are in range.
-  static bool decorrelate(const FrameHeader& header, std::int32_t* first, std::int32_t count) {
-    std::int32_t* second = first + kFlacLaneLength;
+  bool decorrelate(const FrameHeader& header, std::int32_t* first, std::int32_t count) {
+    std::int32_t* second = first + length_;
     switch (header.stereo) {
       case 8:
         for (std::int32_t i = 0; i < count; ++i) second[i] = first[i] - second[i];
@@ -507,6 +507,7 @@ class Decoder {
   static constexpr std::int32_t kOutOfRange = -0x7FFFFFFF - 1;  // in any number of bits
 
   std::int32_t* lanes_;
+  std::int64_t length_;
   Predictor predictors_[kFlacLanes];
   std::int32_t blocks_[kFlacLanes];
   Frame frames_[kFlacLanes];
@@ -515,8 +516,8 @@ class Decoder {
 
 }  // namespace
 
-void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes) {
-  Decoder decoder(lanes);
+void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes, std::int64_t lane_length) {
+  Decoder decoder(lanes, lane_length);
   for (std::int64_t i = 0; i < count; ++i) decoder.add(runs[i]);
   decoder.flush();
 }

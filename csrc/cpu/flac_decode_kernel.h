@@ -24,19 +24,23 @@ struct FlacRun {
   flac::Error error;  // written
 };
 
-// Subframes that are predicted together. Each has its own row of integers, so that it is read and written in order; the
-// row's length keeps rows out of each other's cache sets.
+// Subframes that are predicted together. Each has its own row of integers, so that it is read and written in order.
 constexpr int kFlacLanes = 8;
-constexpr std::int64_t kFlacLaneLength = 65536 + 1040;
 
+// Integers in a row for frames of `block` samples: rows are filled up to vectors, and kept out of each other's cache
+// sets.
+constexpr std::int64_t flac_lane_length(std::int64_t block) { return (block + 8 + 1023) / 1024 * 1024 + 16; }
+
+// Decodes runs one after another. `lanes` [kFlacLanes, lane_length] has been written before, if only with zeros, and no
+// stream of the runs has longer frames than the length is for.
 namespace baseline {
-void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes);
+void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes, std::int64_t lane_length);
 }
 namespace avx2 {
-void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes);
+void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes, std::int64_t lane_length);
 }
 namespace avx512 {
-void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes);
+void decode_flac_runs(FlacRun* runs, std::int64_t count, std::int32_t* lanes, std::int64_t lane_length);
 }
 
 }  // namespace slap_fast
