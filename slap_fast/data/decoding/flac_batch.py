@@ -1,4 +1,4 @@
-"""FLAC batch: the files of a batch that a FLAC decoder takes, and soundfile for all others."""
+"""FLAC batch: the files of a batch that a FLAC decoder takes, and another decoder for the rest."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
+from slap_fast.audio.flac_seek_table import TABLE_OFFSET
+from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure, Decoder
 from slap_fast.data.decoding.flac_crops import can_enter
-from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 
 _PADDING, _SEEKTABLE, _VORBIS_COMMENT = 1, 3, 4  # types of metadata blocks
 
@@ -66,6 +66,11 @@ def suitable(
     return items
 
 
+def has_seek_table(blob: Blob) -> bool:
+    """Whether a FLAC file has a SEEKTABLE block where `slap-fast prepare` writes it."""
+    return len(blob) > TABLE_OFFSET and blob[TABLE_OFFSET] & 0x7F == _SEEKTABLE
+
+
 def first_frame(blob: Blob, sample_rate: int, samples: int) -> int:
     """Byte offset of the first frame of mono FLAC of this sample rate and length; 0 if `blob` is something else.
 
@@ -107,16 +112,14 @@ def _is_vorbis_comment(block: bytes) -> bool:
 
 def complete(
     decoded: Sequence[Tensor | None],
-    soundfile: SoundfileDecoder,
+    decoder: Decoder,
     blobs: Sequence[Blob],
     samples: Sequence[int],
     crops: Sequence[Crop | None],
 ) -> list[Tensor | DecodeFailure]:
-    """`decoded`, with soundfile's waveform or reason for each clip that has none yet."""
+    """`decoded`, with the waveform or reason of another decoder for each clip that has none yet."""
     rest = [item for item, waveform in enumerate(decoded) if waveform is None]
     outcomes = iter(
-        soundfile.decode(
-            [blobs[item] for item in rest], [samples[item] for item in rest], [crops[item] for item in rest]
-        )
+        decoder.decode([blobs[item] for item in rest], [samples[item] for item in rest], [crops[item] for item in rest])
     )
     return [next(outcomes) if waveform is None else waveform for waveform in decoded]

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure
-from slap_fast.data.decoding.flac_batch import FlacBatch, complete, suitable
+from slap_fast import native
+from slap_fast.data.decoding.decoder import Blob, Crop, DecodeFailure, Decoder
+from slap_fast.data.decoding.flac_batch import FlacBatch, complete, has_seek_table, suitable
+from slap_fast.data.decoding.native_decoder import NativeDecoder
 from slap_fast.data.decoding.soundfile_decoder import SoundfileDecoder
 from slap_fast.ops.decode_flac import decode_flac
 
 
 class GpuDecoder:
-    """Decodes mono FLAC on a GPU; waveforms come out in its memory. Leaves all other files to soundfile.
+    """Decodes mono FLAC on a GPU; waveforms come out in its memory.
 
-    The files take about a seventh of the bytes of their float32 samples, and so does the copy to the GPU. soundfile, on
-    the CPU, decodes crops of files without a seek table, and once more every file that the GPU finds damaged, so that
-    the reason is that of the other decoders.
+    The files take about a seventh of the bytes of their float32 samples, and so does the copy to the GPU. Files without
+    a seek table, whose frames a GPU cannot find in parallel, are decoded on the CPU. So is, once more, every file that
+    the GPU finds damaged, so that the reason is that of the other decoders.
 
     Copies and kernels run on a stream of their own, beside training. `decode` returns when they are done, so waveforms
     may be used on any stream. On another one than the default stream of the GPU, their user must call `record_stream`,
@@ -35,12 +37,13 @@ class GpuDecoder:
         Raises:
             ValueError: `threads` is not positive.
         """
-        self._soundfile = SoundfileDecoder(threads, sample_rate=sample_rate)
         self.sample_rate = sample_rate
         self._device = torch.device(device)
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        on_cpu = SoundfileDecoder if native.unavailable() else NativeDecoder
+        self._on_cpu: Decoder = on_cpu(threads, sample_rate=sample_rate, pin_memory=self._stream is not None)
 
     def decode(
         self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
@@ -48,7 +51,7 @@ class GpuDecoder:
         """See `slap_fast.data.decoding.Decoder.decode`. The waveforms are on the GPU."""
         crops = crops or [None] * len(blobs)
         decoded: list[Tensor | None] = [None] * len(blobs)
-        items = suitable(blobs, samples, crops, self.sample_rate)
+        items = [item for item in suitable(blobs, samples, crops, self.sample_rate) if has_seek_table(blobs[item])]
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if items:
                 size = sum(len(blobs[item]) for item in items)
@@ -56,8 +59,11 @@ class GpuDecoder:
                 data = torch.empty(size, dtype=torch.uint8, pin_memory=self._stream is not None)
                 for item, clip in self._decode(FlacBatch.pack(items, blobs, samples, crops, data)):
                     decoded[item] = clip
-            outcomes = complete(decoded, self._soundfile, blobs, samples, crops)
-            return [self._moved(outcome) if isinstance(outcome, Tensor) else outcome for outcome in outcomes]
+            outcomes = complete(decoded, self._on_cpu, blobs, samples, crops)
+            moved = [self._moved(outcome) if isinstance(outcome, Tensor) else outcome for outcome in outcomes]
+            if self._stream is not None:
+                self._stream.synchronize()
+        return moved
 
     def _decode(self, batch: FlacBatch) -> list[tuple[int, Tensor]]:
         """The intact clips, with their places in the batch."""
@@ -69,7 +75,7 @@ class GpuDecoder:
             starts=starts,
         )
         self._used_by_default(waveform)
-        # This waits for the stream: the loader needs the errors now, to replace the clips.
+        # This waits for the GPU: the loader needs the errors now, to replace the clips.
         clips = zip(batch.items, errors.tolist(), waveform.split(batch.samples.tolist()), strict=True)
         return [(item, clip) for item, error, clip in clips if not error]
 
@@ -77,7 +83,7 @@ class GpuDecoder:
         """The waveform on the device."""
         if waveform.device == self._device:
             return waveform
-        moved = waveform.to(self._device)
+        moved = waveform.to(self._device, non_blocking=True)
         self._used_by_default(moved)
         return moved
 
