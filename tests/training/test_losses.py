@@ -152,6 +152,8 @@ def test_teacher_agreement_is_a_mean_over_clips_of_cosines():
     expected = sum(part.mean() for part in cosines if len(part)) / len(LENGTHS)
     layout = PackedLayout.from_lengths(LENGTHS)
     torch.testing.assert_close(teacher_agreement(student, teacher, layout), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(teacher_agreement(student, teacher, layout), expected)
     nothing = PackedLayout.from_lengths([0, 0])
     assert teacher_agreement(student[:0], teacher[:0], nothing) == 0.0
 
