@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -159,9 +160,24 @@ def _cmake_arguments() -> list[str]:
     return shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
 
+def _compiled_files(sources: Path) -> list[Path]:
+    """What csrc/dali/CMakeLists.txt compiles, and what that includes: other files may change without a new build."""
+    patterns = ("dali/*", "instruction_sets.cmake", "cpu/flac_*", "cpu/isa.*", "cpu/parallel.*", "cuda/flac*")
+    pending = [path for pattern in patterns for path in sources.glob(pattern)]
+    found = set()
+    while pending:
+        path = pending.pop().resolve()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for name in re.findall(r'^\s*#include "(.+?)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            pending += [path.parent / name, sources / name]
+    return sorted(found)
+
+
 def _digest(sources: Path, arguments: list[str]) -> str:
     combined = hashlib.sha256("\0".join(arguments).encode())
-    for path in sorted(path for path in sources.rglob("*") if path.is_file()):
+    for path in _compiled_files(sources):
         code = path.read_bytes()
         combined.update(f"{path.relative_to(sources).as_posix()}\0{len(code)}\0".encode() + code)
     return combined.hexdigest()
