@@ -50,7 +50,7 @@ class Work {
     done.swap(runs_);
     for (const Owned& owned : done) {
       if (owned.run.error == Error::ok) continue;
-      if (owned.seeked)
+      if (owned.by_point)
         again[static_cast<std::size_t>(owned.file)] = true;
       else
         batch_.errors[owned.file] = static_cast<std::int32_t>(owned.run.error);
@@ -69,7 +69,7 @@ class Work {
   struct Owned {
     FlacRun run;
     std::int64_t file;
-    bool seeked;  // starts or ends at a seek point
+    bool by_point;  // starts or ends at a seek point
   };
 
   std::int64_t rows(std::int64_t file) const { return batch_.cu_seqlens[file + 1] - batch_.cu_seqlens[file]; }
@@ -146,8 +146,8 @@ class Work {
       run.first_byte = found.byte;
       run.first_sample = found.sample;
     }
-    const bool seeked = run.first_sample > 0 || run.first_byte != run.stream.first_frame;
-    runs_.push_back({run, file, seeked});
+    const bool by_point = run.first_sample > 0 || run.first_byte != run.stream.first_frame;
+    runs_.push_back({run, file, by_point});
   }
 
   // Whether the points can be those of all frames; they are not trusted, but a wrong table would be of no use.

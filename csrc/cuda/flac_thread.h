@@ -137,15 +137,17 @@ struct ThreadFile {
     return Error::ok;
   }
 
+  // Whether a frame at `byte` has variable blocks by its header, as all that belong together must.
+  SLAP_FAST_FLAC_INLINE bool variable_at(std::int64_t byte) const { return byte + 1 < size && (data[byte + 1] & 1); }
+
   // Decodes the frame at `byte`, whose first sample is `sample`. `byte` moves behind it, `header` becomes its own.
   SLAP_FAST_FLAC_NOINLINE Error frame(const ThreadArguments& arguments, std::int64_t sample, std::int64_t expected,
-                                      std::int64_t& byte, FrameHeader& header) const {
+                                      bool variable, std::int64_t& byte, FrameHeader& header) const {
     if (byte >= size) return Error::truncated;
     std::int64_t length = 0;
     const std::uint8_t* at = data + byte;
     Error error = read_frame_header(at, size - byte, stream, header, length);
     if (error != Error::ok) return error;
-    const bool variable = data[stream.first_frame + 1] & 1;
     if (header.variable != variable || header.number != (variable ? sample : expected)) return Error::bad_header;
     if (whole && sample + header.block > count()) return Error::wrong_length;
     BitReader reader(at, size - byte);
@@ -159,10 +161,10 @@ struct ThreadFile {
   // The frames from one on, up to the last that is wanted.
   SLAP_FAST_FLAC_INLINE Error sequential(const ThreadArguments& arguments, std::int64_t byte,
                                          std::int64_t sample) const {
-    const bool numbered = sample % stream.max_block == 0;
+    const bool numbered = sample % stream.max_block == 0, variable = variable_at(byte);
     for (std::int64_t number = numbered ? sample / stream.max_block : -1; sample < start + count(); ++number) {
       FrameHeader header;
-      const Error error = frame(arguments, sample, number, byte, header);
+      const Error error = frame(arguments, sample, number, variable, byte, header);
       if (error != Error::ok) return error;
       sample += header.block;
     }
@@ -199,16 +201,18 @@ struct ThreadFile {
     if (stream.samples == 0 || stream.points == 0) return false;
     const std::int64_t low = points_before_start();
     if (low == 0) return false;
+    const bool variable = variable_at(seek_point(data, stream, low - 1).byte);
     for (std::int64_t index = low - 1 + thread; index < stream.points; index += threads) {
       const Point point = seek_point(data, stream, index);
       if (point.sample >= start + count()) return true;
       const bool last = index + 1 == stream.points;
       const Point next = last ? Point{stream.samples, 0, 0} : seek_point(data, stream, index + 1);
       if (index == 0 && (point.sample != 0 || point.byte != stream.first_frame)) return false;
-      if (point.sample % stream.max_block != 0 && !(data[stream.first_frame + 1] & 1)) return false;
+      if (point.sample % stream.max_block != 0 && !variable) return false;
       std::int64_t byte = point.byte;
       FrameHeader header;
-      if (frame(arguments, point.sample, point.sample / stream.max_block, byte, header) != Error::ok) return false;
+      if (frame(arguments, point.sample, point.sample / stream.max_block, variable, byte, header) != Error::ok)
+        return false;
       if (point.sample + header.block != next.sample || (!last && byte != next.byte)) return false;
     }
     return true;
