@@ -22,6 +22,7 @@ from benchmarks.harness.cli import main as benchmarks
 from slap_fast.cli import COMMANDS, build_parser
 from slap_fast.cli import main as slap_fast_command
 from slap_fast.config.loading import load_run_config
+from tests.ops.decode_flac._cases import encoded_batch
 from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,8 @@ def test_an_op_example_runs(example: str) -> None:
     if "log_mel" in example:
         names |= {"waveform": torch.randn(30_000), "cu_seqlens": torch.tensor([0, 10_000, 30_000])}
         names["lengths"] = [10_000, 20_000]
+    if "decode_flac" in example:
+        names["blobs"] = next(batch.blobs for seed in range(9) if (batch := encoded_batch(seed)).channels == 1)
     exec(example, names)
     if "log_mel" in example:
         assert sum(names["counts"]) == len(names["frames"])
@@ -132,7 +135,7 @@ def test_the_attention_example_runs_without_a_download(example: str, monkeypatch
 
 def test_every_op_has_an_example_in_the_docs() -> None:
     assert len(INTEGRATION_EXAMPLES) == 3
-    assert len({_first_import(example) for example in OP_EXAMPLES}) == 9
+    assert len({_first_import(example) for example in OP_EXAMPLES}) == 10
 
 
 def test_every_python_example_is_run() -> None:

@@ -120,7 +120,8 @@ def _benchmark(
 
 
 def _timings(round_: Round) -> list[Command]:
-    names = ["swiglu"] if round_.tiny else ["attention", "losses", "rms_norm", "swiglu", "rotary", "log_mel"]
+    names = ["attention", "losses", "rms_norm", "swiglu", "rotary", "log_mel", "decode_flac"]
+    names = ["swiglu"] if round_.tiny else names
     return [_benchmark(round_, "tables", names, seconds=0.5, budget=40, quick=["--quick", "--no-memory"])]
 
 

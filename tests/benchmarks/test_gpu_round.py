@@ -58,7 +58,10 @@ def test_the_page_shows_the_results_and_a_rehearsal_is_not_stored_with_measureme
 
 def test_the_operations_cover_every_op_with_gpu_kernels() -> None:
     cpu_only = {"linear", "log_mel_patches", "mel_normalization", "waveform_stats"}
-    assert {operation.op for operation in operations(SIZES["tiny"], "cpu")} == set(dispatch.report()) - cpu_only
+    by_table = {"decode_flac"}  # timed with its peers in the stage of the tables: it has no gradients and no dtypes
+    assert {operation.op for operation in operations(SIZES["tiny"], "cpu")} == (
+        set(dispatch.report()) - cpu_only - by_table
+    )
 
 
 def _run(stages: tuple[Stage, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float = 1.0) -> int:

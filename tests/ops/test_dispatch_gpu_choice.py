@@ -27,8 +27,8 @@ MODEL = {
     "log_mel": {"cuda"},
     "log_mel_patches": {"torch"},  # log_mel, then patches in PyTorch
 }
-# Only for mel conventions that normalize per clip, and for data preparation.
-NOT_IN_THE_MODEL = {"mel_normalization", "waveform_stats"}
+# Only for mel conventions that normalize per clip, and for data preparation and loading.
+NOT_IN_THE_MODEL = {"decode_flac", "mel_normalization", "waveform_stats"}
 
 Call = tuple[str, dict[str, Any]]
 

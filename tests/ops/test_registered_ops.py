@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from slap_fast.ops import MelConfig
 from tests.ops._calls import CLIPWISE, COLUMNS, CONFIG, FRAMES, OFFSETS, SAMPLE_OFFSETS, TARGET, TOKENS
 from tests.ops._native import needs_native
+from tests.ops.decode_flac._cases import encoded_batch
 
 OPS = torch.ops.slap_fast
 CU_FRAMES = torch.tensor([0, FRAMES[0], sum(FRAMES[:2]), sum(FRAMES)])
@@ -35,6 +37,12 @@ def _attention() -> tuple[Any, ...]:
 def _prototypes() -> tuple[Any, ...]:
     features = _randn(TOKENS, 8), _randn(TOKENS, 8), _randn(17, 8), _randn(17, 8)
     return *features, _randn(17), _randn(TOKENS), torch.tensor(1.0), torch.tensor(1.0), True, True, None, "native"
+
+
+def _flac() -> tuple[Any, ...]:
+    batch = encoded_batch(1)
+    starts, counts = torch.zeros(len(batch.counts), dtype=torch.int64), torch.tensor([0, *accumulate(batch.counts)])
+    return batch.data, batch.offsets, starts, counts, sum(batch.counts), batch.channels, torch.float32, "crc", "native"
 
 
 def _waveform() -> Tensor:
@@ -84,6 +92,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
         _randn(TOKENS, 8), OFFSETS, CLIPWISE.serialized, _randn(TOKENS, 8), "native"
     ),
     "waveform_stats": lambda: (_waveform(), SAMPLE_OFFSETS, "native"),
+    "decode_flac": _flac,
 }  # fmt: skip
 # Registered for GPUs only.
 ON_GPUS = {"sinkhorn_first_sweep", "sinkhorn_later_sweep"}

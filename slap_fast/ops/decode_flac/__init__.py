@@ -23,9 +23,9 @@ from torch import Tensor
 from slap_fast.ops import dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.decode_flac import backend_cuda, backend_native, backend_soundfile
-from slap_fast.ops.decode_flac.call import Backend, DecodedFlac, FlacCall, check, empty_result, layout, packed_files
+from slap_fast.ops.decode_flac.call import Backend, DecodedFlac, FlacCall, check, empty_result, layout
 from slap_fast.ops.decode_flac.errors import FlacError
-from slap_fast.ops.decode_flac.info import FlacInfo, flac_info
+from slap_fast.ops.decode_flac.info import FlacInfo, flac_info, samples_by_headers
 
 __all__ = ["DecodedFlac", "FlacError", "FlacInfo", "decode_flac", "flac_info"]
 
@@ -83,15 +83,7 @@ def decode_flac(
             Offsets on a GPU are not read back; what they point outside of is not read or written.
     """
     if samples is None:
-        packed_files(data, offsets)
-        if data.device.type != "cpu":
-            raise ValueError(
-                "samples is None and data on a GPU, where headers are not read back; pass flac_info().samples"
-            )
-        if starts is not None:
-            raise ValueError("samples is None, but starts are given; pass how many samples are wanted")
-        info = flac_info(data, offsets)
-        samples = info.samples.where(info.errors == FlacError.OK, 0)
+        samples = samples_by_headers(data, offsets, starts)
     files = offsets.shape[0] - 1
     cu_seqlens, rows = layout(samples, total_samples, files, data.device)
     call = FlacCall(data, offsets, starts, cu_seqlens, rows, channels, dtype, verify)

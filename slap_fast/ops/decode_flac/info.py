@@ -59,6 +59,17 @@ def flac_info(data: Tensor, offsets: Tensor) -> FlacInfo:
     return FlacInfo(*fields)
 
 
+def samples_by_headers(data: Tensor, offsets: Tensor, starts: Tensor | None) -> Tensor:
+    """`[N]` samples of whole files, 0 where a header is not intact; raises the ValueErrors of `decode_flac`."""
+    packed_files(data, offsets)
+    if data.device.type != "cpu":
+        raise ValueError("samples is None, and headers on a GPU are not read back; pass flac_info(...).samples")
+    if starts is not None:
+        raise ValueError("samples is None, but starts are given; pass how many samples are wanted of each file")
+    info = flac_info(data, offsets)
+    return info.samples.where(info.errors == FlacError.OK, 0)
+
+
 def _by_soundfile(blob: bytes) -> tuple[int, ...]:
     import soundfile
 
