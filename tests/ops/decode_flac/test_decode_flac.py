@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slap_fast import native
 from slap_fast.ops import FlacError, decode_flac, dispatch, flac_info
 from slap_fast.ops.decode_flac import backend_cuda
 from tests.ops._native import instruction_sets, native_code, needs_native
@@ -131,7 +133,7 @@ def test_every_kind_of_error_is_found() -> None:
     assert error(blob, channels=2) == FlacError.WRONG_CHANNELS
     assert error(changed(26, 1), verify="md5") == FlacError.BAD_MD5  # the sum itself
     assert error(changed(26, 1)) == FlacError.OK
-    assert error(changed(20, 0x01) if blob[20] & 1 == 0 else blob) in (FlacError.OK, FlacError.UNSUPPORTED)
+    assert error(changed(20, 1)) == FlacError.UNSUPPORTED  # 32 bits a sample
     assert all(kind.reason for kind in FlacError)
 
 
@@ -170,8 +172,6 @@ def test_threads_share_the_frames_of_a_long_file_and_a_false_table_changes_nothi
     file = io.BytesIO()
     soundfile.write(file, values, 16_000, format="FLAC")
     plain, points = file.getvalue(), []
-    from slap_fast import native
-
     array = np.frombuffer(plain, np.uint8)
     error, frames = native.require().flac_frames(data=array.ctypes.data, bytes=len(array))
     assert error == 0
@@ -240,7 +240,7 @@ def test_wrong_arguments_are_named() -> None:
     refuses("needs all bits", data, offsets, counts, dtype=torch.int16, verify="md5")
     refuses("starts are given", data, offsets, starts=torch.zeros(len(counts)).long())
     refuses("no backend 'dali'", data, offsets, counts, backend="dali")
-    refuses("CUDA kernel reads GPU memory|is built without CUDA|no usable GPU", data, offsets, counts, backend="cuda")
+    refuses("backend 'cuda' cannot serve this call", data, offsets, counts, backend="cuda")
 
 
 def test_an_empty_batch_gives_no_samples() -> None:
