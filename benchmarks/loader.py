@@ -4,7 +4,7 @@ Clips are 10 s of 16 kHz mono FLAC from the synthetic dataset, stored as by `sla
 worse and decode slower). A step is a complete iteration over eight batches of 256 clips, so that prefetched batches are
 not free. Files are in the page cache. The samples of every peer are compared with soundfile's, in sampling order.
 
-"Alone" is a bare decoder fed from memory: the upper bound for a loader. Decoding uses both of two cores
+"Alone" is a bare decoder fed from memory: the upper bound for a loader with it. Decoding uses both of two cores
 (`--threads 2`), so all other work of a loader takes time from it. That work, per clip: read 190 kB, parse a JSON file,
 tokenize a caption, draw the masks; 0.1 ms of a core in total, against 0.9 ms for decoding. A copy of the decoded clip
 (640 kB, read and written, with fresh pages) would add another 0.1 ms.
