@@ -6,16 +6,20 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 
+from slap_fast.audio.audio_source import AudioSource
 from slap_fast.audio.errors import AudioError
 from slap_fast.audio.reader import open_audio
 from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.indexing.jobs import Failed, Job
+from slap_fast.library.indexing.short_flac import MAX_BYTES as FLAC_BYTES
+from slap_fast.library.indexing.short_flac import decode_short_flac
 from slap_fast.library.recording_audio import read_clip
 from slap_fast.models.windows import cut_windows, window_lengths
 
@@ -137,7 +141,7 @@ class Decoder:
             yield Failed(job, "out_of_memory", f"decoding it takes more memory than there is {error}")
 
     def _windows(self, job: Job) -> Iterator[Decoded]:
-        with open_audio(self._clip(job) if job.member else job.path, name=job.member) as sound:
+        with self._open(job) as sound:
             stream = _CountedBlocks(mono_blocks(sound, self._rate), self._whole)
             declared = sound.declared_seconds
             count = 0
@@ -157,6 +161,21 @@ class Decoder:
             if count > 1 and stream.start and job.part == 0:
                 yield Window(job, -1, 0, np.concatenate(stream.start), True, declared)
             yield End(job, count, stream.samples)
+
+    def _open(self, job: Job) -> AbstractContextManager[AudioSource]:
+        file = self._clip(job) if job.member else job.path
+        content = file if isinstance(file, bytes) else self._content_of_short_flac(job)
+        short = None if content is None else decode_short_flac(content, self._rate)
+        return open_audio(file, name=job.member) if short is None else nullcontext(short)
+
+    def _content_of_short_flac(self, job: Job) -> bytes | None:
+        if job.size > FLAC_BYTES or not job.path.endswith(".flac"):
+            return None
+        try:
+            with open(job.path, "rb") as file:
+                return file.read(FLAC_BYTES + 1)  # it may have grown, and is too long then
+        except OSError:
+            return None  # the stream reader says why
 
     def _clip(self, job: Job) -> bytes:
         with self._opening:
