@@ -27,7 +27,7 @@ from slap_fast.training.frozen import freeze_parts
 from slap_fast.training.initial_weights import find_source
 from slap_fast.training.model import PretrainingModel
 
-# FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it, 70 of it in seek tables; used without a dataset.
+# Without a dataset: FLAC at 16 kHz and 16 bit as `slap-fast prepare --synthetic` writes it, 70 of it in seek tables.
 FLAC_BYTES_PER_SECOND = 18_470.0
 _HALVINGS = 7  # smallest micro-batch: the batch of a rank, halved so often
 # Bytes of scores that the native distillation loss holds at a time, for student and teacher.
