@@ -79,11 +79,15 @@ def is_ours(peer: str) -> bool:
 
 
 def result_name(result: dict[str, Any]) -> str:
-    """File name without suffix, which is also the name of the table in the documentation."""
+    """File name without suffix, which is also the name of the table in the documentation.
+
+    A CPU without AVX-512 has results of its own, beside those of one that has it: ratios differ between the two.
+    """
     settings = result["settings"]
     quick = "-quick" if settings["quick"] else ""
     cold = "-cold" if settings["cold_cache"] else ""
-    return f"{result['benchmark']}-{settings['device']}{cold}{quick}"
+    isa = "-avx2" if settings["device"] == "cpu" and not quick and "avx512f" not in result["machine"]["isa"] else ""
+    return f"{result['benchmark']}-{settings['device']}{isa}{cold}{quick}"
 
 
 def result_path(result: dict[str, Any], folder: Path) -> Path:

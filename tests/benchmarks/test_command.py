@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.report import format_bytes, format_seconds, render, render_document, summarize
-from benchmarks.harness.results import load_result, merge_earlier
+from benchmarks.harness.results import load_result, result_name, merge_earlier
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,12 @@ def test_readme_fills_the_tables_and_a_second_run_changes_nothing(results: Path,
     assert main([*command, "--check"]) == 0
     assert main(command) == 0
     assert readme.read_text() == filled
+
+
+def test_a_cpu_without_avx_512_has_results_of_its_own(result: dict[str, Any]) -> None:
+    recorded = result | {"settings": result["settings"] | {"quick": False}}
+    names = [result_name(recorded | {"machine": {"isa": isa}}) for isa in (["avx2", "fma"], ["avx2", "avx512f"])]
+    assert names == ["toy-cpu-avx2", "toy-cpu"]
 
 
 def test_a_marker_with_lines_draws_the_named_cases(result: dict[str, Any], tmp_path: Path) -> None:
