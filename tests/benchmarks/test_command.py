@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.cli import main
 from benchmarks.harness.report import format_bytes, format_seconds, render, render_document, summarize
-from benchmarks.harness.results import load_result, result_name, merge_earlier
+from benchmarks.harness.results import load_result, merge_earlier, result_name
 
 
 @pytest.fixture(scope="module")
