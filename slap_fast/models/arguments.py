@@ -238,7 +238,7 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
             raise ValueError(f"{name} is a {given}; pass {_FORMS}")
         if is_float:
             with np.errstate(over="ignore"):
-                # Native byte order, contiguous strides and write access are what torch requires; else it is a copy.
+                # Native byte order, contiguous strides and write access are what torch requires.
                 samples = torch.from_numpy(np.require(samples, np.float32, ["C", "W", "E"]))
         elif samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return torch.from_numpy(np.array(samples, np.float32, order="C")) / 32768.0
@@ -246,7 +246,8 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
         raise ValueError(
             f"{name} is {kind}; pass float samples in [-1, 1] (integers divided by their full scale), or int16"
         )
-    return samples.to(torch.float32)
+    # A copy: an iterator may use its buffer again for the next clip, while this one waits to be packed with it.
+    return samples.to(torch.float32, copy=True)
 
 
 def _mono(name: str, samples: Tensor, *, is_one_clip: bool) -> Tensor:

@@ -145,6 +145,18 @@ def test_several_clips_come_in_any_ordered_iterable(model, stereo, tmp_path):
     paths = np.array([str(path), str(path)])
     assert torch.equal(model.encode_audio(paths), expected[[0, 0]])
     assert torch.equal(model.encode_audio(tmp_path.glob("*.wav")), expected[:1])
+    # An iterator that uses its buffer again.
+    for buffer in (np.empty(RATE, np.float32), torch.empty(RATE)):
+        frozen = [np.full(RATE, level, np.float32) for level in (0.1, 0.2, 0.3)]
+
+        def reused(buffer=buffer, frozen=frozen):
+            for samples in frozen:
+                buffer[:] = torch.from_numpy(samples) if isinstance(buffer, torch.Tensor) else samples
+                yield buffer
+
+        assert torch.equal(
+            model.encode_audio(reused(), sampling_rate=RATE), model.encode_audio(frozen, sampling_rate=RATE)
+        )
     # Two clips, not a clip with its rate.
     assert model.encode_audio((stereo[:, 0], stereo[:, 1]), sampling_rate=RATE).shape == (2, 32)
 
