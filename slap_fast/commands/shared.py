@@ -145,11 +145,9 @@ def load_model(model: Path, device: str, precision: Precision = "fp32") -> SLAP:
 
     folder = model_folder(name) if (name := hub_model(model)) is not None else model
     try:
-        loaded = SLAP.from_pretrained(folder, precision=precision)
+        return SLAP.from_pretrained(folder, device=device, precision=precision)
     except (ValueError, OSError) as error:
         raise CommandError(f"{model}: cannot load the model: {one_line(error, 400)}") from error
-    try:
-        return loaded.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {device}: {one_line(error, 400)}") from error
 

@@ -49,6 +49,17 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kernel={self.kernel}"
 
+    def get_extra_state(self) -> str:
+        """The kernel: panels of the same size for another one have another order."""
+        return self.kernel
+
+    def set_extra_state(self, state: str) -> None:
+        if state != self.kernel:
+            raise ModelError(
+                f"the int8 weights are laid out for the kernel {state}, and this model for {self.kernel}; load float32 "
+                'weights with precision="int8" on this machine'
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise ModelError(
@@ -74,11 +85,12 @@ def check_precision(precision: str, device: torch.device | str) -> None:
         raise ModelError(f'precision="int8" needs native code: {reason}')
 
 
-def apply_precision(model: SLAP, precision: Precision) -> None:
-    """Convert a float32 model on the CPU; logs a warning where that makes it no faster on this processor."""
+def apply_precision(model: SLAP, precision: Precision, device: torch.device | str = "cpu") -> None:
+    """Convert a float32 model on the CPU, which will run on `device`; logs a warning where it will be no faster."""
     if precision == "bf16":
         model.to(torch.bfloat16)
-        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if torch.device(device).type == "cpu" and not has_products:
             _warn_once(
                 f"bf16 is emulated on this CPU ({native.isa()}), which has no bfloat16 products: it saves memory, "
                 "and is no faster than fp32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Towers = Literal["all", "audio"]
+
+
+def check_towers(towers: str) -> None:
+    """
+    Raises:
+        ValueError: it is not one of `Towers`.
+    """
+    if towers not in get_args(Towers):
+        raise ValueError(f"towers is {towers!r}; choose one of {', '.join(map(repr, get_args(Towers)))}")
+
 
 _PARTS = {
     "text_encoder": ("text tower", "contrastive"),
@@ -71,6 +81,7 @@ class SLAP(nn.Module):
         if not objectives or not set(objectives) <= set(OBJECTIVES):
             raise ValueError(f"objectives is {list(objectives)!r}; list one or more of {', '.join(OBJECTIVES)}")
         self.objectives = tuple(name for name in OBJECTIVES if name in objectives)
+        check_towers(towers)
         self.towers = towers
         contrastive = "contrastive" in objectives
         text_tower, caption = contrastive and towers == "all", "caption" in objectives and towers == "all"
@@ -469,10 +480,11 @@ class SLAP(nn.Module):
             ModelError: there is no such folder or model on the hub, or it cannot be accessed; a file is damaged or
                 names code; or weights are not finite or do not have the shapes of the configuration. Or int8 is asked
                 for on another device than a CPU, or without native code.
-            ValueError: an unknown precision.
+            ValueError: an unknown precision, or unknown `towers`.
         """
         check_precision(precision, device)
+        check_towers(towers)
         folder = model_folder(name_or_folder, revision=revision, token=token)
         model = saving.load_model(cls, folder, towers=towers)
-        apply_precision(model, precision)
+        apply_precision(model, precision, device)
         return model.to(device)

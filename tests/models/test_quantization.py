@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -168,6 +169,19 @@ def test_training_saving_and_export_are_refused(model, tmp_path):
         tiny_slap().load_state_dict(model.state_dict())
 
 
+@pytest.mark.skipif(native.isa() == "baseline", reason="no other instruction set")
+def test_weights_that_are_laid_out_for_another_processor_are_refused(folder, model):
+    """Panels of two kernels may have the same size."""
+    with native_code(isa="baseline"):
+        other = SLAP.from_pretrained(folder, precision="int8")
+        with pytest.raises(ModelError, match=r"for the kernel .*, and this model for baseline"):
+            other.load_state_dict(model.state_dict())
+    clips = random_clips([1.0])
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        same.load_state_dict(model.state_dict())
+        assert torch.equal(same.encode_audio(clips), model.encode_audio(clips))
+
+
 def test_a_precision_that_cannot_be_had_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'int4'; choose one of 'fp32', 'bf16', 'int8'"):
         SLAP.from_pretrained(tmp_path, precision="int4")
@@ -195,6 +209,10 @@ def test_bf16_converts_all_weights_and_warns_where_it_is_emulated(folder, monkey
         assert [record.getMessage().startswith("bf16 is emulated on this CPU") for record in caplog.records] == (
             [True] * warnings
         )
+    caplog.clear()
+    quantization._warn_once.cache_clear()
+    SLAP.from_pretrained(folder, precision="bf16", device="meta")  # not on this CPU
+    assert not caplog.records
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not is_int8(model)
     clips = random_clips([1.0, 0.3])
