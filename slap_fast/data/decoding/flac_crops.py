@@ -20,7 +20,10 @@ def can_enter(blob: Blob, first_frame: int, samples: int, crop: Crop) -> bool:
     """
     block = int.from_bytes(blob[8:10], "big")
     size = int.from_bytes(blob[43:46], "big")
-    if block == 0 or blob[8:10] != blob[10:12] or blob[TABLE_OFFSET] != 3 or size < POINT.itemsize:
+    if block == 0 or blob[8:10] != blob[10:12] or blob[TABLE_OFFSET] != 3:
+        return False
+    # A STREAMINFO block that is longer than by the standard may hold bytes that look like a table.
+    if size < POINT.itemsize or TABLE_OFFSET + 4 + size > first_frame:
         return False
     points = np.frombuffer(blob, POINT, size // POINT.itemsize, TABLE_OFFSET + 4)
     spacing = int(points["sample"][1]) if len(points) > 1 else -(-samples // block) * block

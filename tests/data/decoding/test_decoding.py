@@ -248,6 +248,16 @@ def test_decoders_agree_on_damaged_headers(kind: str) -> None:
     assert same(decoder_of(kind, max_batch_size=1).decode(damaged, [12_000] * len(damaged)), by_soundfile)
 
 
+def test_bytes_that_look_like_a_seek_table_are_none(decoder: Decoder) -> None:
+    pcm = random_pcm(9000)
+    blob = encode(pcm)
+    # The only block is a STREAMINFO that is too long, which libFLAC reads; its table would end beyond the file.
+    streaminfo = blob[8:42] + b"\x03\xff\xff\xff"
+    odd = b"fLaC\x80" + len(streaminfo).to_bytes(3, "big") + streaminfo + blob[blob.index(b"\xff\xf8") :]
+    (outcome,) = decoder.decode([odd], [9000], [(5000, 9000)])
+    assert same([outcome], [torch.from_numpy(pcm[5000:].astype(np.float32) / 32768)])
+
+
 def header_damage(blob: bytes, generator: np.random.Generator) -> list[bytes]:
     """The file with one to four bytes of its metadata changed: block headers, seek points, lengths of comments."""
     frames = blob.index(b"\xff\xf8")
