@@ -23,7 +23,7 @@ from torch import Tensor
 from slap_fast.ops import dispatch
 from slap_fast.ops.custom_op import custom_op
 from slap_fast.ops.decode_flac import backend_cuda, backend_native, backend_soundfile
-from slap_fast.ops.decode_flac.call import Backend, DecodedFlac, FlacCall, check, empty_result, layout
+from slap_fast.ops.decode_flac.call import Backend, DecodedFlac, FlacCall, check, empty_result, layout, packed_files
 from slap_fast.ops.decode_flac.errors import FlacError
 from slap_fast.ops.decode_flac.info import FlacInfo, flac_info, samples_by_headers
 
@@ -82,6 +82,7 @@ def decode_flac(
         ValueError: a wrong dtype, shape or device, a backend that cannot serve, or, on the CPU, malformed offsets.
             Offsets on a GPU are not read back; what they point outside of is not read or written.
     """
+    data, offsets = packed_files(data, offsets)
     if samples is None:
         samples = samples_by_headers(data, offsets, starts)
     files = offsets.shape[0] - 1

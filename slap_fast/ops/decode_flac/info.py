@@ -20,7 +20,7 @@ class FlacInfo(NamedTuple):
         sample_rate: in Hz.
         channels: 1 to 8.
         bits: of a sample.
-        samples: of each channel.
+        samples: of each channel; 0 for every error, so that a wrong header claims no memory.
         max_block: most samples of a frame.
         points: seek points; 0 without native code, which alone reads them.
         errors: `FlacError`; a header alone cannot tell whether the frames are intact.
@@ -56,18 +56,17 @@ def flac_info(data: Tensor, offsets: Tensor) -> FlacInfo:
     else:
         for file, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             fields[:, file] = torch.tensor(_by_soundfile(bytes(data[begin:end].numpy())))
-    return FlacInfo(*fields)
+    info = FlacInfo(*fields)
+    return info._replace(samples=info.samples.where(info.errors == FlacError.OK, 0))
 
 
 def samples_by_headers(data: Tensor, offsets: Tensor, starts: Tensor | None) -> Tensor:
-    """`[N]` samples of whole files, 0 where a header is not intact; raises the ValueErrors of `decode_flac`."""
-    packed_files(data, offsets)
+    """`[N]` samples of whole files, 0 where the length is not known; raises ValueError if they cannot be read."""
     if data.device.type != "cpu":
         raise ValueError("samples is None, and headers on a GPU are not read back; pass flac_info(...).samples")
     if starts is not None:
         raise ValueError("samples is None, but starts are given; pass how many samples are wanted of each file")
-    info = flac_info(data, offsets)
-    return info.samples.where(info.errors == FlacError.OK, 0)
+    return flac_info(data, offsets).samples
 
 
 def _by_soundfile(blob: bytes) -> tuple[int, ...]:
@@ -78,8 +77,11 @@ def _by_soundfile(blob: bytes) -> tuple[int, ...]:
             if file.format != "FLAC":
                 return 0, 0, 0, 0, 0, 0, FlacError.NOT_FLAC
             bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[file.subtype]
+            error = FlacError.OK
             if file.frames == 2**63 - 1:
-                return file.samplerate, file.channels, bits, 0, 0, 0, FlacError.UNKNOWN_LENGTH
-            return file.samplerate, file.channels, bits, file.frames, 0, 0, FlacError.OK
+                error = FlacError.UNKNOWN_LENGTH
+            elif file.frames > len(blob) // 10 * 65535:  # frames have at least 10 bytes and at most 65,535 samples
+                error = FlacError.WRONG_LENGTH
+            return file.samplerate, file.channels, bits, file.frames, 0, 0, error
     except (soundfile.LibsndfileError, RuntimeError):
         return 0, 0, 0, 0, 0, 0, FlacError.BAD_HEADER if blob[:4] == b"fLaC" else FlacError.NOT_FLAC

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slap_fast import native
 from slap_fast.ops.decode_flac.backend_native import batch_arguments
-from slap_fast.ops.decode_flac.call import FlacCall, check, layout
+from slap_fast.ops.decode_flac.call import FlacCall, check, layout, packed_files
 
 
 def decode_flac_into(
@@ -39,6 +39,7 @@ def decode_flac_into(
     """
     if threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
+    data, offsets = packed_files(data, offsets)
     cu_seqlens, rows = layout(samples, None, offsets.shape[0] - 1, data.device)
     call, _ = check(FlacCall(data, offsets, starts, cu_seqlens, rows, 1, torch.float32, verify), "native")
     if waveform.dtype != torch.float32 or tuple(waveform.shape) != (rows,) or waveform.device.type != "cpu":

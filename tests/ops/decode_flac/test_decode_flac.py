@@ -137,16 +137,32 @@ def test_every_kind_of_error_is_found() -> None:
     assert all(kind.reason for kind in FlacError)
 
 
-@needs_native
-def test_a_header_cannot_claim_more_memory_than_its_bytes_can_hold() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_checksum_of_all_samples_is_found_on_request(backend: str) -> None:
+    for seed in range(5):
+        batch = encoded_batch(seed)
+        batch.blobs[1] = batch.blobs[1][:26] + bytes([batch.blobs[1][26] ^ 1]) + batch.blobs[1][27:]
+        for dtype in range(2):
+            errors = [0, FlacError.BAD_MD5, 0, 0]
+            assert _decode(batch, dtype, verify="md5", backend=backend)[1] == errors
+            assert _decode(batch, dtype, backend=backend)[1] == [0] * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_header_cannot_claim_more_memory_than_its_bytes_can_hold(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "soundfile":
+        monkeypatch.setattr("slap_fast.native.unavailable", lambda: "not for this test")
     flac = random_flac(random.Random(1), bits=16, channels=1)
     blob = bytearray(flac.file())
     blob[21] |= 0x0F  # the highest bits of the number of samples
     info = flac_info(*_alone(bytes(blob)))
     assert info.errors.tolist() == [FlacError.WRONG_LENGTH]
-    decoded = decode_flac(*_alone(bytes(blob)))
-    assert decoded.waveform.numel() == 0
-    assert decoded.errors.tolist() == [FlacError.WRONG_LENGTH]
+    for samples in (info.samples, None):
+        decoded = decode_flac(*_alone(bytes(blob)), samples, backend=backend)
+        assert decoded.waveform.numel() == 0
+        assert decoded.errors.tolist() == [FlacError.WRONG_LENGTH]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,6 +247,8 @@ def test_wrong_arguments_are_named() -> None:
 
     refuses("data is torch.int8", data.to(torch.int8), offsets, counts)
     refuses(r"offsets", data, offsets[:-1], counts[:-1])
+    refuses(r"offsets is torch.int64 of shape \(0,\)", data, offsets[:0], [])
+    refuses("offsets is a list", data, offsets.tolist(), counts)
     refuses(r"samples is torch.int64 of shape \(1,\)", data, offsets, [1])
     refuses("cannot be negative", data, offsets, [-1] * len(counts))
     refuses("dtype is torch.float64", data, offsets, counts, dtype=torch.float64)
