@@ -49,7 +49,8 @@ def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> G
     seconds = CPU_BATCH_SECONDS if model.device.type == "cpu" else _BATCH_SECONDS_GPU
     try:
         while batch := decoder.take(seconds):
-            yield list(events.of(batch))
+            if found := list(events.of(batch)):  # else a whole recording alone, which its end reports
+                yield found
     finally:
         decoder.stop()
 

@@ -283,12 +283,16 @@ class Update:
     def _handle(self, events: Sequence[Event]) -> None:
         """Store the results of some events, in one transaction: one for each short recording would take its time."""
         interrupt: KeyboardInterrupt | None = None
-        with self._database.transaction():
-            try:
-                for event in events:
-                    self._handle_one(event)
-            except KeyboardInterrupt as error:
-                interrupt = error  # after what is embedded is stored
+        try:
+            with self._database.transaction():
+                try:
+                    for event in events:
+                        self._handle_one(event)
+                except KeyboardInterrupt as error:
+                    interrupt = error  # after what is embedded is stored
+        except Exception:
+            self._readings.clear()  # they may count on rows that the transaction took back
+            raise
         if interrupt is not None:
             raise interrupt
 

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from slap_fast.library.database import Database, WindowRow
+from slap_fast.library.errors import LibraryError
 from slap_fast.library.identity import ModelIdentity
 from slap_fast.library.indexing.indexer import Indexer
 from slap_fast.library.indexing.jobs import GROUP, Embedded, Event, Failed, Finished, Job
@@ -139,6 +140,28 @@ def test_what_an_interrupted_batch_has_stored_stays_and_is_counted(database: Dat
     assert (report.new, report.interrupted) == (1, True)
     assert _states(database) == {"a.wav": "complete"}
     assert counts(_update(database, sounds, Script(lambda job: 1, batch=6))) == {"new": 2, "unchanged": 1}
+
+
+def test_a_batch_that_cannot_be_stored_is_taken_back_and_the_reason_is_told(database: Database, sounds: Path) -> None:
+    for name in "ab":
+        (sounds / f"{name}.wav").write_bytes(name.encode())
+
+    class Full(Database):
+        def store_recording(self, path: str, *args: Any, **kwargs: Any) -> int:
+            raise LibraryError("the disk is full")
+
+    class Together(Script):
+        def next(self) -> list[Event]:
+            self._events.sort(key=lambda event: isinstance(event, Finished))
+            return super().next()
+
+    report = IndexReport()
+    with Full(database.path.parent, write=True) as full, AudioProgress(shown=False) as progress:
+        update = Update(full, scan([str(sounds)], "/none"), report, progress)
+        engine = Together(lambda job: 1 if job.path.endswith("a.wav") else 300, batch=100)
+        with pytest.raises(LibraryError, match="the disk is full"):
+            update.run(engine)
+    assert (report.kept, _states(database)) == ([], {})
 
 
 def test_the_progress_begins_where_an_interrupted_update_ended(database: Database, sounds: Path) -> None:
