@@ -94,7 +94,7 @@ class Work {
         return Error::wrong_length;
     } else if (count == 0 && error == Error::unknown_length && !batch_.starts) {
       return error;
-    } else if (!flac::can_hold(stream, size(file), count)) {
+    } else if (!flac::can_hold(stream, size(file), start, count)) {
       return Error::wrong_length;
     }
     if (count == 0) return Error::ok;
@@ -258,7 +258,7 @@ flac::Error flac_info(const std::uint8_t* file, std::int64_t size, flac::Stream&
   }
   // A file without samples has no frames.
   if (stream.samples == 0) return stream.first_frame < size ? Error::unknown_length : Error::ok;
-  return flac::can_hold(stream, size, stream.samples) ? Error::ok : Error::wrong_length;
+  return flac::can_hold(stream, size, 0, stream.samples) ? Error::ok : Error::wrong_length;
 }
 
 flac::Error flac_frames(const std::uint8_t* file, std::int64_t size, void (*add)(void*, const flac::Point&),

@@ -390,7 +390,10 @@ class Decoder {
       sample += header.block;
       before = header;
     }
-    return run.end_byte >= 0 && byte != run.end_byte ? Error::bad_header : Error::ok;
+    if (run.end_byte >= 0 && byte != run.end_byte) return Error::bad_header;
+    // Only the frames tell how long a file is whose header does not.
+    const bool longer = run.exact && stream.samples == 0 && flac::frame_follows(run.file, run.size, stream, byte);
+    return longer ? Error::wrong_length : Error::ok;
   }
 
   void predict() {

@@ -123,7 +123,7 @@ struct ThreadFile {
   SLAP_FAST_FLAC_INLINE Error open(std::int32_t channels) {
     const Error error = read_stream_header(data, size, stream);
     if (error != Error::ok) return error;
-    if (stream.samples && !can_hold(stream, size, stream.samples)) return Error::wrong_length;
+    if (stream.samples && !can_hold(stream, size, 0, stream.samples)) return Error::wrong_length;
     if (stream.channels != channels) return Error::wrong_channels;
     if (start < 0) return Error::wrong_length;
     if (stream.samples) {
@@ -131,7 +131,7 @@ struct ThreadFile {
         return Error::wrong_length;
     } else if (whole && count() == 0 && stream.first_frame < size) {
       return Error::unknown_length;
-    } else if (!can_hold(stream, size, count())) {
+    } else if (!can_hold(stream, size, start, count())) {
       return Error::wrong_length;
     }
     return Error::ok;
@@ -168,7 +168,9 @@ struct ThreadFile {
       if (error != Error::ok) return error;
       sample += header.block;
     }
-    return Error::ok;
+    // Only the frames tell how long a file is whose header does not.
+    const bool longer = whole && stream.samples == 0 && frame_follows(data, size, stream, byte);
+    return longer ? Error::wrong_length : Error::ok;
   }
 
   // The last point at or before `start`, plus one; 0: there is none.
@@ -204,10 +206,11 @@ struct ThreadFile {
     const bool variable = variable_at(seek_point(data, stream, low - 1).byte);
     for (std::int64_t index = low - 1 + thread; index < stream.points; index += threads) {
       const Point point = seek_point(data, stream, index);
-      if (point.sample >= start + count()) return true;
       const bool last = index + 1 == stream.points;
       const Point next = last ? Point{stream.samples, 0, 0} : seek_point(data, stream, index + 1);
-      if (index == 0 && (point.sample != 0 || point.byte != stream.first_frame)) return false;
+      // If the samples fell again, other threads would write wanted ones from points that nothing proves.
+      if (point.sample >= start + count()) return next.sample >= point.sample;
+      if (point.sample == 0 && point.byte != stream.first_frame) return false;
       if (point.sample % stream.max_block != 0 && !variable) return false;
       std::int64_t byte = point.byte;
       FrameHeader header;

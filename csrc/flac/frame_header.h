@@ -59,4 +59,12 @@ SLAP_FAST_FLAC_INLINE Error read_frame_header(const std::uint8_t* bytes, std::in
   return same ? Error::ok : Error::bad_header;
 }
 
+// Whether the frames of a file go on at `byte`. Something else may, such as a tag.
+SLAP_FAST_FLAC_INLINE bool frame_follows(const std::uint8_t* file, std::int64_t size, const Stream& stream,
+                                         std::int64_t byte) {
+  FrameHeader header;
+  std::int64_t length = 0;
+  return read_frame_header(file + byte, size - byte, stream, header, length) == Error::ok;
+}
+
 SLAP_FAST_FLAC_END

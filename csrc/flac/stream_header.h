@@ -75,9 +75,10 @@ SLAP_FAST_FLAC_INLINE Error read_stream_header(const std::uint8_t* file, std::in
   return stream.bits > kMaxBits ? Error::unsupported : Error::ok;
 }
 
-// Whether `size` bytes can hold that many samples, whatever they are.
-SLAP_FAST_FLAC_INLINE bool can_hold(const Stream& stream, std::int64_t size, std::int64_t samples) {
-  return samples <= (size - stream.first_frame) / kMinFrameBytes * stream.max_block;
+// Whether `size` bytes can hold samples [start, start + count), whatever they are. Neither number is negative.
+SLAP_FAST_FLAC_INLINE bool can_hold(const Stream& stream, std::int64_t size, std::int64_t start, std::int64_t count) {
+  const std::int64_t most = (size - stream.first_frame) / kMinFrameBytes * stream.max_block;
+  return start <= most && count <= most - start;
 }
 
 SLAP_FAST_FLAC_END

@@ -55,6 +55,14 @@ class Flac:
             sample, offset = sample + block, offset + len(frame)
         return found
 
+    def encode(self, choose: random.Random) -> None:
+        """Makes the frames."""
+        start = 0
+        for number, block in enumerate(self.blocks):
+            samples = self.samples[start : start + block]
+            self.frames.append(_frame(choose, self, start if self.variable else number, samples))
+            start += block
+
     def file(self, points: Sequence[tuple[int, int, int]] | None = None) -> bytes:
         """The whole file; `points` instead of its own seek points."""
         count, channels = self.samples.shape
@@ -121,10 +129,7 @@ def random_flac(choose: random.Random, *, bits: int | None = None, channels: int
     file = Flac(
         samples, bits, rate, blocks, variable, choose.random() < 0.6, choose.random() < 0.8, choose.random() < 0.9
     )
-    start = 0
-    for number, block in enumerate(blocks):
-        file.frames.append(_frame(choose, file, start if variable else number, samples[start : start + block]))
-        start += block
+    file.encode(choose)
     return file
 
 

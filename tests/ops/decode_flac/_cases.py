@@ -84,6 +84,28 @@ def _false_points(choose: random.Random, flac: Flac) -> list[tuple[int, int, int
     return [*points[:place], wrong, *points[place + 1 :]]
 
 
+def double_batch() -> Batch:
+    """Files with other frames behind their own, to which seek points lead: all, or those behind a true first one, or
+    those behind a true last one.
+    """
+    choose = random.Random(3)
+    count, blocks = 9000, [4096, 4096, 808]
+    blobs, samples = [], []
+    for kind in range(3):
+        own, other = (
+            Flac(np.array([[choose.randint(-99, 99)] for _ in range(count)]), 8, 16_000, blocks, False, seek_table=True)
+            for _ in range(2)
+        )
+        own.encode(choose)
+        other.encode(choose)
+        end = sum(map(len, own.frames))
+        elsewhere = [(sample, end + offset, length) for sample, offset, length in other.points]
+        points = [elsewhere, [own.points[0], *elsewhere], [*own.points, (count, end, 0), *elsewhere[1:]]][kind]
+        blobs.append(own.file(points) + b"".join(other.frames))
+        samples.append(own.samples)
+    return Batch(1, blobs, samples, [8] * 3, None, [count] * 3)
+
+
 def encoded_batch(seed: int, files: int = 4) -> Batch:
     """Files by libFLAC's encoder, at all levels of compression."""
     generator = np.random.default_rng(seed)
