@@ -65,7 +65,10 @@ def register(library: str | Path | None = None) -> None:
     with _lock:
         # DALI aborts the process that loads a second plugin with an operator of the same name.
         if not _has_operator():
-            _load(build() if library is None else Path(library).resolve())
+            if library is None:
+                _load(build(), "delete this file, and it is compiled again")
+            else:
+                _load(Path(library).resolve(), "call slap_fast.integrations.dali.register() without a library")
 
 
 def build(*, cuda: bool | None = None) -> Path:
@@ -125,7 +128,7 @@ def _dali() -> Any:
     return dali
 
 
-def _load(library: Path) -> None:
+def _load(library: Path, advice: str) -> None:
     dali = _dali()
     from nvidia.dali import plugin_manager
 
@@ -135,7 +138,7 @@ def _load(library: Path) -> None:
         # DALI's symbols have the version of DALI in their name, and all are bound when a plugin is loaded.
         raise DaliPluginError(
             f"DALI {dali.__version__} cannot load the plugin {library}: {error}. A plugin runs only in the version of "
-            "DALI for which it was compiled: call slap_fast.integrations.dali.register() without a library"
+            f"DALI for which it was compiled, and where the C++ library is not older: {advice}"
         ) from error
     if not _has_operator():
         raise DaliPluginError(f"{library} is not the plugin of slap-fast: it has no operator slap_fast.flac")
@@ -238,6 +241,8 @@ def _compile(sources: Path, library: Path, nvcc: Path | None) -> None:
         raise MissingExtraError("compiling the DALI plugin needs CMake; pip install 'slap-fast[dali]'")
     version = _dali().__version__
     logger.warning("compiling the plugin of slap-fast for DALI %s into %s, once", version, library.parent)
+    for folder_of_killed_process in library.parent.glob("build-*"):  # the lock is held: nobody else compiles here
+        shutil.rmtree(folder_of_killed_process, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as folder:
         configure = [
             cmake,

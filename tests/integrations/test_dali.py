@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -41,12 +42,13 @@ def cache(request: pytest.FixtureRequest) -> Path:
 def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dali.CACHE_VARIABLE, str(cache))
     # Optimization of the kernels is for their own tests.
-    monkeypatch.setenv("CMAKE_ARGS", "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DSLAP_FAST_ISAS=avx2")
+    unoptimized = "'-DCMAKE_CUDA_FLAGS_RELEASE=-Xcicc -O0 -Xptxas -O0' -DCMAKE_CXX_FLAGS_RELEASE=-O0"
+    monkeypatch.setenv("CMAKE_ARGS", f"{unoptimized} -DSLAP_FAST_ISAS=")
 
 
 @pytest.fixture
 def plugin() -> Path:
-    path = dali.build(cuda=False)
+    path = dali.build(cuda=NVCC is not None)  # one build for all tests
     dali.register(path)
     return path
 
@@ -202,7 +204,7 @@ def test_a_serialized_pipeline_and_one_with_checkpoints_decode_the_same(plugin: 
 def test_files_packed_for_a_gpu_have_the_bits_of_libflac(tmp_path: Path) -> None:
     """Packing as for the GPU, decoded by the same runs on the CPU."""
     program = tmp_path / "packing"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-DSLAP_FAST_ISA=baseline"]
+    flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-DSLAP_FAST_ISA=baseline"]
     kernels = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("flac_*.cpp")]
     sources = ["tests/native/dali_packing_test.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/parallel.cpp", *kernels]
     subprocess.run([str(COMPILER), *flags, *sources, "-o", str(program), "-lpthread", "-ldl"], cwd=ROOT, check=True)
@@ -230,8 +232,9 @@ def test_files_packed_for_a_gpu_have_the_bits_of_libflac(tmp_path: Path) -> None
 
 @pytest.mark.gpu
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-def test_on_a_gpu_the_bits_and_errors_are_those_of_the_cpu(tmp_path: Path) -> None:
-    """In a process of its own: one process has one plugin, and the other tests load one without CUDA."""
+def test_on_a_gpu_the_bits_and_errors_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: one process has one plugin, and the other tests load one that is not optimized."""
+    monkeypatch.delenv("CMAKE_ARGS")
     batch = [_flac(70_001), _flac(5_000, 2), *(encoded for encoded, _, _ in _damaged().values())]
     np.savez(tmp_path / "batch.npz", *batch)
     done = subprocess.run(
@@ -264,12 +267,31 @@ for outputs in decoded[1:]:
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-def test_the_plugin_with_cuda_has_code_for_a100_and_h100_and_loads_without_a_driver() -> None:
-    library = dali.build(cuda=True)
-    assert {b"-arch sm_80", b"-arch sm_90"} <= set(re.findall(rb"-arch sm_\d+", library.read_bytes()))
-    code = "import sys; from slap_fast.integrations import dali; dali.register(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(library)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_plugin_with_cuda_has_code_for_a100_and_h100(plugin: Path) -> None:
+    assert {b"-arch sm_80", b"-arch sm_90"} <= set(re.findall(rb"-arch sm_\d+", plugin.read_bytes()))
+
+
+@pytest.mark.skipif(NVCC is None, reason="without nvcc the other tests build it")
+def test_the_plugin_without_cuda_compiles() -> None:
+    import nvidia
+    from nvidia.dali import sysconfig
+
+    cuda = [str(folder) for entry in nvidia.__path__ for folder in Path(entry).glob("cu*/include")]
+    headers = [flag for folder in (sysconfig.get_include_dir(), *cuda) for flag in ("-isystem", folder)]
+    flags = ["-std=c++20", "-fsyntax-only", "-Icsrc", *headers]
+    subprocess.run([str(COMPILER), *flags, "csrc/dali/flac_cpu.cpp"], cwd=ROOT, check=True)
+
+
+def test_a_broken_library_in_the_cache_is_named_with_what_to_do(plugin: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "dali" / plugin.parent.name / plugin.name
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a library")
+    program = "from slap_fast.integrations import dali; dali.register()"
+    cuda = "0" if NVCC is None else "1"
+    environment = {**os.environ, dali.CACHE_VARIABLE: str(tmp_path), dali.CUDA_VARIABLE: cuda}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert f"cannot load the plugin {broken}" in done.stderr
+    assert "delete this file, and it is compiled again" in done.stderr
 
 
 def test_a_plugin_for_another_version_of_dali_is_refused_with_both_named(plugin: Path, tmp_path: Path) -> None:
