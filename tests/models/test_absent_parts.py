@@ -60,7 +60,7 @@ def test_the_audio_tower_alone_embeds_with_the_same_bits_and_without_transformer
         audio.save_pretrained(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     with pytest.raises(ValueError, match="towers is 'text'; choose one of 'all', 'audio'"):
-        SLAP.from_pretrained(tmp_path, towers="text")
+        SLAP.from_pretrained(tmp_path, towers="text")  # type: ignore[arg-type]
     code = (
         "import sys; from slap_fast import SLAP; SLAP.from_pretrained(sys.argv[1], towers='audio'); "
         "assert 'transformers' not in sys.modules"
