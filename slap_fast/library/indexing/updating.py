@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Protocol
 
@@ -283,6 +283,7 @@ class Update:
     def _handle(self, events: Sequence[Event]) -> None:
         """Store the results of some events, in one transaction: one for each short recording would take its time."""
         interrupt: KeyboardInterrupt | None = None
+        report, before, failed = self._report, replace(self._report), len(self._report.failed)
         try:
             with self._database.transaction():
                 try:
@@ -291,7 +292,11 @@ class Update:
                 except KeyboardInterrupt as error:
                     interrupt = error  # after what is embedded is stored
         except Exception:
-            self._readings.clear()  # they may count on rows that the transaction took back
+            # What the transaction took back is not counted, and nothing goes on from it.
+            self._readings.clear()
+            report.new, report.changed = before.new, before.changed
+            report.copied, report.renamed = before.copied, before.renamed
+            del report.failed[failed:]
             raise
         if interrupt is not None:
             raise interrupt

@@ -143,12 +143,14 @@ def test_what_an_interrupted_batch_has_stored_stays_and_is_counted(database: Dat
 
 
 def test_a_batch_that_cannot_be_stored_is_taken_back_and_the_reason_is_told(database: Database, sounds: Path) -> None:
-    for name in "ab":
+    for name in "abc":
         (sounds / f"{name}.wav").write_bytes(name.encode())
 
     class Full(Database):
         def store_recording(self, path: str, *args: Any, **kwargs: Any) -> int:
-            raise LibraryError("the disk is full")
+            if path.endswith("c.wav"):
+                raise LibraryError("the disk is full")
+            return super().store_recording(path, *args, **kwargs)
 
     class Together(Script):
         def next(self) -> list[Event]:
@@ -158,10 +160,10 @@ def test_a_batch_that_cannot_be_stored_is_taken_back_and_the_reason_is_told(data
     report = IndexReport()
     with Full(database.path.parent, write=True) as full, AudioProgress(shown=False) as progress:
         update = Update(full, scan([str(sounds)], "/none"), report, progress)
-        engine = Together(lambda job: 1 if job.path.endswith("a.wav") else 300, batch=100)
+        engine = Together(lambda job: 300 if job.path.endswith("b.wav") else 1, batch=100)
         with pytest.raises(LibraryError, match="the disk is full"):
             update.run(engine)
-    assert (report.kept, _states(database)) == ([], {})
+    assert (report.new, report.kept, _states(database)) == (0, [], {})
 
 
 def test_the_progress_begins_where_an_interrupted_update_ended(database: Database, sounds: Path) -> None:
