@@ -34,7 +34,7 @@ def audio(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
     model = LoudnessModel()
-    monkeypatch.setattr(embed, "load_model", lambda folder, device: model)
+    monkeypatch.setattr(embed, "load_model", lambda folder, device, precision: model)
     return model
 
 
@@ -123,7 +123,7 @@ def test_classes_are_read_before_the_model(
     for name in ("text_config/config.json", "config.json", "model.safetensors", "tokenizer/tokenizer.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setattr(evaluate, "load_model", lambda folder, device: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate, "load_model", lambda folder, device, precision: pytest.fail("the model was loaded"))
     assert cli.main(["evaluate", str(tmp_path), "--zero-shot", str(audio.parent / "none"), "--no-plots"]) == 2
     assert "none: no such folder or CSV" in capsys.readouterr().err
 

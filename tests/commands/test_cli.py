@@ -44,7 +44,7 @@ def loudness_model(monkeypatch: pytest.MonkeyPatch) -> LoudnessModel:
     """Replaces the model of every command with one that embeds loudness."""
     model = LoudnessModel()
     for command in (caption, embed, evaluate):
-        monkeypatch.setattr(command, "load_model", lambda folder, device: model)
+        monkeypatch.setattr(command, "load_model", lambda folder, device, precision: model)
     return model
 
 

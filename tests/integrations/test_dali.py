@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from slap_fast.errors import MissingExtraError
 from slap_fast.integrations import dali
 from slap_fast.ops.decode_flac import FlacError
 
 pytest.importorskip("nvidia.dali")
+soundfile = pytest.importorskip("soundfile")
 
 ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)

@@ -18,12 +18,11 @@ from slap_fast.audio.waveform import mono_blocks
 from slap_fast.data.format.dataset_files import DatasetError
 from slap_fast.data.format.index import ClipIndex
 from slap_fast.library.indexing.jobs import Failed, Job
-from slap_fast.library.indexing.short_flac import MAX_BYTES as FLAC_BYTES
-from slap_fast.library.indexing.short_flac import decode_short_flac
 from slap_fast.library.recording_audio import read_clip
 from slap_fast.models.windows import cut_windows, window_lengths
 
 _AHEAD = 48  # windows that a thread may be ahead of the model: 30 MB
+_SHORT_FLAC_BYTES = 4 << 20
 _PIECE = 1 << 18  # samples: 16 s at 16 kHz
 
 
@@ -163,17 +162,21 @@ class Decoder:
             yield End(job, count, stream.samples)
 
     def _open(self, job: Job) -> AbstractContextManager[AudioSource]:
+        from slap_fast.library.indexing.short_flac import decode_short_flac  # which imports PyTorch
+
         file = self._clip(job) if job.member else job.path
         content = file if isinstance(file, bytes) else self._content_of_short_flac(job)
-        short = None if content is None else decode_short_flac(content, self._rate)
+        if content is None or len(content) > _SHORT_FLAC_BYTES:
+            return open_audio(file, name=job.member)
+        short = decode_short_flac(content, self._rate)
         return open_audio(file, name=job.member) if short is None else nullcontext(short)
 
     def _content_of_short_flac(self, job: Job) -> bytes | None:
-        if job.size > FLAC_BYTES or not job.path.endswith(".flac"):
+        if job.size > _SHORT_FLAC_BYTES or not job.path.endswith(".flac"):
             return None
         try:
             with open(job.path, "rb") as file:
-                return file.read(FLAC_BYTES + 1)  # it may have grown, and is too long then
+                return file.read(_SHORT_FLAC_BYTES + 1)  # it may have grown, and is too long then
         except OSError:
             return None  # the stream reader says why
 

@@ -15,7 +15,6 @@ from slap_fast.errors import ModelError
 from slap_fast.library.database import WindowRow
 from slap_fast.library.indexing.decoding import Decoded, Decoder, End, Window
 from slap_fast.library.indexing.jobs import Embedded, Event, Failed, Finished, Job
-from slap_fast.models.encoding import CPU_BATCH_SECONDS
 
 _BATCH_SECONDS_GPU = 960.0
 
@@ -44,6 +43,10 @@ def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> G
         jobs: drawn by the decoding threads.
         threads: that decode.
     """
+    from slap_fast.models.encoding import (
+        CPU_BATCH_SECONDS,  # not at the top: an update without new files needs no PyTorch
+    )
+
     decoder = Decoder(jobs, int(model.config.mel.sample_rate), model.config.max_duration, threads)
     events = _Events(model)
     seconds = CPU_BATCH_SECONDS if model.device.type == "cpu" else _BATCH_SECONDS_GPU

@@ -13,7 +13,6 @@ from slap_fast.data.decoding.flac_batch import first_frame
 from slap_fast.ops.decode_flac import flac_info
 from slap_fast.ops.decode_flac.into import decode_flac_into
 
-MAX_BYTES = 4 << 20
 _MAX_SECONDS = 120  # a small file can hold hours of silence, which are decoded as a stream
 
 
@@ -46,7 +45,7 @@ def decode_short_flac(file: bytes, sample_rate: int) -> ShortFlac | None:
 
     None: it is something else, or damaged, which the stream reader explains; or there is no native code.
     """
-    if native.isa() is None or not file.startswith(b"fLaC") or len(file) > MAX_BYTES:
+    if native.isa() is None or not file.startswith(b"fLaC"):
         return None
     if file.find(b"fLaC", 4) >= 0:
         return None  # perhaps a second stream behind the first one
