@@ -19,8 +19,13 @@ from slap_fast.errors import MissingExtraError
 from slap_fast.integrations import dali
 from slap_fast.ops.decode_flac import FlacError
 
-pytest.importorskip("nvidia.dali")
-soundfile = pytest.importorskip("soundfile")
+
+@pytest.fixture(autouse=True, scope="module")
+def packages() -> None:
+    """Checked here, so that the test for GPUs is collected where they are missing."""
+    for name in ("nvidia.dali", "soundfile"):
+        pytest.importorskip(name)
+
 
 ROOT = Path(__file__).parents[2]
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -57,12 +62,16 @@ def _flac(samples: int, channels: int = 1, subtype: str = "PCM_16", rate: int = 
     """The bytes of a file with noise that swells from silence to full scale."""
     noise = np.random.default_rng(samples).uniform(-1, 1, (samples, channels)) * np.linspace(0, 1, samples)[:, None]
     file = io.BytesIO()
+    import soundfile
+
     soundfile.write(file, noise, rate, format="FLAC", subtype=subtype)
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def _libflac(encoded: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """`[samples, channels]`"""
+    import soundfile
+
     return soundfile.read(io.BytesIO(encoded.tobytes()), dtype=dtype, always_2d=True)[0]
 
 
@@ -106,6 +115,8 @@ def test_batches_of_any_lengths_and_formats_have_the_bits_of_libflac(
     for batch in batches:
         waveforms, rates, errors = _run(pipeline)
         assert errors == [FlacError.OK] * len(batch)
+        import soundfile
+
         assert rates == [soundfile.info(io.BytesIO(encoded.tobytes())).samplerate for encoded in batch]
         for waveform, encoded in zip(waveforms, batch, strict=True):
             expected = _libflac(encoded, dtype)
