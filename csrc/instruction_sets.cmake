@@ -10,7 +10,6 @@ function(add_isa library name sources)
   add_library(kernels_${name} OBJECT ${${sources}})
   target_include_directories(kernels_${name} PRIVATE "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
   target_compile_definitions(kernels_${name} PRIVATE SLAP_FAST_ISA=${name})
-  target_include_directories(kernels_${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   # No implicit FMA contraction: the same expression must round the same everywhere. Kernels call fma() explicitly.
   target_compile_options(kernels_${name} PRIVATE -ffp-contract=off)
   # GCC's own AVX-512 headers trigger false warnings about uninitialized vectors.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +33,7 @@ class NativeDecoder:
         dispatch.select("decode_flac", "native", device=torch.device("cpu"))
         self.threads = threads
         self.sample_rate = sample_rate
-        self._pin_memory = pin_memory
-        self._buffers = BufferPool()
+        self._buffers = BufferPool()  # for files; soundfile's decoder has the memory of waveforms
 
     def decode(
         self, blobs: Sequence[Blob], samples: Sequence[int], crops: Sequence[Crop | None] | None = None
@@ -48,17 +46,10 @@ class NativeDecoder:
             data = torch.from_numpy(self._buffers.take(sum(len(blobs[item]) for item in items)))
             batch = FlacBatch.pack(items, blobs, samples, crops, data)
             lengths = batch.samples.tolist()
-            waveform = self._allocate(sum(lengths))
+            waveform = self._soundfile.allocate(sum(lengths))
             errors = decode_flac_into(
                 waveform, data, batch.offsets, batch.samples, starts=batch.starts, threads=self.threads
             )
             for item, error, clip in zip(items, errors.tolist(), waveform.split(lengths), strict=True):
                 decoded[item] = None if error else clip
         return complete(decoded, self._soundfile, blobs, samples, crops)
-
-    def _allocate(self, samples: int) -> Tensor:
-        """`[samples]` float32, uninitialized."""
-        if self._pin_memory:
-            # PyTorch caches page-locked memory and reuses it once all copies from it are done.
-            return torch.empty(samples, dtype=torch.float32, pin_memory=True)
-        return torch.from_numpy(self._buffers.take(4 * samples).view(np.float32))

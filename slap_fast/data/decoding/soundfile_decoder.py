@@ -43,7 +43,7 @@ class SoundfileDecoder:
             return []
         ranges = [crop or (0, count) for crop, count in zip(crops or [None] * len(blobs), samples, strict=True)]
         lengths = [end - start for start, end in ranges]
-        waveforms = self._allocate(sum(lengths)).split(lengths)
+        waveforms = self.allocate(sum(lengths)).split(lengths)
         reasons: list[str | None] = [None] * len(blobs)
         waiting = deque(range(len(blobs)))
 
@@ -66,8 +66,8 @@ class SoundfileDecoder:
             for waveform, reason in zip(waveforms, reasons, strict=True)
         ]
 
-    def _allocate(self, samples: int) -> Tensor:
-        """`[samples]` float32, uninitialized."""
+    def allocate(self, samples: int) -> Tensor:
+        """`[samples]` float32 for waveforms, uninitialized; page-locked if the decoder was made so."""
         if self._pin_memory:
             # PyTorch caches page-locked memory and reuses it once all copies from it are done.
             return torch.empty(samples, dtype=torch.float32, pin_memory=True)

@@ -166,19 +166,19 @@ class Decoder:
 
         file = self._clip(job) if job.member else job.path
         content = file if isinstance(file, bytes) else self._content_of_short_flac(job)
-        if content is None or len(content) > _SHORT_FLAC_BYTES:
-            return open_audio(file, name=job.member)
-        short = decode_short_flac(content, self._rate)
+        is_long = len(content) > _SHORT_FLAC_BYTES
+        short = None if is_long else decode_short_flac(content, self._rate)
         return open_audio(file, name=job.member) if short is None else nullcontext(short)
 
-    def _content_of_short_flac(self, job: Job) -> bytes | None:
+    def _content_of_short_flac(self, job: Job) -> bytes:
+        """Nothing for other files, and for one that cannot be read."""
         if job.size > _SHORT_FLAC_BYTES or not job.path.endswith(".flac"):
-            return None
+            return b""
         try:
             with open(job.path, "rb") as file:
                 return file.read(_SHORT_FLAC_BYTES + 1)  # it may have grown, and is too long then
         except OSError:
-            return None  # the stream reader says why
+            return b""  # the stream reader says why
 
     def _clip(self, job: Job) -> bytes:
         with self._opening:
