@@ -22,9 +22,9 @@ import torch
 
 from benchmarks import loader_peers as peers
 from benchmarks.harness.case import AUDIO_SECONDS, Case, Outputs, Peer, Run, Settings
-from benchmarks.loader import missing
+from benchmarks.loader import missing, unable
 from benchmarks.loader_workload import Workload
-from slap_fast.ops import decode_flac, dispatch
+from slap_fast.ops import decode_flac
 
 TITLE = "FLAC to samples"
 
@@ -41,12 +41,10 @@ def _case(workload: Workload, threads: int, device: str) -> Case:
         Peer(BASELINE, partial(peers.dali_alone, workload, threads), missing("nvidia.dali")),
         Peer("soundfile", partial(peers.soundfile_alone, workload, threads)),
         Peer("torchcodec", partial(peers.torchcodec_alone, workload, threads), missing("torchcodec")),
-        Peer("slap-fast", partial(_ours, workload, threads, "native", "cpu"), _unable("native", "cpu")),
+        Peer("slap-fast", partial(_ours, workload, threads, "native", "cpu"), unable("native", "cpu")),
     ]
     if device != "cpu":
-        rivals.append(
-            Peer("slap-fast, GPU", partial(_ours, workload, threads, "cuda", device), _unable("cuda", device))
-        )
+        rivals.append(Peer("slap-fast, GPU", partial(_ours, workload, threads, "cuda", device), unable("cuda", device)))
     return Case(
         name=f"clips of {workload.seconds:g} s, {threads} thread{'s' * (threads > 1)}",
         peers=tuple(rivals),
@@ -57,14 +55,6 @@ def _case(workload: Workload, threads: int, device: str) -> Case:
         facts={"clips in a batch": workload.batch_size, "seconds": workload.seconds, "threads": threads},
         replayable=False,
     )
-
-
-def _unable(backend: str, device: str) -> str | None:
-    try:
-        dispatch.select("decode_flac", backend, device=torch.device(device))
-    except dispatch.CannotServeError as error:
-        return str(error)
-    return None
 
 
 def _ours(workload: Workload, threads: int, backend: str, device: str) -> Run:

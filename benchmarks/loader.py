@@ -39,7 +39,7 @@ def cases(settings: Settings) -> list[Case]:
     cropped = Workload(12, 3.0, 6, 2, crop=1.0) if settings.quick else Workload(256, 60.0, 256, 4, crop=10.0)
     threads = settings.threads
     no_dali, no_torchcodec = (missing(name) for name in ("nvidia.dali", "torchcodec"))
-    no_native, no_gpu = (_unable(backend, device) for backend, device in (("native", "cpu"), ("cuda", settings.device)))
+    no_native, no_gpu = (unable(backend, device) for backend, device in (("native", "cpu"), ("cuda", settings.device)))
     rivals = (
         Peer(CEILING, partial(peers.dali_alone, workload, threads), no_dali),
         Peer("soundfile alone", partial(peers.soundfile_alone, workload, threads)),
@@ -80,7 +80,8 @@ def _case(name: str, workload: Workload, rivals: tuple[Peer, ...], baseline: str
     )
 
 
-def _unable(backend: str, device: str) -> str | None:
+def unable(backend: str, device: str) -> str | None:
+    """Why `decode_flac` cannot run by a backend on a device; None: it can."""
     try:
         dispatch.select("decode_flac", backend, device=torch.device(device))
     except dispatch.CannotServeError as error:
