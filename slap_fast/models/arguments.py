@@ -222,7 +222,8 @@ def _read(name: str, file: Any, sample_rate: int) -> Iterator[np.ndarray]:
 
 def _as_tensor(name: str, samples: Any) -> Tensor:
     """Samples of any shape as float32."""
-    if isinstance(samples, Tensor):
+    is_tensor = isinstance(samples, Tensor)
+    if is_tensor:
         if samples.dtype == torch.int16:
             return samples.float() / 32768.0
         kind, is_float = str(samples.dtype), samples.is_floating_point()
@@ -238,16 +239,16 @@ def _as_tensor(name: str, samples: Any) -> Tensor:
             raise ValueError(f"{name} is a {given}; pass {_FORMS}")
         if is_float:
             with np.errstate(over="ignore"):
-                # Native byte order, contiguous strides and write access are what torch requires.
-                samples = torch.from_numpy(np.require(samples, np.float32, ["C", "W", "E"]))
+                # Copied to native byte order and contiguous strides, which torch requires.
+                samples = torch.from_numpy(np.array(samples, np.float32, order="C"))
         elif samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return torch.from_numpy(np.array(samples, np.float32, order="C")) / 32768.0
     if not is_float:
         raise ValueError(
             f"{name} is {kind}; pass float samples in [-1, 1] (integers divided by their full scale), or int16"
         )
-    # A copy: an iterator may use its buffer again for the next clip, while this one waits to be packed with it.
-    return samples.to(torch.float32, copy=True)
+    # Always a copy: an iterator may use its buffer again for the next clip, while this one waits to be packed with it.
+    return samples.to(torch.float32, copy=is_tensor)
 
 
 def _mono(name: str, samples: Tensor, *, is_one_clip: bool) -> Tensor:

@@ -43,9 +43,8 @@ def embed_jobs(model: AudioModel, jobs: Iterable[Job], *, threads: int = 1) -> G
         jobs: drawn by the decoding threads.
         threads: that decode.
     """
-    from slap_fast.models.encoding import (
-        CPU_BATCH_SECONDS,  # not at the top: an update without new files needs no PyTorch
-    )
+    # Not at the top: an update without new files needs no PyTorch.
+    from slap_fast.models.encoding import CPU_BATCH_SECONDS
 
     decoder = Decoder(jobs, int(model.config.mel.sample_rate), model.config.max_duration, threads)
     events = _Events(model)
