@@ -75,7 +75,8 @@ def pack_int8(weight: Tensor) -> Int8Weight:
     return Int8Weight(panels, starts, scales, kernel, depth)
 
 
-@torch.compiler.disable
+# torch.compiler.disable, but the import of the whole compiler, which takes seconds, waits for the first call.
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def int8_product(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, without gradients.
 
