@@ -76,7 +76,7 @@ def pack_int8(weight: Tensor) -> Int8Weight:
 
 
 # torch.compiler.disable, but the import of the whole compiler, which takes seconds, waits for the first call.
-@torch._disable_dynamo  # type: ignore[attr-defined]
+@torch._disable_dynamo
 def int8_product(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, without gradients.
 
