@@ -52,7 +52,7 @@ def test_a_changed_layout_is_reported(folder: Path) -> None:
         "moments and teacher"
     )
     assert third["notes"][1].endswith(
-        "resumed on 4 ranks at zero_stage=3 in bf16 with the same weights, moments and teacher"
+        "resumed on 3 ranks at zero_stage=3 in bf16 with the same weights, moments and teacher"
     )
 
 
