@@ -41,12 +41,16 @@ Rows = dict[tuple[str, float, float, bool], np.ndarray]
 class Indexing:
     """A folder of sounds, a library of it that was made without a disturbance, and one that is disturbed."""
 
-    def __init__(self, folder: Path, *, short: int, long_seconds: int) -> None:
+    def __init__(
+        self, folder: Path, *, short: int, long_seconds: int, text: Path | None = None, in_process: bool = False
+    ) -> None:
         """
         Args:
             folder: empty.
             short: number of short recordings.
             long_seconds: length of the one long recording.
+            text: exported text tower of the model; None: it is exported, which takes seconds.
+            in_process: index undisturbed in this process; then `kill_once` has no times to choose from.
         """
         self.sounds, self.model = folder / "sounds", folder / "model"
         self.expected, self.library = folder / "expected", folder / "library"
@@ -59,10 +63,24 @@ class Indexing:
         with soundfile.SoundFile(self.sounds / "long.wav", "w", 16_000, 1) as file:
             for _ in range(0, long_seconds, 60):
                 file.write(generator.uniform(-0.5, 0.5, 16_000 * 60))
-        with Library(folder / "exported", model=self.model) as library:
-            export_text_tower(library.model, library.path)
-        self._text = folder / "exported" / "text"
+        self._text = text or self._export(folder / "exported")
         self._begin(self.expected)
+        self.start_up = self.seconds = 0.0
+        if in_process:
+            with Library(self.expected) as library:
+                library.add(self.sounds, workers=0)
+        else:
+            self._measure()
+        self.rows, self.recordings = read_rows(self.expected)
+        self.begin_again()
+
+    def _export(self, folder: Path) -> Path:
+        with Library(folder, model=self.model) as library:
+            export_text_tower(library.model, folder)
+        return folder / "text"
+
+    def _measure(self) -> None:
+        """Index undisturbed, and note how long it takes until the first row, and from there."""
         began = time.monotonic()
         process = self.start(self.expected, MarkedProcesses())
         self.await_first(process, self.expected)
@@ -70,8 +88,6 @@ class Indexing:
         if process.wait(10 * MINUTE) != 0:
             raise DrillFailed("the undisturbed indexing failed")
         self.seconds = time.monotonic() - began - self.start_up
-        self.rows, self.recordings = read_rows(self.expected)
-        self.begin_again()
 
     def begin_again(self) -> None:
         """Put an empty library in the place of the disturbed one."""
@@ -170,15 +186,23 @@ class Searches:
             self.error = error
 
 
-def kill_once(indexing: Indexing, victim: str, generator: random.Random) -> dict[str, object]:
+def kill_once(
+    indexing: Indexing, victim: str, generator: random.Random, *, after: float | None = None
+) -> dict[str, object]:
     """Start an indexing, kill the `writer` or a `worker` at a random moment, and check what is left.
+
+    Args:
+        indexing: has the library that is disturbed.
+        victim: which is killed.
+        generator: chooses the moment, and the worker.
+        after: seconds after the first row, instead of a random moment.
 
     Raises:
         DrillFailed: see `Indexing.check`; or a process is left, or an indexing that lost a worker did not end well.
     """
     marked = MarkedProcesses()
-    starting = generator.random() < 0.2
-    moment = generator.random() * (indexing.start_up if starting else indexing.seconds)
+    starting = after is None and generator.random() < 0.2
+    moment = generator.random() * (indexing.start_up if starting else indexing.seconds) if after is None else after
     with Searches(indexing) as searches:
         process = indexing.start(indexing.library, marked)
         try:

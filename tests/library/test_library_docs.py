@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
-
-from slap_fast import SLAP
-from slap_fast.data.tokenizer import train_tokenizer
-from tests.models.builders import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 
 
 def test_the_examples_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, empty_library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tokenizer = train_tokenizer(["a dog barks at a bell", "rain falls on the roof"], 300)
-    torch.manual_seed(0)
-    model = SLAP(replace(TINY, text=replace(TINY.text, vocab_size=len(tokenizer))))
-    model.tokenizer = tokenizer
-    model.save_pretrained("demo/run/model")
+    shutil.copytree(empty_library, "sounds")
+    shutil.copytree(empty_library.parent / "model", "demo/run/model")
     (tmp_path / "recordings").mkdir()
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000)
     soundfile.write("recordings/noise.wav", noise, 16_000)

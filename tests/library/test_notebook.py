@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,13 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from slap_fast import SLAP
-from slap_fast.data.tokenizer import train_tokenizer
 from slap_fast.library import notebook
 from slap_fast.library.moments import Moment, SearchResults
-from tests.models.builders import TINY
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "search_a_library.ipynb"
 EVIL = "<img src=x onerror=alert(1)>\n\x1b[31m'\"&.wav"
@@ -96,16 +93,6 @@ def test_a_moment_of_a_file_that_is_gone_or_shorter_now_is_listed_with_the_reaso
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tokenizer = train_tokenizer(["a dog barks at a bell", "rain falls on the roof"], 300)
-    torch.manual_seed(0)
-    model = SLAP(replace(TINY, text=replace(TINY.text, vocab_size=len(tokenizer))))
-    model.tokenizer = tokenizer
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def recordings(tmp_path: Path) -> Path:
     folder = tmp_path / "recordings"
     folder.mkdir()
@@ -119,12 +106,13 @@ def recordings(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_example_notebook_runs(
-    model: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_library: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import nbclient
     import nbformat
 
-    monkeypatch.setenv("MODEL", str(model))
+    shutil.copytree(empty_library, tmp_path / "sounds")
+    monkeypatch.setenv("MODEL", str(empty_library.parent / "model"))
     monkeypatch.setenv("RECORDINGS", str(recordings))
     monkeypatch.setenv("LIBRARY", str(tmp_path / "sounds"))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))

@@ -25,28 +25,21 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library without recordings in a folder whose name is not UTF-8, with the text tower of a tiny model."""
-    folder = tmp_path_factory.mktemp("text")
-    tiny_slap(layers=1).save_pretrained(folder / "model")
-    path = Path(os.fsdecode(os.fsencode(folder) + b"/sounds \xff"))
-    with Library(path, model=folder / "model") as made:
-        assert not has_text_tower(path)
-        assert export_text_tower(made.model, path)
-        assert not export_text_tower(made.model, path)
-    assert sorted(entry.name for entry in (path / "text").iterdir()) == [
-        "text.json",
-        "text.onnx",
-        "text.onnx.data",
-        "tokenizer.json",
-    ]
-    assert not [entry for entry in path.iterdir() if entry.name.startswith(".")]
-    return path
+def library(empty_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In a folder whose name is not UTF-8."""
+    return shutil.copytree(empty_library, tmp_path_factory.mktemp("text") / empty_library.name)
 
 
 @pytest.fixture(scope="module")
-def model(library: Path) -> SLAP:
-    return SLAP.from_pretrained(library.parent / "model")
+def model(empty_library: Path) -> SLAP:
+    return SLAP.from_pretrained(empty_library.parent / "model")
+
+
+def test_it_is_written_once_and_complete(library: Path, model: SLAP) -> None:
+    assert has_text_tower(library)
+    assert not export_text_tower(model, library)
+    files = sorted(entry.name for entry in (library / "text").iterdir())
+    assert files == ["text.json", "text.onnx", "text.onnx.data", "tokenizer.json"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,6 +96,7 @@ def test_a_damaged_tower_is_never_used(
     weights = text / "text.onnx.data"
     if damage == "missing":
         shutil.rmtree(text)
+        assert not has_text_tower(copy)
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "zeros":  # as after a power cut

@@ -10,26 +10,13 @@ import numpy as np
 import pytest
 
 from slap_fast.library.library import Library
-from slap_fast.library.text_tower import export_text_tower
-from tests.models.saved import tiny_slap
 
 Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("indexing") / "model"
-    tiny_slap(layers=1).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def empty_library(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """A library with its text tower, whose export takes seconds, to be copied."""
-    folder = tmp_path_factory.mktemp("indexing") / "library"
-    with Library(folder, model=model_folder) as library:
-        export_text_tower(library.model, folder)
-    return folder
+def model_folder(empty_library: Path) -> Path:
+    return empty_library.parent / "model"
 
 
 @pytest.fixture

@@ -22,72 +22,66 @@ from slap_fast.library.indexing.report import IndexReport, Kept
 from slap_fast.library.indexing.worker_pool import WorkerPool
 from slap_fast.library.indexing.writer_lock import writer_lock
 from slap_fast.library.library import Library
-from tests.drills.indexing import Indexing, kill_once, read_rows
+from tests.drills.indexing import Indexing, Rows, kill_once, read_rows
 from tests.library.indexing.conftest import Write
 from tests.models.saved import tiny_slap
 
 
-def test_workers_share_a_long_recording_and_give_the_rows_of_one_process(
-    library: Library, model_folder: Path, write: Write
+def test_workers_give_the_rows_of_one_process_and_one_that_dies_costs_the_recording_that_killed_it(
+    tmp_path: Path, library: Library, model_folder: Path, write: Write
 ) -> None:
+    others = _children()
     paths = [write("a.wav", 12.0, 1), write("b.wav", 185.0, 2)]
     library.add(*paths, workers=0)
-    rows, _ = read_rows(library.path)
-    pool = WorkerPool(ModelIdentity.of(str(model_folder)), 2)
-    events: list[Event] = []
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    pool = WorkerPool(ModelIdentity.of(str(model)), 1)
     try:
-        jobs = [Job(0, str(paths[0])), *(Job(1, str(paths[1]), part=part, parts=2) for part in range(2))]
-        for job in jobs:
-            pool.submit(job)
-        while pool.pending:
-            events += pool.next()
+        pool.submit(Job(0, str(paths[0])))
+        for part in range(2):  # as for two workers that share it
+            pool.submit(Job(1, str(paths[1]), part=part, parts=2))
+        _check_rows(_events(pool), read_rows(library.path)[0])
+
+        pool.submit(Job(2, str(write("long.wav", 300.0))))  # several calls of the model
+        ended = pool.next()
+        assert isinstance(ended[0], Embedded)
+        (process,) = _children() - others
+        os.kill(process, signal.SIGKILL)
+        ended += _events(pool)
+        assert [event.job.number for event in ended if isinstance(event, Finished)] == [2]
+        assert not any(isinstance(event, Failed) for event in ended)
+
+        # The one that takes its place must not embed with another model.
+        tiny_slap(layers=2).save_pretrained(model)
+        for process in _children() - others:  # none if the one that was killed had just ended its job
+            os.kill(process, signal.SIGKILL)
+        pool.submit(Job(3, str(paths[0])))
+        with pytest.raises(LibraryError, match="the model was replaced by another one"):
+            pool.next()
     finally:
         pool.close()
-    given: dict[tuple[str, float, float, bool], np.ndarray] = {}
+    assert not _children() - others
+
+
+def _events(pool: WorkerPool) -> list[Event]:
+    """All until every job has ended."""
+    events: list[Event] = []
+    while pool.pending:
+        events += pool.next()
+    return events
+
+
+def _check_rows(events: list[Event], expected: Rows) -> None:
+    given: Rows = {}
     for event in events:
         if isinstance(event, Embedded):
             given |= {(event.job.path, row.start, row.end, row.whole): row.embedding for row in event.rows}
         elif isinstance(event, Finished) and event.whole is not None:
             row = event.whole
             given[event.job.path, row.start, row.end, row.whole] = row.embedding
-    assert given.keys() == rows.keys()
-    for key, embedding in rows.items():
+    assert given.keys() == expected.keys()
+    for key, embedding in expected.items():
         np.testing.assert_allclose(given[key], embedding, atol=1e-6)
     assert len({event.job.part for event in events if isinstance(event, Embedded) and event.job.number == 1}) == 2
-
-
-def test_a_worker_that_dies_costs_the_recording_that_killed_it(
-    tmp_path: Path, model_folder: Path, write: Write
-) -> None:
-    others = _children()
-    model = shutil.copytree(model_folder, tmp_path / "model")
-    pool = WorkerPool(ModelIdentity.of(str(model)), 1)
-    good = write("good.wav", 2.0)
-    try:
-        pool.submit(Job(0, str(good)))
-        first = []
-        while pool.pending:
-            first += pool.next()
-        assert [type(event) for event in first] == [Embedded, Finished]
-        pool.submit(Job(1, str(write("long.wav", 300.0))))  # several calls of the model
-        ended = pool.next()
-        assert isinstance(ended[0], Embedded)
-        (process,) = _children() - others
-        os.kill(process, signal.SIGKILL)
-        while pool.pending:
-            ended += pool.next()
-        assert [event.job.number for event in ended if isinstance(event, Finished)] == [1]
-        assert not any(isinstance(event, Failed) for event in ended)
-        # The one that takes its place must not embed with another model.
-        tiny_slap(layers=2).save_pretrained(model)
-        for process in _children() - others:  # none if the one that was killed had just ended its job
-            os.kill(process, signal.SIGKILL)
-        pool.submit(Job(2, str(good)))
-        with pytest.raises(LibraryError, match="the model was replaced by another one"):
-            pool.next()
-    finally:
-        pool.close()
-    assert not _children() - others
 
 
 def test_a_second_writer_is_told_of_the_first_and_a_killed_one_leaves_no_lock(library: Library, write: Write) -> None:
@@ -165,12 +159,11 @@ def test_a_watch_sees_changes_and_ends_by_an_interrupt(library: Library, sounds:
     assert len(library) == 2
 
 
-def test_a_kill_leaves_a_library_that_is_whole_and_goes_on(tmp_path: Path) -> None:
-    # `python -m tests.drills.indexing` does this 50 times.
-    indexing = Indexing(tmp_path, short=4, long_seconds=900)
-    generator = random.Random(0)
-    # A machine that is less busy than it was for the undisturbed library may be done before the kill.
-    outcomes = (kill_once(indexing, "writer", generator) for _ in range(10))
+def test_a_kill_leaves_a_library_that_is_whole_and_goes_on(tmp_path: Path, empty_library: Path) -> None:
+    # `python -m tests.drills.indexing` does this 50 times, at random moments, also to workers.
+    indexing = Indexing(tmp_path, short=4, long_seconds=900, text=empty_library / "text", in_process=True)
+    # A machine that is less busy than others may be done before the kill.
+    outcomes = (kill_once(indexing, "writer", random.Random(0), after=0.05) for _ in range(10))
     assert next(outcome for outcome in outcomes if outcome["hit"])["code"] == -signal.SIGKILL
     with Library(indexing.library) as library:
         library.update(workers=0)
