@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from slap_fast.training.accumulation import accumulate_gradients
 from slap_fast.training.checkpoint.compatibility import objective_difference
 from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
-from tests.training.ranks import ROOT, environment
+from tests.training.ranks import finish, start_program, tail
 from tests.training.test_accumulation import PlainEngine
 from tests.training.tiny_run import write_dataset, write_recipe
 
@@ -110,12 +108,12 @@ def test_a_run_of_one_objective_logs_saves_and_exports_only_that(
     (tmp_path / "source").mkdir()
     dataset = write_dataset(tmp_path / "source", tmp_path / "data")
     recipe, output = write_recipe(tmp_path / "tiny.yaml", steps=2, precision="bf16", zero_stage=3), tmp_path / "run"
-    command = [sys.executable, str(ROOT / "slap_fast" / "train.py"), f"recipe={recipe}", f"data.train={dataset}"]
-    command += [f"training.output={output}", *(f"objectives.{name}_weight=0" for name in OBJECTIVES[1:])]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "objectives.caption_weight=0: no caption decoder" in run.stderr
-    assert "objectives.self_distillation_weight=0: no teacher and prototypes, no token is masked" in run.stderr
+    arguments = [f"recipe={recipe}", f"data.train={dataset}", f"training.output={output}"]
+    arguments += [f"objectives.{name}_weight=0" for name in OBJECTIVES[1:]]
+    log = tmp_path / "log.txt"
+    assert finish([start_program("slap_fast.train", arguments, log)], log) == [0], tail(log)
+    assert "objectives.caption_weight=0: no caption decoder" in log.read_text()
+    assert "objectives.self_distillation_weight=0: no teacher and prototypes, no token is masked" in log.read_text()
     (first, last) = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert first["loss"] == first["contrastive"] > 0
     absent = {"caption", "self_distillation", "teacher_agreement", "prototype_entropy", "ema_momentum"}
