@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from slap_fast.training.initial_weights import WeightSource, complete_config, fi
 from slap_fast.training.model import PretrainingModel
 from tests.hub_server import HubServer
 from tests.training import tiny
-from tests.training.ranks import ROOT, environment
+from tests.training.ranks import finish, start_program, tail
 from tests.training.tiny_run import write_dataset, write_recipe
 
 WORDS = ["a dog barks at a bell", "rain falls on the roof"]
@@ -178,28 +176,17 @@ def test_a_run_fine_tunes_a_checkpoint_and_continues_without_it(tmp_path: Path) 
     second = [f"recipe={tmp_path / 'fine-tuning.yaml'}", f"data.train={dataset}", f"model.init_from={checkpoint}"]
     second += [f"training.output={tmp_path / 'second'}", "model.freeze=[text_encoder]", "training.zero_stage=2"]
     second += ["model.prototype.prototypes=24", "optimizer.rate_multipliers.audio_encoder=0.5"]
-    # One process per run, without importing everything again.
-    program = f"""
-import gc, os, shutil
-import deepspeed, torch._dynamo, torch.utils.tensorboard
-from slap_fast.train import main
-from tests.training import tiny
-tiny.build(tiny.run_config())
-gc.freeze()
-def run(arguments):
-    if (child := os.fork()) == 0:
-        main(arguments)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-run({[*first, f"training.output={tmp_path / 'first'}"]!r})
-shutil.copytree({str(tmp_path / "first" / "checkpoints")!r}, {str(tmp_path / "moved")!r})
-run({[*second, "training.stop_after=2"]!r})
-shutil.rmtree({str(tmp_path / "moved")!r})
-run({second!r})
-"""
-    done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.strip() for line in done.stderr.splitlines()]
+    log = tmp_path / "log.txt"
+
+    def train(*arguments: str) -> None:
+        assert finish([start_program("slap_fast.train", arguments, log)], log) == [0], tail(log)
+
+    train(*first, f"training.output={tmp_path / 'first'}")
+    shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "moved")
+    train(*second, "training.stop_after=2")
+    shutil.rmtree(tmp_path / "moved")
+    train(*second)
+    lines = [line.strip() for line in log.read_text().splitlines()]
     assert f"initial weights of the checkpoint of step 2 {checkpoint}:" in lines
     assert any(
         line.startswith("prototype_head: 6 tensors") and "[20, 8] in the weights and [24, 8]" in line for line in lines
