@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+@functools.cache
 def _imports(module: str, *, for_types: bool) -> set[str]:
     """The modules of the package that `module` imports, in functions too; `for_types`: also under TYPE_CHECKING."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))

@@ -9,15 +9,14 @@ counted.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, ValuesView
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from slap_fast.config.model import ModelConfig
 from slap_fast.data.loading.batch import Batch
@@ -113,6 +112,7 @@ class _Counter(TorchDispatchMode):
         self._live: set[int] = set()
         self._products: list[tuple[float, float]] = []
         self._traffic = self._calls = self.modules = 0
+        self._allocated_by: dict[Any, _Allocations | None] = {}
 
     def result(self) -> PassCost:
         return PassCost(
@@ -125,10 +125,11 @@ class _Counter(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        kwargs = kwargs or {}
+        inputs = list(_tensors((args, kwargs.values())))
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        result = self._result(func, args, kwargs, known)
+        outputs = list(_tensors((result,)))
         for tensor in outputs:
             # Views and results of in-place operators share the storage of an input.
             if tensor.untyped_storage()._cdata not in known:
@@ -141,6 +142,18 @@ class _Counter(TorchDispatchMode):
             self._traffic += sum(tensor.nbytes for tensor in (*inputs, *outputs))
         self._calls += not func.is_view
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any, known: set[int]) -> Any:
+        """What `func` returns. PyTorch's Python code for its sizes runs once, not in each layer: it takes longest."""
+        if func.is_view or func._schema.is_mutable:
+            return func(*args, **kwargs)
+        call = (func, _signature(args), _signature(tuple(kwargs.items())))
+        if call not in self._allocated_by:
+            result = func(*args, **kwargs)
+            self._allocated_by[call] = _allocations(result, known)
+            return result
+        allocated = self._allocated_by[call]
+        return func(*args, **kwargs) if allocated is None else allocated.repeat()
 
     def _allocate(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -156,6 +169,56 @@ class _Counter(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._live.discard(key)
         self._bytes -= size
+
+
+class _Allocations(NamedTuple):
+    """New tensors that an operator returned, each without a gap in its storage."""
+
+    sequence: type[list[Any]] | type[tuple[Any, ...]] | None  # None: a single tensor
+    tensors: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype] | None, ...]
+
+    def repeat(self) -> Any:
+        made = [
+            None if tensor is None else torch.empty_strided(*tensor[:2], dtype=tensor[2], device="meta")
+            for tensor in self.tensors
+        ]
+        return made[0] if self.sequence is None else self.sequence(made)
+
+
+def _allocations(result: Any, known: set[int]) -> _Allocations | None:
+    """None if it has anything else than new tensors; `known`: storages of the arguments."""
+    sequence = type(result) if type(result) in (list, tuple) else None
+    found = result if sequence else (result,)
+    if not all(tensor is None or isinstance(tensor, Tensor) for tensor in found):
+        return None
+    tensors = tuple(None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in found)
+    allocations = _Allocations(sequence, tensors)
+    storages = [tensor.untyped_storage() for tensor in found if tensor is not None]
+    again = [tensor.untyped_storage() for tensor in _tensors((allocations.repeat(),))]
+    if known & {storage._cdata for storage in storages} or len({storage._cdata for storage in storages}) < len(
+        storages
+    ):
+        return None
+    return (
+        allocations if [storage.nbytes() for storage in storages] == [storage.nbytes() for storage in again] else None
+    )
+
+
+def _signature(value: Any) -> Any:
+    """What the sizes of a result depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    return type(value), value
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple, ValuesView)):
+            yield from _tensors(value)
 
 
 @contextmanager

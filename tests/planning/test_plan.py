@@ -28,7 +28,9 @@ from slap_fast.training.model import PretrainingModel
 from tests.training import tiny
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-SMALL = ("recipe=quickstart", "schedule.batch_size=256", "plan.caption_tokens=20")
+# One layer of each kind: plans of more layers take as much longer.
+LAYERS = tuple(f"model.{part}.layers=1" for part in ("audio", "text", "caption"))
+SMALL = ("recipe=quickstart", *LAYERS, "schedule.batch_size=256", "plan.caption_tokens=20")
 
 
 def plan(*arguments: str) -> Plan:
