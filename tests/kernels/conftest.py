@@ -1,11 +1,22 @@
-"""Fixtures of the interpreted tests of the losses."""
+"""Fixtures of the interpreted tests of the losses, and an interpreter that prepares Triton's language once."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.runtime import interpreter
+
+    # The interpreter replaces the functions of triton.language at each launch, restores them at its end, and replaces
+    # them again at each call of a device function, which takes longer than the calls themselves. Nothing is compiled in
+    # this process: they stay replaced.
+    interpreter._patch_lang = functools.cache(interpreter._patch_lang)
+    interpreter._LangPatchScope.restore = lambda scope: None
 
 
 @pytest.fixture
