@@ -9,7 +9,6 @@ import resource
 import shutil
 import sys
 import time
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,48 +42,61 @@ from slap_fast.training.zero import discard_stale_gradients, inner_optimizer, pa
 from tests.training import tiny
 
 TEMPERATURE = 0.05
-LARGE_BATCH = 512
-# `accumulation` covers all stages; these two differ most.
-LARGE_BATCH_STAGES = (0, 3)
-# (micro_batch_size of the 3 clips of a rank, shared_pass, activation checkpointing)
-ACCUMULATIONS = ((2, False, False), (1, True, False), (None, False, True), (2, False, True))
+# Per ZeRO stage: (micro_batch_size of the 3 clips of a rank, shared_pass, activation checkpointing)
+GRADIENTS: tuple[tuple[tuple[int | None, bool, bool], ...], ...] = (
+    ((None, False, False), (2, False, False)),
+    ((None, False, False), (1, True, True)),
+    ((None, False, False), (2, False, False)),
+    ((None, False, False), (1, True, True), (2, False, True)),
+)
+# Stage 3 is where a parameter without a gradient could go wrong; the others differ in what they communicate.
+SINGLE_OBJECTIVES = (
+    (0, "contrastive"),
+    (3, "contrastive"),
+    (3, "self_distillation"),
+    (1, "caption"),
+)
+# (precision, stage, micro_batch_size). At stage 1 in float32, only the reduction of gradients differs from stage 2.
+# With micro-batches, DeepSpeed uses another optimizer in bf16; at stage 0 the check for infinity is ours.
+LIFECYCLES: tuple[tuple[str, int, int | None], ...] = (
+    ("fp32", 0, 2),
+    ("fp32", 2, None),
+    ("fp32", 3, None),
+    ("bf16", 0, None),
+    ("bf16", 1, None),
+    ("bf16", 1, 2),
+    ("bf16", 3, None),
+)
+# test_train.py evaluates at stage 2.
+EVALUATED = ("fp32, stage 0, micro-batches", "fp32, stage 3", "bf16, stage 1")
 
 
 def gradients(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per ZeRO stage, the relative error of each parameter's gradient against one process with the whole batch."""
-    errors: dict[str, dict[str, float]] = {}
-    for stage in range(4):
+    """Per ZeRO stage and `GRADIENTS`, the errors of gradients and outputs against one process with the whole batch."""
+    seen: dict[str, Any] = {}
+    for stage, cases in enumerate(GRADIENTS):
         config = tiny.run_config(zero_stage=stage, clipping=0.0, exchange="ring" if stage == 1 else "gather")
-        alone = tiny.build(config)
-        model = tiny.build(config)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        alone, model = tiny.build(config), tiny.build(config)
+        # A learning rate of 0 keeps the parameters equal. A new batch each step would reveal stale gradients.
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
         engine = build_engine(model, config, ranks, optimizer)
-        # Twice, with an update between: gradients that the first step leaves behind would show in the second.
-        for step in range(2):
-            alone.zero_grad()
-            outputs = alone(tiny.batch(config, step), TEMPERATURE)
-            outputs["loss"].backward()
-            discard_stale_gradients(engine)
-            own = engine(tiny.batch(config, step, ranks.rank, ranks.world_size), TEMPERATURE, dist.group.WORLD)
-            engine.backward(own["loss"])
-            errors[f"stage {stage}, step {step}"] = gradient_errors(engine, alone)
-            engine.step()
-            with torch.no_grad():
-                for parameter in alone.parameters():
-                    if parameter.grad is not None:
-                        parameter.sub_(1e-2 * parameter.grad)
-    return errors
+        for step, (micro_batch_size, shared_pass, checkpointed) in enumerate(cases):
+            for module in (alone, engine.module):
+                module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
+            if checkpointed:
+                checkpoint_activations(engine.module)
+            seen[f"stage {stage}, case {step}"] = step_errors(engine, alone, config, ranks, step, micro_batch_size)
+    return seen
 
 
 def single_objectives(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per ZeRO stage, for each objective alone and for all: errors of gradients, without and with micro-batches, of a
-    model with all parts and the same weights; numbers of elements; and bytes that a step communicates."""
+    """For each of `SINGLE_OBJECTIVES`: errors of gradients, without and with micro-batches, against a model with all
+    parts and the same weights on one process; numbers of elements; and bytes that a step communicates."""
     seen: dict[str, Any] = {}
-    for stage, objective in product(range(4), (*OBJECTIVES, "all")):
+    for stage, objective in SINGLE_OBJECTIVES:
         config = tiny.run_config(zero_stage=stage, clipping=0.0)
         alone = tiny.build(config)
-        chosen = OBJECTIVES if objective == "all" else (objective,)
-        weights: dict[str, Any] = {f"{name}_weight": float(name in chosen) for name in OBJECTIVES}
+        weights: dict[str, Any] = {f"{name}_weight": float(name == objective) for name in OBJECTIVES}
         alone.objectives = ObjectivesConfig(**weights)
         model = PretrainingModel(config.recipe.model, alone.objectives)
         model.load_state_dict({name: alone.state_dict()[name] for name in model.state_dict()})
@@ -110,6 +122,7 @@ def single_objectives(ranks: Ranks, folder: Path) -> dict[str, Any]:
         seen[f"stage {stage}, {objective}"] = {
             "gradients": errors,
             "trained": trained,
+            "trained with all objectives": sum(p.numel() for p in alone.parameters() if p.requires_grad),
             "states": sum(state["exp_avg"].numel() for state in states),
             "averaged": sum(part.value.numel() for part in average.slices()),
             "communicated": dict(communication.bytes),
@@ -117,58 +130,7 @@ def single_objectives(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return seen
 
 
-def accumulation(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per ZeRO stage, the errors of gradients and outputs with micro-batches against one process without."""
-    seen: dict[str, Any] = {}
-    for stage in range(4):
-        config = tiny.run_config(zero_stage=stage, clipping=0.0)
-        alone, model = tiny.build(config), tiny.build(config)
-        # A learning rate of 0 keeps the parameters equal. A new batch each step would reveal stale gradients.
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-        engine = build_engine(model, config, ranks, optimizer)
-        for step, (micro_batch_size, shared_pass, checkpointed) in enumerate(ACCUMULATIONS):
-            for module in (alone, engine.module):
-                module.objectives = dataclasses.replace(module.objectives, shared_pass=shared_pass)
-            if checkpointed:
-                checkpoint_activations(engine.module)
-            seen[f"stage {stage}, case {step}"] = micro_batch_errors(
-                engine, alone, config, ranks, step, micro_batch_size
-            )
-    return seen
-
-
-def large_batch(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Errors against float64: many clips in micro-batches of 8, and one process with all clips at once."""
-
-    def at_once(dtype: torch.dtype) -> tuple[PretrainingModel, Tensor]:
-        config = tiny.run_config(clipping=0.0, batch_size=LARGE_BATCH)
-        model = tiny.build(config).to(dtype)
-        outputs = model(tiny.batch(config, 0), TEMPERATURE)
-        outputs["loss"].backward()
-        return model, torch.stack([outputs[name].detach().to(dtype) for name in (*LOSSES, *METRICS)])
-
-    alone, values = at_once(torch.float32)
-    exact, wanted = at_once(torch.float64)
-    pairs = zip(alone.named_parameters(), exact.parameters(), strict=True)
-    peers = {
-        name: relative_error(x.grad, y.grad) for (name, x), y in pairs if x.grad is not None and y.grad is not None
-    }
-    seen: dict[str, Any] = {"at once": {"gradients": peers, "outputs": relative_error(values, wanted)}}
-    for stage in LARGE_BATCH_STAGES:
-        config = tiny.run_config(zero_stage=stage, clipping=0.0, batch_size=LARGE_BATCH)
-        engine = build_engine(tiny.build(config), config, ranks)
-        own = tiny.batch(config, 0, ranks.rank, ranks.world_size)
-        outputs = accumulate_gradients(engine, own, TEMPERATURE, 8, dist.group.WORLD)
-        values = torch.stack([outputs[name].detach() for name in (*LOSSES, *METRICS)])
-        dist.all_reduce(values)
-        seen[f"stage {stage}"] = {
-            "gradients": gradient_errors(engine, exact),
-            "outputs": relative_error(values / ranks.world_size, wanted),
-        }
-    return seen
-
-
-def micro_batch_errors(
+def step_errors(
     engine: Any, alone: PretrainingModel, config: RunConfig, ranks: Ranks, step: int, micro_batch_size: int | None
 ) -> dict[str, Any]:
     alone.zero_grad()
@@ -262,24 +224,26 @@ def step_on_with_overflow(engine: Any, average: TeacherAverage, config: RunConfi
         hook.remove()
 
 
+def lifecycle_name(precision: str, stage: int, micro_batch_size: int | None) -> str:
+    return f"{precision}, stage {stage}{', micro-batches' if micro_batch_size else ''}"
+
+
 def lifecycle(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per stage and precision: train, save half-way, resume in a new engine, and skip steps with NaN or infinity."""
+    """Each of `LIFECYCLES`: train, save half-way, resume in a new engine, and skip steps with NaN or infinity."""
     seen = {}
-    for precision, stage in product(("fp32", "bf16"), range(4)):
-        # Stages 1 and 2 differ in how gradients are reduced, which float32 shows best.
-        if (precision, stage) != ("bf16", 2):
-            config = tiny.run_config(zero_stage=stage, precision=precision)
-            seen[f"{precision}, stage {stage}"] = _train_and_resume(config, ranks, folder / f"{precision}-{stage}")
-    # With micro-batches, DeepSpeed uses another optimizer in bf16; at stage 0 the check for infinity is ours.
-    for precision, stage in (("fp32", 0), ("bf16", 1)):
-        config = tiny.run_config(zero_stage=stage, precision=precision, micro_batch_size=2, async_checkpoints=False)
-        seen[f"{precision}, stage {stage}, micro-batches"] = _train_and_resume(
-            config, ranks, folder / f"{precision}-{stage}-micro-batches"
+    for precision, stage, micro_batch_size in LIFECYCLES:
+        config = tiny.run_config(
+            zero_stage=stage,
+            precision=precision,
+            micro_batch_size=micro_batch_size,
+            async_checkpoints=micro_batch_size is None,
         )
+        name = lifecycle_name(precision, stage, micro_batch_size)
+        seen[name] = _train_and_resume(config, ranks, folder / name, folder / "classes" if name in EVALUATED else None)
     return seen
 
 
-def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str, Any]:
+def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path, classes: Path | None) -> dict[str, Any]:
     engine, average, checkpoints = start_run(config, ranks, folder)
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     followed = {name: names[student] for name, _, student in engine.module.teacher_pairs()}
@@ -306,6 +270,7 @@ def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str
     engine, average, checkpoints = start_run(config, ranks, folder, seed=1)
     resumed = checkpoints.resume()
     again = [step_on(engine, average, config, ranks, 2).values]
+    scores = {} if classes is None else _evaluate(engine, classes, folder / "best", ranks)
     before, averaged = full_weights(engine, engine.module), [part.value.clone() for part in average.slices()]
     bad = step_on(engine, average, config, ranks, 9, poison=ranks.rank == ranks.world_size - 1)
     overflow = step_on_with_overflow(engine, average, config, ranks)
@@ -317,6 +282,7 @@ def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str
         "losses": losses,
         "resumed": [resumed.step, resumed.skipped_steps],
         "resumed_losses": again,
+        "evaluation": scores,
         "teacher_error": drift,
         "norms": norms,
         "nonfinite": bad.nonfinite,
@@ -329,34 +295,23 @@ def _train_and_resume(config: RunConfig, ranks: Ranks, folder: Path) -> dict[str
     }
 
 
-def scoring(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Losses of two steps with an evaluation in between, its scores, and whether it saved the student."""
-    seen = {}
-    for precision, stage in (("fp32", 0), ("bf16", 1), ("fp32", 3)):
-        config = tiny.run_config(zero_stage=stage, precision=precision)
-        engine, average, _ = start_run(config, ranks, folder)
-        engine.module.student.tokenizer = tiny.WordTokenizer()
-        best = folder / f"best-{precision}-{stage}"
-        evaluation = InLoopEvaluation(
-            EvaluationConfig(zero_shot=str(folder / "classes"), metric="zero_shot"), best, ranks
-        )
-        losses = [step_on(engine, average, config, ranks, 0).values]
-        random_state, weights = torch.get_rng_state(), full_weights(engine, engine.module.student)
-        evaluated = [evaluation.run(engine, 1)]
-        engine.module.student.tokenizer = None
-        evaluated.append(evaluation.run(engine, 1))
-        losses.append(step_on(engine, average, config, ranks, 1).values)
-        seen[f"{precision}, stage {stage}"] = {
-            "losses": losses,
-            "scores": [each.scores for each in evaluated],
-            "notes": [each.notes for each in evaluated],
-            "random state kept": torch.equal(random_state, torch.get_rng_state()),
-        }
-        if ranks.is_first:
-            saved = SLAP.from_pretrained(best).state_dict()
-            seen[f"{precision}, stage {stage}"]["best"] = all(
-                torch.equal(saved[name], weights[name]) for name in weights
-            )
+def _evaluate(engine: Any, classes: Path, best: Path, ranks: Ranks) -> dict[str, Any]:
+    """Scores, with and without a tokenizer, and whether the first saved the student."""
+    student = engine.module.student
+    student.tokenizer = tiny.WordTokenizer()
+    evaluation = InLoopEvaluation(EvaluationConfig(zero_shot=str(classes), metric="zero_shot"), best, ranks)
+    random_state, weights = torch.get_rng_state(), full_weights(engine, student)
+    evaluated = [evaluation.run(engine, 1)]
+    student.tokenizer = None
+    evaluated.append(evaluation.run(engine, 1))
+    seen: dict[str, Any] = {
+        "scores": [each.scores for each in evaluated],
+        "notes": [each.notes for each in evaluated],
+        "random state kept": torch.equal(random_state, torch.get_rng_state()),
+    }
+    if ranks.is_first:
+        saved = SLAP.from_pretrained(best).state_dict()
+        seen["best"] = all(torch.equal(saved[name], weights[name]) for name in weights)
     return seen
 
 
@@ -364,8 +319,7 @@ FROZEN = ("audio_encoder", "text_encoder", "logit_scale")
 # (precision, stage, micro-batch size, offloading). At stage 2 in float32, frozen parameters are held as at stage 0, and
 # the optimizer is that of stage 1.
 FROZEN_RUNS: list[tuple[str, int, int | None, bool]]
-FROZEN_RUNS = [("fp32", 0, None, False), ("fp32", 3, None, False), ("bf16", 1, 2, False), ("bf16", 3, None, False)]
-FROZEN_RUNS += [("bf16", 3, 2, True)]
+FROZEN_RUNS = [("fp32", 0, None, False), ("fp32", 3, None, False), ("bf16", 1, 2, False), ("bf16", 3, 2, True)]
 
 
 def frozen_run(precision: str, stage: int, offload: bool) -> str:
@@ -457,20 +411,22 @@ def _is_trained(engine: Any, name: str) -> bool:
 
 
 def part_rates(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Per stage, the size of each parameter's first update relative to that with one learning rate."""
+    """Per stage, the size of each parameter's first update relative to that with one learning rate, at stage 1."""
+
+    def update_sizes(stage: int, **optimizer: Any) -> dict[str, float]:
+        config = tiny.changed(tiny.run_config(zero_stage=stage), optimizer=optimizer)
+        engine, average, _ = start_run(config, ranks, folder)
+        before = full_weights(engine, engine.module.student)
+        step_on(engine, average, config, ranks, 0)
+        after = full_weights(engine, engine.module.student)
+        return {name: float((after[name] - before[name]).norm()) for name in before}
+
+    alike = update_sizes(1)
     rates = RateMultipliersConfig(text_encoder=0.1, caption_decoder=4.0)
     updates: dict[str, dict[str, float]] = {}
     for stage in (1, 3):
-        config = tiny.run_config(zero_stage=stage)
-        sizes = []
-        for optimizer in ({}, {"rate_multipliers": rates, "layer_decay": 0.5}):
-            changed = tiny.changed(config, optimizer=optimizer)
-            engine, average, _ = start_run(changed, ranks, folder)
-            before = full_weights(engine, engine.module.student)
-            step_on(engine, average, changed, ranks, 0)
-            after = full_weights(engine, engine.module.student)
-            sizes.append({name: float((after[name] - before[name]).norm()) for name in before})
-        updates[f"stage {stage}"] = {name: sizes[1][name] / size for name, size in sizes[0].items() if size}
+        sizes = update_sizes(stage, rate_multipliers=rates, layer_decay=0.5)
+        updates[f"stage {stage}"] = {name: sizes[name] / size for name, size in alike.items() if size}
     return updates
 
 
@@ -526,7 +482,7 @@ def checkpoint_errors(ranks: Ranks, folder: Path) -> dict[str, str]:
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)
     dist.barrier()
-    engine, average, checkpoints = start_run(config, ranks, folder / "run")
+    checkpoints = CheckpointManager(folder / "run", engine, average, config)
     resumed = checkpoints.resume()
     messages["incomplete and damaged"] = f"step {resumed.step}: {'; '.join(resumed.notes)}"
 
