@@ -120,11 +120,6 @@ def test_a_run_stopped_by_a_signal_and_continued_gives_the_same_model_as_one_tha
         name: retrieval[name] for name in best["scores"].keys() - {"score"}
     }
 
-    # The same command after the end of the run prints a message and does nothing.
-    again = subprocess.run([*SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
-    assert again.returncode == 0
-    assert "is complete" in again.stdout
-
 
 def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missing_a_clip(
     dataset: Path, recipe: Path, tmp_path: Path
@@ -136,7 +131,7 @@ def test_a_run_continues_with_other_ranks_and_stages_without_repeating_or_missin
         (1, [*common, f"training.output={tmp_path / 'straight'}"]),
         (2, [*changing, "training.zero_stage=3", "training.stop_after=2"]),
         (1, [*changing, "training.zero_stage=0", "training.stop_after=5", "training.keep_every=3"]),
-        (4, [*changing, "training.zero_stage=1", "training.keep_every=3"]),
+        (2, [*changing, "training.zero_stage=1", "training.keep_every=3"]),
     ]
     folder, log = tmp_path / "trainings", tmp_path / "log.txt"
     folder.mkdir()
