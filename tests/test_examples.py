@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,13 @@ import torch
 from slap_fast import SLAP
 from slap_fast.data.tokenizer import train_tokenizer
 from tests.models.builders import TINY
+from tests.training.ranks import finish, start_program, start_ranks, tail
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def _names(script: str) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / script))
-
-
-def _output(*command: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_every_example_is_tested_and_names_its_command() -> None:
@@ -51,14 +42,15 @@ def test_the_vocoder_learns_from_the_mel_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.slow
-def test_the_clip_style_trainer_gives_the_same_on_one_and_on_two_ranks() -> None:
-    script = str(EXAMPLES / "clip_style_trainer.py")
-    one = _output(script, "--steps", "60")
-    two = _output("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "--steps", "60")
+def test_the_clip_style_trainer_gives_the_same_on_one_and_on_two_ranks(tmp_path: Path) -> None:
+    script, steps = str(EXAMPLES / "clip_style_trainer.py"), ["--steps", "60"]
+    log = tmp_path / "log.txt"
+    # The second run as torchrun starts it.
+    for processes in ([start_program(script, steps, log)], start_ranks(script, [steps] * 2, log)):
+        assert not any(finish(processes, log)), tail(log)
     pattern = re.compile(r"(\d) ranks: loss ([\d.]+), accuracy ([\d.]+)")
     (ranks, loss, accuracy), (more_ranks, other_loss, other_accuracy) = (
-        tuple(map(float, pattern.findall(text)[0])) for text in (one, two)
+        map(float, found) for found in pattern.findall(log.read_text())
     )
     assert (ranks, more_ranks) == (1, 2)
     assert accuracy > 0.9

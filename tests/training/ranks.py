@@ -82,7 +82,11 @@ class Program:
 
 
 def start_program(module: str, arguments: Sequence[str], log: Path, **extra: str) -> Program:
-    """Start `python -m MODULE ARGUMENTS` in its own process group, without the time that its imports take."""
+    """Start `python -m MODULE ARGUMENTS` in its own process group, without the time that its imports take.
+
+    Args:
+        module: name of a module, or path of a script.
+    """
     process = fork_server().Process(target=_run, args=(module, list(arguments), log, environment(**extra)), name=module)
     process.start()
     return Program(process)
@@ -98,7 +102,10 @@ def _run(module: str, arguments: Sequence[str], log: Path, variables: dict[str, 
     os.environ.update(variables)
     sys.argv[1:] = arguments
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def start_ranks(module: str, arguments: Sequence[Sequence[str]], log: Path) -> list[Program]:
