@@ -42,7 +42,7 @@ def test_it_is_written_once_and_complete(library: Path, model: SLAP) -> None:
     assert files == ["text.json", "text.onnx", "text.onnx.data", "tokenizer.json"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text() | st.sampled_from(["", "a dog " * 50, "[CLS] a [SEP]", "犬が吠える 🐕"]), max_size=3))
 def test_any_texts_have_the_embeddings_of_the_model(library: Path, model: SLAP, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]

@@ -113,7 +113,7 @@ def sequence_score(decoder, clip, ids: list[int], alpha: float) -> float:
     return float(logits.float().log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()) / len(ids) ** alpha
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("alpha", [2.0, -1.0])
 def test_wide_enough_beams_find_the_best_caption_of_all(alpha: float) -> None:
     words, longest = [0, 2, 3], 4
     for seed in range(2):
@@ -155,7 +155,7 @@ class Wrapped(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=logits.unflatten(0, (rows, length)))
 
 
-@pytest.mark.parametrize(("beams", "alpha"), [(1, 1.0), (2, 1.0), (4, 0.0), (4, 2.0), (3, -1.0)])
+@pytest.mark.parametrize(("beams", "alpha"), [(1, 1.0), (2, 1.0), (4, 0.0), (3, -1.0)])
 def test_captions_are_those_of_transformers_generate(beams: int, alpha: float) -> None:
     ended = 0
     for seed in range(3):
