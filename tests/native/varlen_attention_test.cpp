@@ -114,8 +114,8 @@ void require_close(const char* what, const ExactArray<float>& actual, const std:
     const double value = expected[static_cast<std::size_t>(i)];
     const bool close =
         std::isfinite(value) ? std::abs(actual[i] - value) <= 3e-5 * largest : static_cast<double>(actual[i]) == value;
-    require(!is_poison(actual[i]) && close,
-            std::string(what) + " is " + std::to_string(actual[i]) + ", not " + std::to_string(value));
+    if (!is_poison(actual[i]) && close) continue;  // a message for each value would take longer than the kernels
+    require(false, std::string(what) + " is " + std::to_string(actual[i]) + ", not " + std::to_string(value));
   }
 }
 
