@@ -24,7 +24,9 @@ from slap_fast.training.failure import is_retryable
 from slap_fast.training.metrics.nonfinite import DivergedError
 from tests.training import tiny
 from tests.training.ranks import finish, start_program, tail
-from tests.training.tiny_run import STEPS, write_dataset, write_recipe
+from tests.training.tiny_run import write_dataset, write_recipe
+
+STEPS = 4
 
 
 def model_files(**changed: Any) -> dict[str, bytes]:
@@ -100,7 +102,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path
     vocabulary = root["model"]["vocab"]
     vocabulary["a"], vocabulary["n"] = vocabulary["n"], vocabulary["a"]
     words.write_text(json.dumps(root))
-    recipe = write_recipe(folder / "tiny.yaml", zero_stage=0)
+    recipe = write_recipe(folder / "tiny.yaml", steps=STEPS, zero_stage=0)
     common = [f"recipe={recipe}", f"training.output={folder / 'run'}"]
     first, second = [*common, f"data.train={data}"], [*common, f"data.train={other}", "schedule.seed=5"]
     runs = [
