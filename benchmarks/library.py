@@ -79,7 +79,7 @@ class Workload:
 
 
 def cases(settings: Settings) -> list[Case]:
-    clips, wide = (40, 20) if settings.quick else (10_000, 2_000)
+    clips, wide = (40, 8) if settings.quick else (10_000, 2_000)
     hours = 0.02 if settings.quick else 10
     return [
         _case(f"{clips:,} clips of 5 s", Workload("clips", clips, 5.0, partial(_flac, seconds=5.0)), 1e-3),

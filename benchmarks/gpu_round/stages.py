@@ -147,7 +147,7 @@ def _counters(round_: Round) -> list[Command]:
 def _tests(round_: Round) -> list[Command]:
     """GPU tests, in workers that are replaced after a sticky CUDA error; in parallel, a memory checker."""
     tests = ["tests/test_gpu.py"] if round_.tiny else []
-    workers = 1 if round_.tiny else WORKERS
+    workers = 0 if round_.tiny else WORKERS  # 0: in the process of pytest itself
     pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", *tests]
     pytest += ["-n", str(workers), "--max-worker-restart", "200", f"--junitxml={round_.out / TESTS}"]
     found = [Command("pytest", pytest)]

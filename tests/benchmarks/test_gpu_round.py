@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +21,37 @@ from slap_fast.ops import dispatch
 PYTHON = [sys.executable, "-c"]
 
 
+class InThisProcess:
+    """A command `python -m MODULE` that has run to its end, in this process."""
+
+    def __init__(self, argv: list[str], log: Path) -> None:
+        self._status: int | str | None = 0
+        with log.open("a") as file, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv[2:])
+            try:
+                with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                    runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+            except SystemExit as end:
+                self._status = end.code
+
+    def poll(self) -> int | str | None:
+        return self._status
+
+
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """All stages; benchmarks in this process, because a new one would import PyTorch for longer than they run."""
     out, work = tmp_path_factory.mktemp("round"), tmp_path_factory.mktemp("work")
-    status = __main__.main(["--device", "cpu", "--tiny", "--out", str(out), "--work", str(work)])
+    start = __main__._Process._start
+
+    def start_here(process: Any, argv: list[str]) -> Any:
+        if argv[1] == "-m" and argv[2].startswith("benchmarks"):
+            return InThisProcess(argv, process._log)
+        return start(process, argv)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(__main__._Process, "_start", start_here)
+        status = __main__.main(["--device", "cpu", "--tiny", "--out", str(out), "--work", str(work)])
     return status, out
 
 

@@ -14,7 +14,10 @@ from benchmarks.library_vectors import Vectors, exact_neighbors, read_blocks, re
 from benchmarks.vector_store_peers import NAMES, insert_all, open_store, settings_of
 
 
-def test_indexing_stores_the_embeddings_of_the_model(tmp_path: Path) -> None:
+def test_indexing_stores_the_embeddings_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing is searched, and the export of the text tower takes longer than the rest. `derived` imports it from there.
+    for module in ("slap_fast.library.indexing.derived", "slap_fast.library.text_tower"):
+        monkeypatch.setattr(f"{module}.export_text_tower", lambda model, library: False)
     options = ["--quick", "--no-memory", "--rounds", "1", "--cases", "at 48 kHz", "--out", str(tmp_path)]
     assert main(["library", *options]) == 0
     (case,) = json.loads((tmp_path / "library-cpu-quick.json").read_text())["cases"]

@@ -11,7 +11,7 @@ from benchmarks.loader_workload import CHECKED_STRIDE, Workload
 
 
 def test_every_peer_loads_the_same_clips_or_is_unavailable_with_a_reason(tmp_path: Path) -> None:
-    assert main(["loader", "--quick", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert main(["loader", "--quick", "--rounds", "1", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
     case, crops = json.loads((tmp_path / "loader-cpu-quick.json").read_text())["cases"]
     for each, certain in ((case, {"slap-fast, soundfile", "soundfile alone"}), (crops, {"slap-fast, soundfile"})):
         status = {peer["name"]: peer["status"] for peer in each["peers"]}
