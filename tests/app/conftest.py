@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_library: Path) -> Path:
     """Has `sounds`, their `library`, and `secret.txt`, which is not among them."""
     from tests.app.served import make_dataset, make_library, make_sounds
 
     folder = tmp_path_factory.mktemp("page")
     make_sounds(folder / "sounds")
     (folder / "secret.txt").write_text("secret")
-    make_library(folder, sounds=[folder / "sounds", make_dataset(folder)])
+    make_library(folder, empty_library, sounds=[folder / "sounds", make_dataset(folder)])
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from slap_fast.config.model import OBJECTIVES
 from slap_fast.data.prepare.pipeline import prepare
 from slap_fast.library.database import Database, WindowRow
 from slap_fast.library.library import Library
-from tests.models.saved import tiny_slap
 
 RATE = 16_000
 UNDECODABLE = os.fsdecode(b"caf\xe9 [x](y).wav")
@@ -50,10 +49,9 @@ def make_dataset(folder: Path) -> Path:
     return folder / "dataset"
 
 
-def make_library(folder: Path, *, sounds: Sequence[Path], objectives: Sequence[str] = OBJECTIVES) -> Path:
-    """A library of `sounds`, with a small model that was trained with `objectives`."""
-    tiny_slap(objectives, layers=1).save_pretrained(folder / "model")
-    with Library(folder / "library", model=folder / "model") as library:
+def make_library(folder: Path, empty: Path, *, sounds: Sequence[Path] = ()) -> Path:
+    """A copy of an empty library in `folder`, with `sounds`."""
+    with Library(shutil.copytree(empty, folder / "library")) as library:
         for each in sounds:
             library.add(each, workers=0)
     return folder / "library"

@@ -24,6 +24,7 @@ from slap_fast.errors import ModelError
 from slap_fast.library.database import Database
 from slap_fast.library.library import Library
 from tests.app.served import RATE, UNDECODABLE, Served, make_library, served
+from tests.models.saved import tiny_slap
 
 pytest.importorskip("gradio", reason="the page needs Gradio")
 
@@ -296,15 +297,16 @@ def test_clips_of_a_prepared_dataset_are_heard_and_seen(page: Served, folder: Pa
 
 
 def test_a_model_without_captions_is_said_to_have_none(tmp_path: Path) -> None:
+    tiny_slap(("contrastive",), layers=1).save_pretrained(tmp_path / "model")
     with (
-        Library(make_library(tmp_path, sounds=[], objectives=("contrastive",))) as library,
+        Library(tmp_path / "library", model=tmp_path / "model") as library,
         pytest.raises(ModelError, match=r"objectives\.caption_weight=0"),
     ):
         Listener(library).check_captions()
 
 
-def test_an_empty_library_says_what_to_do_and_nothing_is_left_of_its_page(tmp_path: Path) -> None:
-    library = make_library(tmp_path, sounds=[])
+def test_an_empty_library_says_what_to_do_and_nothing_is_left_of_its_page(tmp_path: Path, empty_library: Path) -> None:
+    library = make_library(tmp_path, empty_library)
     scratch = tmp_path / "temporary"
     scratch.mkdir()
     # What `kill -9` leaves of a page.
