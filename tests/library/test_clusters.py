@@ -97,7 +97,7 @@ def test_a_large_library_is_clustered_by_a_sample(monkeypatch: pytest.MonkeyPatc
     assert np.isfinite(sampled.positions()).all(axis=1).sum() == 50
 
 
-@pytest.mark.parametrize("near", [[], [0], [0, 1], [0, 0, 1], [0] * 4, [0] * 30, [0, 1] * 6, [0, 1, 2, 3] * 20])
+@pytest.mark.parametrize("near", [[], [0], [0, 0, 1], [0] * 30, [0, 1] * 6])
 def test_libraries_of_any_size_are_clustered_and_drawn(near: list[int], tmp_path: Path) -> None:
     for noise in (0.05, 0.0):  # without noise: many equal embeddings
         found = _clustering(near, noise=noise, min_size=2)
