@@ -15,13 +15,19 @@ import soundfile
 
 from slap_fast import SLAP, cli
 from slap_fast.commands.shared import clock
+from slap_fast.library.text_tower import FOLDER_NAME
 from tests.models.saved import tiny_slap
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tiny_slap(layers=1).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def model(tmp_path: Path, empty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model of `empty_library`, with whose text tower a library is made: its export takes longer than a test."""
+
+    def copy_text_tower(_: SLAP, library: Path) -> None:
+        shutil.copytree(empty_library / FOLDER_NAME, library / FOLDER_NAME)
+
+    monkeypatch.setattr("slap_fast.library.indexing.derived.export_text_tower", copy_text_tower)
+    return shutil.copytree(empty_library.parent / "model", tmp_path / "model")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_a_torch_that_does_not_load_is_shown_not_raised(monkeypatch: pytest.Monk
     assert "does not load" in info.report()
 
 
-def test_python_m_slap_fast_prints_the_report_without_heavy_imports() -> None:
+def test_python_m_slap_fast_prints_the_report_and_imports_nothing_heavy_and_neither_do_plots() -> None:
     code = """
 import runpy, sys
 sys.argv = ["slap-fast"]
@@ -56,6 +56,7 @@ try:
     runpy.run_module("slap_fast", run_name="__main__")
 except SystemExit as end:
     assert end.code == 0
+import slap_fast.evaluation.plots
 print("heavy:", {"transformers", "deepspeed", "matplotlib", "pyarrow", "nvidia.dali"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

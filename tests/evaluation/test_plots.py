@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +34,7 @@ def test_the_log_of_a_killed_and_resumed_run_has_each_step_once(tmp_path: Path) 
     assert entries[5]["loss"] == 42.0
 
 
-@pytest.mark.parametrize("steps", [1, 3, 60])
+@pytest.mark.parametrize("steps", [1, 60])
 def test_losses_of_runs_of_any_length_are_plotted(tmp_path: Path, steps: int) -> None:
     write_log(tmp_path / "log.jsonl", range(1, steps + 1))
     plot_losses(tmp_path / "log.jsonl", tmp_path / "plots" / "losses.png")
@@ -61,7 +59,7 @@ def test_a_log_without_losses_is_an_error(tmp_path: Path, content: str) -> None:
         plot_losses(tmp_path / "log.jsonl", tmp_path / "losses.png")
 
 
-@pytest.mark.parametrize("clips", [1, 12, 60])
+@pytest.mark.parametrize("clips", [1, 60])
 def test_similarity_matrices_of_any_size_are_plotted(tmp_path: Path, clips: int) -> None:
     similarity = np.random.default_rng(0).normal(size=(clips, clips)).astype(np.float32)
     plot_similarity(similarity, ["a long caption that is cut " * 5] * clips, tmp_path / "similarity.png")
@@ -107,8 +105,3 @@ def test_frames_of_another_filter_bank_are_an_error(tmp_path: Path) -> None:
         plot_localization(np.zeros((9, 80)), [curve], tmp_path / "x.png", mel_config=MelConfig())
     with pytest.raises(ValueError, match="no curve"):
         plot_localization(np.zeros((9, 64)), [], tmp_path / "x.png", mel_config=MelConfig())
-
-
-def test_importing_plots_does_not_import_matplotlib() -> None:
-    code = "import sys, slap_fast.evaluation.plots; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
