@@ -194,14 +194,11 @@ def _allocations(result: Any, known: set[int]) -> _Allocations | None:
     tensors = tuple(None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in found)
     allocations = _Allocations(sequence, tensors)
     storages = [tensor.untyped_storage() for tensor in found if tensor is not None]
-    again = [tensor.untyped_storage() for tensor in _tensors((allocations.repeat(),))]
-    if known & {storage._cdata for storage in storages} or len({storage._cdata for storage in storages}) < len(
-        storages
-    ):
-        return None
-    return (
-        allocations if [storage.nbytes() for storage in storages] == [storage.nbytes() for storage in again] else None
-    )
+    keys = {storage._cdata for storage in storages}
+    if known & keys or len(keys) < len(storages):
+        return None  # a view of an argument, or of another result
+    repeated = [tensor.untyped_storage().nbytes() for tensor in _tensors((allocations.repeat(),))]
+    return allocations if [storage.nbytes() for storage in storages] == repeated else None
 
 
 def _signature(value: Any) -> Any:
