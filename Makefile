@@ -19,7 +19,8 @@ TORCH_INDEX ?=
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+# Compiling every installed module takes longer than installing them; Python compiles those that it imports.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NATIVE_SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)

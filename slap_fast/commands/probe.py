@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from slap_fast.commands.shared import (
     CommandError,
     add_model_arguments,
+    add_precision,
     add_quiet,
     beside_model,
     check_model,
@@ -35,6 +36,7 @@ HELP = "train linear and nearest-neighbor classifiers on frozen embeddings, and 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_precision(parser)
     parser.add_argument(
         "data",
         metavar="DATA",
@@ -87,8 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
 class _Report:
     """What a run of the command found."""
 
-    def __init__(self, model: Path) -> None:
-        self.content: dict[str, Any] = {"model": str(model)}
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.content: dict[str, Any] = {"model": str(arguments.model)}
+        if arguments.precision != "fp32":
+            self.content["precision"] = arguments.precision
         self.tables: list[list[list[str]]] = []
         self.written: list[Path] = []
         self.skipped: list[Skipped] = []
@@ -124,11 +128,11 @@ def _clips(arguments: argparse.Namespace, out: Path) -> _Report:
     for source, labeled in opened:
         with errors_about(source):
             choose_splits(labeled, test_split=arguments.test_split)
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.precision)
     from slap_fast.evaluation.probe.embeddings import labeled_embeddings
     from slap_fast.evaluation.probe.scoring import probe
 
-    report = _Report(arguments.model)
+    report = _Report(arguments)
     report.content["data"] = []
     rows = [["data", "probe", "score", "95 % interval", "over splits", "chance"]]
     for number, (source, labeled) in enumerate(opened, 1):
@@ -189,7 +193,7 @@ def _frames(arguments: argparse.Namespace) -> _Report:
     from slap_fast.data.format.index import ClipIndex
 
     train, test = ClipIndex.open(arguments.train), ClipIndex.open(arguments.test)
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.precision)
     from slap_fast.evaluation.probe.frames import frame_probe
 
     scores = frame_probe(
@@ -201,7 +205,7 @@ def _frames(arguments: argparse.Namespace) -> _Report:
         resamples=arguments.bootstrap,
         progress=show_progress(arguments),
     )
-    report = _Report(arguments.model)
+    report = _Report(arguments)
     report.content |= {"train": str(arguments.train), "test": str(arguments.test), **scores.to_json()}
     report.tables += [_frame_summary(scores), _frame_classes(scores)]
     report.skipped, report.clips = scores.skipped, len(train) + len(test)

@@ -18,6 +18,9 @@ from slap_fast.ops.tensor_checks import aligned, contiguous
 LARGEST = 127
 """Quantized magnitudes are at most this: -128 is left out, so that negation is exact."""
 
+MAX_DEPTH = 1 << 16
+"""Sums of more products could leave 32 bits; native code has the same bound."""
+
 
 class Int8Weight(NamedTuple):
     """A `[N, K]` weight, quantized and laid out for a kernel of this machine.
@@ -50,7 +53,7 @@ def pack_int8(weight: Tensor) -> Int8Weight:
         weight: `[N, K]` float32 on the CPU, finite.
 
     Raises:
-        ValueError: another dtype, device or shape, or values that are not finite.
+        ValueError: another dtype, device or shape, a K above `MAX_DEPTH`, or values that are not finite.
     """
     if weight.dim() != 2 or weight.dtype != torch.float32 or weight.device.type != "cpu":
         raise ValueError(
@@ -59,6 +62,8 @@ def pack_int8(weight: Tensor) -> Int8Weight:
         )
     weight = weight.detach()
     columns, depth = weight.shape
+    if depth > MAX_DEPTH:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; int8 products take at most {MAX_DEPTH} inputs")
     largest = weight.abs().amax(dim=1) if depth else weight.new_zeros(columns)
     if not bool(largest.isfinite().all()):
         raise ValueError("weight is not finite; its training had diverged")

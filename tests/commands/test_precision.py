@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 
 from slap_fast.cli import main
 from tests.models.saved import tiny_slap
@@ -32,6 +35,26 @@ def test_embed_quantizes_and_says_so(folder, capsys):
         rows[precision] = np.load(out)["embeddings"][0]
     assert not np.array_equal(rows["int8"], rows["fp32"])
     assert rows["int8"] @ rows["fp32"] > 0.999
+
+
+def test_a_probe_keeps_the_embeddings_of_each_precision_apart(folder, capsys):
+    rng = np.random.default_rng(1)
+    for label in ("hum", "hiss"):
+        (folder / "labeled" / label).mkdir(parents=True)
+        for at in range(10):
+            sound = rng.normal(scale=0.1, size=4000) if label == "hiss" else np.sin(0.05 * np.arange(4000 + at))
+            soundfile.write(folder / "labeled" / label / f"{at}.wav", sound, 16_000)
+    command = ["probe", str(folder / "model"), str(folder / "labeled"), "--out", str(folder / "probe"), "--no-plots"]
+    for precision in ("fp32", "bf16", "int8", "int8"):
+        assert main([*command, "--precision", precision, "--quiet", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out).get("precision", "fp32") == precision
+    stored = [load_file(file)["embeddings"] for file in (folder / "probe" / "embeddings").iterdir()]
+    assert len(stored) == 3
+    for at, embeddings in enumerate(stored):
+        assert embeddings.dtype == np.float32
+        for other in stored[:at]:
+            assert not np.array_equal(embeddings, other)
+            np.testing.assert_allclose((embeddings * other).sum(axis=1), 1, atol=5e-3)
 
 
 def test_int8_on_a_gpu_is_refused(folder, capsys, monkeypatch):

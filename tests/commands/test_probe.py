@@ -45,7 +45,7 @@ def esc50(tmp_path: Path) -> Path:
 def model(monkeypatch: pytest.MonkeyPatch) -> SLAP:
     torch.manual_seed(0)
     model = SLAP(TINY).eval()
-    monkeypatch.setattr(probe, "load_model", lambda folder, device: model)
+    monkeypatch.setattr(probe, "load_model", lambda folder, device, precision: model)
     monkeypatch.setattr(probe, "check_model", lambda folder, device: None)
     monkeypatch.setattr(classifiers, "STRENGTHS", (1e-2, 1.0))  # fewer fits
     return model

@@ -23,7 +23,7 @@ def test_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *MODULES],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},  # its tensors are small
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,7 +19,7 @@ from slap_fast.models import quantization
 from slap_fast.models.portable.files import export_towers
 from slap_fast.models.quantization import Int8Linear, is_int8
 from slap_fast.models.slap import SLAP
-from slap_fast.ops.int8_product import Int8Weight, int8_product, pack_int8
+from slap_fast.ops.int8_product import MAX_DEPTH, Int8Weight, int8_product, pack_int8
 from tests.models.builders import random_clips
 from tests.models.saved import TEXTS, tiny_slap
 from tests.ops._native import instruction_sets, native_code, needs_native
@@ -79,6 +79,16 @@ def test_large_products_do_not_saturate():
             for sign in (1, -1):
                 product = int8_product(torch.full((7, 768), 0.5), pack_int8(torch.full((24, 768), 0.25 * sign)))
                 torch.testing.assert_close(product, torch.full((7, 24), 96.0 * sign), rtol=1e-6, atol=0)
+
+
+def test_the_deepest_weight_has_exact_sums_and_a_deeper_one_is_refused():
+    ones = pack_int8(torch.ones(2, MAX_DEPTH))
+    for sign in (1, -1):
+        assert torch.equal(
+            int8_product(torch.full((3, MAX_DEPTH), sign * 1.0), ones), torch.full((3, 2), sign * 65536.0)
+        )
+    with pytest.raises(ValueError, match="at most 65536 inputs"):
+        pack_int8(torch.ones(2, MAX_DEPTH + 1))
 
 
 def test_values_that_are_not_finite_stay_in_their_row():
