@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libslap_fast_dali.so"
 CACHE_VARIABLE = "SLAP_FAST_CACHE"
 CUDA_VARIABLE = "SLAP_FAST_CUDA"
+_BUILD_VARIABLES = ("CMAKE_ARGS", "CXX", "CXXFLAGS", "LDFLAGS", "CUDAARCHS", "CUDAFLAGS", "CUDAHOSTCXX")
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg")
 
 _lock = threading.Lock()
@@ -77,7 +78,8 @@ def build(*, cuda: bool | None = None) -> Path:
     For processes without Python, such as Triton Inference Server, and for machines without a compiler: copy the file
     there. With `DALI_PRELOAD_PLUGINS` set to its path, DALI loads it at its own start.
 
-    The environment variables CXX and CMAKE_ARGS have their usual meaning.
+    Environment variables of CMake, such as CXX, CXXFLAGS and CMAKE_ARGS, have their usual meaning; with others, the
+    plugin is compiled again.
 
     Args:
         cuda: whether to compile the operator for `device="mixed"`, which takes about a minute and nvcc. None does if
@@ -103,7 +105,7 @@ def build(*, cuda: bool | None = None) -> Path:
         )
     sources = _sources()
     settings = (dali.__version__, platform.machine(), "cuda" if cuda else "cpu")
-    folder = _cache() / "dali" / "-".join((*settings, _digest(sources, _cmake_arguments())[:16]))
+    folder = _cache() / "dali" / "-".join((*settings, _digest(sources)[:16]))
     library = folder / LIBRARY
     if not library.is_file():
         try:
@@ -165,7 +167,7 @@ def _cmake_arguments() -> list[str]:
 
 def _compiled_files(sources: Path) -> list[Path]:
     """What csrc/dali/CMakeLists.txt compiles, and what that includes: other files may change without a new build."""
-    patterns = ("dali/*", "instruction_sets.cmake", "cpu/flac_*", "cpu/isa.*", "cpu/parallel.*", "cuda/flac*")
+    patterns = ("dali/*", "*.cmake", "cpu/flac_*", "cpu/isa.*", "cpu/parallel.*", "cuda/flac*")
     pending = [path for pattern in patterns for path in sources.glob(pattern)]
     found = set()
     while pending:
@@ -178,8 +180,8 @@ def _compiled_files(sources: Path) -> list[Path]:
     return sorted(found)
 
 
-def _digest(sources: Path, arguments: list[str]) -> str:
-    combined = hashlib.sha256("\0".join(arguments).encode())
+def _digest(sources: Path) -> str:
+    combined = hashlib.sha256("\0".join(os.environ.get(name, "") for name in _BUILD_VARIABLES).encode())
     for path in _compiled_files(sources):
         code = path.read_bytes()
         combined.update(f"{path.relative_to(sources).as_posix()}\0{len(code)}\0".encode() + code)

@@ -332,6 +332,14 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypa
         dali.build(cuda=False)
 
 
+def test_a_plugin_of_another_compiler_is_not_taken_from_the_cache(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    with pytest.raises(dali.DaliPluginError, match=r"/nonexistent/c\+\+"):
+        dali.build(cuda=NVCC is not None)
+
+
 def test_without_dali_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(MissingExtraError, match=r"slap-fast\[dali\]"):

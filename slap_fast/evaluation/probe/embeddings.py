@@ -47,10 +47,10 @@ def model_digest(model: SLAP) -> str:
     for part in (model.audio_encoder, model.audio_pooling):
         for name, value in () if part is None else part.state_dict().items():
             digest.update(name.encode())
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, str):  # an int8 layer saves the name of its kernel
+                digest.update(value.encode())
+            else:
                 digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-            else:  # what an int8 layer saves besides tensors
-                digest.update(str(value).encode())
     return digest.hexdigest()
 
 
