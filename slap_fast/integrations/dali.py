@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libslap_fast_dali.so"
 CACHE_VARIABLE = "SLAP_FAST_CACHE"
 CUDA_VARIABLE = "SLAP_FAST_CUDA"
-_BUILD_VARIABLES = ("CMAKE_ARGS", "CXX", "CXXFLAGS", "LDFLAGS", "CUDAARCHS", "CUDAFLAGS", "CUDAHOSTCXX")
+_BUILD_VARIABLES = ("CMAKE_ARGS", "CXX", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAHOSTCXX")
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg")
 
 _lock = threading.Lock()
