@@ -58,7 +58,7 @@ class Workload:
 
 
 def cases(settings: Settings) -> list[Case]:
-    quickstart = ModelConfig(
+    quickstart = ModelConfig(  # with 6 layers in the audio tower, as it was when results were recorded
         audio=AudioEncoderConfig(width=128, layers=6, heads=4, mlp_width=384, pooling_heads=4),
         text=TextEncoderConfig(pretrained=None, vocab_size=1024, width=128, layers=4, heads=4, pooling_heads=4),
         caption=CaptionDecoderConfig(width=128, layers=2, heads=4, mlp_width=512),

@@ -3,8 +3,8 @@
 "encode_audio" is the floor: the model on waveforms in memory, all cores, with the same windows and batches of its own
 choice. Indexing lists the files, hashes, decodes and cuts them to windows, embeds these, stores them in SQLite and
 starts and ends its processes. A step indexes all recordings into a library that has only its text tower. The embeddings
-of some recordings are compared with those of `encode_audio` before. The model is of the size of the quickstart recipe:
-for a larger one, decoding matters less.
+of some recordings are compared with those of `encode_audio` before. The model is the quickstart recipe's with 6 layers
+in its audio tower: for a larger one, decoding matters less.
 
 - clips of 5 s: 16 kHz FLAC, one window each.
 - clips of 5 s at 48 kHz: stereo WAV, mixed down and resampled, which the ready waveforms of the floor are already.

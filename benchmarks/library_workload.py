@@ -20,6 +20,7 @@ from slap_fast.models.slap import SLAP
 SAMPLE_RATE = 16_000
 WIDE_RATE = 48_000
 _BLOCK_SECONDS = 60
+# The quickstart recipe with 6 layers in the audio tower, as it was when results were recorded.
 QUICKSTART = ModelConfig(
     audio=AudioEncoderConfig(width=128, layers=6, heads=4, mlp_width=384, pooling_heads=4),
     text=TextEncoderConfig(pretrained=None, vocab_size=1024, width=128, layers=4, heads=4, pooling_heads=4),
