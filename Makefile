@@ -9,7 +9,7 @@
 
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint style types unit-tests docs clean
 
 # Each one is run, because version managers put commands on the path that fail when called.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
@@ -44,16 +44,24 @@ $(BIN)/python:
 	$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
 
-lint: .venv/.installed-test
+lint: style types
+
+style: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 	$(BIN)/typos
+
+types: .venv/.installed-test
 	$(BIN)/mypy
+
+# Types beside the tests: mypy takes minutes on one core, and tests that wait for a process leave a fifth of two idle.
+test: style
+	$(MAKE) --no-print-directory --jobs 2 types unit-tests
 
 # Two workers, because most tests use one core. Tests of one file run in one worker, to share fixtures. The number of
 # workers of GPU tests follows from the GPU memory; a worker that loses the GPU is replaced (tests/_lost_device.py).
-test: lint
+unit-tests: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 	$(if $(GPU),$(BIN)/python -m pytest -q -m gpu -n auto --max-worker-restart 200 -rs)
 
